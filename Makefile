@@ -1,0 +1,57 @@
+# Every word makes .venv by itself; nothing but Python (3.10 or newer) and make is needed.
+# PYTHON=/path/to/python chooses another interpreter for it.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Two test processes for two cores, one thread each: more threads than cores would only wait for one another.
+WORKERS ?= 2
+
+# Words a Makefile and a folder share (docs) would otherwise look done.
+.PHONY: help demo test check fix bench docs embedded-model
+.DEFAULT_GOAL := help
+
+help: ## Show these words.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+
+demo: $(READY) ## Train a LoRA on the embedded model and draw pictures before and after it (build/demo/grid.png).
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo/run.sh build/demo
+
+test: $(READY) ## Run the tests.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
+
+check: $(READY) ## Lint, format, types, import direction and weight, generated docs: all must be clean.
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/structure
+	@$(BIN)/python docs/generate.py --check
+
+fix: $(READY) ## Repair what can be repaired: lint, format, generated docs.
+	@$(BIN)/ruff check --fix-only
+	@$(BIN)/ruff format
+	@$(BIN)/python docs/generate.py
+
+docs: $(READY) ## Write docs/reference/ from the code.
+	@$(BIN)/python docs/generate.py
+
+bench: $(READY) ## Measure speed and memory beside plain diffusers and peft.
+	@$(BIN)/python -m benchmarks
+
+embedded-model: $(READY) ## Train the embedded model from nothing (about 90 minutes on 2 cores; needs npm for the drawings).
+	@$(BIN)/python examples/embedded_model/run.py
+
+# A new environment only when there is none or its Python is gone; otherwise only what changed is installed.
+$(READY): pyproject.toml constraints.txt
+	@$(BIN)/python -c "" 2>/dev/null || { \
+		for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10; do \
+			if $$python -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null; then \
+				echo "making $(VENV) with $$($$python --version)"; exec $$python -m venv --clear $(VENV); \
+			fi; \
+		done; \
+		echo "error: no Python 3.10 or newer was found" >&2; \
+		echo "hint: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "installing what dsctl needs into $(VENV) (once; minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(READY)

@@ -1,0 +1,1 @@
+"""The command line of dsctl: parses, calls dsctl_core, shows the result."""

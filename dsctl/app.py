@@ -1,0 +1,142 @@
+"""The table of commands, and `main()`. A command's module is imported when that command is run, not before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from dsctl import errors, out
+from dsctl.words import checked_words, unknown_command
+
+# name -> (its function, what it does), or (its own table, what it does)
+COMMANDS: dict[str, tuple[Any, str]] = {
+    "train": ("dsctl.commands.train:train", "Train a model, or a LoRA on it."),
+    "infer": ("dsctl.commands.infer:infer", "Make pictures."),
+    "models": (
+        {
+            "list": ("dsctl.commands.models:list_models", "List the families and presets."),
+            "show": ("dsctl.commands.models:show_model", "Show one preset, family or model folder."),
+        },
+        "List the models, or show one.",
+    ),
+    "doctor": ("dsctl.commands.doctor:doctor", "Check this machine: versions, devices, memory, disk."),
+}
+EVERY_COMMAND = "Every command"  # the heading of the flags that every command has
+DEFAULTS = {"models": "list"}  # what a table of commands does when none of them is named
+
+
+class LazyCommand(TyperCommand):
+    """A name and a summary that become the real command when that is needed."""
+
+    def __init__(self, name: str, target: str, summary: str) -> None:
+        super().__init__(name, help=summary, rich_markup_mode=None)
+        self.target = target
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Import the command and let it parse `args`."""
+        import importlib
+
+        module, _, function = self.target.partition(":")
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(self.name, cls=Command, help=self.help)(getattr(importlib.import_module(module), function))
+        return typer.main.get_command(app).make_context(info_name, args, parent=parent, **extra)
+
+
+class Command(TyperCommand):
+    """A command whose words are checked, and `--lora_rank` rewritten, before they are parsed."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Parse the words after the command's name."""
+        if not ctx.resilient_parsing:
+            args = checked_words(args, self.get_params(ctx), ctx.command_path)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+        """Write the flags under the headings of the option models that declare them."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        for param in self.get_params(ctx):
+            if param.param_type_name == "argument":
+                sections["Arguments"].append((str(param.metavar), str(param.help)))
+            else:
+                heading = getattr(param, "rich_help_panel", None) or EVERY_COMMAND
+                sections.setdefault(heading, []).append(param.get_help_record(ctx))
+        for heading, rows in filter(lambda section: section[1], sections.items()):
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+class LazyGroup(TyperGroup):
+    """A table of commands."""
+
+    table: Mapping[str, tuple[Any, str]] = {}
+
+    def __init__(self, *, table: Mapping[str, tuple[Any, str]] | None = None, **settings: Any) -> None:
+        table = self.table if table is None else table
+        commands = {name: _entry(name, target, summary) for name, (target, summary) in table.items()}
+        super().__init__(**{**settings, "commands": commands, "rich_markup_mode": None})
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Parse the words up to the command's name."""
+        default = DEFAULTS.get(self.name or "")
+        if default and "--help" not in args and (not args or args[0].startswith("-")):
+            args = [default, *args]
+        elif not args:
+            args = ["--help"]
+        if not ctx.resilient_parsing:
+            args = checked_words(args, self.get_params(ctx), ctx.command_path, is_group=True)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command that the first word names."""
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            raise unknown_command(args[0], list(self.commands), ctx.command_path)
+        return super().resolve_command(ctx, args)
+
+
+class Root(LazyGroup):
+    """`dsctl` itself."""
+
+    table = COMMANDS
+
+
+def _entry(name: str, target: Any, summary: str) -> Any:
+    if isinstance(target, str):
+        return LazyCommand(name, target, summary)
+    return LazyGroup(name=name, table=target, help=summary)
+
+
+app = typer.Typer(name="dsctl", cls=Root, rich_markup_mode=None, help="Train and run diffusion transformers from the command line.")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from dsctl_core.version import __version__
+
+        out.show({"version": __version__}, [f"dsctl {__version__}"])
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_show_version, help="Show the version."),
+) -> None:
+    """Options that stand before the command."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run `dsctl` with `words` (those of the process when None) and return the exit code."""
+    given = list(sys.argv[1:] if words is None else words)
+    with out.session(given):
+        try:
+            code = app(given, prog_name="dsctl", standalone_mode=False)
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException as error:
+            return errors.report(error)
+        if code == errors.INTERRUPTED:
+            out.error("interrupted", None)
+        return code if isinstance(code, int) else 0

@@ -1,0 +1,16 @@
+"""`dsctl infer`."""
+
+from __future__ import annotations
+
+from dsctl import out
+from dsctl.flags import takes
+from dsctl_core.options import InferOptions
+
+
+@takes(InferOptions, config=True)
+def infer(options: InferOptions) -> None:
+    """Make pictures."""
+    from dsctl_core.inference import infer
+
+    result = infer(options, progress=out.progress())
+    out.result("Made", files=result.files, grid=result.grid, seconds=round(result.seconds, 1))

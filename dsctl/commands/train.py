@@ -1,0 +1,23 @@
+"""`dsctl train`."""
+
+from __future__ import annotations
+
+from dsctl import out
+from dsctl.flags import takes
+from dsctl_core.options import TrainOptions
+
+
+@takes(TrainOptions, config=True)
+def train(options: TrainOptions) -> None:
+    """Train a model, or a LoRA on it."""
+    from dsctl_core.training import train
+
+    result = train(options, progress=out.progress())
+    out.result(
+        "Trained",
+        checkpoint=result.checkpoint,
+        steps=result.steps,
+        final_loss=result.final_loss,
+        seconds=round(result.seconds, 1),
+        output_path=result.output_path,
+    )

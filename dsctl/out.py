@@ -1,0 +1,153 @@
+"""The only place that prints: results on stdout; progress, notes and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from dsctl.progress import Bar, Lines
+from dsctl_core.progress import NoProgress, Progress
+
+# What keeps the libraries underneath silent; each reads its own when it is imported. A value from outside stays.
+SILENCE = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "MODELSCOPE_LOG_LEVEL": "40",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+MUTE = logging.NullHandler()  # with it, what other libraries log does not go to stderr for want of a handler
+
+
+@dataclass
+class Mode:
+    """How this run of the command line shows things."""
+
+    json: bool = False
+    quiet: bool = False
+    progress: Progress | None = None
+
+
+_mode: ContextVar[Mode] = ContextVar("mode")
+
+
+@contextmanager
+def session(words: Sequence[str]) -> Iterator[None]:
+    """Hold the mode of one run. Errors of parsing itself already follow `--json` and `--quiet` in `words`."""
+    flags = set(words[: words.index("--")] if "--" in words else words)
+    token = _mode.set(Mode(json="--json" in flags, quiet="--quiet" in flags))
+    ours, handler = logging.getLogger("dsctl_core"), _ShowRecords(logging.WARNING)
+    ours.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        _finish()
+        ours.removeHandler(handler)
+        logging.getLogger().removeHandler(MUTE)
+        _mode.reset(token)
+
+
+def configure(*, json: bool, quiet: bool, verbose: bool) -> None:
+    """Take over the flags that every command has; unless --verbose, silence the libraries underneath."""
+    mode = _mode.get()
+    mode.json, mode.quiet = json, quiet
+    if not verbose:
+        warnings.simplefilter("ignore")
+        logging.getLogger().addHandler(MUTE)
+        for name, value in SILENCE.items():
+            os.environ.setdefault(name, value)
+
+
+class _ShowRecords(logging.Handler):
+    """Shows what the library logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        note(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def result(title: str, **values: Any) -> None:
+    """Show what a command has done: a title and its values, or with --json one object of the values."""
+    rows = [(name.replace("_", " "), _text(value)) for name, value in values.items() if value is not None]
+    show(values, [title, *columns(rows, indent=2)])
+
+
+def show(values: Mapping[str, Any], lines: Sequence[str]) -> None:
+    """Print `values` as one JSON object with --json, else `lines`."""
+    _finish()
+    print(json.dumps(values, default=str) if _mode.get().json else "\n".join(lines), flush=True)
+
+
+def columns(rows: Sequence[Sequence[str]], *, indent: int = 0) -> list[str]:
+    """Return `rows` as lines whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return [" " * indent + "  ".join(row).rstrip() for row in cells]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def note(message: str) -> None:
+    """Show one line on stderr, unless --quiet."""
+    progress().note(message)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def error(problem: str, hint: str | None) -> None:
+    """Show what went wrong, on stderr; with --json also as one object on stdout."""
+    _finish()
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print(f"{_paint('error:', 31, colour)} {_one_line(problem)}", file=sys.stderr)
+    if hint:
+        print(f"{_paint('hint:', 36, colour)} {_one_line(hint)}", file=sys.stderr, flush=True)
+    if _mode.get().json:
+        print(json.dumps({"error": _one_line(problem), "hint": hint and _one_line(hint)}), flush=True)
+
+
+def trace(text: str) -> None:
+    """Show a traceback."""
+    _finish()
+    print(text, file=sys.stderr)
+
+
+def _paint(word: str, number: int, colour: bool) -> str:
+    return f"\x1b[{number}m{word}\x1b[0m" if colour else word
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def progress() -> Progress:
+    """Return what a long job reports to: a bar on a terminal, else a line now and then; nothing with --quiet."""
+    mode = _mode.get()
+    if mode.progress is None:
+        mode.progress = NoProgress() if mode.quiet else Bar() if sys.stderr.isatty() else Lines(_to_stderr)
+    return mode.progress
+
+
+def _finish() -> None:
+    """End a bar that is still on the screen."""
+    running = _mode.get().progress
+    if running is not None:
+        running.finish()

@@ -1,0 +1,112 @@
+"""How a long job looks: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import rich.progress
+
+EVERY = 5.0  # seconds between two lines
+
+
+class Lines:
+    """Reports a job as plain lines: at its start, at most one every EVERY seconds, and at its end."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.write, self.clock = write, clock
+        self.what: str | None = None
+
+    def start(self, what: str, total: int | None) -> None:
+        """Begin a job."""
+        self.finish()
+        self.what, self.total, self.done, self.fields = what, total, 0, ""
+        self.began = self.said = self.clock()
+        self.said_done = 0
+
+    def advance(self, n: int = 1, **fields: float | str) -> None:
+        """Count, and say so when it is time."""
+        self.done += n
+        self.fields = shown(fields) or self.fields
+        if self.clock() - self.said >= EVERY:
+            self._say()
+
+    def finish(self) -> None:
+        """End the job, if there is one; its last state is worth a line unless it took no time."""
+        if self.what is not None and self.done > self.said_done and self.clock() - self.began >= 1:
+            self._say()
+        self.what = None
+
+    def note(self, message: str) -> None:
+        """Write a line."""
+        self.write(message)
+
+    def _say(self) -> None:
+        self.said, self.said_done = self.clock(), self.done
+        pace = (self.said - self.began) / self.done
+        parts = [f"{self.what} {self.done}" + (f"/{self.total}" if self.total else ""), self.fields, f"{pace:.3g} s/step"]
+        if self.total is not None and self.done < self.total:
+            parts.append(f"{duration(pace * (self.total - self.done))} left")
+        self.write("  ".join(part for part in parts if part))
+
+
+class Bar:
+    """Reports a job as a bar with its values, its pace and the time that is left."""
+
+    def __init__(self) -> None:
+        self.live: rich.progress.Progress | None = None
+
+    def start(self, what: str, total: int | None) -> None:
+        """Show a bar."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self.finish()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[pace]}", style="dim"),
+        )
+        self.live = Progress(*columns, console=Console(stderr=True))
+        self.task = self.live.add_task(what, total=total, values="", pace="")
+        self.began, self.done, self.total = time.monotonic(), 0, total
+        self.live.start()
+
+    def advance(self, n: int = 1, **fields: float | str) -> None:
+        """Move the bar."""
+        if self.live is None:
+            return
+        self.done += n
+        pace = (time.monotonic() - self.began) / max(self.done, 1)
+        left = "" if self.total is None else f"  {duration(pace * (self.total - self.done))} left"
+        values = {"values": shown(fields)} if fields else {}
+        self.live.update(self.task, advance=n, pace=f"{pace:.3g} s/step{left}", **values)
+
+    def finish(self) -> None:
+        """Leave the bar as it stands and give the terminal back."""
+        if self.live is not None:
+            self.live.stop()
+        self.live = None
+
+    def note(self, message: str) -> None:
+        """Write a line, above the bar if there is one."""
+        from rich.console import Console
+
+        console = Console(stderr=True) if self.live is None else self.live.console
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def shown(fields: dict[str, float | str]) -> str:
+    """Return values as "loss 0.123  lr 0.0001"."""
+    return "  ".join(f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in fields.items())
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 0:09, 12:34 or 1:02:03."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

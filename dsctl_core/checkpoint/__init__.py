@@ -1,0 +1,1 @@
+"""Weights on disk: safe files, which component a file is, and loading."""

@@ -1,0 +1,184 @@
+"""Loading the components of a pipeline, strictly: every weight there, none left over, none invented."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.checkpoint.identify import identify_component, read_json, weight_files
+from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.errors import DsctlError
+from dsctl_core.family import Component, Family, Schedule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass
+class LoadedComponents:
+    """What a pipeline is made of. A component that was not asked for is not in `models`."""
+
+    models: dict[str, nn.Module]
+    tokenizer: Any
+    schedule: Schedule
+
+
+@dataclass
+class Places:
+    """Where everything is: a folder for each component, the tokenizer's folder, the schedule's file."""
+
+    components: dict[str, Path]
+    tokenizer: Path | None = None
+    schedule: Path | None = None
+
+
+def find_places(family: Family, model_configs: Sequence[ModelConfig], tokenizer_config: ModelConfig | None) -> Places:
+    """Find the folder of each component that `model_configs` name. Two places for one component are an error."""
+    places = Places({})
+    for config in model_configs:
+        paths = config.resolve()
+        if paths[0].is_dir() and (paths[0] / "model_index.json").is_file():
+            _add_whole_folder(family, paths[0], places)
+            continue
+        folder = paths[0] if paths[0].is_dir() else paths[0].parent
+        component = identify_component(family, folder)
+        if not paths[0].is_dir():
+            _check_shards(folder, paths)
+        _add(places, component.name, folder)
+    if tokenizer_config is not None:
+        found = tokenizer_config.resolve()[0]
+        places.tokenizer = found if found.is_dir() else found.parent
+    return places
+
+
+def _add_whole_folder(family: Family, folder: Path, places: Places) -> None:
+    for component in family.components:
+        if (folder / component.folder).is_dir():
+            actual = identify_component(family, folder / component.folder)
+            if actual != component:
+                raise DsctlError(
+                    f"{folder / component.folder} holds a {actual.class_name}, not a {component.class_name}",
+                    hint="restore the folder from where it came",
+                )
+            _add(places, component.name, folder / component.folder)
+    if (folder / family.tokenizer_folder).is_dir():
+        places.tokenizer = places.tokenizer or folder / family.tokenizer_folder
+    if (folder / "scheduler" / "scheduler_config.json").is_file():
+        places.schedule = folder / "scheduler" / "scheduler_config.json"
+
+
+def _add(places: Places, name: str, folder: Path) -> None:
+    if name in places.components:
+        raise DsctlError(
+            f"the {name} is given twice: {places.components[name]} and {folder}", hint="name each component once"
+        )
+    places.components[name] = folder
+
+
+def _check_shards(folder: Path, paths: list[Path]) -> None:
+    """Refuse a list of files that is not the whole set of shards in their folder."""
+    whole = {path.resolve() for path in weight_files(folder)}
+    given = {path.resolve() for path in paths}
+    if given - whole:
+        stranger = sorted(given - whole)[0]
+        raise DsctlError(
+            f"{stranger} is not one of the weight files of {folder}", hint="name the files of one component together"
+        )
+    if whole - given:
+        raise DsctlError(
+            f"{sorted(whole - given)[0]} belongs to the same component but was not given",
+            hint="name all shards, or the folder",
+        )
+
+
+def read_schedule(family: Family, path: Path | None) -> Schedule:
+    """Return the family's schedule with the constants of a diffusers scheduler_config.json, when there is one."""
+    if path is None:
+        return family.schedule
+    config = read_json(path)
+    known = {f.name for f in fields(Schedule)}
+    return replace(family.schedule, **{name: value for name, value in config.items() if name in known})
+
+
+def load_components(
+    family: Family,
+    model_configs: Sequence[ModelConfig],
+    tokenizer_config: ModelConfig | None = None,
+    *,
+    torch_dtype: torch.dtype,
+    device: torch.device | str,
+    component_dtypes: dict[str, torch.dtype] | None = None,
+    only: Sequence[str] | None = None,
+) -> LoadedComponents:
+    """Load the components that `model_configs` name (of these, those in `only`), frozen and in evaluation mode.
+
+    `torch_dtype` is the dtype of the weights; `component_dtypes` overrides it by component.
+    Raises DsctlError for a missing, damaged, foreign or incomplete component, naming the file.
+    """
+    places = find_places(family, model_configs, tokenizer_config)
+    models = {}
+    for component in family.components:
+        folder = places.components.get(component.name)
+        if folder is None or (only is not None and component.name not in only):
+            continue
+        dtype = (component_dtypes or {}).get(component.name, torch_dtype)
+        models[component.name] = load_component(component, folder, dtype).to(device)
+    tokenizer = _load_tokenizer(places.tokenizer) if places.tokenizer is not None else None
+    return LoadedComponents(models, tokenizer, read_schedule(family, places.schedule))
+
+
+def component_class(component: Component) -> type[nn.Module]:
+    """Import the class of a component."""
+    return getattr(importlib.import_module(component.library), component.class_name)
+
+
+def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Build one component from its folder: exactly the tensors in its files, in `dtype`, frozen, in eval mode."""
+    weight_files(folder)
+    cls: Any = component_class(component)
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    # Each library names the argument its own way; the other spelling draws a deprecation warning.
+    options["torch_dtype" if component.library == "diffusers" else "dtype"] = dtype
+    try:
+        model, info = cls.from_pretrained(str(folder), **options)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise DsctlError(
+            f"{folder} does not fit a {component.class_name}: {_first_line(error)}",
+            hint="its config.json and its weights should come from one place",
+        ) from error
+    _refuse_misfits(folder, info)
+    return model.eval().requires_grad_(False)
+
+
+def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
+    """Turn what the libraries only warn about into errors: weights missing, left over or misshapen."""
+    for kind, verb in (("missing_keys", "lacks"), ("unexpected_keys", "has"), ("mismatched_keys", "misshapes")):
+        names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get(kind) or ())
+        if names:
+            tail = ", which the model does not have" if kind == "unexpected_keys" else ""
+            raise DsctlError(
+                f"{folder} {verb} {len(names)} weights{tail}, {names[0]} first",
+                hint="its config.json and its weights should come from one place",
+            )
+    if info.get("error_msgs"):
+        raise DsctlError(f"{folder}: {info['error_msgs'][0]}", hint="download the model again")
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise DsctlError(
+            f"{folder} holds no tokenizer: {_first_line(error)}", hint="download the tokenizer again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,84 @@
+"""Qwen-Image's latents: through the VAE (whole or in tiles), and as the transformer's tokens.
+
+Legend: images (B, 3, H, W) in [-1, 1]; latents (B, 16, h, w) float32, h = H / 8, w = W / 8, about unit variance;
+tokens (B, h/2 * w/2, 64), one for each 2x2 patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsctl_core.errors import UsageError
+
+SCALE = 8
+TILE_SIZE = 256  # pixels; the VAE's own defaults
+TILE_STRIDE = 192
+
+
+@contextmanager
+def tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -> Iterator[None]:
+    """Have `vae` work in overlapping square tiles of `tile_size` pixels, `tile_stride` apart, inside the block."""
+    if tiled and not (0 < tile_stride <= tile_size and tile_size % SCALE == 0 and tile_stride % SCALE == 0):
+        raise UsageError(
+            f"a tile of {tile_size} with stride {tile_stride} is not possible",
+            hint=f"both are multiples of {SCALE}, and the stride is at most the size",
+        )
+    names = (
+        "use_tiling",
+        *(f"tile_sample_{what}_{side}" for what in ("min", "stride") for side in ("height", "width")),
+    )
+    before = {name: getattr(vae, name) for name in names}
+    if tiled:
+        vae.enable_tiling(tile_size, tile_size, tile_stride, tile_stride)
+    else:
+        vae.use_tiling = False
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)
+
+
+def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
+    """Return the latents of `images`: the mean of the VAE's distribution, so the same every time."""
+    with tiles(vae, tiled, tile_size, tile_stride):
+        # The VAE is one for video: a picture is a video of one frame.
+        raw = vae.encode(images.to(vae.dtype).unsqueeze(2)).latent_dist.mode().squeeze(2).float()
+    mean, std = _statistics(vae, raw)
+    return (raw - mean) / std
+
+
+def decode(vae: Any, latents: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
+    """Return the images of `latents`."""
+    mean, std = _statistics(vae, latents)
+    with tiles(vae, tiled, tile_size, tile_stride):
+        images = vae.decode((latents * std + mean).to(vae.dtype).unsqueeze(2)).sample.squeeze(2)
+    # In tiles the VAE leaves the range open; whole it closes it itself.
+    return images.float().clamp(-1, 1)
+
+
+def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation of each latent channel, both (1, 16, 1, 1)."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Turn latents (B, C, h, w) into tokens (B, h/2 * w/2, 4 C), a patch's values in the order (C, row, column)."""
+    batch, channels, height, width = latents.shape
+    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // 2 * (width // 2), channels * 4)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Undo `pack`: tokens (B, h/2 * w/2, 4 C) of a latent of `height` x `width` back to (B, C, h, w)."""
+    patches = tokens.reshape(len(tokens), height // 2, width // 2, -1, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, height, width)

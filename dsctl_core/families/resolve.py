@@ -1,0 +1,121 @@
+"""From what a user names (a preset, a folder, files, hub ids) to a family and the places of its components."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.checkpoint.identify import class_of
+from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.families import families, find_preset, identify_folder
+from dsctl_core.family import Family, Preset
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model that was named: its family, where its parts are, and the option values that suit it."""
+
+    label: str  # as the user named it
+    family: Family
+    preset: Preset | None
+    model_configs: tuple[ModelConfig, ...]
+    tokenizer_config: ModelConfig | None
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+def resolve_model(
+    model: str | None = None,
+    model_paths: str | None = None,
+    model_id_with_origin_paths: str | None = None,
+    tokenizer_path: str | None = None,
+) -> ResolvedModel:
+    """Find what was named; the files themselves are looked at when they are loaded.
+
+    `model` is a preset or a folder in diffusers layout. Instead of it, `model_paths` is JSON, a list of files or of
+    lists of shards, and `model_id_with_origin_paths` is "ID:PATTERN,ID:PATTERN"; these two can be mixed.
+    `tokenizer_path` overrides the tokenizer.
+    """
+    tokenizer = ModelConfig.from_string(tokenizer_path) if tokenizer_path else None
+    if (model is None) == (model_paths is None and model_id_with_origin_paths is None):
+        raise UsageError(
+            "either --model, or --model-paths and --model-id-with-origin-paths, is needed",
+            hint="for example --model qwen-image",
+        )
+    if model is not None:
+        return _from_folder(Path(model), tokenizer) if _is_path(model) else _from_preset(model, tokenizer)
+    configs = _parse_paths(model_paths) if model_paths is not None else []
+    parts = (model_id_with_origin_paths or "").split(",")
+    configs += [ModelConfig.from_string(part.strip()) for part in parts if part.strip()]
+    label = " ".join(text for text in (model_paths, model_id_with_origin_paths) if text)
+    return _from_configs(label, configs, tokenizer)
+
+
+def _is_path(model: str) -> bool:
+    return any(mark in model for mark in ("/", "\\")) or model.startswith((".", "~")) or Path(model).is_dir()
+
+
+def _from_folder(folder: Path, tokenizer: ModelConfig | None) -> ResolvedModel:
+    family = identify_folder(folder.expanduser())
+    config = ModelConfig(path=folder.expanduser())
+    return ResolvedModel(str(folder), family, None, (config,), tokenizer, dict(family.defaults))
+
+
+def _from_preset(name: str, tokenizer: ModelConfig | None) -> ResolvedModel:
+    family, preset = find_preset(name)
+    local = preset.local_path()
+    if local is not None:
+        configs: tuple[ModelConfig, ...] = (ModelConfig(path=local),)
+    else:
+        configs = tuple(
+            ModelConfig(model_id=preset.model_id, origin_file_pattern=pattern) for pattern in preset.files.values()
+        )
+        tokenizer = tokenizer or ModelConfig(model_id=preset.model_id, origin_file_pattern=family.tokenizer_files)
+    return ResolvedModel(name, family, preset, configs, tokenizer, {**family.defaults, **preset.defaults})
+
+
+def _parse_paths(text: str) -> list[ModelConfig]:
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--model-paths is not valid JSON: {error}", hint="write it as '[\"a.safetensors\"]'"
+        ) from error
+    if not isinstance(entries, list) or not entries:
+        raise UsageError("--model-paths should be a JSON list of files", hint="write it as '[\"a.safetensors\"]'")
+    for entry in entries:
+        files = entry if isinstance(entry, list) else [entry]
+        if not files or not all(isinstance(file, str) for file in files):
+            raise UsageError(
+                f"--model-paths holds {json.dumps(entry)}, which is neither a path nor a list of paths",
+                hint='write it as \'["a.safetensors", ["b-1.safetensors", "b-2.safetensors"]]\'',
+            )
+    return [ModelConfig(path=entry) for entry in entries]
+
+
+def _from_configs(label: str, configs: Sequence[ModelConfig], tokenizer: ModelConfig | None) -> ResolvedModel:
+    """Find the family whose components have the class of the first config, and the tokenizer beside them."""
+    if not configs:
+        raise UsageError(f"{label!r} names no model files", hint='write it as "ID:PATTERN,ID:PATTERN"')
+    first = configs[0].resolve()[0]
+    folder = first if first.is_dir() else first.parent
+    if (folder / "model_index.json").is_file():
+        family = identify_folder(folder)
+    else:
+        family = _family_with_class(folder)
+        beside = folder.parent / family.tokenizer_folder
+        if tokenizer is None and beside.is_dir():
+            tokenizer = ModelConfig(path=beside)
+    return ResolvedModel(label, family, None, tuple(configs), tokenizer, dict(family.defaults))
+
+
+def _family_with_class(folder: Path) -> Family:
+    name = class_of(folder)
+    for family in families().values():
+        if any(component.class_name == name for component in family.components):
+            return family
+    known = sorted({c.class_name for family in families().values() for c in family.components})
+    raise DsctlError(f"{folder} holds a {name}, which no family has", hint=f"known: {', '.join(known)}")

@@ -1,0 +1,23 @@
+"""Storing frozen weights in eight bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype) -> None:
+    """Keep the weights of `model`'s large layers in float8_e4m3 and cast each to `compute_dtype` while it runs.
+
+    Norms, embeddings and LoRA layers keep their dtype. The stored weights must be frozen: a gradient could not
+    be applied to them.
+    """
+    from diffusers.hooks import apply_layerwise_casting
+
+    apply_layerwise_casting(
+        model,
+        storage_dtype=torch.float8_e4m3fn,
+        compute_dtype=compute_dtype,
+        # A head may share its weight with the embedding.
+        skip_modules_pattern=("norm", "pos_embed", "embed_tokens", "lm_head", "lora_"),
+    )

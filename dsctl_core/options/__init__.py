@@ -1,0 +1,26 @@
+"""Every option, once: its name, type, bounds, default and description. Imports no torch."""
+
+from dsctl_core.options.base import Options
+from dsctl_core.options.data import DataOptions
+from dsctl_core.options.infer import InferOptions, LoraFile
+from dsctl_core.options.lora import LoraOptions
+from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.show import DoctorOptions, ModelsListOptions, ModelsShowOptions
+from dsctl_core.options.train import TASKS, TrainOptions
+from dsctl_core.options.training import OutputOptions, TrainingOptions
+
+__all__ = [
+    "TASKS",
+    "DataOptions",
+    "DoctorOptions",
+    "InferOptions",
+    "LoraFile",
+    "LoraOptions",
+    "ModelOptions",
+    "ModelsListOptions",
+    "ModelsShowOptions",
+    "Options",
+    "OutputOptions",
+    "TrainOptions",
+    "TrainingOptions",
+]

@@ -1,0 +1,124 @@
+"""All options of `dsctl infer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from typing_extensions import Self
+
+from dsctl_core.errors import UsageError
+from dsctl_core.options.base import Device, Seed, Side, Text
+from dsctl_core.options.data import check_whole_size
+from dsctl_core.options.model import ModelOptions
+
+
+class LoraFile(NamedTuple):
+    """A LoRA and how much of it to apply."""
+
+    path: Path
+    scale: float = 1.0
+
+    @classmethod
+    def parse(cls, text: Any) -> Any:
+        """Read FILE or FILE:SCALE.
+
+        A colon belongs to the path where the whole text is a path that exists, or where a separator comes
+        or where a separator comes after it.
+        """
+        if not isinstance(text, str):
+            return text
+        path, colon, scale = text.rpartition(":")
+        if not text or (colon and not path):
+            raise ValueError("this names no file")
+        if not colon or "/" in scale or "\\" in scale or Path(text).exists():
+            return cls(Path(text))
+        try:
+            number = float(scale)
+        except ValueError:
+            raise ValueError(f"the scale {scale!r} is not a number") from None
+        if not -100 <= number <= 100:  # also false for nan
+            raise ValueError(f"the scale {scale!r} is not between -100 and 100")
+        return cls(Path(path), number)
+
+
+class InferOptions(ModelOptions):
+    """Options of `dsctl infer`."""
+
+    panel: ClassVar[str] = "Picture"
+    exclusive = (("prompt", "prompts_file"),)
+
+    prompt: Text | None = Field(None, description="What the picture is to show.")
+    prompts_file: Path | None = Field(None, description="Text file with a prompt a line, instead of --prompt.")
+    negative_prompt: str = Field("", description="What the picture is not to show.")
+    lora: tuple[Annotated[LoraFile, BeforeValidator(LoraFile.parse)], ...] = Field(
+        (), description="LoRA file to apply, FILE or FILE:SCALE. Can be given several times."
+    )
+    height: Side | None = Field(None, description="Height in pixels. Left out, with --width: the model's own size.")
+    width: Side | None = Field(None, description="Width in pixels.")
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="Denoising steps. Left out: the model's own number."
+    )
+    cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="How strongly to follow the prompt; 1 is no guidance. Left out: the model's own."
+    )
+    seed: Seed = Field(0, description="Seed of the first picture; each further one has the next seed.")
+    num_images: Annotated[int, Field(ge=1, le=10000)] = Field(1, description="Pictures for each prompt.")
+    input_image: Path | None = Field(
+        None, description="Picture to start from, scaled to cover the size and cut off evenly."
+    )
+    denoising_strength: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="How much of --input-image to replace: near 0 keeps it, 1 replaces all."
+    )
+    inpaint_mask: Path | None = Field(
+        None, description="Picture as large as --input-image: white is painted anew, black is kept."
+    )
+    output: Path = Field(
+        Path("output.png"), description="PNG to write. Several pictures: FILE-001.png, FILE-002.png, ..."
+    )
+    grid: bool = Field(
+        False, description="Write all pictures as one to --output, a row a prompt, and each of them beside it."
+    )
+    tiled: bool = Field(False, description="Encode and decode in tiles, to save memory.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Precision of the model. Left out: bfloat16 on a GPU that has it, else float32."
+    )
+    device: Device | None = Field(None, description="cpu, cuda, cuda:N or mps. Left out: a GPU if there is one.")
+
+    @field_validator("output")
+    @classmethod
+    def _a_png(cls, output: Path) -> Path:
+        if output.suffix.lower() != ".png":
+            raise UsageError(f"--output is {str(output)!r}, which is no PNG", hint="give it a name that ends in .png")
+        return output
+
+    @field_validator("prompt")
+    @classmethod
+    def _some_prompt(cls, prompt: str | None) -> str | None:
+        if prompt is not None and not prompt.strip():
+            raise UsageError(f"--prompt is {prompt!r}, which says nothing", hint="say what the picture is to show")
+        return prompt
+
+    @model_validator(mode="after")
+    def _some_prompt_at_all(self) -> Self:
+        if self.prompt is None and self.prompts_file is None:
+            raise UsageError("no prompt is given", hint='give --prompt "..." or --prompts-file FILE')
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Self:
+        check_whole_size(self.height, self.width)
+        if self.input_image is None and self.inpaint_mask is not None:
+            raise UsageError("--inpaint-mask is given without a picture", hint="give --input-image FILE too")
+        if self.input_image is None and self.denoising_strength < 1:
+            raise UsageError(
+                f"--denoising-strength {self.denoising_strength:g} is given without a picture",
+                hint="give --input-image FILE too",
+            )
+        if self.input_image is not None and self.inpaint_mask is None and self.denoising_strength == 1:
+            raise UsageError(
+                "--input-image has no effect at --denoising-strength 1, which replaces all of it",
+                hint="give a lower --denoising-strength, such as 0.6, or an --inpaint-mask",
+            )
+        return self

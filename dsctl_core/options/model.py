@@ -1,0 +1,69 @@
+"""Which model: a preset, a folder, or the weights of each component."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field, model_validator
+from typing_extensions import Self
+
+from dsctl_core.errors import UsageError
+from dsctl_core.options.base import Options, Text
+
+
+def _checked_model_paths(value: Any) -> Any:
+    """Check that the text is JSON in the shape `["a", ["b-1", "b-2"]]`; a list, as from run.toml, becomes such text."""
+    text = json.dumps(value) if isinstance(value, list) else value
+    if not isinstance(text, str):
+        return value
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"this is not JSON ({error.msg} at character {error.pos + 1})") from None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(
+            'this is not a JSON list of paths, such as ["dit.safetensors", ["a.safetensors", "b.safetensors"]]'
+        )
+    for entry in entries:
+        paths = entry if isinstance(entry, list) else [entry]
+        if not paths or not all(isinstance(path, str) and path for path in paths):
+            raise ValueError(f"{json.dumps(entry)} is neither a path nor a list of paths")
+    return text
+
+
+def _checked_ids(value: Any) -> Any:
+    """Check that each entry has the form "owner/name:pattern"."""
+    if isinstance(value, str):
+        for entry in value.split(","):
+            model_id, colon, pattern = entry.strip().partition(":")
+            if not colon or not pattern or "/" not in model_id:
+                raise ValueError(f"{entry.strip()!r} does not have the form OWNER/NAME:PATTERN")
+    return value
+
+
+class ModelOptions(Options):
+    """Where the weights are."""
+
+    panel: ClassVar[str] = "Model"
+    exclusive = (("model", "model_paths"), ("model", "model_id_with_origin_paths"))
+
+    model: Text | None = Field(
+        None, description="A preset (`dsctl models` lists them), or a model folder in diffusers layout."
+    )
+    model_paths: Annotated[str, BeforeValidator(_checked_model_paths)] | None = Field(
+        None, description="Weight files instead of --model, as JSON: a path, or a list of shards, for each component."
+    )
+    model_id_with_origin_paths: Annotated[str, BeforeValidator(_checked_ids)] | None = Field(
+        None, description="Weights on a hub instead of --model: OWNER/NAME:PATTERN, separated by commas."
+    )
+    tokenizer_path: Text | None = Field(None, description="The tokenizer's folder, where it is not beside the weights.")
+
+    @model_validator(mode="after")
+    def _some_model(self) -> Self:
+        if self.model is None and self.model_paths is None and self.model_id_with_origin_paths is None:
+            raise UsageError(
+                "no model is given",
+                hint="give --model NAME (`dsctl models` lists the names) or --model FOLDER",
+            )
+        return self

@@ -1,0 +1,66 @@
+"""How to train, and where to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from dsctl_core.errors import UsageError
+from dsctl_core.options.base import Count, Device, Names, Options, Seed
+
+
+class TrainingOptions(Options):
+    """Length, optimizer, precision and memory of a training run. A step is one optimizer update."""
+
+    panel: ClassVar[str] = "Training"
+    exclusive = (("num_epochs", "max_steps"),)
+
+    trainable_models: Names | None = Field(
+        None, min_length=1, description="Components to train whole, separated by commas, such as dit."
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        None, description="Learning rate. Left out: the preset's, else 1e-4 for a LoRA and 1e-5 for whole components."
+    )
+    num_epochs: Count = Field(1, description="How many times to go over the dataset.")
+    max_steps: Count | None = Field(None, description="Stop after this many steps, instead of --num-epochs.")
+    batch_size: Count = Field(1, description="Samples that go through the model at once.")
+    gradient_accumulation_steps: Count = Field(1, description="Batches that make up one step.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Weight decay of AdamW.")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients longer than this are cut down.")
+    seed: Seed = Field(0, description="Seed of everything random: two runs with equal options are equal.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
+        None, description="Precision of the computation. Left out: bf16 on a GPU that has it, else no."
+    )
+    use_gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    use_gradient_checkpointing_offload: bool = Field(
+        False, description="Keep what gradient checkpointing stores in main memory."
+    )
+    find_unused_parameters: bool = Field(
+        False, description="On several GPUs: let some trained weights go without a gradient."
+    )
+    fp8_models: Names = Field((), description="Frozen components to hold in fp8, separated by commas.")
+    device: Device | None = Field(None, description="cpu, cuda, cuda:N or mps. Left out: a GPU if there is one.")
+
+    @model_validator(mode="after")
+    def _offload_of_something(self) -> Self:
+        if self.use_gradient_checkpointing_offload and not self.use_gradient_checkpointing:
+            raise UsageError(
+                "--use-gradient-checkpointing-offload has no effect without --use-gradient-checkpointing",
+                hint="give --use-gradient-checkpointing too",
+            )
+        return self
+
+
+class OutputOptions(Options):
+    """What is written, where and how often."""
+
+    panel: ClassVar[str] = "Output"
+
+    output_path: Path = Field(description="Folder for the results. It must be new or empty.")
+    save_steps: Count | None = Field(None, description="Save every this many steps. Left out: after every epoch.")
+    remove_prefix_in_ckpt: str | None = Field(
+        None, description="Prefix to take off the names of saved weights, such as pipe.dit."
+    )

@@ -1,0 +1,204 @@
+"""BasePipeline: components, the units that prepare what the denoiser reads, and the denoising loop.
+
+Legend: latents, noise and velocity are (B, C, h, w) float32; images are (B, 3, H, W) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.family import Family, Schedule
+from dsctl_core.scheduler import FlowMatchScheduler
+from dsctl_core.units import Inputs, PipelineUnit, UnitRunner
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from dsctl_core.checkpoint.model_config import ModelConfig
+
+ProgressBar = Callable[[Iterable[Tensor]], Iterable[Tensor]]
+
+
+def no_progress_bar(timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
+    """Return `timesteps` as they are: the progress bar of those who want none."""
+    return timesteps
+
+
+class BasePipeline(nn.Module):
+    """The components of one model and how they make a picture.
+
+    Components are attributes under their family's names (`self.dit`), None where not loaded. A family's class sets
+    `family`, `units`, `model_fn` and `in_iteration_models` (the components that `model_fn` takes), and writes
+    `__call__` and `inputs_from_rows`.
+    """
+
+    family: ClassVar[Family]
+    in_iteration_models: ClassVar[tuple[str, ...]] = ("dit",)
+
+    units: list[PipelineUnit]
+    model_fn: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        tokenizer: Any,
+        schedule: Schedule,
+        *,
+        torch_dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        for component in self.family.components:
+            self.register_module(component.name, models.get(component.name))
+        self.tokenizer = tokenizer
+        self.scheduler = FlowMatchScheduler(schedule)
+        self.unit_runner = UnitRunner()
+        self.torch_dtype = torch_dtype
+        # As a tensor there names it: "cuda" is "cuda:0", so that devices can be compared.
+        self.device = torch.empty(0, device=device).device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        *,
+        torch_dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+        model_configs: Sequence[ModelConfig],
+        tokenizer_config: ModelConfig | None = None,
+        component_dtypes: dict[str, torch.dtype] | None = None,
+        only: Sequence[str] | None = None,
+    ) -> Self:
+        """Load the components that `model_configs` name (of these, those in `only`), frozen and in evaluation mode.
+
+        `device` is the GPU when there is one, else the CPU. `component_dtypes` overrides `torch_dtype` by component.
+        """
+        from dsctl_core.checkpoint.load import load_components
+
+        place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        loaded = load_components(
+            cls.family,
+            model_configs,
+            tokenizer_config,
+            torch_dtype=torch_dtype,
+            device=place,
+            component_dtypes=component_dtypes,
+            only=only,
+        )
+        return cls(loaded.models, loaded.tokenizer, loaded.schedule, torch_dtype=torch_dtype, device=place).eval()
+
+    @classmethod
+    def inputs_from_rows(
+        cls, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()
+    ) -> tuple[Inputs, Inputs, Inputs]:
+        """Turn dataset rows into (shared, posi, nega) inputs of one training batch; every family writes its own."""
+        raise NotImplementedError(f"{cls.__name__} has no inputs_from_rows()")
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """The components that are loaded, by name."""
+        models = {component.name: getattr(self, component.name) for component in self.family.components}
+        return {name: model for name, model in models.items() if model is not None}
+
+    def component(self, name: str) -> Any:
+        """Return the component called `name`; one that was not loaded is a DsctlError."""
+        declared = self.family.component(name)
+        model = getattr(self, name)
+        if model is None:
+            raise DsctlError(
+                f"this needs the {name} of {self.family.title}, which was not loaded",
+                hint=f"name its weights too: {declared.folder}/ in a model folder",
+            )
+        return model
+
+    def load_models_to_device(self, names: Sequence[str]) -> None:
+        """Move the named components to `self.device`, where they are not there already."""
+        for name in names:
+            model = self.component(name)
+            if any(parameter.device != self.device for parameter in model.parameters()):
+                model.to(self.device)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse a picture size that the model cannot work at, naming the nearest that it can."""
+        factor = self.family.division_factor
+        for name, value in (("height", height), ("width", width)):
+            if value < factor or value % factor:
+                low = max(value // factor, 1) * factor
+                nearest = f"{low}" if value <= low else f"{low} or {low + factor}"
+                raise UsageError(f"the {name} {value} is not a multiple of {factor}", hint=f"nearest: {nearest}")
+
+    def preprocess_image(self, image: Image.Image) -> Tensor:
+        """Return a picture as (1, 3, H, W) float32 in [-1, 1]; where it is transparent it becomes white."""
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255)  # (H, W, 3)
+        return (2 * pixels - 1).permute(2, 0, 1).unsqueeze(0)
+
+    def vae_output_to_image(self, images: Tensor) -> list[Image.Image]:
+        """Return (B, 3, H, W) in [-1, 1] as pictures, each pixel rounded to the nearest of 256 levels."""
+        levels = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255
+        pixels = levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(each) for each in pixels]
+
+    def run_units(self, shared: Inputs, posi: Inputs, nega: Inputs) -> tuple[Inputs, Inputs, Inputs]:
+        """Run all units in order."""
+        for unit in self.units:
+            shared, posi, nega = self.unit_runner(unit, self, shared, posi, nega)
+        return shared, posi, nega
+
+    def call_model_fn(self, *, latents: Tensor, timestep: Tensor, **inputs: Any) -> Tensor:
+        """Return the velocity that the model predicts, (B, C, h, w) float32.
+
+        Hands `model_fn` the components it takes and, of `inputs`, those that its signature names.
+        """
+        available = {**inputs, "latents": latents, "timestep": timestep}
+        available.update((name, self.component(name)) for name in self.in_iteration_models)
+        chosen = {}
+        for parameter in inspect.signature(self.model_fn).parameters.values():
+            if parameter.name in available:
+                chosen[parameter.name] = available[parameter.name]
+            elif parameter.default is parameter.empty:
+                raise DsctlError(
+                    f"{self.family.title} needs the input {parameter.name!r}, which was not given",
+                    hint=f"given: {', '.join(sorted(inputs)) or 'nothing'}",
+                )
+        return self.model_fn(**chosen)
+
+    def guide(self, posi: Tensor, nega: Tensor, cfg_scale: float) -> Tensor:
+        """Combine the velocities with and without the prompt (classifier-free guidance, arXiv:2207.12598)."""
+        return nega + cfg_scale * (posi - nega)
+
+    def denoise(
+        self,
+        shared: Inputs,
+        posi: Inputs,
+        nega: Inputs,
+        *,
+        cfg_scale: float,
+        progress_bar_cmd: ProgressBar = no_progress_bar,
+    ) -> Tensor:
+        """Follow the velocity from `shared["latents"]` along the scheduler's levels down to clean latents.
+
+        Where `shared["latents_mask"]` is 0 the result is `shared["input_latents"]`.
+        """
+        self.load_models_to_device(self.in_iteration_models)
+        latents, mask = shared["latents"], shared.get("latents_mask")
+        for timestep in progress_bar_cmd(self.scheduler.timesteps):
+            state = {"latents": latents, "timestep": timestep.to(latents.device)}
+            velocity = self.call_model_fn(**{**shared, **posi, **state})
+            if cfg_scale != 1:
+                velocity = self.guide(velocity, self.call_model_fn(**{**shared, **nega, **state}), cfg_scale)
+            if mask is not None:
+                # The straight way from here to the input picture: at sigma = 0 it is there.
+                home = (latents - shared["input_latents"]) / (timestep / 1000).to(latents.device)
+                velocity = mask * velocity + (1 - mask) * home
+            latents = self.scheduler.step(velocity, timestep, latents)
+        return latents

@@ -1,0 +1,37 @@
+"""How the library tells of a long job; what it looks like is the command line's business."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What a long job reports to: one `start` ... `finish` per job, `advance` in between."""
+
+    def start(self, what: str, total: int | None) -> None:
+        """Begin a job of `total` units (None: not known)."""
+
+    def advance(self, n: int = 1, **fields: float | str) -> None:
+        """Say that `n` more units are done; `fields` are values to show, such as the loss."""
+
+    def finish(self) -> None:
+        """End the job."""
+
+    def note(self, message: str) -> None:
+        """Show one line that a person should see."""
+
+
+class NoProgress:
+    """Reports to nobody."""
+
+    def start(self, what: str, total: int | None) -> None:
+        """Ignore the start of a job."""
+
+    def advance(self, n: int = 1, **fields: float | str) -> None:
+        """Ignore an advance."""
+
+    def finish(self) -> None:
+        """Ignore the end of a job."""
+
+    def note(self, message: str) -> None:
+        """Ignore a note."""

@@ -1,0 +1,138 @@
+"""The flow-matching schedule: noise levels for sampling and for training, and the arithmetic between them.
+
+Legend: sigma in [0, 1] is the noise level, timestep = 1000 * sigma, x_sigma = (1 - sigma) * x0 + sigma * noise, and
+velocity = dx/dsigma = noise - x0 (Lipman et al. 2022, arXiv:2210.02747).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dsctl_core.errors import UsageError
+from dsctl_core.family import Schedule
+
+TRAINING_LEVELS = 1000
+DEFAULT_STEPS = 100
+
+
+class FlowMatchScheduler:
+    """Noise levels from high to low: `sigmas` and `timesteps`, both (n,) float32.
+
+    `training` says which table is loaded: the one to draw training levels from, or the one to sample along.
+    """
+
+    sigmas: Tensor
+    timesteps: Tensor
+    training: bool
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.set_timesteps()
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        denoising_strength: float = 1.0,
+        dynamic_shift_len: int | None = None,
+        training: bool = False,
+    ) -> None:
+        """Load the table with `num_inference_steps` levels (None: 100 for sampling, 1000 for training).
+
+        `denoising_strength` is the level at which sampling starts, before the shift; `dynamic_shift_len` the number
+        of image tokens, from which the shift follows (None: the shift of training).
+        """
+        count = (
+            num_inference_steps if num_inference_steps is not None else TRAINING_LEVELS if training else DEFAULT_STEPS
+        )
+        if count < 1:
+            raise UsageError(f"the number of inference steps must be at least 1, not {count}", hint="try 20")
+        if not 0 < denoising_strength <= 1:
+            raise UsageError(
+                f"the denoising strength must be above 0 and at most 1, not {denoising_strength}",
+                hint="1 ignores the input image, 0.3 changes it a little",
+            )
+        self.training = training
+        mu = self.schedule.training_mu if dynamic_shift_len is None else self._mu(dynamic_shift_len)
+        if training:
+            # Mid-points of equal bins: neither 0 nor 1 is among them, where the weight is 0 and a draw would be wasted.
+            # The table is not stretched: shift_terminal says where the *last sampling step* begins, so that it does
+            # not waste itself on hardly any noise; it is no property of the model, which trains at every level.
+            grid = (torch.arange(count, 0, -1, dtype=torch.float64) - 0.5) / count
+            self.sigmas = self._shift(grid.float(), mu)
+            self._weight_mean = self._bell(self.sigmas.double()).mean().item()
+        else:
+            grid = torch.linspace(denoising_strength, 0, count + 1, dtype=torch.float64)[:-1]
+            self.sigmas = self._stretch(self._shift(grid.float(), mu))
+        self.timesteps = self.sigmas * 1000
+
+    def add_noise(self, original: Tensor, noise: Tensor, timestep: Tensor | float) -> Tensor:
+        """Blend clean latents with noise: `(1 - sigma) * original + sigma * noise`.
+
+        `original` and `noise` are (B, ...); `timestep` is (B,) or a scalar, any value in [0, 1000]. Computed in
+        float32; the result has the dtype of `original`.
+        """
+        sigma = self._sigma(timestep, original)
+        return ((1 - sigma) * original.float() + sigma * noise.float()).to(original.dtype)
+
+    def step(self, model_output: Tensor, timestep: Tensor | float, sample: Tensor, to_final: bool = False) -> Tensor:
+        """Follow the velocity `model_output` from `timestep` to the next level of the table (Euler), 0 after the last.
+
+        `model_output` and `sample` are (B, ...), `timestep` one of the table's; `to_final` goes to 0 at once.
+        Computed in float32; the result has the dtype of `sample`.
+        """
+        at = torch.as_tensor(timestep, dtype=torch.float32).cpu().flatten()[0]
+        index = int((self.timesteps - at).abs().argmin())
+        last = to_final or index + 1 == len(self.sigmas)
+        delta = (0.0 if last else self.sigmas[index + 1]) - self.sigmas[index]
+        return (sample.float() + delta.to(sample.device) * model_output.float()).to(sample.dtype)
+
+    def training_target(self, sample: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """Return what the model should predict: the velocity `noise - sample`, the same at every timestep."""
+        return noise - sample
+
+    def training_weight(self, timestep: Tensor) -> Tensor:
+        """Return the loss weight of each timestep, (B,) float32: a bell curve with mean 1 over the training table.
+
+        exp(-2 u^2) with u = sigma - 1/2, less its value at the ends, which is proportional to
+        exp(2 sigma (1 - sigma)) - 1: zero at sigma 0 and 1 only, and accurate near them in this form.
+        """
+        if not self.training:
+            raise RuntimeError("training_weight needs set_timesteps(training=True) first")
+        return self._bell(timestep.float() / 1000) / self._weight_mean
+
+    @staticmethod
+    def _bell(sigma: Tensor) -> Tensor:
+        return torch.expm1(2 * sigma * (1 - sigma))
+
+    @staticmethod
+    def _sigma(timestep: Tensor | float, like: Tensor) -> Tensor:
+        """Return sigma as float32, (B, 1, ...) so that it multiplies `like` sample by sample."""
+        sigma = torch.as_tensor(timestep, dtype=torch.float32, device=like.device) / 1000
+        return sigma.reshape(-1, *[1] * (like.ndim - 1))
+
+    def _mu(self, image_tokens: int) -> float:
+        s = self.schedule
+        slope = (s.max_shift - s.base_shift) / (s.max_image_seq_len - s.base_image_seq_len)
+        return image_tokens * slope + (s.base_shift - slope * s.base_image_seq_len)
+
+    @staticmethod
+    def _shift(sigmas: Tensor, mu: float) -> Tensor:
+        """Move the levels towards noise, as more tokens need (Esser et al. 2024, arXiv:2403.03206, eq. 23)."""
+        # Tensor by tensor: torch makes `number / tensor` a product with the reciprocal, one rounding off.
+        exp_mu = torch.tensor(math.exp(mu), dtype=torch.float32)
+        return exp_mu / (exp_mu + (1 / sigmas - 1))
+
+    def _stretch(self, sigmas: Tensor) -> Tensor:
+        """Stretch the levels so that the last is shift_terminal, keeping the first.
+
+        The first is 1 but for a denoising strength below 1, where keeping it keeps the strength independent of the
+        number of steps. A single step has nothing to stretch.
+        """
+        terminal, first = self.schedule.shift_terminal, sigmas[0].item()
+        if terminal is None or len(sigmas) == 1 or first <= terminal:
+            return sigmas
+        below = first - sigmas
+        return first - below / (below[-1] / (first - terminal))

@@ -1,0 +1,18 @@
+"""Training: the module, the tasks, the loop, and what a run leaves behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsctl_core.progress import NoProgress, Progress
+
+if TYPE_CHECKING:
+    from dsctl_core.options import TrainOptions
+    from dsctl_core.training.run import TrainResult
+
+
+def train(options: TrainOptions, progress: Progress | None = None) -> TrainResult:
+    """Train as `options` say; see dsctl_core.training.run. The heavy libraries are imported by the call."""
+    from dsctl_core.training.run import run_training
+
+    return run_training(options, progress or NoProgress())

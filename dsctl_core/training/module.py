@@ -1,0 +1,158 @@
+"""DiffusionTrainingModule: a pipeline seen as something to train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsctl_core.errors import UsageError, unknown_name
+from dsctl_core.lora.layers import add_lora, continue_lora, export_lora, fuse_lora, tuner_layers
+from dsctl_core.memory.quantize import store_in_fp8
+from dsctl_core.pipeline import BasePipeline
+
+TRAINING_LEVELS = 1000  # noise levels that training draws from, as every published flow-matching model has
+
+
+@dataclass
+class TrainedComponent:
+    """What of one component is trained and how its weights are written."""
+
+    name: str
+    lora: bool
+    description: dict[str, str] = field(default_factory=dict)
+
+
+def split_names(names: str | Sequence[str] | None) -> list[str]:
+    """Return the names in a list or in a comma-separated string."""
+    if names is None:
+        return []
+    parts = names.split(",") if isinstance(names, str) else names
+    return [part.strip() for part in parts if part.strip()]
+
+
+class DiffusionTrainingModule(nn.Module):
+    """Base of everything that is trained: a subclass sets `self.pipe` and writes `forward(data)` returning the loss.
+
+    Parameters are named from here, so those of the denoiser start with `pipe.dit.`.
+    """
+
+    pipe: BasePipeline
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained: list[TrainedComponent] = []
+
+    def switch_pipe_to_training_mode(
+        self,
+        pipe: BasePipeline,
+        *,
+        trainable_models: str | Sequence[str] | None = None,
+        lora_base_model: str | None = None,
+        lora_target_modules: str | Sequence[str] | None = None,
+        lora_rank: int = 32,
+        lora_alpha: int | None = None,
+        lora_checkpoint: str | Path | None = None,
+        preset_lora_path: str | Path | None = None,
+        preset_lora_model: str | None = None,
+        fp8_models: str | Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Freeze `pipe`, then make trainable what is asked for, in float32, and set the schedule for training.
+
+        `trainable_models` are components ("dit") or modules in them ("dit.proj_out"). `lora_base_model` gets a LoRA on
+        `lora_target_modules` (None: the family's published list), started from `lora_checkpoint` if given.
+        `preset_lora_path` is fused into `preset_lora_model` first, so that only what is beyond it is learned.
+        `fp8_models` are stored in float8; they must not be trained themselves, a LoRA on them may be.
+        """
+        full = split_names(trainable_models)
+        eight_bit = split_names(fp8_models)
+        if lora_base_model is not None and any(name.split(".")[0] == lora_base_model for name in full):
+            raise UsageError(
+                f"{lora_base_model} cannot be trained whole and get a LoRA at once", hint="choose one of the two"
+            )
+        for name in eight_bit:
+            if any(other.split(".")[0] == name for other in full):
+                raise UsageError(f"{name} is trained, so it cannot be stored in float8", hint="drop it from fp8 models")
+        pipe.requires_grad_(False).eval()
+        if preset_lora_path is not None:
+            fuse_lora(pipe, Path(preset_lora_path), preset_lora_model or "dit")
+        self.trained = [self._train_whole(pipe, name, full) for name in dict.fromkeys(n.split(".")[0] for n in full)]
+        if lora_base_model is not None:
+            targets = split_names(lora_target_modules) or list(pipe.family.lora_targets)
+            model = pipe.component(lora_base_model)
+            add_lora(model, targets, lora_rank, lora_alpha, seed)
+            if lora_checkpoint is not None:
+                continue_lora(model, lora_base_model, Path(lora_checkpoint))
+            alpha = lora_rank if lora_alpha is None else lora_alpha
+            about = {"rank": str(lora_rank), "alpha": str(alpha), "target_modules": ",".join(targets)}
+            self.trained.append(TrainedComponent(lora_base_model, lora=True, description=about))
+        if not self.trained:
+            raise UsageError("nothing is trainable", hint="give lora_base_model or trainable_models")
+        for name in eight_bit:
+            store_in_fp8(pipe.component(name), pipe.torch_dtype)
+        pipe.scheduler.set_timesteps(TRAINING_LEVELS, training=True)
+
+    @staticmethod
+    def _train_whole(pipe: BasePipeline, component: str, names: list[str]) -> TrainedComponent:
+        model = pipe.component(component)
+        for name in names:
+            head, _, rest = name.partition(".")
+            if head != component:
+                continue
+            modules = dict(model.named_modules())
+            if rest not in modules:
+                raise unknown_name(f"module of {component}", rest, list(modules)[1:], listing="see the model's layers")
+            modules[rest].requires_grad_(True).train().float()
+        return TrainedComponent(component, lora=False)
+
+    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the name and the tensor of everything that is trained."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def trainable_modules(self) -> list[nn.Parameter]:
+        """Return the parameters that an optimizer should get."""
+        return [parameter for _, parameter in self.trainable_parameters()]
+
+    def export_trained(self, remove_prefix: str | None = None) -> dict[str, dict[str, Tensor]]:
+        """Return the trained weights by component, ready to be written.
+
+        A LoRA gets the key names of dsctl_core.lora.formats. Fully trained weights are named as this module names
+        them less `remove_prefix` (None: less the component's own prefix, which gives the published names).
+        """
+        exported = {}
+        for component in self.trained:
+            model = self.pipe.component(component.name)
+            if component.lora:
+                exported[component.name] = export_lora(model, component.name)
+                continue
+            own = f"pipe.{component.name}."
+            prefix = own if remove_prefix is None else remove_prefix
+            exported[component.name] = {
+                f"{own}{name}".removeprefix(prefix): parameter.detach()
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
+        return exported
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return how many numbers are trained and how many there are in all."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return {"trained": sum(n for n, on in sizes if on), "all": sum(n for n, _ in sizes)}
+
+    def lora_layer_count(self) -> int:
+        """Return how many layers carry the LoRA that is being trained."""
+        return sum(len(tuner_layers(self.pipe.component(c.name))) for c in self.trained if c.lora)
+
+    def forward(self, data: Any) -> Tensor:
+        """Compute the scalar loss of what the dataset gave; every subclass writes its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward()")
+
+
+def float_dtype(mixed_precision: str) -> torch.dtype:
+    """Return the dtype that frozen weights are held in under a mixed-precision setting."""
+    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]

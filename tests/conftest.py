@@ -1,0 +1,32 @@
+"""What every test can rely on: one thread, no network, no settings from outside, its own folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Read when torch and the hubs' libraries are imported, so set before any test module is.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Clear what the person running the tests has set for dsctl, and keep stray output out of the repository."""
+    for name in list(os.environ):
+        if name.startswith(("DSCTL_", "DIFFSYNTH_", "ACCELERATE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The folder of the checkout."""
+    return REPOSITORY

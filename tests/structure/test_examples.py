@@ -1,0 +1,49 @@
+"""The examples work: each run.toml is accepted, the demo runs from its first command to its grid."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsctl.flags import read_config
+from dsctl_core.options import TrainOptions
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = sorted((REPOSITORY / "examples").glob("*/run.toml"))
+
+
+def test_the_examples_are_seen():
+    assert {path.parent.name for path in CONFIGS} >= {"lora_tiny", "lora_qwen_image", "full_finetune_qwen_image"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
+def test_a_run_toml_is_accepted(path: Path):
+    options = TrainOptions.model_validate(read_config(TrainOptions, path))
+    assert options.output_path.parts[0] == "runs"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
+def test_an_example_says_what_it_is(path: Path):
+    assert (path.parent / "README.md").is_file()
+
+
+def test_the_demo_draws_its_grid_before_and_after(tmp_path: Path):
+    from PIL import Image, ImageChops
+
+    environment = {**os.environ, "STEPS": "2", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    script = REPOSITORY / "examples" / "demo" / "run.sh"
+    done = subprocess.run(
+        ["sh", script, tmp_path / "demo"], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    prompts = (REPOSITORY / "examples" / "demo" / "prompts.txt").read_text().splitlines()
+    before, after = (sorted((tmp_path / "demo" / name).glob("*.png")) for name in ("before", "after"))
+    assert len(before) == len(after) == len(prompts) == 6
+    assert all(
+        ImageChops.difference(Image.open(a), Image.open(b)).getbbox() for a, b in zip(before, after, strict=True)
+    )
+    assert Image.open(tmp_path / "demo" / "grid.png").size > (6 * 96, 2 * 96)

@@ -1,0 +1,60 @@
+"""Files stay short and described, tests stand where the code stands, and nothing is switched off."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+LONGEST = 400
+FOLDERS = ("dsctl", "dsctl_core", "tests", "benchmarks", "docs", "examples")
+MODULES = sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+def too_long(text: str) -> bool:
+    return text.count("\n") >= LONGEST
+
+
+def switched_off(text: str) -> list[str]:
+    """Return what keeps a test from running or from failing."""
+    return re.findall(r"mark\.(?:skip|skipif|xfail)\b|pytest\.(?:skip|xfail|importorskip)\b", text)
+
+
+def homeless_folders(tests: Path, repository: Path) -> list[str]:
+    """List folders of tests whose code has no such folder."""
+    folders = (path for package in ("dsctl", "dsctl_core") for path in (tests / package).rglob("*/"))
+    names = (path.relative_to(tests) for path in folders if path.name != "__pycache__")
+    return [name.as_posix() for name in names if not (repository / name).is_dir()]
+
+
+def test_every_folder_of_code_is_seen():
+    assert {path.relative_to(REPOSITORY).parts[0] for path in MODULES} == set(FOLDERS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_a_module_is_short_and_says_what_it_is_for(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert not too_long(text), f"{path} has {text.count(chr(10))} lines"
+    if path.name != "__init__.py" or text.strip():
+        assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+
+
+def test_tests_stand_where_the_code_stands():
+    assert homeless_folders(REPOSITORY / "tests", REPOSITORY) == []
+
+
+def test_no_test_is_switched_off():
+    here = Path(__file__).resolve()
+    tests = [path for path in MODULES if "tests" in path.relative_to(REPOSITORY).parts and path.resolve() != here]
+    assert {path.name: switched_off(path.read_text(encoding="utf-8")) for path in tests} == {p.name: [] for p in tests}
+
+
+def test_a_long_file_a_homeless_test_and_a_switched_off_test_are_found(tmp_path: Path):
+    assert too_long("\n" * LONGEST)
+    assert not too_long("\n" * (LONGEST - 1))
+    (tmp_path / "tests" / "dsctl_core" / "helpers").mkdir(parents=True)
+    assert homeless_folders(tmp_path / "tests", tmp_path) == ["dsctl_core/helpers"]
+    assert switched_off("@pytest.mark.skipif(True)") == ["mark.skipif"]
