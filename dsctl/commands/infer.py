@@ -13,4 +13,5 @@ def infer(options: InferOptions) -> None:
     from dsctl_core.inference import infer
 
     result = infer(options, progress=out.progress())
-    out.result("Made", files=result.files, grid=result.grid, seconds=round(result.seconds, 1))
+    title = "Made 1 picture" if len(result.files) == 1 else f"Made {len(result.files)} pictures"
+    out.result(title, files=result.files, grid=result.grid, seconds=round(result.seconds, 1))

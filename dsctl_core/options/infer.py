@@ -78,13 +78,13 @@ class InferOptions(ModelOptions):
         Path("output.png"), description="PNG to write. Several pictures: FILE-001.png, FILE-002.png, ..."
     )
     grid: bool = Field(
-        False, description="Write all pictures as one to --output, a row a prompt, and each of them beside it."
+        False, description="Write all pictures as one to --output, and each of them beside it."
     )
     tiled: bool = Field(False, description="Encode and decode in tiles, to save memory.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Precision of the model. Left out: bfloat16 on a GPU that has it, else float32."
     )
-    device: Device | None = Field(None, description="cpu, cuda, cuda:N or mps. Left out: a GPU if there is one.")
+    device: Device | None = Field(None, description="cpu, cuda or cuda:N. Left out: a GPU if there is one.")
 
     @field_validator("output")
     @classmethod

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Count, Device, Names, Options, Seed
+from dsctl_core.options.base import Count, Names, Options, Seed
 
 
 class TrainingOptions(Options):
@@ -42,7 +42,7 @@ class TrainingOptions(Options):
         False, description="On several GPUs: let some trained weights go without a gradient."
     )
     fp8_models: Names = Field((), description="Frozen components to hold in fp8, separated by commas.")
-    device: Device | None = Field(None, description="cpu, cuda, cuda:N or mps. Left out: a GPU if there is one.")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
 
     @model_validator(mode="after")
     def _offload_of_something(self) -> Self:

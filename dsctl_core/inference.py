@@ -1,0 +1,247 @@
+"""One run of `dsctl infer`, from the options to the pictures on the disk.
+
+What is cheap is checked first: prompts, sizes, pictures, LoRA files and the place to write to, before any weights
+are loaded. A run that fails leaves no folder behind that was not there, and no picture that is cut off.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dsctl_core.checkpoint.files import atomic_path, check_safetensors, prepare_folder
+from dsctl_core.data.images import ImageCropAndResize, LoadImage
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.families import pipeline_class
+from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.options import InferOptions
+from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.training.folder import unclaim
+from dsctl_core.version import __version__
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dsctl_core.pipeline import BasePipeline
+
+GRID_GAP = 4  # pixels of white between the pictures of a grid
+Step = TypeVar("Step")
+
+
+@dataclass(frozen=True)
+class InferResult:
+    """What was written: the pictures in order, and the grid if one was asked for."""
+
+    files: list[Path]
+    grid: Path | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the options leave open, filled in from the model's own defaults."""
+
+    height: int
+    width: int
+    num_inference_steps: int
+    cfg_scale: float
+
+
+def infer(options: InferOptions, progress: Progress | None = None) -> InferResult:
+    """Make the pictures that `options` ask for and write them.
+
+    Raises DsctlError for anything that cannot be used.
+    """
+    began = time.perf_counter()
+    progress = progress or NoProgress()
+    prompts = read_prompts(options)
+    files = output_files(options.output, len(prompts) * options.num_images, options.grid)
+    refuse_folders([*files, options.output])
+    resolved = resolve_model(
+        options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path
+    )
+    settings = fill_in(options, resolved)
+    inputs = read_pictures(options, settings, resolved.family.division_factor)
+    for lora in options.lora:
+        check_safetensors(lora.path)
+    made = [path for path in (options.output.parent, *options.output.parent.parents) if not path.exists()]
+    try:
+        prepare_folder(options.output.parent)
+        progress.note(f"Loading {resolved.label}")
+        pipe = load(options, resolved)
+        progress.start("Denoising", len(files) * settings.num_inference_steps)
+        seeds = range(options.seed, options.seed + options.num_images)
+        pictures = []
+        for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
+            picture = pipe(
+                prompt=prompt,
+                negative_prompt=options.negative_prompt,
+                seed=seed,
+                height=settings.height,
+                width=settings.width,
+                num_inference_steps=settings.num_inference_steps,
+                cfg_scale=settings.cfg_scale,
+                denoising_strength=options.denoising_strength,
+                tiled=options.tiled,
+                progress_bar_cmd=counted(progress, f"{number + 1}/{len(files)}"),
+                **inputs,
+            )
+            write_png(files[number], picture, {"prompt": prompt, "seed": seed, **parameters(options, settings)})
+            pictures += [picture] if options.grid else []
+        progress.finish()
+        if options.grid:
+            columns = options.num_images if 1 < options.num_images < len(files) else math.ceil(math.sqrt(len(files)))
+            about = {"prompts": prompts, "seeds": list(seeds), **parameters(options, settings)}
+            write_png(options.output, grid(pictures, columns), about)
+    finally:
+        unclaim(made)
+    return InferResult(files, options.output if options.grid else None, time.perf_counter() - began)
+
+
+def read_prompts(options: InferOptions) -> list[str]:
+    """Return the prompt, or those of the file: one a line, empty lines left out."""
+    if options.prompt is not None:
+        return [options.prompt]
+    file = options.prompts_file
+    assert file is not None  # the options see to it
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DsctlError(
+            f"--prompts-file {file} cannot be read: {error.strerror}", hint="give a text file with a prompt a line"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DsctlError(f"--prompts-file {file} is not UTF-8 text: {error}", hint="save it as UTF-8") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise DsctlError(f"--prompts-file {file} has no prompt in it", hint="write one prompt a line")
+    return prompts
+
+
+def output_files(output: Path, count: int, with_grid: bool) -> list[Path]:
+    """Return where each picture goes: FILE.png for a single one, else FILE-001.png, FILE-002.png, ..."""
+    if count == 1 and not with_grid:
+        return [output]
+    return [output.with_name(f"{output.stem}-{number:03}{output.suffix}") for number in range(1, count + 1)]
+
+
+def refuse_folders(files: Sequence[Path]) -> None:
+    """Raise a DsctlError for a picture that would have to replace a folder."""
+    for file in files:
+        if file.is_dir():
+            raise DsctlError(f"{file} is a folder, so no picture can be written there", hint="give another --output")
+
+
+def fill_in(options: InferOptions, resolved: ResolvedModel) -> Settings:
+    """Return the size, steps and guidance: those given, else the model's own."""
+
+    def chosen(name: str) -> Any:
+        value = getattr(options, name)
+        return resolved.defaults[name] if value is None else value
+
+    return Settings(chosen("height"), chosen("width"), chosen("num_inference_steps"), chosen("cfg_scale"))
+
+
+def read_pictures(options: InferOptions, settings: Settings, factor: int) -> dict[str, Image]:
+    """Check the size, and return the input image and the mask, where given, fitted to it."""
+    fit = ImageCropAndResize(
+        height=settings.height, width=settings.width, height_division_factor=factor, width_division_factor=factor
+    )
+    found = {}
+    sizes = {}
+    for name, path in (("input_image", options.input_image), ("inpaint_mask", options.inpaint_mask)):
+        if path is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        try:
+            picture = LoadImage()(path)
+            found[name], sizes[name] = fit(picture), picture.size
+        except DsctlError as error:
+            raise DsctlError(f"{flag}: {error.problem}", hint=f"give {flag} another picture") from error
+    if len(set(sizes.values())) > 1:
+        (width, height), (mask_width, mask_height) = sizes["input_image"], sizes["inpaint_mask"]
+        raise DsctlError(
+            f"--inpaint-mask is {mask_width}x{mask_height}, but --input-image is {width}x{height}",
+            hint="give a mask as large as the picture",
+        )
+    return found
+
+
+def load(options: InferOptions, resolved: ResolvedModel) -> BasePipeline:
+    """Load the pipeline and its LoRAs onto the device."""
+    import torch
+
+    from dsctl_core.lora import load_lora
+
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {options.device} is asked for, but torch sees no such GPU", hint="see dsctl doctor")
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = options.dtype or ("bfloat16" if has_bf16 else "float32")
+    pipe = pipeline_class(resolved.family).from_pretrained(
+        torch_dtype=getattr(torch, dtype),
+        device=device,
+        model_configs=list(resolved.model_configs),
+        tokenizer_config=resolved.tokenizer_config,
+    )
+    for lora in options.lora:
+        load_lora(pipe, lora.path, lora.scale)
+    return pipe
+
+
+def counted(progress: Progress, picture: str) -> Callable[[Iterable[Step]], Iterator[Step]]:
+    """Return a progress bar for a pipeline: it reports each step that is done."""
+
+    def bar(steps: Iterable[Step]) -> Iterator[Step]:
+        for step in steps:
+            yield step
+            progress.advance(picture=picture)
+
+    return bar
+
+
+def parameters(options: InferOptions, settings: Settings) -> dict[str, Any]:
+    """Return what all pictures of a run have in common, for their metadata."""
+    shared: dict[str, Any] = {
+        "negative_prompt": options.negative_prompt,
+        "num_inference_steps": settings.num_inference_steps,
+        "cfg_scale": settings.cfg_scale,
+        "height": settings.height,
+        "width": settings.width,
+        "model": options.model or options.model_paths or options.model_id_with_origin_paths,
+        "loras": [{"path": str(lora.path), "scale": lora.scale} for lora in options.lora],
+    }
+    if options.input_image is not None:
+        mask = None if options.inpaint_mask is None else str(options.inpaint_mask)
+        shared |= {"input_image": str(options.input_image), "inpaint_mask": mask}
+        shared |= {"denoising_strength": options.denoising_strength}
+    return {**shared, "dsctl_version": __version__}
+
+
+def write_png(file: Path, picture: Image, about: dict[str, Any]) -> None:
+    """Write `picture` atomically, with `about` as JSON in the tEXt chunk "parameters"."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", json.dumps(about))
+    with atomic_path(file) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=info)
+
+
+def grid(pictures: Sequence[Image], columns: int) -> Image:
+    """Return pictures of one size as one, row by row, on white."""
+    from PIL import Image
+
+    width, height = pictures[0].width + GRID_GAP, pictures[0].height + GRID_GAP
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * width - GRID_GAP, rows * height - GRID_GAP), "white")
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        sheet.paste(picture, (column * width, row * height))
+    return sheet
