@@ -49,15 +49,16 @@ class LazyCommand(TyperCommand):
 class Command(TyperCommand):
     """A command whose words are checked, and `--lora_rank` rewritten, before they are parsed."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words after the command's name."""
         if not ctx.resilient_parsing:
             args = checked_words(args, self.get_params(ctx), ctx.command_path)
         return super().parse_args(ctx, args)
 
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the flags under the headings of the option models that declare them."""
-        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        sections: dict[str, list[Any]] = {"Arguments": []}
+        param: Any
         for param in self.get_params(ctx):
             if param.param_type_name == "argument":
                 sections["Arguments"].append((str(param.metavar), str(param.help)))
@@ -79,7 +80,7 @@ class LazyGroup(TyperGroup):
         commands = {name: _entry(name, target, summary) for name, (target, summary) in table.items()}
         super().__init__(**{**settings, "commands": commands, "rich_markup_mode": None})
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words up to the command's name."""
         default = DEFAULTS.get(self.name or "")
         if default and "--help" not in args and (not args or args[0].startswith("-")):
@@ -90,7 +91,7 @@ class LazyGroup(TyperGroup):
             args = checked_words(args, self.get_params(ctx), ctx.command_path, is_group=True)
         return super().parse_args(ctx, args)
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Find the command that the first word names."""
         if args[0] not in self.commands and not ctx.resilient_parsing:
             raise unknown_command(args[0], list(self.commands), ctx.command_path)
@@ -109,7 +110,9 @@ def _entry(name: str, target: Any, summary: str) -> Any:
     return LazyGroup(name=name, table=target, help=summary)
 
 
-app = typer.Typer(name="dsctl", cls=Root, rich_markup_mode=None, help="Train and run diffusion transformers from the command line.")
+app = typer.Typer(
+    name="dsctl", cls=Root, rich_markup_mode=None, help="Train and run diffusion transformers from the command line."
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -130,13 +133,7 @@ def _root(
 def main(words: Sequence[str] | None = None) -> int:
     """Run `dsctl` with `words` (those of the process when None) and return the exit code."""
     given = list(sys.argv[1:] if words is None else words)
-    with out.session(given):
-        try:
-            code = app(given, prog_name="dsctl", standalone_mode=False)
-        except SystemExit as stop:
-            code = stop.code
-        except BaseException as error:
-            return errors.report(error)
-        if code == errors.INTERRUPTED:
-            out.error("interrupted", None)
-        return code if isinstance(code, int) else 0
+    with out.session(given), errors.Outcome() as outcome:
+        # Of `--help` and Ctrl-C typer returns an exit code; a command itself returns nothing.
+        outcome.code = app(given, prog_name="dsctl", standalone_mode=False) or 0
+    return outcome.code

@@ -15,6 +15,26 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 DEBUG = "DSCTL_DEBUG"
 
 
+class Outcome:
+    """Wraps a run: whatever it raises is shown, and becomes the exit code in `code`."""
+
+    code: int = 0
+
+    def __enter__(self) -> Outcome:
+        """Begin the run."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        """Show `error`, if there is one, and let it go no further."""
+        if isinstance(error, SystemExit):
+            self.code = error.code if isinstance(error.code, int) else FAILED
+        elif error is not None:
+            self.code = report(error)
+        elif self.code == INTERRUPTED:
+            out.error("interrupted", None)
+        return True
+
+
 def report(error: BaseException) -> int:
     """Show `error` and return the exit code; a traceback comes with it only when DSCTL_DEBUG=1."""
     if os.environ.get(DEBUG) == "1":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
@@ -52,7 +53,8 @@ def takes(
 
 def _panel(options: type[Options], name: str) -> str:
     """Return the heading of the class that declares the field `name`."""
-    return next(kind.panel for kind in options.__mro__ if name in vars(kind).get("__annotations__", {}))
+    kinds = [kind for kind in options.__mro__ if issubclass(kind, Options)]
+    return next(kind.panel for kind in kinds if name in inspect.get_annotations(kind))
 
 
 def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
@@ -62,7 +64,8 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     if any(isinstance(mark, Positional) for mark in field.metadata):
         info = typer.Argument(None, metavar=name.upper(), **settings)
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=str | None)
-    flag, annotation, words = spelled(name), str, choices(field)
+    flag, words = spelled(name), choices(field)
+    annotation: Any = str
     settings["rich_help_panel"] = panel
     if kind is bool:
         flag, annotation = f"{flag}/--no-{flag[2:]}", bool
@@ -99,7 +102,9 @@ def _common_parameters(config: bool) -> list[inspect.Parameter]:
         "quiet": "Show the result and nothing else.",
         "verbose": "Show also what the libraries underneath have to say.",
     }
-    infos = {name: (bool, typer.Option(False, f"--{name}", help=text)) for name, text in flags.items()}
+    infos: dict[str, tuple[Any, Any]] = {
+        name: (bool, typer.Option(False, f"--{name}", help=text)) for name, text in flags.items()
+    }
     if config:
         text = "Read options from a TOML file, a key for each; a flag beats it."
         infos = {"config": (str | None, typer.Option(None, "--config", metavar="PATH", help=text)), **infos}
@@ -135,9 +140,9 @@ def read_config(options: type[Options], file: Path) -> dict[str, Any]:
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
+    else:
         import tomli as tomllib
 
     try:
@@ -159,7 +164,7 @@ def _checked(label: str, field: FieldInfo, value: Any) -> Any:
         raise UsageError(f"{label} is {what}, which no option takes", hint="write key = value, all on the top level")
     try:
         # JSON, because there a path may be text and a tuple a list, also strictly.
-        adapter = TypeAdapter(Annotated[(field.annotation, *field.metadata)])
-        return adapter.validate_json(json.dumps(value), strict=True)
+        kind: Any = Annotated[(field.annotation, *field.metadata)]
+        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise explain_value(label, field, {**error.errors()[0], "input": value}) from None

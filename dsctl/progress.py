@@ -46,7 +46,8 @@ class Lines:
     def _say(self) -> None:
         self.said, self.said_done = self.clock(), self.done
         pace = (self.said - self.began) / self.done
-        parts = [f"{self.what} {self.done}" + (f"/{self.total}" if self.total else ""), self.fields, f"{pace:.3g} s/step"]
+        count = f"{self.done}/{self.total}" if self.total else f"{self.done}"
+        parts = [f"{self.what} {count}", self.fields, f"{pace:.3g} s/step"]
         if self.total is not None and self.done < self.total:
             parts.append(f"{duration(pace * (self.total - self.done))} left")
         self.write("  ".join(part for part in parts if part))
@@ -73,7 +74,7 @@ class Bar:
         )
         self.live = Progress(*columns, console=Console(stderr=True))
         self.task = self.live.add_task(what, total=total, values="", pace="")
-        self.began, self.done, self.total = time.monotonic(), 0, total
+        self.began, self.done, self.total, self.values = time.monotonic(), 0, total, ""
         self.live.start()
 
     def advance(self, n: int = 1, **fields: float | str) -> None:
@@ -83,8 +84,8 @@ class Bar:
         self.done += n
         pace = (time.monotonic() - self.began) / max(self.done, 1)
         left = "" if self.total is None else f"  {duration(pace * (self.total - self.done))} left"
-        values = {"values": shown(fields)} if fields else {}
-        self.live.update(self.task, advance=n, pace=f"{pace:.3g} s/step{left}", **values)
+        self.values = shown(fields) or self.values
+        self.live.update(self.task, advance=n, pace=f"{pace:.3g} s/step{left}", values=self.values)
 
     def finish(self) -> None:
         """Leave the bar as it stands and give the terminal back."""
@@ -102,7 +103,8 @@ class Bar:
 
 def shown(fields: dict[str, float | str]) -> str:
     """Return values as "loss 0.123  lr 0.0001"."""
-    return "  ".join(f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in fields.items())
+    texts = {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in fields.items()}
+    return "  ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def duration(seconds: float) -> str:

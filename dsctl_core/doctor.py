@@ -15,7 +15,16 @@ from dsctl_core.checkpoint.model_config import model_base_path
 from dsctl_core.options import DoctorOptions
 from dsctl_core.version import __version__
 
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub", "modelscope")
+PACKAGES: tuple[str, ...] = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "modelscope",
+)
 PACKAGES += ("pandas", "Pillow", "pydantic", "typer", "rich")
 OPTIONAL = ("av", "flash-attn", "xformers", "bitsandbytes", "torchao", "deepspeed")
 HUB_TIMEOUT = 5  # seconds

@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Count, Names, Options, Side
+from dsctl_core.options.base import Alternative, Count, Names, Options, Side
 
 
 class DataOptions(Options):
     """Where the samples are and what becomes of their pictures."""
 
     panel: ClassVar[str] = "Data"
-    exclusive = (("height", "max_pixels"), ("width", "max_pixels"))
+    exclusive: ClassVar[tuple[Alternative, ...]] = (("height", "max_pixels"), ("width", "max_pixels"))
 
     dataset_base_path: Path = Field(description="Root folder of the dataset.")
     dataset_metadata_path: Path | None = Field(

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Device, Seed, Side, Text
+from dsctl_core.options.base import Alternative, Device, Seed, Side, Text
 from dsctl_core.options.data import check_whole_size
 from dsctl_core.options.model import ModelOptions
 
@@ -47,7 +47,7 @@ class InferOptions(ModelOptions):
     """Options of `dsctl infer`."""
 
     panel: ClassVar[str] = "Picture"
-    exclusive = (("prompt", "prompts_file"),)
+    exclusive: ClassVar[tuple[Alternative, ...]] = (("prompt", "prompts_file"),)
 
     prompt: Text | None = Field(None, description="What the picture is to show.")
     prompts_file: Path | None = Field(None, description="Text file with a prompt a line, instead of --prompt.")
@@ -77,9 +77,7 @@ class InferOptions(ModelOptions):
     output: Path = Field(
         Path("output.png"), description="PNG to write. Several pictures: FILE-001.png, FILE-002.png, ..."
     )
-    grid: bool = Field(
-        False, description="Write all pictures as one to --output, and each of them beside it."
-    )
+    grid: bool = Field(False, description="Write all pictures as one to --output, and each of them beside it.")
     tiled: bool = Field(False, description="Encode and decode in tiles, to save memory.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Precision of the model. Left out: bfloat16 on a GPU that has it, else float32."

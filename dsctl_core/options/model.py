@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Options, Text
+from dsctl_core.options.base import Alternative, Options, Text
 
 
 def _checked_model_paths(value: Any) -> Any:
@@ -46,7 +46,7 @@ class ModelOptions(Options):
     """Where the weights are."""
 
     panel: ClassVar[str] = "Model"
-    exclusive = (("model", "model_paths"), ("model", "model_id_with_origin_paths"))
+    exclusive: ClassVar[tuple[Alternative, ...]] = (("model", "model_paths"), ("model", "model_id_with_origin_paths"))
 
     model: Text | None = Field(
         None, description="A preset (`dsctl models` lists them), or a model folder in diffusers layout."

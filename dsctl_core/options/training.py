@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Count, Names, Options, Seed
+from dsctl_core.options.base import Alternative, Count, Names, Options, Seed
 
 
 class TrainingOptions(Options):
     """Length, optimizer, precision and memory of a training run. A step is one optimizer update."""
 
     panel: ClassVar[str] = "Training"
-    exclusive = (("num_epochs", "max_steps"),)
+    exclusive: ClassVar[tuple[Alternative, ...]] = (("num_epochs", "max_steps"),)
 
     trainable_models: Names | None = Field(
         None, min_length=1, description="Components to train whole, separated by commas, such as dit."

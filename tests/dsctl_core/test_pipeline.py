@@ -27,6 +27,7 @@ TOY = Family(
     division_factor=16,
     schedule=Schedule(),
     defaults={},
+    extra_inputs=(),
     published={},
     tiny={},
 )

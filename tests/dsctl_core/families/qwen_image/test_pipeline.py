@@ -13,6 +13,7 @@ from PIL import Image
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.qwen_image.pipeline import QwenImagePipeline
+from dsctl_core.memory.quantize import store_in_fp8
 
 FAST: dict[str, Any] = {"height": 32, "width": 48, "num_inference_steps": 2, "cfg_scale": 1.0}
 
@@ -59,6 +60,18 @@ def test_bfloat16_weights_give_nearly_the_same_picture(pipe: QwenImagePipeline, 
     assert half.torch_dtype == half.dit.dtype == half.vae.dtype == half.text_encoder.dtype == torch.bfloat16
     expected, made = (pixels(each("a", seed=1, **FAST)) for each in (pipe, half))
     assert np.abs(made - expected).mean() < 6
+
+
+def test_a_transformer_stored_in_eight_bits_computes_in_the_dtype_asked_for(
+    pipe: QwenImagePipeline, tiny_folder: Path
+) -> None:
+    eight = QwenImagePipeline.from_pretrained(
+        torch_dtype=torch.float32, device="cpu", model_configs=[ModelConfig(path=tiny_folder)]
+    )
+    store_in_fp8(eight.dit, torch.float32)
+    assert eight.dit.img_in.weight.dtype.itemsize == 1
+    expected, made = (pixels(each("a", seed=1, **FAST)) for each in (pipe, eight))
+    assert 0 < np.abs(made - expected).mean() < 12
 
 
 def test_only_what_was_asked_for_is_loaded(tiny_folder: Path) -> None:
