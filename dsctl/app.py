@@ -82,13 +82,11 @@ class LazyGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words up to the command's name."""
-        default = DEFAULTS.get(self.name or "")
-        if default and "--help" not in args and (not args or args[0].startswith("-")):
-            args = [default, *args]
-        elif not args:
-            args = ["--help"]
-        if not ctx.resilient_parsing:
-            args = checked_words(args, self.get_params(ctx), ctx.command_path, is_group=True)
+        if not ctx.resilient_parsing:  # which is completion's way of parsing
+            default = DEFAULTS.get(self.name or "")
+            if default and "--help" not in args and (not args or args[0].startswith("-")):
+                args = [default, *args]
+            args = checked_words(args or ["--help"], self.get_params(ctx), ctx.command_path, is_group=True)
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:

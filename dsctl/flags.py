@@ -131,6 +131,11 @@ def read_config(options: type[Options], file: Path) -> dict[str, Any]:
     """Read a TOML file whose keys are fields of `options`, each of the right type."""
     values = {}
     for key, value in _read_toml(file).items():
+        if not isinstance(value, str | int | float | list):
+            what = "a table" if isinstance(value, dict) else "a date"
+            raise UsageError(
+                f"{key} in {file} is {what}, which no option takes", hint="write key = value, without [...]"
+            )
         if key not in options.model_fields:
             guess = near_miss(key, list(options.model_fields))
             hint = f"did you mean {guess!r}?" if guess else "its keys are the flags' names, with underscores"
@@ -159,12 +164,9 @@ def _checked(label: str, field: FieldInfo, value: Any) -> Any:
     """Return the value of one key, of exactly the field's type: "16" is no number, 1 is not true."""
     from pydantic import TypeAdapter, ValidationError
 
-    if not isinstance(value, str | int | float | list):
-        what = "a table" if isinstance(value, dict) else "a date"
-        raise UsageError(f"{label} is {what}, which no option takes", hint="write key = value, all on the top level")
     try:
         # JSON, because there a path may be text and a tuple a list, also strictly.
-        kind: Any = Annotated[(field.annotation, *field.metadata)]
-        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+        kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        return TypeAdapter(kind, config={"allow_inf_nan": False}).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise explain_value(label, field, {**error.errors()[0], "input": value}) from None

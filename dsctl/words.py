@@ -59,10 +59,9 @@ def _flag_and_value(word: str, flags: Mapping[str, Any], left: list[str], path: 
 
 def _unknown_flag(flag: str, known: list[str], path: str, is_group: bool) -> UsageError:
     guess = near_miss(flag.replace("_", "-"), known)
-    if guess is not None:
-        return UsageError(f"unknown flag {flag}", hint=f"did you mean {guess}?")
-    after = "flags stand after the command's name; " if is_group else ""
-    return UsageError(f"unknown flag {flag}", hint=f"{after}see `{path} --help`")
+    hint = f"did you mean {guess}?" if guess is not None else f"see `{path} --help`"
+    where = "; the flags of a command stand after its name" if is_group else ""
+    return UsageError(f"unknown flag {flag}", hint=hint + where)
 
 
 def unknown_command(name: str, known: list[str], path: str) -> UsageError:

@@ -163,10 +163,10 @@ def reachable_hubs() -> dict[str, str]:
 
 def hub_addresses() -> dict[str, str]:
     """Return the addresses that the hubs' own clients use."""
-    import huggingface_hub
-    from modelscope.hub.api import HubApi
+    from huggingface_hub.constants import ENDPOINT
+    from modelscope.hub.utils.utils import get_endpoint
 
-    return {"huggingface": huggingface_hub.constants.ENDPOINT, "modelscope": HubApi().endpoint}
+    return {"huggingface": ENDPOINT, "modelscope": get_endpoint()}
 
 
 def gigabytes(count: int) -> str:

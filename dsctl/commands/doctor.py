@@ -13,7 +13,10 @@ from dsctl_core.options import DoctorOptions
 
 @takes(DoctorOptions)
 def doctor(options: DoctorOptions) -> None:
-    """Check this machine: versions, devices, attention backends, memory and disk; exit 1 if something is amiss."""
+    """Check this machine: versions, devices, memory, disk.
+
+    The exit code is 1 when something keeps dsctl from working.
+    """
     from dsctl_core.doctor import examine
 
     report = examine(options)

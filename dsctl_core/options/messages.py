@@ -78,7 +78,7 @@ def requirement(field: FieldInfo) -> str:
     if kind is Path:
         return "a path"
     if get_origin(kind) is tuple:
-        return "names separated by commas"
+        return "names separated by commas" if bare_type(get_args(kind)[0]) is str else "FILE or FILE:SCALE"
     return "text"
 
 
@@ -95,17 +95,21 @@ def explain(
     error: ValidationError,
     name_of: Callable[[str, FieldInfo], str] = spelled,
 ) -> UsageError:
-    """Return the first thing that pydantic found wrong as a usage error; `name_of` says how an option is written."""
-    first = error.errors(include_url=False)[0]
+    """Return the first thing that pydantic found wrong as a usage error; `name_of` says how an option is written.
+
+    A value that does not fit comes before one that is missing.
+    """
+    found = error.errors(include_url=False)
+    first = min(found, key=lambda each: each["type"] == "missing")
     name = str(first["loc"][0])
     field = fields.get(name)
     if field is None:
         return unknown_name("option", name, list(fields))
-    return explain_value(name_of(name, field), field, first)
+    return explain_value(name_of(name, field), field, first, shown=_without_quotes)
 
 
-def explain_value(label: str, field: FieldInfo, found: ErrorDetails) -> UsageError:
-    """Return what is wrong with the value of the option written `label`."""
+def explain_value(label: str, field: FieldInfo, found: ErrorDetails, shown: Callable[[Any], str] = repr) -> UsageError:
+    """Return what is wrong with the value of the option written `label`; `shown` says how to write the value."""
     takes = f"{label} takes {requirement(field)}"
     kind, value = found["type"], found["input"]
     if kind == "missing":
@@ -122,7 +126,7 @@ def explain_value(label: str, field: FieldInfo, found: ErrorDetails) -> UsageErr
         return UsageError(f"{label} is {value!r}, which is unknown", hint=f"{label}: {field.description}")
     small, large = ("greater_than", "greater_than_equal"), ("less_than", "less_than_equal")
     fault = "too small" if kind in small else "too large" if kind in large else f"not {_plain(requirement(field))}"
-    return UsageError(f"{label} is {_shown(value)}, which is {fault}", hint=takes)
+    return UsageError(f"{label} is {shown(value)}, which is {fault}", hint=takes)
 
 
 def _plain(takes: str) -> str:
@@ -133,8 +137,8 @@ def _plain(takes: str) -> str:
     return takes
 
 
-def _shown(value: Any) -> str:
-    """Show a number that came as text as the number that it is, and anything else as Python writes it."""
+def _without_quotes(value: Any) -> str:
+    """Show a number that came as text, as every flag's value does, as a number; anything else as Python writes it."""
     try:
         float(value)
     except (TypeError, ValueError):

@@ -14,7 +14,7 @@ from drawings import Drawings
 from scenes import captions, paint, random_scene
 from vae import hold_as_frames
 
-SCENES, CAPTIONS, BATCH = 36_000, 3, 64
+SCENES, CAPTIONS, BATCH = 20_000, 3, 16
 LATENTS_FILE, CAPTIONS_FILE = "latents.safetensors", "captions.jsonl"
 
 
@@ -34,7 +34,9 @@ def cache_latents(drawings: Drawings, vae_folder: Path, folder: Path, seed: int 
             pictures.append(np.asarray(paint(scene, drawings, rng)))
             texts.append(captions(scene, rng, CAPTIONS))
         x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        latents.append(((encode_mean(vae, x) - mean) / std).half())
+        with torch.autocast("cpu", torch.bfloat16):
+            z = encode_mean(vae, x).float()
+        latents.append(((z - mean) / std).half())
     save_file({"latents": torch.cat(latents).contiguous()}, folder / LATENTS_FILE)
     lines = [json.dumps(each) for each in texts]
     (folder / CAPTIONS_FILE).write_text("\n".join(lines) + "\n")

@@ -35,6 +35,7 @@ from dsctl_core import (
 from dsctl_core.training.logger import StepRecord
 from networks import new_text_encoder, new_transformer
 from optimizer import MuonAndAdamW
+from tokenizer import SUFFIX, SYSTEM_PREFIX
 
 BATCH = 64
 LEARNING_RATE, WARM_UP_STEPS, FLAT = 1.2e-3, 300, 0.45
@@ -105,16 +106,36 @@ class JointTraining(DiffusionTrainingModule):
             model_configs=[ModelConfig(path=str(folder))],
         )
         self.switch_pipe_to_training_mode(self.pipe, trainable_models="dit,text_encoder")
-        self.encode_prompt = self.pipe.units[-1]
+        ids = self.pipe.tokenizer(SYSTEM_PREFIX, return_tensors="pt").input_ids
+        self.register_buffer("prefix", ids, persistent=False)
 
     def forward(self, data: dict) -> Tensor:
         """Return the loss of a batch; its timesteps are spread evenly over the schedule's levels."""
         x0 = data["input_latents"]
         levels = self.pipe.scheduler.timesteps
         timestep = levels[(data["timestep_bins"] * len(levels)).long()]
-        prompt = self.encode_prompt.process(self.pipe, data["prompt"])
-        noise = torch.randn_like(x0)
-        return FlowMatchSFTLoss(self.pipe, input_latents=x0, noise=noise, timestep=timestep, **prompt)
+        return FlowMatchSFTLoss(
+            self.pipe,
+            input_latents=x0,
+            noise=torch.randn_like(x0),
+            timestep=timestep,
+            prompt_embeds=self.encode(data["prompt"]),
+        )
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        """Return what the pipeline's own unit does for prompts of one length: hidden states (B, T, D).
+
+        The template's first 34 tokens are the same for all and see nothing behind them, so they are run once, not
+        once for each prompt, and the prompts are run with their keys and values.
+        """
+        encoder = self.pipe.text_encoder.model
+        texts = [prompt + SUFFIX for prompt in prompts]
+        ids = self.pipe.tokenizer(texts, return_tensors="pt").input_ids
+        past = encoder(input_ids=self.prefix, use_cache=True).past_key_values
+        past.batch_repeat_interleave(len(prompts))
+        start = self.prefix.shape[1]
+        places = torch.arange(start, start + ids.shape[1]).expand(3, len(prompts), -1)
+        return encoder(input_ids=ids, past_key_values=past, position_ids=places, use_cache=True).last_hidden_state
 
 
 class AverageLogger(ModelLogger):

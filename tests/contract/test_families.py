@@ -132,6 +132,17 @@ def test_every_family_is_seen() -> None:
     assert set(BUILDERS) == set(families()), "every family has a tiny random model for tests"
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_tiny_model_is_the_same_every_time(family: Family, tmp_path: Path) -> None:
+    first, second, other = (
+        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.safetensors")}
+        for folder in (write_tiny_model(family.name, tmp_path / f"{n}", seed=n // 2) for n in range(3))
+    )
+    assert first == second
+    assert len(first) == len(family.components)
+    assert all(other[name] != content for name, content in first.items())
+
+
 def test_names_are_one_of_a_kind() -> None:
     names = [preset.name for _, preset in PRESETS]
     assert len(names) == len(set(names))

@@ -1,0 +1,111 @@
+"""A long job is a bar on a terminal and a line now and then in a log."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from dsctl.progress import EVERY, Bar, Lines, duration
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def written() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def lines(written: list[str], clock: Clock) -> Lines:
+    return Lines(written.append, clock)
+
+
+def test_a_line_comes_at_most_so_often_and_says_how_far_and_how_fast(lines: Lines, written: list[str], clock: Clock):
+    lines.start("Training", 40)
+    for _ in range(20):
+        clock.now += EVERY / 10
+        lines.advance(loss=0.125, lr=1e-4)
+    assert written == [
+        "Training 10/40  loss 0.125  lr 0.0001  0.5 s/step  0:15 left",
+        "Training 20/40  loss 0.125  lr 0.0001  0.5 s/step  0:10 left",
+    ]
+
+
+def test_the_end_is_told_once(lines: Lines, written: list[str], clock: Clock):
+    lines.start("Training", 2)
+    clock.now = 2.0
+    lines.advance(2, loss=0.5)
+    lines.finish()
+    lines.finish()
+    assert written == ["Training 2/2  loss 0.5  1 s/step"]
+
+
+def test_a_job_that_takes_no_time_says_nothing(lines: Lines, written: list[str], clock: Clock):
+    lines.start("Checking", 10)
+    clock.now = 0.5
+    lines.advance(10)
+    lines.finish()
+    assert written == []
+
+
+def test_a_job_of_unknown_length_has_no_end_in_sight(lines: Lines, written: list[str], clock: Clock):
+    lines.start("Reading", None)
+    clock.now = EVERY
+    lines.advance(5)
+    assert written == ["Reading 5  1 s/step"]
+
+
+def test_a_new_job_ends_the_one_before(lines: Lines, written: list[str], clock: Clock):
+    lines.start("First", 4)
+    clock.now = 2.0
+    lines.advance()
+    lines.start("Second", 4)
+    assert written == ["First 1/4  2 s/step  0:06 left"]
+
+
+def test_a_bar_shows_values_pace_and_notes(monkeypatch: pytest.MonkeyPatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    bar = Bar()
+    bar.note("Loading [tiny]")
+    bar.start("Training", 2)
+    bar.advance(loss=0.25, picture="1/2")
+    bar.note("A word")
+    bar.advance()
+    bar.finish()
+    bar.finish()
+    shown = screen.getvalue()
+    assert "Loading [tiny]\n" in shown
+    assert "A word" in shown
+    last = shown[shown.rindex("Training") :]
+    for part in ("2/2", "loss 0.25  picture 1/2", "s/step", "0:00 left"):
+        assert part in last
+
+
+def test_what_is_reported_outside_a_job_is_ignored():
+    Bar().advance()
+    Bar().finish()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (9, "0:09"), (754, "12:34"), (3723, "1:02:03"), (-5, "0:00")]
+)
+def test_a_duration_is_written_as_a_clock_shows_it(seconds: float, text: str):
+    assert duration(seconds) == text
