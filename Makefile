@@ -8,6 +8,9 @@ READY := $(VENV)/.ready
 # Two test processes for two cores, one thread each: more threads than cores would only wait for one another.
 WORKERS ?= 2
 
+# Threads that wait by spinning take a core from whatever else runs: with two busy cores a step takes ten times as long.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 # Words a Makefile and a folder share (docs) would otherwise look done.
 .PHONY: help demo test check fix bench docs embedded-model
 .DEFAULT_GOAL := help

@@ -44,7 +44,7 @@ class ModelConfig:
         if not separator or not model_id.strip():
             raise UsageError(
                 f"{text!r} is neither a path that exists nor ID:PATTERN",
-                hint='write it as "Qwen/Qwen-Image:transformer/*.safetensors"',
+                hint='write it as "OWNER/NAME:transformer/*.safetensors"',
             )
         return cls(model_id=model_id.strip(), origin_file_pattern=pattern.strip() or None)
 

@@ -37,3 +37,14 @@ class TrainOptions(OutputOptions, LoraOptions, TrainingOptions, DataOptions, Mod
                 hint="give --lora-rank 32 for a LoRA, or --trainable-models dit for the whole dit",
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_prefix_that_is_there(self) -> Self:
+        """Refuse a prefix that no trained weight has: its name would silently stay as it is."""
+        lora_on = [self.lora_base_model or "dit"] if self.wants_lora else []
+        components = dict.fromkeys(name.split(".")[0] for name in (*(self.trainable_models or ()), *lora_on))
+        prefixes, given = [f"pipe.{name}." for name in components], self.remove_prefix_in_ckpt
+        if given and not any(prefix.startswith(given) or given.startswith(prefix) for prefix in prefixes):
+            problem = f"--remove-prefix-in-ckpt is {given!r}, which no trained weight's name begins with"
+            raise UsageError(problem, hint=f"give {' or '.join(prefixes)}")
+        return self

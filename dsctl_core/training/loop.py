@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.random import derive_seed
@@ -38,7 +39,10 @@ class TrainingSummary:
 
 
 class _Numbered(Dataset):
-    """A dataset that says each sample's position too: what is random about a sample depends on it."""
+    """A dataset that says each sample's position too: what is random about a sample depends on it.
+
+    An error that a person should read is handed over as it is; a worker process would turn it into a traceback.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -47,7 +51,10 @@ class _Numbered(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, position: int) -> tuple[int, Any]:
-        return position, self.dataset[position]
+        try:
+            return position, self.dataset[position]
+        except DsctlError as error:
+            return position, error
 
 
 class _EpochOrder(Sampler):
@@ -122,10 +129,10 @@ def launch_training_task(
     record: StepRecord | None = None
     while step < total:
         for numbered in loader:
-            batch = [_with_seed(sample, derive_seed(seed, order.epoch, position)) for position, sample in numbered]
+            batch = [_ready(sample, derive_seed(seed, order.epoch, position)) for position, sample in numbered]
             with accelerator.accumulate(prepared):
                 loss = prepared(batch[0] if batch_size == 1 else batch)
-                losses.append(_finite(accelerator, loss, step + 1, batch))
+                losses.append(_finite(accelerator, loss, step + 1, batch, dataset))
                 samples += len(batch) * accelerator.num_processes
                 accelerator.backward(loss)
                 norm = accelerator.clip_grad_norm_(parameters, max_grad_norm) if accelerator.sync_gradients else None
@@ -159,15 +166,19 @@ def launch_training_task(
     return TrainingSummary(step, record.loss, model_logger.files)
 
 
-def _with_seed(sample: Any, seed: int) -> Any:
+def _ready(sample: Any, seed: int) -> Any:
+    """Return a sample with its seed; raise what could not be loaded."""
+    if isinstance(sample, DsctlError):
+        raise sample
     return {**sample, "seed": seed} if isinstance(sample, dict) else sample
 
 
-def _finite(accelerator: Accelerator, loss: Any, step: int, batch: list[Any]) -> float:
+def _finite(accelerator: Accelerator, loss: Any, step: int, batch: list[Any], dataset: Any) -> float:
     """Return the loss averaged over the processes; stop the run if this process's is not finite."""
     if not torch.isfinite(loss):
-        rows = [str(sample["_row"]) for sample in batch if isinstance(sample, dict) and "_row" in sample]
-        where = f" on row {', '.join(rows)}" if rows else ""
+        rows = [sample["_row"] for sample in batch if isinstance(sample, dict) and "_row" in sample]
+        names = [dataset.place(row) if isinstance(dataset, UnifiedDataset) else f"row {row}" for row in rows]
+        where = f" on {', '.join(names)}" if names else ""
         raise DsctlError(
             f"the loss of step {step} is {float(loss.detach())}{where}; nothing was updated with it",
             hint="lower the learning rate, and check those rows",

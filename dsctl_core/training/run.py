@@ -59,7 +59,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             takes = f"takes {', '.join(known)}" if known else "takes no extra inputs"
             raise unknown_name("extra input", name, known, listing=f"{resolved.family.title} {takes}")
     dataset = build_dataset(options, resolved)
-    check_dataset(dataset)
+    check_dataset(dataset, progress)
     accelerator = build_accelerator(options)
     if not accelerator.is_main_process:
         progress = NoProgress()

@@ -32,7 +32,7 @@ CONFIG = {
 }
 POOL, BATCH, CROP = 14_000, 16, 64
 KL_WEIGHT, HALF_SIZE_SHARE = 3e-3, 0.25
-LEARNING_RATE, WARM_UP = 2e-3, 100
+LEARNING_RATE, POLISH_RATE, WARM_UP = 2e-3, 1e-3, 100
 EMA = 0.998
 
 
@@ -147,19 +147,46 @@ def train_vae(drawings: Drawings, folder: Path, seconds: float, seed: int = 0) -
                 # initialized for three temporal taps, of which one is in use
                 module.matrix.mul_(math.sqrt(3.0) if module.kernel[-1] == 3 else 1.0)
     pool = torch.from_numpy(picture_pool(drawings, POOL, rng)).permute(0, 3, 1, 2)
+    average = _optimize(vae, pool, rng, LEARNING_RATE, HALF_SIZE_SHARE, seconds)
+    official.load_state_dict(official_weights(average, official))
+    _measure_latents(official, pool[:1024])
+    official.to(torch.bfloat16).save_pretrained(folder)
+
+
+def polish_decoder(drawings: Drawings, start: Path, folder: Path, seconds: float, seed: int = 2) -> None:
+    """Train the decoder of the model in `start` further, and write the model into `folder`.
+
+    The encoder stays as it is, and with it every latent that was cached: a transformer may train meanwhile.
+    """
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    official = AutoencoderKLQwenImage.from_pretrained(start).float()
+    vae = AutoencoderKLQwenImage.from_pretrained(start).float()
+    hold_as_frames(vae)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    pool = torch.from_numpy(picture_pool(drawings, POOL, rng)).permute(0, 3, 1, 2)
+    average = _optimize(vae, pool, rng, POLISH_RATE, 0.0, seconds)
+    official.load_state_dict(official_weights(average, official))
+    official.to(torch.bfloat16).save_pretrained(folder)
+
+
+def _optimize(
+    vae: nn.Module, pool: Tensor, rng: random.Random, peak_rate: float, half_size_share: float, seconds: float
+) -> dict[str, Tensor]:
+    """Train what is trainable on pictures of the pool, and return the average of all weights."""
     trainable = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = MuonAndAdamW(trainable, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = MuonAndAdamW(trainable, peak_rate, betas=(0.9, 0.99), weight_decay=0.0)
     average = {name: p.detach().clone() for name, p in vae.named_parameters()}
     start, step, done = time.monotonic(), 0, 0.0
     while done < 1.0:
         done = (time.monotonic() - start) / seconds
-        rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP)
-        rate *= 0.5 + 0.5 * math.cos(math.pi * min(1.0, done))
+        rate = peak_rate * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         x = _random_crops(pool, rng)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, squared, kl = loss_of(vae, x, half_size=rng.random() < HALF_SIZE_SHARE)
+            loss, squared, kl = loss_of(vae, x, half_size=rng.random() < half_size_share)
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
@@ -169,16 +196,13 @@ def train_vae(drawings: Drawings, folder: Path, seconds: float, seed: int = 0) -
             for name, p in vae.named_parameters():
                 average[name].lerp_(p, 1.0 - keep)
         if step % 100 == 0:
-            psnr = 10.0 * math.log10(4.0 / squared.item())
             print(
                 f"{time.monotonic() - start:6.0f} s  step {step}  loss {loss.item():.4f}  "
-                f"{psnr:.2f} dB  kl {kl.item():.3f}",
+                f"{10.0 * math.log10(4.0 / squared.item()):.2f} dB  kl {kl.item():.3f}",
                 flush=True,
             )
         step += 1
-    official.load_state_dict(official_weights(average, official))
-    _measure_latents(official, pool[:1024])
-    official.to(torch.bfloat16).save_pretrained(folder)
+    return average
 
 
 def _random_crops(pool: Tensor, rng: random.Random) -> Tensor:

@@ -84,9 +84,8 @@ class Recorded:
 
 
 def test_a_picture_carries_what_made_it(model: Path):
-    result = infer(
-        build(model, prompt="a caf\u00e9 \u732b", negative_prompt="b", seed=7, cfg_scale=2.5, output="new/folder/a.png")
-    )
+    asked = {"prompt": "a caf\u00e9 \u732b", "negative_prompt": "b", "seed": 7, "cfg_scale": 2.5}
+    result = infer(build(model, **asked, output="new/folder/a.png"))
     assert result.files == [Path("new/folder/a.png")]
     assert result.grid is None
     assert pixels(result.files[0]).size == (48, 32)

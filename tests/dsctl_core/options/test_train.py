@@ -82,6 +82,8 @@ def test_every_task_is_accepted(task: str):
         ({"lora_rank": None}, "nothing to train is given", "--lora-rank 32"),
         ({"lora_rank": None, "lora_alpha": 8}, "--lora-alpha 8 is given, but no LoRA", "--lora-rank"),
         ({"preset_lora_model": "dit"}, "--preset-lora-model dit is given without a LoRA", "--preset-lora-path"),
+        ({"remove_prefix_in_ckpt": "pipe.dti."}, "which no trained weight's name begins with", "give pipe.dit."),
+        ({"remove_prefix_in_ckpt": "pipe.vae."}, "which no trained weight's name begins with", "give pipe.dit."),
         ({"model": None}, "no model is given", "--model"),
         ({"model_paths": '["a"]'}, "--model and --model-paths are both given", "one of them"),
         ({"height": 64}, "--height 64 is given without --width", "--width too"),
@@ -109,6 +111,11 @@ def test_any_lora_option_alone_means_a_lora(name: str):
     values: dict[str, Any] = {"lora_rank": None, name: 4 if name == "lora_rank" else "dit"}
     assert build(**values).wants_lora
     assert not build(lora_rank=None, trainable_models="dit").wants_lora
+
+
+@pytest.mark.parametrize("prefix", ["", "pipe.", "pipe.dit.", "pipe.text_encoder."])
+def test_a_prefix_of_what_is_trained_is_accepted(prefix: str):
+    assert build(remove_prefix_in_ckpt=prefix, trainable_models="text_encoder").remove_prefix_in_ckpt == prefix
 
 
 def test_paths_and_ids_of_weights_can_be_mixed():

@@ -108,6 +108,22 @@ def test_worker_processes_change_nothing(tmp_path):
     assert torch.equal(alone.pipe.dit.weight, helped.pipe.dit.weight)
 
 
+class Broken(list):
+    """Rows of which one cannot be loaded."""
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise DsctlError("3.png is cut off", hint="copy it again")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_sample_arrives_whole_even_from_a_worker(tmp_path, workers):
+    with pytest.raises(DsctlError) as caught:
+        run(tmp_path, rows=Broken(ROWS), num_workers=workers)
+    assert (caught.value.problem, caught.value.hint) == ("3.png is cut off", "copy it again")
+
+
 def test_weights_are_saved_once_per_epoch_and_with_max_steps_once_at_the_end(tmp_path):
     run(tmp_path / "epochs", num_epochs=3)
     run(tmp_path / "steps", max_steps=20)
