@@ -28,7 +28,7 @@ check: $(READY) ## Lint, format, types, import direction and weight, generated d
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q tests/structure
+	@$(BIN)/python -m pytest -q tests/structure/test_imports.py tests/structure/test_layout.py
 	@$(BIN)/python docs/generate.py --check
 
 fix: $(READY) ## Repair what can be repaired: lint, format, generated docs.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PlainValidator, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
@@ -47,7 +47,7 @@ class LoraFile:
         return cls(Path(path), number)
 
 
-Loras = tuple[Annotated[LoraFile, PlainValidator(LoraFile.parse)], ...]
+Loras = tuple[Annotated[LoraFile, BeforeValidator(LoraFile.parse)], ...]
 
 
 class InferOptions(ModelOptions):
