@@ -25,7 +25,7 @@ PACKAGES: tuple[str, ...] = (
     "huggingface_hub",
     "modelscope",
 )
-PACKAGES += ("pandas", "Pillow", "pydantic", "typer", "rich")
+PACKAGES += ("Pillow", "pyarrow", "pydantic", "typer", "rich")
 OPTIONAL = ("av", "flash-attn", "xformers", "bitsandbytes", "torchao", "deepspeed")
 HUB_TIMEOUT = 5  # seconds
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dsctl_core.checkpoint.files import atomic_path, check_safetensors, prepare_folder
-from dsctl_core.data.images import ImageCropAndResize, LoadImage
+from dsctl_core.data.images import LoadImage
+from dsctl_core.data.sizes import ImageCropAndResize
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model

@@ -7,14 +7,14 @@ from contextlib import closing
 from itertools import islice
 
 from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
-from dsctl_core.data.metadata import text_cell
+from dsctl_core.data.problems import DataError, Kind, kind_of_problem
 from dsctl_core.errors import DsctlError
 from dsctl_core.progress import NoProgress, Progress
 
 ROWS_NAMED = 5
 
 
-class DatasetError(DsctlError):
+class DatasetError(DataError):
     """A dataset with bad rows; `problems` has an error for each of them, up to the limit at which the check stopped."""
 
     def __init__(self, problem: str, *, hint: str | None = None, problems: tuple[RowProblem, ...] = ()) -> None:
@@ -22,12 +22,17 @@ class DatasetError(DsctlError):
         self.problems = problems
 
 
-class RowProblem(DsctlError):
+class RowProblem(DataError):
     """What is wrong with one row (a number from 0) of a dataset."""
 
-    def __init__(self, problem: str, *, hint: str | None = None, row: int = 0) -> None:
-        super().__init__(problem, hint=hint)
+    def __init__(self, problem: str, *, hint: str | None = None, kind: Kind = "other", row: int = 0) -> None:
+        super().__init__(problem, hint=hint, kind=kind)
         self.row = row
+
+    @classmethod
+    def of(cls, row: int, error: DsctlError) -> RowProblem:
+        """Return `error` as a problem of this row."""
+        return cls(error.problem, hint=error.hint, kind=kind_of_problem(error), row=row)
 
 
 def check_dataset(dataset: UnifiedDataset, progress: Progress | None = None, limit: int = 100) -> None:
@@ -52,18 +57,29 @@ def check_dataset(dataset: UnifiedDataset, progress: Progress | None = None, lim
     raise DatasetError(problem, hint=first.hint, problems=problems)
 
 
+def usable_part(
+    dataset: UnifiedDataset, progress: Progress | None = None
+) -> tuple[UnifiedDataset, tuple[RowProblem, ...]]:
+    """Return the dataset without the rows that `check_dataset` would refuse, and what is wrong with those."""
+    dataset.metadata.require_columns(TEXT_COLUMNS)
+    with closing(row_problems(dataset, progress or NoProgress())) as found:
+        problems = tuple(found)
+    return (dataset.without({problem.row for problem in problems}), problems) if problems else (dataset, ())
+
+
 def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowProblem, None, None]:
     """Give every problem in the order of the rows."""
     seen: set[tuple[str, str]] = set()  # the same file in many rows is looked at once
-    progress.start("Checking the dataset", len(dataset.metadata.rows))
+    progress.start("Checking the dataset", len(dataset.numbers))
     try:
-        for number, row in enumerate(dataset.metadata.rows):
+        for number in dataset.numbers:
+            row = dataset.metadata.rows[number]
             for key in TEXT_COLUMNS:
                 try:
                     with dataset.placed(number, key):
-                        text_cell(row.get(key))
+                        dataset.captions.texts(row.get(key))
                 except DsctlError as error:
-                    yield RowProblem(error.problem, hint=error.hint, row=number)
+                    yield RowProblem.of(number, error)
             for key in dataset.data_file_keys:
                 if (cell := (key, repr(row.get(key)))) in seen:
                     continue
@@ -71,7 +87,7 @@ def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowPr
                     dataset.preview(number, key)
                     seen.add(cell)
                 except DsctlError as error:
-                    yield RowProblem(error.problem, hint=error.hint, row=number)
+                    yield RowProblem.of(number, error)
             progress.advance()
     finally:
         progress.finish()

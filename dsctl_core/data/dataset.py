@@ -1,27 +1,37 @@
-"""UnifiedDataset: the rows of a metadata file with their pictures loaded, as a plain sequence."""
+"""UnifiedDataset: the rows of a dataset with their pictures loaded, as a plain sequence."""
 
 from __future__ import annotations
 
+import copy
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
-from dsctl_core.data.images import ImageCropAndResize, LoadImage
-from dsctl_core.data.metadata import Metadata, Row, find_metadata, read_metadata, text_cell
-from dsctl_core.data.operators import Chain, Operator, ToAbsolutePath
+from dsctl_core.data.captions import Captions
+from dsctl_core.data.defaults import default_image_operator, default_video_operator
+from dsctl_core.data.metadata import read_dataset
+from dsctl_core.data.problems import DataError, kind_of_problem
+from dsctl_core.data.routing import preview_of
+from dsctl_core.data.rows import Metadata, Row
+from dsctl_core.data.sizes import fits_of
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
+from dsctl_core.random import derive_seed
 
 TEXT_COLUMNS = ("prompt",)
 
 
 class UnifiedDataset(Sequence[Row]):
-    """The rows of a metadata file, `repeat` times over; a row is read, checked and loaded when it is asked for.
+    """The rows of a dataset, `repeat` times over; a row is read, checked and loaded when it is asked for.
 
-    A row is a dict of the metadata's columns in which those named in `data_file_keys` went through an operator:
-    that of `special_operator_map` if the column is in it, else `main_data_operator`, by default an image as large
-    as it is. `row["_row"]` is the number of the row in the metadata, from 0; `place(row)` says where that is.
+    The rows are those of `metadata_path`, else of the folder's own metadata.csv, .json, .jsonl or .parquet, else its
+    files with captions beside them. `columns` maps names that are wanted to those in the table.
+
+    A row is a dict of the columns in which those named in `data_file_keys` went through an operator: that of
+    `special_operator_map` if the column is in it, else `main_data_operator`, by default an image as large as it is.
+    `row["prompt"]` is made by `captions`. `row["_row"]` is the number of the row in the metadata, from 0;
+    `place(row)` says where that is. `row["_fit"]` says how each picture was cut and scaled.
     """
 
     def __init__(
@@ -32,16 +42,20 @@ class UnifiedDataset(Sequence[Row]):
         data_file_keys: str | Iterable[str] = ("image",),
         main_data_operator: Callable[[Any], Any] | None = None,
         special_operator_map: Mapping[str, Callable[[Any], Any]] | None = None,
+        *,
+        columns: Mapping[str, str] | None = None,
+        captions: Captions | None = None,
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
         self.base_path = _existing_folder(base_path)
         self.repeat = repeat
         self.data_file_keys = _column_names(data_file_keys)
-        self.metadata: Metadata = read_metadata(
-            find_metadata(self.base_path) if metadata_path is None else _existing_file(metadata_path, self.base_path)
-        )
+        table = None if metadata_path is None else _existing_file(metadata_path, self.base_path)
+        self.metadata: Metadata = read_dataset(self.base_path, table, self.data_file_keys, columns)
         self.metadata.require_columns(self.data_file_keys, hint="name the columns of files with --data-file-keys")
+        self.numbers: Sequence[int] = range(len(self.metadata.rows))
+        self.captions = captions or Captions()
         special = dict(special_operator_map or {})
         for key in special:
             if key not in self.data_file_keys:
@@ -49,21 +63,11 @@ class UnifiedDataset(Sequence[Row]):
         main = main_data_operator or self.default_image_operator(self.base_path)
         self.operators = {key: special.get(key, main) for key in self.data_file_keys}
 
-    @staticmethod
-    def default_image_operator(
-        base_path: str | Path = "",
-        max_pixels: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        height_division_factor: int = 16,
-        width_division_factor: int = 16,
-    ) -> Chain:
-        """Return the operator from a file name below `base_path` to an RGB picture of a size the model takes."""
-        resize = ImageCropAndResize(height, width, max_pixels, height_division_factor, width_division_factor)
-        return ToAbsolutePath(base_path) >> LoadImage() >> resize
+    default_image_operator = staticmethod(default_image_operator)
+    default_video_operator = staticmethod(default_video_operator)
 
     def __len__(self) -> int:
-        return len(self.metadata.rows) * self.repeat
+        return len(self.numbers) * self.repeat
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -72,16 +76,22 @@ class UnifiedDataset(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        number = range(len(self))[index] % len(self.metadata.rows)  # range: negative numbers, IndexError at the end
+        index = range(len(self))[index]  # negative numbers, and IndexError at the end
+        return self.sample(index, derive_seed("sample", index))
+
+    def sample(self, index: int, seed: int) -> Row:
+        """Load row `index`; what is random about it depends on `seed` alone."""
+        number = self.numbers[index % len(self.numbers)]
         row = dict(self.metadata.rows[number])
         for key in TEXT_COLUMNS:
             if key in self.metadata.columns:
                 with self.placed(number, key):
-                    row[key] = text_cell(row.get(key))
+                    row[key] = self.captions.choose(row.get(key), seed)
         for key, operator in self.operators.items():
             with self.placed(number, key):
                 row[key] = operator(row.get(key))
         row["_row"] = number
+        row["_fit"] = {key: fit for key in self.operators if (fit := fits_of(row[key])) is not None}
         return row
 
     def preview(self, number: int, key: str) -> Any:
@@ -89,9 +99,26 @@ class UnifiedDataset(Sequence[Row]):
 
         That is the (width, height) it will be loaded with for an image, None for an operator that is a plain function.
         """
-        operator = self.operators[key]
         with self.placed(number, key):
-            return operator.preview(self.metadata.rows[number].get(key)) if isinstance(operator, Operator) else None
+            return preview_of(self.operators[key], self.metadata.rows[number].get(key))
+
+    def buckets(self) -> list[Hashable]:
+        """Return, for each row of one repetition, what rows of one batch must have in common: the sizes of its files.
+
+        Reads the beginning of every file. A row that cannot be used is an error.
+        """
+        return [tuple(_hashable(self.preview(number, key)) for key in self.data_file_keys) for number in self.numbers]
+
+    def without(self, numbers: Collection[int]) -> UnifiedDataset:
+        """Return this dataset less the rows with these numbers in the metadata."""
+        kept = copy.copy(self)
+        left_out = set(numbers)
+        kept.numbers = [number for number in self.numbers if number not in left_out]
+        if not kept.numbers:
+            raise DataError(
+                f"{self.metadata.path} has no row that can be used", hint="see `dsctl dataset validate`", kind="table"
+            )
+        return kept
 
     def place(self, number: int) -> str:
         """Say where row `number` (from 0, as in `row["_row"]`) is in the metadata."""
@@ -105,7 +132,12 @@ class UnifiedDataset(Sequence[Row]):
         except DsctlError as error:
             row = self.metadata.rows[number]
             shown = f"{key} {reprlib.repr(row[key])}" if key in row else key
-            raise DsctlError(f"{self.place(number)}, {shown}: {error.problem}", hint=error.hint) from error
+            problem = f"{self.place(number)}, {shown}: {error.problem}"
+            raise DataError(problem, hint=error.hint, kind=kind_of_problem(error)) from error
+
+
+def _hashable(value: Any) -> Hashable:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def _existing_folder(base_path: str | Path) -> Path:

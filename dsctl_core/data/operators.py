@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from dsctl_core.data.metadata import explained_os_errors, text_cell
-from dsctl_core.errors import DsctlError, near_miss
+from dsctl_core.data.problems import DataError, explained_os_errors
+from dsctl_core.data.rows import text_cell
+from dsctl_core.errors import near_miss
 
 
 class Operator(ABC):
@@ -71,39 +72,48 @@ class SequentialProcess(Operator):
     @staticmethod
     def _entries(value: Any) -> list[Any]:
         if not isinstance(value, list | tuple) or not value:
-            raise DsctlError(
-                "the value is not a list with at least one entry", hint='write it as ["a.png", "b.png"] in json'
+            raise DataError(
+                "the value is not a list with at least one entry",
+                hint='write it as ["a.png", "b.png"] in json',
+                kind="list",
             )
         return list(value)
 
 
 class ToAbsolutePath(Operator):
-    """Turn a file name of the dataset into a path below `base_path`, and nowhere else.
+    """Turn a file name of the dataset into a path below `base_path`, and nowhere else unless `allow_outside`.
 
     Absolute paths and `..` that leaves the folder are refused: a dataset from somewhere else must not read this
     machine's other files. The test is on the name alone, since datasets kept as links into a store are common.
     """
 
-    def __init__(self, base_path: str | Path = "") -> None:
-        self.base_path = Path(base_path)
+    def __init__(self, base_path: str | Path = "", allow_outside: bool = False) -> None:
+        self.base_path, self.allow_outside = Path(base_path), allow_outside
 
     def __call__(self, value: Any) -> Path:
         """Return the path; whether the file exists is for the next step to see."""
         name = text_cell(value)
         if name.startswith(("http://", "https://")):
-            raise DsctlError(
-                "the path is an address, not a file", hint="download the file into the dataset folder first"
+            raise DataError(
+                "the path is an address, not a file",
+                hint="download the file into the dataset folder first",
+                kind="path",
             )
+        if self.allow_outside:
+            return self.base_path / name
         if Path(name).anchor or PureWindowsPath(name).is_absolute():
-            raise DsctlError(
+            raise DataError(
                 f"the path is absolute, but files are named from the dataset folder {self.base_path}",
-                hint="write the path as seen from the dataset folder",
+                hint="write the path as seen from the dataset folder, or give --allow-outside",
+                kind="path",
             )
         inside = Path(os.path.normpath(name))
         if inside.parts[:1] == ("..",):
-            raise DsctlError(
+            raise DataError(
                 f"the path leads out of the dataset folder {self.base_path}",
-                hint="move the file into the dataset folder, or give a --dataset-base-path that holds both",
+                hint="move the file into the dataset folder, give a --dataset-base-path that holds both, "
+                "or give --allow-outside",
+                kind="path",
             )
         return self.base_path / inside
 
@@ -120,9 +130,9 @@ def require_file(path: Path) -> None:
         if path.is_file():
             return
         if path.exists():
-            raise DsctlError(f"{path} is a folder, not a file", hint="name a file in it")
+            raise DataError(f"{path} is a folder, not a file", hint="name a file in it", kind="path")
         if not path.is_symlink():
-            raise DsctlError(f"{path} does not exist", hint=_missing_hint(path))
+            raise DataError(f"{path} does not exist", hint=_missing_hint(path), kind="missing file")
         path.stat()  # a link that leads nowhere or in a circle: the system says which
 
 

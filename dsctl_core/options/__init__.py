@@ -1,7 +1,7 @@
 """Every option, once: its name, type, bounds, default and description. Imports no torch."""
 
 from dsctl_core.options.base import Options
-from dsctl_core.options.data import DataOptions
+from dsctl_core.options.data import DataOptions, ReadingOptions
 from dsctl_core.options.infer import InferOptions, LoraFile
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.model import ModelOptions
@@ -21,6 +21,7 @@ __all__ = [
     "ModelsShowOptions",
     "Options",
     "OutputOptions",
+    "ReadingOptions",
     "TrainOptions",
     "TrainingOptions",
 ]

@@ -1,35 +1,43 @@
-"""Which dataset, and how its pictures are read."""
+"""Which dataset, and how its files are read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, Options, Side
 
 
-class DataOptions(Options):
-    """Where the samples are and what becomes of their pictures."""
+def _texts_of_numbers(value: Any) -> Any:
+    """Let run.toml write numbers as numbers: [512, 1024]."""
+    if isinstance(value, list) and all(type(entry) is int for entry in value):
+        return [str(entry) for entry in value]
+    return value
+
+
+class ReadingOptions(Options):
+    """How the rows and files of a dataset are read, whatever is done with them."""
 
     panel: ClassVar[str] = "Data"
-    exclusive: ClassVar[tuple[Alternative, ...]] = (("height", "max_pixels"), ("width", "max_pixels"))
+    exclusive: ClassVar[tuple[Alternative, ...]] = (
+        ("height", "max_pixels"),
+        ("width", "max_pixels"),
+        ("height", "bucket_resolutions"),
+        ("width", "bucket_resolutions"),
+        ("max_pixels", "bucket_resolutions"),
+    )
 
-    dataset_base_path: Path = Field(description="Root folder of the dataset.")
-    dataset_metadata_path: Path | None = Field(
-        None, description="Table of the samples (csv, json or jsonl). Left out: metadata.* in the root folder."
-    )
-    dataset_repeat: Count = Field(1, description="How many times an epoch goes over the dataset.")
-    dataset_num_workers: Annotated[int, Field(ge=0, le=256)] = Field(
-        0, description="Processes that read samples ahead; 0 reads them in between."
-    )
     data_file_keys: Names = Field(
         ("image",), min_length=1, description="Columns that hold files to load, separated by commas."
     )
-    extra_inputs: Names = Field((), description="Columns that the pipeline needs beside image and prompt.")
+    column: Names = Field(
+        (), description="Columns of another name, as NEW=OLD separated by commas: prompt=caption,image=file."
+    )
+    allow_outside: bool = Field(False, description="Allow files outside the dataset folder.")
     height: Side | None = Field(
         None, description="Height of every picture, in pixels. Left out, with --width: each keeps its own size."
     )
@@ -37,11 +45,81 @@ class DataOptions(Options):
     max_pixels: Count = Field(
         1024 * 1024, description="Without --height and --width: a picture with more pixels is scaled down to this."
     )
+    bucket_resolutions: Annotated[Names, BeforeValidator(_texts_of_numbers)] = Field(
+        (), description="Bring pictures to sizes of about 512x512 or 1024x1024 pixels of the nearest shape: 512,1024."
+    )
+    num_frames: Count | None = Field(None, description="Frames of a video to take. Left out: the model's own number.")
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None, description="Frames a second to take from a video. Left out: every frame."
+    )
+    short_clips: Literal["refuse", "shorten"] = Field(
+        "refuse", description="What to do with a video that has fewer frames than asked for."
+    )
+
+    @field_validator("column")
+    @classmethod
+    def _pairs(cls, column: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in column:
+            new, equals, old = pair.partition("=")
+            if not equals or not new.strip() or not old.strip():
+                raise UsageError(f"--column is given {pair!r}", hint="write it as NEW=OLD, such as prompt=caption")
+        names = [pair.partition("=")[0].strip() for pair in column]
+        if len(set(names)) < len(names):
+            raise UsageError(f"--column names {','.join(names)}, one of them twice", hint="name each column once")
+        return column
+
+    @field_validator("bucket_resolutions")
+    @classmethod
+    def _sides(cls, resolutions: tuple[str, ...]) -> tuple[str, ...]:
+        for text in resolutions:
+            if not (text.isdecimal() and 1 <= int(text) <= 16384):
+                raise UsageError(
+                    f"--bucket-resolutions is given {text!r}, which is no side in pixels",
+                    hint="write one or more whole numbers, such as 512,1024",
+                )
+        return resolutions
 
     @model_validator(mode="after")
     def _whole_size(self) -> Self:
         check_whole_size(self.height, self.width)
         return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What `--column` says: {new name: name in the table}."""
+        pairs = (pair.partition("=") for pair in self.column)
+        return {new.strip(): old.strip() for new, _, old in pairs}
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """What `--bucket-resolutions` says, as numbers."""
+        return tuple(map(int, self.bucket_resolutions))
+
+
+class DataOptions(ReadingOptions):
+    """Where the samples are and what becomes of their pictures and captions."""
+
+    panel: ClassVar[str] = "Data"
+
+    dataset_base_path: Path = Field(description="Root folder of the dataset.")
+    dataset_metadata_path: Path | None = Field(
+        None,
+        description="Table of the samples (csv, json, jsonl or parquet). "
+        "Left out: metadata.* in the root folder, or the .txt beside each file.",
+    )
+    dataset_repeat: Count = Field(1, description="How many times an epoch goes over the dataset.")
+    dataset_num_workers: Annotated[int, Field(ge=0, le=256)] = Field(
+        0, description="Processes that read samples ahead; 0 reads them in between."
+    )
+    extra_inputs: Names = Field((), description="Columns that the pipeline needs beside image and prompt.")
+    caption_prefix: str = Field("", description="Words before every caption, such as a trigger word.")
+    caption_suffix: str = Field("", description="Words after every caption.")
+    caption_dropout: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Share of the samples that are trained with an empty prompt."
+    )
+    on_bad_sample: Literal["stop", "skip"] = Field(
+        "stop", description="What to do with a row that cannot be used: stop, or go on without it."
+    )
 
 
 def check_whole_size(height: int | None, width: int | None) -> None:

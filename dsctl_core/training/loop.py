@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.progress import NoProgress, Progress
-from dsctl_core.random import derive_seed
+from dsctl_core.training.batches import Loaded, Rounds, batch_loader
 from dsctl_core.training.logger import ModelLogger, StepRecord
 
 if TYPE_CHECKING:
@@ -38,43 +39,6 @@ class TrainingSummary:
     files: list[Path]
 
 
-class _Numbered(Dataset):
-    """A dataset that says each sample's position too: what is random about a sample depends on it.
-
-    An error that a person should read is handed over as it is; a worker process would turn it into a traceback.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, position: int) -> tuple[int, Any]:
-        try:
-            return position, self.dataset[position]
-        except DsctlError as error:
-            return position, error
-
-
-class _EpochOrder(Sampler):
-    """A shuffle that is a pure function of the seed and the epoch."""
-
-    def __init__(self, dataset: Sized, seed: int) -> None:
-        self.dataset, self.seed, self.epoch = dataset, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
-        return iter(torch.randperm(len(self.dataset), generator=generator).tolist())
-
-
-def _as_list(samples: list[Any]) -> list[Any]:
-    return samples
-
-
 def launch_training_task(
     accelerator: Accelerator,
     dataset: Any,
@@ -90,17 +54,22 @@ def launch_training_task(
     save_steps: int | None = None,
     max_grad_norm: float = 1.0,
     seed: int = 0,
+    buckets: Sequence[Hashable] | None = None,
+    on_bad_sample: Callable[[DsctlError], None] | None = None,
     optimizer: Callable[[Sequence[Any]], Optimizer] | None = None,
     lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     progress: Progress | None = None,
 ) -> TrainingSummary:
     """Train `model` on `dataset` and return how it ended.
 
-    A step is an optimizer update, made of the accelerator's `gradient_accumulation_steps` micro-batches. `model` is
-    called with a sample of `dataset`, or with a list of `batch_size` of them; a sample that is a dict gets a "seed"
-    that depends on `seed`, the epoch and the sample's position alone. `max_steps`, when given, replaces `num_epochs`.
+    A step is an optimizer update, made of the accelerator's `gradient_accumulation_steps` micro-batches; its gradient
+    is the mean over its samples, however they are spread over micro-batches and processes. `model` is called with a
+    sample of `dataset`, or with a list of up to `batch_size` of them; a sample that is a dict gets a "seed" that
+    depends on `seed`, the epoch and the sample's position alone. `max_steps`, when given, replaces `num_epochs`.
+    `buckets` has, for each row of which `dataset` is a repetition, what the rows of one batch must have in common.
     Weights are saved every `save_steps` steps (None: after every epoch, unless `max_steps` is given) and at the end.
-    `optimizer` and `lr_scheduler` build others than AdamW at a constant rate.
+    A sample that cannot be loaded stops the run, unless `on_bad_sample` takes the error: then the next one of its
+    bucket stands in for it. `optimizer` and `lr_scheduler` build others than AdamW at a constant rate.
     Raises DsctlError, before anything is updated with it, when a loss is not finite.
     """
     shown = progress or NoProgress()
@@ -112,30 +81,27 @@ def launch_training_task(
     build = optimizer or (lambda p: torch.optim.AdamW(p, lr=learning_rate, weight_decay=weight_decay))
     built = build(parameters)
     schedule = lr_scheduler(built) if lr_scheduler is not None else None
-    order = _EpochOrder(dataset, seed)
-    loader: Any = DataLoader(
-        _Numbered(dataset),
-        batch_size=batch_size,
-        sampler=order,
-        collate_fn=_as_list,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-    )
-    prepared, built, loader = accelerator.prepare(model, built, loader)
-    total = max_steps or num_epochs * math.ceil(len(loader) / accelerator.gradient_accumulation_steps)
+    prepared, built = accelerator.prepare(model, built)
+    accumulate = accelerator.gradient_accumulation_steps
+    plan = BatchPlan(len(dataset), batch_size, seed, buckets)
+    rounds = Rounds(plan, accelerator.process_index, accelerator.num_processes, accumulate)
+    loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
+    total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
     model_logger.on_training_start(accelerator, model)
     shown.start("Training", total)
-    step, losses, average, began, samples = 0, [], None, time.perf_counter(), 0
+    step, losses, average, began = 0, 0.0, None, time.perf_counter()
     record: StepRecord | None = None
     while step < total:
-        for numbered in loader:
-            batch = [_ready(sample, derive_seed(seed, order.epoch, position)) for position, sample in numbered]
-            with accelerator.accumulate(prepared):
+        for number, loaded in enumerate(loader):
+            batch = [_sample(each, on_bad_sample, accelerator.device) for each in loaded]
+            last, weight = rounds.ends_step(number), rounds.weight(number)
+            # Gradients are exchanged between processes once a step, with its last micro-batch.
+            accelerator.sync_gradients = last
+            with nullcontext() if last else accelerator.no_sync(prepared):
                 loss = prepared(batch[0] if batch_size == 1 else batch)
-                losses.append(_finite(accelerator, loss, step + 1, batch, dataset))
-                samples += len(batch) * accelerator.num_processes
-                accelerator.backward(loss)
-                norm = accelerator.clip_grad_norm_(parameters, max_grad_norm) if accelerator.sync_gradients else None
+                losses += _finite(accelerator, loss, step + 1, batch, dataset, weight) / accumulate
+                accelerator.backward(loss * weight)
+                norm = accelerator.clip_grad_norm_(parameters, max_grad_norm) if last else None
                 built.step()
                 built.zero_grad()
             if norm is None:
@@ -145,9 +111,8 @@ def launch_training_task(
             if schedule is not None:
                 schedule.step()
             seconds = time.perf_counter() - began
-            record = StepRecord(
-                step, sum(losses) / len(losses), lr, float(norm), seconds, samples / seconds, peak_memory()
-            )
+            pace = rounds.step_samples(number) / seconds
+            record = StepRecord(step, losses, lr, float(norm), seconds, pace, peak_memory())
             model_logger.on_step_end(accelerator, model, record)
             average = record.loss if average is None else LOSS_AVERAGE * average + (1 - LOSS_AVERAGE) * record.loss
             shown.advance(1, loss=average, lr=lr, s_per_step=seconds)
@@ -155,8 +120,8 @@ def launch_training_task(
                 break
             if save_steps is not None and step % save_steps == 0:
                 model_logger.save(accelerator, model, step)
-            losses, began, samples = [], time.perf_counter(), 0
-        order.epoch += 1
+            losses, began = 0.0, time.perf_counter()
+        rounds.epoch += 1
         if save_steps is None and max_steps is None:
             model_logger.save(accelerator, model, step)
     model_logger.on_training_end(accelerator, model, step)
@@ -166,15 +131,21 @@ def launch_training_task(
     return TrainingSummary(step, record.loss, model_logger.files)
 
 
-def _ready(sample: Any, seed: int) -> Any:
-    """Return a sample with its seed; raise what could not be loaded."""
-    if isinstance(sample, DsctlError):
-        raise sample
-    return {**sample, "seed": seed} if isinstance(sample, dict) else sample
+def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, device: torch.device) -> Any:
+    """Return what was loaded, its tensors on `device`; tell of what could not be loaded, or raise it."""
+    from accelerate.utils import send_to_device
+
+    for error in loaded.errors:
+        if on_bad_sample is None:
+            raise error
+        on_bad_sample(error)
+    if loaded.sample is None:
+        raise loaded.errors[0]
+    return send_to_device(loaded.sample, device)
 
 
-def _finite(accelerator: Accelerator, loss: Any, step: int, batch: list[Any], dataset: Any) -> float:
-    """Return the loss averaged over the processes; stop the run if this process's is not finite."""
+def _finite(accelerator: Accelerator, loss: Any, step: int, batch: list[Any], dataset: Any, weight: float) -> float:
+    """Return the loss times its weight, averaged over the processes; stop if this process's is not finite."""
     if not torch.isfinite(loss):
         rows = [sample["_row"] for sample in batch if isinstance(sample, dict) and "_row" in sample]
         names = [dataset.place(row) if isinstance(dataset, UnifiedDataset) else f"row {row}" for row in rows]
@@ -183,7 +154,7 @@ def _finite(accelerator: Accelerator, loss: Any, step: int, batch: list[Any], da
             f"the loss of step {step} is {float(loss.detach())}{where}; nothing was updated with it",
             hint="lower the learning rate, and check those rows",
         )
-    return float(accelerator.reduce(loss.detach().float(), reduction="mean"))
+    return float(accelerator.reduce(loss.detach().float() * weight, reduction="mean"))
 
 
 def peak_memory() -> int:

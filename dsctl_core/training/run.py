@@ -15,7 +15,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from dsctl_core.data import UnifiedDataset, check_dataset
+from dsctl_core.data import UnifiedDataset, check_dataset, usable_part
+from dsctl_core.data.build import build_dataset
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
@@ -25,6 +26,7 @@ from dsctl_core.training.folder import claim, refuse_used, unclaim
 from dsctl_core.training.logger import ModelLogger
 from dsctl_core.training.loop import launch_training_task
 from dsctl_core.training.module import float_dtype
+from dsctl_core.training.skipped import SkippedRows
 from dsctl_core.training.tasks import TaskModule
 from dsctl_core.version import __version__
 
@@ -41,6 +43,7 @@ class TrainResult:
     final_loss: float
     seconds: float
     output_path: Path
+    skipped: int = 0  # rows that could not be used, with --on-bad-sample skip
 
 
 def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
@@ -58,8 +61,8 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             known = resolved.family.extra_inputs
             takes = f"takes {', '.join(known)}" if known else "takes no extra inputs"
             raise unknown_name("extra input", name, known, listing=f"{resolved.family.title} {takes}")
-    dataset = build_dataset(options, resolved)
-    check_dataset(dataset, progress)
+    skipped = SkippedRows(options.output_path)
+    dataset = checked_dataset(options, resolved, skipped, progress)
     accelerator = build_accelerator(options)
     if not accelerator.is_main_process:
         progress = NoProgress()
@@ -73,6 +76,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             metadata={"base_model": resolved.label},
             run=describe_run(options, resolved, rate, accelerator),
         )
+        skipped.start()
         summary = launch_training_task(
             accelerator,
             dataset,
@@ -87,6 +91,8 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             save_steps=options.save_steps,
             max_grad_norm=options.max_grad_norm,
             seed=options.seed,
+            buckets=dataset.buckets() if options.batch_size > 1 else None,
+            on_bad_sample=skipped.add if options.on_bad_sample == "skip" else None,
             progress=progress,
         )
     except BaseException:
@@ -96,29 +102,29 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         accelerator.end_training()
     seconds = time.perf_counter() - began
     return TrainResult(
-        summary.files[0], tuple(summary.files), summary.steps, summary.final_loss, seconds, options.output_path
+        summary.files[0],
+        tuple(summary.files),
+        summary.steps,
+        summary.final_loss,
+        seconds,
+        options.output_path,
+        len(skipped),
     )
 
 
-def build_dataset(options: TrainOptions, resolved: ResolvedModel) -> UnifiedDataset:
-    """Build the dataset; without any size given, a model with a native size limits the pictures to that many pixels."""
-    native = resolved.defaults.get("max_pixels")
-    max_pixels = options.max_pixels if options.given("max_pixels") or native is None else native
-    base, factor = options.dataset_base_path, resolved.family.division_factor
-    return UnifiedDataset(
-        base_path=base,
-        metadata_path=options.dataset_metadata_path,
-        repeat=options.dataset_repeat,
-        data_file_keys=options.data_file_keys,
-        main_data_operator=UnifiedDataset.default_image_operator(
-            base_path=base,
-            max_pixels=None if options.height is not None else max_pixels,
-            height=options.height,
-            width=options.width,
-            height_division_factor=factor,
-            width_division_factor=factor,
-        ),
-    )
+def checked_dataset(
+    options: TrainOptions, resolved: ResolvedModel, skipped: SkippedRows, progress: Progress
+) -> UnifiedDataset:
+    """Build the dataset and check it: a row that cannot be used is refused, or left out and told to `skipped`."""
+    dataset = build_dataset(options, resolved.family, resolved.defaults)
+    progress.note(f"Dataset: {dataset.metadata.layout}")
+    if options.on_bad_sample == "stop":
+        check_dataset(dataset, progress)
+        return dataset
+    usable, problems = usable_part(dataset, progress)
+    for problem in problems:
+        skipped.add(problem)
+    return usable
 
 
 def build_accelerator(options: TrainOptions) -> Accelerator:

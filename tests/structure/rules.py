@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "safetensors"}
-HEAVY |= {"pandas", "numpy", "PIL", "av", "huggingface_hub", "modelscope", "modelscope_hub"}
+HEAVY |= {"pandas", "pyarrow", "numpy", "PIL", "av", "huggingface_hub", "modelscope", "modelscope_hub"}
 
 # Inside dsctl_core a module may import from its own layer and those above it in this list.
 LAYERS = (

@@ -70,7 +70,7 @@ def test_the_error_tells_the_first_problem_and_counts_the_others(folder):
 def test_a_missing_prompt_column_is_found_before_any_row(folder):
     with pytest.raises(DsctlError, match=r"has no column 'prompt' \(its columns: 'image', 'promt'\)") as caught:
         check_dataset(dataset(folder, "gone.png,x", header="image,promt"))
-    assert caught.value.hint == "rename the column 'promt' to 'prompt'"
+    assert caught.value.hint == "rename the column 'promt' to 'prompt', or give --column prompt=promt"
 
 
 def test_a_row_that_lacks_a_key_in_json_is_named(folder):

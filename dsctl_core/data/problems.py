@@ -1,0 +1,59 @@
+"""The error of everything that is wrong with a dataset: it has a kind, by which a report can sort."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from dsctl_core.errors import DsctlError
+
+Kind = Literal[
+    "table",
+    "column",
+    "caption",
+    "path",
+    "missing file",
+    "unreadable file",
+    "not a picture",
+    "damaged file",
+    "size",
+    "video",
+    "list",
+    "other",
+]
+
+
+class DataError(DsctlError):
+    """Something in a dataset that cannot be used; `kind` says what it is about."""
+
+    def __init__(self, problem: str, *, hint: str | None = None, kind: Kind = "other") -> None:
+        super().__init__(problem, hint=hint)
+        self.kind: Kind = kind
+
+
+def kind_of_problem(error: DsctlError) -> Kind:
+    """Return the kind of a problem; an error that was not made for datasets has none of its own."""
+    return error.kind if isinstance(error, DataError) else "other"
+
+
+@contextmanager
+def explained_os_errors(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to give `path` into an error that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} does not exist",
+            hint="check the path; it is seen from the current folder",
+            kind="missing file",
+        ) from error
+    except PermissionError as error:
+        raise DataError(
+            f"{path} may not be read (permission denied)", hint=f"chmod u+r {path}", kind="unreadable file"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror or error}", hint="check the path", kind="unreadable file"
+        ) from error

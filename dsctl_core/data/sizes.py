@@ -1,0 +1,146 @@
+"""Sizes: which part of a picture is used, and how large it comes out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from math import isqrt
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dsctl_core.data.operators import Operator
+from dsctl_core.data.problems import DataError
+from dsctl_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image as PilImage
+
+
+class Fit(NamedTuple):
+    """How a picture was brought to its size: `box` (left, top, right, bottom) of it, times `scale`."""
+
+    original: tuple[int, int]
+    size: tuple[int, int]
+    scale: float
+    box: tuple[float, float, float, float]
+
+
+class Resize(Operator):
+    """Bring a picture to a size that is chosen from its own, keeping its shape and its centre.
+
+    It is scaled until it covers that size, antialiased, and cut off evenly; `fit` says how, and so does
+    `info["fit"]` of the picture that comes out.
+    """
+
+    @abstractmethod
+    def target_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) that a picture of this size comes out with."""
+
+    def fit(self, width: int, height: int) -> Fit:
+        """Return how a picture of this size is cut and scaled."""
+        across, down = self.target_size(width, height)
+        scale = self.scale(width, height, (across, down))
+        box_width, box_height = min(across / scale, width), min(down / scale, height)
+        left, top = (width - box_width) / 2, (height - box_height) / 2
+        if scale == 1.0:  # only cut: whole pixels, so that each stays as it was
+            left, top = (width - across) // 2, (height - down) // 2
+        return Fit((width, height), (across, down), scale, (left, top, left + box_width, top + box_height))
+
+    def scale(self, width: int, height: int, target: tuple[int, int]) -> float:
+        """Return the smallest scale at which a picture covers `target`."""
+        return max(target[0] / width, target[1] / height)
+
+    def __call__(self, value: PilImage.Image) -> PilImage.Image:
+        """Return the picture at its target size."""
+        from PIL import Image
+
+        fit = self.fit(*value.size)
+        if fit.scale == 1.0:
+            left, top, right, bottom = (int(side) for side in fit.box)
+            result = value.crop((left, top, right, bottom))
+        else:
+            result = value.resize(fit.size, Image.Resampling.LANCZOS, box=fit.box)
+        result.info["fit"] = fit
+        return result
+
+    def preview(self, value: tuple[int, int]) -> tuple[int, int]:
+        """Return the target size for a (width, height)."""
+        return self.target_size(*value)
+
+
+class ImageCropAndResize(Resize):
+    """Bring a picture to a size that the model takes, keeping its shape and its centre.
+
+    With `height` and `width` every picture gets that size: scaled to cover it, then cropped at the centre. Without
+    them each keeps its own size, unless it has more than `max_pixels` and is scaled down to that; it is never
+    enlarged. Both sides are cropped to multiples of the division factors.
+    """
+
+    def __init__(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        max_pixels: int | None = None,
+        height_division_factor: int = 16,
+        width_division_factor: int = 16,
+    ) -> None:
+        if (height is None) != (width is None):
+            given, missing = ("height", "width") if width is None else ("width", "height")
+            raise UsageError(f"{given} is given without {missing}", hint="give both, or neither for dynamic sizes")
+        for name, side, factor in (("height", height, height_division_factor), ("width", width, width_division_factor)):
+            if side is not None and (side < factor or side % factor):
+                lower = max(side // factor, 1) * factor
+                raise UsageError(
+                    f"{name} {side} is not a positive multiple of {factor}",
+                    hint=f"the nearest sizes are {lower} and {lower + factor}" if side > factor else f"use {lower}",
+                )
+        smallest = height_division_factor * width_division_factor
+        if max_pixels is not None and max_pixels < smallest:
+            raise UsageError(
+                f"max_pixels {max_pixels} is less than the smallest picture", hint=f"use {smallest} or more"
+            )
+        self.height, self.width, self.max_pixels = height, width, max_pixels
+        self.height_division_factor, self.width_division_factor = height_division_factor, width_division_factor
+
+    def target_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) that a picture of this size comes out with."""
+        across, down = self.width_division_factor, self.height_division_factor
+        require_sides(width, height, across, down)
+        if self.width is not None and self.height is not None:
+            return self.width, self.height
+        scaled = (width, height)
+        if self.max_pixels is not None and width * height > self.max_pixels:
+            # sqrt(max_pixels * width / height), rounded down exactly: 1536x1536 must give 1024, not 1023.99 -> 1008
+            scaled = (isqrt(self.max_pixels * width // height), isqrt(self.max_pixels * height // width))
+        if scaled[0] < across or scaled[1] < down:
+            raise DataError(
+                f"the picture is {width}x{height} pixels; at {self.max_pixels} pixels it would be "
+                f"{scaled[0]}x{scaled[1]}, but both sides must have at least {max(across, down)}",
+                hint="crop the picture to a less extreme shape, raise --max-pixels, or remove the row",
+                kind="size",
+            )
+        return scaled[0] // across * across, scaled[1] // down * down
+
+    def scale(self, width: int, height: int, target: tuple[int, int]) -> float:
+        """Return 1 for a picture that keeps its size, else the smallest scale at which it covers `target`."""
+        if self.height is None and (self.max_pixels is None or width * height <= self.max_pixels):
+            return 1.0
+        return super().scale(width, height, target)
+
+
+def require_sides(width: int, height: int, across: int, down: int) -> None:
+    """Refuse a picture that is smaller than the smallest piece that the model works in."""
+    if width < across or height < down:
+        raise DataError(
+            f"the picture is {width}x{height} pixels, but both sides must have at least {max(across, down)}",
+            hint="use a larger picture, or remove the row",
+            kind="size",
+        )
+
+
+def fits_of(value: Any) -> Any:
+    """Return how a picture, or each of several, was fitted; None for what was not."""
+    from PIL import Image
+
+    if isinstance(value, list):
+        fits = [fits_of(entry) for entry in value]
+        return fits if any(fit is not None for fit in fits) else None
+    return value.info.get("fit") if isinstance(value, Image.Image) else None

@@ -1,0 +1,192 @@
+"""Readers of csv, json and jsonl; every way in which one can be wrong is one clear error.
+
+Values come out as they are written: a csv has no types, so each of its cells is text and `NA`, `null` or `007` stay
+what they say. That is why the standard library reads the csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.data.problems import DataError
+from dsctl_core.data.rows import Metadata, Row, kind_of, union_of_keys
+
+
+def read_csv(path: Path) -> Metadata:
+    """Read a csv whose first line names the columns."""
+    columns: list[str] = []
+    rows: list[Row] = []
+    lines: list[int] = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        start = 1  # a record may span lines: it starts one line after the one before it ended
+        try:
+            for cells in reader:
+                if not cells:  # a blank line
+                    start = reader.line_num + 1
+                    continue
+                if not columns:
+                    columns = cells
+                    _refuse_duplicate_columns(path, columns)
+                elif len(cells) != len(columns):
+                    raise _wrong_cell_count(f"{path} row {len(rows) + 1} (line {start})", cells, columns)
+                else:
+                    rows.append(dict(zip(columns, cells, strict=True)))
+                    lines.append(start)
+                start = reader.line_num + 1
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path) from error
+        except csv.Error as error:
+            raise DataError(
+                f"{path} row {len(rows) + 1} (line {start}) cannot be read as csv: {error}",
+                hint='a text with a comma, a line break or a quote goes in double quotes, and a quote inside is ""',
+                kind="table",
+            ) from error
+    return Metadata(path, tuple(columns), tuple(rows), tuple(lines))
+
+
+def read_json(path: Path) -> Metadata:
+    """Read a json list of objects."""
+    text = _read_text(path)
+    if not text.strip():
+        return Metadata(path, (), (), None)
+    try:
+        rows = _decode(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            hint = f"one object per line is jsonl: rename the file to {path.with_suffix('.jsonl').name}"
+        else:
+            hint = _json_hint(text, error)
+        raise DataError(
+            f"{path} line {error.lineno}, column {error.colno}: {error.msg}", hint=hint, kind="table"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as json: {error}", hint="write plain json", kind="table") from error
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{path} holds {kind_of(rows)}, not a list of objects",
+            hint='write it as [{"image": "a.png", "prompt": "..."}, ...]',
+            kind="table",
+        )
+    for number, row in enumerate(rows, 1):
+        _refuse_bad_object(f"{path} row {number}", row)
+    return Metadata(path, union_of_keys(rows), tuple(rows), None)
+
+
+def read_jsonl(path: Path) -> Metadata:
+    """Read a file with a json object a line."""
+    rows: list[Row] = []
+    lines: list[int] = []
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                place = f"{path} row {len(rows) + 1} (line {number})"
+                try:
+                    row = _decode(line)
+                except json.JSONDecodeError as error:
+                    if not rows and line.lstrip().startswith("["):
+                        hint = f"a list of objects is json: rename the file to {path.with_suffix('.json').name}"
+                    else:
+                        hint = _json_hint(line, error)
+                    raise DataError(f"{place}, column {error.colno}: {error.msg}", hint=hint, kind="table") from error
+                except (ValueError, RecursionError) as error:
+                    raise DataError(
+                        f"{place} cannot be read as json: {error}", hint="write plain json", kind="table"
+                    ) from error
+                _refuse_bad_object(place, row)
+                rows.append(row)
+                lines.append(number)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path) from error
+    return Metadata(path, union_of_keys(rows), tuple(rows), tuple(lines))
+
+
+class _RepeatedKey(dict[str, Any]):
+    """An object in which a key stands twice; it is refused where its row number is known."""
+
+    key: str
+
+
+def _decode(text: str) -> Any:
+    def build(pairs: list[tuple[str, Any]]) -> Row:
+        built = dict(pairs)
+        if len(built) == len(pairs):
+            return built
+        repeated = _RepeatedKey(built)
+        names = [name for name, _ in pairs]
+        repeated.key = next(name for name in names if names.count(name) > 1)
+        return repeated
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is not a json value")
+
+    return json.loads(text, object_pairs_hook=build, parse_constant=refuse)
+
+
+def _refuse_bad_object(place: str, row: Any) -> None:
+    if isinstance(row, _RepeatedKey):
+        raise DataError(f"{place} has the key {row.key!r} twice", hint="keep one of the two", kind="table")
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{place} is {kind_of(row)}, not an object",
+            hint='write it as {"image": "a.png", "prompt": ...}',
+            kind="table",
+        )
+
+
+def _refuse_duplicate_columns(path: Path, columns: list[str]) -> None:
+    for place, name in enumerate(columns):
+        first = columns.index(name)
+        if first != place:
+            raise DataError(
+                f"{path} has the column {name!r} twice in its header (columns {first + 1} and {place + 1})",
+                hint="rename or remove one of the two",
+                kind="table",
+            )
+
+
+def _wrong_cell_count(place: str, cells: list[str], columns: list[str]) -> DataError:
+    if len(cells) > len(columns):
+        hint = 'put a text that holds a comma in double quotes: a.png,"a red, round ball"'
+    else:
+        hint = f"give a value for {columns[len(cells)]!r}, or put the comma that marks it as empty"
+    return DataError(f"{place} has {len(cells)} cells, but the header has {len(columns)}", hint=hint, kind="table")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+
+
+def _not_utf8(path: Path) -> DataError:
+    """Find the line that a decoding error came from; the decoder itself only knows a place in its buffer."""
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return DataError(
+            f"{path} line 1 is UTF-16, not UTF-8",
+            hint="save it as UTF-8 (in Excel: 'CSV UTF-8'), or use iconv -f utf-16 -t utf-8",
+            kind="table",
+        )
+    for number, line in enumerate(data.split(b"\n"), 1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return DataError(
+                f"{path} line {number} is not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}",
+                hint="save it as UTF-8, for example with iconv -f latin1 -t utf-8",
+                kind="table",
+            )
+    return DataError(f"{path} is not UTF-8", hint="save it as UTF-8", kind="table")
+
+
+def _json_hint(text: str, error: json.JSONDecodeError) -> str:
+    if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+        return "the text ends in the middle of a value; was the file cut off?"
+    return "correct the json there: double quotes, a comma between values and none after the last"
