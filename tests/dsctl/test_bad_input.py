@@ -67,6 +67,24 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("image,,mask", 2, "--data-file-keys is 'image,,mask'", "names separated by commas"),
             ("imgae", 1, "imgae", "image"),
         ],
+        "column": [
+            ("prompt", 2, "--column is given 'prompt'", "NEW=OLD"),
+            ("prompt=", 2, "--column is given 'prompt='", "NEW=OLD"),
+            ("prompt=a,prompt=b", 2, "one of them twice", "once"),
+            ("text=promt", 1, "no column 'promt' to be called 'text'", "--column text=prompt"),
+        ],
+        "bucket_resolutions": [
+            ("512,big", 2, "--bucket-resolutions is given 'big'", "512,1024"),
+            ("0", 2, "--bucket-resolutions is given '0'", "512,1024"),
+            ("500", 2, "the bucket resolution 500 is not a positive multiple of 16", "496 and 512"),
+        ],
+        "short_clips": [
+            ("stretch", 2, "--short-clips is 'stretch', which is unknown", "refuse, shorten"),
+            ("shorten", 2, "--short-clips has no effect", "model for videos"),
+        ],
+        "caption_prefix": [],  # any text will do
+        "caption_suffix": [],
+        "on_bad_sample": [("ignore", 2, "--on-bad-sample is 'ignore', which is unknown", "stop, skip")],
         "extra_inputs": [
             (",", 2, "--extra-inputs is ','", "names separated by commas"),
             ("no_such_input", 2, "unknown extra input 'no_such_input'", "extra inputs"),
