@@ -16,6 +16,12 @@ from dsctl.words import checked_words, unknown_command
 COMMANDS: dict[str, tuple[Any, str]] = {
     "train": ("dsctl.commands.train:train", "Train a model, or a LoRA on it."),
     "infer": ("dsctl.commands.infer:infer", "Make pictures."),
+    "dataset": (
+        {
+            "validate": ("dsctl.commands.dataset:validate", "Check every row and file of a dataset."),
+        },
+        "Check a dataset.",
+    ),
     "models": (
         {
             "list": ("dsctl.commands.models:list_models", "List the families and presets."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +76,9 @@ class Family:
     extra_inputs: tuple[str, ...]  # inputs beyond image and prompt that training rows may have
     published: dict[str, dict[str, Any]]  # component -> official config sizes, for the meta-device contract
     tiny: dict[str, dict[str, Any]]  # component -> config of a tiny random model for tests
+    # (the dit's config, width, height, frames, characters of a prompt) -> about how many bytes a cache in bfloat16
+    # keeps of such a picture, and of such a prompt
+    cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]]
     # Videos have factor * n + remainder frames, as (factor, remainder); None: the family takes pictures only.
     time_division: tuple[int, int] | None = None
 

@@ -159,6 +159,17 @@ class LoadGIF(FrameLoader):
             return times, now, image.size
 
 
+def watch(path: Path) -> tuple[list[float], float, tuple[int, int]]:
+    """Decode a whole video; return the times of its frames, the end of the last one, and (width, height)."""
+    times, end, size = LoadVideo(None).survey(path)
+    with _container(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        found = sum(1 for _ in container.decode(stream))
+    if found < len(times):
+        raise _cut_off(path, found, len(times))
+    return times, end, size
+
+
 def _gif_frames(path: Path, wanted: list[int]) -> Iterator[PilImage.Image]:
     from PIL import Image
 

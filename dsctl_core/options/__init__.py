@@ -2,6 +2,7 @@
 
 from dsctl_core.options.base import Options
 from dsctl_core.options.data import DataOptions, ReadingOptions
+from dsctl_core.options.dataset import DatasetValidateOptions
 from dsctl_core.options.infer import InferOptions, LoraFile
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.model import ModelOptions
@@ -12,6 +13,7 @@ from dsctl_core.options.training import OutputOptions, TrainingOptions
 __all__ = [
     "TASKS",
     "DataOptions",
+    "DatasetValidateOptions",
     "DoctorOptions",
     "InferOptions",
     "LoraFile",

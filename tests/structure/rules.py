@@ -16,7 +16,7 @@ LAYERS = (
     ("checkpoint", "data", "scheduler", "memory", "lora"),
     ("units", "pipeline", "losses"),
     ("families",),
-    ("training", "inference", "doctor"),
+    ("training", "inference", "doctor", "validate"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

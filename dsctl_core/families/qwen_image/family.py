@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dsctl_core.family import Component, Family, Preset, Schedule
@@ -109,6 +110,17 @@ TINY: dict[str, dict[str, Any]] = {
     },
 }
 
+CHARACTERS_PER_TOKEN = 4  # about, for English
+CHAT_TOKENS = 5  # of the template, after the prompt
+
+
+def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
+    """Return about the bytes of a picture's latents and of a prompt's embeddings, both in bfloat16."""
+    latents = dit["out_channels"] * (width // 8) * (height // 8) * frames
+    tokens = -(-characters // CHARACTERS_PER_TOKEN) + CHAT_TOKENS
+    return 2 * latents, 2 * tokens * dit["joint_attention_dim"]
+
+
 FAMILY = Family(
     name="qwen-image",
     title="Qwen-Image",
@@ -157,4 +169,5 @@ FAMILY = Family(
     extra_inputs=(),
     published=PUBLISHED,
     tiny=TINY,
+    cache_bytes=cache_bytes,
 )

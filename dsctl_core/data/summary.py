@@ -1,0 +1,112 @@
+"""What a validated dataset is like: sizes, buckets, captions, duplicates, and how large a cache of it would be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from dsctl_core.data.validation import Validation
+
+# (width, height, frames, characters of the prompt) -> bytes of what a cache keeps of the picture, and of the prompt
+CacheBytes = Callable[[int, int, int, int], tuple[int, int]]
+SHOWN = 12
+
+
+def summarize(found: Validation, cache_bytes: CacheBytes | None = None) -> dict[str, Any]:
+    """Return everything that there is to say in numbers; `cache_bytes` says what a sample takes in a cache."""
+    prompts = [prompt for sample in found.samples for prompt in sample.prompts]
+    kinds = Counter(problem.kind for problem in found.problems)
+    return {
+        "layout": found.layout,
+        "rows": found.rows,
+        "errors": found.count("error"),
+        "warnings": found.count("warning"),
+        "problems_by_kind": dict(sorted(kinds.items())),
+        "files": len(found.files),
+        "file_bytes": sum(facts.file_bytes for facts in found.files.values()),
+        "resolutions": _counted(facts.size for facts in found.files.values()),
+        "buckets": _counted(tuple(sample.sizes) for sample in found.samples if sample.sizes),
+        "caption_characters": spread([len(prompt) for prompt in prompts]),
+        "caption_words": spread([len(prompt.split()) for prompt in prompts]),
+        "duplicates": {kind: kinds.get(kind, 0) for kind in ("same bytes", "same picture", "same row")},
+        "cache_bytes": None if cache_bytes is None else _cached(found, cache_bytes),
+    }
+
+
+def spread(values: Sequence[int]) -> dict[str, float] | None:
+    """Return the least, the middle and the most of some numbers; None where there are none."""
+    if not values:
+        return None
+    return {
+        "min": min(values),
+        "median": median(values),
+        "mean": round(sum(values) / len(values), 1),
+        "max": max(values),
+    }
+
+
+def _counted(sizes: Any) -> dict[str, int]:
+    """Return how often each size occurs, the most frequent first."""
+    return {shown(size): count for size, count in Counter(sizes).most_common()}
+
+
+def shown(size: Any) -> str:
+    """Return a size as 512x768, of a video 512x768x81, of several files one after the other."""
+    return "x".join(map(str, size)) if isinstance(size[0], int) else " + ".join(map(shown, size))
+
+
+def _cached(found: Validation, cache_bytes: CacheBytes) -> int:
+    """Return about how many bytes a cache of the usable rows has; a prompt that comes twice is kept once."""
+    total = 0
+    prompts: set[str] = set()
+    for sample in found.samples:
+        for size in sample.sizes:
+            total += cache_bytes(size[0], size[1], size[2] if len(size) > 2 else 1, 0)[0]
+        prompts.update(sample.prompts)
+    return total + sum(cache_bytes(0, 0, 0, len(prompt))[1] for prompt in prompts)
+
+
+def lines_of(found: Validation, summary: dict[str, Any], per_kind: int = 20) -> list[str]:
+    """Return problems by kind, then the summary, as text."""
+    lines = []
+    for kind in sorted({problem.kind for problem in found.problems}):
+        problems = [problem for problem in found.problems if problem.kind == kind]
+        lines.append(f"{kind}: {len(problems)}")
+        for problem in problems[:per_kind]:
+            hint = f" ({problem.hint})" if problem.hint else ""
+            lines.append(f"  {problem.level}: {problem.message}{hint}")
+        if len(problems) > per_kind:
+            lines.append(f"  ... and {len(problems) - per_kind} more; --json and --report show all")
+    return [*lines, *_summary_lines(summary)]
+
+
+def _summary_lines(summary: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{summary['rows']} rows in a {summary['layout']}" if summary["layout"] else "no rows",
+        f"{summary['files']} files, {readable_bytes(summary['file_bytes'])}",
+    ]
+    for name, title in (("resolutions", "sizes"), ("buckets", "trained at")):
+        sizes = summary[name]
+        if sizes:
+            parts = [f"{size}: {count}" for size, count in list(sizes.items())[:SHOWN]]
+            more = f", and {len(sizes) - SHOWN} other sizes" if len(sizes) > SHOWN else ""
+            lines.append(f"{title}  {', '.join(parts)}{more}")
+    words = summary["caption_words"]
+    if words:
+        lines.append(f"captions  {words['min']} to {words['max']} words, half of them below {words['median']:g}")
+    if summary["cache_bytes"] is not None:
+        lines.append(f"cache  about {readable_bytes(summary['cache_bytes'])} in bfloat16")
+    errors, warnings = summary["errors"], summary["warnings"]
+    lines.append("no problem found" if not errors and not warnings else f"{errors} errors, {warnings} warnings")
+    return lines
+
+
+def readable_bytes(count: float) -> str:
+    """Return a number of bytes as people say it."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

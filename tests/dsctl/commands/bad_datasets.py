@@ -1,0 +1,326 @@
+"""Every way in which a dataset was seen to be wrong: how to make it so, and what must be said about it."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+from PIL import Image
+
+Spoil = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A mistake: what makes it, the kind and words of its message, and of its remedy."""
+
+    spoil: Spoil
+    kind: str
+    says: str
+    remedy: str
+    level: str = "error"
+    options: tuple[str, ...] = ()
+    seen_by_train: bool = True  # `dsctl train` refuses it too, from the files' beginnings and ends
+
+
+def noise(size: tuple[int, int], seed: int) -> Image.Image:
+    """Return a picture that is like no other."""
+    return Image.frombytes("RGB", size, random.Random(seed).randbytes(size[0] * size[1] * 3))
+
+
+def good(folder: Path) -> None:
+    """Write a dataset of four pictures without a fault."""
+    folder.mkdir()
+    for number, name in enumerate("abcd"):
+        noise((96, 64), number).save(folder / f"{name}.png")
+    table(folder, "a.png,a dog", "b.png,a cat", "c.png,two foxes", "d.png,nothing")
+
+
+def table(folder: Path, *rows: str, header: str = "image,prompt") -> None:
+    (folder / "metadata.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+
+
+def row(text: str, name: str = "", data: bytes | None = None) -> Spoil:
+    """Return what adds a row, and a file for it."""
+
+    def spoil(folder: Path) -> None:
+        if data is not None:
+            (folder / name).write_bytes(data)
+        with (folder / "metadata.csv").open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    return spoil
+
+
+def metadata(name: str, data: str | bytes) -> Spoil:
+    """Return what replaces the table."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "metadata.csv").unlink()
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass"))
+
+    return spoil
+
+
+def picture(size: tuple[int, int], name: str = "x.png", picture_format: str | None = None) -> Spoil:
+    """Return what adds a row with a picture of this size."""
+
+    def spoil(folder: Path) -> None:
+        noise(size, 9).save(folder / name, picture_format)
+        row(f"{name},x")(folder)
+
+    return spoil
+
+
+def cut(name: str, share: float) -> Spoil:
+    def spoil(folder: Path) -> None:
+        picture((96, 64), name)(folder)
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(len(data) * share)])
+
+    return spoil
+
+
+def damaged_in_the_middle(folder: Path) -> None:
+    data = bytearray((folder / "b.png").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 50] = bytes(50)
+    (folder / "b.png").write_bytes(data)
+
+
+def link(name: str, target: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / name).symlink_to(target)
+        row(f"{name},x")(folder)
+
+    return spoil
+
+
+def bomb() -> bytes:
+    """Return the beginning of a PNG of 30,000 x 30,000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+
+
+def video(frames: int, share: float = 1.0) -> Spoil:
+    def spoil(folder: Path) -> None:
+        import av
+
+        with av.open(str(folder / "x.mp4"), "w", options={"movflags": "faststart"}) as file:
+            stream = file.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for number in range(frames):
+                file.mux(stream.encode(av.VideoFrame.from_image(noise((64, 48), number))))
+            file.mux(stream.encode(None))
+        data = (folder / "x.mp4").read_bytes()
+        (folder / "x.mp4").write_bytes(data[: int(len(data) * share)])
+        row("x.mp4,x")(folder)
+
+    return spoil
+
+
+def captions_beside(*bad: tuple[str, bytes | None]) -> Spoil:
+    """Return what replaces the table by captions beside the files, some of them wrong or missing."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "metadata.csv").unlink()
+        for name in "abcd":
+            (folder / f"{name}.txt").write_text("a caption")
+        for name, data in bad:
+            if data is None:
+                (folder / name).unlink()
+            else:
+                (folder / name).write_bytes(data)
+
+    return spoil
+
+
+def loop_of_folders(folder: Path) -> None:
+    captions_beside()(folder)
+    (folder / "again").symlink_to(folder.absolute())
+
+
+def parquet(rows: list[dict]) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / "metadata.csv").unlink()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "metadata.parquet")
+
+    return spoil
+
+
+def swapped(folder: Path) -> None:
+    names = [f"{name}.png" for name in "abcd"]
+    table(
+        folder,
+        *(f"{a},{b},edit" for a, b in zip(names, names[1:] + names[:1], strict=True)),
+        header="image,edit_image,prompt",
+    )
+
+
+def copied(folder: Path) -> None:
+    row("e.png,x", "e.png", (folder / "a.png").read_bytes())(folder)
+
+
+def smaller_copy(folder: Path) -> None:
+    smooth = noise((4, 4), 5).resize((256, 192), Image.Resampling.BICUBIC)
+    for name, size in (("big", (256, 192)), ("small", (96, 72))):
+        smooth.resize(size, Image.Resampling.LANCZOS).save(folder / f"{name}.jpg")
+        row(f"{name}.jpg,x")(folder)
+
+
+def animated(folder: Path) -> None:
+    noise((64, 64), 1).save(folder / "x.gif", save_all=True, append_images=[noise((64, 64), 2)])
+    row("x.gif,x")(folder)
+
+
+def unknown_pixels(folder: Path) -> None:
+    Image.new("F", (64, 64), 0.5).save(folder / "x.tiff")
+    row("x.tiff,x")(folder)
+
+
+def two_tables(folder: Path) -> None:
+    (folder / "metadata.json").write_text(json.dumps([{"image": "a.png", "prompt": "x"}]))
+
+
+JSON = '[{"image": "a.png", "prompt": "a dog"},\n {"image": "b.png", "prompt": '
+LISTS = '{"image": "a.png", "edit_image": [], "prompt": "x"}\n'
+FEW = ("--num-frames", "5")
+
+BAD = {
+    "missing file": Bad(row("gone.webp,x"), "missing file", "row 5 (line 6), image 'gone.webp'", "remove the row"),
+    "misspelt file": Bad(row("B.PNG,x"), "missing file", "B.PNG does not exist", "did you mean 'b.png'?"),
+    "missing folder": Bad(row("no/a.png,x"), "missing file", "no/a.png does not exist", "there is no folder"),
+    "folder for a file": Bad(lambda f: [(f / "x").mkdir(), row("x,x")(f)], "path", "x is a folder", "name a file"),
+    "truncated png": Bad(cut("x.png", 0.7), "damaged file", "x.png is damaged or cut off (", "download the file again"),
+    "truncated jpeg": Bad(cut("x.jpg", 0.7), "damaged file", "x.jpg is damaged or cut off (", "download"),
+    "truncated webp": Bad(cut("x.webp", 0.7), "damaged file", "x.webp is damaged or cut off (", "download"),
+    "damaged in the middle": Bad(
+        damaged_in_the_middle, "damaged file", "row 2 (line 3), image 'b.png'", "download", seen_by_train=False
+    ),
+    "not a picture": Bad(row("x.png,x", "x.png", b"hello"), "not a picture", "x.png is not a picture", "download"),
+    "zero bytes": Bad(row("x.png,x", "x.png", b""), "not a picture", "x.png is empty (0 bytes)", "download"),
+    "web page": Bad(
+        row("x.jpg,x", "x.jpg", b"<!DOCTYPE html>"), "not a picture", "is a web page", "the picture itself"
+    ),
+    "git-lfs pointer": Bad(
+        row("x.png,x", "x.png", b"version https://git-lfs.github.com/spec/v1"),
+        "not a picture",
+        "is a git-lfs pointer",
+        "git lfs pull",
+    ),
+    "heic": Bad(
+        row("x.jpg,x", "x.jpg", b"\0\0\0 ftypheic" + bytes(9)), "not a picture", "a HEIC picture", "convert it"
+    ),
+    "unknown pixels": Bad(unknown_pixels, "not a picture", "pixels of the kind 'F'", "8-bit RGB"),
+    "wrong suffix": Bad(picture((96, 64), "x.jpg", "PNG"), "wrong suffix", "x.jpg is a PNG", "right suffix", "warning"),
+    "no prompt column": Bad(
+        metadata("metadata.csv", "image,promt\na.png,x\n"), "column", "no column 'prompt'", "--column prompt=promt"
+    ),
+    "no image column": Bad(
+        metadata("metadata.csv", "file,prompt\na.png,x\n"), "column", "no column 'image'", "--column image"
+    ),
+    "empty prompt": Bad(row("a.png,"), "caption", "row 5 (line 6), prompt '': the cell is empty", "write a text"),
+    "blank prompt": Bad(row('a.png,"  "'), "caption", "row 5 (line 6), prompt '", "write a text"),
+    "empty file cell": Bad(row(",x"), "caption", "image '': the cell is empty", "remove the row"),
+    "number for a prompt": Bad(
+        metadata("metadata.jsonl", '{"image": "a.png", "prompt": 7}'), "caption", "the number 7, not text", "quotes"
+    ),
+    "half a character": Bad(
+        metadata("metadata.jsonl", '{"image": "a.png", "prompt": "\\ud83d"}'), "caption", "half a character", "again"
+    ),
+    "only a header": Bad(metadata("metadata.csv", "image,prompt\n"), "table", "has a header but no rows", "one row"),
+    "empty table": Bad(metadata("metadata.csv", ""), "table", "metadata.csv is empty", "one row"),
+    "cut-off json": Bad(metadata("metadata.json", JSON), "table", "metadata.json line 2, column", "cut off"),
+    "cut-off jsonl": Bad(
+        metadata("metadata.jsonl", '{"image": "a.png", "prompt": "x"}\n{"image'), "table", "row 2 (line 2)", "cut off"
+    ),
+    "duplicate header": Bad(
+        metadata("metadata.csv", "image,prompt,image\n"), "table", "'image' twice in its header", "rename or remove"
+    ),
+    "duplicate key": Bad(
+        metadata("metadata.json", '[{"image": "a", "image": "b"}]'), "table", "the key 'image' twice", "keep one"
+    ),
+    "too many cells": Bad(row("a.png,a red, round ball"), "table", "has 3 cells, but the header has 2", "quotes"),
+    "too few cells": Bad(row("a.png"), "table", "has 1 cells, but the header has 2", "give a value for 'prompt'"),
+    "semicolons": Bad(
+        metadata("metadata.csv", "image;prompt\na.png;x\n"), "column", "no column 'image'", "separate the columns by"
+    ),
+    "latin-1": Bad(metadata("metadata.csv", b"image,prompt\na.png,caf\xe9\n"), "table", "line 2 is not UTF-8", "iconv"),
+    "utf-16": Bad(metadata("metadata.csv", "image,prompt\n".encode("utf-16")), "table", "is UTF-16", "as UTF-8"),
+    "damaged parquet": Bad(metadata("metadata.parquet", b"PAR1"), "table", "cannot be read as parquet", "again"),
+    "missing value in parquet": Bad(
+        parquet([{"image": "a.png", "prompt": None}]), "caption", "prompt None: the cell is empty", "write a text"
+    ),
+    "pictures inside parquet": Bad(
+        parquet([{"image": b"x", "prompt": "x"}]), "table", "holds the files themselves", "save them as files"
+    ),
+    "several tables": Bad(two_tables, "table", "several metadata files", "--dataset-metadata-path"),
+    "no table": Bad(lambda folder: (folder / "metadata.csv").unlink(), "table", "no file with a caption", "1.txt"),
+    "caption missing": Bad(captions_beside(("b.txt", None)), "caption", "row 2 (b.png)", "write the caption there"),
+    "caption empty": Bad(captions_beside(("b.txt", b" ")), "caption", "b.txt is empty", "write the caption there"),
+    "caption in latin-1": Bad(captions_beside(("b.txt", b"\xe9")), "caption", "b.txt is not UTF-8: byte 0xe9", "UTF-8"),
+    "folders in a circle": Bad(loop_of_folders, "path", "again is a link to a folder that it is in", "remove the link"),
+    "absolute path": Bad(row("/etc/hosts,x"), "path", "image '/etc/hosts': the path is absolute", "--allow-outside"),
+    "path out of the folder": Bad(row("../x.png,x"), "path", "leads out of the dataset folder", "--allow-outside"),
+    "address": Bad(row("https://host/a.png,x"), "path", "is an address, not a file", "download the file"),
+    "link in a circle": Bad(link("x.png", "x.png"), "unreadable file", "x.png cannot be read", "check the path"),
+    "link to nowhere": Bad(link("x.png", "gone.png"), "missing file", "x.png does not exist", "check the path"),
+    "10x10": Bad(picture((10, 10)), "size", "the picture is 10x10 pixels, but both sides must", "a larger picture"),
+    "too thin": Bad(
+        picture((2000, 18)),
+        "size",
+        "2000x18 pixels; at 4096 pixels it",
+        "--max-pixels",
+        options=("--max-pixels", "4096"),
+    ),
+    "bomb": Bad(
+        row("x.png,x", "x.png", bomb()),
+        "size",
+        "x.png is too large: more than 89478485 pixels, the limit against decompression bombs",
+        "scale the picture down",
+    ),
+    "empty list": Bad(
+        metadata("metadata.jsonl", LISTS),
+        "list",
+        "edit_image []",
+        "remove the row",
+        options=("--data-file-keys", "image,edit_image"),
+        seen_by_train=False,
+    ),
+    "short clip": Bad(video(3), "video", "has 3 frames, but 5 are asked for", "longer clip", "error", FEW, False),
+    "one frame": Bad(video(1), "video", "has 1 frames, but 5 are asked for", "longer clip", "error", FEW, False),
+    "cut-off video": Bad(video(20, 0.8), "damaged file", "x.mp4 is cut off", "again", seen_by_train=False),
+    "video for pictures": Bad(
+        video(9), "not a picture", "is a video, not a picture", "a picture", options=("--model", "tiny")
+    ),
+    "swapped columns": Bad(
+        swapped,
+        "swapped columns",
+        "every edit_image is the image of another row",
+        "--column image=edit_image,edit_image=image",
+        "warning",
+        ("--data-file-keys", "image,edit_image"),
+    ),
+    "same bytes": Bad(copied, "same bytes", "e.png has the same bytes as data/a.png (row 1)", "remove one", "warning"),
+    "same picture": Bad(smaller_copy, "same picture", "small.jpg shows the same picture as", "remove one", "warning"),
+    "same row": Bad(row("a.png,a dog"), "same row", "row 5 says the same as row 1", "remove one", "warning"),
+    "animation": Bad(animated, "animation", "x.gif has 2 frames", "use a picture", "warning", ("--model", "tiny")),
+    "enlarged": Bad(
+        picture((48, 48)),
+        "enlarged",
+        "x.png is 48x48 and is enlarged 2 times to 96x96",
+        "larger picture",
+        "warning",
+        ("--height", "96", "--width", "96"),
+    ),
+}
