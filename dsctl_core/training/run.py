@@ -77,7 +77,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             metadata={"base_model": resolved.label},
             run=describe_run(options, resolved, rate, accelerator),
         )
-        skipped.start()
+        skipped.start(is_main_process=accelerator.is_main_process)
         summary = launch_training_task(
             accelerator,
             dataset,

@@ -32,10 +32,10 @@ class SkippedRows:
         if self.started:
             self._write("a", self.lines[error.problem])
 
-    def start(self) -> None:
-        """Write what is recorded so far; there is no file when that is nothing."""
+    def start(self, *, is_main_process: bool = True) -> None:
+        """Write what is recorded so far, which all processes know; there is no file when that is nothing."""
         self.started = True
-        if self.lines:
+        if self.lines and is_main_process:
             self._write("w", "".join(self.lines.values()))
 
     def _write(self, mode: str, text: str) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,3 +127,26 @@ def test_a_sample_s_seed_does_not_depend_on_who_loads_it():
     seeds = [[loaded.sample["seed"] for batch in loader for loaded in batch] for loader in loads]
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0])) == 8
+
+
+def test_two_processes_train_what_one_trains_in_twice_the_batches(tmp_path):
+    sgd = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1)}
+    alone, summary, lines = run(
+        tmp_path / "one", batch_size=2, buckets=BUCKETS, accumulate=4, num_epochs=2, learning_rate=1e-2, **sgd
+    )
+    root = Path(__file__).parents[3]
+    launch = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", "tests.dsctl_core.training.two_processes", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"process-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["weight"] == second["weight"]
+    assert first["weight"] == pytest.approx(alone.pipe.dit.weight.flatten().tolist(), abs=1e-6)
+    together = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert together == pytest.approx([line["loss"] for line in lines], abs=1e-5)
+    in_turn = [rows for pair in zip(first["seen"], second["seen"], strict=True) for rows in pair]
+    assert in_turn[: len(alone.seen) // 2] == alone.seen[: len(alone.seen) // 2]
