@@ -75,6 +75,7 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("dsctl_core.training.train", begin)
     monkeypatch.setattr("dsctl_core.inference.infer", begin)
+    monkeypatch.setattr("dsctl_core.validate.validate", begin)
     main(rest)
     assert accepted, f"{command!r} is refused"
 
