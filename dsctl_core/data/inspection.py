@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsctl_core.data.folder import VIDEO_SUFFIXES
-from dsctl_core.data.images import decoded, opened, require_known_pixels
+from dsctl_core.data.images import ORIENTATION, decoded, opened, require_known_pixels
 from dsctl_core.data.operators import require_file
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.video import LoadGIF, watch
@@ -74,10 +74,10 @@ def _inspect_picture(path: Path) -> FileFacts:
         require_known_pixels(image, path)
         picture_format, frames = str(image.format), int(getattr(image, "n_frames", 1))
         image.load()
-        small = decoded(_reduced(image), path)
-        turned = (small.width > small.height) != (image.width > image.height) and image.width != image.height
+        # Looked up after decoding, which finds EXIF behind the pixels too; a TIFF is upright by then.
+        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         size = (image.height, image.width) if turned else image.size
-        look, outline = look_of(small)
+        look, outline = look_of(decoded(_reduced(image), path))
     expected = Image.registered_extensions().get(path.suffix.lower())
     digest = hashlib.sha256(data).digest()
     return FileFacts(size, len(data), digest, picture_format, expected, frames, look, outline)

@@ -188,13 +188,25 @@ def _in_processes(
         for chunk in chunks:
             yield inspect_all(chunk, videos)
         return
+    import signal
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     # Spawned: a fork would copy whatever threads of this process are doing, such as drawing a progress bar.
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        min(workers, len(chunks)),
+        mp_context=get_context("spawn"),
+        initializer=signal.signal,  # Ctrl-C is for this process to see
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
     try:
         yield from pool.map(inspect_all, chunks, [videos] * len(chunks))
+    except BrokenProcessPool as error:
+        raise DsctlError(
+            "a process that decodes files was ended from outside, most likely for want of memory",
+            hint="use fewer of them: --workers 1",
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from dsctl_core.data import UnifiedDataset, check_dataset, usable_part
+from dsctl_core.data import DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.families import pipeline_class
@@ -30,6 +30,7 @@ from dsctl_core.training.skipped import SkippedRows
 from dsctl_core.training.tasks import TaskModule
 from dsctl_core.version import __version__
 
+MOST_PROBLEMS = 1000  # of a dataset, that are listed
 LORA_RATE, FULL_RATE = 1e-4, 1e-5  # the learning rates that the spec recommends
 
 
@@ -121,7 +122,12 @@ def checked_dataset(
     dataset = build_dataset(options, resolved.family, resolved.defaults)
     progress.note(f"Dataset: {dataset.metadata.layout}")
     if options.on_bad_sample == "stop":
-        check_dataset(dataset, progress)
+        try:
+            check_dataset(dataset, progress, limit=MOST_PROBLEMS)
+        except DatasetError as error:
+            for problem in error.problems if len(error.problems) > 1 else ():
+                progress.note(problem.problem)
+            raise
         return dataset
     usable, problems = usable_part(dataset, progress)
     for problem in problems:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.dsctl.commands.bad_datasets import BAD, Bad, good, noise, row
+from tests.dsctl.commands.bad_datasets import BAD, Bad, die, good, noise, row
 from tests.dsctl.refusing import refused, words, written
 from tests.dsctl.running import Dsctl
 
@@ -170,6 +170,17 @@ def test_all_cores_say_what_one_says(dsctl: Dsctl):
     runs = [dsctl("dataset", "validate", "data", "--json", "--workers", workers) for workers in (1, 2)]
     assert runs[0].json == runs[1].json
     assert [problem["row"] for problem in runs[0].json["problems"]] == [35]
+
+
+def test_a_process_that_is_killed_is_an_error_and_not_a_wait(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
+    for number in range(70):
+        row("a.png,x" if number < 5 else f"{number}.png,x", f"{number}.png", Path("data/a.png").read_bytes())(
+            Path("data")
+        )
+    monkeypatch.setattr("dsctl_core.data.validation.inspect_all", die)
+    error, hint = dsctl("dataset", "validate", "data", "--workers", "2").fault(1)
+    assert "ended from outside" in error
+    assert "--workers 1" in hint
 
 
 def test_validating_imports_no_torch():

@@ -56,6 +56,14 @@ def transparent(mode: str) -> Image.Image:
     return image.convert(mode)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB"])
+def test_transparency_is_kept_when_it_is_asked_for(tmp_path, mode):
+    path = saved(tmp_path / "a.png", transparent("RGBA").convert(mode))
+    image = LoadImage(convert_RGBA=True)(path)
+    assert (image.mode, image.getpixel((5, 5))) == ("RGBA", (0, 0, 0, 255))
+    assert image.getpixel((25, 5))[3] == (255 if mode == "RGB" else 0)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "RGB"])
 def test_what_is_transparent_becomes_white(tmp_path, mode):
     if mode in ("P", "L", "RGB"):  # one colour of the palette or of the picture stands for transparent

@@ -79,6 +79,25 @@ def test_rows_that_cannot_be_used_stop_a_run_before_it_starts(tiny_folder, mixed
     assert not (tmp_path / "out").exists()
 
 
+def test_all_rows_that_cannot_be_used_are_listed_before_the_first_step(tiny_folder, mixed_folder, tmp_path):
+    spoil(mixed_folder)
+    (mixed_folder / "5.txt").write_text("")
+    notes = Notes()
+    with pytest.raises(DsctlError, match=r"row 2 \(1.png\).* \(and 1 more: rows 6\)"):
+        train(options(tiny_folder, mixed_folder, tmp_path / "out"), notes)
+    assert [note.partition(",")[0].rpartition("row ")[2] for note in notes.notes[1:]] == ["2 (1.png)", "6 (5.png)"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_while_loading_names_the_row_and_the_file(tiny_folder, mixed_folder, tmp_path, workers):
+    spoil(mixed_folder)
+    picture(48, 32, seed=1).save(mixed_folder / "1.png")
+    chosen = options(tiny_folder, mixed_folder, tmp_path / "out", max_steps=7, dataset_num_workers=workers)
+    with pytest.raises(DsctlError, match=r"row 4 \(3.png\), image '3.png': .*3.png is damaged or cut off") as caught:
+        train(chosen)
+    assert "download the file again" in caught.value.hint
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_rows_that_cannot_be_used_are_skipped_recorded_and_counted(tiny_folder, mixed_folder, tmp_path, batch_size):
     spoil(mixed_folder)
