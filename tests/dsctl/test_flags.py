@@ -10,7 +10,7 @@ import pytest
 
 from dsctl.flags import merged, read_config
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.options import InferOptions, LoraFile, Options, TrainOptions
+from dsctl_core.options import DatasetValidateOptions, InferOptions, LoraFile, Options, TrainOptions
 from tests.dsctl.running import Dsctl
 
 NEEDED = {"model": "m", "dataset_base_path": "d", "output_path": "o", "lora_rank": 4}
@@ -26,14 +26,23 @@ def parse(text: str, **flags: Any) -> TrainOptions:
     return TrainOptions.model_validate(merged(TrainOptions, {**NEEDED, **flags}, write(text)))
 
 
-@pytest.mark.parametrize(("command", "options"), [("train", TrainOptions), ("infer", InferOptions)])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("train", TrainOptions), ("infer", InferOptions), ("dataset validate", DatasetValidateOptions)],
+)
 def test_every_option_is_a_flag_with_its_description(dsctl: Dsctl, command: str, options: type[Options]):
-    shown = " ".join(dsctl(command, "--help").out.split())
+    shown = " ".join(dsctl(*command.split(), "--help").out.split())
     for name, field in options.model_fields.items():
-        written = name.upper() if name == "task" else f"--{name.replace('_', '-')}"
+        written = name.upper() if name in ("task", "path") else f"--{name.replace('_', '-')}"
         assert f" {written} " in shown
         assert field.description
         assert field.description in shown
+
+
+def test_numbers_and_pairs_can_be_lists_in_a_file():
+    options = parse('bucket_resolutions = [512, 1024]\ncolumn = ["prompt=caption", "image=file"]\n')
+    assert options.resolutions == (512, 1024)
+    assert options.columns == {"prompt": "caption", "image": "file"}
 
 
 def test_flags_reach_the_command_as_the_model_reads_them(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
