@@ -35,6 +35,19 @@ def unpick(sample: Mapping[str, Any]) -> tuple[Inputs, Inputs, Inputs]:
     return sides["shared"], sides["posi"], sides["nega"]
 
 
+def rounded(sample: Sample, dtype: torch.dtype) -> Sample:
+    """Return `sample` with the floats that a cache in `dtype` would hold, in the dtypes that they have."""
+
+    def through(value: Any) -> Any:
+        if isinstance(value, list):
+            return [through(entry) for entry in value]
+        if isinstance(value, Tensor) and value.is_floating_point() and dtype.itemsize < value.dtype.itemsize:
+            return value.to(dtype).to(value.dtype)
+        return value
+
+    return {name: through(value) for name, value in sample.items()}
+
+
 def padded_outputs(units: Iterable[PipelineUnit]) -> dict[str, str]:
     """Return which names are padded, and the name of the mask of each."""
     return {name: mask for unit in units for name, mask in unit.padded.items()}

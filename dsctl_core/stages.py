@@ -110,7 +110,8 @@ def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> S
 
 def lanes(once: Sequence[PipelineUnit], needs: Collection[str]) -> tuple[Lane, ...]:
     """Return the lanes of the once units, without the units that nothing of `needs` depends on."""
-    wanted, used = set(needs), []
+    wanted = set(needs)
+    used: list[PipelineUnit] = []
     for unit in reversed(once):
         if wanted & set(unit.output_params):
             used.insert(0, unit)

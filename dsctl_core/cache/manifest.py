@@ -28,8 +28,7 @@ class Recipe:
     once: tuple[tuple[str, int], ...]  # units and their versions
     every_step: tuple[str, ...]
     components: dict[str, str]  # of the first stage, with their identities
-    compute_dtype: str
-    stored_dtype: str | None  # None: each tensor in the dtype it was computed in
+    dtype: str  # of the weights that encoded, and of what is kept
     processing: dict[str, Any]  # what becomes of pictures before they are encoded
     extra_inputs: tuple[str, ...]
     model: dict[str, Any]  # how the model was named
@@ -108,7 +107,7 @@ def read_manifest(cache: Path) -> Manifest:
             f"{content.get('dsctl_version')}, this is {__version__})",
             hint=AGAIN,
         )
-    recipe = {name: tuple(v) if isinstance(v, list) else v for name, v in content.pop("recipe").items()}
+    recipe: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.pop("recipe").items()}
     recipe["once"] = tuple((name, version) for name, version in recipe["once"])
     return Manifest(Recipe(**recipe), **{**content, "skipped": tuple(content["skipped"])})
 

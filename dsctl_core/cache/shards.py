@@ -39,8 +39,8 @@ class Part:
     tensors: tuple[Tensor, ...]
 
 
-def make_part(values: Mapping[str, Any], dtype: torch.dtype | None) -> Part:
-    """Return the part that holds `values`, floats in `dtype` (None: their own)."""
+def make_part(values: Mapping[str, Any], dtype: torch.dtype) -> Part:
+    """Return the part that holds `values`, floats in `dtype` where that is smaller than their own."""
     tensors: list[Tensor] = []
     structure = {name: encode(value, tensors, dtype) for name, value in sorted(values.items())}
     return Part(structure, tuple(tensors))

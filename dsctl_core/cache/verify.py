@@ -38,10 +38,10 @@ def find_problems(cache: Path) -> Iterator[Problem]:
         yield Problem(cache, "manifest", error.problem, error.hint)
         return
     bad = set()
-    for path, error in examine_all(dataset.shards()):
-        if error is not None:
+    for path, fault in examine_all(dataset.shards()):
+        if fault is not None:
             bad.add(path.name)
-            yield Problem(path, "shard", error.problem, error.hint)
+            yield Problem(path, "shard", fault.problem, fault.hint)
     present = {path.name: structures(path) for path in dataset.shards() if path.name not in bad}
     names = {name for entry in dataset.entries[:1] for name in _names(dataset, entry.parts, present)}
     for entry in dataset.entries:

@@ -1,6 +1,7 @@
 """Every option, once: its name, type, bounds, default and description. Imports no torch."""
 
 from dsctl_core.options.base import Options
+from dsctl_core.options.cache import CacheOptions, CacheUseOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.infer import InferOptions, LoraFile
 from dsctl_core.options.lora import LoraOptions
@@ -11,6 +12,8 @@ from dsctl_core.options.training import OutputOptions, TrainingOptions
 
 __all__ = [
     "TASKS",
+    "CacheOptions",
+    "CacheUseOptions",
     "DataOptions",
     "DoctorOptions",
     "InferOptions",

@@ -18,7 +18,7 @@ class DataOptions(Options):
     panel: ClassVar[str] = "Data"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("height", "max_pixels"), ("width", "max_pixels"))
 
-    dataset_base_path: Path = Field(description="Root folder of the dataset.")
+    dataset_base_path: Path | None = Field(None, description="Root folder of the dataset.")
     dataset_metadata_path: Path | None = Field(
         None, description="Table of the samples (csv, json or jsonl). Left out: metadata.* in the root folder."
     )
@@ -37,6 +37,19 @@ class DataOptions(Options):
     max_pixels: Count = Field(
         1024 * 1024, description="Without --height and --width: a picture with more pixels is scaled down to this."
     )
+
+    @property
+    def needs_dataset(self) -> bool:
+        """Whether a dataset has to be named."""
+        return True
+
+    @model_validator(mode="after")
+    def _some_dataset(self) -> Self:
+        if self.dataset_base_path is None and self.needs_dataset:
+            raise UsageError(
+                "--dataset-base-path is missing", hint="--dataset-base-path takes a path: Root folder of the dataset."
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_size(self) -> Self:

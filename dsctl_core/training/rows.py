@@ -21,7 +21,7 @@ from dsctl_core.data.metadata import text_cell
 from dsctl_core.errors import DsctlError
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
-from dsctl_core.samples import SIDES, Sample, pick, unpick
+from dsctl_core.samples import SIDES, Sample, pick
 from dsctl_core.stages import Lane, Stages, run
 
 RAW = "as it is"  # the lane of what the second stage reads from the dataset itself, such as a picture
@@ -71,7 +71,7 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
     files = {row: _files_of(dataset, row, plan) for row in range(len(dataset.metadata.rows))}
     contents = digest_files(path for found in files.values() for path in found.values())
     checks = [unit for unit in stages.split.once if not unit.output_params and not unit.onload_model_names]
-    about = {"dtype": recipe.compute_dtype, "stored": recipe.stored_dtype, "family": recipe.family}
+    about = {"dtype": recipe.dtype, "family": recipe.family}
     progress.start("Looking at the dataset", len(files))
     for row, found in files.items():
         if row not in plan.bad:

@@ -24,6 +24,7 @@ from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
 from dsctl_core.samples import Sample, collate, padded_outputs, pick, separate, unpick
 from dsctl_core.stages import Lane, Stages, run
+from dsctl_core.training.folder import unclaim
 from dsctl_core.training.rows import Job, Plan, group, plan_rows, read_inputs
 
 SKIPPED_FILE = "skipped.jsonl"
@@ -69,8 +70,27 @@ def fill_cache(
     `pipe` has no components; `load` returns one with the components named. A shard is written as soon as it is
     full, so that a run that is killed goes on from there.
     """
-    began = time.perf_counter()
+    folders = (cache / FOLDER, cache, *cache.parents)
+    made = [path for path in folders if not path.exists()] if how.process == 0 else []
     prepare_folder(cache / FOLDER)
+    try:
+        return _filled(cache, dataset, pipe, stages, recipe, load, how, progress)
+    except BaseException:
+        unclaim(made)
+        raise
+
+
+def _filled(
+    cache: Path,
+    dataset: UnifiedDataset,
+    pipe: BasePipeline,
+    stages: Stages,
+    recipe: Recipe,
+    load: Callable[[Sequence[str]], BasePipeline],
+    how: FirstStage,
+    progress: Progress,
+) -> CacheResult:
+    began = time.perf_counter()
     with locked(cache) if how.process == 0 else nullcontext():
         if how.process == 0:
             clear_temporary_files(cache)
@@ -106,7 +126,7 @@ def encode_missing(
     Jobs go into shards by their place in the whole list, so an interrupted run is continued with the same shards that
     it would have written, and processes need not talk to share the work.
     """
-    dtype = getattr(torch, recipe.stored_dtype) if recipe.stored_dtype else None
+    dtype = getattr(torch, recipe.dtype)
     pictures = Lane((), frozenset(), frozenset())
     work = []
     for number, lane in enumerate([*stages.lanes, pictures]):
