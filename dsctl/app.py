@@ -15,6 +15,7 @@ from dsctl.words import checked_words, unknown_command
 # name -> (its function, what it does), or (its own table, what it does)
 COMMANDS: dict[str, tuple[Any, str]] = {
     "train": ("dsctl.commands.train:train", "Train a model, or a LoRA on it."),
+    "cache": ("dsctl.commands.cache:cache", "Encode a dataset once, to train from it without the encoders."),
     "infer": ("dsctl.commands.infer:infer", "Make pictures."),
     "dataset": (
         {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl_core.errors import DsctlError
@@ -24,6 +24,11 @@ class PipelineUnit:
     With `separate_cfg` the unit runs once for the prompt and once for the negative prompt: the second time an input
     `x` is taken from `negative_x` where that was given. With `take_over` the unit is handed the three dicts
     (shared, posi, nega) whole and returns them; `reads` then says which names it looks at.
+
+    For the two stages of training: a unit that draws anew at each step says `draws_each_step`. `version` goes up when
+    the unit comes to give other values for the same inputs, so that what was kept of the old ones is not used.
+    `padded` maps an output (B, T, ...) that is padded at its end along T to the output that says what of it counts,
+    (B, T) bool, or None when all of it does.
     """
 
     output_params: ClassVar[tuple[str, ...]] = ()
@@ -31,6 +36,9 @@ class PipelineUnit:
     separate_cfg: ClassVar[bool] = False
     take_over: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
+    draws_each_step: ClassVar[bool] = False
+    version: ClassVar[int] = 1
+    padded: ClassVar[Mapping[str, str]] = {}
 
     required: tuple[str, ...]
     optional: dict[str, Any]
@@ -69,7 +77,10 @@ class UnitRunner:
         The negative side of a `separate_cfg` unit runs only when guidance needs it (`cfg_scale` other than 1).
         """
         if unit.take_over:
-            return unit.process(pipe, inputs_shared, inputs_posi, inputs_nega)
+            before = (inputs_shared, inputs_posi, inputs_nega)
+            after = unit.process(pipe, *(dict(side) for side in before))
+            self._checked(unit, {name: None for pair in zip(before, after, strict=True) for name in _changed(*pair)})
+            return after
         if not unit.separate_cfg:
             outputs = unit.process(pipe, **self._gather(unit, inputs_shared, {}))
             return {**inputs_shared, **self._checked(unit, outputs)}, inputs_posi, inputs_nega
@@ -98,3 +109,9 @@ class UnitRunner:
         if undeclared:
             raise TypeError(f"{type(unit).__name__} wrote {undeclared[0]!r}, which is not in its output_params")
         return outputs
+
+
+def _changed(before: Inputs, after: Inputs) -> set[str]:
+    """Return the names whose value is new, another or gone."""
+    missing = object()
+    return {name for name in {*before, *after} if before.get(name, missing) is not after.get(name, missing)}

@@ -44,7 +44,13 @@ def validate(options: DatasetValidateOptions, progress: Progress) -> ValidateRes
     if base.is_file() and table is None:
         base, table = base.parent, base
     try:
-        dataset = UnifiedDataset(base, table, data_file_keys=options.data_file_keys, columns=options.columns)
+        dataset = UnifiedDataset(
+            base,
+            table,
+            data_file_keys=options.data_file_keys,
+            columns=options.columns,
+            allow_outside=options.allow_outside,
+        )
     except DataError as error:
         found = cannot_be_read(error)
     else:
@@ -62,14 +68,14 @@ def _checks(options: DatasetValidateOptions, resolved: ResolvedModel | None) -> 
     if resolved is None:
         resize = build_resize(options, DIVISION_FACTOR, None)
         rule = FrameRule(options.num_frames, 1, 0, options.fps, options.short_clips)
-        return Checks(resize, options.allow_outside, rule, options.workers)
+        return Checks(resize, rule, options.workers)
     resize = build_resize(options, resolved.family.division_factor, resolved.defaults.get("max_pixels"))
     division = resolved.family.time_division
     if division is None:
-        return Checks(resize, options.allow_outside, None, options.workers)
+        return Checks(resize, None, options.workers)
     count = options.num_frames or resolved.defaults.get("num_frames", 81)
     rule = FrameRule(count, *division, options.fps, options.short_clips)
-    return Checks(resize, options.allow_outside, rule, options.workers)
+    return Checks(resize, rule, options.workers)
 
 
 def _cache_bytes(resolved: ResolvedModel) -> CacheBytes:

@@ -10,7 +10,13 @@ from dsctl_core.options import TrainOptions
 @takes(TrainOptions, config=True)
 def train(options: TrainOptions) -> None:
     """Train a model, or a LoRA on it."""
-    from dsctl_core.training import train
+    from dsctl_core.training import make_cache, train
+
+    if options.first_stage:
+        from dsctl.commands.cache import show_cache
+
+        show_cache(make_cache(options, progress=out.progress()), options.output_path)
+        return
 
     result = train(options, progress=out.progress())
     if not result.is_main_process:

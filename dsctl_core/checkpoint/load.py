@@ -127,7 +127,10 @@ def load_components(
             continue
         dtype = (component_dtypes or {}).get(component.name, torch_dtype)
         models[component.name] = load_component(component, folder, dtype).to(device)
-    tokenizer = _load_tokenizer(places.tokenizer) if places.tokenizer is not None else None
+    # Only the networks that read text use the tokenizer, and its library takes long to import.
+    readers = [component.name for component in family.components if component.library == "transformers"]
+    wanted = places.tokenizer is not None and (only is None or any(name in only for name in readers))
+    tokenizer = _load_tokenizer(places.tokenizer) if wanted and places.tokenizer is not None else None
     return LoadedComponents(models, tokenizer, read_schedule(family, places.schedule))
 
 

@@ -16,6 +16,7 @@ from dsctl_core.options.data import DataOptions, ReadingOptions
 
 def build_dataset(options: DataOptions, family: Family, defaults: Mapping[str, Any]) -> UnifiedDataset:
     """Return the dataset as `options` say, for a family and the option values that suit its weights."""
+    assert options.dataset_base_path is not None  # the options require it where there is no cache
     base = options.dataset_base_path
     resize = build_resize(options, family.division_factor, defaults.get("max_pixels"))
     if family.time_division is None:
@@ -40,6 +41,7 @@ def build_dataset(options: DataOptions, family: Family, defaults: Mapping[str, A
         data_file_keys=options.data_file_keys,
         main_data_operator=operator,
         columns=options.columns,
+        allow_outside=options.allow_outside,
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),
     )
 

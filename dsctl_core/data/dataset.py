@@ -12,8 +12,9 @@ from typing import Any, overload
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.defaults import default_image_operator, default_video_operator
 from dsctl_core.data.metadata import read_dataset
+from dsctl_core.data.operators import SequentialProcess, ToAbsolutePath
 from dsctl_core.data.problems import DataError, kind_of_problem
-from dsctl_core.data.routing import preview_of
+from dsctl_core.data.routing import RouteByType, preview_of
 from dsctl_core.data.rows import Metadata, Row
 from dsctl_core.data.sizes import fits_of
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
@@ -45,11 +46,12 @@ class UnifiedDataset(Sequence[Row]):
         *,
         columns: Mapping[str, str] | None = None,
         captions: Captions | None = None,
+        allow_outside: bool = False,
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
         self.base_path = _existing_folder(base_path)
-        self.repeat = repeat
+        self.repeat, self.allow_outside = repeat, allow_outside
         self.data_file_keys = _column_names(data_file_keys)
         table = None if metadata_path is None else _existing_file(metadata_path, self.base_path)
         self.metadata: Metadata = read_dataset(self.base_path, table, self.data_file_keys, columns)
@@ -60,7 +62,7 @@ class UnifiedDataset(Sequence[Row]):
         for key in special:
             if key not in self.data_file_keys:
                 raise unknown_name("column in special_operator_map", key, list(self.data_file_keys))
-        main = main_data_operator or self.default_image_operator(self.base_path)
+        main = main_data_operator or self.default_image_operator(self.base_path, allow_outside=allow_outside)
         self.operators = {key: special.get(key, main) for key in self.data_file_keys}
 
     default_image_operator = staticmethod(default_image_operator)
@@ -80,8 +82,11 @@ class UnifiedDataset(Sequence[Row]):
         return self.sample(index, derive_seed("sample", index))
 
     def sample(self, index: int, seed: int) -> Row:
-        """Load row `index`; what is random about it depends on `seed` alone."""
-        number = self.numbers[index % len(self.numbers)]
+        """Load the row at `index`; what is random about it depends on `seed` alone."""
+        return self.row(self.numbers[index % len(self.numbers)], seed)
+
+    def row(self, number: int, seed: int = 0) -> Row:
+        """Load row `number` of the metadata."""
         row = dict(self.metadata.rows[number])
         for key in TEXT_COLUMNS:
             if key in self.metadata.columns:
@@ -101,6 +106,18 @@ class UnifiedDataset(Sequence[Row]):
         """
         with self.placed(number, key):
             return preview_of(self.operators[key], self.metadata.rows[number].get(key))
+
+    def files(self, number: int, key: str) -> list[Path]:
+        """Return the paths that the cell `key` of row `number` names: of one file, or of each in a list."""
+        to_path = ToAbsolutePath(self.base_path, self.allow_outside)
+        one_or_several = RouteByType(((str, lambda name: [to_path(name)]), (list, SequentialProcess(to_path))))
+        with self.placed(number, key):
+            return one_or_several(self.metadata.rows[number].get(key))
+
+    def varies(self) -> bool:
+        """Return whether a row can give another prompt each time, so that it cannot be encoded once for all."""
+        cells = (row.get(key) for row in self.metadata.rows for key in TEXT_COLUMNS)
+        return self.captions.dropout > 0 or any(isinstance(cell, list) and len(cell) > 1 for cell in cells)
 
     def buckets(self) -> list[Hashable]:
         """Return, for each row of one repetition, what rows of one batch must have in common: the sizes of its files.

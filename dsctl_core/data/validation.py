@@ -12,9 +12,7 @@ from typing import Any, Literal
 from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
 from dsctl_core.data.duplicates import same_bytes, same_pictures
 from dsctl_core.data.inspection import FileFacts, inspect_all
-from dsctl_core.data.operators import ToAbsolutePath
 from dsctl_core.data.problems import DataError, kind_of_problem
-from dsctl_core.data.routing import RouteByType
 from dsctl_core.data.sizes import Resize
 from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError
@@ -69,7 +67,6 @@ class Checks:
     """What the files of a dataset must be fit for. `frames` is None where videos are not taken."""
 
     resize: Resize
-    allow_outside: bool = False
     frames: FrameRule | None = None
     workers: int | None = None
 
@@ -87,7 +84,7 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
         dataset.metadata.require_columns(TEXT_COLUMNS)
     except DsctlError as error:
         found.problems.append(Problem(kind_of_problem(error), "error", error.problem, error.hint))
-    named = [_files_of_row(dataset, number, checks, found) for number in range(found.rows)]
+    named = [_files_of_row(dataset, number, found) for number in range(found.rows)]
     paths = list(dict.fromkeys(path for cells in named for entries in cells.values() for path in entries))
     faults: dict[Path, DataError] = {}
     for path, fact in _inspected(paths, checks, progress or NoProgress()):
@@ -104,17 +101,12 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
     return found
 
 
-def _files_of_row(dataset: UnifiedDataset, number: int, checks: Checks, found: Validation) -> dict[str, list[Path]]:
+def _files_of_row(dataset: UnifiedDataset, number: int, found: Validation) -> dict[str, list[Path]]:
     """Return the files that each column of a row names; what names none is a problem."""
-    to_path = ToAbsolutePath(dataset.base_path, checks.allow_outside)
-    one_or_several = RouteByType(((str, lambda name: [to_path(name)]), (list, lambda names: [*map(to_path, names)])))
     cells: dict[str, list[Path]] = {}
     for key in dataset.data_file_keys:
         try:
-            with dataset.placed(number, key):
-                cells[key] = one_or_several(dataset.metadata.rows[number].get(key))
-                if not cells[key]:
-                    raise DataError("the list is empty", hint="name a file in it, or remove the row", kind="list")
+            cells[key] = dataset.files(number, key)
         except DsctlError as error:
             _add(found, number, error)
         for path in cells.get(key, ()):

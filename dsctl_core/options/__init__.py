@@ -1,6 +1,7 @@
 """Every option, once: its name, type, bounds, default and description. Imports no torch."""
 
 from dsctl_core.options.base import Options
+from dsctl_core.options.cache import CacheOptions, CacheUseOptions
 from dsctl_core.options.data import DataOptions, ReadingOptions
 from dsctl_core.options.dataset import DatasetValidateOptions
 from dsctl_core.options.infer import InferOptions, LoraFile
@@ -12,6 +13,8 @@ from dsctl_core.options.training import OutputOptions, TrainingOptions
 
 __all__ = [
     "TASKS",
+    "CacheOptions",
+    "CacheUseOptions",
     "DataOptions",
     "DatasetValidateOptions",
     "DoctorOptions",

@@ -101,7 +101,7 @@ class DataOptions(ReadingOptions):
 
     panel: ClassVar[str] = "Data"
 
-    dataset_base_path: Path = Field(description="Root folder of the dataset.")
+    dataset_base_path: Path | None = Field(None, description="Root folder of the dataset.")
     dataset_metadata_path: Path | None = Field(
         None,
         description="Table of the samples (csv, json, jsonl or parquet). "
@@ -120,6 +120,19 @@ class DataOptions(ReadingOptions):
     on_bad_sample: Literal["stop", "skip"] = Field(
         "stop", description="What to do with a row that cannot be used: stop, or go on without it."
     )
+
+    @property
+    def needs_dataset(self) -> bool:
+        """Whether a dataset has to be named."""
+        return True
+
+    @model_validator(mode="after")
+    def _some_dataset(self) -> Self:
+        if self.dataset_base_path is None and self.needs_dataset:
+            raise UsageError(
+                "--dataset-base-path is missing", hint="--dataset-base-path takes a path: Root folder of the dataset."
+            )
+        return self
 
 
 def check_whole_size(height: int | None, width: int | None) -> None:

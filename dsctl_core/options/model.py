@@ -65,9 +65,19 @@ class ModelOptions(Options):
     )
     tokenizer_path: Text | None = Field(None, description="The tokenizer's folder, where it is not beside the weights.")
 
+    @property
+    def names_model(self) -> bool:
+        """Whether a model is named here."""
+        return any(value is not None for value in (self.model, self.model_paths, self.model_id_with_origin_paths))
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a model has to be named."""
+        return True
+
     @model_validator(mode="after")
     def _some_model(self) -> Self:
-        if self.model is None and self.model_paths is None and self.model_id_with_origin_paths is None:
+        if self.needs_model and not self.names_model:
             raise UsageError(
                 "no model is given",
                 hint="give --model NAME (`dsctl models` lists the names) or --model FOLDER",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
@@ -9,15 +10,16 @@ from typing_extensions import Self
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Argument
+from dsctl_core.options.cache import FIRST, LOSS_TASKS, SECOND, CacheUseOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 
-TASKS = ("sft",)
+TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, SECOND))
 
 
-class TrainOptions(OutputOptions, LoraOptions, TrainingOptions, DataOptions, ModelOptions):
+class TrainOptions(OutputOptions, LoraOptions, TrainingOptions, CacheUseOptions, DataOptions, ModelOptions):
     """Options of `dsctl train`."""
 
     task: Annotated[str, Argument()] = Field("sft", description=f"What to learn: {', '.join(TASKS)}.")
@@ -29,9 +31,51 @@ class TrainOptions(OutputOptions, LoraOptions, TrainingOptions, DataOptions, Mod
             raise unknown_name("task", task, TASKS)
         return task
 
+    @property
+    def loss_task(self) -> str:
+        """The task without its stage."""
+        return self.task.partition(":")[0]
+
+    @property
+    def first_stage(self) -> bool:
+        """Whether only the cache is to be made."""
+        return self.task.endswith(FIRST)
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """The cache to train from. The task `...:train` takes it as the dataset, too."""
+        return self.dataset_base_path if self.from_cache is None and self.task.endswith(SECOND) else self.from_cache
+
+    @property
+    def needs_dataset(self) -> bool:
+        """Whether a dataset has to be named."""
+        return self.from_cache is None and not self.task.endswith(SECOND)
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a model has to be named."""
+        return self.needs_dataset
+
+    @property
+    def trained_components(self) -> tuple[str, ...]:
+        """Names of the components that are trained, whole, in part or by a LoRA."""
+        lora = [self.lora_base_model or "dit"] if self.wants_lora else []
+        names = dict.fromkeys([*(name.split(".")[0] for name in self.trainable_models or ()), *lora])
+        return tuple(names) or ("dit",)
+
+    @model_validator(mode="after")
+    def _one_way_to_the_samples(self) -> Self:
+        if self.task.endswith(SECOND) and self.cache_folder is None:
+            raise UsageError(f"{self.task} needs a cache", hint="give --from-cache FOLDER, made by `dsctl cache`")
+        if self.first_stage and self.from_cache is not None:
+            raise UsageError(f"{self.task} makes a cache, but --from-cache is given", hint="give --dataset-base-path")
+        if self.cache_folder is not None and not self.cache:
+            raise UsageError("--no-cache and a cache to train from are both given", hint="give one of them")
+        return self
+
     @model_validator(mode="after")
     def _something_to_train(self) -> Self:
-        if not self.wants_lora and self.trainable_models is None:
+        if not self.wants_lora and self.trainable_models is None and not self.first_stage:
             raise UsageError(
                 "nothing to train is given",
                 hint="give --lora-rank 32 for a LoRA, or --trainable-models dit for the whole dit",

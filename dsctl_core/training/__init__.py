@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from dsctl_core.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
-    from dsctl_core.options import TrainOptions
+    from dsctl_core.options import CacheOptions, TrainOptions
     from dsctl_core.training.run import TrainResult
+    from dsctl_core.training.stage_one import CacheResult
 
 
 def train(options: TrainOptions, progress: Progress | None = None) -> TrainResult:
@@ -16,3 +17,10 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainResul
     from dsctl_core.training.run import run_training
 
     return run_training(options, progress or NoProgress())
+
+
+def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None = None) -> CacheResult:
+    """Do the first stage of training as `options` say; see dsctl_core.training.caching."""
+    from dsctl_core.training import caching
+
+    return caching.make_cache(options, progress or NoProgress())

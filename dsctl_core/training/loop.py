@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError, UsageError
@@ -148,7 +149,9 @@ def _finite(accelerator: Accelerator, loss: Any, step: int, batch: list[Any], da
     """Return the loss times its weight, averaged over the processes; stop if this process's is not finite."""
     if not torch.isfinite(loss):
         rows = [sample["_row"] for sample in batch if isinstance(sample, dict) and "_row" in sample]
-        names = [dataset.place(row) if isinstance(dataset, UnifiedDataset) else f"row {row}" for row in rows]
+        names = [
+            dataset.place(row) if isinstance(dataset, UnifiedDataset | CachedDataset) else f"row {row}" for row in rows
+        ]
         where = f" on {', '.join(names)}" if names else ""
         raise DsctlError(
             f"the loss of step {step} is {float(loss.detach())}{where}; nothing was updated with it",

@@ -7,29 +7,44 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
-from dsctl_core.data import DatasetError, UnifiedDataset, check_dataset, usable_part
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.data import DataError, DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset
-from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.stages import plan_stages
+from dsctl_core.training.caching import (
+    altered_by,
+    configs_of,
+    plan_job,
+    readers_of,
+    refuse_extra_inputs,
+    sharing,
+    shell_of,
+)
+from dsctl_core.training.device import make_accelerator
 from dsctl_core.training.folder import claim, refuse_used, unclaim
+from dsctl_core.training.from_cache import refuse_misfit, refuse_other_units, resolve_cached
 from dsctl_core.training.logger import ModelLogger
 from dsctl_core.training.loop import launch_training_task
 from dsctl_core.training.module import float_dtype
 from dsctl_core.training.skipped import SkippedRows
-from dsctl_core.training.tasks import TaskModule
+from dsctl_core.training.tasks import TaskModule, find_loss
 from dsctl_core.version import __version__
 
+Dataset = UnifiedDataset | CachedDataset
+CACHE_FOLDER = "cache"  # in the output folder of a run that made its own
 MOST_PROBLEMS = 1000  # of a dataset, that are listed
 LORA_RATE, FULL_RATE = 1e-4, 1e-5  # the learning rates that the spec recommends
 
@@ -51,26 +66,27 @@ class TrainResult:
 def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     """Train as `options` say and return what came of it.
 
-    Raises DsctlError for anything that cannot be used, and then leaves no output folder behind that was not there.
+    Raises DsctlError for anything that cannot be used, and then leaves no output folder behind that was not there,
+    but for a cache that was made already.
     """
     began = time.perf_counter()
     refuse_used(options.output_path)
-    resolved = resolve_model(
-        options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path
-    )
-    for name in options.extra_inputs:
-        if name not in resolved.family.extra_inputs:
-            known = resolved.family.extra_inputs
-            takes = f"takes {', '.join(known)}" if known else "takes no extra inputs"
-            raise unknown_name("extra input", name, known, listing=f"{resolved.family.title} {takes}")
     skipped = SkippedRows(options.output_path)
-    dataset = checked_dataset(options, resolved, skipped, progress)
+    dataset, resolved = open_samples(options, skipped, progress)
+    for name in (*options.trained_components, *options.fp8_models, options.preset_lora_model or "dit"):
+        resolved.family.component(name)
+    # Every byte of a cache is looked at while the model loads.
+    checks = ThreadPoolExecutor(1)
+    checked = checks.submit(dataset.check_shards) if isinstance(dataset, CachedDataset) else None
     accelerator = build_accelerator(options)
     if not accelerator.is_main_process:
         progress = NoProgress()
     made = claim(options.output_path) if accelerator.is_main_process else []
     try:
-        module = build_module(options, resolved, accelerator, progress)
+        dataset, task, only = first_stage(options, dataset, resolved, accelerator, progress)
+        for each in dataset.manifest.skipped if isinstance(dataset, CachedDataset) else ():
+            skipped.add(DataError(each["problem"], hint=each["hint"], kind=each["kind"]))
+        module = build_module(options, resolved, accelerator, progress, task, only)
         rate = learning_rate(options, resolved)
         logger = ModelLogger(
             options.output_path,
@@ -79,6 +95,8 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             run=describe_run(options, resolved, rate, accelerator),
         )
         skipped.start(is_main_process=accelerator.is_main_process)
+        if checked is not None:
+            checked.result()
         summary = launch_training_task(
             accelerator,
             dataset,
@@ -93,7 +111,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             save_steps=options.save_steps,
             max_grad_norm=options.max_grad_norm,
             seed=options.seed,
-            buckets=dataset.buckets() if options.batch_size > 1 else None,
+            buckets=buckets_of(dataset, module) if options.batch_size > 1 else None,
             on_bad_sample=skipped.add if options.on_bad_sample == "skip" else None,
             progress=progress,
         )
@@ -101,6 +119,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         unclaim(made)
         raise
     finally:
+        checks.shutdown(wait=False)
         accelerator.end_training()
     seconds = time.perf_counter() - began
     return TrainResult(
@@ -113,6 +132,20 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         is_main_process=accelerator.is_main_process,
         skipped=len(skipped),
     )
+
+
+def open_samples(options: TrainOptions, skipped: SkippedRows, progress: Progress) -> tuple[Dataset, ResolvedModel]:
+    """Return the dataset, checked, or the cache, and the model that goes with it."""
+    if options.cache_folder is not None:
+        cached = CachedDataset(options.cache_folder, options.dataset_repeat)
+        resolved = resolve_cached(options, cached.manifest.recipe)
+        refuse_misfit(cached, options, resolved)
+        return cached, resolved
+    resolved = resolve_model(
+        options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path
+    )
+    refuse_extra_inputs(options.extra_inputs, resolved)
+    return checked_dataset(options, resolved, skipped, progress), resolved
 
 
 def checked_dataset(
@@ -135,56 +168,85 @@ def checked_dataset(
     return usable
 
 
+def first_stage(
+    options: TrainOptions, dataset: Dataset, resolved: ResolvedModel, accelerator: Accelerator, progress: Progress
+) -> tuple[Dataset, str, tuple[str, ...] | None]:
+    """Return the samples to train from, the task, and the components that are needed for it (None: all).
+
+    Samples that are seen more than once are encoded once, into the output folder, and trained from there, unless
+    their prompts are drawn anew each time.
+    """
+    dtype, trained = float_dtype(accelerator.mixed_precision), options.trained_components
+    if isinstance(dataset, CachedDataset):
+        task = dataset.manifest.recipe.task
+        stages = plan_stages(shell_of(resolved, dtype, accelerator.device), find_loss(task), trained)
+        once = [(type(unit).__name__, unit.version) for unit in stages.split.once]
+        refuse_other_units(dataset, options, once, [type(unit).__name__ for unit in stages.split.every_step], trained)
+        return dataset, task, stages.second_components
+    task = options.loss_task
+    if not options.cache or dataset.varies() or not samples_repeat(options, dataset, accelerator.num_processes):
+        return dataset, task, None
+    job = plan_job(resolved, options, task, trained, dtype, accelerator.device)
+    if not job.stages.lanes:
+        return dataset, task, None
+    cache = options.output_path / CACHE_FOLDER
+    how = sharing(accelerator, readers=readers_of(options), skip_bad=options.on_bad_sample == "skip")
+    job.fill(cache, dataset, how, progress)
+    return CachedDataset(cache, options.dataset_repeat), task, job.stages.second_components
+
+
+def samples_repeat(options: TrainOptions, dataset: UnifiedDataset, processes: int) -> bool:
+    """Return whether the run sees its samples more than once."""
+    seen = options.num_epochs * len(dataset)
+    if options.max_steps is not None:
+        seen = options.max_steps * options.batch_size * options.gradient_accumulation_steps * processes
+    return seen > len(dataset.numbers)
+
+
+def buckets_of(dataset: Dataset, module: TaskModule) -> list[Hashable]:
+    """Return what the rows of a batch must have in common, of a cache but for what is padded."""
+    return dataset.buckets(module.padded) if isinstance(dataset, CachedDataset) else dataset.buckets()
+
+
 def build_accelerator(options: TrainOptions) -> Accelerator:
     """Set up accelerate: device, precision and accumulation."""
     from accelerate import DistributedDataParallelKwargs
 
-    if options.device is not None and options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {options.device} is asked for, but torch sees no such GPU", hint="see dsctl doctor")
-    precision = options.mixed_precision
-    if precision == "fp16" and (options.device == "cpu" or not torch.cuda.is_available()):
-        raise UsageError("--mixed-precision fp16 needs a GPU", hint="use bf16 or no on a CPU")
-    _forget_earlier_run()
-    return Accelerator(
-        cpu=options.device == "cpu",
-        mixed_precision=precision or default_precision(options.device),
+    return make_accelerator(
+        options.device,
+        options.mixed_precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=options.find_unused_parameters)],
     )
 
 
-def _forget_earlier_run() -> None:
-    """Let a second run in this process choose its own device and precision; accelerate keeps the first one's."""
-    state = AcceleratorState._shared_state
-    if state and state.get("num_processes", 1) == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def default_precision(device: str | None) -> str:
-    """Return bf16 on a GPU that computes in it, else no."""
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-
-
 def build_module(
-    options: TrainOptions, resolved: ResolvedModel, accelerator: Accelerator, progress: Progress
+    options: TrainOptions,
+    resolved: ResolvedModel,
+    accelerator: Accelerator,
+    progress: Progress,
+    task: str,
+    only: tuple[str, ...] | None,
 ) -> TaskModule:
-    """Load the pipeline (frozen weights in the run's precision, trained ones in float32) and make it trainable."""
+    """Load the pipeline (frozen weights in the run's precision, trained ones in float32) and make it trainable.
+
+    Of its components those in `only`, or all. What is to be done to one that is not loaded was done in stage one.
+    """
     progress.note(f"Loading {resolved.label}")
     dtype = float_dtype(accelerator.mixed_precision)
     whole = {name.split(".")[0]: torch.float32 for name in options.trainable_models or ()}
-    for name in (*whole, *options.fp8_models, *filter(None, [options.lora_base_model, options.preset_lora_model])):
-        resolved.family.component(name)
     pipe = pipeline_class(resolved.family).from_pretrained(
         torch_dtype=dtype,
         device=accelerator.device,
-        model_configs=list(resolved.model_configs),
+        model_configs=configs_of(resolved, only),
         tokenizer_config=resolved.tokenizer_config,
         component_dtypes=whole,
+        only=only,
     )
+    altered = altered_by(options)
     return TaskModule(
         pipe,
-        options.task,
+        task,
         extra_inputs=options.extra_inputs,
         use_gradient_checkpointing=options.use_gradient_checkpointing,
         use_gradient_checkpointing_offload=options.use_gradient_checkpointing_offload,
@@ -194,9 +256,9 @@ def build_module(
         lora_rank=options.lora_rank or 32,
         lora_alpha=options.lora_alpha,
         lora_checkpoint=options.lora_checkpoint,
-        preset_lora_path=options.preset_lora_path,
-        preset_lora_model=options.preset_lora_model,
-        fp8_models=options.fp8_models,
+        preset_lora_path=altered.lora if altered.lora_on in pipe.components else None,
+        preset_lora_model=altered.lora_on,
+        fp8_models=[name for name in altered.fp8 if name in pipe.components],
         seed=options.seed,
     )
 

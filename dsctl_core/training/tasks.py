@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from dsctl_core.cache.reader import CACHED
 from dsctl_core.errors import unknown_name
 from dsctl_core.losses import LOSSES, Loss
 from dsctl_core.pipeline import BasePipeline
+from dsctl_core.samples import Sample, collate, padded_outputs, pick, rounded, unpick
+from dsctl_core.stages import PER_STEP_INPUTS, plan_stages, run
 from dsctl_core.training.module import DiffusionTrainingModule
 
 
@@ -21,7 +25,10 @@ def find_loss(task: str) -> Loss:
 
 
 class TaskModule(DiffusionTrainingModule):
-    """Trains any family on any task: what differs between them is in the pipeline and in the loss."""
+    """Trains any family on any task: what differs between them is in the pipeline and in the loss.
+
+    A sample comes from a cache, or is encoded here, by the same units in the same way: the numbers are the same.
+    """
 
     def __init__(
         self,
@@ -43,12 +50,28 @@ class TaskModule(DiffusionTrainingModule):
             "use_gradient_checkpointing_offload": use_gradient_checkpointing_offload,
         }
         self.switch_pipe_to_training_mode(pipe, **training_mode)
+        self.stages = plan_stages(pipe, self.loss, [component.name for component in self.trained])
+        self.padded = padded_outputs(pipe.units)
 
     def forward(self, data: dict[str, Any] | list[dict[str, Any]]) -> Tensor:
         """Return the mean loss over a row, or over a list of rows of one size."""
         rows = data if isinstance(data, list) else [data]
-        shared, posi, nega = self.pipe.inputs_from_rows(rows, self.extra_inputs)
-        shared = {**shared, **self.run_time_inputs}
-        for unit in self.pipe.units:
-            shared, posi, nega = self.pipe.unit_runner(unit, self.pipe, shared, posi, nega)
+        samples = [row[CACHED] if CACHED in row else self.encode(row) for row in rows]
+        shared, posi, nega = unpick(collate(samples, self.padded))
+        drawn = {name: [row.get(name) for row in rows] for name in PER_STEP_INPUTS}
+        shared = {**self._placed(shared), **drawn, **self.run_time_inputs}
+        shared, posi, nega = run(self.stages.split.every_step, self.pipe, (shared, self._placed(posi), nega))
         return self.loss(self.pipe, **shared, **posi)
+
+    def encode(self, row: dict[str, Any]) -> Sample:
+        """Return what the first stage makes of one row: each alone, so that it does not depend on its batch."""
+        sides = self.pipe.inputs_from_rows([row], self.extra_inputs)
+        # As in inference and as for a cache: in the precision of the weights, whatever the training's is.
+        with torch.no_grad(), torch.autocast(self.pipe.device.type, enabled=False):
+            sides = run(self.stages.split.once, self.pipe, sides)
+        return rounded(pick(sides, self.stages.needs), self.pipe.torch_dtype)
+
+    def _placed(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: value.to(self.pipe.device) if isinstance(value, Tensor) else value for name, value in values.items()
+        }

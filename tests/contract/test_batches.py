@@ -75,7 +75,7 @@ def test_the_order_within_a_batch_does_not_matter(module: TaskModule):
 
 def test_a_batch_of_several_sizes_is_refused_by_name(module: TaskModule):
     rows = [rows_of(module, (2, 2))[0], rows_of(module, (3, 2))[1]]
-    with pytest.raises(DsctlError, match="one batch has pictures of"):
+    with pytest.raises(DsctlError, match="one batch has (pictures|samples)"):
         module(rows)
 
 

@@ -9,6 +9,7 @@ from tests.dsctl.running import Run
 
 BASE: dict[str, dict[str, str]] = {
     "train": {"dataset_base_path": "data", "lora_rank": "2", "max_steps": "1", "output_path": "out", "device": "cpu"},
+    "cache": {"dataset_base_path": "data", "output_path": "out", "device": "cpu"},
     "infer": {"prompt": "a cat", "height": "32", "width": "32", "num_inference_steps": "1", "output": "out/a.png"},
 }
 
@@ -21,7 +22,7 @@ def written() -> dict[Path, bytes | None]:
 def words(command: str, folder: Path, /, **changes: str | None) -> list[str]:
     """Return a command line that would work, with `changes`; None takes an option away."""
     values = {"model": str(folder), **BASE[command], **changes}
-    task = [values.pop("task") or ""] if "task" in values else []
+    task = [values.pop("task") or ""] if command == "train" and "task" in values else []
     given = {name: value for name, value in values.items() if value is not None}
     return [command, *task, *(f"--{name.replace('_', '-')}={value}" for name, value in given.items())]
 

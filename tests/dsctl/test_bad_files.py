@@ -80,7 +80,7 @@ BREAKS = [no_weights, another_family, another_pipeline, cut_off, cut_header, cut
 BREAKS += [no_tokenizer, no_text_encoder]
 
 
-@pytest.mark.parametrize("command", BASE)
+@pytest.mark.parametrize("command", ["train", "infer"])
 @pytest.mark.parametrize("damage", BREAKS, ids=lambda damage: damage.__name__)
 def test_a_broken_model_folder_is_refused_by_what_is_broken(
     dsctl: Dsctl, model: Path, command: str, damage: Callable[[Path], str]
@@ -91,6 +91,7 @@ def test_a_broken_model_folder_is_refused_by_what_is_broken(
     assert named in error
 
 
+@pytest.mark.parametrize("command", ["train", "cache"])
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
@@ -105,9 +106,11 @@ def test_a_broken_model_folder_is_refused_by_what_is_broken(
         ("a.png", "", "a.png"),
     ],
 )
-def test_a_dataset_that_cannot_be_used_is_refused(dsctl: Dsctl, model: Path, name: str, content: str, named: str):
+def test_a_dataset_that_cannot_be_used_is_refused(
+    dsctl: Dsctl, model: Path, command: str, name: str, content: str, named: str
+):
     (Path("data") / name).write_text(content, encoding="utf-8")
-    error, _ = refused(lambda: dsctl(*words("train", model)), 1)
+    error, _ = refused(lambda: dsctl(*words(command, model)), 1)
     assert named in error
 
 

@@ -31,6 +31,7 @@ class Shout(PipelineUnit):
 class Swap(PipelineUnit):
     take_over = True
     reads = ("x",)
+    output_params = ("n", "p")
 
     def process(self, pipe: Any, shared: dict, posi: dict, nega: dict) -> tuple[dict, dict, dict]:
         return shared, nega, posi
@@ -86,6 +87,15 @@ def test_writing_an_undeclared_name_is_an_error() -> None:
 
     with pytest.raises(TypeError, match="Leaky wrote 'y'"):
         run(Leaky(), PIPE, {"x": 1}, {}, {})
+
+
+@pytest.mark.parametrize("declared", [(), ("n",), ("p",)])
+def test_a_unit_that_takes_over_may_change_only_what_it_declares(declared: tuple[str, ...]) -> None:
+    class Sly(Swap):
+        output_params = declared
+
+    with pytest.raises(TypeError, match="Sly wrote"):
+        run(Sly(), PIPE, {"x": 1}, {"p": 1}, {"n": 1})
 
 
 def test_a_unit_that_takes_anything_is_refused() -> None:

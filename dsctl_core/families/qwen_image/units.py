@@ -58,9 +58,8 @@ class NoiseInitializer(PipelineUnit):
         seed: int | list[int] | list[int | None] | None = None,
         rand_device: torch.device | str = "cpu",
         noise: Tensor | None = None,
-        input_image: Image.Image | list[Image.Image] | None = None,
     ) -> Inputs:
-        """Return `noise` as (B, 16, h, w) float32: one for each seed, else for each input image, else one."""
+        """Return `noise` as (B, 16, h, w) float32: one for each seed of a list, else one."""
         shape = (CHANNELS, height // SCALE, width // SCALE)
         if noise is not None:
             if tuple(noise.shape[1:]) != shape:
@@ -69,12 +68,8 @@ class NoiseInitializer(PipelineUnit):
                     hint=f"at {height}x{width} it is (B, {shape[0]}, *{shape[1:]})",
                 )
             return {"noise": noise.to(pipe.device, torch.float32)}
-        if isinstance(seed, list):
-            seeds: list[int | None] = [*seed]
-        else:
-            seeds = [seed] * (len(input_image) if isinstance(input_image, list) else 1)
         draws = []
-        for each in seeds:
+        for each in seed if isinstance(seed, list) else [seed]:
             generator = None if each is None else torch.Generator(rand_device).manual_seed(each)
             draws.append(torch.randn(shape, generator=generator, device=rand_device, dtype=torch.float32))
         return {"noise": torch.stack(draws).to(pipe.device)}
@@ -155,6 +150,7 @@ class PromptEmbedder(PipelineUnit):
     output_params = ("prompt_embeds", "prompt_embeds_mask")
     onload_model_names = ("text_encoder",)
     separate_cfg = True
+    padded = {"prompt_embeds": "prompt_embeds_mask"}
 
     def process(self, pipe: QwenImagePipeline, prompt: str | list[str]) -> Inputs:
         """Return `prompt_embeds` (B, T, D), and `prompt_embeds_mask` (B, T) bool or None when nothing is padded."""

@@ -299,7 +299,7 @@ BAD = {
         metadata("metadata.jsonl", LISTS),
         "list",
         "edit_image []",
-        "remove the row",
+        "write it as",
         options=("--data-file-keys", "image,edit_image"),
         seen_by_train=False,
     ),

@@ -66,7 +66,7 @@ def test_a_missing_option_is_named_after_those_that_are_wrong():
     with pytest.raises(UsageError, match="--batch-size is 0"):
         TrainOptions(model="m", lora_rank=4, batch_size=0)
     with pytest.raises(UsageError, match="--dataset-base-path is missing"):
-        TrainOptions(model="m", lora_rank=4)
+        TrainOptions(model="m", lora_rank=4, output_path="o")
 
 
 def test_options_cannot_be_changed():

@@ -1,0 +1,39 @@
+"""`dsctl cache`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsctl import out
+from dsctl.flags import takes
+from dsctl_core.options import CacheOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dsctl_core.training.stage_one import CacheResult
+
+
+@takes(CacheOptions, config=True)
+def cache(options: CacheOptions) -> None:
+    """Encode a dataset once, to train from it without the encoders."""
+    from dsctl_core.training import make_cache
+
+    show_cache(make_cache(options, progress=out.progress()), options.output_path)
+
+
+def show_cache(result: CacheResult, folder: Path) -> None:
+    """Show what a first stage has done."""
+    counts, sizes = result.manifest.counts, result.manifest.bytes
+    out.result(
+        "Cached",
+        entries=counts["entries"],
+        encoded=result.encoded,
+        reused=max(counts["parts"] - result.encoded, 0),
+        skipped=counts["skipped"],
+        bytes=sizes["shards"],
+        bytes_per_entry=round(sizes["tensors"] / counts["entries"]),
+        freed_bytes=result.freed_bytes,
+        seconds=round(result.seconds, 1),
+        output_path=folder,
+    )

@@ -1,0 +1,59 @@
+"""The cache between the two stages of training: making it, and training from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from dsctl_core.errors import unknown_name
+from dsctl_core.options.base import Alternative, Count, Names, Options
+from dsctl_core.options.data import DataOptions
+from dsctl_core.options.model import ModelOptions
+
+LOSS_TASKS = ("sft",)
+FIRST, SECOND = ":data_process", ":train"  # what a task's name ends with when it is one of its two stages
+
+
+class CacheUseOptions(Options):
+    """Whether training uses a cache, and which."""
+
+    panel: ClassVar[str] = "Cache"
+    exclusive: ClassVar[tuple[Alternative, ...]] = (
+        ("from_cache", "dataset_base_path"),
+        ("from_cache", "dataset_metadata_path"),
+    )
+
+    from_cache: Path | None = Field(
+        None, description="Train from this cache, made by `dsctl cache`, in place of a dataset. It says which model."
+    )
+    cache: bool = Field(
+        True, description="Where samples repeat, encode each once and keep that in the output folder: the same numbers."
+    )
+
+
+class CacheOptions(DataOptions, ModelOptions):
+    """Options of `dsctl cache`."""
+
+    panel: ClassVar[str] = "Cache"
+
+    output_path: Path = Field(description="Folder of the cache. One that is there is continued or brought up to date.")
+    task: str = Field("sft", description=f"Task that the cache is for: {', '.join(LOSS_TASKS)}.")
+    trainable_models: Names = Field(
+        ("dit",), min_length=1, description="Components that will be trained, whole or by a LoRA; they are not loaded."
+    )
+    batch_size: Count = Field(1, description="Samples that are encoded at once. 1 gives the numbers of `dsctl train`.")
+    prune: bool = Field(False, description="Remove from the folder what no row of the dataset needs any more.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
+        None, description="Precision of encoding and of what is kept. Left out: bf16 on a GPU that has it, else no."
+    )
+    fp8_models: Names = Field((), description="Components to hold in fp8 while encoding, separated by commas.")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        if task not in LOSS_TASKS:
+            raise unknown_name("task", task, LOSS_TASKS)
+        return task

@@ -1,0 +1,141 @@
+"""The two stages of training: which units run once for each sample, which at every step, and what passes between them.
+
+Nothing here is written for a family: it all follows from what units, `model_fn` and the loss say that they read.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.units import Inputs, PipelineUnit
+
+if TYPE_CHECKING:
+    from dsctl_core.losses import Loss
+    from dsctl_core.pipeline import BasePipeline
+
+# What training gives a sample anew each time it is seen. Whoever reads it, runs at every step.
+PER_STEP_INPUTS = ("seed",)
+# What the loss hands to `model_fn` by itself, whatever the units wrote under these names.
+FROM_THE_LOSS = ("latents", "timestep")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A list of units in two: those that run once for each sample, and those that run at every step."""
+
+    once: tuple[PipelineUnit, ...]
+    every_step: tuple[PipelineUnit, ...]
+
+
+def split(units: Iterable[PipelineUnit], trainable: Collection[str]) -> Split:
+    """Split `units`, given in running order, for training the components named in `trainable`.
+
+    A unit runs at every step if it uses a trained component, or draws anew at each step, or reads something written
+    this step, or overwrites something that a unit of every step before it read or wrote. All others can be moved
+    before those of every step without changing what anybody reads, so they run once.
+    """
+    trained = {name.split(".")[0] for name in trainable}
+    once, every_step = [], []
+    fresh, read = set(PER_STEP_INPUTS), set(PER_STEP_INPUTS)
+    for unit in units:
+        reads, writes = read_by(unit), set(unit.output_params)
+        own = unit.draws_each_step or trained & set(unit.onload_model_names)
+        if own or reads & fresh or writes & (fresh | read):
+            every_step.append(unit)
+            fresh |= writes
+            read |= reads
+        else:
+            once.append(unit)
+    return Split(tuple(once), tuple(every_step))
+
+
+def read_by(unit: PipelineUnit) -> set[str]:
+    """Return every name that running `unit` may look at."""
+    names = set(unit.input_params)
+    if unit.separate_cfg:
+        names |= {f"negative_{name}" for name in names} | {"cfg_scale"}
+    return names
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Once units that work on one another's outputs, and on nobody else's: they can run apart from the rest.
+
+    `reads` are all names that they look at, `keeps` those of what they write that the second stage needs.
+    """
+
+    units: tuple[PipelineUnit, ...]
+    reads: frozenset[str]
+    keeps: frozenset[str]
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that the lane needs."""
+        return tuple(dict.fromkeys(name for unit in self.units for name in unit.onload_model_names))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How one task divides: `needs` is what the second stage reads of what the first one leaves."""
+
+    split: Split
+    needs: frozenset[str]
+    lanes: tuple[Lane, ...]
+    second_components: tuple[str, ...]
+
+    @property
+    def first_components(self) -> tuple[str, ...]:
+        """The components that the first stage loads."""
+        return tuple(dict.fromkeys(name for lane in self.lanes for name in lane.components))
+
+
+def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> Stages:
+    """Divide the training of `trainable` on `pipe` with `loss` into its two stages."""
+    parts = split(pipe.units, trainable)
+    parameters = set(inspect.signature(pipe.model_fn).parameters)
+    needs = parameters - set(FROM_THE_LOSS) - set(pipe.in_iteration_models)
+    needs |= set(loss.requires)  # type: ignore[attr-defined]
+    for unit in parts.every_step:
+        needs |= read_by(unit)
+    needs -= set(PER_STEP_INPUTS)
+    named = [*pipe.in_iteration_models, *(name.split(".")[0] for name in trainable)]
+    named += [name for unit in parts.every_step for name in unit.onload_model_names]
+    order = [component.name for component in pipe.family.components]
+    second = tuple(sorted(dict.fromkeys(named), key=order.index))
+    return Stages(parts, frozenset(needs), lanes(parts.once, needs), second)
+
+
+def lanes(once: Sequence[PipelineUnit], needs: Collection[str]) -> tuple[Lane, ...]:
+    """Return the lanes of the once units, without the units that nothing of `needs` depends on."""
+    wanted = set(needs)
+    used: list[PipelineUnit] = []
+    for unit in reversed(once):
+        if wanted & set(unit.output_params):
+            used.insert(0, unit)
+            wanted |= read_by(unit)
+    groups: list[list[PipelineUnit]] = []
+    for unit in used:
+        touches = read_by(unit) | set(unit.output_params)
+        near = [group for group in groups if any(touches & set(other.output_params) for other in group)]
+        # A reader of what this unit overwrites must stay before it.
+        near += [g for g in groups if g not in near and any(read_by(o) & set(unit.output_params) for o in g)]
+        groups = [group for group in groups if group not in near]
+        groups.append([*(other for group in near for other in group), unit])
+    position = {id(unit): number for number, unit in enumerate(used)}
+    found = []
+    for group in sorted((sorted(g, key=lambda u: position[id(u)]) for g in groups), key=lambda g: position[id(g[0])]):
+        writes = frozenset(name for unit in group for name in unit.output_params)
+        reads = frozenset().union(*(read_by(unit) for unit in group))
+        found.append(Lane(tuple(group), reads, writes & frozenset(needs)))
+    return tuple(found)
+
+
+def run(units: Iterable[PipelineUnit], pipe: Any, sides: Sequence[Inputs]) -> tuple[Inputs, Inputs, Inputs]:
+    """Run `units` in order on (shared, posi, nega)."""
+    shared, posi, nega = sides
+    for unit in units:
+        shared, posi, nega = pipe.unit_runner(unit, pipe, shared, posi, nega)
+    return shared, posi, nega

@@ -1,0 +1,34 @@
+"""Device and precision of a run, set up by accelerate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from dsctl_core.errors import UsageError
+
+
+def make_accelerator(device: str | None, precision: str | None, **settings: Any) -> Accelerator:
+    """Set up accelerate on `device` (None: a GPU if there is one) in `precision` (None: what suits the device)."""
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device} is asked for, but torch sees no such GPU", hint="see dsctl doctor")
+    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise UsageError("--mixed-precision fp16 needs a GPU", hint="use bf16 or no on a CPU")
+    _forget_earlier_run()
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision or default_precision(device), **settings)
+
+
+def _forget_earlier_run() -> None:
+    """Let a second run in this process choose its own device and precision; accelerate keeps the first one's."""
+    state = AcceleratorState._shared_state
+    if state and state.get("num_processes", 1) == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def default_precision(device: str | None) -> str:
+    """Return bf16 on a GPU that computes in it, else no."""
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"

@@ -1,0 +1,128 @@
+"""Training from a cache is training without one, for every family and for the embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.checkpoint.files import read_safetensors
+from dsctl_core.families import families, find_preset
+from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.training import make_cache, train
+from tests.tiny_models import write_tiny_model
+
+STEPS = 20
+MODELS = [*families(), *(p.name for family in families().values() for p in family.presets if p.folder)]
+PROMPTS = ["a red one", "a blue one", "two green ones on a table", "a red one"]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random model of a family, or the name of an embedded one."""
+    if request.param in families():
+        return str(write_tiny_model(request.param, tmp_path_factory.mktemp("models") / "tiny"))
+    return find_preset(request.param)[1].name
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures of 32x48, with prompts of different lengths, two of them equal."""
+    folder = tmp_path_factory.mktemp("data")
+    for number in range(len(PROMPTS)):
+        Image.effect_noise((48, 32), 20 + 20 * number).convert("RGB").save(folder / f"{number}.png")
+    lines = [f"{number}.png,{prompt}" for number, prompt in enumerate(PROMPTS)]
+    (folder / "metadata.csv").write_text("\n".join(["image,prompt", *lines]) + "\n")
+    return folder
+
+
+def trained(out: Path, **settings: Any) -> tuple[list[float], dict[str, Any]]:
+    """Train, and return every loss and the final weights."""
+    base = {"dataset_repeat": 10, "lora_rank": 2, "max_steps": STEPS, "seed": 3, "device": "cpu", "output_path": out}
+    result = train(TrainOptions(**{**base, **settings}))
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines], read_safetensors(result.checkpoint)[0]
+
+
+def cached(out: Path, model: str, data: Path, **settings: Any) -> Path:
+    make_cache(CacheOptions(model=model, dataset_base_path=data, output_path=out, device="cpu", **settings))
+    return out
+
+
+def distance(a: tuple[list[float], dict[str, Any]], b: tuple[list[float], dict[str, Any]]) -> float:
+    """Return the largest difference of any weight, and of any loss as a part of it where it is above 1."""
+    assert len(a[0]) == len(b[0]) == STEPS
+    assert a[1].keys() == b[1].keys()
+    losses = max(abs(x - y) / max(abs(x), 1) for x, y in zip(a[0], b[0], strict=True))
+    return max(losses, *(float((a[1][name] - b[1][name]).abs().max()) for name in a[1]))
+
+
+def test_every_family_and_the_embedded_model_are_seen() -> None:
+    assert {"qwen-image", "tiny"} <= set(MODELS)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_cache_encoded_one_by_one_gives_the_same_numbers_to_the_bit(
+    model: str, data: Path, tmp_path: Path, batch_size: int
+) -> None:
+    source = {"model": model, "dataset_base_path": data, "mixed_precision": "no", "batch_size": batch_size}
+    plain = trained(tmp_path / "plain", cache=False, **source)
+    assert not (tmp_path / "plain" / "cache").exists()
+    assert distance(plain, trained(tmp_path / "auto", **source)) == 0
+    assert CachedDataset(tmp_path / "auto" / "cache").manifest.counts["entries"] == len(PROMPTS)
+    cache = cached(tmp_path / "cache", model, data, mixed_precision="no")
+    again = trained(tmp_path / "again", from_cache=cache, mixed_precision="no", batch_size=batch_size)
+    assert distance(plain, again) == 0
+
+
+def test_a_cache_encoded_in_batches_gives_the_same_numbers_to_1e_5(model: str, data: Path, tmp_path: Path) -> None:
+    # Adam moves a weight whose gradient is almost 0 by the whole rate, in whichever direction rounding gives it.
+    plain = trained(tmp_path / "plain", cache=False, model=model, dataset_base_path=data, learning_rate=1e-5)
+    cache = cached(tmp_path / "cache", model, data, batch_size=4)
+    assert distance(plain, trained(tmp_path / "again", from_cache=cache, learning_rate=1e-5)) <= 1e-5
+
+
+# In batches bfloat16 itself, with 8 bits, rounds otherwise in every layer of the text encoder.
+@pytest.mark.parametrize(("batch_size", "most"), [(1, 0.0), (4, 2e-2)])
+def test_in_bfloat16_the_numbers_are_the_same_one_by_one_and_close_in_batches(
+    model: str, data: Path, tmp_path: Path, batch_size: int, most: float
+) -> None:
+    settings = {"mixed_precision": "bf16", "learning_rate": 1e-4}
+    plain = trained(tmp_path / "plain", cache=False, model=model, dataset_base_path=data, **settings)
+    cache = cached(tmp_path / "cache", model, data, mixed_precision="bf16", batch_size=batch_size)
+    assert distance(plain, trained(tmp_path / "again", from_cache=cache, **settings)) <= most
+
+
+def test_an_entry_is_what_the_second_stage_reads_and_nothing_else(model: str, data: Path, tmp_path: Path) -> None:
+    dataset = CachedDataset(cached(tmp_path / "cache", model, data, mixed_precision="bf16"))
+    for entry in dataset.entries:
+        names = {name.partition(".")[2] for name in dataset.sample(entry)}
+        assert not names & {"input_image", "noise", "latents", "prompt", "negative_prompt", "seed"}
+        assert "input_latents" in names
+    # The two equal prompts are one part; the picture of each is its own.
+    assert dataset.manifest.counts["parts"] == len(PROMPTS) + len(set(PROMPTS))
+    assert {tensor.dtype.itemsize for tensor in _tensors(dataset)} <= {1, 2, 8}
+
+
+def _tensors(dataset: CachedDataset) -> list[Any]:
+    from safetensors.torch import load_file
+
+    return [tensor for path in dataset.shards() for tensor in load_file(path).values()]
+
+
+@pytest.mark.parametrize("trained_components", ["text_encoder", "dit,vae"])
+def test_an_early_unit_that_is_trained_moves_to_every_step(
+    model: str, data: Path, tmp_path: Path, trained_components: str
+) -> None:
+    settings = {"lora_rank": None, "trainable_models": trained_components, "learning_rate": 1e-4}
+    if trained_components == "text_encoder":
+        settings["find_unused_parameters"] = True
+    source = {"model": model, "dataset_base_path": data}
+    plain = trained(tmp_path / "plain", cache=False, **source, **settings)
+    assert distance(plain, trained(tmp_path / "auto", **source, **settings)) == 0
+    cache = cached(tmp_path / "cache", model, data, trainable_models=trained_components)
+    assert distance(plain, trained(tmp_path / "again", from_cache=cache, **settings)) == 0
