@@ -91,7 +91,11 @@ def read_manifest(cache: Path) -> Manifest:
     if not path.is_file():
         if (cache / "shards").is_dir():
             raise DsctlError(f"the cache in {cache} is not finished", hint="run the same `dsctl cache` command again")
-        problem = f"{cache} is no cache: it has no {MANIFEST_FILE}" if cache.is_dir() else f"{cache} does not exist or is a file"
+        problem = (
+            f"{cache} is no cache: it has no {MANIFEST_FILE}"
+            if cache.is_dir()
+            else f"{cache} does not exist or is a file"
+        )
         raise DsctlError(problem, hint="give the --output-path of a `dsctl cache` command")
     content = read_json(path)
     if content.get("format") != FORMAT:

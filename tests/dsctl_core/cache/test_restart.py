@@ -99,7 +99,9 @@ def test_nothing_is_deleted_without_prune_and_with_it_only_what_nobody_needs(fil
     result = fill(prune=True)
     assert result.encoded == 0
     assert result.freed_bytes > 0
-    assert sum(len(data) for data in content(tmp_path / "filled" / "shards").values()) == result.manifest.bytes["shards"]
+    assert (
+        sum(len(data) for data in content(tmp_path / "filled" / "shards").values()) == result.manifest.bytes["shards"]
+    )
     assert (tmp_path / "filled" / "notes.txt").read_text() == "mine"
     assert list(find_problems(tmp_path / "filled")) == []
     write_rows(data, PROMPTS)
