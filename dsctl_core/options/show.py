@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dsctl_core.options.base import Argument, Options, Text
+from dsctl_core.options.base import Argument, Names, Options, Text
 
 
 class ModelsListOptions(Options):
@@ -17,6 +17,10 @@ class ModelsShowOptions(Options):
     """Options of `dsctl models show`."""
 
     name: Annotated[Text, Argument()] = Field(description="A preset or a family, as `dsctl models` lists them.")
+    graph: bool = Field(False, description="Show its units: which run once for each sample, which at every step.")
+    trainable_models: Names = Field(
+        ("dit",), min_length=1, description="With --graph: the components that are trained, separated by commas."
+    )
 
 
 class DoctorOptions(Options):

@@ -16,6 +16,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_dataset
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.families import pipeline_class
+from dsctl_core.family import Family
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.lora.layers import fuse_lora
 from dsctl_core.memory.quantize import store_in_fp8
@@ -88,8 +89,12 @@ class FirstStageJob:
 
 
 def shell_of(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
-    """Return the pipeline of a family without any component: its units can be asked, not run."""
-    family = resolved.family
+    """Return the pipeline of a model without any component: its units can be asked, not run."""
+    return shell_of_family(resolved.family, dtype, device)
+
+
+def shell_of_family(family: Family, dtype: torch.dtype, device: Any) -> BasePipeline:
+    """Return the pipeline of a family without any component."""
     pipe = pipeline_class(family)({}, None, family.schedule, torch_dtype=dtype, device=device).eval()
     pipe.scheduler.set_timesteps(training=True)
     return pipe

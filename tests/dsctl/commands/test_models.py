@@ -75,3 +75,25 @@ def test_a_name_that_is_no_model_is_refused(dsctl: Dsctl, words: list[str], code
     found = dsctl("models", "show", *words).fault(code)
     assert problem in found[0]
     assert hint in found[1]
+
+
+def test_the_graph_says_what_runs_once_and_what_at_every_step(dsctl: Dsctl):
+    shown = dsctl("models", "show", "qwen-image", "--graph", "--json").json
+    once, every_step = ([unit["unit"] for unit in shown[stage]] for stage in ("once", "every_step"))
+    assert {"InputImageEmbedder", "PromptEmbedder"} <= set(once)
+    assert every_step == ["NoiseInitializer", "LatentsInitializer"]
+    assert shown["kept"] == ["height", "input_latents", "prompt_embeds", "prompt_embeds_mask", "width"]
+    assert (shown["first_components"], shown["second_components"]) == (["vae", "text_encoder"], ["dit"])
+    assert shown["model_fn"] == {
+        "components": ["dit"],
+        "reads": ["input_latents", "noise", "prompt_embeds", "prompt_embeds_mask"],
+    }
+
+
+def test_the_graph_of_other_trained_components_is_another(dsctl: Dsctl):
+    run = dsctl("models", "show", "tiny", "--graph", "--trainable-models", "text_encoder")
+    before, _, after = run.out.partition("at every step\n")
+    assert "InputImageEmbedder" in before
+    assert "PromptEmbedder" in after
+    assert "the second stage loads: dit, text_encoder" in after
+    assert dsctl("models", "show", "tiny", "--graph", "--trainable-models", "dti").code == 2

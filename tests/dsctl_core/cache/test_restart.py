@@ -1,0 +1,175 @@
+"""A cache goes on where it stopped, and follows its dataset: only what changed is encoded."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.cache.verify import find_problems
+from dsctl_core.errors import DsctlError
+from dsctl_core.options import CacheOptions
+from dsctl_core.training import make_cache
+from tests.dsctl_core.cache import killing
+from tests.dsctl_core.cache.conftest import PROMPTS, write_rows
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_20_kills_at_random_points_leave_nothing_that_a_rerun_does_not_make_whole(model, pictures, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for picture in pictures.glob("*.png"):
+        (data / picture.name).symlink_to(picture)
+    write_rows(data, [f"picture {n} of many" for n in range(24)])
+    command = [sys.executable, "-W", "ignore", killing.__file__, model, data, tmp_path / "caches"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["equal"] == [1] * killing.POINTS
+    assert told["problems"] == [0] * killing.POINTS
+    # The kills came at different points of the work, some in its midst.
+    assert told["shards"] == 12
+    assert len(set(told["shards_at_the_kill"])) > 2
+
+
+def test_a_second_run_encodes_nothing_and_changes_nothing(fill, tmp_path):
+    first = fill()
+    before = content(tmp_path / "filled")
+    assert first.encoded == len(PROMPTS) + len(set(PROMPTS))
+    assert fill().encoded == 0
+    assert content(tmp_path / "filled") == before
+
+
+def test_a_second_run_with_nothing_to_encode_loads_no_component(fill, monkeypatch):
+    fill()
+    monkeypatch.setattr("dsctl_core.checkpoint.load.load_component", lambda *_: pytest.fail("a component was loaded"))
+    assert fill().encoded == 0
+
+
+def test_the_components_of_the_second_stage_are_never_loaded(fill, monkeypatch):
+    from dsctl_core.checkpoint import load
+
+    loaded, real = [], load.load_component
+    monkeypatch.setattr(load, "load_component", lambda c, *rest: loaded.append(c.name) or real(c, *rest))
+    fill()
+    assert sorted(loaded) == ["text_encoder", "vae"]
+
+
+def test_a_changed_caption_and_a_changed_picture_are_encoded_alone(fill, data, tmp_path):
+    fill()
+    write_rows(data, [*PROMPTS[:4], "another caption", PROMPTS[5]])
+    assert fill().encoded == 1
+    Image.effect_noise((48, 32), 77).convert("RGB").save(data / "2.png")
+    assert fill().encoded == 1
+    assert list_problems(tmp_path / "filled") == {"left over": 0}
+
+
+def list_problems(folder: Path) -> dict[str, int]:
+    kinds = [problem.kind for problem in find_problems(folder)]
+    return {"left over": kinds.count("left over"), **{kind: kinds.count(kind) for kind in kinds if kind != "left over"}}
+
+
+def test_rows_that_are_gone_are_not_trained_on_and_rows_that_are_new_are(fill, data, tmp_path):
+    fill()
+    write_rows(data, [*PROMPTS[:2], "", *PROMPTS[3:], "a new one"])
+    assert fill().encoded == 2
+    dataset = CachedDataset(tmp_path / "filled", repeat=3)
+    assert [entry.row for entry in dataset.entries] == list(range(6))
+    assert len(dataset) == 18
+
+
+def test_nothing_is_deleted_without_prune_and_with_it_only_what_nobody_needs(fill, data, tmp_path):
+    fill()
+    (tmp_path / "filled" / "notes.txt").write_text("mine")
+    shards = set(content(tmp_path / "filled" / "shards"))
+    write_rows(data, PROMPTS[:2])
+    fill()
+    assert set(content(tmp_path / "filled" / "shards")) == shards
+    result = fill(prune=True)
+    assert result.encoded == 0
+    assert result.freed_bytes > 0
+    assert (
+        sum(len(data) for data in content(tmp_path / "filled" / "shards").values()) == result.manifest.bytes["shards"]
+    )
+    assert (tmp_path / "filled" / "notes.txt").read_text() == "mine"
+    assert list(find_problems(tmp_path / "filled")) == []
+    write_rows(data, PROMPTS)
+    assert fill().encoded == 4 + 3  # pictures, and prompts: one of the two prompts comes twice
+
+
+def test_what_is_damaged_is_encoded_again_and_nothing_else(fill, tmp_path):
+    fill()
+    before = content(tmp_path / "filled")
+    shard = max((tmp_path / "filled" / "shards").iterdir(), key=lambda path: path.stat().st_size)
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    assert {problem.kind for problem in find_problems(tmp_path / "filled")} == {"shard"}
+    assert fill().encoded in (len(PROMPTS), len(set(PROMPTS)))
+    assert content(tmp_path / "filled") == before
+
+
+def test_a_full_disk_is_named_and_what_was_there_stays_and_a_rerun_goes_on(fill, data, tmp_path):
+    fill()
+    before = content(tmp_path / "filled")
+    write_rows(data, [*PROMPTS, "a new one"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(DsctlError, match="could not be written: no space left") as caught:
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.hint
+    assert content(tmp_path / "filled") == before
+    assert CachedDataset(tmp_path / "filled")[0]
+    assert fill().encoded == 2
+    assert list(find_problems(tmp_path / "filled")) == []
+
+
+def test_another_command_that_writes_to_the_folder_is_refused(fill, tmp_path):
+    from dsctl_core.cache.folder import locked
+
+    fill()
+    with locked(tmp_path / "filled"), pytest.raises(DsctlError, match="another command is writing"):
+        fill()
+
+
+def test_two_processes_share_the_work_without_overlap_or_repeats(model, data, tmp_path, monkeypatch):
+    from dsctl_core.training import caching, stage_one
+
+    monkeypatch.setattr(stage_one, "PARTS_IN_A_SHARD", 2)
+    real, encoded = caching.sharing, []
+
+    def fill(process: int, processes: int) -> None:
+        share = {"process": process, "processes": processes, "skip_bad": True}
+        monkeypatch.setattr(caching, "sharing", lambda accelerator, **_: stage_one.FirstStage(**share))
+        options = CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "both", device="cpu")
+        encoded.append(make_cache(options).encoded)
+
+    single = make_cache(
+        CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "one", device="cpu")
+    )
+    monkeypatch.setattr(stage_one, "read_manifest", lambda cache: None)
+    monkeypatch.setattr(stage_one, "finish", lambda *_: (None, 0))
+    fill(1, 2)
+    fill(0, 2)
+    monkeypatch.undo()
+    assert real is caching.sharing
+    assert sum(encoded) == single.encoded
+    assert min(encoded) > 0
+    monkeypatch.setattr(stage_one, "PARTS_IN_A_SHARD", 2)
+    last = make_cache(
+        CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "both", device="cpu")
+    )
+    assert last.encoded == 0
+    assert list(find_problems(tmp_path / "both")) == []
