@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.cache.manifest import INDEX_FILE, MANIFEST_FILE, read_manifest
 from dsctl_core.checkpoint.files import prepare_folder, write_text
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_resize
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.report import report_page
-from dsctl_core.data.summary import CacheBytes, summarize
-from dsctl_core.data.validation import Checks, Validation, cannot_be_read, validate_dataset
+from dsctl_core.data.summary import CacheBytes, readable_bytes, summarize
+from dsctl_core.data.validation import Checks, Level, Problem, Validation, cannot_be_read, validate_dataset
 from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
@@ -43,6 +44,8 @@ def validate(options: DatasetValidateOptions, progress: Progress) -> ValidateRes
     base, table = options.path, options.metadata
     if base.is_file() and table is None:
         base, table = base.parent, base
+    if (base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file():
+        return _finished(options, _validated_cache(base, progress), None, videos=False)
     try:
         dataset = UnifiedDataset(
             base,
@@ -55,12 +58,39 @@ def validate(options: DatasetValidateOptions, progress: Progress) -> ValidateRes
         found = cannot_be_read(error)
     else:
         found = validate_dataset(dataset, checks, progress)
-    summary = summarize(found, None if resolved is None else _cache_bytes(resolved))
+    return _finished(
+        options, found, None if resolved is None else _cache_bytes(resolved), videos=checks.frames is not None
+    )
+
+
+def _finished(
+    options: DatasetValidateOptions, found: Validation, cache_bytes: CacheBytes | None, *, videos: bool
+) -> ValidateResult:
+    summary = summarize(found, cache_bytes)
     if options.report is not None:
-        title = f"Dataset {options.path}"
-        write_text(options.report, report_page(found, summary, title, checks.frames is not None))
+        write_text(options.report, report_page(found, summary, f"Dataset {options.path}", videos))
     bad = summary["errors"] + (summary["warnings"] if options.strict else 0)
     return ValidateResult(found, summary, clean=not bad)
+
+
+def _validated_cache(folder: Path, progress: Progress) -> Validation:
+    """Return what is wrong with a cache: every byte of it is read. This needs torch."""
+    from dsctl_core.cache.verify import find_problems
+
+    progress.start("Reading the cache", None)
+    problems = []
+    for each in find_problems(folder):
+        level: Level = "warning" if each.kind == "left over" else "error"
+        row = None if each.row is None else each.row + 1
+        problems.append(Problem(each.kind, level, each.message, each.hint, row, str(each.file)))
+    progress.finish()
+    try:
+        manifest = read_manifest(folder)
+    except DsctlError:
+        return Validation(0, "", problems, [], {}, {})
+    entries = manifest.counts["entries"]
+    layout = f"cache of {entries} entries for {manifest.recipe.family}, {readable_bytes(manifest.bytes['shards'])}"
+    return Validation(entries, layout, problems, [], {}, {})
 
 
 def _checks(options: DatasetValidateOptions, resolved: ResolvedModel | None) -> Checks:

@@ -85,8 +85,9 @@ def lines_of(found: Validation, summary: dict[str, Any], per_kind: int = 20) -> 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"{summary['rows']} rows in a {summary['layout']}" if summary["layout"] else "no rows",
-        f"{summary['files']} files, {readable_bytes(summary['file_bytes'])}",
     ]
+    if summary["files"]:
+        lines.append(f"{summary['files']} files, {readable_bytes(summary['file_bytes'])}")
     for name, title in (("resolutions", "sizes"), ("buckets", "trained at")):
         sizes = summary[name]
         if sizes:

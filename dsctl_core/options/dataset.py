@@ -16,7 +16,7 @@ class DatasetValidateOptions(ReadingOptions):
 
     panel: ClassVar[str] = "Validation"
 
-    path: Annotated[Path, Argument()] = Field(description="Dataset folder, or its table.")
+    path: Annotated[Path, Argument()] = Field(description="Dataset folder, or its table; or a cache.")
     metadata: Path | None = Field(
         None, description="Table of the samples. Left out: metadata.* in the folder, or the .txt beside each file."
     )

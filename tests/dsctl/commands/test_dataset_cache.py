@@ -1,0 +1,46 @@
+"""`dsctl dataset validate` on a cache: every byte is looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.dsctl.commands.bad_datasets import good
+from tests.dsctl.running import Dsctl
+
+
+@pytest.fixture
+def cache(dsctl: Dsctl, model: Path) -> Path:
+    """A cache of four pictures."""
+    good(Path("data"))
+    run = dsctl("cache", f"--model={model}", "--dataset-base-path=data", "--output-path=cache", "--device=cpu")
+    assert run.code == 0, run.err
+    return Path("cache")
+
+
+def test_a_whole_cache_is_called_clean(dsctl: Dsctl, cache: Path):
+    run = dsctl("dataset", "validate", cache, "--json", "--report", "report.html")
+    assert (run.code, run.json["rows"], run.json["problems"]) == (0, 4, [])
+    assert run.json["summary"]["layout"].startswith("cache of 4 entries for ")
+    assert "cache of 4 entries" in Path("report.html").read_text(encoding="utf-8")
+    assert dsctl("dataset", "validate", cache).out.splitlines()[-1] == "no problem found"
+
+
+def test_a_changed_byte_is_found(dsctl: Dsctl, cache: Path):
+    shard = next(path for path in sorted(cache.rglob("*.safetensors")))
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 1
+    shard.write_bytes(data)
+    run = dsctl("dataset", "validate", cache, "--json")
+    (problem,) = run.json["problems"]
+    assert (run.code, problem["kind"], problem["level"]) == (1, "shard", "error")
+    assert shard.name in problem["message"]
+    assert problem["hint"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "index.json"])
+def test_a_cache_without_its_manifest_or_index_is_an_error(dsctl: Dsctl, cache: Path, name: str):
+    (cache / name).unlink()
+    run = dsctl("dataset", "validate", cache, "--json")
+    assert (run.code, run.json["problems"][0]["kind"]) == (1, "manifest")
