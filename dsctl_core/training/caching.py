@@ -15,8 +15,8 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError, unknown_name
 from dsctl_core.families import pipeline_class
-from dsctl_core.family import Family
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.family import Family
 from dsctl_core.lora.layers import fuse_lora
 from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.options import CacheOptions, TrainOptions
