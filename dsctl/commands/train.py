@@ -19,6 +19,8 @@ def train(options: TrainOptions) -> None:
         return
 
     result = train(options, progress=out.progress())
+    if not result.is_main_process:
+        return
     out.result(
         "Trained",
         checkpoint=result.checkpoint,

@@ -78,12 +78,11 @@ class ModelLogger:
         if step == self.saved_step:
             return self.files
         accelerator.wait_for_everyone()
+        middles = {c.name: f".{c.name}" if len(module.trained) > 1 else "" for c in module.trained}
+        paths = {name: self.output_path / f"step-{step}{middle}.safetensors" for name, middle in middles.items()}
         if accelerator.is_main_process:
             exported = module.export_trained(self.remove_prefix_in_ckpt)
-            self.files = []
             for component in module.trained:
-                middle = f".{component.name}" if len(exported) > 1 else ""
-                path = self.output_path / f"step-{step}{middle}.safetensors"
                 about = {
                     "dsctl_version": __version__,
                     "family": module.pipe.family.name,
@@ -93,9 +92,8 @@ class ModelLogger:
                     **component.description,
                     **self.metadata,
                 }
-                write_safetensors(path, exported[component.name], about)
-                self.files.append(path)
-        self.saved_step = step
+                write_safetensors(paths[component.name], exported[component.name], about)
+        self.saved_step, self.files = step, list(paths.values())
         accelerator.wait_for_everyone()
         return self.files
 
