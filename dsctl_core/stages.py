@@ -95,9 +95,7 @@ class Stages:
 def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> Stages:
     """Divide the training of `trainable` on `pipe` with `loss` into its two stages."""
     parts = split(pipe.units, trainable)
-    parameters = set(inspect.signature(pipe.model_fn).parameters)
-    needs = parameters - set(FROM_THE_LOSS) - set(pipe.in_iteration_models)
-    needs |= set(loss.requires)  # type: ignore[attr-defined]
+    needs = read_by_loss(pipe, loss)
     for unit in parts.every_step:
         needs |= read_by(unit)
     needs -= set(PER_STEP_INPUTS)
@@ -106,6 +104,13 @@ def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> S
     order = [component.name for component in pipe.family.components]
     second = tuple(sorted(dict.fromkeys(named), key=order.index))
     return Stages(parts, frozenset(needs), lanes(parts.once, needs), second)
+
+
+def read_by_loss(pipe: BasePipeline, loss: Loss) -> set[str]:
+    """Return every name that `model_fn` and the loss may look at."""
+    parameters = set(inspect.signature(pipe.model_fn).parameters)
+    required = set(loss.requires)  # type: ignore[attr-defined]
+    return parameters - set(FROM_THE_LOSS) - set(pipe.in_iteration_models) | required
 
 
 def lanes(once: Sequence[PipelineUnit], needs: Collection[str]) -> tuple[Lane, ...]:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from dsctl_core.family import Family
-from dsctl_core.pipeline import BasePipeline
-from dsctl_core.stages import PER_STEP_INPUTS, Stages, plan_stages, read_by
+from dsctl_core.stages import PER_STEP_INPUTS, Stages, plan_stages, read_by_loss
 from dsctl_core.training.caching import shell_of_family
 from dsctl_core.training.tasks import find_loss
 from dsctl_core.units import PipelineUnit
@@ -20,14 +19,15 @@ def describe_stages(family: Family, trainable: Sequence[str], task: str = "sft")
     for name in trainable:
         family.component(name.split(".")[0])
     pipe = shell_of_family(family, torch.float32, "cpu")
-    stages = plan_stages(pipe, find_loss(task), trainable)
+    loss = find_loss(task)
+    stages = plan_stages(pipe, loss, trainable)
     made = {name for unit in pipe.units for name in unit.output_params}
     return {
         "task": task,
         "trainable": list(trainable),
         "once": [_described(unit) for unit in stages.split.once],
         "every_step": [_described(unit) for unit in stages.split.every_step],
-        "model_fn": {"components": list(pipe.in_iteration_models), "reads": sorted(_loss_reads(pipe, stages, made))},
+        "model_fn": {"components": list(pipe.in_iteration_models), "reads": sorted(read_by_loss(pipe, loss) & made)},
         "new_at_every_step": list(PER_STEP_INPUTS),
         "kept": sorted({name for lane in stages.lanes for name in lane.keeps} | _read_from_rows(stages, made)),
         "first_components": list(stages.first_components),
@@ -42,13 +42,6 @@ def _described(unit: PipelineUnit) -> dict[str, Any]:
         "writes": list(unit.output_params),
         "components": list(unit.onload_model_names),
     }
-
-
-def _loss_reads(pipe: BasePipeline, stages: Stages, made: set[str]) -> set[str]:
-    """Return what `model_fn` and the loss read of what units make."""
-    fresh = {name for unit in stages.split.every_step for name in unit.output_params}
-    every_step = set().union(*(read_by(unit) for unit in stages.split.every_step))
-    return made & ((stages.needs - every_step) | (stages.needs & fresh))
 
 
 def _read_from_rows(stages: Stages, made: set[str]) -> set[str]:

@@ -97,3 +97,9 @@ def test_the_graph_of_other_trained_components_is_another(dsctl: Dsctl):
     assert "PromptEmbedder" in after
     assert "the second stage loads: dit, text_encoder" in after
     assert dsctl("models", "show", "tiny", "--graph", "--trainable-models", "dti").code == 2
+
+
+def test_the_drawing_in_the_docs_is_what_the_command_prints(dsctl: Dsctl, repository: Path):
+    page = (repository / "docs" / "concepts" / "units.md").read_text(encoding="utf-8")
+    drawing = page.partition("<!-- printed by: dsctl models show qwen-image --graph -->\n```\n")[2].partition("```")[0]
+    assert drawing == dsctl("models", "show", "qwen-image", "--graph").out

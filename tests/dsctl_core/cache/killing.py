@@ -71,7 +71,8 @@ def main() -> None:
         result["equal"].append(int(content(out) == expected))
         result["problems"].append(len(list(find_problems(out))))
         shutil.rmtree(out)
-    print(json.dumps({**result, "shards": len(list((folder / "whole" / "shards").iterdir()))}))
+    told = {**result, "shards": len(list((folder / "whole" / "shards").iterdir()))}
+    (folder / "told.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
