@@ -16,6 +16,16 @@ from dsctl.words import checked_words, unknown_command
 COMMANDS: dict[str, tuple[Any, str]] = {
     "train": ("dsctl.commands.train:train", "Train a model, or a LoRA on it."),
     "infer": ("dsctl.commands.infer:infer", "Make pictures."),
+    "merge-lora": ("dsctl.commands.merge_lora:merge_lora", "Merge LoRAs into a model, or into one LoRA."),
+    "lora": (
+        {
+            "info": ("dsctl.commands.lora:info", "Show what a LoRA is: format, layers, ranks, metadata."),
+            "convert": ("dsctl.commands.lora:convert", "Write a LoRA in another format."),
+            "resize": ("dsctl.commands.lora:resize", "Bring a LoRA to another rank."),
+            "extract": ("dsctl.commands.lora:extract", "Make a LoRA of the difference between two checkpoints."),
+        },
+        "Look at LoRA files, or change them.",
+    ),
     "models": (
         {
             "list": ("dsctl.commands.models:list_models", "List the families and presets."),

@@ -136,6 +136,16 @@ def component_class(component: Component) -> type[nn.Module]:
     return getattr(importlib.import_module(component.library), component.class_name)
 
 
+def empty_component(component: Component, folder: Path) -> nn.Module:
+    """Build a component from the config.json in `folder`, with weights that mean nothing."""
+    cls: Any = component_class(component)
+    if component.library == "diffusers":
+        return cls.from_config(read_json(folder / "config.json"))
+    from transformers import AutoConfig
+
+    return cls(AutoConfig.from_pretrained(str(folder), local_files_only=True))
+
+
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Build one component from its folder: exactly the tensors in its files, in `dtype`, frozen, in eval mode."""
     weight_files(folder)

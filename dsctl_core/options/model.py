@@ -42,8 +42,8 @@ def _checked_ids(value: Any) -> Any:
     return value
 
 
-class ModelOptions(Options):
-    """Where the weights are."""
+class SomeModelOptions(Options):
+    """Where the weights are, for commands that can do without."""
 
     panel: ClassVar[str] = "Model"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("model", "model_paths"), ("model", "model_id_with_origin_paths"))
@@ -59,11 +59,21 @@ class ModelOptions(Options):
     )
     tokenizer_path: Text | None = Field(None, description="The tokenizer's folder, where it is not beside the weights.")
 
-    @model_validator(mode="after")
-    def _some_model(self) -> Self:
+    def require_model(self) -> None:
+        """Refuse the options when they name no model."""
         if self.model is None and self.model_paths is None and self.model_id_with_origin_paths is None:
             raise UsageError(
                 "no model is given",
                 hint="give --model NAME (`dsctl models` lists the names) or --model FOLDER",
             )
+
+
+class ModelOptions(SomeModelOptions):
+    """Where the weights are."""
+
+    panel: ClassVar[str] = "Model"
+
+    @model_validator(mode="after")
+    def _some_model(self) -> Self:
+        self.require_model()
         return self

@@ -19,8 +19,10 @@ from dsctl_core.data import UnifiedDataset, check_dataset
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.lora.files import lora_weights
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.training.about import header_metadata
 from dsctl_core.training.folder import claim, refuse_used, unclaim
 from dsctl_core.training.logger import ModelLogger
 from dsctl_core.training.loop import launch_training_task
@@ -60,6 +62,8 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             raise unknown_name("extra input", name, known, listing=f"{resolved.family.title} {takes}")
     dataset = build_dataset(options, resolved)
     check_dataset(dataset, progress)
+    for lora in options.lora:
+        lora_weights(lora.path)
     accelerator = build_accelerator(options)
     if not accelerator.is_main_process:
         progress = NoProgress()
@@ -70,8 +74,10 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         logger = ModelLogger(
             options.output_path,
             options.remove_prefix_in_ckpt,
-            metadata={"base_model": resolved.label},
+            metadata=header_metadata(options, resolved, dataset),
             run=describe_run(options, resolved, rate, accelerator),
+            lora_format=options.lora_format,
+            lora_dtype=options.lora_dtype,
         )
         summary = launch_training_task(
             accelerator,
@@ -182,6 +188,7 @@ def build_module(
         lora_checkpoint=options.lora_checkpoint,
         preset_lora_path=options.preset_lora_path,
         preset_lora_model=options.preset_lora_model,
+        loras=options.lora,
         fp8_models=options.fp8_models,
         seed=options.seed,
     )

@@ -13,10 +13,10 @@ HEAVY |= {"pandas", "numpy", "PIL", "av", "huggingface_hub", "modelscope", "mode
 # Inside dsctl_core a module may import from its own layer and those above it in this list.
 LAYERS = (
     ("errors", "options", "family", "random", "progress", "version", "assets"),
-    ("checkpoint", "data", "scheduler", "memory", "lora"),
+    ("checkpoint", "data", "hub", "scheduler", "memory", "lora"),
     ("units", "pipeline", "losses"),
     ("families",),
-    ("training", "inference", "doctor"),
+    ("training", "inference", "doctor", "lora_tools", "transfer"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -1,0 +1,27 @@
+"""What the files of a run say about where they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dsctl_core.checkpoint.identify import weight_files
+from dsctl_core.checkpoint.load import find_places
+from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.lora.about import dataset_identity, weights_identity
+from dsctl_core.options import TrainOptions
+
+
+def header_metadata(options: TrainOptions, resolved: ResolvedModel, dataset: Any) -> dict[str, str]:
+    """Return what is the same for all files of a run: the base, the dataset and the trigger words."""
+    about = {"base_model": resolved.label}
+    if resolved.preset is not None and resolved.preset.model_id is not None:
+        about["base_model_id"] = resolved.preset.model_id
+    places = find_places(resolved.family, resolved.model_configs, resolved.tokenizer_config)
+    folder = places.components.get(options.lora_base_model or "dit")
+    if folder is not None:
+        about["base_weights"] = weights_identity(weight_files(folder))
+    if dataset is not None:
+        about["dataset"] = dataset_identity(dataset.metadata.rows, options.dataset_base_path)
+    if options.trigger_words is not None:
+        about["trigger_words"] = options.trigger_words
+    return about
