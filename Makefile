@@ -28,7 +28,7 @@ check: $(READY) ## Lint, format, types, import direction and weight, generated d
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q tests/structure
+	@$(BIN)/python -m pytest -q tests/structure/test_imports.py tests/structure/test_layout.py
 	@$(BIN)/python docs/generate.py --check
 
 fix: $(READY) ## Repair what can be repaired: lint, format, generated docs.
@@ -42,8 +42,8 @@ docs: $(READY) ## Write docs/reference/ from the code.
 bench: $(READY) ## Measure speed and memory beside plain diffusers and peft.
 	@$(BIN)/python -m benchmarks
 
-embedded-model: $(READY) ## Train the embedded model from nothing (about 90 minutes on 2 cores; needs npm for the drawings).
-	@$(BIN)/python examples/embedded_model/run.py
+embedded-model: $(READY) ## Train the embedded model from nothing (about two hours on 2 cores; needs npm).
+	@$(BIN)/python examples/embedded_model/make.py
 
 # A new environment only when there is none or its Python is gone; otherwise only what changed is installed.
 $(READY): pyproject.toml constraints.txt

@@ -63,7 +63,7 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     progress = progress or NoProgress()
     prompts = read_prompts(options)
     files = output_files(options.output, len(prompts) * options.num_images, options.grid)
-    refuse_folders([*files, options.output])
+    check_output(options.output, files)
     resolved = resolve_model(
         options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path
     )
@@ -132,11 +132,14 @@ def output_files(output: Path, count: int, with_grid: bool) -> list[Path]:
     return [output.with_name(f"{output.stem}-{number:03}{output.suffix}") for number in range(1, count + 1)]
 
 
-def refuse_folders(files: Sequence[Path]) -> None:
-    """Raise a DsctlError for a picture that would have to replace a folder."""
-    for file in files:
+def check_output(output: Path, files: Sequence[Path]) -> None:
+    """Raise a DsctlError for a picture that would have to replace a folder, or to stand inside of a file."""
+    for file in (output, *files):
         if file.is_dir():
             raise DsctlError(f"{file} is a folder, so no picture can be written there", hint="give another --output")
+    for parent in output.parents:
+        if parent.exists() and not parent.is_dir():
+            raise DsctlError(f"{parent} is a file, so {output} cannot be in it", hint="give another --output")
 
 
 def fill_in(options: InferOptions, resolved: ResolvedModel) -> Settings:
@@ -146,7 +149,13 @@ def fill_in(options: InferOptions, resolved: ResolvedModel) -> Settings:
         value = getattr(options, name)
         return resolved.defaults[name] if value is None else value
 
-    return Settings(chosen("height"), chosen("width"), chosen("num_inference_steps"), chosen("cfg_scale"))
+    settings = Settings(chosen("height"), chosen("width"), chosen("num_inference_steps"), chosen("cfg_scale"))
+    if options.negative_prompt and settings.cfg_scale == 1:
+        raise UsageError(
+            "--negative-prompt has no effect at --cfg-scale 1, which is no guidance",
+            hint="give a --cfg-scale above 1, or leave out --negative-prompt",
+        )
+    return settings
 
 
 def read_pictures(options: InferOptions, settings: Settings, factor: int) -> dict[str, Image]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import struct
 import uuid
 from collections.abc import Iterator
@@ -81,8 +82,9 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
         try:
             save_file(ready, temporary, metadata={"format": "pt", **metadata})
         except SafetensorError as error:
-            # safetensors wraps the operating system's error in its own; only its text is left of it.
-            raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
+            # safetensors wraps the operating system's error in its own; the number is left in its text.
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def prepare_folder(folder: Path) -> None:

@@ -101,10 +101,10 @@ def dtype_of(source: Path, name: str, entry: dict[str, Any]) -> torch.dtype:
     return getattr(torch, DTYPES[entry["dtype"]])
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _bytes(tensor: Tensor) -> bytes:
     import torch
 
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def read_tensor(path: Path, name: str) -> Tensor:

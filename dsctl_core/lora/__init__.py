@@ -2,13 +2,14 @@
 
 from dsctl_core.lora.files import read_lora, save_lora
 from dsctl_core.lora.formats import FORMATS, LoraFile, LoraLayer
-from dsctl_core.lora.layers import add_lora, fuse_lora, load_lora, trained_layers
+from dsctl_core.lora.layers import add_lora, export_lora, fuse_lora, load_lora, trained_layers
 
 __all__ = [
     "FORMATS",
     "LoraFile",
     "LoraLayer",
     "add_lora",
+    "export_lora",
     "fuse_lora",
     "load_lora",
     "read_lora",

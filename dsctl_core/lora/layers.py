@@ -25,7 +25,7 @@ TRAINED = "default"  # the name peft gives to the one adapter that is being trai
 
 
 def add_lora(
-    model: nn.Module, target_modules: Sequence[str], rank: int, alpha: int | None = None, seed: int = 0
+    model: nn.Module, target_modules: Sequence[str], rank: int, alpha: float | None = None, seed: int = 0
 ) -> None:
     """Put a trainable LoRA on every linear layer of `model` whose name ends in one of `target_modules`.
 
@@ -36,9 +36,7 @@ def add_lora(
     from peft import LoraConfig, inject_adapter_in_model
 
     _check_targets(model, target_modules)
-    config = LoraConfig(
-        r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(target_modules), lora_dropout=0.0
-    )
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(target_modules), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=TRAINED)
@@ -46,6 +44,8 @@ def add_lora(
         parameter.requires_grad_(".lora_" in name)
         if ".lora_" in name:
             parameter.data = parameter.data.float()
+    for layer in tuner_layers(model).values():
+        layer.scaling[TRAINED] = 1.0 if alpha is None else alpha / rank
 
 
 def _check_targets(model: nn.Module, target_modules: Sequence[str]) -> None:

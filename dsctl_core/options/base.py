@@ -20,7 +20,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.messages import Positional, explain, spelled
+from dsctl_core.options.messages import Positional, Takes, explain, spelled
 
 Alternative = tuple[str, str]
 
@@ -86,4 +86,4 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator that is
 Side = Annotated[int, Field(ge=1, le=16384)]  # a picture's height or width in pixels
 Names = Annotated[tuple[str, ...], BeforeValidator(_no_empty_name)]  # written "a,b"
 Text = Annotated[str, Field(min_length=1)]
-Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Takes("cpu, cuda or cuda:N")]

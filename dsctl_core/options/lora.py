@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Names, Options, Text
+from dsctl_core.options.messages import Takes
 
 
-class LoraFile(NamedTuple):
+@dataclass(frozen=True)
+class LoraFile:
     """A LoRA and how much of it to apply."""
 
     path: Path
     scale: float = 1.0
 
     @classmethod
-    def parse(cls, text: Any) -> Any:
+    def parse(cls, text: Any) -> LoraFile:
         """Read FILE or FILE:SCALE.
 
         A colon belongs to the path where the whole text is a path that exists, or where a separator comes after it.
         """
-        if not isinstance(text, str):
+        if isinstance(text, LoraFile):
             return text
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is no text")
         path, colon, scale = text.rpartition(":")
         if not text or (colon and not path):
             raise ValueError("this names no file")
@@ -40,7 +45,7 @@ class LoraFile(NamedTuple):
         return cls(Path(path), number)
 
 
-LoraFiles = tuple[Annotated[LoraFile, BeforeValidator(LoraFile.parse)], ...]
+LoraFiles = Annotated[tuple[Annotated[LoraFile, BeforeValidator(LoraFile.parse)], ...], Takes("FILE or FILE:SCALE")]
 LoraFormatName = Literal["diffusers", "comfyui", "kohya", "diffsynth", "peft"]
 FloatName = Literal["float32", "bfloat16", "float16"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
 
 class Positional:
     """Marks a field, in its `Annotated`, that is given by position instead of by a flag."""
+
+
+@dataclass(frozen=True)
+class Takes:
+    """Says, in a field's `Annotated`, what its text must look like."""
+
+    form: str
 
 
 def spelled(name: str, field: FieldInfo | None = None) -> str:
@@ -69,6 +77,9 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
 def requirement(field: FieldInfo) -> str:
     """Say what a field takes: "a whole number from 1 to 64", "one of no, bf16, fp16"."""
     kind = bare_type(field.annotation)
+    forms = [mark.form for mark in _marks(field.annotation, list(field.metadata)) if isinstance(mark, Takes)]
+    if forms:
+        return forms[0]
     if choices(field):
         return f"one of {', '.join(choices(field))}"
     if kind is bool:
@@ -78,7 +89,7 @@ def requirement(field: FieldInfo) -> str:
     if kind is Path:
         return "a path"
     if get_origin(kind) is tuple:
-        return "names separated by commas" if bare_type(get_args(kind)[0]) is str else "FILE or FILE:SCALE"
+        return "names separated by commas"
     return "text"
 
 
@@ -121,9 +132,9 @@ def explain_value(label: str, field: FieldInfo, found: ErrorDetails, shown: Call
         hint = takes if guess is None else f"did you mean {guess!r}? {takes}"
         return UsageError(f"{label} is {value!r}, which is unknown", hint=hint)
     if kind == "string_too_short":
-        return UsageError(f"{label} is empty", hint=takes)
+        return UsageError(f"{label} is empty", hint=f"{label}: {field.description}")
     if kind == "string_pattern_mismatch":
-        return UsageError(f"{label} is {value!r}, which is unknown", hint=f"{label}: {field.description}")
+        return UsageError(f"{label} is {value!r}, which is unknown", hint=takes)
     small, large = ("greater_than", "greater_than_equal"), ("less_than", "less_than_equal")
     fault = "too small" if kind in small else "too large" if kind in large else f"not {_plain(requirement(field))}"
     return UsageError(f"{label} is {shown(value)}, which is {fault}", hint=takes)

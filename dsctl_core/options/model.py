@@ -10,6 +10,12 @@ from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Options, Text
+from dsctl_core.options.messages import Takes
+
+PATHS = (
+    'a JSON list of paths and lists of shards, such as ["dit.safetensors", ["te-1.safetensors", "te-2.safetensors"]]'
+)
+IDS = "OWNER/NAME:PATTERN, separated by commas"
 
 
 def _checked_model_paths(value: Any) -> Any:
@@ -51,10 +57,10 @@ class SomeModelOptions(Options):
     model: Text | None = Field(
         None, description="A preset (`dsctl models` lists them), or a model folder in diffusers layout."
     )
-    model_paths: Annotated[str, BeforeValidator(_checked_model_paths)] | None = Field(
+    model_paths: Annotated[str, BeforeValidator(_checked_model_paths), Takes(PATHS)] | None = Field(
         None, description="Weight files instead of --model, as JSON: a path, or a list of shards, for each component."
     )
-    model_id_with_origin_paths: Annotated[str, BeforeValidator(_checked_ids)] | None = Field(
+    model_id_with_origin_paths: Annotated[str, BeforeValidator(_checked_ids), Takes(IDS)] | None = Field(
         None, description="Weights on a hub instead of --model: OWNER/NAME:PATTERN, separated by commas."
     )
     tokenizer_path: Text | None = Field(None, description="The tokenizer's folder, where it is not beside the weights.")

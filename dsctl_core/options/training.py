@@ -39,7 +39,7 @@ class TrainingOptions(Options):
         False, description="Keep what gradient checkpointing stores in main memory."
     )
     find_unused_parameters: bool = Field(
-        False, description="On several GPUs: let some trained weights go without a gradient."
+        True, description="On several GPUs: let some trained weights go without a gradient, as a few always do."
     )
     fp8_models: Names = Field((), description="Frozen components to hold in fp8, separated by commas.")
     device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")

@@ -55,7 +55,7 @@ class DiffusionTrainingModule(nn.Module):
         lora_base_model: str | None = None,
         lora_target_modules: str | Sequence[str] | None = None,
         lora_rank: int = 32,
-        lora_alpha: int | None = None,
+        lora_alpha: float | None = None,
         lora_checkpoint: str | Path | None = None,
         preset_lora_path: str | Path | None = None,
         preset_lora_model: str | None = None,
@@ -93,7 +93,7 @@ class DiffusionTrainingModule(nn.Module):
             if lora_checkpoint is not None:
                 continue_lora(model, lora_base_model, Path(lora_checkpoint))
             alpha = lora_rank if lora_alpha is None else lora_alpha
-            about = {"rank": str(lora_rank), "alpha": str(alpha), "target_modules": ",".join(targets)}
+            about = {"rank": str(lora_rank), "alpha": f"{alpha:g}", "target_modules": ",".join(targets)}
             self.trained.append(TrainedComponent(lora_base_model, lora=True, description=about))
         if not self.trained:
             raise UsageError("nothing is trainable", hint="give lora_base_model or trainable_models")

@@ -188,7 +188,7 @@ def build_module(
         lora_checkpoint=options.lora_checkpoint,
         preset_lora_path=options.preset_lora_path,
         preset_lora_model=options.preset_lora_model,
-        loras=options.lora,
+        loras=[(lora.path, lora.scale) for lora in options.lora],
         fp8_models=options.fp8_models,
         seed=options.seed,
     )

@@ -22,7 +22,7 @@ def compose(rows: dict[str, list[Image.Image]], captions: list[str]) -> Image.Im
         top = GAP + row * (SIDE + GAP)
         draw.text((MARGIN / 2, top + SIDE / 2), label, fill=INK, font=font, anchor="mm")
         for column, picture in enumerate(pictures):
-            enlarged = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            enlarged = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             sheet.paste(enlarged, (MARGIN + column * (SIDE + GAP), top))
     top = GAP + len(rows) * (SIDE + GAP)
     for column, caption in enumerate(lines):
@@ -36,7 +36,11 @@ def read(folder: Path, count: int) -> list[Image.Image]:
     files = sorted(folder.glob("*.png"))
     if len(files) != count:
         raise SystemExit(f"error: {folder} has {len(files)} pictures for {count} prompts")
-    return [Image.open(file) for file in files]
+    pictures = []
+    for file in files:
+        with Image.open(file) as picture:
+            pictures.append(picture.convert("RGB"))
+    return pictures
 
 
 def main() -> None:

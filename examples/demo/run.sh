@@ -23,7 +23,7 @@ show dsctl infer --model tiny --prompts-file $prompts --seed "$seed" --output "$
 echo
 echo "2. train a LoRA on the pictures in $robot"
 show dsctl train sft --model tiny --dataset-base-path $robot --lora-rank 16 --learning-rate 2e-3 \
-    --batch-size 16 --dataset-repeat 100 --max-steps "$steps" --output-path "$out/lora"
+    --batch-size 8 --dataset-repeat 100 --max-steps "$steps" --output-path "$out/lora"
 
 echo
 echo "3. the same prompts and the same seeds, with the LoRA"

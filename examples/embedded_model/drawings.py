@@ -48,8 +48,8 @@ class Drawings:
         self.fitted = lru_cache(maxsize=4096)(self._fitted)
 
     def names(self) -> list[str]:
-        """Return the names of all drawings but the variants that differ in skin tone only."""
-        return sorted(name for name in self._bodies if "skin-tone" not in name)
+        """Return the names of all drawings."""
+        return sorted(self._bodies)
 
     def _render(self, name: str) -> Image.Image:
         """Render one drawing, cropped to what is not transparent."""

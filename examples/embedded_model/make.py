@@ -19,31 +19,36 @@ from example_datasets import make_datasets
 from networks import prepare
 from tokenizer import train_tokenizer
 from train import train
-from vae import train_vae
+from vae import polish_decoder, train_vae
 
 
-def make(work: Path, vae_minutes: float, train_minutes: float) -> Path:
+def make(work: Path, vae_minutes: float, train_minutes: float, polish_minutes: float) -> Path:
     """Run the stages that are not finished; return the folder with what is to be shipped."""
     work.mkdir(parents=True, exist_ok=True)
     drawings = Drawings(fetch(work))
-    vae, tokenizer, latents = work / "vae", work / "tokenizer", work / "latents"
-    networks, training, assets = work / "networks", work / "training", work / "assets"
+    vae, tokenizer, latents, polished = (work / name for name in ("vae", "tokenizer", "latents", "vae_polished"))
+    networks, training, assets = (work / name for name in ("networks", "training", "assets"))
+    model, datasets, samples = training / "model", assets / "datasets", work / "samples.png"
 
     _stage("tokenizer", tokenizer / "tokenizer.json", lambda: train_tokenizer(drawings, tokenizer))
     _stage("vae", vae / "config.json", lambda: train_vae(drawings, vae, vae_minutes * 60))
     _stage("latents", latents / LATENTS_FILE, lambda: cache_latents(drawings, vae, latents))
     _stage("networks", networks / "model_index.json", lambda: prepare(networks, vae, tokenizer))
-    _stage(
-        "training",
-        training / "model-latest" / "model_index.json",
-        lambda: train(networks, latents, training, train_minutes, save_minutes=10.0),
-    )
-    _stage("datasets", assets / "datasets", lambda: make_datasets(drawings, assets / "datasets"))
-    tiny = assets / "tiny"
-    _stage("model", tiny, lambda: shutil.copytree(training / "model-latest", tiny))
-    samples = work / "samples.png"
-    _stage("samples", samples, lambda: draw_grid(load_painter(tiny)).save(samples))
+    _stage("training", model, lambda: train(networks, latents, training, train_minutes, save_minutes=10.0))
+    _stage("decoder", polished / "config.json", lambda: polish_decoder(drawings, vae, polished, polish_minutes * 60))
+    _stage("datasets", datasets / "blueprint" / "metadata.csv", lambda: make_datasets(drawings, datasets))
+    _stage("model", assets / "tiny", lambda: assemble(model, polished, assets / "tiny"))
+    _stage("samples", samples, lambda: draw_grid(load_painter(assets / "tiny")).save(samples))
     return assets
+
+
+def assemble(model: Path, vae: Path, folder: Path) -> None:
+    """Write the trained model with the polished autoencoder, and let everyone read its files."""
+    shutil.copytree(model, folder)
+    shutil.copytree(vae, folder / "vae", dirs_exist_ok=True)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
 
 
 def _stage(name: str, result: Path, run: Callable[[], object]) -> None:
@@ -61,10 +66,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/embedded_model"))
     parser.add_argument("--vae-minutes", type=float, default=22.0)
     parser.add_argument("--train-minutes", type=float, default=80.0)
+    parser.add_argument("--polish-minutes", type=float, default=15.0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"made {make(options.work, options.vae_minutes, options.train_minutes)}")
+    assets = make(options.work, options.vae_minutes, options.train_minutes, options.polish_minutes)
+    print(f"made {assets}")
 
 
 if __name__ == "__main__":

@@ -235,7 +235,7 @@ def train(folder: Path, latents: Path, output: Path, minutes: float, save_minute
             max_steps=STEPS_WITHOUT_END,
             max_grad_norm=1.0,
         )
-    return output / "model-latest"
+    return (output / "model-latest").rename(output / "model")
 
 
 def main() -> None:

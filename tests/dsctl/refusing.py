@@ -30,6 +30,5 @@ def refused(run: Callable[[], Run], code: int) -> tuple[str, str]:
     """Run something that must fail, and return its error and hint; it must leave everything as it was."""
     before = written()
     fault = run().fault(code)
-    open('/tmp/faults','a').write(f'{fault[0]}\n     -> {fault[1]}\n')
     assert written() == before
     return fault

@@ -25,17 +25,23 @@ BAD_MODEL: dict[str, list[Bad]] = {
     "model": [
         ("qwen-imag", 2, "unknown model 'qwen-imag'", "did you mean 'qwen-image'?"),
         ("zzz", 2, "unknown model 'zzz'", "known models: "),
-        ("", 2, "--model is empty", "--model takes text"),
+        ("", 2, "--model is empty", "--model: A preset"),
         ("./nowhere", 1, "nowhere does not exist", "model_index.json"),
         ("data", 1, "data has no model_index.json", "folder"),
         ("./file.txt", 1, "file.txt is not a folder", "model_index.json"),
     ],
     "model_paths": [
-        ("dit.safetensors", 2, "--model-paths is 'dit.safetensors': this is not JSON", "--model-paths takes", NO_MODEL),
+        (
+            "dit.safetensors",
+            2,
+            "'dit.safetensors': this is not JSON",
+            "a JSON list of paths",
+            NO_MODEL,
+        ),
         ('["nowhere.safetensors"]', 1, "nowhere.safetensors does not exist", "path", NO_MODEL),
     ],
     "model_id_with_origin_paths": [
-        ("Qwen/Qwen-Image", 2, "'Qwen/Qwen-Image' does not have the form", "takes text", NO_MODEL),
+        ("Qwen/Qwen-Image", 2, "'Qwen/Qwen-Image' does not have the form", "OWNER/NAME:PATTERN", NO_MODEL),
         ("Owner/Name:dit/*", 1, "Owner/Name is not in", "DSCTL_MODEL_BASE_PATH", NO_MODEL),
     ],
     "tokenizer_path": [
@@ -102,7 +108,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
     "infer": {
         **BAD_MODEL,
         "prompt": [
-            ("", 2, "--prompt is empty", "--prompt takes text"),
+            ("", 2, "--prompt is empty", "--prompt: What"),
             (" ", 2, "--prompt is ' ', which says nothing", "say what"),
         ],
         "prompts_file": [
@@ -110,7 +116,9 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("data/a.png", 1, "--prompts-file data/a.png is not UTF-8 text", "UTF-8", {"prompt": None}),
             ("data", 1, "--prompts-file data cannot be read", "a prompt a line", {"prompt": None}),
         ],
-        "negative_prompt": [],  # any text will do
+        "negative_prompt": [
+            ("a dog", 2, "--negative-prompt has no effect at --cfg-scale 1", "above 1", {"cfg_scale": "1"})
+        ],
         "lora": [
             ("nowhere.safetensors", 1, "nowhere.safetensors cannot be read", "path"),
             ("file.txt:abc", 2, "the scale 'abc' is not a number", "FILE:SCALE"),
@@ -130,7 +138,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         ],
         "output": [
             ("a.jpg", 2, "--output is 'a.jpg', which is no PNG", ".png"),
-            ("file.txt/a.png", 1, "file.txt could not be written", "can write to"),
+            ("file.txt/a.png", 1, "file.txt is a file, so file.txt/a.png cannot be in it", "another --output"),
             ("/proc/nowhere/a.png", 1, "/proc/nowhere could not be written", "can write to"),
         ],
         "dtype": [("float8", 2, "--dtype is 'float8', which is unknown", "float32, bfloat16, float16")],

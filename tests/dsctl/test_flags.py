@@ -10,7 +10,7 @@ import pytest
 
 from dsctl.flags import merged, read_config
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.options import InferOptions, Options, TrainOptions
+from dsctl_core.options import InferOptions, LoraFile, Options, TrainOptions
 from tests.dsctl.running import Dsctl
 
 NEEDED = {"model": "m", "dataset_base_path": "d", "output_path": "o", "lora_rank": 4}
@@ -70,7 +70,7 @@ def test_a_repeated_flag_gathers_its_values(dsctl: Dsctl, monkeypatch: pytest.Mo
     monkeypatch.setattr("dsctl_core.inference.infer", lambda options, progress: seen.append(options) or Result())
     run = dsctl("infer", "--model", "m", "--prompt", "a_b", "--lora", "x.safetensors:0.5", "--lora", "y.safetensors")
     assert run.code == 0
-    assert seen[0].lora == ((Path("x.safetensors"), 0.5), (Path("y.safetensors"), 1.0))
+    assert seen[0].lora == (LoraFile(Path("x.safetensors"), 0.5), LoraFile(Path("y.safetensors")))
     assert seen[0].prompt == "a_b"
 
 
@@ -98,6 +98,15 @@ def test_model_paths_are_written_as_json_or_as_a_list():
     values = merged(TrainOptions, {name: value for name, value in NEEDED.items() if name != "model"}, file)
     paths = TrainOptions.model_validate(values).model_paths
     assert json.loads(paths or "") == ["dit.safetensors", ["a.safetensors", "b.safetensors"]]
+
+
+def test_lora_files_are_written_as_a_list():
+    values = read_config(InferOptions, write('lora = ["a.safetensors:0.5", "b.safetensors"]'))
+    assert values["lora"] == (LoraFile(Path("a.safetensors"), 0.5), LoraFile(Path("b.safetensors")))
+    with pytest.raises(UsageError, match="lora in run.toml is 'a.safetensors'"):
+        read_config(InferOptions, write('lora = "a.safetensors"'))
+    with pytest.raises(UsageError, match="3 is no text"):
+        read_config(InferOptions, write("lora = [3]"))
 
 
 @pytest.mark.parametrize(

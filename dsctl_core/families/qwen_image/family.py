@@ -120,7 +120,7 @@ FAMILY = Family(
     presets=(
         Preset(
             name="tiny",
-            summary="Embedded 6 M model for 96x96 pictures: trains and runs on a CPU in seconds",
+            summary="Embedded 7 M model for 96x96 pictures: trains and runs on a CPU in seconds",
             folder="tiny",
             defaults={"height": 96, "width": 96, "num_inference_steps": 20, "cfg_scale": 3.0, "learning_rate": 1e-3},
         ),

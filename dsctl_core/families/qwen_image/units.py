@@ -160,7 +160,10 @@ class PromptEmbedder(PipelineUnit):
         """Return `prompt_embeds` (B, T, D), and `prompt_embeds_mask` (B, T) bool or None when nothing is padded."""
         pipe.load_models_to_device(self.onload_model_names)
         if pipe.tokenizer is None:
-            raise DsctlError("there is no tokenizer to read the prompt with", hint="give a tokenizer_config as well")
+            raise DsctlError(
+                "there is no tokenizer to read the prompt with",
+                hint="name its folder too: --tokenizer-path, or tokenizer_config in Python",
+            )
         texts = [TEMPLATE.format(each) for each in ([prompt] if isinstance(prompt, str) else prompt)]
         limit = MAX_TOKENS + PREFIX
         tokens = pipe.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")

@@ -49,9 +49,9 @@ class Further(Example):
         ({"names": "a,,b"}, "--names is 'a,,b': it has an empty name", "--names takes names separated by commas"),
         ({"word": "gren"}, "--word is 'gren', which is unknown", "did you mean 'green'? --word takes one of"),
         ({"word": "zzz"}, "--word is 'zzz', which is unknown", "--word takes one of red, green"),
-        ({"text": ""}, "--text is empty", "--text takes text"),
+        ({"text": ""}, "--text is empty", "--text: A text."),
         ({"on": "perhaps"}, "--on is 'perhaps', which is not true or false", "--on takes true or false"),
-        ({"place": ""}, "PLACE is empty", "PLACE takes text"),
+        ({"place": ""}, "PLACE is empty", "PLACE: A place."),
         ({"coutn": 1}, "unknown option 'coutn'", "did you mean 'count'?"),
     ],
 )

@@ -57,6 +57,12 @@ def test_a_scale_follows_the_last_colon(text: str, path: str, scale: float):
     assert build(lora=[text]).lora == (LoraFile(Path(path), scale),)
 
 
+def test_a_lora_given_as_what_it_is_stays_so():
+    given = LoraFile(Path("a:0.5"), 0.25)
+    assert build(lora=[given]).lora == (given,)
+    assert build(lora=[given]).model_dump(mode="json")["lora"] == [{"path": "a:0.5", "scale": 0.25}]
+
+
 def test_a_file_with_a_colon_in_its_name_wins_over_a_scale():
     Path("a:0.5").touch()
     assert build(lora=["a:0.5"]).lora == (LoraFile(Path("a:0.5"), 1.0),)
@@ -87,7 +93,7 @@ def test_what_is_wrong_with_a_scale_is_named(text: str, problem: str):
     [
         ({"prompt": None}, "no prompt is given", "--prompts-file FILE"),
         ({"prompt": "  "}, "--prompt is '  ', which says nothing", "what the picture is to show"),
-        ({"prompt": ""}, "--prompt is empty", "--prompt takes text"),
+        ({"prompt": ""}, "--prompt is empty", "--prompt: What"),
         ({"prompts_file": "f"}, "--prompt and --prompts-file are both given", "one of them"),
         ({"output": "a.jpg"}, "--output is 'a.jpg', which is no PNG", ".png"),
         ({"output": "a"}, "--output is 'a', which is no PNG", ".png"),
