@@ -14,6 +14,8 @@ from dsctl.words import checked_words, unknown_command
 
 # name -> (its function, what it does), or (its own table, what it does)
 COMMANDS: dict[str, tuple[Any, str]] = {
+    "download": ("dsctl.commands.download:download", "Get models and datasets from a hub."),
+    "upload": ("dsctl.commands.upload:upload", "Put a trained file or folder on a hub."),
     "train": ("dsctl.commands.train:train", "Train a model, or a LoRA on it."),
     "infer": ("dsctl.commands.infer:infer", "Make pictures."),
     "merge-lora": ("dsctl.commands.merge_lora:merge_lora", "Merge LoRAs into a model, or into one LoRA."),
