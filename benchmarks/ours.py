@@ -16,15 +16,18 @@ class Metronome:
 
     def __init__(self, rounds: Rounds, steps: int, output_path: Path) -> None:
         self.rounds, self.steps, self.output_path = rounds, steps, output_path
-        self.count = 0
+        self.count, self.training = 0, False
 
     def start(self, what: str, total: int | None) -> None:
         """Begin: of a training run, everything is loaded by then."""
-        if what == "Training":
+        self.training = what == "Training"
+        if self.training:
             self.rounds.ready()
 
     def advance(self, n: int = 1, **fields: float | str) -> None:
         """Count steps, and report when a round is full."""
+        if not self.training:
+            return
         self.count += n
         if self.count % self.steps == 0:
             run = json.loads((self.output_path / "run.json").read_text(encoding="utf-8"))

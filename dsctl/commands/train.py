@@ -13,6 +13,8 @@ def train(options: TrainOptions) -> None:
     from dsctl_core.training import train
 
     result = train(options, progress=out.progress())
+    if not result.is_main_process:
+        return
     out.result(
         "Trained",
         checkpoint=result.checkpoint,

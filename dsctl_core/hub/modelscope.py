@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType, safe_p
 
 # Read by the library when it is imported. Its own limit would stop a file that takes more than an hour.
 SETTINGS = {"MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(30 * 24 * 3600), "TQDM_DISABLE": "1"}
+TRIES = 3
 SETTINGS["MODELSCOPE_DOWNLOAD_INTRA_CLOUD"] = "false"  # a question to the hub that only its own cloud needs
 
 
@@ -110,15 +111,28 @@ class ModelScope:
         """Upload files one by one. The repository is made first: the library's own way makes it public, always."""
         from modelscope_hub.errors import AlreadyExistsError
 
-        with explained(self.name, repo_id), contextlib.redirect_stdout(sys.stderr):
+        with explained(self.name, repo_id):
             with contextlib.suppress(AlreadyExistsError):
                 self.api.create_repo(repo_id, "model", visibility="private" if private else "public")
             for path, local in files:
-                with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+                self._give_one(repo_id, path, local, revision, message)
+                advance(path, local.stat().st_size)
+
+    def _give_one(self, repo_id: str, path: str, local: Path, revision: str | None, message: str) -> None:
+        """Upload one file, three times over while the hub is out of order."""
+        for attempt in range(TRIES):
+            try:
+                # The library prints what it does.
+                with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
                     self.api.upload_file(
                         repo_id, "model", local, path, commit_message=message, revision=revision, disable_tqdm=True
                     )
-                advance(path, local.stat().st_size)
+            except Exception as error:
+                if attempt == TRIES - 1 or not getattr(error, "retryable", False):
+                    raise
+                time.sleep(2**attempt)
+            else:
+                return
 
     def url(self, repo_id: str) -> str:
         """Return the address of the repository's page."""

@@ -88,13 +88,19 @@ class ModelLogger:
             return self.files
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            self.files = [self._write(module, component, step) for component in module.trained]
+            for component in module.trained:
+                self._write(module, component, step)
         self.saved_step = step
+        self.files = [self._path(module, component, step) for component in module.trained]
         accelerator.wait_for_everyone()
         return self.files
 
-    def _write(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int) -> Path:
+    def _path(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int) -> Path:
         middle = f".{component.name}" if len(module.trained) > 1 else ""
+        suffix = ".peft" if component.lora and FORMATS[self.lora_format].folder else ".safetensors"
+        return self.output_path / f"step-{step}{middle}{suffix}"
+
+    def _write(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int) -> None:
         about = {
             "dsctl_version": __version__,
             "family": module.pipe.family.name,
@@ -104,15 +110,15 @@ class ModelLogger:
             **component.description,
             **self.metadata,
         }
-        path = self.output_path / f"step-{step}{middle}.safetensors"
+        path = self._path(module, component, step)
         if not component.lora:
             weights = module.export_trained(self.remove_prefix_in_ckpt)[component.name]
             write_safetensors(path, weights, about)
-            return path
+            return
         model = module.pipe.component(component.name)
         layers, shapes = trained_layers(model), linear_shapes(model)
-        return save_lora(
-            path.with_suffix(".peft") if FORMATS[self.lora_format].folder else path,
+        save_lora(
+            path,
             {component.name: layers},
             with_model_spec(about, f"{module.pipe.family.title} LoRA, step {step}", layers),
             form=self.lora_format,

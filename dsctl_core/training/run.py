@@ -43,6 +43,7 @@ class TrainResult:
     final_loss: float
     seconds: float
     output_path: Path
+    is_main_process: bool  # of several processes one speaks for all
 
 
 def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
@@ -102,7 +103,13 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         accelerator.end_training()
     seconds = time.perf_counter() - began
     return TrainResult(
-        summary.files[0], tuple(summary.files), summary.steps, summary.final_loss, seconds, options.output_path
+        checkpoint=summary.files[0],
+        checkpoints=tuple(summary.files),
+        steps=summary.steps,
+        final_loss=summary.final_loss,
+        seconds=seconds,
+        output_path=options.output_path,
+        is_main_process=accelerator.is_main_process,
     )
 
 

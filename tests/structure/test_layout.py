@@ -25,8 +25,8 @@ def switched_off(text: str) -> list[str]:
 
 def homeless_folders(tests: Path, repository: Path) -> list[str]:
     """List folders of tests whose code has no such folder."""
-    folders = (path for package in ("dsctl", "dsctl_core") for path in (tests / package).rglob("*/"))
-    names = (path.relative_to(tests) for path in folders if path.name != "__pycache__")
+    folders = (path for package in ("dsctl", "dsctl_core") for path in (tests / package).rglob("*"))
+    names = (path.relative_to(tests) for path in folders if path.is_dir() and path.name != "__pycache__")
     return [name.as_posix() for name in names if not (repository / name).is_dir()]
 
 
