@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 out=${1:-build/demo}
-steps=${STEPS:-300}
+steps=${STEPS:-200}
 seed=${SEED:-0}
 robot=dsctl_core/assets/datasets/robot
 prompts=examples/demo/prompts.txt
@@ -22,7 +22,7 @@ show dsctl infer --model tiny --prompts-file $prompts --seed "$seed" --output "$
 
 echo
 echo "2. train a LoRA on the pictures in $robot"
-show dsctl train sft --model tiny --dataset-base-path $robot --lora-rank 16 --learning-rate 2e-3 \
+show dsctl train sft --model tiny --dataset-base-path $robot --lora-rank 16 \
     --batch-size 8 --dataset-repeat 100 --max-steps "$steps" --output-path "$out/lora"
 
 echo
