@@ -106,7 +106,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         ],
         "lora_format": [("kohyaa", 2, "--lora-format is 'kohyaa', which is unknown", "did you mean 'kohya'?")],
         "lora_dtype": [("float8", 2, "--lora-dtype is 'float8', which is unknown", "float32, bfloat16, float16")],
-        "trigger_words": [("", 2, "--trigger-words is empty", "text")],
+        "trigger_words": [("", 2, "--trigger-words is empty", "Words that call")],
         "output_path": [
             ("file.txt", 1, "file.txt is a file, not a folder", "--output-path"),
             ("file.txt/out", 1, "file.txt/out could not be written", "can write to"),
