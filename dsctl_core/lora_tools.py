@@ -80,6 +80,12 @@ def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progres
     refuse_used_folder(options.output)
     resolved = _resolve(options)
     places = find_places(resolved.family, resolved.model_configs, resolved.tokenizer_config)
+    for name, place in places.components.items():
+        if place.is_file():
+            raise DsctlError(
+                f"the {name} is the single file {place}, which no config.json stands beside",
+                hint="give a model folder in diffusers layout",
+            )
     wanted = {component for part in loras for component in part.lora.components}
     shapes = {name: component_shapes(folder) for name, folder in places.components.items() if name in wanted}
     updates = matched(loras, shapes, allow_partial=options.allow_partial)

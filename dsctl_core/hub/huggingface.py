@@ -6,6 +6,7 @@ folder that is not empty a success when the hub does not answer. The parts used 
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -217,18 +218,23 @@ def _refused(error: Exception) -> bool:
     return type(error).__name__ == "ConnectError"
 
 
+@functools.cache
 def _give_up_on_silence() -> None:
-    """Give the library's connections a timeout, where a call names none."""
-    from huggingface_hub.utils import get_session, set_client_factory
+    """Give every request of the library a timeout; most of its calls ask for none, and would wait for ever."""
+    from huggingface_hub.utils import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
-    client = get_session()
-    if getattr(client.timeout, "read", None) is not None:
-        return
-
     def factory() -> Any:
-        made = default_client_factory()
-        made.timeout = TIMEOUT
-        return made
+        client: Any = default_client_factory()
+        send = client.send
+
+        def send_with_timeout(request: Any, **settings: Any) -> Any:
+            asked = request.extensions.get("timeout") or {}
+            limits = {name: asked.get(name) or TIMEOUT for name in ("connect", "read", "write", "pool")}
+            request.extensions = {**request.extensions, "timeout": limits}
+            return send(request, **settings)
+
+        client.send = send_with_timeout
+        return client
 
     set_client_factory(factory)

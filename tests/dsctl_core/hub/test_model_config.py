@@ -9,6 +9,7 @@ import pytest
 
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.hub import huggingface
 from tests.dsctl_core.hub.conftest import REPO, contents
 from tests.hub_server import Fault, local_hub
 
@@ -117,6 +118,21 @@ def test_the_hub_is_asked_once_for_each_config(hub, source):
     count = len(hub.requests)
     one.resolve()
     assert len(hub.requests) == count
+
+
+def test_a_hub_that_accepts_and_says_nothing_is_given_up_on(hub, monkeypatch):
+    import socket
+
+    silent = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+    monkeypatch.setattr(huggingface, "TIMEOUT", 0.2)
+    from huggingface_hub.utils._http import close_session
+
+    close_session()
+    with pytest.raises(DsctlError, match="cannot be reached"):
+        config(download_source="huggingface").resolve()
+    silent.close()
+    close_session()
 
 
 def test_two_hubs_at_once_do_not_mix(hub, monkeypatch):
