@@ -7,6 +7,7 @@ folder that is not empty a success when the hub does not answer. The parts used 
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import threading
 import time
@@ -110,7 +111,9 @@ class HuggingFace:
 
         target = folder / safe_path(file.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        waiting = folder / ".dsctl" / "parts" / f"{file.checksum or file.path.replace('/', '-')}-{file.size}"
+        # By content, so that a part is not continued with another version; by path, as two files may be equal.
+        place_of = hashlib.sha256(file.path.encode()).hexdigest()[:16]
+        waiting = folder / ".dsctl" / "parts" / f"{place_of}-{file.checksum or 'unknown'}-{file.size}"
         url = hf_hub_url(repo_id, file.path, repo_type=repo_type, revision=revision, endpoint=self.endpoint)
         part: Any = Part(waiting, file, advance, stop)
         try:
