@@ -14,6 +14,8 @@ from dsctl.words import checked_words, unknown_command
 
 # name -> (its function, what it does), or (its own table, what it does)
 COMMANDS: dict[str, tuple[Any, str]] = {
+    "download": ("dsctl.commands.download:download", "Get models and datasets from a hub."),
+    "upload": ("dsctl.commands.upload:upload", "Put a trained file or folder on a hub."),
     "train": ("dsctl.commands.train:train", "Train a model, or a LoRA on it."),
     "cache": ("dsctl.commands.cache:cache", "Encode a dataset once, to train from it without the encoders."),
     "infer": ("dsctl.commands.infer:infer", "Make pictures."),
@@ -22,6 +24,16 @@ COMMANDS: dict[str, tuple[Any, str]] = {
             "validate": ("dsctl.commands.dataset:validate", "Check every row and file of a dataset."),
         },
         "Check a dataset.",
+    ),
+    "merge-lora": ("dsctl.commands.merge_lora:merge_lora", "Merge LoRAs into a model, or into one LoRA."),
+    "lora": (
+        {
+            "info": ("dsctl.commands.lora:info", "Show what a LoRA is: format, layers, ranks, metadata."),
+            "convert": ("dsctl.commands.lora:convert", "Write a LoRA in another format."),
+            "resize": ("dsctl.commands.lora:resize", "Bring a LoRA to another rank."),
+            "extract": ("dsctl.commands.lora:extract", "Make a LoRA of the difference between two checkpoints."),
+        },
+        "Look at LoRA files, or change them.",
     ),
     "models": (
         {

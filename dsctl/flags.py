@@ -62,8 +62,10 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     kind = bare_type(field.annotation)
     settings: dict[str, Any] = {"help": _help(field), "show_default": False}
     if any(isinstance(mark, Positional) for mark in field.metadata):
-        info = typer.Argument(None, metavar=name.upper(), **settings)
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=str | None)
+        several = get_origin(kind) is tuple
+        info = typer.Argument(None, metavar=name.upper() + ("..." if several else ""), **settings)
+        words_of: Any = list[str] if several else str
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=words_of | None)
     flag, words = spelled(name), choices(field)
     annotation: Any = str
     settings["rich_help_panel"] = panel

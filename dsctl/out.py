@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsctl.progress import Bar, Lines
-from dsctl_core.progress import NoProgress, Progress
+from dsctl.transfers import TransferBars, TransferLines
+from dsctl_core.progress import NoProgress, NoTransfers, Progress, Transfers
 
 # What keeps the libraries underneath silent; each reads its own when it is imported. A value from outside stays.
 SILENCE = {
@@ -36,6 +37,7 @@ class Mode:
     json: bool = False
     quiet: bool = False
     progress: Progress | None = None
+    transfers: Transfers | None = None
 
 
 _mode: ContextVar[Mode] = ContextVar("mode")
@@ -146,8 +148,17 @@ def progress() -> Progress:
     return mode.progress
 
 
+def transfers() -> Transfers:
+    """Return what a download or an upload reports to."""
+    mode = _mode.get()
+    if mode.transfers is None:
+        bars = TransferBars() if sys.stderr.isatty() else TransferLines(_to_stderr)
+        mode.transfers = NoTransfers() if mode.quiet else bars
+    return mode.transfers
+
+
 def _finish() -> None:
     """End a bar that is still on the screen."""
-    running = _mode.get().progress
-    if running is not None:
-        running.finish()
+    for running in (_mode.get().progress, _mode.get().transfers):
+        if running is not None:
+            running.finish()

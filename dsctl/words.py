@@ -16,7 +16,8 @@ def checked_words(words: Sequence[str], params: Sequence[Any], path: str, *, is_
     word too many.
     """
     flags = {name: param for param in params for name in (*param.opts, *param.secondary_opts) if name[:1] == "-"}
-    places = sum(param.param_type_name == "argument" for param in params)
+    arguments = [param for param in params if param.param_type_name == "argument"]
+    places = len(words) if any(param.nargs == -1 for param in arguments) else len(arguments)
     checked: list[str] = []
     alone: list[str] = []  # the words that are neither a flag nor a flag's value
     left = list(words)

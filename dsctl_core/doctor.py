@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from dsctl_core.checkpoint.model_config import model_base_path
+from dsctl_core.hub.settings import model_base_path
 from dsctl_core.options import DoctorOptions
 from dsctl_core.version import __version__
 

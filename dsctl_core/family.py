@@ -16,6 +16,7 @@ class Component:
     folder: str  # sub-folder in diffusers layout: "transformer"
     library: Literal["diffusers", "transformers"]
     class_name: str  # class in that library, also `_class_name` or `architectures[0]` of its config.json
+    single_file_as: str | None = None  # diffusers class whose conversion of original single files fits this one too
 
 
 @dataclass(frozen=True)

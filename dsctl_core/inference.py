@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dsctl_core.checkpoint.files import atomic_path, check_safetensors, prepare_folder
+from dsctl_core.checkpoint.files import atomic_path, prepare_folder
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.sizes import ImageCropAndResize
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.lora.files import lora_weights
 from dsctl_core.options import InferOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.training.folder import unclaim
@@ -70,7 +71,7 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     settings = fill_in(options, resolved)
     inputs = read_pictures(options, settings, resolved.family.division_factor)
     for lora in options.lora:
-        check_safetensors(lora.path)
+        lora_weights(lora.path)
     made = [path for path in (options.output.parent, *options.output.parent.parents) if not path.exists()]
     try:
         prepare_folder(options.output.parent)

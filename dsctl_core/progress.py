@@ -35,3 +35,35 @@ class NoProgress:
 
     def note(self, message: str) -> None:
         """Ignore a note."""
+
+
+class Transfers(Protocol):
+    """What a download or an upload reports to: files by name, in bytes."""
+
+    def start(self, what: str, sizes: dict[str, int]) -> None:
+        """Begin to transfer files of these sizes."""
+
+    def advance(self, name: str, n: int) -> None:
+        """Say that `n` more bytes of a file are done; fewer than none when it had to begin again."""
+
+    def finish(self) -> None:
+        """End the transfer."""
+
+    def note(self, message: str) -> None:
+        """Show one line that a person should see."""
+
+
+class NoTransfers:
+    """Reports to nobody."""
+
+    def start(self, what: str, sizes: dict[str, int]) -> None:
+        """Ignore the start of a transfer."""
+
+    def advance(self, name: str, n: int) -> None:
+        """Ignore an advance."""
+
+    def finish(self) -> None:
+        """Ignore the end of a transfer."""
+
+    def note(self, message: str) -> None:
+        """Ignore a note."""

@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 REPOSITORY = Path(__file__).parents[1]
@@ -23,6 +24,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith(("DSCTL_", "DIFFSYNTH_", "ACCELERATE_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("DSCTL_SKIP_DOWNLOAD", "1")
     monkeypatch.chdir(tmp_path)
 
 

@@ -100,8 +100,11 @@ def prepare_folder(folder: Path) -> None:
         raise write_error(folder, error) from error
 
 
-def check_safetensors(path: Path) -> None:
-    """Raise a DsctlError unless `path` is a whole safetensors file: right header, and as many bytes as it announces."""
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a whole safetensors file, and where its tensors begin.
+
+    Raises a DsctlError for a pickle, for a header that is none, and for more or fewer bytes than it announces.
+    """
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise DsctlError(
             f"{path} is a pickle, which can run code when it is opened",
@@ -127,6 +130,12 @@ def check_safetensors(path: Path) -> None:
         raise DsctlError(
             f"{path} is damaged: {size} bytes, but its header announces {expected}", hint="download or copy it again"
         )
+    return header, 8 + length
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise a DsctlError unless `path` is a whole safetensors file: right header, and as many bytes as it announces."""
+    safetensors_header(path)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

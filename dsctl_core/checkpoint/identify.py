@@ -52,10 +52,13 @@ def identify_component(family: Family, folder: Path) -> Component:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that make up the component in `folder`, each checked to be whole.
+    """Return the safetensors files that make up the component in `folder`, which can be a file; each is checked.
 
     With an index file these are the shards that it names; a missing shard is an error.
     """
+    if folder.is_file():
+        check_safetensors(folder)
+        return [folder]
     indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
     if indices:
         names = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.identify import identify_component, read_json, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, Schedule
 
@@ -29,7 +30,7 @@ class LoadedComponents:
 
 @dataclass
 class Places:
-    """Where everything is: a folder for each component, the tokenizer's folder, the schedule's file."""
+    """Where everything is: a folder (or a single file without a config) for each component, tokenizer, schedule."""
 
     components: dict[str, Path]
     tokenizer: Path | None = None
@@ -43,6 +44,9 @@ def find_places(family: Family, model_configs: Sequence[ModelConfig], tokenizer_
         paths = config.resolve()
         if paths[0].is_dir() and (paths[0] / "model_index.json").is_file():
             _add_whole_folder(family, paths[0], places)
+            continue
+        if len(paths) == 1 and is_single_file(paths[0]):
+            _add(places, identify_single_file([family], paths[0])[1].name, paths[0])
             continue
         folder = paths[0] if paths[0].is_dir() else paths[0].parent
         component = identify_component(family, folder)
@@ -126,7 +130,11 @@ def load_components(
         if folder is None or (only is not None and component.name not in only):
             continue
         dtype = (component_dtypes or {}).get(component.name, torch_dtype)
-        models[component.name] = load_component(component, folder, dtype).to(device)
+        single = is_single_file(folder)
+        loaded = (
+            load_single_file(family, component, folder, dtype) if single else load_component(component, folder, dtype)
+        )
+        models[component.name] = loaded.to(device)
     # Only the networks that read text use the tokenizer, and its library takes long to import.
     readers = [component.name for component in family.components if component.library == "transformers"]
     wanted = places.tokenizer is not None and (only is None or any(name in only for name in readers))
@@ -137,6 +145,16 @@ def load_components(
 def component_class(component: Component) -> type[nn.Module]:
     """Import the class of a component."""
     return getattr(importlib.import_module(component.library), component.class_name)
+
+
+def empty_component(component: Component, folder: Path) -> nn.Module:
+    """Build a component from the config.json in `folder`, with weights that mean nothing."""
+    cls: Any = component_class(component)
+    if component.library == "diffusers":
+        return cls.from_config(read_json(folder / "config.json"))
+    from transformers import AutoConfig
+
+    return cls(AutoConfig.from_pretrained(str(folder), local_files_only=True))
 
 
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -46,6 +46,15 @@ def pipeline_class(family: Family) -> type[BasePipeline]:
     return getattr(importlib.import_module(module), name)
 
 
+def family_of_class(name: str, where: Path) -> Family:
+    """Return the family that has a component of the class `name`, which was found at `where`."""
+    for family in families().values():
+        if any(component.class_name == name for component in family.components):
+            return family
+    known = sorted({c.class_name for family in families().values() for c in family.components})
+    raise DsctlError(f"{where} holds a {name}, which no family has", hint=f"known: {', '.join(known)}")
+
+
 def identify_folder(path: Path) -> Family:
     """Return the family of a model folder in diffusers layout, from the class that its model_index.json names."""
     if not path.is_dir():

@@ -10,8 +10,9 @@ from typing import Any
 
 from dsctl_core.checkpoint.identify import class_of
 from dsctl_core.checkpoint.model_config import ModelConfig
-from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.families import families, find_preset, identify_folder
+from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
+from dsctl_core.errors import UsageError
+from dsctl_core.families import families, family_of_class, find_preset, identify_folder
 from dsctl_core.family import Family, Preset
 
 
@@ -105,17 +106,11 @@ def _from_configs(label: str, configs: Sequence[ModelConfig], tokenizer: ModelCo
     if (folder / "model_index.json").is_file():
         family = identify_folder(folder)
     else:
-        family = _family_with_class(folder)
+        if is_single_file(first):
+            family = identify_single_file(families().values(), first)[0]
+        else:
+            family = family_of_class(class_of(folder), folder)
         beside = folder.parent / family.tokenizer_folder
         if tokenizer is None and beside.is_dir():
             tokenizer = ModelConfig(path=beside)
     return ResolvedModel(label, family, None, tuple(configs), tokenizer, dict(family.defaults))
-
-
-def _family_with_class(folder: Path) -> Family:
-    name = class_of(folder)
-    for family in families().values():
-        if any(component.class_name == name for component in family.components):
-            return family
-    known = sorted({c.class_name for family in families().values() for c in family.components})
-    raise DsctlError(f"{folder} holds a {name}, which no family has", hint=f"known: {', '.join(known)}")

@@ -1,6 +1,18 @@
 """LoRA: layers on a model, files on a disk."""
 
-from dsctl_core.lora.formats import LoraFile, read_lora
-from dsctl_core.lora.layers import add_lora, export_lora, fuse_lora, load_lora
+from dsctl_core.lora.files import read_lora, save_lora
+from dsctl_core.lora.formats import FORMATS, LoraFile, LoraLayer
+from dsctl_core.lora.layers import add_lora, export_lora, fuse_lora, load_lora, trained_layers
 
-__all__ = ["LoraFile", "add_lora", "export_lora", "fuse_lora", "load_lora", "read_lora"]
+__all__ = [
+    "FORMATS",
+    "LoraFile",
+    "LoraLayer",
+    "add_lora",
+    "export_lora",
+    "fuse_lora",
+    "load_lora",
+    "read_lora",
+    "save_lora",
+    "trained_layers",
+]

@@ -1,28 +1,25 @@
-"""LoRA files: which tensor belongs to which layer of which component.
+"""LoRA key names: one table row for each tool's way to write a LoRA, and reading any of them.
 
-Written: `diffusion_model.<layer>.lora_A.weight` (R, in) and `.lora_B.weight` (out, R) for the denoiser, which
-diffusers' `load_lora_weights` takes whole; for another component its name stands in front. Alpha is folded into
-lora_B, so a reader that knows nothing of alpha still gets the right strength.
+A LoRA file holds, for a layer, down (R, in) and up (out, R); the update is scale * up @ down with scale = alpha / R.
+The formats differ in what stands in front of a layer's name, in what the two matrices are called, and in where alpha
+is: folded into the up matrix (so that a reader which knows nothing of alpha gets the right strength), in a tensor
+`<layer>.alpha` of its own, or in a file beside.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.errors import DsctlError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DENOISER = "dit"
-WRITTEN_PREFIX = "diffusion_model."
-# Prefixes that other tools put in front of the denoiser's layer names.
-READ_PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.", "pipe.dit.")
-KEY = re.compile(r"^(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight$")
 
 
 @dataclass(frozen=True)
@@ -38,65 +35,192 @@ class LoraLayer:
         """The rank R of the update."""
         return self.down.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape (out, in) of the weight that this is an update of."""
+        return self.up.shape[0], self.down.shape[1]
+
+
+Layers = dict[str, LoraLayer]  # by the layer's name in the component
+
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA as read from a file: the layers by name for each component, and the header's metadata."""
+    """A LoRA as read from a file: the layers by name for each component, and the header's metadata.
+
+    When `flat`, the layers' names have underscores where the model's have dots; `with_dots` puts them back.
+    """
 
     path: Path
-    components: dict[str, dict[str, LoraLayer]]
+    components: dict[str, Layers]
     metadata: dict[str, str] = field(default_factory=dict)
+    format: str = "diffusers"
+    flat: bool = False
 
 
-def prefix_of(component: str) -> str:
-    """Return what stands in front of a component's layer names in a file."""
-    return WRITTEN_PREFIX if component == DENOISER else f"{component}."
+@dataclass(frozen=True)
+class LoraFormat:
+    """How one tool writes the LoRA of the denoiser."""
+
+    name: str
+    prefix: str
+    down: str
+    up: str
+    alpha: Literal["folded", "tensor", "config"]
+    flat: bool = False  # dots in a layer's name become underscores
+    folder: bool = False  # adapter_model.safetensors and adapter_config.json, instead of one file
+
+    def key(self, layer: str, part: str) -> str:
+        """Return the tensor name of `part` of `layer`."""
+        return f"{self.prefix}{layer.replace('.', '_') if self.flat else layer}.{part}"
 
 
-def read_lora(path: Path, component_names: tuple[str, ...] = (DENOISER,)) -> LoraFile:
-    """Read a LoRA file whose layers belong to the components named; without a prefix they are the denoiser's.
+FORMATS = {
+    form.name: form
+    for form in (
+        LoraFormat("diffusers", "diffusion_model.", "lora_A.weight", "lora_B.weight", "folded"),
+        LoraFormat("comfyui", "diffusion_model.", "lora_down.weight", "lora_up.weight", "tensor"),
+        LoraFormat("kohya", "lora_unet_", "lora_down.weight", "lora_up.weight", "tensor", flat=True),
+        LoraFormat("diffsynth", "", "lora_A.default.weight", "lora_B.default.weight", "folded"),
+        LoraFormat("peft", "base_model.model.", "lora_A.weight", "lora_B.weight", "config", folder=True),
+    )
+}
+# What stands in front of the denoiser's layer names, here and in other tools' files; the longer ones first.
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_")
+READ_PREFIXES = ("transformer.base_model.model.", "diffusion_model.", "transformer.", "base_model.model.", "pipe.dit.")
+KEY = re.compile(
+    r"^(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(?:\.default)?\.weight$"
+)
+DOWN, UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up")
+# Other kinds of adapters, told by a part of their tensors' names.
+OTHER_KINDS = {"lokr_": "LoKr", "hada_": "LoHa", "dora_scale": "DoRA", "lora_magnitude": "DoRA", "oft_": "OFT"}
 
-    Raises DsctlError for a file that is damaged, no LoRA, or has a layer with only one of its two matrices.
+
+def encode(layers: Layers, component: str, form: LoraFormat) -> dict[str, Tensor]:
+    """Return `layers` as tensors named as `form` names them, in float32.
+
+    Only the format "diffusers" has names for a component other than the denoiser: the component's own in front.
     """
-    tensors, metadata = read_safetensors(path)
+    import torch
+
+    if component != DENOISER:
+        if form.name != "diffusers":
+            raise DsctlError(
+                f"the format {form.name} has no names for a LoRA on the {component}", hint="write it as diffusers"
+            )
+        form = LoraFormat(form.name, f"{component}.", form.down, form.up, form.alpha)
+    tensors = {}
+    for name, layer in layers.items():
+        folded = layer.scale if form.alpha == "folded" else 1.0
+        tensors[form.key(name, form.down)] = layer.down.detach().float().cpu().clone()  # two layers may share theirs
+        tensors[form.key(name, form.up)] = layer.up.detach().float().cpu() * folded
+        if form.alpha == "tensor":
+            tensors[form.key(name, "alpha")] = torch.tensor(layer.scale * layer.rank)
+    return tensors
+
+
+def decode(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    component_names: Iterable[str],
+    scale_of: Callable[[str, int], float] = lambda layer, rank: 1.0,
+) -> tuple[dict[str, Layers], bool]:
+    """Return the layers that `tensors` hold, by component, and whether their names are flat.
+
+    `component_names` are those that may stand in front of a layer; without one it is the denoiser's. `scale_of`
+    gives the scale of a layer of some rank whose alpha is not among the tensors.
+    """
+    names = tuple(component_names)
     halves: dict[tuple[str, str], dict[str, Tensor]] = {}
     alphas: dict[tuple[str, str], float] = {}
+    flat = dotted = 0
     for key, tensor in tensors.items():
-        component, bare = _split_component(key, component_names)
+        component, bare, is_flat = _split(key, names)
+        flat, dotted = flat + is_flat, dotted + (not is_flat)
         if bare.endswith(".alpha"):
             alphas[component, bare.removesuffix(".alpha")] = float(tensor)
             continue
         match = KEY.match(bare)
         if match is None:
-            raise DsctlError(
-                f"{path} is no LoRA that can be read here: its tensor {key!r} is not a LoRA matrix",
-                hint="give a LoRA in diffusers' or peft's key names",
-            )
-        part = {"lora_down": "lora_A", "lora_up": "lora_B"}.get(match["part"], match["part"])
-        halves.setdefault((component, match["layer"]), {})[part] = tensor
+            raise _no_lora(path, key)
+        halves.setdefault((component, match["layer"]), {})["down" if match["part"] in DOWN else "up"] = tensor
     if not halves:
         raise DsctlError(f"{path} has no LoRA layers", hint="check that this is the file you meant")
-    components: dict[str, dict[str, LoraLayer]] = {}
+    if flat and dotted:
+        raise DsctlError(f"{path} mixes two formats of LoRA keys", hint="check where the file comes from")
+    components: dict[str, Layers] = {}
     for (component, layer), parts in halves.items():
-        if set(parts) != {"lora_A", "lora_B"}:
+        if set(parts) != {"down", "up"}:
             raise DsctlError(f"{path} has only one of the two matrices of {layer}", hint="download or copy it again")
-        down, up = parts["lora_A"], parts["lora_B"]
+        down, up = parts["down"], parts["up"]
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
             raise DsctlError(
                 f"{path}: the matrices of {layer} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}",
                 hint="download or copy it again",
             )
-        scale = alphas.get((component, layer), float(down.shape[0])) / down.shape[0]
+        scale = scale_of(layer, down.shape[0])
+        if (component, layer) in alphas:
+            scale = alphas.pop((component, layer)) / down.shape[0]
         components.setdefault(component, {})[layer] = LoraLayer(down, up, scale)
-    return LoraFile(path, components, metadata)
+    if alphas:
+        raise DsctlError(
+            f"{path} has an alpha for {next(iter(alphas))[1]}, but no matrices", hint="download or copy it again"
+        )
+    return components, flat > 0
 
 
-def _split_component(key: str, component_names: tuple[str, ...]) -> tuple[str, str]:
+def _no_lora(path: Path, key: str) -> DsctlError:
+    for part, kind in OTHER_KINDS.items():
+        if part in key:
+            return DsctlError(
+                f"{path} is a {kind} adapter ({key}), which cannot be read here", hint="give a plain LoRA"
+            )
+    return DsctlError(
+        f"{path} is no LoRA that can be read here: its tensor {key!r} is not a LoRA matrix",
+        hint=f"give a LoRA in one of the formats {', '.join(FORMATS)}",
+    )
+
+
+def _split(key: str, component_names: tuple[str, ...]) -> tuple[str, str, bool]:
+    """Return the component of a tensor name, what is behind the prefix, and whether that is flat."""
+    for prefix in FLAT_PREFIXES:
+        if key.startswith(prefix):
+            return DENOISER, key.removeprefix(prefix), True
     for prefix in READ_PREFIXES:
         if key.startswith(prefix):
-            return DENOISER, key.removeprefix(prefix)
+            return DENOISER, key.removeprefix(prefix), False
     for name in component_names:
         for prefix in (f"{name}.", f"pipe.{name}."):
             if key.startswith(prefix):
-                return name, key.removeprefix(prefix)
-    return DENOISER, key
+                return name, key.removeprefix(prefix), False
+    return DENOISER, key, False
+
+
+def format_of(keys: Iterable[str], in_folder: bool) -> str:
+    """Return the name of the format that tensor names are in; other tools' variants count as the nearest."""
+    names = list(keys)
+    if in_folder or any(key.startswith("base_model.model.") for key in names):
+        return "peft"
+    if any(key.startswith(FLAT_PREFIXES) for key in names):
+        return "kohya"
+    if any(".default.weight" in key for key in names):
+        return "diffsynth"
+    return "comfyui" if any(".lora_down." in key for key in names) else "diffusers"
+
+
+def with_dots(lora: LoraFile, component: str, module_names: Iterable[str]) -> Layers:
+    """Return the layers of `component` under the names that the model has for them.
+
+    Names that are not flat are returned as they are; a flat name that no module has keeps its form.
+    """
+    layers = lora.components.get(component, {})
+    if not lora.flat:
+        return layers
+    dotted: dict[str, str] = {}
+    for name in module_names:
+        flat = name.replace(".", "_")
+        if flat in layers and dotted.setdefault(flat, name) != name:
+            raise DsctlError(
+                f"{lora.path}: {flat} can be {dotted[flat]} or {name}", hint="give the LoRA in another format"
+            )
+    return {dotted.get(name, name): layer for name, layer in layers.items()}

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dsctl_core.errors import DsctlError, near_miss
-from dsctl_core.lora.formats import LoraFile, LoraLayer, prefix_of, read_lora
+from dsctl_core.lora.files import read_lora
+from dsctl_core.lora.formats import FORMATS, Layers, LoraFile, LoraLayer, encode, with_dots
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -72,14 +73,31 @@ def tuner_layers(model: nn.Module, adapter: str = TRAINED) -> dict[str, Any]:
     return {n: m for n, m in model.named_modules() if isinstance(m, PeftLayer) and adapter in m.lora_A}
 
 
+def trained_layers(model: nn.Module) -> Layers:
+    """Return the LoRA that is being trained on `model`, by the name of the layer that each part is on."""
+    return {
+        name: LoraLayer(layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight, layer.scaling[TRAINED])
+        for name, layer in tuner_layers(model).items()
+    }
+
+
 def export_lora(model: nn.Module, component: str) -> dict[str, Tensor]:
-    """Return the trained LoRA of `model` as it is written to a file: float32, alpha folded into lora_B."""
-    tensors = {}
-    for name, layer in tuner_layers(model).items():
-        down, up = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
-        tensors[f"{prefix_of(component)}{name}.lora_A.weight"] = down.detach().float()
-        tensors[f"{prefix_of(component)}{name}.lora_B.weight"] = up.detach().float() * layer.scaling[TRAINED]
-    return tensors
+    """Return the trained LoRA of `model` as tensors of the default format: float32, alpha folded into lora_B."""
+    return encode(trained_layers(model), component, FORMATS["diffusers"])
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers of `model` by name, whether or not a LoRA is on them."""
+    return {
+        name.replace(".base_layer", ""): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
+
+
+def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return the shape (out, in) of every linear layer of `model`, by name."""
+    return {name: (layer.out_features, layer.in_features) for name, layer in linear_layers(model).items()}
 
 
 def continue_lora(model: nn.Module, component: str, path: Path) -> None:
@@ -105,20 +123,23 @@ def continue_lora(model: nn.Module, component: str, path: Path) -> None:
             layer.lora_B[TRAINED].weight.copy_(loaded[name].up * (loaded[name].scale / layer.scaling[TRAINED]))
 
 
-def _layers_for(model: nn.Module, component: str, lora: LoraFile) -> dict[str, LoraLayer]:
+def _layers_for(model: nn.Module, component: str, lora: LoraFile) -> Layers:
     """Return the layers of `lora` that belong to `component`, checked against the shapes of `model`."""
-    layers = lora.components.get(component)
+    return layers_for(linear_shapes(model), component, lora)
+
+
+def layers_for(shapes: dict[str, tuple[int, int]], component: str, lora: LoraFile) -> Layers:
+    """Return the layers of `lora` that belong to `component`, which has linear layers of these `shapes`.
+
+    Raises DsctlError for a LoRA of another component, family or width.
+    """
+    layers = with_dots(lora, component, shapes)
     if not layers:
         raise DsctlError(
             f"{lora.path} has no layers for the {component}, only for {', '.join(sorted(lora.components))}",
             hint="check that this LoRA is for this model",
         )
-    linear = {
-        name.replace(".base_layer", ""): module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    }
-    unknown = [name for name in layers if name not in linear]
+    unknown = [name for name in layers if name not in shapes]
     if unknown:
         raise DsctlError(
             f"{lora.path} is for another model: {len(unknown)} of its {len(layers)} layers are not in this one, "
@@ -126,11 +147,10 @@ def _layers_for(model: nn.Module, component: str, lora: LoraFile) -> dict[str, L
             hint="check that the LoRA was trained on this model",
         )
     for name, layer in layers.items():
-        wanted, given = tuple(linear[name].weight.shape), (layer.up.shape[0], layer.down.shape[1])
-        if wanted != given:
+        if shapes[name] != layer.shape:
             raise DsctlError(
-                f"{lora.path} is for another model: {name} is {wanted[0]}x{wanted[1]} here and {given[0]}x{given[1]} "
-                "in the LoRA",
+                f"{lora.path} is for another model: {name} is {shapes[name][0]}x{shapes[name][1]} here and "
+                f"{layer.shape[0]}x{layer.shape[1]} in the LoRA",
                 hint="check that the LoRA was trained on this model",
             )
     return layers
@@ -179,12 +199,16 @@ def _attach(model: nn.Module, layers: dict[str, LoraLayer], scale: float) -> Non
 
 
 @torch.no_grad()
-def fuse_lora(pipe: BasePipeline, path: Path, component: str, scale: float = 1.0) -> None:
-    """Add the LoRA in `path` to the weights of one component: W + scale * B @ A, computed in float32."""
-    model = pipe.component(component)
-    layers = _layers_for(model, component, read_lora(path, tuple(pipe.components)))
-    modules = dict(model.named_modules())
-    for name, layer in layers.items():
-        weight = modules[name].weight
-        update = layer.up.float() @ layer.down.float() * (scale * layer.scale)
-        weight.copy_((weight.float() + update.to(weight.device)).to(weight.dtype))
+def fuse_lora(pipe: BasePipeline, path: Path, component: str | None, scale: float = 1.0) -> None:
+    """Add the LoRA in `path` to the weights of one component: W + scale * B @ A, computed in float32.
+
+    `component` None means every component that the file has layers for.
+    """
+    lora = read_lora(path, tuple(pipe.components))
+    for name in lora.components if component is None else [component]:
+        model = pipe.component(name)
+        modules = linear_layers(model)
+        for layer_name, layer in _layers_for(model, name, lora).items():
+            weight = modules[layer_name].weight
+            update = layer.up.float() @ layer.down.float() * (scale * layer.scale)
+            weight.copy_((weight.float() + update.to(weight.device)).to(weight.dtype))

@@ -4,8 +4,8 @@ from dsctl_core.options.base import Options
 from dsctl_core.options.cache import CacheOptions, CacheUseOptions
 from dsctl_core.options.data import DataOptions, ReadingOptions
 from dsctl_core.options.dataset import DatasetValidateOptions
-from dsctl_core.options.infer import InferOptions, LoraFile
-from dsctl_core.options.lora import LoraOptions
+from dsctl_core.options.infer import InferOptions
+from dsctl_core.options.lora import LoraFile, LoraOptions
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.show import DoctorOptions, ModelsListOptions, ModelsShowOptions
 from dsctl_core.options.train import TASKS, TrainOptions

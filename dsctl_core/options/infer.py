@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Device, Seed, Side, Text
 from dsctl_core.options.data import check_whole_size
-from dsctl_core.options.messages import Takes
+from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
-
-
-@dataclass(frozen=True)
-class LoraFile:
-    """A LoRA and how much of it to apply."""
-
-    path: Path
-    scale: float = 1.0
-
-    @classmethod
-    def parse(cls, text: Any) -> LoraFile:
-        """Read FILE or FILE:SCALE.
-
-        A colon belongs to the path where the whole text is a path that exists, or where a separator comes after it.
-        """
-        if isinstance(text, LoraFile):
-            return text
-        if not isinstance(text, str):
-            raise ValueError(f"{text!r} is no text")
-        path, colon, scale = text.rpartition(":")
-        if not text or (colon and not path):
-            raise ValueError("this names no file")
-        if not colon or "/" in scale or "\\" in scale or Path(text).exists():
-            return cls(Path(text))
-        try:
-            number = float(scale)
-        except ValueError:
-            raise ValueError(f"the scale {scale!r} is not a number") from None
-        if not -100 <= number <= 100:  # also false for nan
-            raise ValueError(f"the scale {scale!r} is not between -100 and 100")
-        return cls(Path(path), number)
-
-
-Loras = tuple[Annotated[LoraFile, BeforeValidator(LoraFile.parse)], ...]
 
 
 class InferOptions(ModelOptions):
@@ -59,8 +24,8 @@ class InferOptions(ModelOptions):
     prompt: Text | None = Field(None, description="What the picture is to show.")
     prompts_file: Path | None = Field(None, description="Text file with a prompt a line, instead of --prompt.")
     negative_prompt: str = Field("", description="What the picture is not to show.")
-    lora: Annotated[Loras, Takes("FILE or FILE:SCALE")] = Field(
-        (), description="LoRA file to apply, FILE or FILE:SCALE. Can be given several times."
+    lora: LoraFiles = Field(
+        (), description="LoRA to apply, FILE or FILE:SCALE, in any format. Can be given several times."
     )
     height: Side | None = Field(None, description="Height in pixels. Left out, with --width: the model's own size.")
     width: Side | None = Field(None, description="Width in pixels.")

@@ -1,15 +1,53 @@
-"""What is trained: a LoRA, whole components, or both."""
+"""The LoRA to train, those to train on top of, and how LoRA files are named."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Names, Options, Text
+from dsctl_core.options.messages import Takes
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA and how much of it to apply."""
+
+    path: Path
+    scale: float = 1.0
+
+    @classmethod
+    def parse(cls, text: Any) -> LoraFile:
+        """Read FILE or FILE:SCALE.
+
+        A colon belongs to the path where the whole text is a path that exists, or where a separator comes after it.
+        """
+        if isinstance(text, LoraFile):
+            return text
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is no text")
+        path, colon, scale = text.rpartition(":")
+        if not text or (colon and not path):
+            raise ValueError("this names no file")
+        if not colon or "/" in scale or "\\" in scale or Path(text).exists():
+            return cls(Path(text))
+        try:
+            number = float(scale)
+        except ValueError:
+            raise ValueError(f"the scale {scale!r} is not a number") from None
+        if not -100 <= number <= 100:  # also false for nan
+            raise ValueError(f"the scale {scale!r} is not between -100 and 100")
+        return cls(Path(path), number)
+
+
+LoraFiles = Annotated[tuple[Annotated[LoraFile, BeforeValidator(LoraFile.parse)], ...], Takes("FILE or FILE:SCALE")]
+LoraFormatName = Literal["diffusers", "comfyui", "kohya", "diffsynth", "peft"]
+FloatName = Literal["float32", "bfloat16", "float16"]
 
 
 class LoraOptions(Options):
@@ -35,6 +73,17 @@ class LoraOptions(Options):
         None, description="Component that --preset-lora-path is merged into. Left out: dit."
     )
 
+    lora: LoraFiles = Field(
+        (),
+        description="LoRA to merge into the model before training, FILE or FILE:SCALE, in any format. "
+        "Can be given several times.",
+    )
+    lora_format: LoraFormatName = Field(
+        "diffusers", description="Key names of the saved LoRA; diffusers' load in ComfyUI and DiffSynth too."
+    )
+    lora_dtype: FloatName = Field("float32", description="Precision of the saved LoRA.")
+    trigger_words: Text | None = Field(None, description="Words that call for what was learned, noted in the LoRA.")
+
     @property
     def wants_lora(self) -> bool:
         """Whether a LoRA is to be trained."""
@@ -45,6 +94,10 @@ class LoraOptions(Options):
     def _nothing_without_effect(self) -> Self:
         if self.lora_alpha is not None and not self.wants_lora:
             raise UsageError(f"--lora-alpha {self.lora_alpha:g} is given, but no LoRA", hint="give --lora-rank too")
+        for name, given in (("lora_format", self.lora_format), ("lora_dtype", self.lora_dtype)):
+            if self._differs(name) and not self.wants_lora:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} {given} is given, but no LoRA is trained", hint="give --lora-rank too")
         if self.preset_lora_model is not None and self.preset_lora_path is None:
             raise UsageError(
                 f"--preset-lora-model {self.preset_lora_model} is given without a LoRA to merge",

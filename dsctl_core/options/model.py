@@ -48,8 +48,8 @@ def _checked_ids(value: Any) -> Any:
     return value
 
 
-class ModelOptions(Options):
-    """Where the weights are."""
+class SomeModelOptions(Options):
+    """Where the weights are, for commands that can do without."""
 
     panel: ClassVar[str] = "Model"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("model", "model_paths"), ("model", "model_id_with_origin_paths"))
@@ -70,6 +70,20 @@ class ModelOptions(Options):
         """Whether a model is named here."""
         return any(value is not None for value in (self.model, self.model_paths, self.model_id_with_origin_paths))
 
+    def require_model(self) -> None:
+        """Refuse the options when they name no model."""
+        if not self.names_model:
+            raise UsageError(
+                "no model is given",
+                hint="give --model NAME (`dsctl models` lists the names) or --model FOLDER",
+            )
+
+
+class ModelOptions(SomeModelOptions):
+    """Where the weights are."""
+
+    panel: ClassVar[str] = "Model"
+
     @property
     def needs_model(self) -> bool:
         """Whether a model has to be named."""
@@ -77,9 +91,6 @@ class ModelOptions(Options):
 
     @model_validator(mode="after")
     def _some_model(self) -> Self:
-        if self.needs_model and not self.names_model:
-            raise UsageError(
-                "no model is given",
-                hint="give --model NAME (`dsctl models` lists the names) or --model FOLDER",
-            )
+        if self.needs_model:
+            self.require_model()
         return self

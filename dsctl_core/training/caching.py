@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.family import Family
+from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.layers import fuse_lora
 from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.options import CacheOptions, TrainOptions
@@ -163,6 +164,22 @@ def configs_of(resolved: ResolvedModel, components: Sequence[str] | None) -> lis
     return [config for name, config in named if name in components]
 
 
+def with_loras(options: TrainOptions, family: Family) -> set[str]:
+    """Return the components that the LoRAs of --lora have layers for."""
+    names = tuple(component.name for component in family.components)
+    return {name for lora in options.lora for name in read_lora(lora.path, names).components}
+
+
+def refuse_loras_on(options: TrainOptions, family: Family, components: Iterable[str]) -> None:
+    """Refuse a LoRA of --lora on a component whose outputs a cache holds: they were made without it."""
+    for name in components:
+        if name in with_loras(options, family):
+            raise UsageError(
+                f"--lora changes the {name}, whose outputs are in the cache as they were without it",
+                hint="train without a cache, or merge the LoRA into the model first",
+            )
+
+
 def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel) -> None:
     """Refuse an extra input that the family does not have."""
     known = resolved.family.extra_inputs
@@ -276,6 +293,8 @@ def make_cache(options: CacheOptions | TrainOptions, progress: Progress) -> Cach
             prune=options.prune,
         )
     job = plan_job(resolved, options, task, trainable, dtype, accelerator.device)
+    if isinstance(options, TrainOptions):
+        refuse_loras_on(options, resolved.family, job.stages.first_components)
     try:
         return job.fill(options.output_path, dataset, how, progress)
     finally:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.files import write_error, write_json, write_safetensors
+from dsctl_core.lora.about import with_model_spec
+from dsctl_core.lora.files import save_lora
+from dsctl_core.lora.formats import FORMATS
+from dsctl_core.lora.layers import linear_shapes, trained_layers
 from dsctl_core.training.folder import METRICS_FILE, RUN_FILE, claim
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from dsctl_core.training.module import DiffusionTrainingModule
+    from dsctl_core.training.module import DiffusionTrainingModule, TrainedComponent
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class ModelLogger:
     """Writes `metrics.jsonl` and `step-N.safetensors` into `output_path`; N counts optimizer updates.
 
     When several components are trained each gets a file of its own, `step-N.COMPONENT.safetensors`.
+    A LoRA is written as `lora_format` (see dsctl_core.lora.formats) in `lora_dtype`, and read back to prove it; the
+    format "peft" makes a folder `step-N.peft`.
     `metadata` is added to the header of every file; `run` says how the run was made and goes into `run.json`.
     A folder that holds a run already is refused.
     """
@@ -44,11 +50,14 @@ class ModelLogger:
         remove_prefix_in_ckpt: str | None = None,
         metadata: dict[str, str] | None = None,
         run: dict[str, Any] | None = None,
+        lora_format: str = "diffusers",
+        lora_dtype: str = "float32",
     ) -> None:
         self.output_path = Path(output_path)
         self.remove_prefix_in_ckpt = remove_prefix_in_ckpt
         self.metadata = dict(metadata or {})
         self.run = run
+        self.lora_format, self.lora_dtype = lora_format, lora_dtype
         self.saved_step = -1
         self.files: list[Path] = []
 
@@ -78,24 +87,44 @@ class ModelLogger:
         if step == self.saved_step:
             return self.files
         accelerator.wait_for_everyone()
-        middles = {c.name: f".{c.name}" if len(module.trained) > 1 else "" for c in module.trained}
-        paths = {name: self.output_path / f"step-{step}{middle}.safetensors" for name, middle in middles.items()}
         if accelerator.is_main_process:
-            exported = module.export_trained(self.remove_prefix_in_ckpt)
             for component in module.trained:
-                about = {
-                    "dsctl_version": __version__,
-                    "family": module.pipe.family.name,
-                    "component": component.name,
-                    "kind": "lora" if component.lora else "weights",
-                    "steps": str(step),
-                    **component.description,
-                    **self.metadata,
-                }
-                write_safetensors(paths[component.name], exported[component.name], about)
-        self.saved_step, self.files = step, list(paths.values())
+                self._write(module, component, step)
+        self.saved_step = step
+        self.files = [self._path(module, component, step) for component in module.trained]
         accelerator.wait_for_everyone()
         return self.files
+
+    def _path(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int) -> Path:
+        middle = f".{component.name}" if len(module.trained) > 1 else ""
+        suffix = ".peft" if component.lora and FORMATS[self.lora_format].folder else ".safetensors"
+        return self.output_path / f"step-{step}{middle}{suffix}"
+
+    def _write(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int) -> None:
+        about = {
+            "dsctl_version": __version__,
+            "family": module.pipe.family.name,
+            "component": component.name,
+            "kind": "lora" if component.lora else "weights",
+            "steps": str(step),
+            **component.description,
+            **self.metadata,
+        }
+        path = self._path(module, component, step)
+        if not component.lora:
+            weights = module.export_trained(self.remove_prefix_in_ckpt)[component.name]
+            write_safetensors(path, weights, about)
+            return
+        model = module.pipe.component(component.name)
+        layers, shapes = trained_layers(model), linear_shapes(model)
+        save_lora(
+            path,
+            {component.name: layers},
+            with_model_spec(about, f"{module.pipe.family.title} LoRA, step {step}", layers),
+            form=self.lora_format,
+            dtype=self.lora_dtype,
+            shapes={component.name: shapes},
+        )
 
     def on_training_end(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> None:
         """Write the final weights."""

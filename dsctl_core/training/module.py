@@ -59,6 +59,7 @@ class DiffusionTrainingModule(nn.Module):
         lora_checkpoint: str | Path | None = None,
         preset_lora_path: str | Path | None = None,
         preset_lora_model: str | None = None,
+        loras: Sequence[tuple[str | Path, float]] = (),
         fp8_models: str | Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
@@ -67,6 +68,7 @@ class DiffusionTrainingModule(nn.Module):
         `trainable_models` are components ("dit") or modules in them ("dit.proj_out"). `lora_base_model` gets a LoRA on
         `lora_target_modules` (None: the family's published list), started from `lora_checkpoint` if given.
         `preset_lora_path` is fused into `preset_lora_model` first, so that only what is beyond it is learned.
+        `loras` are files and scales that are fused into every component they are for.
         `fp8_models` are stored in float8; they must not be trained themselves, a LoRA on them may be.
         """
         full = split_names(trainable_models)
@@ -81,6 +83,8 @@ class DiffusionTrainingModule(nn.Module):
         pipe.requires_grad_(False).eval()
         if preset_lora_path is not None:
             fuse_lora(pipe, Path(preset_lora_path), preset_lora_model or "dit")
+        for path, scale in loras:
+            fuse_lora(pipe, Path(path), None, scale)
         self.trained = [self._train_whole(pipe, name, full) for name in dict.fromkeys(n.split(".")[0] for n in full)]
         if lora_base_model is not None:
             targets = split_names(lora_target_modules) or list(pipe.family.lora_targets)

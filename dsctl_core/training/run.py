@@ -21,17 +21,21 @@ from dsctl_core.data import DataError, DatasetError, UnifiedDataset, check_datas
 from dsctl_core.data.build import build_dataset
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.lora.files import lora_weights
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages import plan_stages
+from dsctl_core.training.about import header_metadata
 from dsctl_core.training.caching import (
     altered_by,
     configs_of,
     plan_job,
     readers_of,
     refuse_extra_inputs,
+    refuse_loras_on,
     sharing,
     shell_of,
+    with_loras,
 )
 from dsctl_core.training.device import make_accelerator
 from dsctl_core.training.folder import claim, refuse_used, unclaim
@@ -72,18 +76,20 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     began = time.perf_counter()
     refuse_used(options.output_path)
     skipped = SkippedRows(options.output_path)
-    dataset, resolved = open_samples(options, skipped, progress)
+    for lora in options.lora:
+        lora_weights(lora.path)
+    source, resolved = open_samples(options, skipped, progress)
     for name in (*options.trained_components, *options.fp8_models, options.preset_lora_model or "dit"):
         resolved.family.component(name)
     # Every byte of a cache is looked at while the model loads.
     checks = ThreadPoolExecutor(1)
-    checked = checks.submit(dataset.check_shards) if isinstance(dataset, CachedDataset) else None
+    checked = checks.submit(source.check_shards) if isinstance(source, CachedDataset) else None
     accelerator = build_accelerator(options)
     if not accelerator.is_main_process:
         progress = NoProgress()
     made = claim(options.output_path) if accelerator.is_main_process else []
     try:
-        dataset, task, only = first_stage(options, dataset, resolved, accelerator, progress)
+        dataset, task, only = first_stage(options, source, resolved, accelerator, progress)
         for each in dataset.manifest.skipped if isinstance(dataset, CachedDataset) else ():
             skipped.add(DataError(each["problem"], hint=each["hint"], kind=each["kind"]))
         module = build_module(options, resolved, accelerator, progress, task, only)
@@ -91,8 +97,10 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         logger = ModelLogger(
             options.output_path,
             options.remove_prefix_in_ckpt,
-            metadata={"base_model": resolved.label},
+            metadata=header_metadata(options, resolved, source),
             run=describe_run(options, resolved, rate, accelerator),
+            lora_format=options.lora_format,
+            lora_dtype=options.lora_dtype,
         )
         skipped.start(is_main_process=accelerator.is_main_process)
         if checked is not None:
@@ -178,6 +186,7 @@ def first_stage(
     """
     dtype, trained = float_dtype(accelerator.mixed_precision), options.trained_components
     if isinstance(dataset, CachedDataset):
+        refuse_loras_on(options, resolved.family, dataset.manifest.recipe.components)
         task = dataset.manifest.recipe.task
         stages = plan_stages(shell_of(resolved, dtype, accelerator.device), find_loss(task), trained)
         once = [(type(unit).__name__, unit.version) for unit in stages.split.once]
@@ -187,7 +196,7 @@ def first_stage(
     if not options.cache or dataset.varies() or not samples_repeat(options, dataset, accelerator.num_processes):
         return dataset, task, None
     job = plan_job(resolved, options, task, trained, dtype, accelerator.device)
-    if not job.stages.lanes:
+    if not job.stages.lanes or with_loras(options, resolved.family) & set(job.stages.first_components):
         return dataset, task, None
     cache = options.output_path / CACHE_FOLDER
     how = sharing(accelerator, readers=readers_of(options), skip_bad=options.on_bad_sample == "skip")
@@ -258,6 +267,7 @@ def build_module(
         lora_checkpoint=options.lora_checkpoint,
         preset_lora_path=altered.lora if altered.lora_on in pipe.components else None,
         preset_lora_model=altered.lora_on,
+        loras=[(lora.path, lora.scale) for lora in options.lora],
         fp8_models=[name for name in altered.fp8 if name in pipe.components],
         seed=options.seed,
     )

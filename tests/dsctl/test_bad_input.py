@@ -120,6 +120,15 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         "preset_lora_model": [
             ("dti", 2, "unknown component of qwen-image 'dti'", "did you mean", {"preset_lora_path": "cut.safetensors"})
         ],
+        "lora": [
+            ("nowhere.safetensors", 1, "nowhere.safetensors cannot be read", "path"),
+            ("file.txt:abc", 2, "the scale 'abc' is not a number", "FILE:SCALE"),
+            ("cut.safetensors:0.5", 1, "cut.safetensors", "again"),
+            ("data", 1, "data holds no LoRA", "adapter_model.safetensors"),
+        ],
+        "lora_format": [("kohyaa", 2, "--lora-format is 'kohyaa', which is unknown", "did you mean 'kohya'?")],
+        "lora_dtype": [("float8", 2, "--lora-dtype is 'float8', which is unknown", "float32, bfloat16, float16")],
+        "trigger_words": [("", 2, "--trigger-words is empty", "Words that call")],
         "output_path": [
             ("file.txt", 1, "file.txt is a file, not a folder", "--output-path"),
             ("file.txt/out", 1, "file.txt/out could not be written", "can write to"),
@@ -175,7 +184,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("nowhere.safetensors", 1, "nowhere.safetensors cannot be read", "path"),
             ("file.txt:abc", 2, "the scale 'abc' is not a number", "FILE:SCALE"),
             ("cut.safetensors:0.5", 1, "cut.safetensors", "again"),
-            ("data", 1, "data cannot be read", "path"),
+            ("data", 1, "data holds no LoRA", "adapter_model.safetensors"),
         ],
         "input_image": [
             ("nowhere.png", 1, "--input-image: nowhere.png", "another picture", {"denoising_strength": "0.5"}),

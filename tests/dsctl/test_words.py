@@ -18,6 +18,7 @@ class Param:
 
     opts: list[str]
     secondary_opts: list[str] = field(default_factory=list)
+    nargs: int = 1
     is_flag: bool = False
     param_type_name: str = "option"
     help: str = "What it is."

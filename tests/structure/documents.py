@@ -76,6 +76,10 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsctl_core.training.train", begin)
     monkeypatch.setattr("dsctl_core.inference.infer", begin)
     monkeypatch.setattr("dsctl_core.validate.validate", begin)
+    for name in ("transfer.download", "transfer.upload", "lora_tools.merge", "lora_tools.extract_lora"):
+        monkeypatch.setattr(f"dsctl_core.{name}", begin)
+    for name in ("info", "convert", "resize"):
+        monkeypatch.setattr(f"dsctl_core.lora_tools.{name}", begin)
     main(rest)
     assert accepted, f"{command!r} is refused"
 

@@ -8,7 +8,8 @@ from typing import Any
 from dsctl_core.family import Component, Family, Preset, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "QwenImageTransformer2DModel")
-VAE = Component("vae", "vae", "diffusers", "AutoencoderKLQwenImage")
+# The VAE is Wan's, so original and ComfyUI files of it have the names that diffusers converts for Wan.
+VAE = Component("vae", "vae", "diffusers", "AutoencoderKLQwenImage", single_file_as="AutoencoderKLWan")
 TEXT_ENCODER = Component("text_encoder", "text_encoder", "transformers", "Qwen2_5_VLForConditionalGeneration")
 
 # Both published repositories have the same layout: 9 transformer shards, 4 text encoder shards, one VAE file.

@@ -3,8 +3,8 @@
 import pytest
 
 from dsctl_core import ModelConfig
-from dsctl_core.checkpoint.model_config import model_base_path
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.hub.settings import model_base_path
 
 
 @pytest.fixture

@@ -1,0 +1,16 @@
+"""`dsctl merge-lora`."""
+
+from __future__ import annotations
+
+from dsctl import out
+from dsctl.flags import takes
+from dsctl_core.options.adapt import MergeLoraOptions
+
+
+@takes(MergeLoraOptions)
+def merge_lora(options: MergeLoraOptions) -> None:
+    """Merge LoRAs into a model, or into one LoRA."""
+    from dsctl_core.lora_tools import merge
+
+    written = merge(options, progress=out.progress())
+    out.result("Merged", output=written.output, **written.facts)

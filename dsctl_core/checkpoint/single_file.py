@@ -1,0 +1,118 @@
+"""Weights in one file without a config.json: told by the names of their tensors, in any layout that diffusers converts.
+
+ComfyUI's files have a prefix in front of every name, and original layouts have other names; diffusers knows how to turn
+these into its own. The sizes are those of the published model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.checkpoint.files import read_safetensors
+from dsctl_core.checkpoint.stream import tensor_shapes
+from dsctl_core.errors import DsctlError
+from dsctl_core.family import Component, Family
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+NEAREST = 3  # components that an error names
+
+
+def is_single_file(path: Path) -> bool:
+    """Return whether `path` is a weight file that no config.json stands beside."""
+    return path.is_file() and path.suffix == ".safetensors" and not (path.parent / "config.json").is_file()
+
+
+def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family, Component]:
+    """Return the component, and its family, that has the tensors in `path`; the numbers of layers do not count.
+
+    An unknown file is a DsctlError that lists the nearest components.
+    """
+    import torch
+
+    with torch.device("meta"):
+        stored = {name: torch.empty(shape) for name, shape in tensor_shapes(path).items()}
+    scores: list[tuple[float, str]] = []
+    for family in families:
+        for component in family.components:
+            if component.name not in family.published:
+                continue
+            wanted = _patterns(_published(family, component).state_dict())
+            score = max(_likeness(wanted, _patterns(layout)) for layout in _layouts(component, stored))
+            if score == 1:
+                return family, component
+            scores.append((score, f"{component.name} of {family.name} ({score:.0%} of the names)"))
+    nearest = ", ".join(text for _, text in sorted(scores, reverse=True)[:NEAREST])
+    raise DsctlError(
+        f"{path} is no component that is known by its tensors, and has no config.json beside it",
+        hint=f"put the config.json that it was published with beside it; nearest: {nearest}",
+    )
+
+
+def load_single_file(family: Family, component: Component, path: Path, dtype: torch.dtype) -> nn.Module:
+    """Build a component of the published sizes with exactly the tensors in `path`, in `dtype`, frozen, in eval mode."""
+    model = _published(family, component)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tensors, _ = read_safetensors(path)
+    state = max(_layouts(component, tensors), key=lambda layout: len(wanted.keys() & layout.keys()))
+    for name in sorted(wanted.keys() ^ state.keys()):
+        verb = "lacks" if name in wanted else "has, beyond the published model,"
+        raise DsctlError(f"{path} {verb} {name}", hint="put the config.json that it was published with beside it")
+    for name, shape in wanted.items():
+        if tuple(state[name].shape) != shape:
+            raise DsctlError(
+                f"{path}: {name} is {tuple(state[name].shape)}, but {shape} in the published model",
+                hint="put the config.json that it was published with beside it",
+            )
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def _published(family: Family, component: Component) -> nn.Module:
+    """Build a component at its published sizes, without memory for its weights."""
+    from accelerate import init_empty_weights
+
+    from dsctl_core.checkpoint.load import component_class
+
+    with init_empty_weights():
+        return component_class(component)(**family.published[component.name])
+
+
+def _layouts(component: Component, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return `tensors` under the names they might have in the model: without a prefix, and converted by diffusers."""
+    plain = dict(tensors)
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in plain):
+            plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+            break
+    layouts = [plain]
+    convert = _conversion(component)
+    if convert is not None:
+        # Where it is not in the layout that this converts from.
+        with contextlib.suppress(KeyError, ValueError, IndexError, RuntimeError):
+            layouts.append(convert(checkpoint=dict(plain)))
+    return layouts
+
+
+def _conversion(component: Component) -> Any:
+    """Return diffusers' conversion of single files for the component, or None when it has none."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    known: dict[str, Any] = SINGLE_FILE_LOADABLE_CLASSES
+    entry = known.get(component.single_file_as or component.class_name)
+    return None if entry is None else entry["checkpoint_mapping_fn"]
+
+
+def _patterns(names: Iterable[str]) -> set[str]:
+    return {re.sub(r"(?<=\.)\d+(?=\.|$)", "N", name) for name in names}
+
+
+def _likeness(wanted: set[str], given: set[str]) -> float:
+    return len(wanted & given) / max(len(wanted | given), 1)

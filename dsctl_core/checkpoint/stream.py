@@ -1,0 +1,123 @@
+"""Changing a few tensors of a safetensors file without ever holding the file, or a whole tensor, in memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from dsctl_core.checkpoint.files import atomic_path, safetensors_header
+from dsctl_core.errors import DsctlError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+BLOCK = 1 << 22  # numbers that are changed at once: 16 MB in float32
+CHUNK = 1 << 24  # bytes that are copied at once
+
+# What changes some rows of a tensor, given as float32 (rows, columns), and the number of the first of them.
+ChangeRows = Callable[["Tensor", int], "Tensor"]
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a safetensors file."""
+    header, _ = safetensors_header(path)
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def rewrite(source: Path, target: Path, changes: Mapping[str, ChangeRows], tick: Callable[[str], None]) -> None:
+    """Write `source` to `target`, atomically, with each tensor named in `changes` changed by its function.
+
+    Names, shapes, dtypes and their order stay as they are, so the header does too. A change is computed in float32,
+    some rows at a time. `tick` is called with each tensor's name when it is done.
+    """
+    header, begin = safetensors_header(source)
+    entries = sorted(
+        ((name, entry) for name, entry in header.items() if name != "__metadata__"),
+        key=lambda item: item[1]["data_offsets"][0],
+    )
+    with atomic_path(target) as temporary, source.open("rb") as reader, temporary.open("wb") as writer:
+        _copy(reader, writer, begin)
+        for name, entry in entries:
+            first, last = entry["data_offsets"]
+            reader.seek(begin + first)
+            writer.seek(begin + first)
+            if name in changes:
+                _change(source, name, entry, reader, writer, changes[name])
+            else:
+                _copy(reader, writer, last - first)
+            tick(name)
+    shutil.copymode(source, target)
+
+
+def _copy(reader: IO[bytes], writer: IO[bytes], count: int) -> None:
+    while count > 0:
+        data = reader.read(min(count, CHUNK))
+        if not data:
+            raise DsctlError(f"{reader.name} ended early", hint="download or copy it again")
+        writer.write(data)
+        count -= len(data)
+
+
+def _change(
+    source: Path, name: str, entry: dict[str, Any], reader: IO[bytes], writer: IO[bytes], change: ChangeRows
+) -> None:
+    for row, block in row_blocks(source, name, entry, reader):
+        writer.write(_bytes(change(block.float(), row).to(block.dtype)))
+
+
+def row_blocks(source: Path, name: str, entry: dict[str, Any], reader: IO[bytes]) -> Iterator[tuple[int, Tensor]]:
+    """Yield (number of the first row, rows) of the matrix that begins where `reader` stands, in its own dtype."""
+    import torch
+
+    dtype = dtype_of(source, name, entry)
+    rows, columns = entry["shape"]
+    step = max(1, BLOCK // max(columns, 1))
+    for row in range(0, rows, step):
+        count = min(step, rows - row)
+        data = bytearray(reader.read(count * columns * dtype.itemsize))
+        yield row, torch.frombuffer(data, dtype=dtype).view(count, columns)
+
+
+def dtype_of(source: Path, name: str, entry: dict[str, Any]) -> torch.dtype:
+    """Return the dtype of a tensor; one that is not made of floating-point numbers is a DsctlError."""
+    import torch
+
+    if entry["dtype"] not in DTYPES:
+        raise DsctlError(
+            f"{source}: {name} is {entry['dtype']}, which nothing can be added to",
+            hint="use a version of the model that is not quantized",
+        )
+    return getattr(torch, DTYPES[entry["dtype"]])
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    import torch
+
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """Return one tensor of a safetensors file, without mapping the file into memory."""
+    import torch
+
+    header, begin = safetensors_header(path)
+    entry = header[name]
+    dtype = dtype_of(path, name, entry)
+    first, last = entry["data_offsets"]
+    with path.open("rb") as reader:
+        reader.seek(begin + first)
+        data = bytearray(reader.read(last - first))
+    return (
+        torch.frombuffer(data, dtype=dtype).view(entry["shape"]) if data else torch.empty(entry["shape"], dtype=dtype)
+    )

@@ -1,0 +1,1 @@
+"""Model hubs: what is there, getting it whole, and giving results."""

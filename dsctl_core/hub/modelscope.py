@@ -1,0 +1,139 @@
+"""ModelScope, through modelscope_hub, which resumes and checks by itself. The package modelscope would import torch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.hub.faults import explained
+from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType, safe_path
+
+# Read by the library when it is imported. Its own limit would stop a file that takes more than an hour.
+SETTINGS = {"MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(30 * 24 * 3600), "TQDM_DISABLE": "1"}
+TRIES = 3
+SETTINGS["MODELSCOPE_DOWNLOAD_INTRA_CLOUD"] = "false"  # a question to the hub that only its own cloud needs
+
+
+class ModelScope:
+    """modelscope.cn, or what MODELSCOPE_ENDPOINT names."""
+
+    name = "modelscope"
+    file_limit = 50_000_000_000
+
+    def __init__(self, token: str | None = None) -> None:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        import modelscope_hub
+        from modelscope_hub.constants import DEFAULT_ENDPOINT
+
+        logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)
+        self.endpoint = (os.environ.get("MODELSCOPE_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        self.api = modelscope_hub.HubApi(endpoint=self.endpoint, token=token)
+
+    def list_files(self, repo_id: str, repo_type: RepoType, revision: str | None) -> Listing:
+        """Return the files of a repository. An empty answer is how this hub says that there is no such revision."""
+        with explained(self.name, repo_id):
+            found = self.api.list_repo_files(repo_id, repo_type, revision=revision)
+        files = tuple(RemoteFile(each.path, each.size, each.sha256) for each in found if each.type == "blob")
+        if not files:
+            at = f"@{revision}" if revision else ""
+            raise DsctlError(
+                f"{repo_id}{at} has no files on ModelScope", hint="check the name and the revision (`master` is usual)"
+            )
+        return Listing(revision or "master", files)
+
+    def fetch(
+        self,
+        repo_id: str,
+        repo_type: RepoType,
+        revision: str,
+        files: Sequence[RemoteFile],
+        folder: Path,
+        *,
+        max_workers: int,
+        advance: Advance,
+        done: Callable[[RemoteFile], None],
+    ) -> None:
+        """Download files, several at once."""
+        entries = [{"Path": file.path, "Size": file.size, "Sha256": file.sha256, "Type": "blob"} for file in files]
+        for file in files:
+            safe_path(file.path)
+        by_path = {file.path: file for file in files}
+        lock = threading.Lock()
+
+        class Report:
+            def __init__(self, filename: str, file_size: int) -> None:
+                self.filename = filename
+
+            def update(self, size: int) -> None:
+                with lock:
+                    advance(self.filename, size)
+
+            def end(self) -> None:
+                return None
+
+        with explained(self.name, repo_id, folder):
+            try:
+                self.api.download_repo(
+                    repo_id,
+                    repo_type,
+                    revision=revision,
+                    local_dir=folder,
+                    max_workers=max_workers,
+                    progress_callbacks=[Report],  # type: ignore[list-item]
+                    file_list=entries,
+                )
+            except Exception as error:
+                failed: Any = getattr(error, "failed_files", None) or by_path
+                for path in set(by_path) - set(failed):
+                    done(by_path[path])
+                raise
+        for file in files:
+            done(file)
+
+    def give(
+        self,
+        repo_id: str,
+        files: Sequence[tuple[str, Path]],
+        *,
+        private: bool,
+        revision: str | None,
+        message: str,
+        advance: Advance,
+    ) -> None:
+        """Upload files one by one. The repository is made first: the library's own way makes it public, always."""
+        from modelscope_hub.errors import AlreadyExistsError
+
+        with explained(self.name, repo_id):
+            with contextlib.suppress(AlreadyExistsError):
+                self.api.create_repo(repo_id, "model", visibility="private" if private else "public")
+            for path, local in files:
+                self._give_one(repo_id, path, local, revision, message)
+                advance(path, local.stat().st_size)
+
+    def _give_one(self, repo_id: str, path: str, local: Path, revision: str | None, message: str) -> None:
+        """Upload one file, three times over while the hub is out of order."""
+        for attempt in range(TRIES):
+            try:
+                # The library prints what it does.
+                with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+                    self.api.upload_file(
+                        repo_id, "model", local, path, commit_message=message, revision=revision, disable_tqdm=True
+                    )
+            except Exception as error:
+                if attempt == TRIES - 1 or not getattr(error, "retryable", False):
+                    raise
+                time.sleep(2**attempt)
+            else:
+                return
+
+    def url(self, repo_id: str) -> str:
+        """Return the address of the repository's page."""
+        return f"{self.endpoint}/models/{repo_id}"

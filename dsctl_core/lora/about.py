@@ -1,0 +1,77 @@
+"""What the header of a LoRA file tells: where it comes from, in our own words and in those of ModelSpec.
+
+ModelSpec (https://github.com/Stability-AI/ModelSpec) is what model managers and user interfaces read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.checkpoint.files import safetensors_header
+from dsctl_core.lora.formats import Layers
+
+SPEC = "modelspec."
+SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of each file, for `weights_identity`
+
+
+def with_model_spec(about: Mapping[str, str], title: str, layers: Layers) -> dict[str, str]:
+    """Return `about` with the ModelSpec fields that follow from it and from the layers' values."""
+    fields = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{about.get('family', 'unknown')}/lora",
+        "implementation": "diffusers",
+        "title": title,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "hash_sha256": f"0x{layers_hash(layers)}",
+    }
+    if about.get("trigger_words"):
+        fields["trigger_phrase"] = about["trigger_words"]
+    if about.get("base_model"):
+        fields["usage_hint"] = f"for {about['base_model']}"
+    return {**about, **{SPEC + name: value for name, value in fields.items()}}
+
+
+def layers_hash(layers: Layers) -> str:
+    """Return the SHA-256 of the layers' names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(layers):
+        layer = layers[name]
+        digest.update(f"{name} {layer.scale!r} {layer.shape}".encode())
+        for tensor in (layer.down, layer.up):
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights_identity(files: Sequence[Path]) -> str:
+    """Return a hash that tells the weights in `files` from others: their headers, sizes, and evenly spread samples.
+
+    It reads a megabyte of each file, not all of it, so it takes no time with a model of any size. Where the files
+    are and what they are called does not matter.
+    """
+    digests = []
+    for file in files:
+        digest, size = hashlib.sha256(), file.stat().st_size
+        _, begin = safetensors_header(file)
+        with file.open("rb") as stream:
+            digest.update(f"{size}".encode() + stream.read(min(begin, 1 << 26)))
+            for number in range(SAMPLES):
+                stream.seek(begin + (size - begin) * number // SAMPLES)
+                digest.update(stream.read(SAMPLE_BYTES))
+        digests.append(digest.hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def dataset_identity(rows: Sequence[Mapping[str, Any]], base_path: Path) -> str:
+    """Return a hash of a dataset: its rows, and the size of each file that a cell names."""
+    digest = hashlib.sha256(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode())
+    for row in rows:
+        for value in row.values():
+            file = base_path / value if isinstance(value, str) and len(value) < 1000 else None
+            if file is not None and file.is_file():
+                digest.update(f"{file.stat().st_size} ".encode())
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""Sums and truncations of low-rank updates, without ever forming the full matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.lora.formats import Layers, LoraLayer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of the updates a truncation kept: the share of their squared Frobenius norm, in all and at worst."""
+
+    share: float
+    worst_share: float
+    worst_layer: str
+
+
+def add_layers(parts: Sequence[tuple[LoraLayer, float]]) -> LoraLayer:
+    """Return the sum of updates, each times its number: exact, and of the ranks' sum.
+
+    sum_i c_i s_i B_i A_i = [c_1 s_1 B_1, c_2 s_2 B_2, ...] @ [A_1; A_2; ...].
+    """
+    import torch
+
+    shapes = {layer.shape for layer, _ in parts}
+    if len(shapes) > 1:
+        raise DsctlError(
+            f"the LoRAs are for different models: one layer is {' and '.join(f'{a}x{b}' for a, b in sorted(shapes))}",
+            hint="merge LoRAs of one model",
+        )
+    down = torch.cat([layer.down.float() for layer, _ in parts])
+    up = torch.cat([layer.up.float() * (layer.scale * number) for layer, number in parts], dim=1)
+    return LoraLayer(down, up)
+
+
+def truncate(layer: LoraLayer, rank: int) -> tuple[LoraLayer, float, float]:
+    """Return the best approximation of rank `rank`, and the squared norms kept and in all (Eckart-Young).
+
+    With QR of both factors the decomposition is that of an R x R matrix. The root of each singular value goes to
+    either side. Where the update has a lower rank already, it is padded with zeros to `rank`.
+    """
+    import torch
+
+    up, down = layer.up.double() * layer.scale, layer.down.double()
+    left, left_rest = torch.linalg.qr(up)
+    right, right_rest = torch.linalg.qr(down.T)
+    u, singular, vh = torch.linalg.svd(left_rest @ right_rest.T)
+    return _from_svd(left @ u, singular, (right @ vh.T).T, rank)
+
+
+def from_difference(delta: Tensor, rank: int) -> tuple[LoraLayer, float, float]:
+    """Return the best update of rank `rank` for a full difference (out, in), and the squared norms kept and in all."""
+    import torch
+
+    small = min(delta.shape)
+    if small <= 4 * rank or small <= 512:
+        u, singular, vh = torch.linalg.svd(delta.double(), full_matrices=False)
+        return _from_svd(u, singular, vh, rank)
+    # Halko, Martinsson, Tropp 2011 (arXiv:0909.4061): a few power iterations find the leading subspace.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        u, singular, v = torch.svd_lowrank(delta.float(), q=min(small, rank + 16), niter=6)
+    layer, kept, _ = _from_svd(u, singular, v.T, rank)
+    return layer, kept, float(delta.double().square().sum())
+
+
+def _from_svd(u: Tensor, singular: Tensor, vh: Tensor, rank: int) -> tuple[LoraLayer, float, float]:
+    import torch
+
+    count = min(rank, len(singular))
+    root = singular[:count].sqrt()
+    up, down = (u[:, :count] * root).float(), (root[:, None] * vh[:count]).float()
+    if count < rank:
+        up = torch.cat([up, up.new_zeros(up.shape[0], rank - count)], dim=1)
+        down = torch.cat([down, down.new_zeros(rank - count, down.shape[1])])
+    energy = singular.double().square()
+    return LoraLayer(down.contiguous(), up.contiguous()), float(energy[:count].sum()), float(energy.sum())
+
+
+def resize_layers(layers: Layers, rank: int) -> tuple[Layers, Kept]:
+    """Return every layer at `rank`, and how much of them that keeps."""
+    return collect_kept({name: truncate(layer, rank) for name, layer in layers.items()})
+
+
+def collect_kept(parts: dict[str, tuple[LoraLayer, float, float]]) -> tuple[Layers, Kept]:
+    """Return the layers of truncations, and the energy that they keep together and at worst."""
+    shares = {name: kept / total if total > 0 else 1.0 for name, (_, kept, total) in parts.items()}
+    total = sum(each for _, _, each in parts.values())
+    share = sum(kept for _, kept, _ in parts.values()) / total if total > 0 else 1.0
+    worst = min(shares, key=lambda name: shares[name])
+    return {name: part[0] for name, part in parts.items()}, Kept(share, shares[worst], worst)

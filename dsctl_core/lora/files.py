@@ -1,0 +1,206 @@
+"""LoRA files on a disk: reading any format, and writing one that is proven to hold what it should."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.checkpoint.files import (
+    PICKLE_SUFFIXES,
+    atomic_path,
+    check_safetensors,
+    read_safetensors,
+    sync_folder,
+    write_error,
+    write_json,
+    write_safetensors,
+)
+from dsctl_core.errors import DsctlError
+from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile, decode, encode, format_of, with_dots
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+Shapes = Mapping[str, tuple[int, int]]  # (out, in) of a component's linear layers, by name
+# How far a layer of the file may be from the layer that was to be written, relative to its size: the rounding of the
+# two matrices to the dtype of the file.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
+
+
+def read_lora(path: Path, component_names: Iterable[str] = (DENOISER,)) -> LoraFile:
+    """Read a LoRA file, or a folder that peft wrote, in any of the formats.
+
+    Its layers belong to the components named; without a prefix they are the denoiser's.
+    Raises DsctlError for a file that is damaged, no LoRA, or has a layer with only one of its two matrices.
+    """
+    file = lora_weights(path)
+    tensors, metadata = read_safetensors(file)
+    config = _peft_config(file, metadata)
+    components, flat = decode(path, tensors, component_names, _scale_of(path, config))
+    beside = (file.parent / ADAPTER_CONFIG).is_file() and file.name == ADAPTER_FILE
+    return LoraFile(path, components, metadata, format_of(tensors, beside), flat)
+
+
+def lora_weights(path: Path) -> Path:
+    """Return the safetensors file of the LoRA at `path`, checked to be whole."""
+    if path.is_dir():
+        file = path / ADAPTER_FILE
+        if not file.is_file():
+            pickles = sorted(each.name for each in path.iterdir() if each.suffix in PICKLE_SUFFIXES)
+            what = f"only a pickle ({pickles[0]}), which can run code when it is opened" if pickles else "no LoRA"
+            raise DsctlError(f"{path} holds {what}", hint=f"give a .safetensors file, or a folder with {ADAPTER_FILE}")
+        path = file
+    check_safetensors(path)
+    return path
+
+
+def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return peft's settings of a LoRA: from adapter_config.json beside it, or diffusers' note in the header."""
+    beside = file.parent / ADAPTER_CONFIG
+    try:
+        if file.name == ADAPTER_FILE and beside.is_file():
+            config = json.loads(beside.read_text(encoding="utf-8"))
+        else:
+            noted = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+            config = {key.removeprefix("transformer."): value for key, value in noted.items()}
+    except (OSError, ValueError) as error:
+        raise DsctlError(f"{beside} cannot be read: {error}", hint="download or copy it again") from error
+    if not isinstance(config, dict):
+        raise DsctlError(f"{beside} should hold a JSON object", hint="download or copy it again")
+    for name, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None), ("peft_type", "LORA")):
+        if config.get(name, plain) not in (plain, [] if plain is None else plain):
+            raise DsctlError(
+                f"{file} is no plain LoRA: its settings have {name} = {config[name]!r}", hint="give a plain LoRA"
+            )
+    return config
+
+
+def _scale_of(path: Path, config: dict[str, Any]) -> Callable[[str, int], float]:
+    """Return the scale of a layer as peft's settings have it: alpha / R, or alpha / sqrt(R) with rslora."""
+
+    def scale(layer: str, rank: int) -> float:
+        alpha = config.get("lora_alpha", rank)
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(?:.*\.)?(?:{pattern})$", layer):
+                alpha = value
+                break
+        if not isinstance(alpha, int | float):
+            raise DsctlError(f"{path}: its alpha is {alpha!r}, which is no number", hint="download or copy it again")
+        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+    return scale
+
+
+def save_lora(
+    path: Path,
+    components: Mapping[str, Layers],
+    metadata: Mapping[str, str],
+    *,
+    form: str = "diffusers",
+    dtype: str = "float32",
+    shapes: Mapping[str, Shapes] | None = None,
+) -> Path:
+    """Write `components` to `path` and prove that what was written is what should have been.
+
+    The file is read back before it gets its name: with `shapes`, each key must belong to a layer of the base that it
+    fits, and every layer must compute what the original does, up to the rounding of `dtype`. Otherwise nothing is
+    written and a DsctlError says what is wrong. The format "peft" makes `path` a folder.
+    """
+    import torch
+
+    chosen = FORMATS[form]
+    tensors: dict[str, Tensor] = {}
+    for component, layers in components.items():
+        tensors |= encode(layers, component, chosen)
+    kept = {
+        key: tensor if key.endswith(".alpha") else tensor.to(getattr(torch, dtype)) for key, tensor in tensors.items()
+    }
+    about = {**metadata, "format_of_keys": form}
+    if not chosen.folder:
+        with atomic_path(path) as temporary:
+            write_safetensors(temporary, kept, about)
+            verify_lora(temporary, path, components, shapes, dtype)
+        return path
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir()
+        write_safetensors(temporary / ADAPTER_FILE, kept, about)
+        write_json(temporary / ADAPTER_CONFIG, adapter_config(components[DENOISER], metadata.get("base_model")))
+        verify_lora(temporary, path, components, shapes, dtype)
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def adapter_config(layers: Layers, base_model: str | None) -> dict[str, Any]:
+    """Return the adapter_config.json of peft for `layers`: every layer by its name, with its own rank and alpha."""
+    first = next(iter(layers.values()))
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base_model,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "r": first.rank,
+        "lora_alpha": first.scale * first.rank,
+        "rank_pattern": {name: layer.rank for name, layer in layers.items() if layer.rank != first.rank},
+        "alpha_pattern": {
+            name: layer.scale * layer.rank
+            for name, layer in layers.items()
+            if layer.scale * layer.rank != first.scale * first.rank
+        },
+        "target_modules": sorted(layers),
+        "task_type": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def verify_lora(
+    written: Path, path: Path, components: Mapping[str, Layers], shapes: Mapping[str, Shapes] | None, dtype: str
+) -> None:
+    """Raise a DsctlError, naming `path`, unless `written` holds exactly the layers of `components`."""
+    import torch
+
+    found = read_lora(written, tuple(components))
+    generator = torch.Generator().manual_seed(0)
+    for component, layers in components.items():
+        base = (shapes or {}).get(component)
+        back = with_dots(found, component, base if base is not None else layers)
+        if set(back) != set(layers):
+            odd = sorted(set(back) ^ set(layers))[0]
+            raise _unproven(path, f"{odd} is not in both the LoRA and the file")
+        for name, layer in layers.items():
+            if base is not None and base.get(name) != layer.shape:
+                raise _unproven(path, f"{name} of the {component} is {base.get(name)} in the base, {layer.shape} here")
+            probe = torch.randn(layer.shape[1], 4, generator=generator)
+            wanted, given = (
+                each.up.detach().cpu().float() @ (each.down.detach().cpu().float() @ probe) * each.scale
+                for each in (layer, back[name])
+            )
+            size = wanted.norm().clamp(min=1e-12)
+            if not torch.isfinite(given).all() or (given - wanted).norm() > TOLERANCE[dtype] * size + 1e-12:
+                raise _unproven(path, f"{name} does not compute in {dtype} what it computed in training")
+
+
+def _unproven(path: Path, why: str) -> DsctlError:
+    return DsctlError(
+        f"{path} was not written, because the file would not be the LoRA: {why}",
+        hint="try --lora-dtype float32; if that does not help, report this",
+    )

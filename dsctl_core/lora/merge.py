@@ -1,0 +1,145 @@
+"""Merging LoRAs: into the weight files of a component, tensor by tensor, or into one LoRA."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsctl_core.checkpoint.files import write_error
+from dsctl_core.checkpoint.identify import weight_files
+from dsctl_core.checkpoint.stream import ChangeRows, rewrite, tensor_shapes
+from dsctl_core.errors import DsctlError
+from dsctl_core.lora.algebra import Kept, add_layers, resize_layers
+from dsctl_core.lora.formats import Layers, LoraFile, LoraLayer, with_dots
+
+SHOWN = 8  # unmatched layers that are named one by one
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScaledLora:
+    """A LoRA that was read, and how much of it to apply."""
+
+    lora: LoraFile
+    scale: float
+
+
+def component_shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the shape (out, in) of every matrix of the component in `folder`, by the name of its layer."""
+    found = {}
+    for file in weight_files(folder):
+        for name, shape in tensor_shapes(file).items():
+            if name.endswith(".weight") and len(shape) == 2:
+                found[name.removesuffix(".weight")] = (shape[0], shape[1])
+    return found
+
+
+def matched(
+    loras: Sequence[ScaledLora], shapes: Mapping[str, Mapping[str, tuple[int, int]]], *, allow_partial: bool
+) -> dict[str, dict[str, list[tuple[LoraLayer, float]]]]:
+    """Return the updates of each layer of each component, with their scales.
+
+    `shapes` are the layers of the base's components. A LoRA of which no layer fits is an error, and one of which some
+    do not, too, unless `allow_partial`; a layer of another shape always is.
+    """
+    updates: dict[str, dict[str, list[tuple[LoraLayer, float]]]] = {}
+    for part in loras:
+        unmatched, count = [], 0
+        for component in part.lora.components:
+            base = shapes.get(component, {})
+            for name, layer in with_dots(part.lora, component, base).items():
+                count += 1
+                if name not in base:
+                    unmatched.append(f"{component}.{name}")
+                    continue
+                if base[name] != layer.shape:
+                    raise DsctlError(
+                        f"{part.lora.path} is for another model: {name} is {base[name][0]}x{base[name][1]} here and "
+                        f"{layer.shape[0]}x{layer.shape[1]} in the LoRA",
+                        hint="check that the LoRA was trained on this model",
+                    )
+                updates.setdefault(component, {}).setdefault(name, []).append((layer, part.scale))
+        _refuse_unmatched(part.lora.path, unmatched, count, allow_partial)
+    return updates
+
+
+def _refuse_unmatched(path: Path, unmatched: list[str], count: int, allow_partial: bool) -> None:
+    if not unmatched:
+        return
+    shown = ", ".join(unmatched[:SHOWN]) + (", ..." if len(unmatched) > SHOWN else "")
+    if len(unmatched) == count:
+        raise DsctlError(
+            f"{path} is for another model: none of its {count} layers is in this one ({shown})",
+            hint="check that the LoRA was trained on this model",
+        )
+    if not allow_partial:
+        raise DsctlError(
+            f"{path}: {len(unmatched)} of its {count} layers are not in this model: {shown}",
+            hint="give --allow-partial to merge the others",
+        )
+    logger.warning("%s: %d of %d layers are not in this model: %s", path, len(unmatched), count, shown)
+
+
+def merge_into_weights(
+    folder: Path,
+    target: Path,
+    updates: Mapping[str, Sequence[tuple[LoraLayer, float]]],
+    tick: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Write the component in `folder` to the new folder `target` with `updates` added to its layers.
+
+    W + sum_i c_i s_i B_i A_i, computed in float32, in the dtype, the shards and under the names of the original.
+    """
+    changes = {f"{name}.weight": _adding(parts) for name, parts in updates.items()}
+    weights = weight_files(folder)
+    target.mkdir(parents=True)
+    for file in sorted(folder.iterdir()):
+        if file in weights:
+            rewrite(file, target / file.name, changes, tick)
+        elif file.is_file() and not file.name.startswith("."):
+            copy_file(file, target / file.name)
+
+
+def _adding(parts: Sequence[tuple[LoraLayer, float]]) -> ChangeRows:
+    def change(rows, first):  # type: ignore[no-untyped-def]
+        last = first + rows.shape[0]
+        for layer, number in parts:
+            rows.addmm_(layer.up[first:last].float(), layer.down.float(), alpha=layer.scale * number)
+        return rows
+
+    return change
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file; a full disk is a DsctlError that names it."""
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise write_error(target, error) from error
+
+
+def merge_into_one(
+    loras: Sequence[ScaledLora], module_names: Mapping[str, Iterable[str]], rank: int | None
+) -> tuple[dict[str, Layers], Kept | None]:
+    """Return the sum of LoRAs as one: exact, of the ranks' sum, or cut down to `rank` with what that keeps.
+
+    `module_names` are those of the base by component; only files with underscores for dots need them.
+    """
+    parts: dict[str, dict[str, list[tuple[LoraLayer, float]]]] = {}
+    for part in loras:
+        for component in part.lora.components:
+            for name, layer in with_dots(part.lora, component, module_names.get(component, ())).items():
+                parts.setdefault(component, {}).setdefault(name, []).append((layer, part.scale))
+    summed = {component: {name: add_layers(each) for name, each in of.items()} for component, of in parts.items()}
+    if rank is None:
+        return summed, None
+    flat = {f"{component}\0{name}": layer for component, of in summed.items() for name, layer in of.items()}
+    cut, kept = resize_layers(flat, rank)
+    found: dict[str, Layers] = {}
+    for joined, layer in cut.items():
+        component, _, name = joined.partition("\0")
+        found.setdefault(component, {})[name] = layer
+    return found, Kept(kept.share, kept.worst_share, kept.worst_layer.replace("\0", "."))

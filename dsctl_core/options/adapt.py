@@ -1,0 +1,95 @@
+"""Options of `dsctl merge-lora` and `dsctl lora ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from dsctl_core.errors import UsageError
+from dsctl_core.options.base import Argument, Names, Options, Text
+from dsctl_core.options.lora import FloatName, LoraFiles, LoraFormatName
+from dsctl_core.options.model import SomeModelOptions
+
+Rank = Annotated[int, Field(ge=1, le=4096)]
+
+
+class MergeLoraOptions(SomeModelOptions):
+    """Options of `dsctl merge-lora`."""
+
+    panel: ClassVar[str] = "Merging"
+
+    lora: LoraFiles = Field((), description="LoRA to merge, FILE or FILE:SCALE. Can be given several times.")
+    into: Literal["base", "lora"] = Field(
+        "base", description="base: a copy of the model with the LoRAs in its weights. lora: one LoRA of them all."
+    )
+    rank: Rank | None = Field(
+        None, description="With --into lora: cut down to this rank. Left out: exact, of the ranks' sum."
+    )
+    lora_format: LoraFormatName = Field("diffusers", description="With --into lora: key names of the file.")
+    lora_dtype: FloatName = Field("float32", description="With --into lora: precision of the file.")
+    allow_partial: bool = Field(False, description="Merge a LoRA of which some layers are not in the model.")
+    output: Path = Field(description="The new model folder, or with --into lora the LoRA file.")
+
+    @model_validator(mode="after")
+    def _something_that_fits(self) -> Self:
+        if not self.lora:
+            raise UsageError("no LoRA is given", hint="give --lora FILE or --lora FILE:SCALE")
+        if self.into == "base":
+            self.require_model()
+            for name in ("rank", "lora_format", "lora_dtype"):
+                if self._differs(name):
+                    flag = f"--{name.replace('_', '-')}"
+                    raise UsageError(f"{flag} has no effect without --into lora", hint="give --into lora too")
+        elif self.allow_partial:
+            raise UsageError("--allow-partial has no effect with --into lora", hint="leave it out")
+        return self
+
+
+class LoraInfoOptions(Options):
+    """Options of `dsctl lora info`."""
+
+    file: Annotated[Path, Argument()] = Field(description="A LoRA file, or a folder that peft wrote.")
+
+
+class _WritingOptions(SomeModelOptions):
+    """What every command that writes a LoRA takes."""
+
+    panel: ClassVar[str] = "Result"
+
+    output: Path = Field(description="LoRA file to write; with the format peft, a folder.")
+    lora_dtype: FloatName | None = Field(None, description="Precision of the file. Left out: as it is.")
+
+
+class LoraConvertOptions(_WritingOptions):
+    """Options of `dsctl lora convert`."""
+
+    file: Annotated[Path, Argument()] = Field(description="A LoRA file, or a folder that peft wrote.")
+    to: LoraFormatName = Field(description="Format to write.")
+
+
+class LoraResizeOptions(_WritingOptions):
+    """Options of `dsctl lora resize`."""
+
+    file: Annotated[Path, Argument()] = Field(description="A LoRA file, or a folder that peft wrote.")
+    rank: Rank = Field(description="Rank to bring the LoRA to.")
+    lora_format: LoraFormatName = Field("diffusers", description="Key names of the file.")
+
+
+class LoraExtractOptions(Options):
+    """Options of `dsctl lora extract`."""
+
+    panel: ClassVar[str] = "Extraction"
+
+    base: Path = Field(description="Folder of the model, or of the component, that was trained on.")
+    tuned: Path = Field(description="Folder of the model or component, or weight file, that came out of the training.")
+    component: Text = Field("dit", description="Component to compare.")
+    target_modules: Names | None = Field(
+        None, min_length=1, description="Layers to look at, separated by commas. Left out: all linear layers."
+    )
+    rank: Rank = Field(description="Rank of the LoRA.")
+    lora_format: LoraFormatName = Field("diffusers", description="Key names of the file.")
+    lora_dtype: FloatName = Field("float32", description="Precision of the file.")
+    output: Path = Field(description="LoRA file to write; with the format peft, a folder.")
