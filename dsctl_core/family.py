@@ -76,11 +76,11 @@ class Family:
     extra_inputs: tuple[str, ...]  # inputs beyond image and prompt that training rows may have
     published: dict[str, dict[str, Any]]  # component -> official config sizes, for the meta-device contract
     tiny: dict[str, dict[str, Any]]  # component -> config of a tiny random model for tests
-    # (the dit's config, width, height, frames, characters of a prompt) -> about how many bytes a cache in bfloat16
-    # keeps of such a picture, and of such a prompt
-    cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]]
     # Videos have factor * n + remainder frames, as (factor, remainder); None: the family takes pictures only.
     time_division: tuple[int, int] | None = None
+    # (the dit's config, width, height, frames, characters of a prompt) -> about how many bytes a cache in bfloat16
+    # keeps of such a picture, and of such a prompt; None: it cannot be told
+    cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]] | None = None
 
     def component(self, name: str) -> Component:
         """Return the component called `name`; an unknown name is a usage error with the near miss."""

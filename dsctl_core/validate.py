@@ -108,9 +108,12 @@ def _checks(options: DatasetValidateOptions, resolved: ResolvedModel | None) -> 
     return Checks(resize, rule, options.workers)
 
 
-def _cache_bytes(resolved: ResolvedModel) -> CacheBytes:
+def _cache_bytes(resolved: ResolvedModel) -> CacheBytes | None:
     """Return how to reckon with the sizes of the denoiser, from its config where it is at hand."""
     family = resolved.family
+    reckon_with = family.cache_bytes
+    if reckon_with is None:
+        return None
     config = family.published["dit"]
     folders = [Path(path) for each in resolved.model_configs for path in (each.path,) if isinstance(path, str | Path)]
     for folder in folders:
@@ -122,6 +125,6 @@ def _cache_bytes(resolved: ResolvedModel) -> CacheBytes:
                 raise DsctlError(f"{file} is no JSON: {error}", hint="restore it from where it came") from error
 
     def reckon(width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
-        return family.cache_bytes(config, width, height, frames, characters)
+        return reckon_with(config, width, height, frames, characters)
 
     return reckon

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,5 +78,7 @@ def test_a_batch_of_several_sizes_is_refused_by_name(module: TaskModule):
         module(rows)
 
 
-def test_every_family_is_seen(module: TaskModule, tmp_path: Path):
-    assert module.pipe.family.name in families()
+def test_every_family_is_seen_and_reckons_its_cache(module: TaskModule):
+    family = module.pipe.family
+    assert family.name in families()
+    assert family.cache_bytes is not None, "`dsctl dataset validate --model` says how large a cache would be"
