@@ -1,0 +1,67 @@
+"""The dsctl side of the two stages: `dsctl cache` and `dsctl train --from-cache` as the commands run them."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ours import Metronome
+from benchmarks.worker import Rounds, main
+
+
+def encode(settings: dict[str, Any], rounds: Rounds) -> None:
+    """Encode the dataset into a cache, a round being all of it, with everything loaded before."""
+    import torch
+
+    from dsctl_core.families.resolve import resolve_model
+    from dsctl_core.options import CacheOptions
+    from dsctl_core.progress import NoProgress
+    from dsctl_core.training.caching import build_dataset, plan_job
+    from dsctl_core.training.stage_one import FirstStage, fill_cache
+
+    options = CacheOptions(
+        model=settings["model"],
+        dataset_base_path=settings["dataset"],
+        output_path=Path(settings["folder"]) / "cache",
+        batch_size=settings["encode_batch_size"],
+        device="cpu",
+    )
+    resolved = resolve_model(options.model)
+    job = plan_job(resolved, options, "sft", ("dit",), torch.float32, "cpu")
+    load = functools.cache(job.load)
+    for lane in job.stages.lanes:
+        load(lane.components)
+    dataset, how = build_dataset(options, resolved), FirstStage(batch_size=options.batch_size)
+
+    def once(number: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:
+            fill_cache(Path(folder), dataset, job.shell, job.stages, job.recipe, load, how, NoProgress())
+        return {}
+
+    rounds.repeat(once)
+
+
+def cached(settings: dict[str, Any], rounds: Rounds) -> None:
+    """Train from a cache, a round being `steps` steps."""
+    from dsctl_core.options import TrainOptions
+    from dsctl_core.training import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        output_path = Path(folder, "run")
+        options = TrainOptions(
+            from_cache=settings["cache"],
+            dataset_repeat=1000,
+            batch_size=settings["batch_size"],
+            lora_rank=settings["rank"],
+            learning_rate=settings["learning_rate"],
+            max_steps=10**6,
+            device="cpu",
+            output_path=output_path,
+        )
+        train(options, Metronome(rounds, settings["steps"], output_path))
+
+
+if __name__ == "__main__":
+    main({"encode": encode, "cached": cached})

@@ -1,0 +1,214 @@
+"""Measure the two stages beside the same work in plain diffusers and peft, side by side in one run. See README.md.
+
+The model is a random one of medium size, made here by the official classes; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from operator import truediv
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.run import REPOSITORY, Side, describe_machine, take_turns
+
+DIFFSYNTH_BYTES = 5_770_000  # of one cached Qwen-Image sample at 1024 px, in bfloat16; measured with version 2.1.12
+MEDIUM = {
+    "dit": {"num_layers": 8, "attention_head_dim": 64, "num_attention_heads": 8, "joint_attention_dim": 512},
+    "vae": {"base_dim": 32},
+    "text": {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8},
+}
+ROPE = {"axes_dims_rope": (16, 24, 24)}
+
+
+def write_model(folder: Path, medium: bool) -> None:
+    """Write a random model: the medium one, or with the tiny sizes of the tests."""
+    import torch
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    from dsctl_core.families.qwen_image.family import TINY
+
+    sizes = {name: json.loads(json.dumps(config)) for name, config in TINY.items()}
+    if medium:
+        sizes["dit"].update({**MEDIUM["dit"], **ROPE})
+        sizes["vae"].update(MEDIUM["vae"])
+        text = sizes["text_encoder"]["text_config"]
+        text.update({**MEDIUM["text"], "num_key_value_heads": 4})
+        text["rope_parameters"]["mrope_section"] = [8, 12, 12]
+        sizes["text_encoder"]["vision_config"]["out_hidden_size"] = MEDIUM["text"]["hidden_size"]
+    torch.manual_seed(0)
+    tokenizer = REPOSITORY / "dsctl_core" / "assets" / "tiny" / "tokenizer"
+    QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+        vae=AutoencoderKLQwenImage(**sizes["vae"]),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**sizes["text_encoder"])),
+        tokenizer=AutoTokenizer.from_pretrained(str(tokenizer)),
+        transformer=QwenImageTransformer2DModel(**sizes["dit"]),
+    ).save_pretrained(folder)
+
+
+def write_dataset(folder: Path, samples: int, side: int) -> None:
+    """Write pictures of noise, each with a prompt of its own."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    lines = ["image,prompt"]
+    for number in range(samples):
+        Image.effect_noise((side, side), 40 + number).convert("RGB").save(folder / f"{number}.png")
+        lines.append(f"{number}.png,picture number {number} of a thing {'on a red table ' * (number % 3)}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def dsctl(*words: object) -> list[str]:
+    return [sys.executable, "-m", "dsctl", *map(str, words), "--device", "cpu", "--quiet"]
+
+
+def plain(case: str, settings: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.plain_two_stages", case, json.dumps(settings)]
+
+
+def seconds_of(command: Sequence[str]) -> float:
+    """Return how long a whole process takes."""
+    began = time.perf_counter()
+    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def whole_processes(
+    name: str, ours: list[str], outputs: Path, beside: list[str], rounds: int
+) -> tuple[str, list[float], list[float]]:
+    """Compare two commands in turns; `outputs` gets a folder for each of our runs."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        both = (seconds_of([*ours, "--output-path", str(outputs / f"{number}")]), seconds_of(beside))
+        if number or rounds == 0:  # the first round fills the disk cache
+            times[0].append(both[0])
+            times[1].append(both[1])
+    return name, times[0], times[1]
+
+
+def in_turns(name: str, case: str, settings: dict[str, Any], rounds: int) -> tuple[str, list[float], list[float]]:
+    """Compare a case of both sides round by round."""
+    with tempfile.TemporaryDirectory() as folder:
+        modules = {"ours": "benchmarks.ours_two_stages", "plain": "benchmarks.plain_two_stages"}
+        sides = {side: Side(module, case, settings, folder) for side, module in modules.items()}
+        per_round = settings["samples"] if case == "encode" else settings["steps"] * settings["batch_size"]
+        result = take_turns(name, "s", per_round, sides, rounds)
+    return name, result.ours, result.plain
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Do all comparisons; the seconds are for a sample, or for a whole process."""
+    model, data = folder / "model", folder / "data"
+    write_model(model, medium=not options.tiny)
+    write_dataset(data, options.samples, options.size)
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "dataset": str(data),
+        "folder": str(folder),
+        "device": "cpu",
+        "samples": options.samples,
+        "steps": options.steps,
+        "rank": 32,
+        "learning_rate": 1e-4,
+        "encode_batch_size": options.encode_batch_size,
+        "encoded": str(folder / "plain.safetensors"),
+        "cache": str(folder / "cache"),
+        "repeat": options.repeat,
+    }
+    wanted = [options.only] if options.only else ["encode", "cached", "start", "once"]
+    source = ["--model", model, "--dataset-base-path", data]
+    if {"cached", "start"} & set(wanted):
+        seconds_of(dsctl("cache", *source, "--output-path", folder / "cache"))
+    comparisons = []
+    train = ["train", "--lora-rank", 32, "--learning-rate", 1e-4]
+    if "encode" in wanted:
+        comparisons.append(in_turns("encoding, beside one at a time", "encode", settings, options.rounds))
+    if "cached" in wanted:
+        for size in (1, 4):
+            name = f"step from a cache, batch of {size}, a sample, beside tensors in memory"
+            comparisons.append(in_turns(name, "cached", {**settings, "batch_size": size}, options.rounds))
+    if "start" in wanted:
+        if not (folder / "plain.safetensors").is_file():
+            seconds_of(plain("write", settings))
+        ours = dsctl(*train, "--from-cache", folder / "cache", "--max-steps", 12)
+        beside = plain("start", {**settings, "steps": 12})
+        name = "whole process of 12 cached steps"
+        comparisons.append(whole_processes(name, ours, folder / "start", beside, options.rounds))
+    if "once" in wanted:
+        ours = dsctl(*train, *source, "--dataset-repeat", options.repeat)
+        name = f"whole training of {options.repeat} repeats, beside one stage"
+        comparisons.append(whole_processes(name, ours, folder / "once", plain("once", settings), options.rounds))
+    return {
+        "machine": describe_machine(None),
+        "settings": settings,
+        "bytes_at_1024": bytes_of_a_sample(folder) if options.only in (None, "size") else None,
+        "comparisons": [{"name": name, "ours": ours, "plain": other} for name, ours, other in comparisons],
+    }
+
+
+def bytes_of_a_sample(folder: Path) -> float:
+    """Return the bytes that one sample of 1024 px takes in a cache in bfloat16, with tiny text widths."""
+    write_model(folder / "tiny", medium=False)
+    write_dataset(folder / "large", 1, 1024)
+    source = ["--model", folder / "tiny", "--dataset-base-path", folder / "large", "--mixed-precision", "bf16"]
+    seconds_of(dsctl("cache", *source, "--output-path", folder / "large-cache"))
+    return sum(path.stat().st_size for path in (folder / "large-cache").rglob("*") if path.is_file())
+
+
+def report(numbers: dict[str, Any]) -> str:
+    """Return the numbers as a table; a ratio below 1 is less time, or less room, than what it is compared with."""
+    lines = ["| | dsctl | beside it | ratio |", "|---|---|---|---|"]
+
+    def add(name: str, ours: str, other: str, ratio: float) -> None:
+        lines.append(f"| {name} | {ours} | {other} | **{ratio:.3f}** |")
+
+    steps = []
+    for row in numbers["comparisons"]:
+        ours, other = median(row["ours"]), median(row["plain"])
+        add(row["name"], f"{ours:.4g} s", f"{other:.4g} s", median(map(truediv, row["ours"], row["plain"])))
+        steps += [ours] if row["name"].startswith("step") else []
+    if steps:
+        one, four = steps
+        add("a sample in a batch of 4, beside a batch of 1", f"{four:.4g} s", f"{one:.4g} s", four / one)
+    if numbers["bytes_at_1024"]:
+        size = numbers["bytes_at_1024"]
+        add("a cached sample of 1024 px, beside DiffSynth's", f"{size / 1e6:.2f} MB", "5.77 MB", size / DIFFSYNTH_BYTES)
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.two_stages", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each comparison (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=6, help="training steps in a round (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=16, help="pictures (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="their height and width (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=10, help="times that they are seen (default: %(default)s)")
+    parser.add_argument("--encode-batch-size", type=int, default=8, help="of stage one (default: %(default)s)")
+    parser.add_argument("--only", choices=["encode", "cached", "start", "once", "size"], help="measure only this")
+    parser.add_argument("--tiny", action="store_true", help="with the tiny model of the tests, to try the benchmark")
+    parser.add_argument("--json", type=Path, default=REPOSITORY / "build" / "two_stages.json", help="for the numbers")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = measure(options, Path(folder))
+    print(report(numbers))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
