@@ -31,7 +31,8 @@ def test_a_whole_cache_is_clean_and_counted(cache):
 
 def test_a_damaged_cache_is_not_clean_and_names_the_file(cache):
     shard = min((cache / "shards").iterdir())
-    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     found = validate_cache(cache, report=cache.parent / "page.html", model="tiny")
     assert not found.clean
     assert shard.name in found.as_json()["problems"][0]["file"]
