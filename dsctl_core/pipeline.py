@@ -101,6 +101,10 @@ class BasePipeline(nn.Module):
         """Turn dataset rows into (shared, posi, nega) inputs of one training batch; every family writes its own."""
         raise NotImplementedError(f"{cls.__name__} has no inputs_from_rows()")
 
+    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
+        """Return the pictures of clean latents (B, C, h, w) as training has them; every family writes its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no decode_latents()")
+
     @property
     def components(self) -> dict[str, nn.Module]:
         """The components that are loaded, by name."""

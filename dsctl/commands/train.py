@@ -28,5 +28,5 @@ def train(options: TrainOptions) -> None:
         final_loss=result.final_loss,
         seconds=round(result.seconds, 1),
         output_path=result.output_path,
-        skipped_rows=result.skipped or None,
+        skipped_rows=result.skipped,
     )

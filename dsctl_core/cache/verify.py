@@ -14,6 +14,8 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.cache.shards import examine_all, shard_files, structures
 from dsctl_core.errors import DsctlError
 
+LEFT_OVER = "left over"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -24,6 +26,11 @@ class Problem:
     message: str
     hint: str | None = None
     row: int | None = None
+
+    @property
+    def harmless(self) -> bool:
+        """Whether the cache can be trained from all the same."""
+        return self.kind == LEFT_OVER
 
 
 def find_problems(cache: Path) -> Iterator[Problem]:
@@ -62,7 +69,7 @@ def find_problems(cache: Path) -> Iterator[Problem]:
                 yield Problem(cache, "not finite", f"{place}: its {name} is not finite", "check that row", entry.row)
     for path in shard_files(cache):
         if path.name not in dataset.manifest.shards:
-            yield Problem(path, "left over", f"{path} is used by no entry", "`dsctl cache --prune` removes it")
+            yield Problem(path, LEFT_OVER, f"{path} is used by no entry", "`dsctl cache --prune` removes it")
 
 
 def _names(dataset: CachedDataset, parts: tuple[str, ...], present: dict[str, dict[str, Any]]) -> set[str]:

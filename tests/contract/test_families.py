@@ -264,6 +264,16 @@ def test_a_batch_of_two_equals_two_of_one(tiny: BasePipeline) -> None:
     assert not np.array_equal(np.array(together[0]), np.array(together[1]))
 
 
+def test_latents_of_training_decode_to_pictures_of_their_size(tiny: BasePipeline) -> None:
+    options = small(tiny.family)
+    picture = Image.new("RGB", (options["width"], options["height"]), "red")
+    tiny.scheduler.set_timesteps(training=True)
+    with torch.no_grad():
+        shared, _, _ = tiny.run_units(*type(tiny).inputs_from_rows([{"image": picture, "prompt": "a", "seed": 1}] * 2))
+        decoded = tiny.decode_latents(shared["input_latents"])
+    assert [image.size for image in decoded] == [picture.size] * 2
+
+
 def test_training_inputs_lead_to_a_gradient(tiny: BasePipeline) -> None:
     options = small(tiny.family)
     rows = [

@@ -50,7 +50,7 @@ def test_flags_reach_the_command_as_the_model_reads_them(dsctl: Dsctl, monkeypat
 
     class Result:
         checkpoint, steps, final_loss, seconds, output_path = Path("o/step-3.safetensors"), 3, 0.25, 1.25, Path("o")
-        is_main_process = True
+        is_main_process, skipped = True, 2
 
     monkeypatch.setattr("dsctl_core.training.train", lambda options, progress: seen.append(options) or Result())
     words = (
@@ -64,6 +64,7 @@ def test_flags_reach_the_command_as_the_model_reads_them(dsctl: Dsctl, monkeypat
         "final_loss": 0.25,
         "seconds": 1.2,
         "output_path": "o",
+        "skipped_rows": 2,
     }
     expected = {"lora_rank": 8, "trainable_models": ("text_encoder", "vae"), "learning_rate": 1e-3, "task": "sft"}
     expected |= {"use_gradient_checkpointing": True, "model": "m"}

@@ -104,6 +104,12 @@ class QwenImagePipeline(BasePipeline):
         shared, posi, nega = self.run_units(shared, posi, nega)
         return self.denoise(shared, posi, nega, cfg_scale=shared["cfg_scale"], progress_bar_cmd=progress_bar_cmd)
 
+    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
+        """Return the pictures of clean latents, (B, 16, h, w)."""
+        self.load_models_to_device(("vae",))
+        placed = latents.to(self.device, torch.float32)
+        return self.vae_output_to_image(decode(self.component("vae"), placed, False, TILE_SIZE, TILE_STRIDE))
+
     def guide(self, posi: Tensor, nega: Tensor, cfg_scale: float) -> Tensor:
         """Guide, then give each token's velocity the norm that it has with the prompt alone.
 

@@ -112,7 +112,8 @@ def test_what_is_damaged_is_encoded_again_and_nothing_else(fill, tmp_path):
     fill()
     before = content(tmp_path / "filled")
     shard = max((tmp_path / "filled" / "shards").iterdir(), key=lambda path: path.stat().st_size)
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    content_of_it = shard.read_bytes()
+    shard.write_bytes(content_of_it[:-1] + bytes([content_of_it[-1] ^ 1]))
     assert {problem.kind for problem in find_problems(tmp_path / "filled")} == {"shard"}
     assert fill().encoded in (len(PROMPTS), len(set(PROMPTS)))
     assert content(tmp_path / "filled") == before

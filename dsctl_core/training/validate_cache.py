@@ -1,0 +1,133 @@
+"""A cache looked at as a whole: its problems, its numbers, and a page with pictures decoded from its latents."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.cache.verify import Problem, find_problems
+from dsctl_core.checkpoint.files import write_text
+from dsctl_core.errors import DsctlError
+from dsctl_core.families import pipeline_class
+from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.training.caching import configs_of
+
+PICTURES = 12  # in a page, from all over the cache
+LATENTS = "shared.input_latents"
+SIDE = 160  # of a picture in the page, in pixels
+
+
+@dataclass(frozen=True)
+class CacheValidation:
+    """What there is to say about a cache."""
+
+    rows: int
+    problems: tuple[Problem, ...]
+    summary: dict[str, Any]
+
+    @property
+    def clean(self) -> bool:
+        """Whether it can be trained from."""
+        return all(problem.harmless for problem in self.problems)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it in the form in which `dsctl dataset validate --json` tells of a dataset."""
+        problems = [
+            {"row": each.row, "file": str(each.file), "kind": each.kind, "message": each.message, "hint": each.hint}
+            for each in self.problems
+        ]
+        return {"rows": self.rows, "problems": problems, "summary": self.summary}
+
+    def lines(self) -> list[str]:
+        """Return it as lines of text."""
+        found = [f"{problem.kind}: {problem.message}" for problem in self.problems] or ["no problem found"]
+        return [*(f"{name.replace('_', ' ')}: {value}" for name, value in self.summary.items()), *found]
+
+
+def validate_cache(cache: Path, report: Path | None = None, model: str | None = None) -> CacheValidation:
+    """Look at every byte of the cache in the folder `cache`.
+
+    `report` is a page to write; with the `model` that the cache was made with (of which only the VAE is needed) it
+    shows pictures that a sample of the latents decode to.
+    """
+    problems = tuple(find_problems(cache))
+    try:
+        dataset = CachedDataset(cache)
+    except DsctlError:
+        return CacheValidation(0, problems, {})
+    manifest, recipe = dataset.manifest, dataset.manifest.recipe
+    summary = {
+        "family": recipe.family,
+        "task": recipe.task,
+        "dtype": recipe.dtype,
+        **manifest.counts,
+        "bytes": manifest.bytes["shards"],
+    }
+    found = CacheValidation(len(dataset.entries), problems, summary)
+    if report is not None:
+        pictures = decoded(dataset, resolve_model(model)) if model is not None and found.clean else []
+        write_text(report, page(cache, found, dataset if found.clean else None, pictures))
+    return found
+
+
+def decoded(dataset: CachedDataset, resolved: ResolvedModel) -> list[tuple[int, Image.Image]]:
+    """Return (row, picture) of entries from all over the cache."""
+    pipe = pipeline_class(resolved.family).from_pretrained(
+        torch_dtype=torch.float32, model_configs=configs_of(resolved, ["vae"]), only=["vae"]
+    )
+    step = max(1, -(-len(dataset.entries) // PICTURES))
+    pictures = []
+    for entry in dataset.entries[::step]:
+        latents = dataset.sample(entry).get(LATENTS)
+        if latents is not None:
+            with torch.no_grad():
+                pictures.append((entry.row, pipe.decode_latents(latents)[0]))
+    return pictures
+
+
+def page(
+    cache: Path, found: CacheValidation, dataset: CachedDataset | None, pictures: list[tuple[int, Image.Image]]
+) -> str:
+    """Return a self-contained page about a cache."""
+    facts = {**found.summary, "latents": _sizes(dataset) if dataset is not None else "not read"}
+    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(v))}</td></tr>" for name, v in facts.items())
+    problems = "".join(
+        f"<tr><td>{html.escape(kind)}</td><td>{html.escape(message)}</td><td>{html.escape(hint or '')}</td></tr>"
+        for kind, message, hint in ((each.kind, each.message, each.hint) for each in found.problems)
+    )
+    shown = "".join(
+        f'<figure><img alt="row {row + 1}" src="data:image/png;base64,{_png(picture)}">'
+        f"<figcaption>row {row + 1}</figcaption></figure>"
+        for row, picture in pictures
+    )
+    return (
+        "<!doctype html><meta charset=utf-8>"
+        f"<title>{html.escape(str(cache))}</title>"
+        "<style>body{font:15px sans-serif;margin:2em}figure{display:inline-block;margin:.5em}td,th{text-align:left;"
+        "padding:.2em 1em .2em 0}</style>"
+        f"<h1>{html.escape(str(cache))}</h1><table>{rows}</table>"
+        f"<h2>Problems</h2><table>{problems or '<tr><td>none</td></tr>'}</table>"
+        f"<h2>Decoded</h2>{shown or '<p>Name the model to see pictures.</p>'}\n"
+    )
+
+
+def _sizes(dataset: CachedDataset) -> str:
+    shapes = Counter(tuple(dataset.sample(entry)[LATENTS].shape[1:]) for entry in dataset.entries)
+    return ", ".join(f"{count} of {'x'.join(map(str, shape))}" for shape, count in shapes.most_common())
+
+
+def _png(picture: Image.Image) -> str:
+    small = picture.copy()
+    small.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    small.save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
