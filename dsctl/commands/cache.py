@@ -24,6 +24,8 @@ def cache(options: CacheOptions) -> None:
 
 def show_cache(result: CacheResult, folder: Path) -> None:
     """Show what a first stage has done."""
+    if not result.is_main_process:
+        return
     counts, sizes = result.manifest.counts, result.manifest.bytes
     out.result(
         "Cached",

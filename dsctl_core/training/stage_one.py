@@ -54,6 +54,7 @@ class CacheResult:
     encoded: int  # parts; those that were there before are not among them
     freed_bytes: int
     seconds: float
+    is_main_process: bool = True  # of several processes one speaks for all
 
 
 def fill_cache(
@@ -108,7 +109,8 @@ def _filled(
             parts.refresh()
             _, freed = finish(cache, plan, bad, recipe, parts, how.prune)
         how.wait()
-    return CacheResult(read_manifest(cache), sum(n for n, _ in told), freed, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return CacheResult(read_manifest(cache), sum(n for n, _ in told), freed, seconds, how.process == 0)
 
 
 def encode_missing(
