@@ -58,6 +58,7 @@ def train(settings: dict[str, Any], rounds: Rounds) -> None:
             learning_rate=settings["learning_rate"],
             max_steps=10**6,
             mixed_precision="no",
+            cache=False,  # the plain loop encodes at every step too
             device=settings["device"],
             output_path=output_path,
         )

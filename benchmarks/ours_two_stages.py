@@ -33,7 +33,7 @@ def encode(settings: dict[str, Any], rounds: Rounds) -> None:
     load = functools.cache(job.load)
     for lane in job.stages.lanes:
         load(lane.components)
-    dataset, how = build_dataset(options, resolved), FirstStage(batch_size=options.batch_size)
+    dataset, how = build_dataset(options, resolved.family, resolved.defaults), FirstStage(batch_size=options.batch_size)
 
     def once(number: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:
