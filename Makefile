@@ -42,7 +42,7 @@ docs: $(READY) ## Write docs/reference/ from the code.
 bench: $(READY) ## Measure speed and memory beside plain diffusers and peft.
 	@$(BIN)/python -m benchmarks
 
-embedded-model: $(READY) ## Train the embedded model from nothing (about two hours on 2 cores; needs npm).
+embedded-model: $(READY) ## Train the embedded model from nothing (about 90 minutes on 2 cores; needs npm).
 	@$(BIN)/python examples/embedded_model/make.py
 
 # A new environment only when there is none or its Python is gone; otherwise only what changed is installed.

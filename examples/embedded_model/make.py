@@ -1,7 +1,7 @@
 """Makes the embedded model from nothing: every stage in order, skipping those that are finished.
 
 A stage is finished when its result is there; delete the result to run it again. The whole takes about
-two hours on two CPU cores, nearly all of it in the two trainings.
+an hour and a half on two CPU cores, nearly all of it in the two trainings.
 """
 
 import argparse
@@ -65,8 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/embedded_model"))
     parser.add_argument("--vae-minutes", type=float, default=22.0)
-    parser.add_argument("--train-minutes", type=float, default=80.0)
-    parser.add_argument("--polish-minutes", type=float, default=15.0)
+    parser.add_argument("--train-minutes", type=float, default=56.0)
+    parser.add_argument("--polish-minutes", type=float, default=12.0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
