@@ -27,7 +27,8 @@ def encoded(pipe: Any, settings: dict[str, Any]) -> Iterator[tuple[torch.Tensor,
     for pixels, prompt in (Pictures(Path(settings["dataset"]), 1)[n] for n in range(settings["samples"])):
         with torch.no_grad():
             latents = pipe.vae.encode(pixels[None, :, None]).latent_dist.mode()
-            yield ((latents - mean) / std).squeeze(2), pipe.encode_prompt([prompt])[0]
+            sample = ((latents - mean) / std).squeeze(2), pipe.encode_prompt([prompt])[0]
+        yield sample  # outside, or the step that follows would have no gradients
 
 
 def encode(settings: dict[str, Any], rounds: Rounds) -> None:

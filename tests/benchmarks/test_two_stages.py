@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[2]
 TINY = ["--tiny", "--rounds", "1", "--steps", "1", "--samples", "2", "--size", "32", "--encode-batch-size", "2"]
 
@@ -23,6 +25,7 @@ def test_a_cached_sample_takes_at_most_0_12_of_diffsynths(tmp_path: Path):
     assert 500_000 < measured("size", tmp_path)["bytes_at_1024"] <= 0.12 * 5_770_000
 
 
-def test_both_sides_do_their_rounds(tmp_path: Path):
-    (row,) = measured("encode", tmp_path)["comparisons"]
+@pytest.mark.parametrize("part", ["encode", "once"])
+def test_both_sides_do_their_rounds(tmp_path: Path, part: str):
+    (row,) = measured(part, tmp_path)["comparisons"]
     assert min(*row["ours"], *row["plain"]) > 0
