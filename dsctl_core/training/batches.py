@@ -20,6 +20,7 @@ class Loaded:
     """A sample, or None where none could be loaded, and the errors of those that it stands in for."""
 
     sample: Any
+    seed: int  # of everything random about it
     errors: list[DsctlError] = field(default_factory=list)
 
 
@@ -90,8 +91,8 @@ class _Samples(Dataset):
             except DsctlError as error:
                 errors.append(error)
             else:
-                return Loaded({**sample, "seed": seed} if isinstance(sample, dict) else sample, errors)
-        return Loaded(None, errors)
+                return Loaded({**sample, "seed": seed} if isinstance(sample, dict) else sample, seed, errors)
+        return Loaded(None, seed, errors)
 
     def _load(self, position: int, seed: int) -> Any:
         if isinstance(self.dataset, UnifiedDataset):

@@ -5,20 +5,26 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from dsctl_core.cache.reader import CachedDataset
-from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.random import derive_seed
 from dsctl_core.training.batches import Loaded, Rounds, batch_loader
+from dsctl_core.training.guards import (
+    names_of,
+    require_finite_gradient,
+    require_finite_loss,
+    require_some_gradient,
+)
 from dsctl_core.training.hooks import TrainingHook, TrainingRun
 from dsctl_core.training.logger import ModelLogger, StepRecord
 
@@ -74,7 +80,8 @@ def launch_training_task(
     A sample that cannot be loaded stops the run, unless `on_bad_sample` takes the error: then the next one of its
     bucket stands in for it. `optimizer` and `lr_scheduler` build others than AdamW at a constant rate. `hooks` are what
     the run does beside training, called in the order given.
-    Raises DsctlError, before anything is updated with it, when a loss is not finite.
+    Raises DsctlError, before anything is updated with it, when a loss or a gradient is not finite, and UsageError when
+    nothing trained has a gradient at the first step.
     """
     shown = progress or NoProgress()
     if len(dataset) == 0:
@@ -92,55 +99,125 @@ def launch_training_task(
     loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
     total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
     run = TrainingRun(accelerator, model, prepared, parameters, built, schedule, model_logger, shown, total)
-    model_logger.on_training_start(accelerator, model)
-    for hook in hooks:
-        hook.on_training_start(run)
-    shown.start("Training", total)
-    step, losses, average, began = 0, 0.0, None, time.perf_counter()
-    record: StepRecord | None = None
-    while step < total:
-        for number, loaded in enumerate(loader):
-            batch = [_sample(each, on_bad_sample, accelerator.device) for each in loaded]
-            last, weight = rounds.ends_step(number), rounds.weight(number)
-            # Gradients are exchanged between processes once a step, with its last micro-batch.
-            accelerator.sync_gradients = last
-            with nullcontext() if last else accelerator.no_sync(prepared):
-                loss = prepared(batch[0] if batch_size == 1 else batch)
-                losses += _finite(accelerator, loss, step + 1, batch, dataset, weight) / accumulate
-                accelerator.backward(loss * weight)
-                norm = accelerator.clip_grad_norm_(parameters, max_grad_norm) if last else None
-                built.step()
-                built.zero_grad()
-            if norm is None:
+    loop = _Loop(run, dataset, rounds, loader, hooks, batch_size, max_grad_norm, on_bad_sample)
+    loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None
+    return loop.train()
+
+
+class _Loop:
+    """One run of the loop: epochs of rounds, each a micro-batch; the rounds of a step end in an update."""
+
+    save_steps: int | None = None
+    save_epochs = False
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        dataset: Any,
+        rounds: Rounds,
+        loader: Iterable[list[Loaded]],
+        hooks: Sequence[TrainingHook],
+        batch_size: int,
+        max_grad_norm: float,
+        on_bad_sample: Callable[[DsctlError], None] | None,
+    ) -> None:
+        self.run, self.dataset, self.rounds, self.loader, self.hooks = run, dataset, rounds, loader, hooks
+        self.batch_size, self.max_grad_norm, self.on_bad_sample = batch_size, max_grad_norm, on_bad_sample
+        self.first_step = True  # of this process, whether or not the run began before
+        self.average: float | None = None  # the loss that is shown
+        self.record: StepRecord | None = None
+        self.saved: Path | None = None
+        self._begin_step()
+
+    def train(self) -> TrainingSummary:
+        """Do what is left of the run."""
+        run = self.run
+        run.logger.on_training_start(run.accelerator, run.model)
+        for hook in self.hooks:
+            hook.on_training_start(run)
+        run.progress.start("Training", run.total)
+        while run.step < run.total:
+            self._epoch()
+        for hook in self.hooks:
+            hook.on_training_end(run)
+        run.logger.on_training_end(run.accelerator, run.model, run.step)
+        run.progress.finish()
+        run.accelerator.wait_for_everyone()
+        assert self.record is not None
+        return TrainingSummary(run.step, self.record.loss, run.logger.files)
+
+    def _epoch(self) -> None:
+        """Go over the samples once, or until the run is over."""
+        run = self.run
+        self._begin_step()
+        for number, loaded in enumerate(self.loader):
+            norm = self._micro_batch(number, loaded)
+            if not self.rounds.ends_step(number):
                 continue
-            step += 1
-            lr = built.param_groups[0]["lr"]
-            if schedule is not None:
-                schedule.step()
-            seconds = time.perf_counter() - began
-            pace = rounds.step_samples(number) / seconds
-            record = StepRecord(step, losses, lr, float(norm), seconds, pace, peak_memory())
-            model_logger.on_step_end(accelerator, model, record)
-            run.step = step
-            for hook in hooks:
-                hook.on_step_end(run, record)
-            average = record.loss if average is None else LOSS_AVERAGE * average + (1 - LOSS_AVERAGE) * record.loss
-            shown.advance(1, loss=average, lr=lr, s_per_step=seconds)
-            if step == total:
-                break
-            if save_steps is not None and step % save_steps == 0:
-                model_logger.save(accelerator, model, step)
-            losses, began = 0.0, time.perf_counter()
-        rounds.epoch += 1
-        if save_steps is None and max_steps is None:
-            model_logger.save(accelerator, model, step)
-    for hook in hooks:
-        hook.on_training_end(run)
-    model_logger.on_training_end(accelerator, model, step)
-    shown.finish()
-    accelerator.wait_for_everyone()
-    assert record is not None
-    return TrainingSummary(step, record.loss, model_logger.files)
+            self._end_step(number, norm)
+            if run.step == run.total:
+                return
+            if self.save_steps is not None and run.step % self.save_steps == 0:
+                self._save()
+            self._begin_step()
+        self.rounds.epoch += 1
+        if self.save_epochs:
+            self._save()
+
+    def _begin_step(self) -> None:
+        self.loss, self.names, self.began = 0.0, list[str](), time.perf_counter()
+
+    def _micro_batch(self, number: int, loaded: list[Loaded]) -> Tensor | float | None:
+        """Add the gradient of one micro-batch; with a step's last one, update, and return the gradient's norm."""
+        accelerator, prepared, optimizer = self.run.accelerator, self.run.prepared, self.run.optimizer
+        batch = [_sample(each, self.on_bad_sample, accelerator.device) for each in loaded]
+        self.names += names_of(batch, self.dataset)
+        last, weight = self.rounds.ends_step(number), self.rounds.weight(number)
+        # What draws from torch's global generator, as dropout does, depends on the samples, not on what came before.
+        torch.manual_seed(derive_seed(loaded[0].seed, "global"))
+        # Gradients are exchanged between processes once a step, with its last micro-batch.
+        accelerator.sync_gradients = last
+        with nullcontext() if last else accelerator.no_sync(prepared):
+            loss = prepared(batch[0] if self.batch_size == 1 else batch)
+            require_finite_loss(loss, self.run.step + 1, names_of(batch, self.dataset), self.saved)
+            mean = accelerator.reduce(loss.detach().float() * weight, reduction="mean")
+            self.loss += float(mean) / accelerator.gradient_accumulation_steps
+            accelerator.backward(loss * weight)
+            norm = accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm) if last else None
+            if last:
+                self._guard(norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        return norm
+
+    def _guard(self, norm: Tensor | float | None) -> None:
+        """Stop before an update with a gradient that does harm, or none."""
+        require_finite_gradient(norm, self.run.step + 1, self.names, self.saved, self.run.accelerator)
+        if self.first_step:
+            require_some_gradient(norm, self.run.parameters)
+            self.first_step = False
+
+    def _end_step(self, number: int, norm: Tensor | float | None) -> None:
+        """Record the step that round `number` has ended."""
+        run = self.run
+        run.step += 1
+        lr = run.optimizer.param_groups[0]["lr"]
+        if run.schedule is not None and not run.accelerator.optimizer_step_was_skipped:
+            run.schedule.step()
+        seconds = time.perf_counter() - self.began
+        pace = self.rounds.step_samples(number) / seconds
+        length = float("nan") if norm is None else float(norm)
+        self.record = StepRecord(run.step, self.loss, lr, length, seconds, pace, peak_memory())
+        run.logger.on_step_end(run.accelerator, run.model, self.record)
+        for hook in self.hooks:
+            hook.on_step_end(run, self.record)
+        earlier = self.loss if self.average is None else self.average
+        self.average = LOSS_AVERAGE * earlier + (1 - LOSS_AVERAGE) * self.loss
+        run.progress.advance(1, loss=self.average, lr=lr, s_per_step=seconds)
+
+    def _save(self) -> None:
+        run = self.run
+        self.saved = run.logger.save(run.accelerator, run.model, run.step)[0]
 
 
 def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, device: torch.device) -> Any:
@@ -154,21 +231,6 @@ def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, 
     if loaded.sample is None:
         raise loaded.errors[0]
     return send_to_device(loaded.sample, device)
-
-
-def _finite(accelerator: Accelerator, loss: Any, step: int, batch: list[Any], dataset: Any, weight: float) -> float:
-    """Return the loss times its weight, averaged over the processes; stop if this process's is not finite."""
-    if not torch.isfinite(loss):
-        rows = [sample["_row"] for sample in batch if isinstance(sample, dict) and "_row" in sample]
-        names = [
-            dataset.place(row) if isinstance(dataset, UnifiedDataset | CachedDataset) else f"row {row}" for row in rows
-        ]
-        where = f" on {', '.join(names)}" if names else ""
-        raise DsctlError(
-            f"the loss of step {step} is {float(loss.detach())}{where}; nothing was updated with it",
-            hint="lower the learning rate, and check those rows",
-        )
-    return float(accelerator.reduce(loss.detach().float() * weight, reduction="mean"))
 
 
 def peak_memory() -> int:
