@@ -83,6 +83,14 @@ class TrainOptions(OutputOptions, LoraOptions, TrainingOptions, CacheUseOptions,
         return self
 
     @model_validator(mode="after")
+    def _training_to_resume(self) -> Self:
+        if self.resume is not None and self.first_stage:
+            raise UsageError(
+                f"--resume has no effect on {self.task}", hint="leave it out: a cache goes on from where it is"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_prefix_that_is_there(self) -> Self:
         """Refuse a prefix that no trained weight has: its name would silently stay as it is."""
         lora_on = [self.lora_base_model or "dit"] if self.wants_lora else []

@@ -35,13 +35,15 @@ from dsctl_core.training.caching import (
     shell_of,
     with_loras,
 )
-from dsctl_core.training.device import make_accelerator
+from dsctl_core.training.device import default_precision, make_accelerator
 from dsctl_core.training.folder import claim, refuse_used, unclaim
 from dsctl_core.training.from_cache import refuse_misfit, refuse_other_units, resolve_cached
 from dsctl_core.training.logger import ModelLogger
 from dsctl_core.training.loop import launch_training_task
 from dsctl_core.training.module import float_dtype
+from dsctl_core.training.resume import identity_of, refuse_changes
 from dsctl_core.training.skipped import SkippedRows
+from dsctl_core.training.state.folder import find_state
 from dsctl_core.training.tasks import TaskModule, find_loss
 from dsctl_core.version import __version__
 
@@ -72,31 +74,38 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     but for a cache that was made already.
     """
     began = time.perf_counter()
-    refuse_used(options.output_path)
+    state = find_state(options.output_path, options.resume, progress.note) if options.resume else None
+    goes_on = state is not None and state.output_path == options.output_path.absolute()
+    if not goes_on:
+        refuse_used(options.output_path)
     skipped = SkippedRows(options.output_path)
     for lora in options.lora:
         lora_weights(lora.path)
     source, resolved = open_samples(options, skipped, progress)
     for name in (*options.trained_components, *options.fp8_models, options.preset_lora_model or "dit"):
         resolved.family.component(name)
+    rate = learning_rate(options, resolved)
+    precision = options.mixed_precision or default_precision(options.device)
+    identity = identity_of(options, resolved, source, rate, precision)
+    if state is not None:
+        refuse_changes(state.about["settings"], identity, options.allow_changed, state.folder)
     # Every byte of a cache is looked at while the model loads.
     checks = ThreadPoolExecutor(1)
     checked = checks.submit(source.check_shards) if isinstance(source, CachedDataset) else None
     accelerator = build_accelerator(options)
     if not accelerator.is_main_process:
         progress = NoProgress()
-    made = claim(options.output_path) if accelerator.is_main_process else []
+    made = claim(options.output_path) if accelerator.is_main_process and not goes_on else []
     try:
         dataset, task, only = first_stage(options, source, resolved, accelerator, progress)
         for each in dataset.manifest.skipped if isinstance(dataset, CachedDataset) else ():
             skipped.add(DataError(each["problem"], hint=each["hint"], kind=each["kind"]))
         module = build_module(options, resolved, accelerator, progress, task, only)
-        rate = learning_rate(options, resolved)
         logger = ModelLogger(
             options.output_path,
             options.remove_prefix_in_ckpt,
             metadata=header_metadata(options, resolved, source),
-            run=describe_run(options, resolved, rate, accelerator),
+            run={**describe_run(options, resolved, rate, accelerator), "identity": identity},
             lora_format=options.lora_format,
             lora_dtype=options.lora_dtype,
         )
@@ -119,6 +128,9 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             seed=options.seed,
             buckets=buckets_of(dataset, module) if options.batch_size > 1 else None,
             on_bad_sample=skipped.add if options.on_bad_sample == "skip" else None,
+            resume=state,
+            allow_changed=options.allow_changed,
+            state_total_limit=options.state_total_limit,
             progress=progress,
         )
     except BaseException:
