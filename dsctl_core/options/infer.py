@@ -1,7 +1,5 @@
 """All options of `dsctl infer`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
