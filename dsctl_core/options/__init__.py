@@ -7,6 +7,7 @@ from dsctl_core.options.dataset import DatasetValidateOptions
 from dsctl_core.options.infer import InferOptions
 from dsctl_core.options.lora import LoraFile, LoraOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.optimizer import OptimizerOptions
 from dsctl_core.options.show import DoctorOptions, ModelsListOptions, ModelsShowOptions
 from dsctl_core.options.train import TASKS, TrainOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
@@ -24,6 +25,7 @@ __all__ = [
     "ModelOptions",
     "ModelsListOptions",
     "ModelsShowOptions",
+    "OptimizerOptions",
     "Options",
     "OutputOptions",
     "ReadingOptions",
