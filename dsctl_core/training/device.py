@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -18,7 +19,22 @@ def make_accelerator(device: str | None, precision: str | None, **settings: Any)
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise UsageError("--mixed-precision fp16 needs a GPU", hint="use bf16 or no on a CPU")
     _forget_earlier_run()
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision or default_precision(device), **settings)
+    return Accelerator(
+        cpu=device == "cpu" or _on_cpus_of_a_launcher(),
+        mixed_precision=precision or _launched_precision() or default_precision(device),
+        **settings,
+    )
+
+
+def _on_cpus_of_a_launcher() -> bool:
+    """Return whether this is one of several processes without a GPU, which accelerate has to be told."""
+    return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+
+
+def _launched_precision() -> str | None:
+    """Return the precision of accelerate's configuration file; its "no" may be nobody's choice, so it counts for none."""
+    chosen = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return chosen if chosen in ("bf16", "fp16") else None
 
 
 def _forget_earlier_run() -> None:
