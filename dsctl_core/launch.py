@@ -61,7 +61,7 @@ def run_in_processes(
             hint="give one process for each GPU",
         )
     added = {**threads(here or 1, on_cpu), **(environment or {})}
-    if on_cpu:
+    if on_cpu and not arguments.use_deepspeed:
         added["ACCELERATE_USE_CPU"] = "true"
     if "OMP_NUM_THREADS" in added:
         arguments.num_cpu_threads_per_process = int(added["OMP_NUM_THREADS"])

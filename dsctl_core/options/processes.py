@@ -27,5 +27,6 @@ class ProcessOptions(ProcessCountOptions):
     exclusive: ClassVar[tuple[Alternative, ...]] = (("num_processes", "accelerate_config"),)
 
     accelerate_config: Path | None = Field(
-        None, description="Start the processes that this file of `accelerate config` describes: FSDP2, DeepSpeed, nodes."
+        None,
+        description="Start the processes that this file of `accelerate config` describes: FSDP2, DeepSpeed, nodes.",
     )

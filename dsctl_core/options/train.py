@@ -20,7 +20,9 @@ from dsctl_core.options.training import OutputOptions, TrainingOptions
 TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, SECOND))
 
 
-class TrainOptions(OutputOptions, ProcessOptions, LoraOptions, TrainingOptions, CacheUseOptions, DataOptions, ModelOptions):
+class TrainOptions(
+    OutputOptions, ProcessOptions, LoraOptions, TrainingOptions, CacheUseOptions, DataOptions, ModelOptions
+):
     """Options of `dsctl train`."""
 
     task: Annotated[str, Argument()] = Field("sft", description=f"What to learn: {', '.join(TASKS)}.")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from dsctl_core.errors import UsageError
 
@@ -19,8 +20,13 @@ def make_accelerator(device: str | None, precision: str | None, **settings: Any)
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise UsageError("--mixed-precision fp16 needs a GPU", hint="use bf16 or no on a CPU")
     _forget_earlier_run()
+    on_cpu = device == "cpu" or _on_cpus_of_a_launcher()
+    if on_cpu and launched_with("DEEPSPEED"):
+        # Told of a CPU, accelerate leaves DeepSpeed out; with a backend for CPUs it takes the CPU for a device.
+        on_cpu = False
+        settings["kwargs_handlers"] = [*settings.get("kwargs_handlers", ()), InitProcessGroupKwargs(backend="gloo")]
     return Accelerator(
-        cpu=device == "cpu" or _on_cpus_of_a_launcher(),
+        cpu=on_cpu,
         mixed_precision=precision or _launched_precision() or default_precision(device),
         **settings,
     )
@@ -31,8 +37,13 @@ def _on_cpus_of_a_launcher() -> bool:
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
 
 
+def launched_with(engine: str) -> bool:
+    """Return whether accelerate's launcher started this process for "FSDP" or for "DEEPSPEED"."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+
+
 def _launched_precision() -> str | None:
-    """Return the precision of accelerate's configuration file; its "no" may be nobody's choice, so it counts for none."""
+    """Return the precision of accelerate's configuration file; its "no" may be nobody's choice, so it is no answer."""
     chosen = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return chosen if chosen in ("bf16", "fp16") else None
 
