@@ -70,7 +70,8 @@ def _run(folder: Path, count: int | None, config: Path | None, cpu: bool) -> int
         out.error(told[0].problem, told[0].hint)
         return told[0].code
     if ended.signal is not None:
-        # Stopped from outside, and every process came to its end in its own way.
+        # Stopped from outside; every process came to its end in its own way.
+        out.note(f"stopped by {signal.Signals(ended.signal).name}")
         return max((each.code for each in told), default=128 + ended.signal)
     if ended.exit_code < 0:
         name = signal.Signals(-ended.exit_code).name

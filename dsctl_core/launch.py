@@ -43,10 +43,15 @@ def run_in_processes(
     theirs. Raises UsageError for more processes than GPUs, DsctlError for a file that is no configuration.
     """
     import torch
+    import torch.distributed.run  # before its loggers are silenced
 
     # Without a GPU accelerate starts processes only under MPI; as if for GPUs, it starts them by torch's launcher.
     on_cpu = cpu or not torch.cuda.is_available()
-    arguments = _configured(config) if config is not None else _arguments(["--num_processes", str(processes)])
+    from accelerate.commands.launch import launch_command_parser
+
+    loaded = _read(config) if config is not None else None
+    flags = ["--num_processes", str(processes)] if config is None else ["--config_file", str(config)]
+    arguments = launch_command_parser().parse_args([*flags, "script"])
     arguments.module, arguments.training_script, arguments.training_script_args = True, module, list(words)
     if config is None:
         arguments.multi_gpu, arguments.num_machines = True, 1
@@ -54,14 +59,14 @@ def run_in_processes(
         # Any free port, kept by the launcher itself: nothing can take it in between.
         arguments.standalone, arguments.main_process_port = True, 0
     arguments.shutdown_timeout = PATIENCE
-    here = _processes_here(arguments)
+    here = processes if loaded is None else _processes_here(loaded)
     if not on_cpu and here is not None and here > torch.cuda.device_count():
         raise UsageError(
             f"{here} processes are asked for, but this machine has {torch.cuda.device_count()} GPUs",
             hint="give one process for each GPU",
         )
     added = {**threads(here or 1, on_cpu), **(environment or {})}
-    if on_cpu and not arguments.use_deepspeed:
+    if on_cpu and (loaded is None or _kind(loaded) != "DEEPSPEED"):
         added["ACCELERATE_USE_CPU"] = "true"
     if "OMP_NUM_THREADS" in added:
         arguments.num_cpu_threads_per_process = int(added["OMP_NUM_THREADS"])
@@ -82,14 +87,8 @@ def threads(processes: int, on_cpu: bool) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
-def _arguments(words: Sequence[str]) -> Any:
-    from accelerate.commands.launch import launch_command_parser
-
-    return launch_command_parser().parse_args([*words, "script"])
-
-
-def _configured(config: Path) -> Any:
-    """Return the launcher's arguments for a configuration file, read by accelerate itself."""
+def _read(config: Path) -> Any:
+    """Return a configuration file as accelerate reads it."""
     import yaml
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -103,24 +102,24 @@ def _configured(config: Path) -> Any:
             f"--accelerate-config {config} is no configuration of accelerate: {line}",
             hint="make one with `accelerate config --config_file FILE`, or take one of examples/accelerate/",
         ) from error
-    if str(getattr(loaded.distributed_type, "value", loaded.distributed_type)) == "MULTI_CPU":
+    if _kind(loaded) == "MULTI_CPU":
         raise UsageError(
             f"{config} asks for processes on CPUs, which accelerate starts by MPI alone",
             hint="give --num-processes and --device cpu instead",
         )
-    return _arguments(["--config_file", str(config)])
+    return loaded
 
 
-def _processes_here(arguments: Any) -> int | None:
-    """Return how many processes this machine will run; None where accelerate decides."""
-    if arguments.config_file is None:
-        return int(arguments.num_processes)
-    from accelerate.commands.config.config_args import load_config_from_file
+def _kind(loaded: Any) -> str:
+    """Return the configuration's distributed_type, which accelerate has as text or as a member of an enumeration."""
+    return str(getattr(loaded.distributed_type, "value", loaded.distributed_type))
 
-    loaded = load_config_from_file(arguments.config_file)
-    if getattr(loaded, "num_processes", -1) < 1:
+
+def _processes_here(loaded: Any) -> int | None:
+    """Return how many processes a configuration starts on this machine; None where accelerate decides."""
+    if (loaded.num_processes or -1) < 1:
         return None
-    return max(loaded.num_processes // max(getattr(loaded, "num_machines", 1), 1), 1)
+    return max(loaded.num_processes // max(loaded.num_machines or 1, 1), 1)
 
 
 def _outcome(arguments: Any, config: Path | None) -> Ended | None:

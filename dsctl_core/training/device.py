@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
-from dsctl_core.errors import UsageError
+from dsctl_core.errors import DsctlError, UsageError
 
 
 def make_accelerator(device: str | None, precision: str | None, **settings: Any) -> Accelerator:
@@ -25,11 +25,17 @@ def make_accelerator(device: str | None, precision: str | None, **settings: Any)
         # Told of a CPU, accelerate leaves DeepSpeed out; with a backend for CPUs it takes the CPU for a device.
         on_cpu = False
         settings["kwargs_handlers"] = [*settings.get("kwargs_handlers", ()), InitProcessGroupKwargs(backend="gloo")]
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=precision or _launched_precision() or default_precision(device),
         **settings,
     )
+    if launched_with("DEEPSPEED") and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise DsctlError(
+            "the processes were started for DeepSpeed, but accelerate has set up something else",
+            hint="do not set ACCELERATE_USE_CPU",
+        )
+    return accelerator
 
 
 def _on_cpus_of_a_launcher() -> bool:
