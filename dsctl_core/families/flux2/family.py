@@ -184,7 +184,7 @@ FAMILY = Family(
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("linear_in", "linear_out"),
-        *("to_qkv_mlp_proj", "attn.to_out"),
+        *("to_qkv_mlp_proj", "to_out"),
     ),
     division_factor=16,  # 8 from the VAE times 2 from its 2x2 patches
     schedule=Schedule(training_mu=0.8, sampling_mu=sampling_mu),
