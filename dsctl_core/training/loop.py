@@ -19,6 +19,7 @@ from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.training.batches import Loaded, Rounds, batch_loader
+from dsctl_core.training.hooks import TrainingHook, TrainingRun
 from dsctl_core.training.logger import ModelLogger, StepRecord
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def launch_training_task(
     on_bad_sample: Callable[[DsctlError], None] | None = None,
     optimizer: Callable[[Sequence[Any]], Optimizer] | None = None,
     lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    hooks: Sequence[TrainingHook] = (),
     progress: Progress | None = None,
 ) -> TrainingSummary:
     """Train `model` on `dataset` and return how it ended.
@@ -70,7 +72,8 @@ def launch_training_task(
     `buckets` has, for each row of which `dataset` is a repetition, what the rows of one batch must have in common.
     Weights are saved every `save_steps` steps (None: after every epoch, unless `max_steps` is given) and at the end.
     A sample that cannot be loaded stops the run, unless `on_bad_sample` takes the error: then the next one of its
-    bucket stands in for it. `optimizer` and `lr_scheduler` build others than AdamW at a constant rate.
+    bucket stands in for it. `optimizer` and `lr_scheduler` build others than AdamW at a constant rate. `hooks` are what
+    the run does beside training, called in the order given.
     Raises DsctlError, before anything is updated with it, when a loss is not finite.
     """
     shown = progress or NoProgress()
@@ -88,7 +91,10 @@ def launch_training_task(
     rounds = Rounds(plan, accelerator.process_index, accelerator.num_processes, accumulate)
     loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
     total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
+    run = TrainingRun(accelerator, model, prepared, parameters, built, schedule, model_logger, shown, total)
     model_logger.on_training_start(accelerator, model)
+    for hook in hooks:
+        hook.on_training_start(run)
     shown.start("Training", total)
     step, losses, average, began = 0, 0.0, None, time.perf_counter()
     record: StepRecord | None = None
@@ -115,6 +121,9 @@ def launch_training_task(
             pace = rounds.step_samples(number) / seconds
             record = StepRecord(step, losses, lr, float(norm), seconds, pace, peak_memory())
             model_logger.on_step_end(accelerator, model, record)
+            run.step = step
+            for hook in hooks:
+                hook.on_step_end(run, record)
             average = record.loss if average is None else LOSS_AVERAGE * average + (1 - LOSS_AVERAGE) * record.loss
             shown.advance(1, loss=average, lr=lr, s_per_step=seconds)
             if step == total:
@@ -125,6 +134,8 @@ def launch_training_task(
         rounds.epoch += 1
         if save_steps is None and max_steps is None:
             model_logger.save(accelerator, model, step)
+    for hook in hooks:
+        hook.on_training_end(run)
     model_logger.on_training_end(accelerator, model, step)
     shown.finish()
     accelerator.wait_for_everyone()

@@ -11,6 +11,7 @@ from torch import nn
 from dsctl_core import ModelLogger, launch_training_task
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.progress import NoProgress
+from dsctl_core.training.hooks import TrainingHook
 from dsctl_core.training.module import DiffusionTrainingModule, TrainedComponent
 
 FIELDS = {"step", "loss", "lr", "grad_norm", "seconds", "samples_per_second", "peak_memory_bytes"}
@@ -193,3 +194,25 @@ def test_progress_hears_of_every_step(tmp_path):
 
     run(tmp_path, max_steps=2, progress=Noting())
     assert Noting.heard == [("Training", 2), *[(1, ["loss", "lr", "s_per_step"])] * 2, "finish"]
+
+
+def test_hooks_see_every_step_in_their_order_between_a_start_and_an_end(tmp_path):
+    heard = []
+
+    class Hook(TrainingHook):
+        def __init__(self, name):
+            self.name = name
+
+        def on_training_start(self, run):
+            heard.append((self.name, "start", run.step, run.total))
+
+        def on_step_end(self, run, record):
+            heard.append((self.name, "step", run.step, record.step))
+
+        def on_training_end(self, run):
+            assert not (tmp_path / "step-2.safetensors").exists()  # what a hook does at the end comes before the files
+            heard.append((self.name, "end", run.step))
+
+    run(tmp_path, max_steps=2, hooks=[Hook("a"), Hook("b")])
+    steps = [(name, "step", step, step) for step in (1, 2) for name in "ab"]
+    assert heard == [("a", "start", 0, 2), ("b", "start", 0, 2), *steps, ("a", "end", 2), ("b", "end", 2)]

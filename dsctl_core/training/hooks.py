@@ -1,0 +1,48 @@
+"""What a run does beside training, such as drawing samples or saving its state: hooks that the loop calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from dsctl_core.progress import Progress
+    from dsctl_core.training.logger import ModelLogger, StepRecord
+    from dsctl_core.training.module import DiffusionTrainingModule
+
+
+@dataclass
+class TrainingRun:
+    """A run as its hooks see it. `step` counts optimizer updates, `total` is how many there will be."""
+
+    accelerator: Accelerator
+    model: DiffusionTrainingModule  # as it was handed in; `prepared` is the same as accelerate wraps it
+    prepared: nn.Module
+    parameters: list[nn.Parameter]
+    optimizer: Optimizer
+    schedule: LRScheduler | None
+    logger: ModelLogger
+    progress: Progress
+    total: int
+    step: int = 0
+
+
+class TrainingHook:
+    """A part of a run. Every process calls every method, in one order, so that a method may talk to the others.
+
+    An error raised here stops the run as one of its own does.
+    """
+
+    def on_training_start(self, run: TrainingRun) -> None:
+        """Prepare; the output folder is claimed, no step is done."""
+
+    def on_step_end(self, run: TrainingRun, record: StepRecord) -> None:
+        """Look at a step that is done: the weights are updated and its line of metrics is written."""
+
+    def on_training_end(self, run: TrainingRun) -> None:
+        """Finish, after the last step and before the final weights are written."""
