@@ -77,7 +77,8 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     else:
         settings["metavar"] = METAVARS[get_origin(kind) or kind]
     if _is_list(field):
-        annotation, settings["metavar"] = list[str], "FILE[:SCALE]"
+        several = bare_type(get_args(kind)[0])
+        annotation, settings["metavar"] = list[str], "FILE" if several is Path else "FILE[:SCALE]"
     info = typer.Option(None, flag, **settings)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation | None)
 
