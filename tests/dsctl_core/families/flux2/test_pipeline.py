@@ -111,11 +111,11 @@ def test_a_tile_alone_is_what_it_is_in_the_picture_where_no_other_overlaps_it(kl
     with torch.no_grad():
         whole, tiled = (encode(vae, images, on, 64, 48) for on in (False, True))
         back, in_tiles = (decode(vae, whole, on, 64, 48) for on in (False, True))
-    assert (whole.shape, back.shape) == (tiled.shape, in_tiles.shape) == ((1, 128, 6, 10), (1, 3, 96, 160))
         corner = decode(vae, whole[:, :, :4, :4], False, 64, 48)  # the first tile, of 64 pixels
         torch.testing.assert_close(in_tiles[:, :, :48, :48], corner[:, :, :48, :48], atol=1e-5, rtol=0)
         corner = encode(vae, images[:, :, :64, :64], False, 64, 48)
         torch.testing.assert_close(tiled[:, :, :3, :3], corner[:, :, :3, :3], atol=1e-5, rtol=0)
+    assert (whole.shape, back.shape) == (tiled.shape, in_tiles.shape) == ((1, 128, 6, 10), (1, 3, 96, 160))
     assert (back - in_tiles).abs().max() > 1e-3
     assert (vae.use_tiling, vae.tile_sample_min_size) == before
 
