@@ -129,12 +129,16 @@ def _write_model(
             (target / name).mkdir()
             for file in sorted(each for each in source.iterdir() if each.is_file() and not each.name.startswith(".")):
                 copy_file(file, target / name / file.name)
-    index = {"_class_name": resolved.family.pipeline_classes[0]}
+    index = {"_class_name": resolved.family.pipeline_classes[0], **(resolved.preset.index if resolved.preset else {})}
     whole = next(iter(places.components.values())).parent / "model_index.json"
     if whole.is_file():
         copy_file(whole, target / whole.name)
     else:
-        parts = {part.folder: [part.library, part.class_name] for part in resolved.family.components}
+        parts = {
+            part.folder: [part.library, class_of(places.components[part.name])]
+            for part in resolved.family.components
+            if part.name in places.components
+        }
         write_json(target / "model_index.json", {**index, **parts})
 
 
@@ -240,7 +244,7 @@ def _component_at(path: Path, name: str) -> tuple[Family, Component, Path]:
     if not path.is_dir():
         raise DsctlError(f"{path} is not a folder", hint="give a model folder, or the folder of one component")
     family = family_of_class(class_of(path), path)
-    component = next(part for part in family.components if part.class_name == class_of(path))
+    component = next(part for part in family.components if class_of(path) in part.class_names)
     return family, component, path
 
 
