@@ -69,16 +69,10 @@ def infer(settings: dict[str, Any], rounds: Rounds) -> None:
     """Make pictures, one a round."""
     import torch
 
-    from dsctl_core.families import pipeline_class
     from dsctl_core.families.resolve import resolve_model
 
     resolved = resolve_model(settings["model"])
-    pipe = pipeline_class(resolved.family).from_pretrained(
-        torch_dtype=torch.float32,
-        device=settings["device"],
-        model_configs=list(resolved.model_configs),
-        tokenizer_config=resolved.tokenizer_config,
-    )
+    pipe = resolved.load_pipeline(torch_dtype=torch.float32, device=settings["device"])
 
     def picture(number: int) -> dict[str, Any]:
         image = pipe(

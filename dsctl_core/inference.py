@@ -19,7 +19,6 @@ from dsctl_core.checkpoint.files import atomic_path, prepare_folder
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.sizes import ImageCropAndResize
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.options import InferOptions
@@ -195,12 +194,7 @@ def load(options: InferOptions, resolved: ResolvedModel) -> BasePipeline:
         raise UsageError(f"--device {options.device} is asked for, but torch sees no such GPU", hint="see dsctl doctor")
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = options.dtype or ("bfloat16" if has_bf16 else "float32")
-    pipe = pipeline_class(resolved.family).from_pretrained(
-        torch_dtype=getattr(torch, dtype),
-        device=device,
-        model_configs=list(resolved.model_configs),
-        tokenizer_config=resolved.tokenizer_config,
-    )
+    pipe = resolved.load_pipeline(torch_dtype=getattr(torch, dtype), device=device)
     for lora in options.lora:
         load_lora(pipe, lora.path, lora.scale)
     return pipe

@@ -123,7 +123,10 @@ def load_components(
     `torch_dtype` is the dtype of the weights; `component_dtypes` overrides it by component.
     Raises DsctlError for a missing, damaged, foreign or incomplete component, naming the file.
     """
-    places = find_places(family, model_configs, tokenizer_config)
+    # Only the networks that read text use the tokenizer, and its library takes long to import.
+    readers = [component.name for component in family.components if component.library == "transformers"]
+    reads_text = only is None or any(name in only for name in readers)
+    places = find_places(family, model_configs, tokenizer_config if reads_text else None)
     models = {}
     for component in family.components:
         folder = places.components.get(component.name)
@@ -135,10 +138,7 @@ def load_components(
             load_single_file(family, component, folder, dtype) if single else load_component(component, folder, dtype)
         )
         models[component.name] = loaded.to(device)
-    # Only the networks that read text use the tokenizer, and its library takes long to import.
-    readers = [component.name for component in family.components if component.library == "transformers"]
-    wanted = places.tokenizer is not None and (only is None or any(name in only for name in readers))
-    tokenizer = _load_tokenizer(places.tokenizer) if wanted and places.tokenizer is not None else None
+    tokenizer = _load_tokenizer(places.tokenizer) if reads_text and places.tokenizer is not None else None
     return LoadedComponents(models, tokenizer, read_schedule(family, places.schedule))
 
 

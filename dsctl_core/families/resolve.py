@@ -6,14 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.identify import class_of
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
 from dsctl_core.errors import UsageError
-from dsctl_core.families import families, family_of_class, find_preset, identify_folder
+from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
 from dsctl_core.family import Family, Preset
+
+if TYPE_CHECKING:
+    import torch
+
+    from dsctl_core.pipeline import BasePipeline
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,32 @@ class ResolvedModel:
     model_configs: tuple[ModelConfig, ...]
     tokenizer_config: ModelConfig | None
     defaults: dict[str, Any] = field(default_factory=dict)
+
+    def configs_of(self, components: Sequence[str] | None) -> list[ModelConfig]:
+        """Return where the components are (None: all); of a published model the others need not be there at all."""
+        files = self.preset.files if self.preset else {}
+        if components is None or not files:
+            return list(self.model_configs)
+        named = zip(files, self.model_configs, strict=True)
+        return [config for name, config in named if name in components]
+
+    def load_pipeline(
+        self,
+        *,
+        torch_dtype: torch.dtype,
+        device: torch.device | str | None = None,
+        only: Sequence[str] | None = None,
+        component_dtypes: dict[str, torch.dtype] | None = None,
+    ) -> BasePipeline:
+        """Load the pipeline with the components in `only` (None: all); see BasePipeline.from_pretrained."""
+        return pipeline_class(self.family).from_pretrained(
+            torch_dtype=torch_dtype,
+            device=device,
+            model_configs=self.configs_of(only),
+            tokenizer_config=self.tokenizer_config,
+            component_dtypes=component_dtypes,
+            only=only,
+        )
 
 
 def resolve_model(

@@ -9,7 +9,6 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.lora.about import dataset_identity, weights_identity
 from dsctl_core.options import TrainOptions
-from dsctl_core.training.caching import configs_of
 
 
 def header_metadata(
@@ -20,7 +19,7 @@ def header_metadata(
     if resolved.preset is not None and resolved.preset.model_id is not None:
         about["base_model_id"] = resolved.preset.model_id
     component = options.lora_base_model or "dit"
-    folder = find_places(resolved.family, configs_of(resolved, [component]), None).components.get(component)
+    folder = find_places(resolved.family, resolved.configs_of([component]), None).components.get(component)
     if folder is not None:
         about["base_weights"] = weights_identity(weight_files(folder))
     if isinstance(source, UnifiedDataset):

@@ -11,7 +11,6 @@ from dsctl_core.cache.fingerprint import identify_weights
 from dsctl_core.cache.manifest import Recipe
 from dsctl_core.cache.shards import FOLDER
 from dsctl_core.checkpoint.load import find_places
-from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_dataset
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
@@ -72,13 +71,7 @@ class FirstStageJob:
         """Return the pipeline with `components`, as the recipe says."""
         if not components:
             return self.shell
-        pipe = pipeline_class(self.resolved.family).from_pretrained(
-            torch_dtype=self.dtype,
-            device=self.shell.device,
-            model_configs=configs_of(self.resolved, components),
-            tokenizer_config=self.resolved.tokenizer_config,
-            only=components,
-        )
+        pipe = self.resolved.load_pipeline(torch_dtype=self.dtype, device=self.shell.device, only=components)
         self.altered.apply(pipe)
         # The units' view of where in a run they are must be that of training.
         pipe.scheduler.set_timesteps(training=True)
@@ -155,15 +148,6 @@ def altered_by(options: TrainOptions | CacheOptions) -> Altered:
     return Altered(options.fp8_models, options.preset_lora_path, options.preset_lora_model or "dit")
 
 
-def configs_of(resolved: ResolvedModel, components: Sequence[str] | None) -> list[ModelConfig]:
-    """Return where the components are; of a published model the others need not be there at all."""
-    files = resolved.preset.files if resolved.preset else {}
-    if components is None or not files:
-        return list(resolved.model_configs)
-    named = zip(files, resolved.model_configs, strict=True)
-    return [config for name, config in named if name in components]
-
-
 def with_loras(options: TrainOptions, family: Family) -> set[str]:
     """Return the components that the LoRAs of --lora have layers for."""
     names = tuple(component.name for component in family.components)
@@ -193,7 +177,7 @@ def identify(resolved: ResolvedModel, components: Sequence[str], altered: Altere
     """Return the identity of each component's weights; with those that read text goes the tokenizer."""
     if not components:
         return {}
-    places = find_places(resolved.family, configs_of(resolved, components), resolved.tokenizer_config)
+    places = find_places(resolved.family, resolved.configs_of(components), resolved.tokenizer_config)
     found = {}
     for name in components:
         folder = places.components.get(name)

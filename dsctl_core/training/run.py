@@ -19,7 +19,6 @@ from accelerate import Accelerator
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DataError, DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset
-from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.options import TrainOptions
@@ -28,7 +27,6 @@ from dsctl_core.stages import plan_stages
 from dsctl_core.training.about import header_metadata
 from dsctl_core.training.caching import (
     altered_by,
-    configs_of,
     plan_job,
     readers_of,
     refuse_extra_inputs,
@@ -244,14 +242,7 @@ def build_module(
     progress.note(f"Loading {resolved.label}")
     dtype = float_dtype(accelerator.mixed_precision)
     whole = {name.split(".")[0]: torch.float32 for name in options.trainable_models or ()}
-    pipe = pipeline_class(resolved.family).from_pretrained(
-        torch_dtype=dtype,
-        device=accelerator.device,
-        model_configs=configs_of(resolved, only),
-        tokenizer_config=resolved.tokenizer_config,
-        component_dtypes=whole,
-        only=only,
-    )
+    pipe = resolved.load_pipeline(torch_dtype=dtype, device=accelerator.device, only=only, component_dtypes=whole)
     altered = altered_by(options)
     return TaskModule(
         pipe,

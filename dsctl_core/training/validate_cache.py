@@ -17,9 +17,7 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.cache.verify import Problem, find_problems
 from dsctl_core.checkpoint.files import write_text
 from dsctl_core.errors import DsctlError
-from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
-from dsctl_core.training.caching import configs_of
 
 PICTURES = 12  # in a page, from all over the cache
 LATENTS = "shared.input_latents"
@@ -81,9 +79,7 @@ def validate_cache(cache: Path, report: Path | None = None, model: str | None = 
 
 def decoded(dataset: CachedDataset, resolved: ResolvedModel) -> list[tuple[int, Image.Image]]:
     """Return (row, picture) of entries from all over the cache."""
-    pipe = pipeline_class(resolved.family).from_pretrained(
-        torch_dtype=torch.float32, model_configs=configs_of(resolved, ["vae"]), only=["vae"]
-    )
+    pipe = resolved.load_pipeline(torch_dtype=torch.float32, only=["vae"])
     step = max(1, -(-len(dataset.entries) // PICTURES))
     pictures = []
     for entry in dataset.entries[::step]:
