@@ -87,7 +87,7 @@ def launch_training_task(
     build = optimizer or (lambda p: torch.optim.AdamW(p, lr=learning_rate, weight_decay=weight_decay))
     built = build(parameters)
     schedule = lr_scheduler(built) if lr_scheduler is not None else None
-    prepared, built = prepare(accelerator, model, built, batch_size)
+    prepared, built = prepare(accelerator, model, built, batch_size, max_grad_norm)
     accumulate = accelerator.gradient_accumulation_steps
     plan = BatchPlan(len(dataset), batch_size, seed, buckets)
     rounds = Rounds(plan, accelerator.process_index, accelerator.num_processes, accumulate)
