@@ -44,11 +44,10 @@ def run_in_processes(
     """
     import torch
     import torch.distributed.run  # before its loggers are silenced
+    from accelerate.commands.launch import launch_command_parser
 
     # Without a GPU accelerate starts processes only under MPI; as if for GPUs, it starts them by torch's launcher.
     on_cpu = cpu or not torch.cuda.is_available()
-    from accelerate.commands.launch import launch_command_parser
-
     loaded = _read(config) if config is not None else None
     flags = ["--num_processes", str(processes)] if config is None else ["--config_file", str(config)]
     arguments = launch_command_parser().parse_args([*flags, "script"])

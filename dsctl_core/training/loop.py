@@ -93,7 +93,7 @@ def launch_training_task(
     loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
     total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
     schedule = lr_scheduler(built, total) if lr_scheduler is not None else None
-    prepared, built = prepare(accelerator, model, built, batch_size)
+    prepared, built = prepare(accelerator, model, built, batch_size, max_grad_norm)
     run = TrainingRun(accelerator, model, prepared, parameters, built, schedule, model_logger, shown, total)
     model_logger.on_training_start(accelerator, model)
     for hook in hooks:

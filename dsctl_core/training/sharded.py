@@ -79,7 +79,7 @@ def divided(module: nn.Module) -> list[FSDPModule]:
 
 
 def prepare(
-    accelerator: Accelerator, module: nn.Module, optimizer: Optimizer, batch_size: int
+    accelerator: Accelerator, module: nn.Module, optimizer: Optimizer, batch_size: int, max_grad_norm: float
 ) -> tuple[nn.Module, Optimizer]:
     """Return `module` and `optimizer` as accelerate wraps them; what `shard` has divided only gets its autocast."""
     if divided(module):
@@ -92,8 +92,9 @@ def prepare(
         module.forward = in_precision
         return module, accelerator.prepare_optimizer(optimizer)
     if accelerator.distributed_type == "DEEPSPEED":
-        # Its engine wants to know this, and the batches are none of its business otherwise.
-        accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch_size
+        # Its engine never sees a loader to read the batch size from, and does the clipping itself.
+        settings = accelerator.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"], settings["gradient_clipping"] = batch_size, max_grad_norm
     return accelerator.prepare(module, optimizer)
 
 
