@@ -194,6 +194,7 @@ FAMILY = Family(
     variants=VARIANTS,
     tiny=TINY,
     cache_bytes=cache_bytes,
+    original_names="two-streams",
     embedded_guidance=True,
     index_defaults=index_defaults,
 )
