@@ -90,7 +90,8 @@ def from_original(layers: Layers, *, flat: bool) -> Layers:
     `flat` names have underscores for dots; what comes back for an original name has its dots.
     """
     for names in LAYOUTS.values():
-        originals = {_matcher(original, flat): (ours,) for original, ours in names.single.items()}
+        originals: dict[re.Pattern[str], tuple[str, ...]] = {}
+        originals |= {_matcher(original, flat): (ours,) for original, ours in names.single.items()}
         originals |= {_matcher(original, flat): ours for original, ours in names.fused.items()}
         found: Layers = {}
         converted = False

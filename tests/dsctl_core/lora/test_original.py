@@ -30,7 +30,9 @@ def close(actual: Layers, expected: Layers) -> None:
 
 @pytest.mark.parametrize("ranks", [(2, 2, 2), (1, 3, 2)])
 def test_three_projections_become_one_layer_with_the_same_update(ranks: tuple[int, ...]) -> None:
-    parts = {f"{ATTENTION}.to_{p}": layer(r, n, scale=0.5 + n) for n, (p, r) in enumerate(zip("qkv", ranks, strict=True))}
+    parts = {
+        f"{ATTENTION}.to_{p}": layer(r, n, scale=0.5 + n) for n, (p, r) in enumerate(zip("qkv", ranks, strict=True))
+    }
     made = to_original(parts, "two-streams", "kohya")
     assert list(made) == ["double_blocks.3.img_attn.qkv"]
     stacked = torch.cat([update(each) for each in parts.values()])
@@ -64,7 +66,9 @@ def test_one_update_of_all_three_is_split_without_loss(rank: int) -> None:
 def test_every_layer_of_the_blocks_comes_back_under_its_name(flat: bool) -> None:
     double = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out")
     names = [f"transformer_blocks.{n}.attn.{part}" for n in (0, 11) for part in double]
-    names += [f"transformer_blocks.2.{part}.{end}" for part in ("ff", "ff_context") for end in ("linear_in", "linear_out")]
+    names += [
+        f"transformer_blocks.2.{part}.{end}" for part in ("ff", "ff_context") for end in ("linear_in", "linear_out")
+    ]
     names += [f"single_transformer_blocks.{n}.attn.{part}" for n in (1, 20) for part in ("to_qkv_mlp_proj", "to_out")]
     names += ["x_embedder", "context_embedder", "proj_out", "single_stream_modulation.linear"]
     layers = {name: layer(2, number) for number, name in enumerate(names)}
