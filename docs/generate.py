@@ -89,8 +89,7 @@ def _classes(part: Component) -> str:
 
 def _family(family: Family) -> str:
     rows = [
-        _row((f"`{part.name}`", f"`{part.folder}/`", f"{part.library} {_classes(part)}"))
-        for part in family.components
+        _row((f"`{part.name}`", f"`{part.folder}/`", f"{part.library} {_classes(part)}")) for part in family.components
     ]
     targets = ", ".join(f"`{name}`" for name in family.lora_targets)
     table = "\n".join(["| component | folder | class |", "|---|---|---|", *rows])

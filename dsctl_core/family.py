@@ -104,6 +104,8 @@ class Family:
     cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]] | None = None
     # Other published sizes, by name: component -> config, where it differs from `published`.
     variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    # The layout of original layer names (dsctl_core.lora.original) that other tools' LoRA formats keep to.
+    original_names: str | None = None
     # Whether some weights take a guidance scale as an input of the network.
     embedded_guidance: bool = False
     # model_index.json -> option values for the weights beside it, where they are not `defaults` for all

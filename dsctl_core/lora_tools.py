@@ -21,7 +21,7 @@ from dsctl_core.lora.about import SPEC, weights_identity, with_model_spec
 from dsctl_core.lora.algebra import Kept, resize_layers
 from dsctl_core.lora.extract import extract
 from dsctl_core.lora.files import lora_weights, read_lora, save_lora
-from dsctl_core.lora.formats import FORMATS, Layers, LoraFile, with_dots
+from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile, with_dots
 from dsctl_core.lora.merge import (
     ScaledLora,
     component_shapes,
@@ -30,6 +30,7 @@ from dsctl_core.lora.merge import (
     merge_into_one,
     merge_into_weights,
 )
+from dsctl_core.lora.original import LAYOUTS, has_original_names
 from dsctl_core.options.adapt import (
     LoraConvertOptions,
     LoraExtractOptions,
@@ -282,6 +283,16 @@ def _refuse_flat(loras: Iterable[LoraFile], shapes: dict[str, Any]) -> None:
             )
 
 
+def _original_names(
+    about: dict[str, str], components: dict[str, Layers], shapes: dict[str, dict[str, tuple[int, int]]]
+) -> str | None:
+    """Return the layout of original names of the model that a LoRA is for, from its header, else from its layers."""
+    if about.get("family") in families():
+        return families()[about["family"]].original_names
+    names = {*components.get(DENOISER, {}), *shapes.get(DENOISER, {})}
+    return next((layout for layout in LAYOUTS if has_original_names(names, layout)), None)
+
+
 def _dtype_of(path: Path) -> str:
     tensors, _ = read_safetensors(lora_weights(path))
     found = {str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items() if not name.endswith("alpha")}
@@ -319,7 +330,9 @@ def _save(
     prepare_folder(output.parent)
     title = output.stem
     known = shapes if shapes else None
-    save_lora(output, components, with_model_spec(noted, title, every), form=form, dtype=dtype, shapes=known)
+    spec = with_model_spec(noted, title, every)
+    original = _original_names(about, components, shapes)
+    save_lora(output, components, spec, form=form, dtype=dtype, shapes=known, original=original)
     facts: dict[str, Any] = {"format": form, "layers": len(every), "ranks": ranks}
     if kept is not None:
         facts["kept_energy"] = kept.share

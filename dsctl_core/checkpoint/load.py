@@ -64,8 +64,9 @@ def _add_whole_folder(family: Family, folder: Path, places: Places) -> None:
         if (folder / component.folder).is_dir():
             actual = identify_component(family, folder / component.folder)
             if actual != component:
+                found = class_of(folder / component.folder)
                 raise DsctlError(
-                    f"{folder / component.folder} holds a {class_of(folder / component.folder)}, not a {component.class_name}",
+                    f"{folder / component.folder} holds a {found}, not a {component.class_name}",
                     hint="restore the folder from where it came",
                 )
             _add(places, component.name, folder / component.folder)

@@ -32,6 +32,7 @@ SIZES = [
     *((f, variant, f.component(name)) for f in FAMILIES for variant, sizes in f.variants.items() for name in sizes),
 ]
 
+
 def ids(pairs: list[tuple[Family, Any]]) -> list[str]:
     return [f"{family.name}-{other.name}" for family, other in pairs]
 

@@ -133,7 +133,7 @@ def _klein(size: str, *, base: bool) -> Preset:
     """Return a preset of klein: its base weights share the distilled ones' text encoder, VAE and tokenizer."""
     distilled = f"black-forest-labs/FLUX.2-klein-{size.upper()}"
     if base:
-        shared = {part: distilled for part in ("vae", "text_encoder", "tokenizer")}
+        shared = dict.fromkeys(("vae", "text_encoder", "tokenizer"), distilled)
         return Preset(
             name=f"flux2-klein-base-{size}",
             summary=f"FLUX.2 klein base {size.upper()}: text to image and editing, the one to train",
@@ -194,6 +194,7 @@ FAMILY = Family(
     variants=VARIANTS,
     tiny=TINY,
     cache_bytes=cache_bytes,
+    original_names="two-streams",
     embedded_guidance=True,
     index_defaults=index_defaults,
 )

@@ -34,7 +34,9 @@ def tokenize(tokenizer: Any, encoder: Any, prompts: list[str]) -> tuple[Tensor, 
     read = tokenizer(texts, add_special_tokens=False)
     for ids in read.input_ids:
         if len(ids) > TEXT_TOKENS:
-            logger.warning("a prompt is cut: with its chat it is %d tokens, and the model takes %d", len(ids), TEXT_TOKENS)
+            logger.warning(
+                "a prompt is cut: with its chat it is %d tokens, and the model takes %d", len(ids), TEXT_TOKENS
+            )
     tokens = tokenizer(
         texts,
         add_special_tokens=False,

@@ -37,7 +37,9 @@ def test_each_prompt_of_a_batch_can_have_its_own_reference_pictures(pair: Pair) 
 
 def test_the_order_of_reference_pictures_counts(klein: Pair) -> None:
     pictures = [noisy((32, 32), 1), noisy((32, 32), 2)]
-    assert difference(klein.ours("a", edit_image=pictures, **SMALL), klein.ours("a", edit_image=pictures[::-1], **SMALL))
+    assert difference(
+        klein.ours("a", edit_image=pictures, **SMALL), klein.ours("a", edit_image=pictures[::-1], **SMALL)
+    )
 
 
 def test_one_reference_picture_is_a_list_of_one(klein: Pair) -> None:

@@ -96,7 +96,9 @@ def test_a_row_without_its_reference_picture_is_named(klein: Pair, data: Path, t
 
 
 def test_full_training_of_the_transformer_gives_its_published_names(dev: Pair, data: Path, tmp_path: Path) -> None:
-    options = settings(dev, data, tmp_path / "out", trainable_models="dit", max_steps=2, use_gradient_checkpointing=True)
+    options = settings(
+        dev, data, tmp_path / "out", trainable_models="dit", max_steps=2, use_gradient_checkpointing=True
+    )
     train(TrainOptions(**options))
     losses, weights = trained(tmp_path / "out")
     assert all(np.isfinite(losses))
@@ -114,9 +116,7 @@ def test_gradient_checkpointing_changes_no_number(klein: Pair, data: Path, tmp_p
     assert all((weights[name] - others[name]).abs().max() < 1e-6 for name in weights)
 
 
-def test_a_sample_of_1024_pixels_takes_at_most_half_of_what_it_takes_elsewhere(
-    klein: Pair, tmp_path: Path
-) -> None:
+def test_a_sample_of_1024_pixels_takes_at_most_half_of_what_it_takes_elsewhere(klein: Pair, tmp_path: Path) -> None:
     noisy(tmp_path / "large.png", (1024, 1024), 0)
     (tmp_path / "metadata.csv").write_text("image,prompt\nlarge.png,a large picture\n")
     plain = {"model": str(klein.folder), "dataset_base_path": tmp_path, "device": "cpu", "mixed_precision": "bf16"}
