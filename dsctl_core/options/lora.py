@@ -22,7 +22,7 @@ class LoraFile:
     scale: float = 1.0
 
     @classmethod
-    def parse(cls, text: Any) -> LoraFile:
+    def parse(cls, text: Any) -> "LoraFile":
         """Read FILE or FILE:SCALE.
 
         A colon belongs to the path where the whole text is a path that exists, or where a separator comes after it.
