@@ -38,6 +38,7 @@ from dsctl_core.training.caching import (
 )
 from dsctl_core.training.columns import refuse_unreadable, unreadable_rows, with_columns_alike
 from dsctl_core.training.device import make_accelerator
+from dsctl_core.training.ema import AverageWeights
 from dsctl_core.training.folder import claim, refuse_used, unclaim
 from dsctl_core.training.from_cache import refuse_misfit, refuse_other_units, resolve_cached
 from dsctl_core.training.logger import ModelLogger
@@ -122,6 +123,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             on_bad_sample=skipped.add if options.on_bad_sample == "skip" else None,
             optimizer=optimizer,
             lr_scheduler=plan_schedule(options),
+            hooks=[] if options.ema_decay is None else [AverageWeights(options.ema_decay)],
             progress=progress,
         )
     except BaseException:
