@@ -10,9 +10,7 @@ from dsctl_core.options.base import Alternative, Count, Names, Options
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.processes import ProcessCountOptions
-
-LOSS_TASKS = ("sft",)
-FIRST, SECOND = ":data_process", ":train"  # what a task's name ends with when it is one of its two stages
+from dsctl_core.options.tasks import LOSS_TASKS
 
 
 class CacheUseOptions(Options):

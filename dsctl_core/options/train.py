@@ -8,12 +8,14 @@ from typing_extensions import Self
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Argument
-from dsctl_core.options.cache import FIRST, LOSS_TASKS, SECOND, CacheUseOptions
+from dsctl_core.options.cache import CacheUseOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.options.optimizer import OptimizerOptions
 from dsctl_core.options.processes import ProcessOptions
+from dsctl_core.options.tasks import FIRST, LOSS_TASKS, SECOND
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 
 TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, SECOND))
@@ -24,6 +26,7 @@ class TrainOptions(
     ProcessOptions,
     LoraOptions,
     OptimizerOptions,
+    ObjectiveOptions,
     TrainingOptions,
     CacheUseOptions,
     DataOptions,
