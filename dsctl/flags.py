@@ -75,10 +75,10 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
         settings["metavar"] = "|".join(words)
         settings["autocompletion"] = lambda incomplete: [word for word in words if word.startswith(incomplete)]
     else:
-        settings["metavar"] = METAVARS[get_origin(kind) or kind]
+        settings["metavar"] = METAVARS.get(get_origin(kind) or kind) or kind.form
     if _is_list(field):
-        several = bare_type(get_args(kind)[0])
-        annotation, settings["metavar"] = list[str], "FILE" if several is Path else "FILE[:SCALE]"
+        each = bare_type(get_args(kind)[0])
+        annotation, settings["metavar"] = list[str], "FILE" if each is Path else each.form
     info = typer.Option(None, flag, **settings)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation | None)
 

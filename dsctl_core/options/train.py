@@ -14,12 +14,15 @@ from dsctl_core.options.cache import FIRST, LOSS_TASKS, SECOND, CacheUseOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.template import MODEL, TemplateOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 
 TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, SECOND))
 
 
-class TrainOptions(OutputOptions, LoraOptions, TrainingOptions, CacheUseOptions, DataOptions, ModelOptions):
+class TrainOptions(
+    OutputOptions, LoraOptions, TrainingOptions, TemplateOptions, CacheUseOptions, DataOptions, ModelOptions
+):
     """Options of `dsctl train`."""
 
     task: Annotated[str, Argument()] = Field("sft", description=f"What to learn: {', '.join(TASKS)}.")
@@ -59,9 +62,19 @@ class TrainOptions(OutputOptions, LoraOptions, TrainingOptions, CacheUseOptions,
     @property
     def trained_components(self) -> tuple[str, ...]:
         """Names of the components that are trained, whole, in part or by a LoRA."""
+        return tuple(dict.fromkeys(name.split(".")[0] for name in self.trained_names))
+
+    @property
+    def trained_names(self) -> tuple[str, ...]:
+        """Names of the components and of the modules in them that are trained; in stage one alone, the usual one."""
         lora = [self.lora_base_model or "dit"] if self.wants_lora else []
-        names = dict.fromkeys([*(name.split(".")[0] for name in self.trainable_models or ()), *lora])
-        return tuple(names) or ("dit",)
+        named = (*(self.trainable_models or ()), *lora)
+        return named or ("dit" if self.template is None else MODEL,)
+
+    @property
+    def may_name_template(self) -> bool:
+        """Whether the template can be the one that a cache was made with."""
+        return self.cache_folder is not None
 
     @model_validator(mode="after")
     def _one_way_to_the_samples(self) -> Self:

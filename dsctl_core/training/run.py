@@ -19,14 +19,16 @@ from accelerate import Accelerator
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DataError, DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset
-from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.options import TrainOptions
+from dsctl_core.options.template import MODEL as TEMPLATE
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages import plan_stages
 from dsctl_core.training.about import header_metadata
 from dsctl_core.training.caching import (
     altered_by,
+    open_model,
     plan_job,
     readers_of,
     refuse_extra_inputs,
@@ -78,7 +80,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         lora_weights(lora.path)
     source, resolved = open_samples(options, skipped, progress)
     for name in (*options.trained_components, *options.fp8_models, options.preset_lora_model or "dit"):
-        resolved.family.component(name)
+        resolved.check_component(name)
     # Every byte of a cache is looked at while the model loads.
     checks = ThreadPoolExecutor(1)
     checked = checks.submit(source.check_shards) if isinstance(source, CachedDataset) else None
@@ -158,9 +160,7 @@ def open_samples(options: TrainOptions, skipped: SkippedRows, progress: Progress
         resolved = resolve_cached(options, cached.manifest.recipe)
         refuse_misfit(cached, options, resolved)
         return cached, resolved
-    resolved = resolve_model(
-        options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path
-    )
+    resolved = open_model(options)
     refuse_extra_inputs(options.extra_inputs, resolved)
     return checked_dataset(options, resolved, skipped, progress), resolved
 
@@ -276,10 +276,10 @@ def build_module(
 
 
 def learning_rate(options: TrainOptions, resolved: ResolvedModel) -> float:
-    """Return the rate given, else for a LoRA the preset's own or 1e-4, and 1e-5 when whole components are trained."""
+    """Return the rate given, else 1e-5 for whole components of the model; for the rest the preset's own, or 1e-4."""
     if options.learning_rate is not None:
         return options.learning_rate
-    if options.trainable_models is not None:
+    if options.trainable_models is not None and set(options.trained_components) != {TEMPLATE}:
         return FULL_RATE
     return resolved.defaults.get("learning_rate", LORA_RATE)
 

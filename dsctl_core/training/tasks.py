@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.cache.reader import CACHED
-from dsctl_core.errors import unknown_name
+from dsctl_core.errors import DsctlError, unknown_name
 from dsctl_core.losses import LOSSES, Loss
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.samples import Sample, collate, padded_outputs, pick, rounded, unpick
@@ -65,10 +65,15 @@ class TaskModule(DiffusionTrainingModule):
 
     def encode(self, row: dict[str, Any]) -> Sample:
         """Return what the first stage makes of one row: each alone, so that it does not depend on its batch."""
-        sides = self.pipe.inputs_from_rows([row], self.extra_inputs)
+        sides = self.pipe.row_inputs([row], self.extra_inputs)
         # As in inference and as for a cache: in the precision of the weights, whatever the training's is.
         with torch.no_grad(), torch.autocast(self.pipe.device.type, enabled=False):
-            sides = run(self.stages.split.once, self.pipe, sides)
+            try:
+                sides = run(self.stages.split.once, self.pipe, sides)
+            except DsctlError as error:
+                if "_row" not in row:
+                    raise
+                raise DsctlError(f"row {row['_row'] + 1}: {error.problem}", hint=error.hint) from error
         return rounded(pick(sides, self.stages.needs), self.pipe.torch_dtype)
 
     def _placed(self, values: dict[str, Any]) -> dict[str, Any]:
