@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DataError, DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset
-from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.losses import find_loss
 from dsctl_core.options import TrainOptions
@@ -28,6 +28,7 @@ from dsctl_core.stages import plan_stages
 from dsctl_core.training.about import header_metadata
 from dsctl_core.training.caching import (
     altered_by,
+    open_model,
     plan_job,
     readers_of,
     refuse_extra_inputs,
@@ -82,7 +83,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         lora_weights(lora.path)
     source, resolved = open_samples(options, skipped, progress)
     for name in (*options.trained_components, *options.fp8_models, options.preset_lora_model or "dit"):
-        resolved.family.component(name)
+        resolved.check_component(name)
     optimizer = plan_optimizer(options, learning_rate(options, resolved))
     # Every byte of a cache is looked at while the model loads.
     checks = ThreadPoolExecutor(1)
@@ -164,9 +165,7 @@ def open_samples(options: TrainOptions, skipped: SkippedRows, progress: Progress
         refuse_misfit(cached, options, resolved)
         refuse_unused(objective_of(options), find_loss(cached.manifest.recipe.task))
         return cached, resolved
-    resolved = resolve_model(
-        options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path
-    )
+    resolved = open_model(options)
     refuse_extra_inputs(options.extra_inputs, resolved, options.loss_task)
     refuse_unused(objective_of(options), find_loss(options.loss_task))
     return checked_dataset(options, resolved, skipped, progress), resolved
