@@ -82,7 +82,9 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
         prepare_folder(options.output.parent)
         progress.note(f"Loading {resolved.label}")
         pipe = load(options, resolved, device, dtype)
-        make: Callable[..., Image] = pipe if templates is None else functools.partial(templates, pipe, **template_inputs(options))
+        make: Callable[..., Image] = (
+            pipe if templates is None else functools.partial(templates, pipe, **template_inputs(options))
+        )
         progress.start("Denoising", len(files) * settings.num_inference_steps)
         seeds = range(options.seed, options.seed + options.num_images)
         pictures = []
