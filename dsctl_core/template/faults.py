@@ -20,7 +20,7 @@ def blamed_on(code: Path, what: str, hint: str | None = None) -> Iterator[None]:
         yield
     except DsctlError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             raise
         raise DsctlError(f"{_place(code, error)}: {what}: {_in_short(error)}", hint=hint or _HINT) from error
@@ -39,5 +39,7 @@ def _place(code: Path, error: BaseException) -> str:
 def _in_short(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg}"
+    if isinstance(error, SystemExit):
+        return f"it calls exit({error.code})"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -19,7 +19,7 @@ from dsctl_core.lora.formats import LoraFile, LoraLayer, decode
 from dsctl_core.lora.layers import layers_for, linear_shapes
 from dsctl_core.samples import padded_outputs
 from dsctl_core.stages import FROM_THE_LOSS
-from dsctl_core.template.model import Template
+from dsctl_core.template.contract import Contract
 from dsctl_core.units import Inputs
 
 if TYPE_CHECKING:
@@ -36,32 +36,32 @@ def model_inputs(pipe: BasePipeline) -> tuple[str, ...]:
     return (*named, LORA)
 
 
-def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Template, Mapping[str, Any]]]) -> dict[str, Any]:
+def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Contract, Mapping[str, Any]]]) -> dict[str, Any]:
     """Return the outputs of several templates for one sample as one.
 
     Raises a DsctlError for a name that the model does not read, and for two templates that write the same one where
     that cannot be brought together, naming both.
     """
     known, padded = model_inputs(pipe), padded_outputs(pipe.units)
-    writers: dict[str, list[tuple[Template, Any]]] = {}
-    for template, outputs in parts:
+    writers: dict[str, list[tuple[Contract, Any]]] = {}
+    for contract, outputs in parts:
         for name, value in outputs.items():
             if name not in known:
                 raise DsctlError(
-                    f"the template {template.name} returns {name!r}, which {pipe.family.title} does not read",
+                    f"the template {contract.folder} returns {name!r}, which {pipe.family.title} does not read",
                     hint=f"it reads {', '.join(known)}",
                 )
-            writers.setdefault(name, []).append((template, value))
+            writers.setdefault(name, []).append((contract, value))
     joined: dict[str, Any] = {}
     for name, written in writers.items():
         if name == KV_CACHE:
             joined[name] = join_kv_caches([value for _, value in written])
         elif name == LORA:
-            joined[name] = _summed([lora_layers(pipe, template, value) for template, value in written])
+            joined[name] = _summed([lora_layers(pipe, contract, value) for contract, value in written])
         elif name in padded:
-            joined[name] = torch.cat([_tokens(template, name, value) for template, value in written], dim=1)
+            joined[name] = torch.cat([_tokens(contract, name, value) for contract, value in written], dim=1)
         elif len(written) > 1:
-            first, second = written[0][0].name, written[1][0].name
+            first, second = written[0][0].folder, written[1][0].folder
             raise DsctlError(
                 f"the templates {first} and {second} both return {name!r}", hint="use one of the two, not both"
             )
@@ -70,9 +70,9 @@ def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Template, Mapping[str
     return joined
 
 
-def lora_layers(pipe: BasePipeline, template: Template, state: Any) -> Layers:
+def lora_layers(pipe: BasePipeline, contract: Contract, state: Any) -> Layers:
     """Return the layers of a LoRA given as a state dict, in any format, checked against the model they are for."""
-    code = template.contract.code
+    code = contract.code
     if not isinstance(state, Mapping) or not all(isinstance(each, Tensor) for each in state.values()):
         raise DsctlError(f"{code}: its lora is no state dict", hint="return a dict from names to tensors")
     components, flat = decode(code, dict(state), pipe.component_names)
@@ -135,11 +135,11 @@ def add_outputs(pipe: BasePipeline, shared: Inputs, side: Inputs, outputs: Mappi
     return added
 
 
-def _tokens(template: Template, name: str, value: Any) -> Tensor:
+def _tokens(contract: Contract, name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim != 3:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise DsctlError(
-            f"{template.contract.code}: forward returns {name} as {shape}", hint="make it (samples, tokens, numbers)"
+            f"{contract.code}: forward returns {name} as {shape}", hint="make it (samples, tokens, numbers)"
         )
     return value
 

@@ -95,12 +95,11 @@ class TemplatePipeline:
     @torch.no_grad()
     def outputs(self, pipe: BasePipeline, given: Given) -> dict[str, Any]:
         """Return what the templates make of their inputs, as one."""
-        parts = []
-        for each in given:
-            template = self._template(self._number(each))
-            state = template.process_inputs(pipe, each)
-            parts.append((template, template.forward(pipe, state)))
-        return join_outputs(pipe, parts)
+        return join_outputs(pipe, [self._run(pipe, each) for each in given])
+
+    def _run(self, pipe: BasePipeline, inputs: Mapping[str, Any]) -> tuple[Contract, dict[str, Any]]:
+        template = self._template(self._number(inputs))
+        return template.contract, template.forward(pipe, template.process_inputs(pipe, inputs))
 
     def _number(self, inputs: Mapping[str, Any]) -> int:
         if not isinstance(inputs, Mapping):

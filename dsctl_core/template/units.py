@@ -99,7 +99,7 @@ class RunTemplate(PipelineUnit):
                     f"{self.template.contract.code}: nothing that forward returns depends on what is trained",
                     hint="compute it from the network's own weights, without torch.no_grad",
                 )
-            samples.append(join_outputs(pipe, [(self.template, each) for each in made]))
+            samples.append(join_outputs(pipe, [(self.template.contract, each) for each in made]))
         outputs = stack_outputs(samples)
         return shared, add_outputs(pipe, shared, posi, outputs), nega
 
