@@ -7,6 +7,8 @@ from dsctl_core.options.dataset import DatasetValidateOptions
 from dsctl_core.options.infer import InferOptions
 from dsctl_core.options.lora import LoraFile, LoraOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.report import ReportOptions
+from dsctl_core.options.seeing import SeeingOptions
 from dsctl_core.options.show import DoctorOptions, ModelsListOptions, ModelsShowOptions
 from dsctl_core.options.train import TASKS, TrainOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
@@ -27,6 +29,8 @@ __all__ = [
     "Options",
     "OutputOptions",
     "ReadingOptions",
+    "ReportOptions",
+    "SeeingOptions",
     "TrainOptions",
     "TrainingOptions",
 ]

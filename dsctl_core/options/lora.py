@@ -18,6 +18,8 @@ from dsctl_core.options.messages import Takes
 class LoraFile:
     """A LoRA and how much of it to apply."""
 
+    form: ClassVar[str] = "FILE[:SCALE]"
+
     path: Path
     scale: float = 1.0
 

@@ -14,12 +14,15 @@ from dsctl_core.options.cache import FIRST, LOSS_TASKS, SECOND, CacheUseOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.seeing import SeeingOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 
 TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, SECOND))
 
 
-class TrainOptions(OutputOptions, LoraOptions, TrainingOptions, CacheUseOptions, DataOptions, ModelOptions):
+class TrainOptions(
+    OutputOptions, SeeingOptions, LoraOptions, TrainingOptions, CacheUseOptions, DataOptions, ModelOptions
+):
     """Options of `dsctl train`."""
 
     task: Annotated[str, Argument()] = Field("sft", description=f"What to learn: {', '.join(TASKS)}.")
@@ -79,6 +82,20 @@ class TrainOptions(OutputOptions, LoraOptions, TrainingOptions, CacheUseOptions,
             raise UsageError(
                 "nothing to train is given",
                 hint="give --lora-rank 32 for a LoRA, or --trainable-models dit for the whole dit",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_see(self) -> Self:
+        for name in ("track", "sample_every", "validation_split") if self.first_stage else ():
+            if self.given(name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} has no effect on {self.task}, which trains nothing", hint=f"drop {flag}")
+        prompted = self.sample_prompt or self.sample_prompts_file is not None
+        if self.sample_every is not None and self.cache_folder is not None and not prompted:
+            raise UsageError(
+                "--sample-every is given without a prompt, and a cache has no captions to take one from",
+                hint='give --sample-prompt "..." or --sample-prompts-file FILE',
             )
         return self
 

@@ -41,8 +41,10 @@ from dsctl_core.training.from_cache import refuse_misfit, refuse_other_units, re
 from dsctl_core.training.logger import ModelLogger
 from dsctl_core.training.loop import launch_training_task
 from dsctl_core.training.module import float_dtype
+from dsctl_core.training.seeing import plan_seeing
 from dsctl_core.training.skipped import SkippedRows
 from dsctl_core.training.tasks import TaskModule, find_loss
+from dsctl_core.training.tracking import require_trackers
 from dsctl_core.version import __version__
 
 Dataset = UnifiedDataset | CachedDataset
@@ -72,6 +74,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     but for a cache that was made already.
     """
     began = time.perf_counter()
+    require_trackers([tracker.name for tracker in options.track])
     refuse_used(options.output_path)
     skipped = SkippedRows(options.output_path)
     for lora in options.lora:
@@ -79,6 +82,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     source, resolved = open_samples(options, skipped, progress)
     for name in (*options.trained_components, *options.fp8_models, options.preset_lora_model or "dit"):
         resolved.family.component(name)
+    seeing = plan_seeing(options, resolved, source)
     # Every byte of a cache is looked at while the model loads.
     checks = ThreadPoolExecutor(1)
     checked = checks.submit(source.check_shards) if isinstance(source, CachedDataset) else None
@@ -90,13 +94,17 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         dataset, task, only = first_stage(options, source, resolved, accelerator, progress)
         for each in dataset.manifest.skipped if isinstance(dataset, CachedDataset) else ():
             skipped.add(DataError(each["problem"], hint=each["hint"], kind=each["kind"]))
-        module = build_module(options, resolved, accelerator, progress, task, only)
         rate = learning_rate(options, resolved)
+        about = describe_run(options, resolved, rate, accelerator)
+        on_bad_sample = skipped.add if options.on_bad_sample == "skip" else None
+        dataset, held_out = seeing.hold_out(dataset)
+        hooks = seeing.hooks(accelerator, dataset, held_out, only, about["options"], on_bad_sample, progress)
+        module = build_module(options, resolved, accelerator, progress, task, only)
         logger = ModelLogger(
             options.output_path,
             options.remove_prefix_in_ckpt,
             metadata=header_metadata(options, resolved, source),
-            run=describe_run(options, resolved, rate, accelerator),
+            run=about,
             lora_format=options.lora_format,
             lora_dtype=options.lora_dtype,
         )
@@ -118,7 +126,8 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             max_grad_norm=options.max_grad_norm,
             seed=options.seed,
             buckets=buckets_of(dataset, module) if options.batch_size > 1 else None,
-            on_bad_sample=skipped.add if options.on_bad_sample == "skip" else None,
+            on_bad_sample=on_bad_sample,
+            hooks=hooks,
             progress=progress,
         )
     except BaseException:

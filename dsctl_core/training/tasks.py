@@ -60,6 +60,8 @@ class TaskModule(DiffusionTrainingModule):
         shared, posi, nega = unpick(collate(samples, self.padded))
         drawn = {name: [row.get(name) for row in rows] for name in PER_STEP_INPUTS}
         shared = {**self._placed(shared), **drawn, **self.run_time_inputs}
+        if "_timestep" in rows[0]:  # chosen by validation, instead of drawn by the loss
+            shared["timestep"] = torch.stack([row["_timestep"] for row in rows])
         shared, posi, nega = run(self.stages.split.every_step, self.pipe, (shared, self._placed(posi), nega))
         return self.loss(self.pipe, **shared, **posi)
 
