@@ -32,11 +32,12 @@ th { font-weight: 600 } .facts th { font-weight: 400; color: var(--soft); white-
 .cards div { background: var(--card); border-radius: 6px; padding: .6rem .8rem }
 .cards b { display: block; font-size: 1.25rem; font-weight: 600 }
 .cards span, .cards small { display: block; color: var(--soft); font-size: .85rem }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 0 2.5rem; align-items: start }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 0 2.5rem;
+  align-items: start }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem 1.6rem }
 .chart { margin: 0 } .chart figcaption { color: var(--text); font-weight: 600 } svg { display: block; width: 100% }
 svg text { fill: var(--soft); font-size: 12px } svg .grid { stroke: var(--line) }
-svg polyline { fill: none; stroke-width: 2; stroke-linejoin: round } svg .raw { stroke-width: 1; opacity: .35 }
+svg polyline { fill: none; stroke-width: 2; stroke-linejoin: round } svg .raw { stroke-width: 1; opacity: .45 }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem } .legend i { display: inline-block; width: 1.1rem;
   height: .25rem; border-radius: 2px; vertical-align: middle; margin-right: .4rem }
 .scroll { overflow-x: auto } .samples td, .samples th { padding: .25rem; border: 0; text-align: center }

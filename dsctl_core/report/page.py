@@ -193,7 +193,8 @@ def _flag(name: str) -> str:
 def _said(value: Any) -> str:
     """Return the value of an option as it would be written."""
     if isinstance(value, list | tuple):
-        return ", ".join(_said(each) for each in value)
+        said = [_said(each) for each in value]
+        return ("; " if any("," in each for each in said) else ", ").join(said)
     if isinstance(value, dict):
         return ", ".join(f"{name} {_said(each)}" for name, each in value.items())
     if isinstance(value, float):

@@ -115,6 +115,8 @@ def prepare_easel(
         altered.apply(pipe)
         pipe.unit_runner = runner
         pipe.denoise = _stop
+        # What training will have is not here; its units run when a picture is drawn, with the weights of that moment.
+        pipe.units = [unit for unit in pipe.units if not set(unit.onload_model_names) & set(loaded)]
         for prompt in prompts:
             with suppress(_Read):
                 pipe(**prompt.inputs())
