@@ -29,9 +29,9 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
     It goes to `output`, else to report.html in the first folder. Raises DsctlError for a folder without a run.
     """
-    places = [folder.absolute() for folder in folders]
-    for folder in folders:
-        if places.count(folder.absolute()) > 1:
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
             raise DsctlError(f"{folder} is given twice", hint="name each run once")
     runs = [read_run(folder) for folder in folders]
     path = output or folders[0] / "report.html"
