@@ -59,12 +59,13 @@ class BasePipeline(nn.Module):
     """The components of one model and how they make a picture.
 
     Components are attributes under their family's names (`self.dit`), None where not loaded. A family's class sets
-    `family`, `units`, `model_fn` and `in_iteration_models` (the components that `model_fn` takes), and writes
-    `__call__` and `inputs_from_rows`.
+    `family`, `units`, `model_fn`, `in_iteration_models` (the components that `model_fn` takes) and `decoding_models`
+    (those that make pictures of latents), and writes `__call__` and `inputs_from_rows`.
     """
 
     family: ClassVar[Family]
     in_iteration_models: ClassVar[tuple[str, ...]] = ("dit",)
+    decoding_models: ClassVar[tuple[str, ...]] = ("vae",)
 
     units: list[PipelineUnit]
     model_fn: Callable[..., Tensor]

@@ -66,6 +66,8 @@ class TaskModule(DiffusionTrainingModule):
         own = [name for name in PER_STEP_INPUTS if name not in self.loss.requires]
         drawn = {name: [row.get(name) for row in rows] for name in own}
         shared = {**self._placed(shared), **drawn, **self.run_time_inputs}
+        if "_timestep" in rows[0]:  # chosen by validation, instead of drawn by the loss
+            shared["timestep"] = torch.stack([row["_timestep"] for row in rows])
         shared, posi, nega = run(
             self.stages.split.every_step, self.pipe, (shared, self._placed(posi), self._placed(nega))
         )
