@@ -75,9 +75,10 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
         settings["metavar"] = "|".join(words)
         settings["autocompletion"] = lambda incomplete: [word for word in words if word.startswith(incomplete)]
     else:
-        settings["metavar"] = METAVARS[get_origin(kind) or kind]
+        settings["metavar"] = METAVARS.get(get_origin(kind) or kind) or kind.form
     if _is_list(field):
-        annotation, settings["metavar"] = list[str], "FILE[:SCALE]"
+        each = bare_type(get_args(kind)[0])
+        annotation, settings["metavar"] = list[str], getattr(each, "form", None) or METAVARS[each]
     info = typer.Option(None, flag, **settings)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation | None)
 

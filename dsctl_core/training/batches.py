@@ -15,6 +15,8 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
 from dsctl_core.training.signals import leave_interrupts_to_the_main_process
 
+ROW_SEED = "_seed"  # what a row of the dataset itself has as its seed, None where it has none
+
 
 @dataclass
 class Loaded:
@@ -97,7 +99,8 @@ class _Samples(Dataset):
             except DsctlError as error:
                 errors.append(error)
             else:
-                return Loaded({**sample, "seed": seed} if isinstance(sample, dict) else sample, seed, errors)
+                seeds = {ROW_SEED: sample.get("seed"), "seed": seed} if isinstance(sample, dict) else {}
+                return Loaded({**sample, **seeds} if seeds else sample, seed, errors)
         return Loaded(None, seed, errors)
 
     def _load(self, position: int, seed: int) -> Any:

@@ -29,6 +29,8 @@ from dsctl_core.training.hooks import TrainingHook, TrainingRun
 from dsctl_core.training.logger import Continuation, ModelLogger, StepRecord
 from dsctl_core.training.rehearsal import rehearse_save, require_space, weight_bytes
 from dsctl_core.training.resume import refuse_changes, require_steps_left
+from dsctl_core.training.sharded import gradient_norm, keeping_gradients, prepare, shard, whole
+from dsctl_core.training.shown import StepFields
 from dsctl_core.training.signals import SIGNALS, StopSignals, TrainingStopped
 from dsctl_core.training.state.folder import SavedState, find_state, locked
 from dsctl_core.training.state.snapshot import Position, Snapshots
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from dsctl_core.training.module import DiffusionTrainingModule
-
-LOSS_AVERAGE = 0.98  # decay of the loss that is shown; the file has every loss as it was
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def launch_training_task(
     buckets: Sequence[Hashable] | None = None,
     on_bad_sample: Callable[[DsctlError], None] | None = None,
     optimizer: Callable[[Sequence[Any]], Optimizer] | None = None,
-    lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     hooks: Sequence[TrainingHook] = (),
     resume: str | Path | SavedState | None = None,
     allow_changed: Sequence[str] = (),
@@ -86,8 +86,9 @@ def launch_training_task(
     `buckets` has, for each row of which `dataset` is a repetition, what the rows of one batch must have in common.
     Weights are saved every `save_steps` steps (None: after every epoch, unless `max_steps` is given) and at the end.
     A sample that cannot be loaded stops the run, unless `on_bad_sample` takes the error: then the next one of its
-    bucket stands in for it. `optimizer` and `lr_scheduler` build others than AdamW at a constant rate. `hooks` are what
-    the run does beside training, called in the order given.
+    bucket stands in for it. `optimizer` builds another than AdamW of the trained weights, `lr_scheduler` what is
+    to become of its rate, of it and the number of steps. `hooks` are what the run does beside training, called in the
+    order given.
     With the weights goes a state that `resume` can go on from, to the bit: "latest", or the folder of one. The newest
     `state_total_limit` are kept. What the results depend on must be as it was, but for the settings in
     `allow_changed`. SIGINT and SIGTERM let the step be finished and saved; then TrainingStopped is raised.
@@ -97,18 +98,19 @@ def launch_training_task(
     shown = progress or NoProgress()
     if len(dataset) == 0:
         raise DsctlError("the dataset is empty", hint="check the metadata file")
-    parameters = model.trainable_modules()
-    if not parameters:
+    if not model.trainable_modules():
         raise UsageError("nothing is trainable", hint="call switch_pipe_to_training_mode first")
+    shard(accelerator, model)
+    parameters = model.trainable_modules()
     build = optimizer or (lambda p: torch.optim.AdamW(p, lr=learning_rate, weight_decay=weight_decay))
     built = build(parameters)
-    schedule = lr_scheduler(built) if lr_scheduler is not None else None
-    prepared, built = accelerator.prepare(model, built)
     accumulate = accelerator.gradient_accumulation_steps
     plan = BatchPlan(len(dataset), batch_size, seed, buckets)
     rounds = Rounds(plan, accelerator.process_index, accelerator.num_processes, accumulate)
     loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
     total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
+    schedule = lr_scheduler(built, total) if lr_scheduler is not None else None
+    prepared, built = prepare(accelerator, model, built, batch_size, max_grad_norm)
     run = TrainingRun(accelerator, model, prepared, parameters, built, schedule, model_logger, shown, total)
     settings: dict[str, Any] = {
         "seed": seed,
@@ -153,7 +155,7 @@ class _Loop:
         self.stopped_by = 0  # the signal that any of the processes was sent
         self.step_in_epoch = 0
         self.first_step = True  # of this process, whether or not the run began before
-        self.average: float | None = None  # the loss that is shown
+        self.fields = StepFields()
         self.record: StepRecord | None = None
         self.saved: Path | None = None
         self._begin_step()
@@ -188,7 +190,7 @@ class _Loop:
         run = self.run
         if state is not None:
             position = self.snapshots.restore(state)
-            self.average, self.saved = position.average, state.folder
+            self.saved = state.folder
             per_step = state.about["settings"]["samples_per_step"] / self.snapshots.settings["samples_per_step"]
             self.rounds.epoch, self.step_in_epoch = position.epoch, int(position.step_in_epoch * per_step)
             self.rounds.first = self.step_in_epoch * run.accelerator.gradient_accumulation_steps
@@ -239,12 +241,13 @@ class _Loop:
         torch.manual_seed(derive_seed(loaded[0].seed, "global"))
         # Gradients are exchanged between processes once a step, with its last micro-batch.
         accelerator.sync_gradients = last
-        with nullcontext() if last else accelerator.no_sync(prepared):
+        with nullcontext() if last else keeping_gradients(accelerator, prepared):
             loss = prepared(batch[0] if self.batch_size == 1 else batch)
             require_finite_loss(loss, self.run.step + 1, names, self.saved)
             self._share(loss.detach().float() * weight)
             accelerator.backward(loss * weight)
             norm = accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm) if last else None
+            norm = whole(norm) if isinstance(norm, Tensor) else norm
             if last:
                 self._guard(norm)
             optimizer.step()
@@ -278,14 +281,11 @@ class _Loop:
         pace = self.rounds.step_samples(number) / seconds
         if self.record is None and run.accelerator.is_main_process:  # now the optimizer has a state to be measured
             require_space(run.logger.output_path, weight_bytes(run) + self.snapshots.bytes())
-        length = float("nan") if norm is None else float(norm)
-        self.record = StepRecord(run.step, self.loss, lr, length, seconds, pace, peak_memory())
+        self.record = StepRecord(run.step, self.loss, lr, gradient_norm(norm), seconds, pace, peak_memory())
         run.logger.on_step_end(run.accelerator, run.model, self.record)
         for hook in self.hooks:
             hook.on_step_end(run, self.record)
-        earlier = self.loss if self.average is None else self.average
-        self.average = LOSS_AVERAGE * earlier + (1 - LOSS_AVERAGE) * self.loss
-        run.progress.advance(1, loss=self.average, lr=lr, s_per_step=seconds)
+        run.progress.advance(1, **self.fields(self.record))
 
     def _save(self) -> None:
         """Save the weights, then the state: what is resumed from always has its weights beside it."""
@@ -296,7 +296,7 @@ class _Loop:
     def _position(self) -> Position:
         over = self.step_in_epoch == self.rounds.steps()
         epoch, within = (self.rounds.epoch + 1, 0) if over else (self.rounds.epoch, self.step_in_epoch)
-        return Position(self.run.step, epoch, within, self.average)
+        return Position(self.run.step, epoch, within)
 
 
 def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, device: torch.device) -> Any:

@@ -29,7 +29,13 @@ FREE = frozenset(
         *("lora_format", "lora_dtype", "remove_prefix_in_ckpt", "trigger_words"),
         # how the work is done; the samples of a step are compared instead, as "samples_per_step"
         *("batch_size", "gradient_accumulation_steps", "dataset_num_workers", "find_unused_parameters", "device"),
-        *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "on_bad_sample"),
+        *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "on_bad_sample", "trust_template"),
+        *("num_processes", "accelerate_config"),
+        # what is looked at on the way
+        *("track", "track_project", "validation_every", "sample_every", "sample_prompt", "sample_prompts_file"),
+        *("sample_negative_prompt", "sample_height", "sample_width", "sample_steps", "sample_cfg_scale", "sample_seed"),
+        # compared as it turned out, in the loop
+        "mixed_precision",
     }
 )
 # What is compared beside options, in words
@@ -44,7 +50,7 @@ OTHERS = {
 
 
 def identity_of(
-    options: TrainOptions, resolved: ResolvedModel, source: UnifiedDataset | CachedDataset, rate: float, precision: str
+    options: TrainOptions, resolved: ResolvedModel, source: UnifiedDataset | CachedDataset, rate: float
 ) -> dict[str, Any]:
     """Return all that the results of a run depend on: its options as they turned out, and what it is made from.
 
@@ -59,7 +65,6 @@ def identity_of(
     return {
         **given,
         "learning_rate": rate,
-        "mixed_precision": precision,
         "task": source.manifest.recipe.task if isinstance(source, CachedDataset) else options.loss_task,
         "dataset": digest([entry.key for entry in source.entries])
         if isinstance(source, CachedDataset)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.files import write_json
+from dsctl_core.errors import UsageError
 from dsctl_core.training.state.folder import ABOUT_FILE, SavedState, new_state, prune_states
 from dsctl_core.training.state.randomness import random_state, restore_random_state
 from dsctl_core.training.state.trained import load_optimizer, load_weights, optimizer_of, settings_of, weights_of
@@ -21,12 +22,11 @@ WEIGHTS, OPTIMIZER, HOOKS, RANDOM = (f"{name}.safetensors" for name in ("weights
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is: updates in all, the epoch and the updates in it, and the loss that is shown."""
+    """How far a run is: updates in all, the epoch, and the updates in it."""
 
     step: int
     epoch: int
     step_in_epoch: int
-    average: float | None
 
 
 class Snapshots:
@@ -38,9 +38,14 @@ class Snapshots:
         self.initial = settings_of(run.optimizer)
         self.saved_step: int | None = None
 
+    @property
+    def possible(self) -> bool:
+        """Whether states can be kept: DeepSpeed's engine has the optimizer's state to itself."""
+        return self.run.accelerator.distributed_type != "DEEPSPEED"
+
     def save(self, position: Position) -> None:
         """Write the state, by all processes together, unless it is written already."""
-        if position.step == self.saved_step:
+        if position.step == self.saved_step or not self.possible:
             return
         accelerator = self.run.accelerator
         values = self.collect()
@@ -59,6 +64,8 @@ class Snapshots:
         from accelerate.utils import gather_object
 
         run = self.run
+        if not self.possible:
+            return {}
         return {
             WEIGHTS: weights_of(run),
             OPTIMIZER: optimizer_of(run, self.initial),
@@ -73,6 +80,8 @@ class Snapshots:
 
     def restore(self, state: SavedState) -> Position:
         """Put weights and optimizer into `state`, by all processes together; return how far the run is."""
+        if not self.possible:
+            raise UsageError("a run with DeepSpeed cannot be resumed", hint="use FSDP2, or leave --resume out")
         position = Position(**{name: state.about[name] for name in Position.__dataclass_fields__})
         self.run.step = position.step
         load_weights(self.run, read_values(state.folder / WEIGHTS))

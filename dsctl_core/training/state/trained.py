@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.training.sharded import like, load_optimizer_state, whole, whole_state
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -38,7 +40,12 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def weights_of(run: TrainingRun) -> dict[str, Tensor]:
     """Return the trained weights, whole, in their own dtype."""
-    return {name: tensor.detach() for name, tensor in trained_tensors(run.model).items()}
+    return {name: _at_hand(tensor.detach()) for name, tensor in trained_tensors(run.model).items()}
+
+
+def _at_hand(tensor: Tensor) -> Tensor:
+    """Return a tensor itself, or one that is divided between processes whole, in main memory."""
+    return whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def load_weights(run: TrainingRun, saved: Mapping[str, Tensor]) -> None:
@@ -53,7 +60,7 @@ def load_weights(run: TrainingRun, saved: Mapping[str, Tensor]) -> None:
             raise DsctlError(f"{name} is {_form(*old)} in the state, but {_form(*new)} in this run", hint=OTHER)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(saved[name])
+            tensor.copy_(like(saved[name], tensor))
 
 
 def _form(shape: tuple[int, ...], dtype: torch.dtype) -> str:
@@ -71,7 +78,7 @@ def optimizer_of(run: TrainingRun, initial: list[dict[str, Any]]) -> dict[str, A
     scaler = run.accelerator.scaler
     return {
         "class": class_of(run.optimizer),
-        "state": state["state"],
+        "state": whole_state(state["state"]),
         "groups": state["param_groups"],
         "initial": initial,
         "schedule": None if run.schedule is None else run.schedule.state_dict(),
@@ -102,7 +109,7 @@ def load_optimizer(run: TrainingRun, saved: dict[str, Any], initial: list[dict[s
     for kept, before, now in zip(saved["groups"], saved["initial"], initial, strict=True):
         changed = {key: value for key, value in now.items() if key not in before or before[key] != value}
         groups.append({**kept, **changed, "lr": kept["lr"]})
-    run.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    load_optimizer_state(run.optimizer, {"state": saved["state"], "param_groups": groups})
     _keep_dtypes(run.optimizer, saved["state"])
     _load_schedule(run, saved["schedule"], saved["initial"], initial)
     if run.accelerator.scaler is not None and saved["scaler"]:
@@ -116,7 +123,7 @@ def _keep_dtypes(optimizer: Optimizer, saved: Mapping[int, Mapping[str, Any]]) -
         own = optimizer.state[parameters[number]]
         for key, value in values.items():
             if isinstance(value, Tensor) and isinstance(own.get(key), Tensor) and own[key].dtype != value.dtype:
-                own[key] = value.to(own[key].device)
+                own[key] = like(value, own[key])
 
 
 def _load_schedule(

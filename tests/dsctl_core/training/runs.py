@@ -33,7 +33,7 @@ class Drawing(Module):
         return (self.pipe.dit(x) - torch.stack(noise)).square().mean()
 
 
-def warm_up(optimizer):
+def warm_up(optimizer, total):
     """Raise the rate over ten updates, then let it fall."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min((done + 1) / 10, 1) * 0.97**done)
 

@@ -147,7 +147,7 @@ def test_a_schedule_counts_updates(tmp_path):
         tmp_path,
         accumulate=2,
         max_steps=3,
-        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+        lr_scheduler=lambda o, total: torch.optim.lr_scheduler.LambdaLR(o, lambda done: 1 / (total - 2 + done)),
     )
     assert [line["lr"] for line in lines] == pytest.approx([1e-2, 1e-2 / 2, 1e-2 / 3])
 
@@ -194,7 +194,7 @@ def test_progress_hears_of_every_step(tmp_path):
             self.heard.append("finish")
 
     run(tmp_path, max_steps=2, progress=Noting())
-    assert Noting.heard == [("Training", 2), *[(1, ["loss", "lr", "s_per_step"])] * 2, "finish"]
+    assert Noting.heard == [("Training", 2), *[(1, ["loss", "lr", "peak memory", "samples/s"])] * 2, "finish"]
 
 
 def test_hooks_see_every_step_in_their_order_between_a_start_and_an_end(tmp_path):

@@ -58,7 +58,9 @@ SHAPES = {
     "another optimizer": {"optimizer": lambda p: torch.optim.Adamax(p, lr=1e-2)},
     "momentum": {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True)},
     "a constant rate": {"lr_scheduler": None},
-    "a rate that depends on the last": {"lr_scheduler": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20)},
+    "a rate that depends on the last": {
+        "lr_scheduler": lambda o, total: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20)
+    },
 }
 
 
