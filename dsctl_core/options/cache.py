@@ -1,7 +1,5 @@
 """The cache between the two stages of training: making it, and training from it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar, Literal
 

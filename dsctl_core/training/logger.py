@@ -126,6 +126,7 @@ class ModelLogger:
             form=self.lora_format,
             dtype=self.lora_dtype,
             shapes={component.name: shapes},
+            original=module.pipe.family.original_names,
         )
 
     def on_training_end(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> None:

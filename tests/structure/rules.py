@@ -13,7 +13,7 @@ HEAVY |= {"pandas", "pyarrow", "numpy", "PIL", "av", "huggingface_hub", "modelsc
 # Inside dsctl_core a module may import from its own layer and those above it in this list.
 LAYERS = (
     ("errors", "options", "family", "random", "progress", "version", "assets"),
-    ("checkpoint", "data", "hub", "scheduler", "memory", "lora", "cache"),
+    ("checkpoint", "data", "hub", "scheduler", "memory", "lora", "cache", "kv_cache"),
     ("units", "pipeline", "losses", "samples", "stages"),
     ("families",),
     ("training", "inference", "doctor", "validate", "lora_tools", "transfer", "launch"),
