@@ -111,10 +111,10 @@ def launch_training_task(
                 loss = prepared(batch[0] if batch_size == 1 else batch)
                 losses += _finite(accelerator, loss, step + 1, batch, dataset, weight) / accumulate
                 accelerator.backward(loss * weight)
-                norm = accelerator.clip_grad_norm_(parameters, max_grad_norm) if last else None
+                norm = gradient_norm(accelerator.clip_grad_norm_(parameters, max_grad_norm)) if last else None
                 built.step()
                 built.zero_grad()
-            if norm is None:
+            if not last:
                 continue
             step += 1
             lr = built.param_groups[0]["lr"]
@@ -122,7 +122,7 @@ def launch_training_task(
                 schedule.step()
             seconds = time.perf_counter() - began
             pace = rounds.step_samples(number) / seconds
-            record = StepRecord(step, losses, lr, gradient_norm(norm), seconds, pace, peak_memory())
+            record = StepRecord(step, losses, lr, math.nan if norm is None else norm, seconds, pace, peak_memory())
             model_logger.on_step_end(accelerator, model, record)
             run.step = step
             for hook in hooks:
