@@ -27,7 +27,7 @@ def test_both_sides_do_their_rounds(tmp_path: Path, part: str):
         "--json",
         tmp_path / "numbers.json",
     ]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("|  | dsctl | plain | times as fast |")
     (row,) = json.loads((tmp_path / "numbers.json").read_text())["comparisons"]
