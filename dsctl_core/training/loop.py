@@ -29,7 +29,7 @@ from dsctl_core.training.hooks import TrainingHook, TrainingRun
 from dsctl_core.training.logger import Continuation, ModelLogger, StepRecord
 from dsctl_core.training.rehearsal import rehearse_save, require_space, weight_bytes
 from dsctl_core.training.resume import refuse_changes, require_steps_left
-from dsctl_core.training.sharded import gradient_norm, keeping_gradients, prepare, shard, whole
+from dsctl_core.training.sharded import gradient_norm, keeping_gradients, prepare, shard
 from dsctl_core.training.shown import StepFields
 from dsctl_core.training.signals import SIGNALS, StopSignals, TrainingStopped
 from dsctl_core.training.state.folder import SavedState, find_state, locked
@@ -230,7 +230,7 @@ class _Loop:
     def _begin_step(self) -> None:
         self.loss, self.names, self.began = 0.0, list[str](), time.perf_counter()
 
-    def _micro_batch(self, number: int, loaded: list[Loaded]) -> Tensor | float | None:
+    def _micro_batch(self, number: int, loaded: list[Loaded]) -> float | None:
         """Add the gradient of one micro-batch; with a step's last one, update, and return the gradient's norm."""
         accelerator, prepared, optimizer = self.run.accelerator, self.run.prepared, self.run.optimizer
         batch = [_sample(each, self.on_bad_sample, accelerator.device) for each in loaded]
@@ -246,8 +246,7 @@ class _Loop:
             require_finite_loss(loss, self.run.step + 1, names, self.saved)
             self._share(loss.detach().float() * weight)
             accelerator.backward(loss * weight)
-            norm = accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm) if last else None
-            norm = whole(norm) if isinstance(norm, Tensor) else norm
+            norm = gradient_norm(accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm)) if last else None
             if last:
                 self._guard(norm)
             optimizer.step()
@@ -262,14 +261,14 @@ class _Loop:
         self.loss += told[0] / accelerator.gradient_accumulation_steps
         self.stopped_by = next((number for number, share in zip(SIGNALS, told[1:], strict=True) if share), 0)
 
-    def _guard(self, norm: Tensor | float | None) -> None:
+    def _guard(self, norm: float | None) -> None:
         """Stop before an update with a gradient that does harm, or none."""
         require_finite_gradient(norm, self.run.step + 1, self.names, self.saved, self.run.accelerator)
         if self.first_step:
             require_some_gradient(norm, self.run.parameters)
             self.first_step = False
 
-    def _end_step(self, number: int, norm: Tensor | float | None) -> None:
+    def _end_step(self, number: int, norm: float | None) -> None:
         """Record the step that round `number` has ended."""
         run = self.run
         run.step += 1
@@ -281,7 +280,7 @@ class _Loop:
         pace = self.rounds.step_samples(number) / seconds
         if self.record is None and run.accelerator.is_main_process:  # now the optimizer has a state to be measured
             require_space(run.logger.output_path, weight_bytes(run) + self.snapshots.bytes())
-        self.record = StepRecord(run.step, self.loss, lr, gradient_norm(norm), seconds, pace, peak_memory())
+        self.record = StepRecord(run.step, self.loss, lr, math.nan if norm is None else norm, seconds, pace, peak_memory())
         run.logger.on_step_end(run.accelerator, run.model, self.record)
         for hook in self.hooks:
             hook.on_step_end(run, self.record)
