@@ -1,7 +1,5 @@
 """All options of `dsctl train`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +14,7 @@ from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.options.optimizer import OptimizerOptions
+from dsctl_core.options.processes import ProcessOptions
 from dsctl_core.options.tasks import FIRST, LOSS_TASKS, SECOND
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 
@@ -24,6 +23,7 @@ TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, S
 
 class TrainOptions(
     OutputOptions,
+    ProcessOptions,
     LoraOptions,
     OptimizerOptions,
     ObjectiveOptions,

@@ -1,7 +1,5 @@
 """How to train, and where to."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 

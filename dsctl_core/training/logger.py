@@ -15,6 +15,7 @@ from dsctl_core.lora.files import save_lora
 from dsctl_core.lora.formats import FORMATS
 from dsctl_core.lora.layers import linear_shapes, trained_layers
 from dsctl_core.training.folder import METRICS_FILE, RUN_FILE, claim
+from dsctl_core.training.sharded import whole_weights
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class ModelLogger:
             return self.files
         accelerator.wait_for_everyone()
         for variant, in_place in self.variants.items():
-            with in_place():
+            with in_place(), whole_weights(accelerator, module):
                 if accelerator.is_main_process:
                     for component in module.trained:
                         self._write(module, component, step, variant)
@@ -132,6 +133,7 @@ class ModelLogger:
             form=self.lora_format,
             dtype=self.lora_dtype,
             shapes={component.name: shapes},
+            original=module.pipe.family.original_names,
         )
 
     def on_training_end(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> None:

@@ -90,6 +90,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     accelerator = build_accelerator(options)
     if not accelerator.is_main_process:
         progress = NoProgress()
+    warn_of_distilled(resolved, progress)
     made = claim(options.output_path) if accelerator.is_main_process else []
     try:
         dataset, task, only = first_stage(options, source, resolved, accelerator, progress)
@@ -143,6 +144,16 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         is_main_process=accelerator.is_main_process,
         skipped=len(skipped),
     )
+
+
+def warn_of_distilled(resolved: ResolvedModel, progress: Progress) -> None:
+    """Say so where the weights to be trained are distilled: what is learned fights the few steps they are made for."""
+    preset = resolved.preset
+    if preset is not None and preset.base_preset is not None:
+        progress.note(
+            f"Warning: {preset.name} is distilled, and training on it gives poor pictures; "
+            f"train on {preset.base_preset} instead, and use the LoRA on either"
+        )
 
 
 def open_samples(options: TrainOptions, skipped: SkippedRows, progress: Progress) -> tuple[Dataset, ResolvedModel]:
