@@ -41,6 +41,10 @@ def rounded(sample: Sample, dtype: torch.dtype) -> Sample:
     def through(value: Any) -> Any:
         if isinstance(value, list):
             return [through(entry) for entry in value]
+        if isinstance(value, tuple):
+            return tuple(through(entry) for entry in value)
+        if isinstance(value, dict):
+            return {key: through(entry) for key, entry in value.items()}
         if isinstance(value, Tensor) and value.is_floating_point() and dtype.itemsize < value.dtype.itemsize:
             return value.to(dtype).to(value.dtype)
         return value

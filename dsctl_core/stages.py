@@ -34,16 +34,16 @@ class Split:
 def split(units: Iterable[PipelineUnit], trainable: Collection[str]) -> Split:
     """Split `units`, given in running order, for training the components named in `trainable`.
 
-    A unit runs at every step if it uses a trained component, or draws anew at each step, or reads something written
-    this step, or overwrites something that a unit of every step before it read or wrote. All others can be moved
-    before those of every step without changing what anybody reads, so they run once.
+    A unit runs at every step if it uses what is trained of a component, or draws anew at each step, or reads something
+    written this step, or overwrites something that a unit of every step before it read or wrote. All others can be
+    moved before those of every step without changing what anybody reads, so they run once.
     """
     trained = {name.split(".")[0] for name in trainable}
     once, every_step = [], []
     fresh, read = set(PER_STEP_INPUTS), set(PER_STEP_INPUTS)
     for unit in units:
         reads, writes = read_by(unit), set(unit.output_params)
-        own = unit.draws_each_step or trained & set(unit.onload_model_names)
+        own = unit.draws_each_step or trained & (set(unit.onload_model_names) - set(unit.frozen_use))
         if own or reads & fresh or writes & (fresh | read):
             every_step.append(unit)
             fresh |= writes
@@ -102,7 +102,7 @@ def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> S
     needs -= set(PER_STEP_INPUTS) - set(loss.requires)
     named = [*pipe.in_iteration_models, *(name.split(".")[0] for name in trainable)]
     named += [name for unit in parts.every_step for name in unit.onload_model_names]
-    order = [component.name for component in pipe.family.components]
+    order = list(pipe.component_names)
     second = tuple(sorted(dict.fromkeys(named), key=order.index))
     return Stages(parts, frozenset(needs), lanes(parts.once, needs), second)
 

@@ -48,7 +48,7 @@ class Loss:
     def inputs_from_row(self, pipe: BasePipeline, row: Inputs, extra_inputs: Sequence[str]) -> Sides:
         """Return the (shared, posi, nega) inputs of one row; what the row says goes over what training would take."""
         theirs = [name for name in extra_inputs if name not in self.columns]
-        shared, posi, nega = pipe.inputs_from_rows([row], theirs)
+        shared, posi, nega = pipe.row_inputs([row], theirs)
         if self.read_row is None:
             return shared, posi, nega
         try:

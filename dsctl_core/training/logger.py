@@ -65,6 +65,7 @@ class ModelLogger:
         self.variants: dict[str, Callable[[], AbstractContextManager[None]]] = {"": nullcontext}
         self.saved_step = -1
         self.files: list[Path] = []
+        self.waiting: list[dict[str, Any]] = []  # lines for metrics.jsonl from before the first step
 
     def on_training_start(self, accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
         """Claim the output folder."""
@@ -80,12 +81,25 @@ class ModelLogger:
         if accelerator.is_main_process:
             if record.step == 1 and self.run is not None:
                 write_json(self.output_path / RUN_FILE, {**self.run, "parameters": module.count_parameters()})
-            path = self.output_path / METRICS_FILE
-            try:
-                with path.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(asdict(record)) + "\n")
-            except OSError as error:
-                raise write_error(path, error) from error
+            self._write_lines([asdict(record), *self.waiting])
+            self.waiting.clear()
+
+    def append(self, accelerator: Accelerator, line: dict[str, Any]) -> None:
+        """Append a line that says its step to metrics.jsonl; one from before the first step waits for that."""
+        if not accelerator.is_main_process:
+            return
+        if line["step"] == 0:
+            self.waiting.append(line)
+        else:
+            self._write_lines([line])
+
+    def _write_lines(self, lines: list[dict[str, Any]]) -> None:
+        path = self.output_path / METRICS_FILE
+        try:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write("".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise write_error(path, error) from error
 
     def save(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> list[Path]:
         """Write the trained weights as they are after `step` updates, unless they are written already."""

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dsctl_core.cache.codec import encode, is_plain
-from dsctl_core.cache.fingerprint import digest, digest_files
+from dsctl_core.cache.fingerprint import digest, digest_file, digest_files
 from dsctl_core.cache.manifest import Entry, Recipe
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.dataset import TEXT_COLUMNS
@@ -25,6 +25,7 @@ from dsctl_core.progress import Progress
 from dsctl_core.samples import SIDES, Sample, pick
 from dsctl_core.stages import Lane, Stages, run
 
+LONGEST_PATH = 1000  # characters
 RAW = "as it is"  # the lane of what the second stage reads from the dataset itself, such as a picture
 
 
@@ -138,8 +139,15 @@ def fingerprint(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [fingerprint(entry) for entry in value]
     if isinstance(value, dict):
-        return {str(name): fingerprint(entry) for name, entry in value.items()}
+        return {str(name): _in_a_dict(entry) for name, entry in value.items()}
     return encode(value, [])
+
+
+def _in_a_dict(value: Any) -> Any:
+    """Return `fingerprint`; of text that names a file with the file's contents: whoever reads it may open that."""
+    if isinstance(value, str) and len(value) < LONGEST_PATH and Path(value).is_file():
+        return {"path": value, "file": digest_file(Path(value))}
+    return fingerprint(value)
 
 
 def has_unread(value: Any) -> bool:

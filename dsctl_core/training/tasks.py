@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.cache.reader import CACHED
-from dsctl_core.errors import UsageError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.losses import Loss, find_loss
 from dsctl_core.losses.contract import Sides
 from dsctl_core.options.objective import ObjectiveOptions
@@ -66,6 +66,8 @@ class TaskModule(DiffusionTrainingModule):
         own = [name for name in PER_STEP_INPUTS if name not in self.loss.requires]
         drawn = {name: [row.get(name) for row in rows] for name in own}
         shared = {**self._placed(shared), **drawn, **self.run_time_inputs}
+        if "_timestep" in rows[0]:  # chosen by validation, instead of drawn by the loss
+            shared["timestep"] = torch.stack([row["_timestep"] for row in rows])
         shared, posi, nega = run(
             self.stages.split.every_step, self.pipe, (shared, self._placed(posi), self._placed(nega))
         )
@@ -76,7 +78,12 @@ class TaskModule(DiffusionTrainingModule):
         sides = self._inputs(row)
         # As in inference and as for a cache: in the precision of the weights, whatever the training's is.
         with torch.no_grad(), torch.autocast(self.pipe.device.type, enabled=False):
-            sides = run(self.stages.split.once, self.pipe, sides)
+            try:
+                sides = run(self.stages.split.once, self.pipe, sides)
+            except DsctlError as error:
+                if "_row" not in row:
+                    raise
+                raise DsctlError(f"row {row['_row'] + 1}: {error.problem}", hint=error.hint) from error
         return rounded(pick(sides, self.stages.needs), self.pipe.torch_dtype)
 
     def _inputs(self, row: dict[str, Any]) -> Sides:
