@@ -145,7 +145,7 @@ class SeeingOptions(Options):
 
     @field_validator("track")
     @classmethod
-    def _trackers_once(cls, track: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+    def _each_tracker_once(cls, track: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
         for tracker in track:
             if track.count(tracker) > 1:
                 raise UsageError(f"--track names {tracker} twice", hint="name each once")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +44,8 @@ class ModelLogger:
     A LoRA is written as `lora_format` (see dsctl_core.lora.formats) in `lora_dtype`, and read back to prove it; the
     format "peft" makes a folder `step-N.peft`.
     `metadata` is added to the header of every file; `run` says how the run was made and goes into `run.json`.
-    A folder that holds a run already is refused.
+    A folder that holds a run already is refused. `variants` are further kinds of weights to save, as what puts them
+    into the model for a while; their files are `step-N.VARIANT.safetensors`.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class ModelLogger:
         self.metadata = dict(metadata or {})
         self.run = run
         self.lora_format, self.lora_dtype = lora_format, lora_dtype
+        self.variants: dict[str, Callable[[], AbstractContextManager[None]]] = {"": nullcontext}
         self.saved_step = -1
         self.files: list[Path] = []
         self.waiting: list[dict[str, Any]] = []  # lines for metrics.jsonl from before the first step
@@ -102,31 +106,34 @@ class ModelLogger:
         if step == self.saved_step:
             return self.files
         accelerator.wait_for_everyone()
-        with whole_weights(accelerator, module):
-            if accelerator.is_main_process:
-                for component in module.trained:
-                    self._write(module, component, step)
+        for variant, in_place in self.variants.items():
+            with in_place(), whole_weights(accelerator, module):
+                if accelerator.is_main_process:
+                    for component in module.trained:
+                        self._write(module, component, step, variant)
         self.saved_step = step
         self.files = [self._path(module, component, step) for component in module.trained]
         accelerator.wait_for_everyone()
         return self.files
 
-    def _path(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int) -> Path:
-        middle = f".{component.name}" if len(module.trained) > 1 else ""
+    def _path(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int, variant: str = "") -> Path:
+        names = [component.name if len(module.trained) > 1 else "", variant]
+        middle = "".join(f".{name}" for name in names if name)
         suffix = ".peft" if component.lora and FORMATS[self.lora_format].folder else ".safetensors"
         return self.output_path / f"step-{step}{middle}{suffix}"
 
-    def _write(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int) -> None:
+    def _write(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int, variant: str) -> None:
         about = {
             "dsctl_version": __version__,
             "family": module.pipe.family.name,
             "component": component.name,
             "kind": "lora" if component.lora else "weights",
             "steps": str(step),
+            **({"variant": variant} if variant else {}),
             **component.description,
             **self.metadata,
         }
-        path = self._path(module, component, step)
+        path = self._path(module, component, step, variant)
         if not component.lora:
             weights = module.export_trained(self.remove_prefix_in_ckpt)[component.name]
             write_safetensors(path, weights, about)
