@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import UnifiedDataset
@@ -111,6 +112,25 @@ def test_it_is_measured_as_often_as_asked_else_with_the_saves_else_ten_times(
     assert TIMES == 10
     train(options(tiny_folder, dataset_folder, tmp_path / "out", max_steps=5, **SPLIT, **given))
     assert list(lines(tmp_path / "out")) == steps
+
+
+def test_a_loss_without_levels_is_taken_once_for_each_row(tiny_folder, tmp_path, monkeypatch):
+    from dsctl_core.training.tasks import TaskModule
+    from tests.dsctl_core.training.test_distill_runs import dataset
+    from tests.dsctl_core.training.test_distill_runs import options as distilled
+
+    taken, forward = [], TaskModule.forward
+
+    def spied(self, data):
+        taken.append(self.pipe.dit.training or torch.is_grad_enabled())
+        return forward(self, data)
+
+    monkeypatch.setattr(TaskModule, "forward", spied)
+    folder = dataset(tmp_path / "data")
+    values = {"dataset_base_path": folder, "max_steps": 1, "validation_split": 0.01, "batch_size": 1}
+    train(distilled(tiny_folder, tmp_path / "out", **values))
+    assert taken.count(False) == 2
+    assert sorted(lines(tmp_path / "out")) == [0, 1]
 
 
 def test_two_processes_measure_and_draw_what_one_does(tiny_folder, dataset_folder, repository, tmp_path):
