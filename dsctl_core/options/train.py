@@ -119,7 +119,7 @@ class TrainOptions(
     @model_validator(mode="after")
     def _something_to_see(self) -> Self:
         for name in ("track", "sample_every", "validation_split") if self.first_stage else ():
-            if self.given(name):
+            if self._differs(name):
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{flag} has no effect on {self.task}, which trains nothing", hint=f"drop {flag}")
         prompted = self.sample_prompt or self.sample_prompts_file is not None
