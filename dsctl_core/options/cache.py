@@ -1,7 +1,5 @@
 """The cache between the two stages of training: making it, and training from it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,6 +9,7 @@ from dsctl_core.errors import unknown_name
 from dsctl_core.options.base import Alternative, Count, Names, Options
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.processes import ProcessCountOptions
 from dsctl_core.options.template import MODEL, TemplateOptions
 
 LOSS_TASKS = ("sft",)
@@ -34,7 +33,7 @@ class CacheUseOptions(Options):
     )
 
 
-class CacheOptions(TemplateOptions, DataOptions, ModelOptions):
+class CacheOptions(ProcessCountOptions, TemplateOptions, DataOptions, ModelOptions):
     """Options of `dsctl cache`."""
 
     panel: ClassVar[str] = "Cache"

@@ -1,7 +1,5 @@
 """The LoRA to train, those to train on top of, and how LoRA files are named."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,7 +22,7 @@ class LoraFile:
     scale: float = 1.0
 
     @classmethod
-    def parse(cls, text: Any) -> LoraFile:
+    def parse(cls, text: Any) -> "LoraFile":
         """Read FILE or FILE:SCALE.
 
         A colon belongs to the path where the whole text is a path that exists, or where a separator comes after it.

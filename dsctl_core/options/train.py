@@ -1,7 +1,5 @@
 """All options of `dsctl train`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +12,8 @@ from dsctl_core.options.cache import FIRST, LOSS_TASKS, SECOND, CacheUseOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.optimizer import OptimizerOptions
+from dsctl_core.options.processes import ProcessOptions
 from dsctl_core.options.template import MODEL, TemplateOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 
@@ -21,7 +21,15 @@ TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, S
 
 
 class TrainOptions(
-    OutputOptions, LoraOptions, TrainingOptions, TemplateOptions, CacheUseOptions, DataOptions, ModelOptions
+    OutputOptions,
+    ProcessOptions,
+    LoraOptions,
+    OptimizerOptions,
+    TrainingOptions,
+    TemplateOptions,
+    CacheUseOptions,
+    DataOptions,
+    ModelOptions,
 ):
     """Options of `dsctl train`."""
 

@@ -16,7 +16,7 @@ LAYERS = (
     ("checkpoint", "data", "hub", "scheduler", "memory", "lora", "cache", "kv_cache"),
     ("units", "pipeline", "losses", "samples", "stages"),
     ("families",),
-    ("training", "inference", "doctor", "validate", "lora_tools", "transfer", "template"),
+    ("training", "inference", "doctor", "validate", "lora_tools", "transfer", "launch", "template"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
