@@ -126,18 +126,27 @@ def read_prompts(options: InferOptions) -> list[str]:
         return [options.prompt]
     file = options.prompts_file
     assert file is not None  # the options see to it
+    return prompt_lines(file, "--prompts-file")
+
+
+def prompt_lines(file: Path, flag: str) -> list[str]:
+    """Return the prompts in the file given with `flag`: one a line, empty lines left out."""
+    prompts = [line.strip() for line in text_lines(file, flag) if line.strip()]
+    if not prompts:
+        raise DsctlError(f"{flag} {file} has no prompt in it", hint="write one prompt a line")
+    return prompts
+
+
+def text_lines(file: Path, flag: str) -> list[str]:
+    """Return the lines of the UTF-8 file given with `flag`."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise DsctlError(
-            f"--prompts-file {file} cannot be read: {error.strerror}", hint="give a text file with a prompt a line"
+            f"{flag} {file} cannot be read: {error.strerror}", hint="give a text file with a prompt a line"
         ) from error
     except UnicodeDecodeError as error:
-        raise DsctlError(f"--prompts-file {file} is not UTF-8 text: {error}", hint="save it as UTF-8") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise DsctlError(f"--prompts-file {file} has no prompt in it", hint="write one prompt a line")
-    return prompts
+        raise DsctlError(f"{flag} {file} is not UTF-8 text: {error}", hint="save it as UTF-8") from error
 
 
 def output_files(output: Path, count: int, with_grid: bool) -> list[Path]:

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 ProgressBar = Callable[[Iterable[Tensor]], Iterable[Tensor]]
 
 
+Step = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> latents at the next level
+
+
+def plainly(step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
+    """Run a denoising step as it is."""
+    return step(latents, timestep)
+
+
 def no_progress_bar(timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
     """Return `timesteps` as they are: the progress bar of those who want none."""
     return timesteps
@@ -51,12 +59,13 @@ class BasePipeline(nn.Module):
     """The components of one model and how they make a picture.
 
     Components are attributes under their family's names (`self.dit`), None where not loaded. A family's class sets
-    `family`, `units`, `model_fn` and `in_iteration_models` (the components that `model_fn` takes), and writes
-    `__call__` and `inputs_from_rows`.
+    `family`, `units`, `model_fn`, `in_iteration_models` (the components that `model_fn` takes) and `decoding_models`
+    (those that make pictures of latents), and writes `__call__` and `inputs_from_rows`.
     """
 
     family: ClassVar[Family]
     in_iteration_models: ClassVar[tuple[str, ...]] = ("dit",)
+    decoding_models: ClassVar[tuple[str, ...]] = ("vae",)
 
     units: list[PipelineUnit]
     model_fn: Callable[..., Tensor]
@@ -176,6 +185,10 @@ class BasePipeline(nn.Module):
                 nearest = f"{low}" if value <= low else f"{low} or {low + factor}"
                 raise UsageError(f"the {name} {value} is not a multiple of {factor}", hint=f"nearest: {nearest}")
 
+    def image_tokens(self, height: int, width: int) -> int:
+        """Return how many tokens a picture is to the denoiser, from which the shift of its schedule follows."""
+        return (height // self.family.division_factor) * (width // self.family.division_factor)
+
     def preprocess_image(self, image: Image.Image) -> Tensor:
         """Return a picture as (1, 3, H, W) float32 in [-1, 1]; where it is transparent it becomes white."""
         if image.has_transparency_data:
@@ -241,14 +254,18 @@ class BasePipeline(nn.Module):
         *,
         cfg_scale: float,
         progress_bar_cmd: ProgressBar = no_progress_bar,
+        scheduler: FlowMatchScheduler | None = None,
+        run_step: Callable[[Step, Tensor, Tensor], Tensor] = plainly,
     ) -> Tensor:
         """Follow the velocity from `shared["latents"]` along the scheduler's levels down to clean latents.
 
-        Where `shared["latents_mask"]` is 0 the result is `shared["input_latents"]`.
+        Where `shared["latents_mask"]` is 0 the result is `shared["input_latents"]`. `scheduler` is the pipeline's own
+        unless another is given; `run_step(step, latents, timestep)` runs a step.
         """
         self.load_models_to_device(self.in_iteration_models)
-        latents, mask = shared["latents"], shared.get("latents_mask")
-        for timestep in progress_bar_cmd(self.scheduler.timesteps):
+        levels, mask = scheduler or self.scheduler, shared.get("latents_mask")
+
+        def step(latents: Tensor, timestep: Tensor) -> Tensor:
             state = {"latents": latents, "timestep": timestep.to(latents.device)}
             velocity = self.call_model_fn(**{**shared, **posi, **state})
             if cfg_scale != 1:
@@ -257,5 +274,9 @@ class BasePipeline(nn.Module):
                 # The straight way from here to the input picture: at sigma = 0 it is there.
                 home = (latents - shared["input_latents"]) / (timestep / 1000).to(latents.device)
                 velocity = mask * velocity + (1 - mask) * home
-            latents = self.scheduler.step(velocity, timestep, latents)
+            return levels.step(velocity, timestep, latents)
+
+        latents: Tensor = shared["latents"]
+        for timestep in progress_bar_cmd(levels.timesteps):
+            latents = run_step(step, latents, timestep)
         return latents

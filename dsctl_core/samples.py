@@ -126,5 +126,5 @@ def _agreed(name: str, values: list[Any]) -> Any:
 def _mixed(name: str, first: Any, other: Any) -> DsctlError:
     return DsctlError(
         f"one batch has samples whose {name} is {first} and {other}",
-        hint="give a fixed --height and --width, or a batch size of 1",
+        hint="give all rows the same, or a batch size of 1; sizes are the same with --height and --width",
     )

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dsctl_core.losses import Loss
     from dsctl_core.pipeline import BasePipeline
 
-# What training gives a sample anew each time it is seen. Whoever reads it, runs at every step.
+# What training gives a sample anew each time it is seen, unless the loss takes it from the row. Whoever reads it runs
+# at every step.
 PER_STEP_INPUTS = ("seed",)
 # What the loss hands to `model_fn` by itself, whatever the units wrote under these names.
 FROM_THE_LOSS = ("latents", "timestep")
@@ -98,7 +99,7 @@ def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> S
     needs = read_by_loss(pipe, loss)
     for unit in parts.every_step:
         needs |= read_by(unit)
-    needs -= set(PER_STEP_INPUTS)
+    needs -= set(PER_STEP_INPUTS) - set(loss.requires)
     named = [*pipe.in_iteration_models, *(name.split(".")[0] for name in trainable)]
     named += [name for unit in parts.every_step for name in unit.onload_model_names]
     order = list(pipe.component_names)
@@ -109,8 +110,7 @@ def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> S
 def read_by_loss(pipe: BasePipeline, loss: Loss) -> set[str]:
     """Return every name that `model_fn` and the loss may look at."""
     parameters = set(inspect.signature(pipe.model_fn).parameters)
-    required = set(loss.requires)  # type: ignore[attr-defined]
-    return parameters - set(FROM_THE_LOSS) - set(pipe.in_iteration_models) | required
+    return parameters - set(FROM_THE_LOSS) - set(pipe.in_iteration_models) | set(loss.requires)
 
 
 def lanes(once: Sequence[PipelineUnit], needs: Collection[str]) -> tuple[Lane, ...]:

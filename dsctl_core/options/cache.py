@@ -10,10 +10,8 @@ from dsctl_core.options.base import Alternative, Count, Names, Options
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.processes import ProcessCountOptions
+from dsctl_core.options.tasks import LOSS_TASKS
 from dsctl_core.options.template import MODEL, TemplateOptions
-
-LOSS_TASKS = ("sft",)
-FIRST, SECOND = ":data_process", ":train"  # what a task's name ends with when it is one of its two stages
 
 
 class CacheUseOptions(Options):

@@ -19,6 +19,7 @@ from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.family import Family
 from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.layers import fuse_lora
+from dsctl_core.losses import find_loss
 from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.options.template import INPUTS as TEMPLATE_COLUMN
@@ -28,10 +29,10 @@ from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages import Stages, plan_stages
 from dsctl_core.template.trust import Trust
+from dsctl_core.training.columns import refuse_unreadable
 from dsctl_core.training.device import make_accelerator
 from dsctl_core.training.module import float_dtype
 from dsctl_core.training.stage_one import READERS, CacheResult, FirstStage, fill_cache
-from dsctl_core.training.tasks import find_loss
 
 if TYPE_CHECKING:
     import torch
@@ -169,9 +170,10 @@ def refuse_loras_on(options: TrainOptions, family: Family, components: Iterable[
             )
 
 
-def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel) -> None:
-    """Refuse an extra input that the family does not have."""
-    known = (*resolved.family.extra_inputs, *(resolved.extension.columns if resolved.extension else ()))
+def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str) -> None:
+    """Refuse an extra input that nothing reads: not the family, its extension or the task's loss."""
+    columns = resolved.extension.columns if resolved.extension else ()
+    known = (*resolved.family.extra_inputs, *columns, *find_loss(task).columns)
     for name in names:
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no extra inputs"
@@ -289,19 +291,22 @@ def make_cache(options: CacheOptions | TrainOptions, progress: Progress) -> Cach
     """Do the first stage as `options` say, in the folder `output_path`; see dsctl_core.training.stage_one."""
     refuse_other_files(options.output_path)
     resolved = open_model(options)
-    refuse_extra_inputs(options.extra_inputs, resolved)
+    task = options.loss_task if isinstance(options, TrainOptions) else options.task
+    refuse_extra_inputs(options.extra_inputs, resolved, task)
     dataset = build_dataset(options, resolved.family, resolved.defaults)
     refuse_varying(dataset)
+    if options.on_bad_sample == "stop":
+        refuse_unreadable(dataset, find_loss(task))
     accelerator = make_accelerator(options.device, options.mixed_precision)
     if not accelerator.is_main_process:
         progress = NoProgress()
     dtype = float_dtype(accelerator.mixed_precision)
     if isinstance(options, TrainOptions):
-        task, trainable = options.loss_task, options.trained_components
+        trainable = options.trained_components
         skip_bad = options.on_bad_sample == "skip"
         how = sharing(accelerator, batch_size=options.batch_size, readers=readers_of(options), skip_bad=skip_bad)
     else:
-        task, trainable = options.task, options.trained_names
+        trainable = options.trained_names
         how = sharing(
             accelerator,
             batch_size=options.batch_size,

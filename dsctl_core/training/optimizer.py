@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 
 from dsctl_core.errors import UsageError, near_miss, unknown_name
 from dsctl_core.options.optimizer import OPTIMIZERS, KnownOptimizer, OptimizerOptions
+from dsctl_core.options.template import MODEL as TEMPLATE
 
 if TYPE_CHECKING:
     from dsctl_core.families.resolve import ResolvedModel
     from dsctl_core.options import TrainOptions
-from dsctl_core.options.template import MODEL as TEMPLATE
 
 LORA_RATE, FULL_RATE = 1e-4, 1e-5  # of AdamW: the learning rates that the spec recommends
 OURS = ("self", "params", "lr", "weight_decay")  # parameters that are no --optimizer-args

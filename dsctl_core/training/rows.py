@@ -19,6 +19,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.dataset import TEXT_COLUMNS
 from dsctl_core.data.operators import require_file
 from dsctl_core.errors import DsctlError
+from dsctl_core.losses import find_loss
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
 from dsctl_core.samples import SIDES, Sample, pick
@@ -98,7 +99,7 @@ def entry_of(
     plan: Plan,
 ) -> None:
     """Add the entry of one row to `plan`, and its jobs where no row before it has the same."""
-    sides = pipe.row_inputs([values], recipe.extra_inputs)
+    sides = find_loss(recipe.task).inputs_from_row(pipe, values, recipe.extra_inputs)
     run(checks, pipe, sides)
     written = {name for lane in stages.lanes for name in lane.keeps}
     raw = pick(sides, stages.needs - written)
@@ -158,11 +159,11 @@ def has_unread(value: Any) -> bool:
     return isinstance(value, Unread)
 
 
-def read_inputs(dataset: UnifiedDataset, pipe: BasePipeline, extra_inputs: Sequence[str], job: Job) -> Sample:
+def read_inputs(dataset: UnifiedDataset, pipe: BasePipeline, recipe: Recipe, job: Job) -> Sample:
     """Return the inputs of a job with its pictures decoded."""
     if not has_unread(job.sample):
         return job.sample
-    sides = pipe.row_inputs([dataset.row(job.row)], extra_inputs)
+    sides = find_loss(recipe.task).inputs_from_row(pipe, dataset.row(job.row), recipe.extra_inputs)
     found = dict(zip(SIDES, sides, strict=True))
     return {name: found[name.partition(".")[0]][name.partition(".")[2]] for name in job.sample}
 

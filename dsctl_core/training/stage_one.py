@@ -208,7 +208,7 @@ def read_ahead(
         def fill() -> None:
             while batches and len(waiting) < ahead:
                 number, batch = batches.pop(0)
-                reads = [pool.submit(read_inputs, dataset, pipe, recipe.extra_inputs, job) for job in batch]
+                reads = [pool.submit(read_inputs, dataset, pipe, recipe, job) for job in batch]
                 waiting.append((number, batch, reads))
 
         def of_shard(number: int) -> Batches:
