@@ -111,7 +111,8 @@ def _import_class(known: KnownOptimizer) -> type[Optimizer]:
 def learning_rate(options: TrainOptions, resolved: ResolvedModel) -> float:
     """Return the rate given, else the usual one of the optimizer.
 
-    That is mostly that of AdamW: the preset's own or 1e-4 for a LoRA, and 1e-5 when whole components are trained.
+    That is mostly that of AdamW: the preset's own or 1e-4 for a LoRA or a template, and 1e-5 when whole components
+    are trained.
     """
     if options.learning_rate is not None:
         return options.learning_rate
