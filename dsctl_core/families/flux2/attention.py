@@ -117,7 +117,8 @@ def _attend(
     """Rotate the model's own tokens, put the cached ones behind their keys and values, and attend: (B, T + S, H*D)."""
     query, key, value = own
     if rotary is not None:
-        query, key = (apply_rotary_emb(each, rotary, sequence_dim=1) for each in (query, key))
+        rotated: list[Any] = [apply_rotary_emb(each, rotary, sequence_dim=1) for each in (query, key)]
+        query, key = rotated
     attended = dispatch_attention_fn(
         query,
         torch.cat([key, cached[0].to(key)], dim=1),
