@@ -1,4 +1,4 @@
-"""A preset whose parts are in two repositories: found, trained, run and merged as any other, from what is on the disk."""
+"""A preset whose parts are in two repositories: found, trained, run and merged as any other."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from dsctl_core.checkpoint.load import find_places
 from dsctl_core.errors import DsctlError
+from dsctl_core.families import find_preset
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.inference import infer
 from dsctl_core.lora_tools import merge
@@ -25,7 +26,7 @@ SMALL = {"height": 32, "width": 32, "num_inference_steps": 1, "device": "cpu", "
 
 @pytest.fixture
 def models(klein: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tiny klein where the parts of a preset would be downloaded to: each only in the repository that it is from."""
+    """The tiny klein where a preset would be downloaded to: each part only in the repository that it is from."""
     base = tmp_path / "models"
     for repository, folders in ((BASE, ["transformer"]), (DISTILLED, ["text_encoder", "vae", "tokenizer"])):
         for folder in folders:
@@ -75,3 +76,22 @@ def test_training_running_and_merging_by_the_presets_name(models: Path, tmp_path
     with Image.open(by_name.files[0]) as one, Image.open(merged.files[0]) as other:
         differences = [abs(a - b) for a, b in zip(one.tobytes(), other.tobytes(), strict=True)]
     assert max(differences) <= 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "text_width", "guidance"),
+    [
+        ("flux2-klein-base-4b", 7680, False),
+        ("flux2-klein-4b", 7680, False),
+        ("flux2-klein-base-9b", 12288, False),
+        ("flux2-klein-9b", 12288, False),
+        ("flux2-dev", 15360, True),
+    ],
+)
+def test_a_preset_is_reckoned_with_at_its_own_size(preset: str, text_width: int, guidance: bool) -> None:
+    family, found = find_preset(preset)
+    sizes = family.sizes("dit", found.variant)
+    assert (sizes["joint_attention_dim"], sizes["guidance_embeds"]) == (text_width, guidance)
+    assert family.cache_bytes is not None
+    assert family.cache_bytes(sizes, 1024, 1024, 1, 40) == (2 * 128 * 64 * 64, 2 * 512 * text_width)
+    assert family.sizes("vae", found.variant) == family.published["vae"]
