@@ -280,7 +280,8 @@ class _Loop:
         pace = self.rounds.step_samples(number) / seconds
         if self.record is None and run.accelerator.is_main_process:  # now the optimizer has a state to be measured
             require_space(run.logger.output_path, weight_bytes(run) + self.snapshots.bytes())
-        self.record = StepRecord(run.step, self.loss, lr, math.nan if norm is None else norm, seconds, pace, peak_memory())
+        length = math.nan if norm is None else norm
+        self.record = StepRecord(run.step, self.loss, lr, length, seconds, pace, peak_memory())
         run.logger.on_step_end(run.accelerator, run.model, self.record)
         for hook in self.hooks:
             hook.on_step_end(run, self.record)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.training.sharded import like, load_optimizer_state, whole, whole_state
+from dsctl_core.training.sharded import divided_state, like, whole, whole_state
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -109,7 +109,9 @@ def load_optimizer(run: TrainingRun, saved: dict[str, Any], initial: list[dict[s
     for kept, before, now in zip(saved["groups"], saved["initial"], initial, strict=True):
         changed = {key: value for key, value in now.items() if key not in before or before[key] != value}
         groups.append({**kept, **changed, "lr": kept["lr"]})
-    load_optimizer_state(run.optimizer, {"state": saved["state"], "param_groups": groups})
+    parameters = [each for group in run.optimizer.param_groups for each in group["params"]]
+    state = divided_state(saved["state"], parameters)
+    run.optimizer.load_state_dict({"state": state, "param_groups": groups})
     _keep_dtypes(run.optimizer, saved["state"])
     _load_schedule(run, saved["schedule"], saved["initial"], initial)
     if run.accelerator.scaler is not None and saved["scaler"]:
