@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dsctl import errors, out
+from dsctl import errors, launch, out
 from dsctl.words import checked_words, unknown_command
 
 # name -> (its function, what it does), or (its own table, what it does)
@@ -164,7 +164,7 @@ def build_app(words: Sequence[str]) -> typer.Typer:
 def main(words: Sequence[str] | None = None) -> int:
     """Run `dsctl` with `words` (those of the process when None) and return the exit code."""
     given = list(sys.argv[1:] if words is None else words)
-    with out.session(given), errors.Outcome() as outcome:
+    with out.session(given), launch.given(given), errors.Outcome() as outcome:
         # Of `--help` and Ctrl-C typer returns an exit code; a command itself returns nothing.
         outcome.code = build_app(given)(given, prog_name="dsctl", standalone_mode=False) or 0
     return outcome.code

@@ -69,6 +69,7 @@ class LoraFormat:
     alpha: Literal["folded", "tensor", "config"]
     flat: bool = False  # dots in a layer's name become underscores
     folder: bool = False  # adapter_model.safetensors and adapter_config.json, instead of one file
+    original: bool = False  # under the names that a model was published with first, where it has such
 
     def key(self, layer: str, part: str) -> str:
         """Return the tensor name of `part` of `layer`."""
@@ -79,8 +80,8 @@ FORMATS = {
     form.name: form
     for form in (
         LoraFormat("diffusers", "diffusion_model.", "lora_A.weight", "lora_B.weight", "folded"),
-        LoraFormat("comfyui", "diffusion_model.", "lora_down.weight", "lora_up.weight", "tensor"),
-        LoraFormat("kohya", "lora_unet_", "lora_down.weight", "lora_up.weight", "tensor", flat=True),
+        LoraFormat("comfyui", "diffusion_model.", "lora_down.weight", "lora_up.weight", "tensor", original=True),
+        LoraFormat("kohya", "lora_unet_", "lora_down.weight", "lora_up.weight", "tensor", flat=True, original=True),
         LoraFormat("diffsynth", "", "lora_A.default.weight", "lora_B.default.weight", "folded"),
         LoraFormat("peft", "base_model.model.", "lora_A.weight", "lora_B.weight", "config", folder=True),
     )

@@ -35,8 +35,9 @@ def add_lora(
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    _check_targets(model, target_modules)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(target_modules), lora_dropout=0.0)
+    # By their whole names: the end of one can also be that of a module that is no layer.
+    layers = _matched(model, target_modules)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=TRAINED)
@@ -48,17 +49,22 @@ def add_lora(
         layer.scaling[TRAINED] = 1.0 if alpha is None else alpha / rank
 
 
-def _check_targets(model: nn.Module, target_modules: Sequence[str]) -> None:
+def _matched(model: nn.Module, target_modules: Sequence[str]) -> list[str]:
+    """Return the names of the linear layers that end in one of `target_modules`; each must match one at least."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not target_modules:
         raise DsctlError("no LoRA target modules were given", hint="name layers such as to_q,to_k,to_v")
+    found: dict[str, None] = {}
     for target in target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
+        matches = [name for name in linear if name == target or name.endswith(f".{target}")]
+        found.update(dict.fromkeys(matches))
+        if not matches:
             guess = near_miss(target, sorted({tail for name in linear for tail in _tails(name)}))
             raise DsctlError(
                 f"LoRA target {target!r} matches no linear layer of the {type(model).__name__}",
                 hint=f"did you mean {guess!r}?" if guess else f"layers are named like {', '.join(linear[-3:])}",
             )
+    return list(found)
 
 
 def _tails(name: str) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dsctl_core.options.infer import InferOptions
     from dsctl_core.options.lora import LoraFile, LoraOptions
     from dsctl_core.options.model import ModelOptions
+    from dsctl_core.options.optimizer import OptimizerOptions
     from dsctl_core.options.show import DoctorOptions, ModelsListOptions, ModelsShowOptions
     from dsctl_core.options.train import TASKS, TrainOptions
     from dsctl_core.options.training import OutputOptions, TrainingOptions
@@ -33,6 +34,7 @@ __all__ = [
     "ModelOptions",
     "ModelsListOptions",
     "ModelsShowOptions",
+    "OptimizerOptions",
     "Options",
     "OutputOptions",
     "ReadingOptions",
@@ -48,6 +50,7 @@ _PLACES = {
     "infer": ("InferOptions",),
     "lora": ("LoraFile", "LoraOptions"),
     "model": ("ModelOptions",),
+    "optimizer": ("OptimizerOptions",),
     "show": ("DoctorOptions", "ModelsListOptions", "ModelsShowOptions"),
     "train": ("TASKS", "TrainOptions"),
     "training": ("OutputOptions", "TrainingOptions"),

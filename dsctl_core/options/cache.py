@@ -9,6 +9,7 @@ from dsctl_core.errors import unknown_name
 from dsctl_core.options.base import Alternative, Count, Names, Options
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.processes import ProcessCountOptions
 
 LOSS_TASKS = ("sft",)
 FIRST, SECOND = ":data_process", ":train"  # what a task's name ends with when it is one of its two stages
@@ -31,7 +32,7 @@ class CacheUseOptions(Options):
     )
 
 
-class CacheOptions(DataOptions, ModelOptions):
+class CacheOptions(ProcessCountOptions, DataOptions, ModelOptions):
     """Options of `dsctl cache`."""
 
     panel: ClassVar[str] = "Cache"

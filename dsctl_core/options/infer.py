@@ -44,6 +44,12 @@ class InferOptions(ModelOptions):
     inpaint_mask: Path | None = Field(
         None, description="Picture as large as --input-image: white is painted anew, black is kept."
     )
+    edit_image: tuple[Path, ...] = Field(
+        (), description="Picture to edit, or one of several to combine, as --prompt says. Can be given several times."
+    )
+    embedded_guidance: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="Guidance that goes to the network, where it takes one. Left out: the model's own."
+    )
     output: Path = Field(
         Path("output.png"), description="PNG to write. Several pictures: FILE-001.png, FILE-002.png, ..."
     )

@@ -16,11 +16,13 @@ from dsctl_core.options.messages import Takes
 class LoraFile:
     """A LoRA and how much of it to apply."""
 
+    form: ClassVar[str] = "FILE[:SCALE]"
+
     path: Path
     scale: float = 1.0
 
     @classmethod
-    def parse(cls, text: Any) -> Self:
+    def parse(cls, text: Any) -> "LoraFile":
         """Read FILE or FILE:SCALE.
 
         A colon belongs to the path where the whole text is a path that exists, or where a separator comes after it.

@@ -12,12 +12,23 @@ from dsctl_core.options.cache import FIRST, LOSS_TASKS, SECOND, CacheUseOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.optimizer import OptimizerOptions
+from dsctl_core.options.processes import ProcessOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 
 TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, SECOND))
 
 
-class TrainOptions(OutputOptions, LoraOptions, TrainingOptions, CacheUseOptions, DataOptions, ModelOptions):
+class TrainOptions(
+    OutputOptions,
+    ProcessOptions,
+    LoraOptions,
+    OptimizerOptions,
+    TrainingOptions,
+    CacheUseOptions,
+    DataOptions,
+    ModelOptions,
+):
     """Options of `dsctl train`."""
 
     task: Annotated[str, Argument()] = Field("sft", description=f"What to learn: {', '.join(TASKS)}.")
