@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 NEAREST = 3  # components that an error names
+# What transformers calls the attention of a language model: decoders and CLIP; T5.
+OF_TEXT = re.compile(r"(?:^|\.)(?:layers\.\d+\.self_attn\.q_proj|block\.\d+\.layer\.0\.SelfAttention\.q)\.")
 
 
 def is_single_file(path: Path) -> bool:
@@ -53,6 +55,12 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
             if score == 1:
                 return family, component
             scores.append((score, f"{component.name} of {family.name} ({score:.0%} of the names)"))
+    if any(OF_TEXT.search(name) for name in stored):
+        raise DsctlError(
+            f"{path} is a text encoder by the names of its tensors, but has no config.json beside it to say which",
+            hint="name the text encoder's folder instead, which has its config.json, as in --model-paths "
+            "'[\"MODEL/text_encoder\"]', and its tokenizer with --tokenizer-path",
+        )
     nearest = ", ".join(text for _, text in sorted(scores, reverse=True)[:NEAREST])
     raise DsctlError(
         f"{path} is no component that is known by its tensors, and has no config.json beside it",
