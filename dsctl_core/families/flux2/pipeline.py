@@ -128,6 +128,8 @@ class Flux2Pipeline(BasePipeline):
 
     def guidance(self, asked: float | None) -> float | None:
         """Return the guidance for the network: what is `asked`, or its default; None where it takes none."""
+        if "dit" not in self.components:  # where prompts are only read, as before training, there is nothing to guide
+            return asked
         if self.component("dit").config.guidance_embeds:
             return EMBEDDED_GUIDANCE if asked is None else asked
         if asked is not None:
