@@ -20,7 +20,7 @@ TRAIN = (*COMMON, "--lora-rank", "2")
 def dsctl_process(repository: Path, *words: object, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *start, "dsctl", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.usefixtures("files")

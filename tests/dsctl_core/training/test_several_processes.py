@@ -73,7 +73,7 @@ def runs(tiny_folder, tmp_path_factory) -> dict[str, Path]:
             env={**os.environ, **engine, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(repository)},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr

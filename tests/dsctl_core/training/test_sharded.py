@@ -27,7 +27,7 @@ def test_two_processes_divide_a_model_and_put_it_together_again(tmp_path: Path, 
         env={**os.environ, **FSDP, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
