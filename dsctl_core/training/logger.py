@@ -16,6 +16,7 @@ from dsctl_core.lora.files import save_lora
 from dsctl_core.lora.formats import FORMATS
 from dsctl_core.lora.layers import linear_shapes, trained_layers
 from dsctl_core.training.folder import METRICS_FILE, RUN_FILE, claim, lines_until
+from dsctl_core.training.sharded import whole_weights
 from dsctl_core.training.state.folder import clear_leftovers
 from dsctl_core.version import __version__
 
@@ -125,19 +126,21 @@ class ModelLogger:
 
     def rehearse(self, accelerator: Accelerator, module: DiffusionTrainingModule, folder: Path) -> None:
         """Write the weights into `folder` as they will be saved."""
-        if accelerator.is_main_process:
-            for component in module.trained:
-                path = self._path(module, component, 0)
-                self._write(module, component, 0, folder / path.name)
+        with whole_weights(accelerator, module):
+            if accelerator.is_main_process:
+                for component in module.trained:
+                    path = self._path(module, component, 0)
+                    self._write(module, component, 0, folder / path.name)
 
     def save(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> list[Path]:
         """Write the trained weights as they are after `step` updates, unless they are written already."""
         if step == self.saved_step:
             return self.files
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            for component in module.trained:
-                self._write(module, component, step, self._path(module, component, step))
+        with whole_weights(accelerator, module):
+            if accelerator.is_main_process:
+                for component in module.trained:
+                    self._write(module, component, step, self._path(module, component, step))
         self.saved_step = step
         self.files = [self._path(module, component, step) for component in module.trained]
         accelerator.wait_for_everyone()

@@ -29,6 +29,7 @@ from dsctl_core.training.hooks import TrainingHook, TrainingRun
 from dsctl_core.training.logger import Continuation, ModelLogger, StepRecord
 from dsctl_core.training.rehearsal import rehearse_save, require_space, weight_bytes
 from dsctl_core.training.resume import refuse_changes, require_steps_left
+from dsctl_core.training.sharded import gradient_norm, keeping_gradients, prepare, shard
 from dsctl_core.training.signals import SIGNALS, StopSignals, TrainingStopped
 from dsctl_core.training.state.folder import SavedState, find_state, locked
 from dsctl_core.training.state.snapshot import Position, Snapshots
@@ -97,13 +98,14 @@ def launch_training_task(
     shown = progress or NoProgress()
     if len(dataset) == 0:
         raise DsctlError("the dataset is empty", hint="check the metadata file")
-    parameters = model.trainable_modules()
-    if not parameters:
+    if not model.trainable_modules():
         raise UsageError("nothing is trainable", hint="call switch_pipe_to_training_mode first")
+    shard(accelerator, model)
+    parameters = model.trainable_modules()
     build = optimizer or (lambda p: torch.optim.AdamW(p, lr=learning_rate, weight_decay=weight_decay))
     built = build(parameters)
     schedule = lr_scheduler(built) if lr_scheduler is not None else None
-    prepared, built = accelerator.prepare(model, built)
+    prepared, built = prepare(accelerator, model, built, batch_size, max_grad_norm)
     accumulate = accelerator.gradient_accumulation_steps
     plan = BatchPlan(len(dataset), batch_size, seed, buckets)
     rounds = Rounds(plan, accelerator.process_index, accelerator.num_processes, accumulate)
@@ -239,12 +241,12 @@ class _Loop:
         torch.manual_seed(derive_seed(loaded[0].seed, "global"))
         # Gradients are exchanged between processes once a step, with its last micro-batch.
         accelerator.sync_gradients = last
-        with nullcontext() if last else accelerator.no_sync(prepared):
+        with nullcontext() if last else keeping_gradients(accelerator, prepared):
             loss = prepared(batch[0] if self.batch_size == 1 else batch)
             require_finite_loss(loss, self.run.step + 1, names, self.saved)
             self._share(loss.detach().float() * weight)
             accelerator.backward(loss * weight)
-            norm = accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm) if last else None
+            norm = gradient_norm(accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm)) if last else None
             if last:
                 self._guard(norm)
             optimizer.step()
