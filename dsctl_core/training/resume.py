@@ -30,6 +30,7 @@ FREE = frozenset(
         # how the work is done; the samples of a step are compared instead, as "samples_per_step"
         *("batch_size", "gradient_accumulation_steps", "dataset_num_workers", "find_unused_parameters", "device"),
         *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "on_bad_sample"),
+        *("num_processes", "accelerate_config"),
     }
 )
 # What is compared beside options, in words

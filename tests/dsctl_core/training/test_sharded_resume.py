@@ -54,8 +54,9 @@ def test_a_divided_run_resumes_to_the_bit_and_its_state_is_whole(tiny_folder, da
     assert once.keys() == twice.keys()
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
-    alone = {**straight, "batch_size": 2, "output_path": str(tmp_path / "alone")}
-    train(TrainOptions.model_validate({**alone, "resume": tmp_path / "straight" / "state" / "step-2"}), NoProgress())
+    state = tmp_path / "straight" / "state" / "step-2"
+    alone = {**straight, "batch_size": 2, "output_path": str(tmp_path / "alone"), "resume": str(state)}
+    train(TrainOptions.model_validate(alone), NoProgress())
     one = load_file(tmp_path / "alone" / "step-4.safetensors")
     assert all(torch.allclose(one[name], once[name], rtol=0, atol=1e-4) for name in once)
     assert len(metrics(tmp_path / "alone")) == 4
