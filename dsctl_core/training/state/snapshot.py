@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.files import write_json
 from dsctl_core.errors import UsageError
+from dsctl_core.training.sharded import whole_state
 from dsctl_core.training.state.folder import ABOUT_FILE, SavedState, new_state, prune_states
 from dsctl_core.training.state.randomness import random_state, restore_random_state
-from dsctl_core.training.state.trained import load_optimizer, load_weights, optimizer_of, settings_of, weights_of
+from dsctl_core.training.state.trained import (
+    load_optimizer,
+    load_weights,
+    optimizer_of,
+    settings_of,
+    trained_tensors,
+    weights_of,
+)
 from dsctl_core.training.state.values import read_values, tensor_bytes, write_values
 
 if TYPE_CHECKING:
@@ -69,19 +77,30 @@ class Snapshots:
         return {
             WEIGHTS: weights_of(run),
             OPTIMIZER: optimizer_of(run, self.initial),
-            HOOKS: {name: state for name, hook in self.hooks.items() if (state := hook.state()) is not None},
+            HOOKS: whole_state(
+                {name: state for name, hook in self.hooks.items() if (state := hook.state()) is not None},
+                keep=run.accelerator.is_main_process,
+            ),
             RANDOM: gather_object([random_state(run.accelerator.device)]),
         }
 
     def bytes(self) -> int:
         """Return how many bytes a state takes; before the first step, with two values a weight for the optimizer."""
-        weights, optimizer = tensor_bytes(weights_of(self.run)), tensor_bytes(self.run.optimizer.state_dict())
+        if not self.possible:
+            return 0
+        weights, optimizer = (
+            tensor_bytes(trained_tensors(self.run.model)),
+            tensor_bytes(self.run.optimizer.state_dict()),
+        )
         return weights + max(optimizer, 0 if self.run.step else 2 * weights)
 
     def restore(self, state: SavedState) -> Position:
         """Put weights and optimizer into `state`, by all processes together; return how far the run is."""
         if not self.possible:
-            raise UsageError("a run with DeepSpeed cannot be resumed", hint="use FSDP2, or leave --resume out")
+            raise UsageError(
+                "DeepSpeed keeps no state that dsctl can resume from",
+                hint="resume with FSDP2 or DDP, or begin anew from the saved weights, such as --lora-checkpoint FILE",
+            )
         position = Position(**{name: state.about[name] for name in Position.__dataclass_fields__})
         self.run.step = position.step
         load_weights(self.run, read_values(state.folder / WEIGHTS))

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.training.sharded import divided_state, like, whole, whole_state
+from dsctl_core.training.sharded import divided_state, like, whole_state
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -39,13 +38,9 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weights_of(run: TrainingRun) -> dict[str, Tensor]:
-    """Return the trained weights, whole, in their own dtype."""
-    return {name: _at_hand(tensor.detach()) for name, tensor in trained_tensors(run.model).items()}
-
-
-def _at_hand(tensor: Tensor) -> Tensor:
-    """Return a tensor itself, or one that is divided between processes whole, in main memory."""
-    return whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
+    """Return the trained weights, whole in the main process, in their own dtype."""
+    found = {name: tensor.detach() for name, tensor in trained_tensors(run.model).items()}
+    return whole_state(found, keep=run.accelerator.is_main_process)
 
 
 def load_weights(run: TrainingRun, saved: Mapping[str, Tensor]) -> None:
@@ -74,7 +69,7 @@ def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 def optimizer_of(run: TrainingRun, initial: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the state of what changes the weights. `initial` are its settings as they were before the first step."""
-    state = run.optimizer.state_dict()
+    state = whole_state(run.optimizer.state_dict(), keep=run.accelerator.is_main_process)
     scaler = run.accelerator.scaler
     return {
         "class": class_of(run.optimizer),
@@ -109,10 +104,9 @@ def load_optimizer(run: TrainingRun, saved: dict[str, Any], initial: list[dict[s
     for kept, before, now in zip(saved["groups"], saved["initial"], initial, strict=True):
         changed = {key: value for key, value in now.items() if key not in before or before[key] != value}
         groups.append({**kept, **changed, "lr": kept["lr"]})
-    parameters = [each for group in run.optimizer.param_groups for each in group["params"]]
-    state = divided_state(saved["state"], parameters)
-    run.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    _keep_dtypes(run.optimizer, saved["state"])
+    held = divided_state(saved["state"], [each for group in run.optimizer.param_groups for each in group["params"]])
+    run.optimizer.load_state_dict({"state": held, "param_groups": groups})
+    _keep_dtypes(run.optimizer, held)
     _load_schedule(run, saved["schedule"], saved["initial"], initial)
     if run.accelerator.scaler is not None and saved["scaler"]:
         run.accelerator.scaler.load_state_dict(saved["scaler"])
