@@ -281,11 +281,6 @@ def with_template(
         raise UsageError(f"{TEMPLATE} cannot be stored in float8", hint="name other components in --fp8-models")
     if isinstance(options, TrainOptions) and options.lora_base_model == TEMPLATE:
         raise UsageError(f"{TEMPLATE} cannot get a LoRA", hint=f"train it whole: --trainable-models {TEMPLATE}")
-    if isinstance(options, TrainOptions) and options.sample_every is not None:
-        raise UsageError(
-            "--sample-every draws without the template, so its pictures would show nothing of the training",
-            hint="leave it out, and draw with `dsctl infer --template DIR:FILE` from the files that are saved",
-        )
     from dsctl_core.template.training import open_template
 
     trust, required = Trust(options.trust_template), TEMPLATE_COLUMN in options.extra_inputs

@@ -157,12 +157,14 @@ class DiffusionTrainingModule(nn.Module):
 
 
 def _trained_state(model: nn.Module, component: TrainedComponent) -> Iterator[tuple[str, Tensor]]:
-    """Yield what training may have changed: the trained parameters, and the buffers of the modules they are in."""
+    """Yield what training may have changed: the trained parameters, and the buffers of the modules they are in.
+
+    A parameter that two modules share has one name.
+    """
+    yield from ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     heads = tuple(f"{part}." if part else "" for part in component.parts)
-    parameters = dict(model.named_parameters())
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if parameters[name].requires_grad if name in parameters else name.startswith(heads):
-            yield name, tensor
+    kept = model.state_dict(keep_vars=True)
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept and name.startswith(heads))
 
 
 def float_dtype(mixed_precision: str) -> torch.dtype:

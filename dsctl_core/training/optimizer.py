@@ -119,6 +119,6 @@ def learning_rate(options: TrainOptions, resolved: ResolvedModel) -> float:
     known = OPTIMIZERS[options.optimizer]
     if known.rate is not None:
         return known.rate
-    whole = options.trainable_models is not None and set(options.trained_components) != {TEMPLATE}
+    whole = any(name.split(".")[0] != TEMPLATE for name in options.trainable_models or ())
     rate = FULL_RATE if whole else float(resolved.defaults.get("learning_rate", LORA_RATE))
     return rate * (known.rate_scale or 1.0)

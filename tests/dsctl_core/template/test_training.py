@@ -342,7 +342,15 @@ def test_options_without_a_template_are_refused(data: Any, run: Any, template: W
     with pytest.raises(UsageError, match="unknown module of template_model 'keyz'") as caught:
         run(template(), dataset_base_path=data(), trainable_models=("template_model.keyz",))
     assert "did you mean 'keys'?" in str(caught.value.hint)
-    with pytest.raises(UsageError, match="--sample-every draws without the template"):
-        run(template(), dataset_base_path=data(), sample_every=1)
     with pytest.raises(UsageError, match="template_model cannot get a LoRA"):
         run(template(), dataset_base_path=data(), trainable_models=None, lora_base_model="template_model", lora_rank=2)
+
+
+def test_buffers_of_what_is_trained_are_in_the_file_and_come_back(template: Write, data: Any, run: Any) -> None:
+    counter = 'self.heads = heads\n        self.register_buffer("seen", torch.zeros(()))'
+    code = BRIGHTNESS.replace("self.heads = heads", counter)
+    code = code.replace("        def shaped(", "        self.seen += 1\n\n        def shaped(")
+    folder = template(code)
+    result = run(folder, dataset_base_path=data(), max_steps=3)
+    assert weights(result)["seen"] == 3
+    assert _loaded(folder, result.checkpoint)["seen"] == 3
