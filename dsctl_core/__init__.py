@@ -13,6 +13,7 @@ from dsctl_core.version import __version__
 _PUBLIC = {
     "BasePipeline": "dsctl_core.pipeline",
     "DiffusionTrainingModule": "dsctl_core.training.module",
+    "DirectDistillLoss": "dsctl_core.losses",
     "DsctlError": "dsctl_core.errors",
     "FlowMatchSFTLoss": "dsctl_core.losses",
     "FlowMatchScheduler": "dsctl_core.scheduler",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dsctl import launch, out
 from dsctl.flags import takes
+from dsctl.trusting import ask_for_trust
 from dsctl_core.options import CacheOptions
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def cache(options: CacheOptions) -> None:
         return
     from dsctl_core.training import make_cache
 
+    ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
     show_cache(make_cache(options, progress=out.progress()), options.output_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dsctl import launch, out
 from dsctl.flags import takes
+from dsctl.trusting import ask_for_trust
 from dsctl_core.options import TrainOptions
 
 
@@ -14,6 +15,7 @@ def train(options: TrainOptions) -> None:
         return
     from dsctl_core.training import make_cache, train
 
+    ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
     if options.first_stage:
         from dsctl.commands.cache import show_cache
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
@@ -54,6 +55,12 @@ class CachedDataset(Sequence[dict[str, Any]]):
             for name, structure in found[key].items():
                 values[name] = decode(structure, lambda n, key=key, opened=opened: opened.get_tensor(f"{key}/{n}"))
         return values
+
+    def without(self, rows: Collection[int]) -> CachedDataset:
+        """Return this dataset less the entries of these rows of the table that it came from."""
+        kept = copy.copy(self)
+        kept.entries = [entry for entry in self.entries if entry.row not in rows]
+        return kept
 
     def buckets(self, padded: Collection[str]) -> list[Hashable]:
         """Return, for each entry, what entries of one batch must have in common.

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+Around = Callable[[], AbstractContextManager[Any]]
+_around: ContextVar[Around | None] = ContextVar("around", default=None)
+
+
+@contextmanager
+def recomputed_inside(around: Around) -> Iterator[None]:
+    """Have every block that is called in here be computed again inside of `around()`.
+
+    For what changes a model during one call: by the time of the backward pass that call is long over.
+    """
+    token = _around.set(around)
+    try:
+        yield
+    finally:
+        _around.reset(token)
 
 
 def gradient_checkpoint_forward(
@@ -22,9 +40,9 @@ def gradient_checkpoint_forward(
     With neither, this is a plain call. The results and the gradients are the same in every case
     (Chen et al. 2016, arXiv:1604.06174).
     """
-    if use_gradient_checkpointing_offload:
-        with torch.autograd.graph.save_on_cpu():
-            return checkpoint(block, *args, use_reentrant=False, **kwargs)
-    if use_gradient_checkpointing:
-        return checkpoint(block, *args, use_reentrant=False, **kwargs)
-    return block(*args, **kwargs)
+    if not use_gradient_checkpointing and not use_gradient_checkpointing_offload:
+        return block(*args, **kwargs)
+    around = _around.get()
+    contexts = noop_context_fn if around is None else lambda: (nullcontext(), around())
+    with torch.autograd.graph.save_on_cpu() if use_gradient_checkpointing_offload else nullcontext():
+        return checkpoint(block, *args, use_reentrant=False, context_fn=contexts, **kwargs)

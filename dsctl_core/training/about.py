@@ -27,4 +27,6 @@ def header_metadata(
         about["dataset"] = dataset_identity(source.metadata.rows, source.base_path)
     if options.trigger_words is not None:
         about["trigger_words"] = options.trigger_words
+    if resolved.extension is not None:
+        about |= resolved.extension.about()
     return about

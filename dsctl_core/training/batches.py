@@ -14,6 +14,8 @@ from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
 
+ROW_SEED = "_seed"  # what a row of the dataset itself has as its seed, None where it has none
+
 
 @dataclass
 class Loaded:
@@ -90,7 +92,8 @@ class _Samples(Dataset):
             except DsctlError as error:
                 errors.append(error)
             else:
-                return Loaded({**sample, "seed": seed} if isinstance(sample, dict) else sample, errors)
+                seeds = {ROW_SEED: sample.get("seed"), "seed": seed} if isinstance(sample, dict) else {}
+                return Loaded({**sample, **seeds} if seeds else sample, errors)
         return Loaded(None, errors)
 
     def _load(self, position: int, seed: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainingRun:
-    """A run as its hooks see it. `step` counts optimizer updates, `total` is how many there will be."""
+    """A run as its hooks see it. `step` counts optimizer updates, `total` is how many there will be.
+
+    Inside `shown_weights()` the model has the weights that a person would take away: a hook that keeps others than
+    those in training, such as their average, sets it.
+    """
 
     accelerator: Accelerator
     model: DiffusionTrainingModule  # as it was handed in; `prepared` is the same as accelerate wraps it
@@ -30,6 +36,7 @@ class TrainingRun:
     progress: Progress
     total: int
     step: int = 0
+    shown_weights: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class TrainingHook:

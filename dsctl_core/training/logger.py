@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +44,8 @@ class ModelLogger:
     A LoRA is written as `lora_format` (see dsctl_core.lora.formats) in `lora_dtype`, and read back to prove it; the
     format "peft" makes a folder `step-N.peft`.
     `metadata` is added to the header of every file; `run` says how the run was made and goes into `run.json`.
-    A folder that holds a run already is refused.
+    A folder that holds a run already is refused. `variants` are further kinds of weights to save, as what puts them
+    into the model for a while; their files are `step-N.VARIANT.safetensors`.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class ModelLogger:
         self.metadata = dict(metadata or {})
         self.run = run
         self.lora_format, self.lora_dtype = lora_format, lora_dtype
+        self.variants: dict[str, Callable[[], AbstractContextManager[None]]] = {"": nullcontext}
         self.saved_step = -1
         self.files: list[Path] = []
+        self.waiting: list[dict[str, Any]] = []  # lines for metrics.jsonl from before the first step
 
     def on_training_start(self, accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
         """Claim the output folder."""
@@ -76,43 +81,59 @@ class ModelLogger:
         if accelerator.is_main_process:
             if record.step == 1 and self.run is not None:
                 write_json(self.output_path / RUN_FILE, {**self.run, "parameters": module.count_parameters()})
-            path = self.output_path / METRICS_FILE
-            try:
-                with path.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(asdict(record)) + "\n")
-            except OSError as error:
-                raise write_error(path, error) from error
+            self._write_lines([asdict(record), *self.waiting])
+            self.waiting.clear()
+
+    def append(self, accelerator: Accelerator, line: dict[str, Any]) -> None:
+        """Append a line that says its step to metrics.jsonl; one from before the first step waits for that."""
+        if not accelerator.is_main_process:
+            return
+        if line["step"] == 0:
+            self.waiting.append(line)
+        else:
+            self._write_lines([line])
+
+    def _write_lines(self, lines: list[dict[str, Any]]) -> None:
+        path = self.output_path / METRICS_FILE
+        try:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write("".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise write_error(path, error) from error
 
     def save(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> list[Path]:
         """Write the trained weights as they are after `step` updates, unless they are written already."""
         if step == self.saved_step:
             return self.files
         accelerator.wait_for_everyone()
-        with whole_weights(accelerator, module):
-            if accelerator.is_main_process:
-                for component in module.trained:
-                    self._write(module, component, step)
+        for variant, in_place in self.variants.items():
+            with in_place(), whole_weights(accelerator, module):
+                if accelerator.is_main_process:
+                    for component in module.trained:
+                        self._write(module, component, step, variant)
         self.saved_step = step
         self.files = [self._path(module, component, step) for component in module.trained]
         accelerator.wait_for_everyone()
         return self.files
 
-    def _path(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int) -> Path:
-        middle = f".{component.name}" if len(module.trained) > 1 else ""
+    def _path(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int, variant: str = "") -> Path:
+        names = [component.name if len(module.trained) > 1 else "", variant]
+        middle = "".join(f".{name}" for name in names if name)
         suffix = ".peft" if component.lora and FORMATS[self.lora_format].folder else ".safetensors"
         return self.output_path / f"step-{step}{middle}{suffix}"
 
-    def _write(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int) -> None:
+    def _write(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int, variant: str) -> None:
         about = {
             "dsctl_version": __version__,
             "family": module.pipe.family.name,
             "component": component.name,
             "kind": "lora" if component.lora else "weights",
             "steps": str(step),
+            **({"variant": variant} if variant else {}),
             **component.description,
             **self.metadata,
         }
-        path = self._path(module, component, step)
+        path = self._path(module, component, step, variant)
         if not component.lora:
             weights = module.export_trained(self.remove_prefix_in_ckpt)[component.name]
             write_safetensors(path, weights, about)

@@ -22,6 +22,7 @@ from dsctl_core.training.batches import Loaded, Rounds, batch_loader
 from dsctl_core.training.hooks import TrainingHook, TrainingRun
 from dsctl_core.training.logger import ModelLogger, StepRecord
 from dsctl_core.training.sharded import gradient_norm, keeping_gradients, prepare, shard
+from dsctl_core.training.shown import StepFields
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from dsctl_core.training.module import DiffusionTrainingModule
-
-LOSS_AVERAGE = 0.98  # decay of the loss that is shown; the file has every loss as it was
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def launch_training_task(
     for hook in hooks:
         hook.on_training_start(run)
     shown.start("Training", total)
-    step, losses, average, began = 0, 0.0, None, time.perf_counter()
+    step, losses, fields, began = 0, 0.0, StepFields(), time.perf_counter()
     record: StepRecord | None = None
     while step < total:
         for number, loaded in enumerate(loader):
@@ -127,8 +126,7 @@ def launch_training_task(
             run.step = step
             for hook in hooks:
                 hook.on_step_end(run, record)
-            average = record.loss if average is None else LOSS_AVERAGE * average + (1 - LOSS_AVERAGE) * record.loss
-            shown.advance(1, loss=average, lr=lr, s_per_step=seconds)
+            shown.advance(1, **fields(record))
             if step == total:
                 break
             if save_steps is not None and step % save_steps == 0:

@@ -24,6 +24,7 @@ class TrainedComponent:
 
     name: str
     lora: bool
+    parts: tuple[str, ...] = ()  # names of the modules that are trained whole; "" is all of it
     description: dict[str, str] = field(default_factory=dict)
 
 
@@ -104,15 +105,14 @@ class DiffusionTrainingModule(nn.Module):
     @staticmethod
     def _train_whole(pipe: BasePipeline, component: str, names: list[str]) -> TrainedComponent:
         model = pipe.component(component)
-        for name in names:
-            head, _, rest = name.partition(".")
-            if head != component:
-                continue
+        parts = tuple(name.partition(".")[2] for name in names if name.split(".")[0] == component)
+        for rest in parts:
             modules = dict(model.named_modules())
             if rest not in modules:
                 raise unknown_name(f"module of {component}", rest, list(modules)[1:], listing="see the model's layers")
             modules[rest].requires_grad_(True).train().float()
-        return TrainedComponent(component, lora=False)
+        about = {} if "" in parts else {"trained_parts": ",".join(parts)}
+        return TrainedComponent(component, lora=False, parts=parts, description=about)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the name and the tensor of everything that is trained."""
@@ -137,9 +137,8 @@ class DiffusionTrainingModule(nn.Module):
             own = f"pipe.{component.name}."
             prefix = own if remove_prefix is None else remove_prefix
             exported[component.name] = {
-                f"{own}{name}".removeprefix(prefix): parameter.detach()
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad
+                f"{own}{name}".removeprefix(prefix): tensor.detach()
+                for name, tensor in _trained_state(model, component)
             }
         return exported
 
@@ -155,6 +154,15 @@ class DiffusionTrainingModule(nn.Module):
     def forward(self, data: Any) -> Tensor:
         """Compute the scalar loss of what the dataset gave; every subclass writes its own."""
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
+
+
+def _trained_state(model: nn.Module, component: TrainedComponent) -> Iterator[tuple[str, Tensor]]:
+    """Yield what training may have changed: the trained parameters, and the buffers of the modules they are in."""
+    heads = tuple(f"{part}." if part else "" for part in component.parts)
+    parameters = dict(model.named_parameters())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if parameters[name].requires_grad if name in parameters else name.startswith(heads):
+            yield name, tensor
 
 
 def float_dtype(mixed_precision: str) -> torch.dtype:

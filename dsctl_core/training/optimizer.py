@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from dsctl_core.errors import UsageError, near_miss, unknown_name
 from dsctl_core.options.optimizer import OPTIMIZERS, KnownOptimizer, OptimizerOptions
+from dsctl_core.options.template import MODEL as TEMPLATE
 
 if TYPE_CHECKING:
     from dsctl_core.families.resolve import ResolvedModel
@@ -117,6 +118,6 @@ def learning_rate(options: TrainOptions, resolved: ResolvedModel) -> float:
     known = OPTIMIZERS[options.optimizer]
     if known.rate is not None:
         return known.rate
-    whole = options.trainable_models is not None
+    whole = options.trainable_models is not None and set(options.trained_components) != {TEMPLATE}
     rate = FULL_RATE if whole else float(resolved.defaults.get("learning_rate", LORA_RATE))
     return rate * (known.rate_scale or 1.0)

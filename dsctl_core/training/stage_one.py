@@ -141,8 +141,9 @@ def encode_missing(
         for batches in read_ahead(dataset, pipe, encoder.recipe, shards, how, plan):
             parts: dict[str, Part] = {}
             for jobs, samples in batches:
-                for job, values in zip(jobs, encode_batch(pipe, lane, samples), strict=True):
+                for job, made in zip(jobs, encode_each(pipe, lane, samples), strict=True):
                     try:
+                        values = _required(made, dataset, job)
                         _require_finite(values, dataset, job)
                     except DsctlError as error:
                         _stop_or_skip(plan, job, error, how)
@@ -167,6 +168,22 @@ def encode_batch(pipe: BasePipeline, lane: Lane, samples: list[Sample]) -> list[
     return separate(pick(sides, lane.keeps), len(samples), padded)
 
 
+def encode_each(pipe: BasePipeline, lane: Lane, samples: list[Sample]) -> list[Sample | DsctlError]:
+    """Run a lane on its inputs, of one batch; where that fails one by one, to find which of them it is."""
+    try:
+        return [*encode_batch(pipe, lane, samples)]
+    except DsctlError as error:
+        if len(samples) == 1:
+            return [error]
+        return [made for sample in samples for made in encode_each(pipe, lane, [sample])]
+
+
+def _required(made: Sample | DsctlError, dataset: UnifiedDataset, job: Job) -> Sample:
+    if isinstance(made, DsctlError):
+        raise DsctlError(f"{dataset.place(job.row)}: {made.problem}", hint=made.hint) from made
+    return made
+
+
 Batches = Iterator[tuple[list[Job], list[Sample]]]
 
 
@@ -182,7 +199,7 @@ def read_ahead(
         def fill() -> None:
             while batches and len(waiting) < ahead:
                 number, batch = batches.pop(0)
-                reads = [pool.submit(read_inputs, dataset, pipe, recipe.extra_inputs, job) for job in batch]
+                reads = [pool.submit(read_inputs, dataset, pipe, recipe, job) for job in batch]
                 waiting.append((number, batch, reads))
 
         def of_shard(number: int) -> Batches:

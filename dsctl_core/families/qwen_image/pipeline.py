@@ -102,7 +102,7 @@ class QwenImagePipeline(BasePipeline):
         shared: Inputs,
     ) -> Tensor:
         """Return the clean latents, (B, 16, h, w), of what `__call__` decodes."""
-        tokens = (shared["height"] // FAMILY.division_factor) * (shared["width"] // FAMILY.division_factor)
+        tokens = self.image_tokens(shared["height"], shared["width"])
         self.scheduler.set_timesteps(num_inference_steps, denoising_strength, dynamic_shift_len=tokens)
         posi: Inputs = {"prompt": prompt}
         nega: Inputs = {"negative_prompt": _for_each_prompt("negative prompt", negative_prompt, prompt)}
