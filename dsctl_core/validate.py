@@ -45,7 +45,13 @@ def validate(options: DatasetValidateOptions, progress: Progress) -> ValidateRes
     if base.is_file() and table is None:
         base, table = base.parent, base
     if (base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file():
-        return _finished(options, _validated_cache(base, progress), None, videos=False)
+        result = _finished(options, _validated_cache(base, progress), None, videos=False)
+        if options.report is not None and options.model is not None:
+            from dsctl_core.training.validate_cache import validate_cache
+
+            # With a VAE at hand the page shows what some of the latents decode to.
+            validate_cache(base, options.report, options.model)
+        return result
     try:
         dataset = UnifiedDataset(
             base,
