@@ -26,6 +26,7 @@ MEDIUM = {
     "text": {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8},
 }
 ROPE = {"axes_dims_rope": (16, 24, 24)}
+LONG_ROUNDS = 3  # of whole trainings, a minute or more each
 
 
 def write_model(folder: Path, medium: bool) -> None:
@@ -88,16 +89,20 @@ def seconds_of(command: Sequence[str]) -> float:
 
 
 def whole_processes(
-    name: str, ours: list[str], outputs: Path, beside: list[str], rounds: int
+    name: str, ours: list[str], outputs: Path, beside: list[str], rounds: int, *, warm_up: bool = True
 ) -> tuple[str, list[float], list[float]]:
-    """Compare two commands in turns; `outputs` gets a folder for each of our runs."""
+    """Compare two commands in turns, each first in every other round; `outputs` gets a folder for each of our runs.
+
+    The first round warms up the disk's cache and is not counted, if `warm_up`: processes of a minute need none.
+    """
     times: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + 1):
-        both = (seconds_of([*ours, "--output-path", str(outputs / f"{number}")]), seconds_of(beside))
-        if number or rounds == 0:  # the first round fills the disk cache
-            times[0].append(both[0])
-            times[1].append(both[1])
-    return name, times[0], times[1]
+    for number in range(rounds + warm_up):
+        commands = [[*ours, "--output-path", str(outputs / f"{number}")], beside]
+        for side in (0, 1) if number % 2 else (1, 0):
+            seconds = seconds_of(commands[side])
+            if number or not warm_up:
+                times[side].append(seconds)
+    return name, *times
 
 
 def in_turns(name: str, case: str, settings: dict[str, Any], rounds: int) -> tuple[str, list[float], list[float]]:
@@ -151,7 +156,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if "once" in wanted:
         ours = dsctl(*train, *source, "--dataset-repeat", options.repeat)
         name = f"whole training of {options.repeat} repeats, beside one stage"
-        comparisons.append(whole_processes(name, ours, folder / "once", plain("once", settings), options.rounds))
+        beside, rounds = plain("once", settings), min(options.rounds, LONG_ROUNDS)
+        comparisons.append(whole_processes(name, ours, folder / "once", beside, rounds, warm_up=False))
     return {
         "machine": describe_machine(None),
         "settings": settings,

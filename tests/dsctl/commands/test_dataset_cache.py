@@ -27,6 +27,12 @@ def test_a_whole_cache_is_called_clean(dsctl: Dsctl, cache: Path):
     assert dsctl("dataset", "validate", cache).out.splitlines()[-1] == "no problem found"
 
 
+def test_with_the_model_the_report_shows_what_the_latents_decode_to(dsctl: Dsctl, cache: Path, model: Path):
+    run = dsctl("dataset", "validate", cache, "--model", model, "--report", "report.html")
+    assert run.code == 0, run.err
+    assert Path("report.html").read_text(encoding="utf-8").count("data:image/png;base64") == 4
+
+
 def test_a_changed_byte_is_found(dsctl: Dsctl, cache: Path):
     shard = next(path for path in sorted(cache.rglob("*.safetensors")))
     data = bytearray(shard.read_bytes())
