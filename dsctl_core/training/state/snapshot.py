@@ -11,7 +11,14 @@ from dsctl_core.checkpoint.files import write_json
 from dsctl_core.errors import UsageError
 from dsctl_core.training.state.folder import ABOUT_FILE, SavedState, new_state, prune_states
 from dsctl_core.training.state.randomness import random_state, restore_random_state
-from dsctl_core.training.state.trained import load_optimizer, load_weights, optimizer_of, settings_of, weights_of
+from dsctl_core.training.state.trained import (
+    load_optimizer,
+    load_weights,
+    optimizer_of,
+    settings_of,
+    trained_tensors,
+    weights_of,
+)
 from dsctl_core.training.state.values import read_values, tensor_bytes, write_values
 
 if TYPE_CHECKING:
@@ -75,8 +82,9 @@ class Snapshots:
 
     def bytes(self) -> int:
         """Return how many bytes a state takes; before the first step, with two values a weight for the optimizer."""
-        weights, optimizer = tensor_bytes(weights_of(self.run)), tensor_bytes(self.run.optimizer.state_dict())
-        return weights + max(optimizer, 0 if self.run.step else 2 * weights)
+        run = self.run  # nothing is put together here: one process may ask alone
+        weights, optimizer = tensor_bytes(trained_tensors(run.model)), tensor_bytes(dict(run.optimizer.state))
+        return weights + max(optimizer, 0 if run.step else 2 * weights)
 
     def restore(self, state: SavedState) -> Position:
         """Put weights and optimizer into `state`, by all processes together; return how far the run is."""
