@@ -88,11 +88,9 @@ class Snapshots:
         """Return how many bytes a state takes; before the first step, with two values a weight for the optimizer."""
         if not self.possible:
             return 0
-        weights, optimizer = (
-            tensor_bytes(trained_tensors(self.run.model)),
-            tensor_bytes(self.run.optimizer.state_dict()),
-        )
-        return weights + max(optimizer, 0 if self.run.step else 2 * weights)
+        run = self.run  # nothing is put together here: one process may ask alone
+        weights, optimizer = tensor_bytes(trained_tensors(run.model)), tensor_bytes(dict(run.optimizer.state))
+        return weights + max(optimizer, 0 if run.step else 2 * weights)
 
     def restore(self, state: SavedState) -> Position:
         """Put weights and optimizer into `state`, by all processes together; return how far the run is."""
