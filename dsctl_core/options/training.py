@@ -19,7 +19,10 @@ class TrainingOptions(Options):
     exclusive: ClassVar[tuple[Alternative, ...]] = (("num_epochs", "max_steps"),)
 
     trainable_models: Names | None = Field(
-        None, min_length=1, description="Components to train whole, separated by commas, such as dit."
+        None,
+        min_length=1,
+        description="Components to train whole, or modules of them, separated by commas: dit, text_encoder, "
+        "dit.proj_out, dit.transformer_blocks.*.attn.",
     )
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
         None, description="Learning rate. Left out: the preset's, else 1e-4 for a LoRA and 1e-5 for whole components."

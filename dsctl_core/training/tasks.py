@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dsctl_core.cache.reader import CACHED
 from dsctl_core.errors import unknown_name
+from dsctl_core.lora.dropout import dropouts_of, seed_dropout
 from dsctl_core.losses import LOSSES, Loss
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.samples import Sample, collate, padded_outputs, pick, rounded, unpick
@@ -52,6 +53,7 @@ class TaskModule(DiffusionTrainingModule):
         self.switch_pipe_to_training_mode(pipe, **training_mode)
         self.stages = plan_stages(pipe, self.loss, [component.name for component in self.trained])
         self.padded = padded_outputs(pipe.units)
+        self.dropouts = dropouts_of(pipe)
 
     def forward(self, data: dict[str, Any] | list[dict[str, Any]]) -> Tensor:
         """Return the mean loss over a row, or over a list of rows of one size."""
@@ -60,6 +62,7 @@ class TaskModule(DiffusionTrainingModule):
         shared, posi, nega = unpick(collate(samples, self.padded))
         drawn = {name: [row.get(name) for row in rows] for name in PER_STEP_INPUTS}
         shared = {**self._placed(shared), **drawn, **self.run_time_inputs}
+        seed_dropout(self.dropouts, drawn["seed"])
         shared, posi, nega = run(self.stages.split.every_step, self.pipe, (shared, self._placed(posi), nega))
         return self.loss(self.pipe, **shared, **posi)
 
