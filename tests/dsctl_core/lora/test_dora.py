@@ -63,7 +63,9 @@ def test_a_dora_computes_the_formula(x):
 
 
 @pytest.mark.parametrize("form", ["diffusers", "peft"])
-@pytest.mark.parametrize("extra", [{"use_dora": True}, {"use_rslora": True, "alpha": 3}, {"alpha": 5, "use_dora": True}])
+@pytest.mark.parametrize(
+    "extra", [{"use_dora": True}, {"use_rslora": True, "alpha": 3}, {"alpha": 5, "use_dora": True}]
+)
 def test_what_was_trained_comes_back_from_its_file_loaded_fused_and_continued(tmp_path, x, form, extra):
     model = trained(**extra)
     path = save_lora(
