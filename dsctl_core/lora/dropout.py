@@ -23,6 +23,7 @@ class SampleDropout(nn.Module):
         self.p, self.layer = p, layer
         self.seeds: tuple[int, ...] = ()
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Drop a share `p` of `x` (B, ...) and scale up the rest; of B samples each draws its own mask.
 

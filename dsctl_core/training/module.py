@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.lora.layers import add_lora, continue_lora, export_lora, fuse_lora, tuner_layers
 from dsctl_core.lora.targets import AUTO
+from dsctl_core.memory.offload import offloaded_numbers
 from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.pipeline import BasePipeline
 
@@ -156,7 +157,10 @@ class DiffusionTrainingModule(nn.Module):
     def count_parameters(self) -> dict[str, int]:
         """Return how many numbers are trained and how many there are in all."""
         sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
-        return {"trained": sum(n for n, on in sizes if on), "all": sum(n for n, _ in sizes)}
+        return {
+            "trained": sum(n for n, on in sizes if on),
+            "all": sum(n for n, _ in sizes) + offloaded_numbers(self),
+        }
 
     def lora_layer_count(self) -> int:
         """Return how many layers carry the LoRA that is being trained."""

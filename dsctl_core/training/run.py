@@ -19,8 +19,10 @@ from accelerate import Accelerator
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DataError, DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset
+from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.lora.files import lora_weights
+from dsctl_core.memory.levers import Levers
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages import plan_stages
@@ -242,9 +244,11 @@ def build_module(
     progress.note(f"Loading {resolved.label}")
     dtype = float_dtype(accelerator.mixed_precision)
     whole = {name.split(".")[0]: torch.float32 for name in options.trainable_models or ()}
-    pipe = resolved.load_pipeline(torch_dtype=dtype, device=accelerator.device, only=only, component_dtypes=whole)
+    # What is to wait in main memory is not sent to the GPU first, which it might not fit into.
+    place = torch.device("cpu") if options.offload_blocks else accelerator.device
+    pipe = resolved.load_pipeline(torch_dtype=dtype, device=place, only=only, component_dtypes=whole)
     altered = altered_by(options)
-    return TaskModule(
+    module = TaskModule(
         pipe,
         task,
         extra_inputs=options.extra_inputs,
@@ -265,6 +269,21 @@ def build_module(
         fp8_models=[name for name in altered.fp8 if name in pipe.components],
         seed=options.seed,
     )
+    apply_levers(options, module, accelerator)
+    return module
+
+
+def apply_levers(options: TrainOptions, module: TaskModule, accelerator: Accelerator) -> None:
+    """Do to the networks that run at every step what the options ask for, and bring the pipeline to its device."""
+    if options.offload_blocks and accelerator.device.type == "cpu":
+        raise UsageError("--offload-blocks has no effect without a GPU", hint="leave it out")
+    pipe = module.pipe
+    levers = Levers(
+        options.gradient_checkpointing_blocks, options.offload_blocks, options.compile, options.attention_backend
+    )
+    levers.apply([pipe.component(name) for name in pipe.in_iteration_models], accelerator.device)
+    pipe.to(accelerator.device)
+    pipe.device = torch.empty(0, device=accelerator.device).device
 
 
 def learning_rate(options: TrainOptions, resolved: ResolvedModel) -> float:
