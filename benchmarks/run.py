@@ -97,9 +97,12 @@ def compare_commands(name: str, ours: Sequence[str], plain: Sequence[str], round
     """Compare the CPU time of two commands of this Python, in turns."""
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     memory = {"ours": 0, "plain": 0}
+    # An installed package has its bytecode; the first round writes it.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for number in range(rounds + 1):
         for side, command in in_turn({"ours": ours, "plain": plain}, number):
-            process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, cwd=REPOSITORY)
+            words = [sys.executable, *command]
+            process = subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=REPOSITORY, env=environment)
             process.returncode, used, cpu = finish(process.pid)
             if process.returncode != 0:
                 raise SystemExit(f"python {' '.join(command)} failed with exit code {process.returncode}")

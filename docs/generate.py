@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from dsctl.app import COMMANDS
 from dsctl_core.families import families
-from dsctl_core.family import Family
+from dsctl_core.family import Component, Family
 from dsctl_core.options import Options
 from dsctl_core.options.messages import Positional, choices, requirement, spelled
 
@@ -76,16 +76,20 @@ def models() -> str:
     for family in families().values():
         parts += [f"## {family.title} (`{family.name}`)", _family(family)]
         for preset in family.presets:
-            place = f"`{preset.model_id}`" if preset.model_id else "comes with the package"
+            repositories = dict.fromkeys([preset.model_id, *preset.from_repositories.values()])
+            place = ", ".join(f"`{name}`" for name in repositories if name) or "comes with the package"
             defaults = ", ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in preset.defaults.items())
             parts.append(f"- **`{preset.name}`**: {preset.summary} ({place}). Defaults: {defaults}.")
     return "\n\n".join(parts) + "\n"
 
 
+def _classes(part: Component) -> str:
+    return " or ".join(f"`{name}`" for name in part.class_names)
+
+
 def _family(family: Family) -> str:
     rows = [
-        _row((f"`{part.name}`", f"`{part.folder}/`", f"{part.library} `{part.class_name}`"))
-        for part in family.components
+        _row((f"`{part.name}`", f"`{part.folder}/`", f"{part.library} {_classes(part)}")) for part in family.components
     ]
     targets = ", ".join(f"`{name}`" for name in family.lora_targets)
     table = "\n".join(["| component | folder | class |", "|---|---|---|", *rows])

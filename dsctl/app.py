@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dsctl import errors, out
+from dsctl import errors, launch, out
 from dsctl.words import checked_words, unknown_command
 
 # name -> (its function, what it does), or (its own table, what it does)
@@ -106,6 +106,8 @@ class LazyGroup(TyperGroup):
             if default and "--help" not in args and (not args or args[0].startswith("-")):
                 args = [default, *args]
             args = checked_words(args or ["--help"], self.get_params(ctx), ctx.command_path, is_group=True)
+            # What follows a command's name is for that command, and reading a flag that is not there takes its time.
+            self.add_help_option = args[0].startswith("-")
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -127,11 +129,6 @@ def _entry(name: str, target: Any, summary: str) -> Any:
     return LazyGroup(name=name, table=target, help=summary)
 
 
-app = typer.Typer(
-    name="dsctl", cls=Root, rich_markup_mode=None, help="Train and run diffusion transformers from the command line."
-)
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         from dsctl_core.version import __version__
@@ -140,17 +137,34 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: bool = typer.Option(False, "--version", is_eager=True, callback=_show_version, help="Show the version."),
 ) -> None:
     """Options that stand before the command."""
 
 
+def build_app(words: Sequence[str]) -> typer.Typer:
+    """Return the table of commands, to be called with `words`.
+
+    The flags that set up the shell's completion are there only where no command is named: to read that they are not
+    given, typer would import all that it reads values with.
+    """
+    names_a_command = bool(words) and not words[0].startswith("-")
+    app = typer.Typer(
+        name="dsctl",
+        cls=Root,
+        rich_markup_mode=None,
+        add_completion=not names_a_command,
+        help="Train and run diffusion transformers from the command line.",
+    )
+    app.callback()(_root)
+    return app
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run `dsctl` with `words` (those of the process when None) and return the exit code."""
     given = list(sys.argv[1:] if words is None else words)
-    with out.session(given), errors.Outcome() as outcome:
+    with out.session(given), launch.given(given), errors.Outcome() as outcome:
         # Of `--help` and Ctrl-C typer returns an exit code; a command itself returns nothing.
-        outcome.code = app(given, prog_name="dsctl", standalone_mode=False) or 0
+        outcome.code = build_app(given)(given, prog_name="dsctl", standalone_mode=False) or 0
     return outcome.code

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from dsctl import out
+from dsctl import out, processes
 from dsctl_core.errors import DsctlError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -32,6 +32,8 @@ class Outcome:
             self.code = report(error)
         elif self.code == INTERRUPTED:
             out.error("interrupted", None)
+        if error is None or isinstance(error, SystemExit):
+            processes.tell(self.code, None, None, expected=True)
         return True
 
 
@@ -44,7 +46,8 @@ def report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     problem, hint, code = explained(error)
-    out.error(problem, hint)
+    if not processes.tell(code, problem, hint, expected=isinstance(error, DsctlError)):
+        out.error(problem, hint)
     return code
 
 

@@ -77,7 +77,8 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     else:
         settings["metavar"] = METAVARS[get_origin(kind) or kind]
     if _is_list(field):
-        annotation, settings["metavar"] = list[str], "FILE[:SCALE]"
+        each = bare_type(get_args(kind)[0])
+        annotation, settings["metavar"] = list[str], getattr(each, "form", None) or METAVARS[each]
     info = typer.Option(None, flag, **settings)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation | None)
 

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from dsctl import processes
 from dsctl.progress import Bar, Lines
 from dsctl.transfers import TransferBars, TransferLines
 from dsctl_core.progress import NoProgress, NoTransfers, Progress, Transfers
@@ -26,6 +27,7 @@ SILENCE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 MUTE = logging.NullHandler()  # with it, what other libraries log does not go to stderr for want of a handler
 
@@ -122,7 +124,7 @@ def error(problem: str, hint: str | None) -> None:
     print(f"{_paint('error:', 31, colour)} {_one_line(problem)}", file=sys.stderr)
     if hint:
         print(f"{_paint('hint:', 36, colour)} {_one_line(hint)}", file=sys.stderr, flush=True)
-    if _mode.get().json:
+    if _mode.get().json and processes.rank() == 0:
         print(json.dumps({"error": _one_line(problem), "hint": hint and _one_line(hint)}), flush=True)
 
 
@@ -144,7 +146,8 @@ def progress() -> Progress:
     """Return what a long job reports to: a bar on a terminal, else a line now and then; nothing with --quiet."""
     mode = _mode.get()
     if mode.progress is None:
-        mode.progress = NoProgress() if mode.quiet else Bar() if sys.stderr.isatty() else Lines(_to_stderr)
+        silent = mode.quiet or processes.rank() != 0  # of several processes one speaks for all
+        mode.progress = NoProgress() if silent else Bar() if sys.stderr.isatty() else Lines(_to_stderr)
     return mode.progress
 
 

@@ -17,14 +17,23 @@ class Component:
     library: Literal["diffusers", "transformers"]
     class_name: str  # class in that library, also `_class_name` or `architectures[0]` of its config.json
     single_file_as: str | None = None  # diffusers class whose conversion of original single files fits this one too
+    other_classes: tuple[str, ...] = ()  # classes that some weights of the family have instead; config.json says which
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Every class that this component may have."""
+        return (self.class_name, *self.other_classes)
 
 
 @dataclass(frozen=True)
 class Preset:
     """Published (or embedded) weights of a family.
 
-    `files` maps a component's name to the file pattern inside the repository `model_id`. An embedded preset has
-    `folder` (relative to the package's assets) instead. `defaults` are option values that suit these weights.
+    `files` maps a component's name to the file pattern inside the repository `model_id`; what is in another one
+    (a component, or "tokenizer") is in `from_repositories`. An embedded preset has `folder` (relative to the package's
+    assets) instead. `defaults` are option values that suit these weights. `variant` is their size among those that
+    the family has published (None: the first). Weights that were distilled name in `base_preset` the ones that they
+    were distilled from, which are the better ones to train.
     """
 
     name: str
@@ -33,6 +42,15 @@ class Preset:
     files: dict[str, str] = field(default_factory=dict)
     folder: str | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
+    from_repositories: dict[str, str] = field(default_factory=dict)
+    variant: str | None = None
+    base_preset: str | None = None
+    index: dict[str, Any] = field(default_factory=dict)  # what their model_index.json says beside the components
+
+    def repository(self, part: str) -> str:
+        """Return the repository that a component, or the "tokenizer", of a published preset is in."""
+        assert self.model_id is not None, "an embedded preset is in no repository"
+        return self.from_repositories.get(part, self.model_id)
 
     def local_path(self) -> Path | None:
         """Return the folder of an embedded preset, else None."""
@@ -47,7 +65,8 @@ class Schedule:
 
     mu, the exponent of the shift, goes linearly from `base_shift` at `base_image_seq_len` tokens to `max_shift` at
     `max_image_seq_len`; the last sigma is stretched to `shift_terminal` when that is given.
-    `training_mu` is the fixed exponent used for training.
+    `training_mu` is the fixed exponent used for training. Where the line is not all, `sampling_mu` gives the exponent
+    from (image tokens, steps).
     """
 
     base_shift: float = 0.5
@@ -56,6 +75,7 @@ class Schedule:
     max_image_seq_len: int = 4096
     shift_terminal: float | None = None
     training_mu: float = 0.8
+    sampling_mu: Callable[[int, int], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,27 @@ class Family:
     # (the dit's config, width, height, frames, characters of a prompt) -> about how many bytes a cache in bfloat16
     # keeps of such a picture, and of such a prompt; None: it cannot be told
     cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]] | None = None
+    # Other published sizes, by name: component -> config, where it differs from `published`.
+    variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    # The layout of original layer names (dsctl_core.lora.original) that other tools' LoRA formats keep to.
+    original_names: str | None = None
+    # Whether some weights take a guidance scale as an input of the network.
+    embedded_guidance: bool = False
+    # model_index.json -> option values for the weights beside it, where they are not `defaults` for all
+    index_defaults: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+    def sizes(self, component: str, variant: str | None = None) -> dict[str, Any]:
+        """Return the published config of `component` in `variant` (None: the first one that was published)."""
+        chosen = self.variants[variant] if variant is not None else {}
+        return chosen.get(component, self.published[component])
+
+    def all_sizes(self, component: str) -> list[dict[str, Any]]:
+        """Return every published config of `component`, none twice."""
+        found: list[dict[str, Any]] = []
+        for variant in (None, *self.variants):
+            config = self.sizes(component, variant)
+            found += [] if config in found else [config]
+        return found
 
     def component(self, name: str) -> Component:
         """Return the component called `name`; an unknown name is a usage error with the near miss."""

@@ -20,6 +20,7 @@ from dsctl_core.data.images import LoadImage
 from dsctl_core.data.sizes import ImageCropAndResize
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.family import Family
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.options import InferOptions
 from dsctl_core.progress import NoProgress, Progress
@@ -67,8 +68,13 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     resolved = resolve_model(
         options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path
     )
-    settings = fill_in(options, resolved)
+    refuse_unknown_inputs(options, resolved.family)
+    references = read_references(options)
+    settings = fill_in(options, resolved, references)
     inputs = read_pictures(options, settings, resolved.family.division_factor)
+    inputs |= {"edit_image": references} if references else {}
+    if options.embedded_guidance is not None:
+        inputs["embedded_guidance"] = options.embedded_guidance
     for lora in options.lora:
         lora_weights(lora.path)
     made = [path for path in (options.output.parent, *options.output.parent.parents) if not path.exists()]
@@ -142,14 +148,45 @@ def check_output(output: Path, files: Sequence[Path]) -> None:
             raise DsctlError(f"{parent} is a file, so {output} cannot be in it", hint="give another --output")
 
 
-def fill_in(options: InferOptions, resolved: ResolvedModel) -> Settings:
-    """Return the size, steps and guidance: those given, else the model's own."""
+def refuse_unknown_inputs(options: InferOptions, family: Family) -> None:
+    """Refuse an input that the family does not take."""
+    if options.edit_image and "edit_image" not in family.extra_inputs:
+        raise UsageError(
+            f"--edit-image has no effect: {family.title} takes no pictures to edit",
+            hint="to start from a picture give --input-image; `dsctl models` lists the models",
+        )
+    if options.embedded_guidance is not None and not family.embedded_guidance:
+        raise UsageError(
+            f"--embedded-guidance has no effect: {family.title} takes none", hint="give --cfg-scale instead"
+        )
+
+
+def read_references(options: InferOptions) -> list[Image]:
+    """Return the pictures to edit, as they are."""
+    found = []
+    for path in options.edit_image:
+        try:
+            found.append(LoadImage()(path))
+        except DsctlError as error:
+            raise DsctlError(f"--edit-image: {error.problem}", hint="give --edit-image another picture") from error
+    return found
+
+
+def fill_in(options: InferOptions, resolved: ResolvedModel, references: Sequence[Image] = ()) -> Settings:
+    """Return the size, steps and guidance: those given, else the model's own.
+
+    Where no size is given, an edited picture keeps that of the first of `references`, as far as the model can.
+    """
 
     def chosen(name: str) -> Any:
         value = getattr(options, name)
         return resolved.defaults[name] if value is None else value
 
-    settings = Settings(chosen("height"), chosen("width"), chosen("num_inference_steps"), chosen("cfg_scale"))
+    height, width = chosen("height"), chosen("width")
+    if references and options.height is None:
+        factor = resolved.family.division_factor
+        width, height = ImageCropAndResize(None, None, height * width, factor, factor).target_size(*references[0].size)
+    settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"))
     if options.negative_prompt and settings.cfg_scale == 1:
         raise UsageError(
             "--negative-prompt has no effect at --cfg-scale 1, which is no guidance",
@@ -158,7 +195,7 @@ def fill_in(options: InferOptions, resolved: ResolvedModel) -> Settings:
     return settings
 
 
-def read_pictures(options: InferOptions, settings: Settings, factor: int) -> dict[str, Image]:
+def read_pictures(options: InferOptions, settings: Settings, factor: int) -> dict[str, Any]:
     """Check the size, and return the input image and the mask, where given, fitted to it."""
     fit = ImageCropAndResize(
         height=settings.height, width=settings.width, height_division_factor=factor, width_division_factor=factor
@@ -226,6 +263,10 @@ def parameters(options: InferOptions, settings: Settings) -> dict[str, Any]:
         mask = None if options.inpaint_mask is None else str(options.inpaint_mask)
         shared |= {"input_image": str(options.input_image), "inpaint_mask": mask}
         shared |= {"denoising_strength": options.denoising_strength}
+    if options.edit_image:
+        shared["edit_image"] = [str(path) for path in options.edit_image]
+    if options.embedded_guidance is not None:
+        shared["embedded_guidance"] = options.embedded_guidance
     return {**shared, "dsctl_version": __version__}
 
 

@@ -21,7 +21,7 @@ from dsctl_core.lora.about import SPEC, weights_identity, with_model_spec
 from dsctl_core.lora.algebra import Kept, resize_layers
 from dsctl_core.lora.extract import extract
 from dsctl_core.lora.files import lora_weights, read_lora, save_lora
-from dsctl_core.lora.formats import FORMATS, Layers, LoraFile, with_dots
+from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile, with_dots
 from dsctl_core.lora.merge import (
     ScaledLora,
     component_shapes,
@@ -30,6 +30,7 @@ from dsctl_core.lora.merge import (
     merge_into_one,
     merge_into_weights,
 )
+from dsctl_core.lora.original import LAYOUTS, has_original_names
 from dsctl_core.options.adapt import (
     LoraConvertOptions,
     LoraExtractOptions,
@@ -129,12 +130,16 @@ def _write_model(
             (target / name).mkdir()
             for file in sorted(each for each in source.iterdir() if each.is_file() and not each.name.startswith(".")):
                 copy_file(file, target / name / file.name)
-    index = {"_class_name": resolved.family.pipeline_classes[0]}
+    index = {"_class_name": resolved.family.pipeline_classes[0], **(resolved.preset.index if resolved.preset else {})}
     whole = next(iter(places.components.values())).parent / "model_index.json"
     if whole.is_file():
         copy_file(whole, target / whole.name)
     else:
-        parts = {part.folder: [part.library, part.class_name] for part in resolved.family.components}
+        parts = {
+            part.folder: [part.library, class_of(places.components[part.name])]
+            for part in resolved.family.components
+            if part.name in places.components
+        }
         write_json(target / "model_index.json", {**index, **parts})
 
 
@@ -241,7 +246,7 @@ def _component_at(path: Path, name: str) -> tuple[Family, Component, Path]:
     if not path.is_dir():
         raise DsctlError(f"{path} is not a folder", hint="give a model folder, or the folder of one component")
     family = family_of_class(class_of(path), path)
-    component = next(part for part in family.components if part.class_name == class_of(path))
+    component = next(part for part in family.components if class_of(path) in part.class_names)
     return family, component, path
 
 
@@ -277,6 +282,16 @@ def _refuse_flat(loras: Iterable[LoraFile], shapes: dict[str, Any]) -> None:
                 f"{lora.path} writes its layers' names without dots, so they can only be told from those of the model",
                 hint="give --model too",
             )
+
+
+def _original_names(
+    about: dict[str, str], components: dict[str, Layers], shapes: dict[str, dict[str, tuple[int, int]]]
+) -> str | None:
+    """Return the layout of original names of the model that a LoRA is for, from its header, else from its layers."""
+    if about.get("family") in families():
+        return families()[about["family"]].original_names
+    names = {*components.get(DENOISER, {}), *shapes.get(DENOISER, {})}
+    return next((layout for layout in LAYOUTS if has_original_names(names, layout)), None)
 
 
 def _dtype_of(path: Path) -> str:
@@ -316,7 +331,9 @@ def _save(
     prepare_folder(output.parent)
     title = output.stem
     known = shapes if shapes else None
-    save_lora(output, components, with_model_spec(noted, title, every), form=form, dtype=dtype, shapes=known)
+    spec = with_model_spec(noted, title, every)
+    original = _original_names(about, components, shapes)
+    save_lora(output, components, spec, form=form, dtype=dtype, shapes=known, original=original)
     facts: dict[str, Any] = {"format": form, "layers": len(every), "ranks": ranks}
     if kept is not None:
         facts["kept_energy"] = kept.share

@@ -42,7 +42,8 @@ class FlowMatchScheduler:
         """Load the table with `num_inference_steps` levels (None: 100 for sampling, 1000 for training).
 
         `denoising_strength` is the level at which sampling starts, before the shift; `dynamic_shift_len` the number
-        of image tokens, from which the shift follows (None: the shift of training).
+        of image tokens, from which (and from the number of levels, where the schedule says so) the shift follows
+        (None: the shift of training).
         """
         count = (
             num_inference_steps if num_inference_steps is not None else TRAINING_LEVELS if training else DEFAULT_STEPS
@@ -55,7 +56,7 @@ class FlowMatchScheduler:
                 hint="1 ignores the input image, 0.3 changes it a little",
             )
         self.training = training
-        mu = self.schedule.training_mu if dynamic_shift_len is None else self._mu(dynamic_shift_len)
+        mu = self.schedule.training_mu if dynamic_shift_len is None else self._mu(dynamic_shift_len, count)
         if training:
             # Mid-points of equal bins: neither 0 nor 1 is among them, where the weight is 0 and a draw would be wasted.
             # The table is not stretched: shift_terminal says where the *last sampling step* begins, so that it does
@@ -113,8 +114,10 @@ class FlowMatchScheduler:
         sigma = torch.as_tensor(timestep, dtype=torch.float32, device=like.device) / 1000
         return sigma.reshape(-1, *[1] * (like.ndim - 1))
 
-    def _mu(self, image_tokens: int) -> float:
+    def _mu(self, image_tokens: int, steps: int) -> float:
         s = self.schedule
+        if s.sampling_mu is not None:
+            return s.sampling_mu(image_tokens, steps)
         slope = (s.max_shift - s.base_shift) / (s.max_image_seq_len - s.base_image_seq_len)
         return image_tokens * slope + (s.base_shift - slope * s.base_image_seq_len)
 

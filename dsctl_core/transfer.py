@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,30 +49,42 @@ def download(options: DownloadOptions, progress: Transfers | None = None) -> lis
     if skip_download():
         raise DsctlError("DSCTL_SKIP_DOWNLOAD forbids every download", hint="unset it")
     shown = progress or NoTransfers()
-    parsed = [_parsed(what, options) for what in options.what]
+    parsed = [wanted for what in options.what for wanted in _parsed(what, options)]
     return [_one(wanted, options, shown) for wanted in parsed]
 
 
-def _parsed(what: str, options: DownloadOptions) -> Wanted | Downloaded:
-    """Return what a word of the command line names."""
+def _parsed(what: str, options: DownloadOptions) -> Sequence[Wanted | Downloaded]:
+    """Return what a word of the command line names: of a preset, what it takes of each repository."""
     if "/" not in what:
         if options.dataset:
             raise UsageError(f"{what!r} is no dataset", hint="write it as OWNER/NAME")
         family, preset = find_preset(what)
         local = preset.local_path()
-        return Downloaded(what, local) if local is not None else _of_preset(family, preset, options.revision)
+        return [Downloaded(what, local)] if local is not None else _of_preset(family, preset, options)
     name, _, pattern = what.partition(":")
     repo_id, _, revision = name.partition("@")
     if revision and options.revision is not None:
         raise UsageError(f"{what!r} has a revision, and --revision another", hint="give one of them")
-    return Wanted(what, check_repo_id(repo_id), revision or options.revision, (pattern or None,))
+    return [Wanted(what, check_repo_id(repo_id), revision or options.revision, (pattern or None,))]
 
 
-def _of_preset(family: Family, preset: Preset, revision: str | None) -> Wanted:
-    assert preset.model_id is not None
-    repo_id, _, pinned = preset.model_id.partition("@")
-    patterns = (*preset.files.values(), family.tokenizer_files)
-    return Wanted(preset.name, repo_id, revision or pinned or None, patterns, PIPELINE_FILES)
+def _of_preset(family: Family, preset: Preset, options: DownloadOptions) -> list[Wanted]:
+    parts = {**preset.files, "tokenizer": family.tokenizer_files}
+    patterns: dict[str, list[str]] = {}
+    for part, pattern in parts.items():
+        patterns.setdefault(preset.repository(part), []).append(pattern)
+    for flag, value in (("--local-dir", options.local_dir), ("--revision", options.revision)):
+        if value is not None and len(patterns) > 1:
+            raise UsageError(
+                f"{flag} is given, but {preset.name} is in several repositories: {', '.join(patterns)}",
+                hint=f"leave {flag} out, or download the repositories one by one",
+            )
+    wanted = []
+    for number, (repository, files) in enumerate(patterns.items()):
+        repo_id, _, pinned = repository.partition("@")
+        optional = PIPELINE_FILES if number == 0 else ()
+        wanted.append(Wanted(preset.name, repo_id, options.revision or pinned or None, tuple(files), optional))
+    return wanted
 
 
 def _one(wanted: Wanted | Downloaded, options: DownloadOptions, progress: Transfers) -> Downloaded:

@@ -114,7 +114,7 @@ def _cache_bytes(resolved: ResolvedModel) -> CacheBytes | None:
     reckon_with = family.cache_bytes
     if reckon_with is None:
         return None
-    config = family.published["dit"]
+    config = family.sizes("dit", resolved.preset.variant if resolved.preset else None)
     folders = [Path(path) for each in resolved.model_configs for path in (each.path,) if isinstance(path, str | Path)]
     for folder in folders:
         file = folder / family.component("dit").folder / "config.json"

@@ -55,6 +55,75 @@ def write_tiny_qwen_image(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+# As the chat templates that the text encoders came with put a prompt, in short.
+CHAT_KLEIN = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+CHAT_DEV = (
+    "{% for message in messages %}[{{ message.role | upper }}]"
+    "{% for part in message.content %}{{ part.text }}{% endfor %}[/{{ message.role | upper }}]{% endfor %}"
+)
+
+
+def write_tiny_flux2(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny random FLUX.2 klein (base) to `folder`."""
+    from diffusers import Flux2KleinPipeline
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    generator = torch.Generator().manual_seed(seed)
+    encoder = Qwen3ForCausalLM(Qwen3Config(**load_family("flux2").tiny["text_encoder"]))
+    parts = _flux2_parts(generator, encoder, CHAT_KLEIN, guidance=False)
+    pipe: Any = Flux2KleinPipeline(**parts, is_distilled=False)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_flux2_dev(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny random FLUX.2 dev to `folder`: another text encoder, and guidance as an input."""
+    from diffusers import Flux2Pipeline
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    generator = torch.Generator().manual_seed(seed)
+    text = {**load_family("flux2").tiny["text_encoder"], "model_type": "mistral", "sliding_window": None}
+    sees = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    config = Mistral3Config(text_config=text, vision_config=sees, image_token_index=2046)
+    parts = _flux2_parts(generator, Mistral3ForConditionalGeneration(config), CHAT_DEV, guidance=True)
+    pipe: Any = Flux2Pipeline(**parts)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _flux2_parts(generator: torch.Generator, encoder: Any, chat: str, *, guidance: bool) -> dict[str, Any]:
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+    from transformers import AutoTokenizer
+
+    tiny = load_family("flux2").tiny
+    tokenizer = AutoTokenizer.from_pretrained(str(embedded_tokenizer()), local_files_only=True)
+    tokenizer.chat_template = chat
+    vae = randomize(AutoencoderKLFlux2(**tiny["vae"]), generator)
+    vae.bn.running_mean.copy_(torch.randn(128, generator=generator) * 0.3)
+    vae.bn.running_var.copy_(torch.rand(128, generator=generator) + 0.5)
+    dit = {**tiny["dit"], "guidance_embeds": guidance}
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        "vae": vae,
+        "text_encoder": randomize(encoder, generator),
+        "tokenizer": tokenizer,
+        "transformer": randomize(Flux2Transformer2DModel(**dit), generator),
+    }
+
+
 def embedded_tokenizer() -> Path:
     """Return the folder of the embedded model's tokenizer, the only real one that there is without a download."""
     path = find_preset("tiny")[1].local_path()
@@ -77,4 +146,7 @@ def randomize(model: Any, generator: torch.Generator) -> Any:
     return model.eval()
 
 
-BUILDERS: dict[str, Callable[[Path, int], Path]] = {"qwen-image": write_tiny_qwen_image}
+BUILDERS: dict[str, Callable[[Path, int], Path]] = {
+    "qwen-image": write_tiny_qwen_image,
+    "flux2": write_tiny_flux2,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dsctl import out
+from dsctl import launch, out
 from dsctl.flags import takes
 from dsctl_core.options import CacheOptions
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 @takes(CacheOptions, config=True)
 def cache(options: CacheOptions) -> None:
     """Encode a dataset once, to train from it without the encoders."""
+    if launch.in_processes(options, cpu=options.device == "cpu"):
+        return
     from dsctl_core.training import make_cache
 
     show_cache(make_cache(options, progress=out.progress()), options.output_path)

@@ -72,10 +72,18 @@ def _component(component: Component, preset: Preset | None, path: Path | None) -
     return {
         "name": component.name,
         "folder": component.folder,
-        "class": f"{component.library}.{component.class_name}",
+        "class": f"{component.library}.{_class_name(component, path)}",
         "path": str(path / component.folder) if path else None,
         "files": preset.files.get(component.name) if preset else None,
+        "model_id": preset.repository(component.name) if preset and preset.model_id else None,
     }
+
+
+def _class_name(component: Component, path: Path | None) -> str:
+    from dsctl_core.checkpoint.identify import class_of
+
+    folder = None if path is None else path / component.folder
+    return class_of(folder) if folder is not None and folder.is_dir() else " or ".join(component.class_names)
 
 
 def _lines(shown: dict[str, Any]) -> list[str]:

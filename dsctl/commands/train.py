@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsctl import out
+from dsctl import launch, out
 from dsctl.flags import takes
 from dsctl_core.options import TrainOptions
 
@@ -10,6 +10,8 @@ from dsctl_core.options import TrainOptions
 @takes(TrainOptions, config=True)
 def train(options: TrainOptions) -> None:
     """Train a model, or a LoRA on it."""
+    if launch.in_processes(options, cpu=options.device == "cpu"):
+        return
     from dsctl_core.training import make_cache, train
 
     if options.first_stage:

@@ -69,7 +69,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
             for name, structure in found[key].items():
                 if name.partition(".")[2] not in padded:
                     shapes = [opened.get_slice(f"{key}/{number}").get_shape() for number in tensors_of(structure)]
-                    values.append((name, repr(shapes)))
+                    values.append((name, repr(shapes or structure)))
         return tuple(sorted(values))
 
     def place(self, row: int) -> str:

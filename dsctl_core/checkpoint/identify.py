@@ -45,9 +45,9 @@ def identify_component(family: Family, folder: Path) -> Component:
     """Return the component of `family` whose weights are in `folder`."""
     name = class_of(folder)
     for component in family.components:
-        if component.class_name == name:
+        if name in component.class_names:
             return component
-    wanted = ", ".join(f"{c.name} ({c.class_name})" for c in family.components)
+    wanted = ", ".join(f"{c.name} ({' or '.join(c.class_names)})" for c in family.components)
     raise DsctlError(f"{folder} holds a {name}, which is no part of {family.name}", hint=f"{family.name} has {wanted}")
 
 

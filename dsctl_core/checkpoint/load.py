@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.identify import identify_component, read_json, weight_files
+from dsctl_core.checkpoint.identify import class_of, identify_component, read_json, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
 from dsctl_core.errors import DsctlError
@@ -64,8 +64,9 @@ def _add_whole_folder(family: Family, folder: Path, places: Places) -> None:
         if (folder / component.folder).is_dir():
             actual = identify_component(family, folder / component.folder)
             if actual != component:
+                found = class_of(folder / component.folder)
                 raise DsctlError(
-                    f"{folder / component.folder} holds a {actual.class_name}, not a {component.class_name}",
+                    f"{folder / component.folder} holds a {found}, not a {component.class_name}",
                     hint="restore the folder from where it came",
                 )
             _add(places, component.name, folder / component.folder)
@@ -142,14 +143,15 @@ def load_components(
     return LoadedComponents(models, tokenizer, read_schedule(family, places.schedule))
 
 
-def component_class(component: Component) -> type[nn.Module]:
-    """Import the class of a component."""
-    return getattr(importlib.import_module(component.library), component.class_name)
+def component_class(component: Component, folder: Path | None = None) -> type[nn.Module]:
+    """Import the class of a component: the one that the config.json in `folder` names, where it can have several."""
+    name = component.class_name if folder is None or not component.other_classes else class_of(folder)
+    return getattr(importlib.import_module(component.library), name)
 
 
 def empty_component(component: Component, folder: Path) -> nn.Module:
     """Build a component from the config.json in `folder`, with weights that mean nothing."""
-    cls: Any = component_class(component)
+    cls: Any = component_class(component, folder)
     if component.library == "diffusers":
         return cls.from_config(read_json(folder / "config.json"))
     from transformers import AutoConfig
@@ -160,7 +162,7 @@ def empty_component(component: Component, folder: Path) -> nn.Module:
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Build one component from its folder: exactly the tensors in its files, in `dtype`, frozen, in eval mode."""
     weight_files(folder)
-    cls: Any = component_class(component)
+    cls: Any = component_class(component, folder)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     # Each library names the argument its own way; the other spelling draws a deprecation warning.
     options["torch_dtype" if component.library == "diffusers" else "dtype"] = dtype
@@ -168,7 +170,7 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn
         model, info = cls.from_pretrained(str(folder), **options)
     except (RuntimeError, ValueError, OSError) as error:
         raise DsctlError(
-            f"{folder} does not fit a {component.class_name}: {_first_line(error)}",
+            f"{folder} does not fit a {cls.__name__}: {_first_line(error)}",
             hint="its config.json and its weights should come from one place",
         ) from error
     _refuse_misfits(folder, info)

@@ -44,8 +44,11 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
         for component in family.components:
             if component.name not in family.published:
                 continue
-            wanted = _patterns(_published(family, component).state_dict())
-            score = max(_likeness(wanted, _patterns(layout)) for layout in _layouts(component, stored))
+            score = max(
+                _likeness(_patterns(_empty(component, config).state_dict()), _patterns(layout))
+                for config in family.all_sizes(component.name)
+                for layout in _layouts(component, stored)
+            )
             if score == 1:
                 return family, component
             scores.append((score, f"{component.name} of {family.name} ({score:.0%} of the names)"))
@@ -58,10 +61,14 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
 
 def load_single_file(family: Family, component: Component, path: Path, dtype: torch.dtype) -> nn.Module:
     """Build a component of the published sizes with exactly the tensors in `path`, in `dtype`, frozen, in eval mode."""
-    model = _published(family, component)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tensors, _ = read_safetensors(path)
-    state = max(_layouts(component, tensors), key=lambda layout: len(wanted.keys() & layout.keys()))
+    candidates = [
+        (_empty(component, config), layout)
+        for config in family.all_sizes(component.name)
+        for layout in _layouts(component, tensors)
+    ]
+    model, state = max(candidates, key=lambda pair: _fitting(pair[0], pair[1]))
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in sorted(wanted.keys() ^ state.keys()):
         verb = "lacks" if name in wanted else "has, beyond the published model,"
         raise DsctlError(f"{path} {verb} {name}", hint="put the config.json that it was published with beside it")
@@ -75,14 +82,21 @@ def load_single_file(family: Family, component: Component, path: Path, dtype: to
     return model.to(dtype).eval().requires_grad_(False)
 
 
-def _published(family: Family, component: Component) -> nn.Module:
-    """Build a component at its published sizes, without memory for its weights."""
+def _fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return how many tensors of `state` have a name and a shape of `model`, and how few others either has."""
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    same = sum(wanted.get(name) == tensor.shape for name, tensor in state.items())
+    return same, -len(wanted.keys() ^ state.keys())
+
+
+def _empty(component: Component, config: Mapping[str, Any]) -> nn.Module:
+    """Build a component of the sizes in `config`, without memory for its weights."""
     from accelerate import init_empty_weights
 
     from dsctl_core.checkpoint.load import component_class
 
     with init_empty_weights():
-        return component_class(component)(**family.published[component.name])
+        return component_class(component)(**config)
 
 
 def _layouts(component: Component, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

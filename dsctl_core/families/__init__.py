@@ -49,9 +49,9 @@ def pipeline_class(family: Family) -> type[BasePipeline]:
 def family_of_class(name: str, where: Path) -> Family:
     """Return the family that has a component of the class `name`, which was found at `where`."""
     for family in families().values():
-        if any(component.class_name == name for component in family.components):
+        if any(name in component.class_names for component in family.components):
             return family
-    known = sorted({c.class_name for family in families().values() for c in family.components})
+    known = sorted({name for family in families().values() for c in family.components for name in c.class_names})
     raise DsctlError(f"{where} holds a {name}, which no family has", hint=f"known: {', '.join(known)}")
 
 

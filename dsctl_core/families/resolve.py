@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.identify import class_of
+from dsctl_core.checkpoint.identify import class_of, read_json
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
 from dsctl_core.errors import UsageError
@@ -93,7 +93,10 @@ def _is_path(model: str) -> bool:
 def _from_folder(folder: Path, tokenizer: ModelConfig | None) -> ResolvedModel:
     family = identify_folder(folder.expanduser())
     config = ModelConfig(path=folder.expanduser())
-    return ResolvedModel(str(folder), family, None, (config,), tokenizer, dict(family.defaults))
+    defaults = dict(family.defaults)
+    if family.index_defaults is not None:
+        defaults |= family.index_defaults(read_json(folder.expanduser() / "model_index.json"))
+    return ResolvedModel(str(folder), family, None, (config,), tokenizer, defaults)
 
 
 def _from_preset(name: str, tokenizer: ModelConfig | None) -> ResolvedModel:
@@ -103,9 +106,12 @@ def _from_preset(name: str, tokenizer: ModelConfig | None) -> ResolvedModel:
         configs: tuple[ModelConfig, ...] = (ModelConfig(path=local),)
     else:
         configs = tuple(
-            ModelConfig(model_id=preset.model_id, origin_file_pattern=pattern) for pattern in preset.files.values()
+            ModelConfig(model_id=preset.repository(part), origin_file_pattern=pattern)
+            for part, pattern in preset.files.items()
         )
-        tokenizer = tokenizer or ModelConfig(model_id=preset.model_id, origin_file_pattern=family.tokenizer_files)
+        tokenizer = tokenizer or ModelConfig(
+            model_id=preset.repository("tokenizer"), origin_file_pattern=family.tokenizer_files
+        )
     return ResolvedModel(name, family, preset, configs, tokenizer, {**family.defaults, **preset.defaults})
 
 

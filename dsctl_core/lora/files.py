@@ -34,6 +34,7 @@ from dsctl_core.lora.formats import (
     format_of,
     with_dots,
 )
+from dsctl_core.lora.original import from_original, to_original
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,10 @@ def read_lora(path: Path, component_names: Iterable[str] = (DENOISER,)) -> LoraF
         raise DsctlError(
             f"{file} lacks magnitudes, but its settings have use_dora = True", hint="download or copy it again"
         )
+    if DENOISER in components:
+        dotted = from_original(components[DENOISER], flat=flat)
+        flat = flat and dotted is components[DENOISER]
+        components[DENOISER] = dotted
     beside = (file.parent / ADAPTER_CONFIG).is_file() and file.name == ADAPTER_FILE
     return LoraFile(path, components, metadata, format_of(tensors, beside), flat)
 
@@ -121,9 +126,12 @@ def save_lora(
     form: str = "diffusers",
     dtype: str = "float32",
     shapes: Mapping[str, Shapes] | None = None,
+    original: str | None = None,
 ) -> Path:
     """Write `components` to `path` and prove that what was written is what should have been.
 
+    `original` is the layout of the denoiser's original names (dsctl_core.lora.original), for the formats that keep to
+    these. A layer without a name there is a DsctlError.
     The file is read back before it gets its name: with `shapes`, each key must belong to a layer of the base that it
     fits, and every layer must compute what the original does, up to the rounding of `dtype`. Otherwise nothing is
     written and a DsctlError says what is wrong. The format "peft" makes `path` a folder.
@@ -133,7 +141,8 @@ def save_lora(
     chosen = FORMATS[form]
     tensors: dict[str, Tensor] = {}
     for component, layers in components.items():
-        tensors |= encode(layers, component, chosen)
+        renamed = original is not None and chosen.original and component == DENOISER
+        tensors |= encode(to_original(layers, original or "", form) if renamed else layers, component, chosen)
     kept = {
         # A magnitude is the length of a whole row, and would lose as much to rounding as the row.
         key: tensor if key.endswith((".alpha", MAGNITUDE)) else tensor.to(getattr(torch, dtype))

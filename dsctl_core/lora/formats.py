@@ -76,6 +76,7 @@ class LoraFormat:
     magnitude: str | None = None  # what a DoRA's magnitude is called; None: this tool cannot read one
     dora_prefix: str | None = None  # stands in front of a DoRA's layers, where it is not `prefix`
     folder: bool = False  # adapter_model.safetensors and adapter_config.json, instead of one file
+    original: bool = False  # under the names that a model was published with first, where it has such
 
     def key(self, layer: str, part: str) -> str:
         """Return the tensor name of `part` of `layer`."""
@@ -96,8 +97,8 @@ FORMATS = {
             # diffusers takes other tools' prefix apart by the names of the two matrices, and stops at a third.
             dora_prefix="transformer.",
         ),
-        LoraFormat("comfyui", "diffusion_model.", "lora_down.weight", "lora_up.weight", "tensor"),
-        LoraFormat("kohya", "lora_unet_", "lora_down.weight", "lora_up.weight", "tensor", flat=True),
+        LoraFormat("comfyui", "diffusion_model.", "lora_down.weight", "lora_up.weight", "tensor", original=True),
+        LoraFormat("kohya", "lora_unet_", "lora_down.weight", "lora_up.weight", "tensor", flat=True, original=True),
         LoraFormat("diffsynth", "", "lora_A.default.weight", "lora_B.default.weight", "folded"),
         LoraFormat(
             "peft", "base_model.model.", "lora_A.weight", "lora_B.weight", "config", magnitude=MAGNITUDE, folder=True

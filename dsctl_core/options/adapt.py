@@ -1,7 +1,5 @@
 """Options of `dsctl merge-lora` and `dsctl lora ...`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 

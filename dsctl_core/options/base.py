@@ -4,8 +4,6 @@ A field is an option: `lora_rank` is the flag `--lora-rank`, the key `lora_rank`
 the flag's help. Values that do not fit are a `UsageError` naming the flag, the value and what it takes.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (

@@ -1,7 +1,5 @@
 """The cache between the two stages of training: making it, and training from it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,6 +9,7 @@ from dsctl_core.errors import unknown_name
 from dsctl_core.options.base import Alternative, Count, Names, Options
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.processes import ProcessCountOptions
 
 LOSS_TASKS = ("sft",)
 FIRST, SECOND = ":data_process", ":train"  # what a task's name ends with when it is one of its two stages
@@ -33,7 +32,7 @@ class CacheUseOptions(Options):
     )
 
 
-class CacheOptions(DataOptions, ModelOptions):
+class CacheOptions(ProcessCountOptions, DataOptions, ModelOptions):
     """Options of `dsctl cache`."""
 
     panel: ClassVar[str] = "Cache"

@@ -1,7 +1,5 @@
 """Which dataset, and how its files are read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 

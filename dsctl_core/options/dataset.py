@@ -1,7 +1,5 @@
 """Options of `dsctl dataset`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, ClassVar
 

@@ -1,7 +1,5 @@
 """All options of `dsctl infer`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -45,6 +43,12 @@ class InferOptions(ModelOptions):
     )
     inpaint_mask: Path | None = Field(
         None, description="Picture as large as --input-image: white is painted anew, black is kept."
+    )
+    edit_image: tuple[Path, ...] = Field(
+        (), description="Picture to edit, or one of several to combine, as --prompt says. Can be given several times."
+    )
+    embedded_guidance: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="Guidance that goes to the network, where it takes one. Left out: the model's own."
     )
     output: Path = Field(
         Path("output.png"), description="PNG to write. Several pictures: FILE-001.png, FILE-002.png, ..."

@@ -1,7 +1,5 @@
 """The LoRA to train, those to train on top of, and how LoRA files are named."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,11 +16,13 @@ from dsctl_core.options.messages import Takes
 class LoraFile:
     """A LoRA and how much of it to apply."""
 
+    form: ClassVar[str] = "FILE[:SCALE]"
+
     path: Path
     scale: float = 1.0
 
     @classmethod
-    def parse(cls, text: Any) -> LoraFile:
+    def parse(cls, text: Any) -> "LoraFile":
         """Read FILE or FILE:SCALE.
 
         A colon belongs to the path where the whole text is a path that exists, or where a separator comes after it.

@@ -1,7 +1,5 @@
 """Which model: a preset, a folder, or the weights of each component."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, Any, ClassVar
 

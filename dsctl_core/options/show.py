@@ -1,7 +1,5 @@
 """Options of the commands that only show something."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """All options of `dsctl train`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +13,23 @@ from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.memory import MemoryOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.optimizer import OptimizerOptions
+from dsctl_core.options.processes import ProcessOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 
 TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, SECOND))
 
 
 class TrainOptions(
-    OutputOptions, LoraOptions, MemoryOptions, TrainingOptions, CacheUseOptions, DataOptions, ModelOptions
+    OutputOptions,
+    ProcessOptions,
+    LoraOptions,
+    MemoryOptions,
+    OptimizerOptions,
+    TrainingOptions,
+    CacheUseOptions,
+    DataOptions,
+    ModelOptions,
 ):
     """Options of `dsctl train`."""
 

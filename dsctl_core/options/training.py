@@ -1,7 +1,5 @@
 """How to train, and where to."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -13,7 +11,7 @@ from dsctl_core.options.base import Alternative, Count, Names, Options, Seed
 
 
 class TrainingOptions(Options):
-    """Length, optimizer, precision and memory of a training run. A step is one optimizer update."""
+    """Length, precision and memory of a training run. A step is one optimizer update."""
 
     panel: ClassVar[str] = "Training"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("num_epochs", "max_steps"),)
@@ -24,14 +22,10 @@ class TrainingOptions(Options):
         description="Components to train whole, or modules of them, separated by commas: dit, text_encoder, "
         "dit.proj_out, dit.transformer_blocks.*.attn.",
     )
-    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
-        None, description="Learning rate. Left out: the preset's, else 1e-4 for a LoRA and 1e-5 for whole components."
-    )
     num_epochs: Count = Field(1, description="How many times to go over the dataset.")
     max_steps: Count | None = Field(None, description="Stop after this many steps, instead of --num-epochs.")
     batch_size: Count = Field(1, description="Samples that go through the model at once.")
     gradient_accumulation_steps: Count = Field(1, description="Batches that make up one step.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Weight decay of AdamW.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients longer than this are cut down.")
     seed: Seed = Field(0, description="Seed of everything random: two runs with equal options are equal.")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
-from dsctl_core.errors import UsageError
+from dsctl_core.errors import DsctlError, UsageError
 
 
 def make_accelerator(device: str | None, precision: str | None, **settings: Any) -> Accelerator:
@@ -18,7 +20,38 @@ def make_accelerator(device: str | None, precision: str | None, **settings: Any)
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise UsageError("--mixed-precision fp16 needs a GPU", hint="use bf16 or no on a CPU")
     _forget_earlier_run()
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision or default_precision(device), **settings)
+    on_cpu = device == "cpu" or _on_cpus_of_a_launcher()
+    if on_cpu and launched_with("DEEPSPEED"):
+        # Told of a CPU, accelerate leaves DeepSpeed out; with a backend for CPUs it takes the CPU for a device.
+        on_cpu = False
+        settings["kwargs_handlers"] = [*settings.get("kwargs_handlers", ()), InitProcessGroupKwargs(backend="gloo")]
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=precision or _launched_precision() or default_precision(device),
+        **settings,
+    )
+    if launched_with("DEEPSPEED") and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise DsctlError(
+            "the processes were started for DeepSpeed, but accelerate has set up something else",
+            hint="do not set ACCELERATE_USE_CPU",
+        )
+    return accelerator
+
+
+def _on_cpus_of_a_launcher() -> bool:
+    """Return whether this is one of several processes without a GPU, which accelerate has to be told."""
+    return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+
+
+def launched_with(engine: str) -> bool:
+    """Return whether accelerate's launcher started this process for "FSDP" or for "DEEPSPEED"."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+
+
+def _launched_precision() -> str | None:
+    """Return the precision of accelerate's configuration file; its "no" may be nobody's choice, so it is no answer."""
+    chosen = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return chosen if chosen in ("bf16", "fp16") else None
 
 
 def _forget_earlier_run() -> None:

@@ -13,6 +13,7 @@ from dsctl_core.lora.files import save_lora
 from dsctl_core.lora.formats import FORMATS
 from dsctl_core.lora.layers import linear_shapes, trained_layers
 from dsctl_core.training.folder import METRICS_FILE, RUN_FILE, claim
+from dsctl_core.training.sharded import whole_weights
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
@@ -87,9 +88,10 @@ class ModelLogger:
         if step == self.saved_step:
             return self.files
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            for component in module.trained:
-                self._write(module, component, step)
+        with whole_weights(accelerator, module):
+            if accelerator.is_main_process:
+                for component in module.trained:
+                    self._write(module, component, step)
         self.saved_step = step
         self.files = [self._path(module, component, step) for component in module.trained]
         accelerator.wait_for_everyone()
@@ -124,6 +126,7 @@ class ModelLogger:
             form=self.lora_format,
             dtype=self.lora_dtype,
             shapes={component.name: shapes},
+            original=module.pipe.family.original_names,
         )
 
     def on_training_end(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> None:

@@ -21,6 +21,7 @@ from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.training.batches import Loaded, Rounds, batch_loader
 from dsctl_core.training.hooks import TrainingHook, TrainingRun
 from dsctl_core.training.logger import ModelLogger, StepRecord
+from dsctl_core.training.sharded import gradient_norm, keeping_gradients, prepare, shard
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,7 +60,7 @@ def launch_training_task(
     buckets: Sequence[Hashable] | None = None,
     on_bad_sample: Callable[[DsctlError], None] | None = None,
     optimizer: Callable[[Sequence[Any]], Optimizer] | None = None,
-    lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     hooks: Sequence[TrainingHook] = (),
     progress: Progress | None = None,
 ) -> TrainingSummary:
@@ -72,25 +73,27 @@ def launch_training_task(
     `buckets` has, for each row of which `dataset` is a repetition, what the rows of one batch must have in common.
     Weights are saved every `save_steps` steps (None: after every epoch, unless `max_steps` is given) and at the end.
     A sample that cannot be loaded stops the run, unless `on_bad_sample` takes the error: then the next one of its
-    bucket stands in for it. `optimizer` and `lr_scheduler` build others than AdamW at a constant rate. `hooks` are what
-    the run does beside training, called in the order given.
+    bucket stands in for it. `optimizer` builds another than AdamW of the trained weights, `lr_scheduler` what is
+    to become of its rate, of it and the number of steps. `hooks` are what the run does beside training, called in the
+    order given.
     Raises DsctlError, before anything is updated with it, when a loss is not finite.
     """
     shown = progress or NoProgress()
     if len(dataset) == 0:
         raise DsctlError("the dataset is empty", hint="check the metadata file")
-    parameters = model.trainable_modules()
-    if not parameters:
+    if not model.trainable_modules():
         raise UsageError("nothing is trainable", hint="call switch_pipe_to_training_mode first")
+    shard(accelerator, model)
+    parameters = model.trainable_modules()
     build = optimizer or (lambda p: torch.optim.AdamW(p, lr=learning_rate, weight_decay=weight_decay))
     built = build(parameters)
-    schedule = lr_scheduler(built) if lr_scheduler is not None else None
-    prepared, built = accelerator.prepare(model, built)
     accumulate = accelerator.gradient_accumulation_steps
     plan = BatchPlan(len(dataset), batch_size, seed, buckets)
     rounds = Rounds(plan, accelerator.process_index, accelerator.num_processes, accumulate)
     loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
     total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
+    schedule = lr_scheduler(built, total) if lr_scheduler is not None else None
+    prepared, built = prepare(accelerator, model, built, batch_size, max_grad_norm)
     run = TrainingRun(accelerator, model, prepared, parameters, built, schedule, model_logger, shown, total)
     model_logger.on_training_start(accelerator, model)
     for hook in hooks:
@@ -104,7 +107,7 @@ def launch_training_task(
             last, weight = rounds.ends_step(number), rounds.weight(number)
             # Gradients are exchanged between processes once a step, with its last micro-batch.
             accelerator.sync_gradients = last
-            with nullcontext() if last else accelerator.no_sync(prepared):
+            with nullcontext() if last else keeping_gradients(accelerator, prepared):
                 loss = prepared(batch[0] if batch_size == 1 else batch)
                 losses += _finite(accelerator, loss, step + 1, batch, dataset, weight) / accumulate
                 accelerator.backward(loss * weight)
@@ -119,7 +122,7 @@ def launch_training_task(
                 schedule.step()
             seconds = time.perf_counter() - began
             pace = rounds.step_samples(number) / seconds
-            record = StepRecord(step, losses, lr, float(norm), seconds, pace, peak_memory())
+            record = StepRecord(step, losses, lr, gradient_norm(norm), seconds, pace, peak_memory())
             model_logger.on_step_end(accelerator, model, record)
             run.step = step
             for hook in hooks:

@@ -43,6 +43,8 @@ from dsctl_core.training.from_cache import refuse_misfit, refuse_other_units, re
 from dsctl_core.training.logger import ModelLogger
 from dsctl_core.training.loop import launch_training_task
 from dsctl_core.training.module import float_dtype
+from dsctl_core.training.optimizer import OptimizerPlan, learning_rate, plan_optimizer
+from dsctl_core.training.schedule import plan_schedule
 from dsctl_core.training.skipped import SkippedRows
 from dsctl_core.training.tasks import TaskModule, find_loss
 from dsctl_core.version import __version__
@@ -50,7 +52,6 @@ from dsctl_core.version import __version__
 Dataset = UnifiedDataset | CachedDataset
 CACHE_FOLDER = "cache"  # in the output folder of a run that made its own
 MOST_PROBLEMS = 1000  # of a dataset, that are listed
-LORA_RATE, FULL_RATE = 1e-4, 1e-5  # the learning rates that the spec recommends
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,25 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     source, resolved = open_samples(options, skipped, progress)
     for name in (*options.trained_components, *options.fp8_models, options.preset_lora_model or "dit"):
         resolved.family.component(name)
+    optimizer = plan_optimizer(options, learning_rate(options, resolved))
     # Every byte of a cache is looked at while the model loads.
     checks = ThreadPoolExecutor(1)
     checked = checks.submit(source.check_shards) if isinstance(source, CachedDataset) else None
     accelerator = build_accelerator(options)
     if not accelerator.is_main_process:
         progress = NoProgress()
+    warn_of_distilled(resolved, progress)
     made = claim(options.output_path) if accelerator.is_main_process else []
     try:
         dataset, task, only = first_stage(options, source, resolved, accelerator, progress)
         for each in dataset.manifest.skipped if isinstance(dataset, CachedDataset) else ():
             skipped.add(DataError(each["problem"], hint=each["hint"], kind=each["kind"]))
         module = build_module(options, resolved, accelerator, progress, task, only)
-        rate = learning_rate(options, resolved)
         logger = ModelLogger(
             options.output_path,
             options.remove_prefix_in_ckpt,
             metadata=header_metadata(options, resolved, source),
-            run=describe_run(options, resolved, rate, accelerator),
+            run=describe_run(options, resolved, optimizer, accelerator),
             lora_format=options.lora_format,
             lora_dtype=options.lora_dtype,
         )
@@ -110,8 +112,6 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             dataset,
             module,
             logger,
-            learning_rate=rate,
-            weight_decay=options.weight_decay,
             num_epochs=options.num_epochs,
             max_steps=options.max_steps,
             batch_size=options.batch_size,
@@ -121,6 +121,8 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             seed=options.seed,
             buckets=buckets_of(dataset, module) if options.batch_size > 1 else None,
             on_bad_sample=skipped.add if options.on_bad_sample == "skip" else None,
+            optimizer=optimizer,
+            lr_scheduler=plan_schedule(options),
             progress=progress,
         )
     except BaseException:
@@ -140,6 +142,16 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         is_main_process=accelerator.is_main_process,
         skipped=len(skipped),
     )
+
+
+def warn_of_distilled(resolved: ResolvedModel, progress: Progress) -> None:
+    """Say so where the weights to be trained are distilled: what is learned fights the few steps they are made for."""
+    preset = resolved.preset
+    if preset is not None and preset.base_preset is not None:
+        progress.note(
+            f"Warning: {preset.name} is distilled, and training on it gives poor pictures; "
+            f"train on {preset.base_preset} instead, and use the LoRA on either"
+        )
 
 
 def open_samples(options: TrainOptions, skipped: SkippedRows, progress: Progress) -> tuple[Dataset, ResolvedModel]:
@@ -286,17 +298,8 @@ def apply_levers(options: TrainOptions, module: TaskModule, accelerator: Acceler
     pipe.device = torch.empty(0, device=accelerator.device).device
 
 
-def learning_rate(options: TrainOptions, resolved: ResolvedModel) -> float:
-    """Return the rate given, else for a LoRA the preset's own or 1e-4, and 1e-5 when whole components are trained."""
-    if options.learning_rate is not None:
-        return options.learning_rate
-    if options.trainable_models is not None:
-        return FULL_RATE
-    return resolved.defaults.get("learning_rate", LORA_RATE)
-
-
 def describe_run(
-    options: TrainOptions, resolved: ResolvedModel, rate: float, accelerator: Accelerator
+    options: TrainOptions, resolved: ResolvedModel, optimizer: OptimizerPlan, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Return what `run.json` says: the options as resolved, the model, the versions and the hardware."""
     import importlib.metadata
@@ -307,9 +310,10 @@ def describe_run(
         "command": "train",
         "options": {
             **options.model_dump(mode="json"),
-            "learning_rate": rate,
+            "learning_rate": optimizer.arguments["lr"],
             "mixed_precision": accelerator.mixed_precision,
         },
+        "optimizer": optimizer.described(),
         "family": resolved.family.name,
         "preset": resolved.preset.name if resolved.preset else None,
         "versions": {

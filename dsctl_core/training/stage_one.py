@@ -262,6 +262,6 @@ def finish(
     names = {key: parts.places[key].name for key in used}
     files = {name: cache / FOLDER / name for name in sorted(set(names.values()))}
     sizes = {name: tensor_bytes(path) for name, path in files.items()}
-    total = sum(sizes[name][key] for key, name in names.items())
+    total = sum(sizes[name].get(key, 0) for key, name in names.items())  # a part can be without tensors
     shards = {name: path.stat().st_size for name, path in files.items()}
     return write_manifest(cache, recipe, entries, names, shards, total, skipped), freed

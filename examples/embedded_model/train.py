@@ -203,7 +203,7 @@ def _load_average(model: nn.Module, average: dict[str, Tensor], prefix: str) -> 
         p.copy_(average[prefix + name])
 
 
-def warm_up_flat_cosine(clock: Clock) -> Callable[[torch.optim.Optimizer], LRScheduler]:
+def warm_up_flat_cosine(clock: Clock) -> Callable[[torch.optim.Optimizer, int], LRScheduler]:
     """Return a schedule: up over the first steps, flat, then down on a cosine as the clock says."""
 
     def rate(step: int) -> float:
@@ -211,7 +211,7 @@ def warm_up_flat_cosine(clock: Clock) -> Callable[[torch.optim.Optimizer], LRSch
         falling = 1.0 if left >= 1.0 else 0.5 - 0.5 * math.cos(math.pi * left)
         return min(1.0, (step + 1) / WARM_UP_STEPS) * max(falling, 0.01)
 
-    return lambda optimizer: LambdaLR(optimizer, rate)
+    return lambda optimizer, _: LambdaLR(optimizer, rate)
 
 
 def train(folder: Path, latents: Path, output: Path, minutes: float, save_minutes: float) -> Path:

@@ -20,75 +20,17 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.families import families, identify_folder, pipeline_class
 from dsctl_core.family import Component, Family, Preset
 from dsctl_core.pipeline import BasePipeline
+from tests.contract.published import REPOSITORIES, SHAPES, WEIGHTS
 from tests.tiny_models import BUILDERS, write_tiny_model
 
 FAMILIES = list(families().values())
 PRESETS = [(family, preset) for family in FAMILIES for preset in family.presets]
 PUBLISHED = [(family, family.component(name)) for family in FAMILIES for name in family.published]
-
-# What is in the published repositories, without pictures and licences.
-QWEN_IMAGE_FILES = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/generation_config.json",
-    *(f"text_encoder/model-0000{n}-of-00004.safetensors" for n in range(1, 5)),
-    "text_encoder/model.safetensors.index.json",
-    "tokenizer/added_tokens.json",
-    "tokenizer/chat_template.jinja",
-    "tokenizer/merges.txt",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
-    "transformer/config.json",
-    *(f"transformer/diffusion_pytorch_model-0000{n}-of-00009.safetensors" for n in range(1, 10)),
-    "transformer/diffusion_pytorch_model.safetensors.index.json",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
-)
-REPOSITORIES = {"Qwen/Qwen-Image": QWEN_IMAGE_FILES, "Qwen/Qwen-Image-2512": QWEN_IMAGE_FILES}
-
-# Tensors and parameters of the published weights. Twice the parameters is the size of the files (bfloat16):
-# 40.9 GB for Qwen-Image's transformer, 254 MB for its VAE.
-WEIGHTS = {("qwen-image", "dit"): (1933, 20_430_401_088), ("qwen-image", "vae"): (194, 126_892_531)}
-
-# The tensors of one block of the published Qwen-Image transformer, and of what is around the blocks, as its index
-# file has them. D = 3072 is the width.
-D = 3072
-QWEN_IMAGE_BLOCK = {
-    **{f"attn.{name}.weight": (D, D) for name in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")},
-    **{f"attn.{name}.bias": (D,) for name in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")},
-    **{f"attn.add_{name}_proj.weight": (D, D) for name in "qkv"},
-    **{f"attn.add_{name}_proj.bias": (D,) for name in "qkv"},
-    **{f"attn.norm_{name}.weight": (128,) for name in ("q", "k", "added_q", "added_k")},
-    **{f"{stream}_mod.1.weight": (6 * D, D) for stream in ("img", "txt")},
-    **{f"{stream}_mod.1.bias": (6 * D,) for stream in ("img", "txt")},
-    **{f"{stream}_mlp.net.0.proj.weight": (4 * D, D) for stream in ("img", "txt")},
-    **{f"{stream}_mlp.net.0.proj.bias": (4 * D,) for stream in ("img", "txt")},
-    **{f"{stream}_mlp.net.2.weight": (D, 4 * D) for stream in ("img", "txt")},
-    **{f"{stream}_mlp.net.2.bias": (D,) for stream in ("img", "txt")},
-}
-QWEN_IMAGE_AROUND = {
-    "img_in.weight": (D, 64),
-    "img_in.bias": (D,),
-    "txt_in.weight": (D, 3584),
-    "txt_in.bias": (D,),
-    "txt_norm.weight": (3584,),
-    "time_text_embed.timestep_embedder.linear_1.weight": (D, 256),
-    "time_text_embed.timestep_embedder.linear_1.bias": (D,),
-    "time_text_embed.timestep_embedder.linear_2.weight": (D, D),
-    "time_text_embed.timestep_embedder.linear_2.bias": (D,),
-    "norm_out.linear.weight": (2 * D, D),
-    "norm_out.linear.bias": (2 * D,),
-    "proj_out.weight": (64, D),
-    "proj_out.bias": (64,),
-}
-SHAPES: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {
-    ("qwen-image", "dit"): {
-        **QWEN_IMAGE_AROUND,
-        **{f"transformer_blocks.{n}.{name}": s for n in range(60) for name, s in QWEN_IMAGE_BLOCK.items()},
-    }
-}
+# Every published size: (family, variant, component).
+SIZES = [
+    *((family, None, family.component(name)) for family in FAMILIES for name in family.published),
+    *((f, variant, f.component(name)) for f in FAMILIES for variant, sizes in f.variants.items() for name in sizes),
+]
 
 
 def ids(pairs: list[tuple[Family, Any]]) -> list[str]:
@@ -96,11 +38,11 @@ def ids(pairs: list[tuple[Family, Any]]) -> list[str]:
 
 
 @cache
-def on_meta(family: str, component: str) -> nn.Module:
+def on_meta(family: str, component: str, variant: str | None = None) -> nn.Module:
     """A component at its published sizes, without memory for it."""
     with torch.device("meta"):
         declared = families()[family]
-        return component_class(declared.component(component))(**declared.published[component])
+        return component_class(declared.component(component))(**declared.sizes(component, variant))
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -127,7 +69,7 @@ def small(family: Family) -> dict[str, Any]:
 def test_every_family_is_seen() -> None:
     folders = [path.parent.name for path in Path(package.__path__[0]).glob("*/family.py")]
     assert len(FAMILIES) == len(folders) >= 1
-    assert "qwen-image" in families()
+    assert {"qwen-image", "flux2"} <= set(families())
     assert {"tiny", "qwen-image", "qwen-image-2512"} <= {preset.name for _, preset in PRESETS}
     assert set(BUILDERS) == set(families()), "every family has a tiny random model for tests"
 
@@ -157,17 +99,21 @@ def test_full_size_names_and_shapes_are_those_of_the_library(family: Family, com
     assert shapes(on_meta(family.name, component.name)) == shapes(official)
 
 
-@pytest.mark.parametrize(("family", "component"), PUBLISHED, ids=ids(PUBLISHED))
-def test_full_size_names_and_shapes_are_those_of_the_published_weights(family: Family, component: Component) -> None:
-    found = shapes(on_meta(family.name, component.name))
-    assert (len(found), sum(int(np.prod(shape)) for shape in found.values())) == WEIGHTS[family.name, component.name]
-    assert SHAPES.get((family.name, component.name), found) == found
+@pytest.mark.parametrize(("family", "variant", "component"), SIZES, ids=lambda each: getattr(each, "name", str(each)))
+def test_full_size_names_and_shapes_are_those_of_the_published_weights(
+    family: Family, variant: str | None, component: Component
+) -> None:
+    found = shapes(on_meta(family.name, component.name, variant))
+    key = (family.name, variant, component.name)
+    assert (len(found), sum(int(np.prod(shape)) for shape in found.values())) == WEIGHTS[key]
+    assert SHAPES.get(key, found) == found
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_the_network_that_is_trained_has_its_sizes_published(family: Family) -> None:
     assert {"dit", "vae"} <= set(family.published)
-    assert (family.name, "dit") in SHAPES
+    assert all((family.name, variant, "dit") in SHAPES for variant in (None, *family.variants))
+    assert {preset.variant for preset in family.presets} <= {None, *family.variants}
 
 
 @pytest.mark.parametrize(("family", "preset"), PRESETS, ids=ids(PRESETS))
@@ -180,22 +126,30 @@ def test_a_preset_is_either_embedded_or_published(family: Family, preset: Preset
     else:
         assert folder is None
         assert set(preset.files) == {component.name for component in family.components}
+        assert set(preset.from_repositories) <= {*preset.files, "tokenizer"}
+
+
+@pytest.mark.parametrize(("family", "preset"), PRESETS, ids=ids(PRESETS))
+def test_distilled_weights_name_those_to_train_instead(family: Family, preset: Preset) -> None:
+    if preset.base_preset is not None:
+        base = next(each for each in family.presets if each.name == preset.base_preset)
+        assert base.base_preset is None
+        assert base.variant == preset.variant
+        assert base.defaults["num_inference_steps"] > preset.defaults["num_inference_steps"]
 
 
 @pytest.mark.parametrize(("family", "preset"), PRESETS, ids=ids(PRESETS))
 def test_file_patterns_match_the_published_repository(family: Family, preset: Preset) -> None:
     if preset.model_id is None:
         return
-    files = REPOSITORIES[preset.model_id]
-    taken = []
     for name, pattern in preset.files.items():
+        files = REPOSITORIES[preset.repository(name)]
         matches = fnmatch.filter(files, pattern)
-        assert matches, f"{pattern} matches nothing in {preset.model_id}"
-        assert {Path(file).parent.name for file in matches} == {family.component(name).folder}
-        taken += matches
-    weights = [file for file in files if file.endswith(".safetensors")]
-    assert sorted(taken) == sorted(weights), "every weight file belongs to exactly one component"
-    assert any(file.startswith(family.tokenizer_files) for file in files)
+        folder = family.component(name).folder
+        assert matches, f"{pattern} matches nothing in {preset.repository(name)}"
+        weights = [file for file in files if file.endswith(".safetensors") and Path(file).parent.name == folder]
+        assert sorted(matches) == sorted(weights), "a component is all weight files of its folder, and no other"
+    assert any(file.startswith(family.tokenizer_files) for file in REPOSITORIES[preset.repository("tokenizer")])
     assert family.tokenizer_files.rstrip("/") == family.tokenizer_folder
 
 
@@ -208,9 +162,11 @@ def test_defaults_are_complete_and_possible(family: Family, preset: Preset) -> N
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_lora_target_is_a_linear_layer_of_the_published_network(family: Family) -> None:
-    layers = [name for name, layer in on_meta(family.name, "dit").named_modules() if type(layer) is nn.Linear]
-    for target in family.lora_targets:
-        assert any(re.search(rf"(^|\.){re.escape(target)}$", name) for name in layers), f"{target} is not there"
+    for variant in (None, *family.variants):
+        network = on_meta(family.name, "dit", variant)
+        layers = [name for name, layer in network.named_modules() if type(layer) is nn.Linear]
+        for target in family.lora_targets:
+            assert any(re.search(rf"(^|\.){re.escape(target)}$", name) for name in layers), f"{target} is not there"
 
 
 def test_units_write_what_they_declare_and_read_what_is_there(tiny: BasePipeline) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.families.qwen_image import units
+from dsctl_core.families.qwen_image.attention import attention_kwargs_of
 from dsctl_core.families.qwen_image.family import FAMILY
 from dsctl_core.families.qwen_image.latents import TILE_SIZE, TILE_STRIDE, decode, pack, unpack
+from dsctl_core.kv_cache import KvCache
 from dsctl_core.memory import gradient_checkpoint_forward
 from dsctl_core.pipeline import BasePipeline, ProgressBar, no_progress_bar
 from dsctl_core.units import Inputs
@@ -155,12 +157,14 @@ def model_fn_qwen_image(
     timestep: Tensor,
     prompt_embeds: Tensor,
     prompt_embeds_mask: Tensor | None = None,
+    kv_cache: KvCache | None = None,
     use_gradient_checkpointing: bool = False,
     use_gradient_checkpointing_offload: bool = False,
 ) -> Tensor:
     """Return the velocity of `latents` (B, 16, h, w) at `timestep` (B,) or (), in [0, 1000], in latents' dtype.
 
-    `prompt_embeds` is (B, T, D); `prompt_embeds_mask` (B, T), or None when every token counts.
+    `prompt_embeds` is (B, T, D); `prompt_embeds_mask` (B, T), or None when every token counts. `kv_cache` adds tokens
+    to the attention of the blocks double_0, double_1, ...; see dsctl_core.kv_cache.
     """
     _set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, _, height, width = latents.shape
@@ -171,6 +175,7 @@ def model_fn_qwen_image(
         encoder_hidden_states=prompt_embeds.to(dtype),
         encoder_hidden_states_mask=prompt_embeds_mask,
         img_shapes=[[(1, height // 2, width // 2)]] * batch,
+        attention_kwargs=attention_kwargs_of(dit, kv_cache, batch),
         return_dict=False,
     )[0]
     return unpack(velocity, height, width).to(latents.dtype)

@@ -65,7 +65,7 @@ def test_a_model_folder_is_shown(dsctl: Dsctl, tmp_path: Path):
     ("words", "code", "problem", "hint"),
     [
         (["qwen-imag"], 2, "unknown model 'qwen-imag'", "did you mean 'qwen-image'?"),
-        (["zzz"], 2, "unknown model 'zzz'", "known models: tiny, qwen-image"),
+        (["zzz"], 2, "unknown model 'zzz'", ", tiny, qwen-image"),
         (["./nowhere"], 1, "nowhere does not exist", "model_index.json"),
         ([], 2, "NAME is missing", "NAME takes text"),
         (["a", "b"], 2, "'b' is one word too many", "dsctl models show --help"),

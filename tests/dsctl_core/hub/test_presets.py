@@ -10,34 +10,59 @@ from pathlib import Path
 import pytest
 
 from dsctl_core.families import families, find_preset
+from dsctl_core.families.resolve import resolve_model
 from tests.dsctl_core.hub.conftest import REPO
 from tests.hub_server import LocalHub
 
 ON_HUBS = [preset.name for family in families().values() for preset in family.presets if preset.model_id is not None]
 
 
-def put(hub: LocalHub, name: str) -> set[str]:
-    """Put the files of a preset on the hub, with some that nobody asked for."""
+def put(hub: LocalHub, name: str) -> dict[str, set[str]]:
+    """Put the files of a preset on the hub, with some that nobody asked for; return those asked for, by repository."""
     family, preset = find_preset(name)
-    files = {pattern.replace("*", "-00001-of-00001"): b"weights" for pattern in preset.files.values()}
-    files |= {f"{pattern.rpartition('/')[0]}/config.json": b"{}" for pattern in preset.files.values()}
-    files |= {f"{family.tokenizer_files}vocab.json": b"{}", "scheduler/scheduler_config.json": b"{}"}
-    files |= {"model_index.json": b"{}"}
     assert preset.model_id is not None
-    hub.add(preset.model_id, {**files, "README.md": b"", "onnx/model.onnx": b"large"})
-    return set(files)
+    wanted: dict[str, set[str]] = {preset.model_id: {"model_index.json", "scheduler/scheduler_config.json"}}
+    for part, pattern in {**preset.files, "tokenizer": f"{family.tokenizer_files}vocab.json"}.items():
+        files = {pattern.replace("*", "-00001-of-00001"), f"{pattern.rpartition('/')[0]}/config.json"}
+        wanted.setdefault(preset.repository(part), set()).update(files)
+    for repository, files in wanted.items():
+        extra = {"README.md", "onnx/model.onnx", "model_index.json", "other/diffusion_pytorch_model.safetensors"}
+        hub.add(repository, dict.fromkeys(files | extra, b"{}"))
+    return wanted
 
 
 @pytest.mark.parametrize("name", ON_HUBS)
 @pytest.mark.parametrize("source", ["modelscope", "huggingface"])
 def test_a_preset_brings_what_a_model_folder_has_and_nothing_else(hub, dsctl, name, source):
-    files = put(hub, name)
+    wanted = put(hub, name)
     run = dsctl("download", name, "--source", source, "--json")
     assert run.code == 0, run.err
-    folder = Path(run.json["folder"])
-    assert folder == Path("models", str(find_preset(name)[1].model_id))
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {path for path in found if not path.startswith(".")} == files
+    assert Path(run.json["folder"]) == Path("models", str(find_preset(name)[1].model_id))
+    assert [Path(each["folder"]) for each in run.json["things"]] == [Path("models", name) for name in wanted]
+    for repository, files in wanted.items():
+        folder = Path("models", repository)
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert {path for path in found if not path.startswith(".")} == files
+
+
+def test_a_preset_of_several_repositories_has_no_one_folder_and_no_one_revision(hub, dsctl):
+    several = next(name for name in ON_HUBS if find_preset(name)[1].from_repositories)
+    for flag in ("--local-dir", "--revision"):
+        error, hint = dsctl("download", several, flag, "x").fault(2)
+        assert "in several repositories" in error
+        assert flag in hint
+
+
+@pytest.mark.parametrize("name", ON_HUBS)
+def test_what_was_downloaded_is_what_the_preset_resolves_to(hub, dsctl, name, monkeypatch):
+    wanted = put(hub, name)
+    assert dsctl("download", name).code == 0
+    monkeypatch.setenv("DSCTL_SKIP_DOWNLOAD", "1")
+    resolved = resolve_model(name)
+    found = {path.as_posix() for config in resolved.model_configs for path in config.resolve()}
+    weights = {f"models/{repository}/{file}" for repository, files in wanted.items() for file in files}
+    assert found == {path for path in weights if path.endswith(".safetensors")}
+    assert resolved.tokenizer_config.resolve()[0].is_dir()
 
 
 def test_the_embedded_preset_is_there_already(hub, dsctl):

@@ -147,7 +147,7 @@ def test_a_schedule_counts_updates(tmp_path):
         tmp_path,
         accumulate=2,
         max_steps=3,
-        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+        lr_scheduler=lambda o, total: torch.optim.lr_scheduler.LambdaLR(o, lambda done: 1 / (total - 2 + done)),
     )
     assert [line["lr"] for line in lines] == pytest.approx([1e-2, 1e-2 / 2, 1e-2 / 3])
 

@@ -1,0 +1,84 @@
+"""Commands that run in several processes: `--num-processes` and `--accelerate-config`."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from dsctl import out, processes
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.options.processes import ProcessCountOptions, ProcessOptions
+
+_words: ContextVar[Sequence[str]] = ContextVar("words")
+
+
+@contextmanager
+def given(words: Sequence[str]) -> Iterator[None]:
+    """Remember the words of this run, to start others with."""
+    token = _words.set(words)
+    try:
+        yield
+    finally:
+        _words.reset(token)
+
+
+def in_processes(options: ProcessCountOptions, *, cpu: bool) -> bool:
+    """Run this very command in the processes that `options` ask for, and return True; False if it is to run here.
+
+    Raises SystemExit with the processes' exit code where they did not all end well.
+    """
+    config = options.accelerate_config if isinstance(options, ProcessOptions) else None
+    flag = "--accelerate-config" if config is not None else f"--num-processes {options.num_processes}"
+    if config is None and options.num_processes is None:
+        return False
+    started_by = processes.launcher()
+    if started_by == "dsctl":
+        return False
+    if started_by is not None:
+        raise UsageError(
+            f"{flag} is given, but {started_by} has started several processes already",
+            hint="leave it out, or run `dsctl` by itself",
+        )
+    if config is None and options.num_processes == 1:
+        return False
+    with tempfile.TemporaryDirectory(prefix="dsctl-") as folder:
+        code = _run(Path(folder), options.num_processes, config, cpu)
+    if code != 0:
+        raise SystemExit(code)
+    return True
+
+
+def _run(folder: Path, count: int | None, config: Path | None, cpu: bool) -> int:
+    from dsctl_core.launch import run_in_processes
+
+    ended = run_in_processes(
+        "dsctl",
+        _words.get(),
+        processes=count,
+        config=config,
+        cpu=cpu,
+        environment={processes.FOLDER: str(folder)},
+    )
+    if ended is None:
+        return 0
+    told = processes.endings(folder)
+    if told and told[0].problem is not None:
+        out.error(told[0].problem, told[0].hint)
+        return told[0].code
+    if ended.signal is not None:
+        # Stopped from outside; every process came to its end in its own way.
+        out.note(f"stopped by {signal.Signals(ended.signal).name}")
+        return max((each.code for each in told), default=128 + ended.signal)
+    if ended.exit_code < 0:
+        name = signal.Signals(-ended.exit_code).name
+        raise DsctlError(
+            f"process {ended.rank} was ended by {name}",
+            hint="the system does so when memory runs out: see its log, and take a smaller batch or fewer processes",
+        )
+    raise DsctlError(
+        f"process {ended.rank} ended with exit code {ended.exit_code}", hint="see what it printed above this line"
+    )

@@ -1,0 +1,200 @@
+"""What FLUX.2 is made of, where its weights are, and the constants that it was published with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsctl_core.family import Component, Family, Preset, Schedule
+
+DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
+VAE = Component("vae", "vae", "diffusers", "AutoencoderKLFlux2")
+# klein reads prompts with Qwen3, dev with the language model of Mistral Small 3.
+TEXT_ENCODER = Component(
+    "text_encoder",
+    "text_encoder",
+    "transformers",
+    "Qwen3ForCausalLM",
+    other_classes=("Mistral3ForConditionalGeneration",),
+)
+
+FILES = {
+    "dit": "transformer/diffusion_pytorch_model*.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model*.safetensors",
+}
+KLEIN, DEV = "Flux2KleinPipeline", "Flux2Pipeline"
+
+# What the model cards recommend (https://huggingface.co/black-forest-labs): the base weights 50 steps with guidance
+# by two passes, the distilled ones 4 steps without, dev 50 steps with guidance as an input of the network.
+SIZE = {"height": 1024, "width": 1024}
+BASE_DEFAULTS = {**SIZE, "num_inference_steps": 50, "cfg_scale": 4.0}
+DISTILLED_DEFAULTS = {**SIZE, "num_inference_steps": 4, "cfg_scale": 1.0}
+DEV_DEFAULTS = {**SIZE, "num_inference_steps": 50, "cfg_scale": 1.0}
+EMBEDDED_GUIDANCE = 4.0
+
+TEXT_TOKENS = 512  # every prompt is padded or cut to this many
+
+
+def sampling_mu(image_tokens: int, steps: int) -> float:
+    """Return the exponent of the shift as it was fitted for FLUX.2: by the picture's tokens and the steps.
+
+    Two lines over the tokens, one fitted at 10 steps and one at 200, and straight between them in the steps; large
+    pictures follow the second alone (https://github.com/black-forest-labs/flux2, sampling.py).
+    """
+    at_10 = 8.73809524e-05 * image_tokens + 1.89833333
+    at_200 = 0.00016927 * image_tokens + 0.45666666
+    if image_tokens > 4300:
+        return at_200
+    slope = (at_200 - at_10) / 190
+    return slope * steps + (at_200 - 200 * slope)
+
+
+def _dit(layers: int, single_layers: int, heads: int, text_width: int, guidance: bool) -> dict[str, Any]:
+    return {
+        "patch_size": 1,
+        "in_channels": 128,
+        "num_layers": layers,
+        "num_single_layers": single_layers,
+        "attention_head_dim": 128,
+        "num_attention_heads": heads,
+        "joint_attention_dim": text_width,
+        "timestep_guidance_channels": 256,
+        "mlp_ratio": 3.0,
+        "axes_dims_rope": (32, 32, 32, 32),
+        "rope_theta": 2000,
+        "guidance_embeds": guidance,
+    }
+
+
+# The width of the text is three hidden states of the text encoder: 3 * 5120, 3 * 2560 and 3 * 4096.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "dit": _dit(8, 48, 48, 15360, guidance=True),
+    "vae": {"latent_channels": 32, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "klein-4b": {"dit": _dit(5, 20, 24, 7680, guidance=False)},
+    "klein-9b": {"dit": _dit(8, 24, 32, 12288, guidance=False)},
+}
+
+# The smallest sizes that still use every kind of layer; the text encoder reads the embedded model's tokenizer.
+TINY: dict[str, dict[str, Any]] = {
+    "dit": {
+        "patch_size": 1,
+        "in_channels": 128,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "timestep_guidance_channels": 32,
+        "axes_dims_rope": (4, 4, 4, 4),
+        "guidance_embeds": False,
+    },
+    "vae": {
+        "latent_channels": 32,
+        "block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": 64,
+    },
+    "text_encoder": {
+        "vocab_size": 2048,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "bos_token_id": 2040,
+        "eos_token_id": 2042,
+        "pad_token_id": 2040,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def index_defaults(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the option values that suit the weights beside a model_index.json."""
+    if index.get("_class_name") == DEV:
+        return dict(DEV_DEFAULTS)
+    return dict(DISTILLED_DEFAULTS if index.get("is_distilled") else BASE_DEFAULTS)
+
+
+def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
+    """Return the bytes of a picture's latents and of a prompt's embeddings, both in bfloat16."""
+    latents = dit["in_channels"] * (width // 16) * (height // 16) * frames
+    return 2 * latents, 2 * TEXT_TOKENS * dit["joint_attention_dim"]
+
+
+def _klein(size: str, *, base: bool) -> Preset:
+    """Return a preset of klein: its base weights share the distilled ones' text encoder, VAE and tokenizer."""
+    distilled = f"black-forest-labs/FLUX.2-klein-{size.upper()}"
+    if base:
+        shared = dict.fromkeys(("vae", "text_encoder", "tokenizer"), distilled)
+        return Preset(
+            name=f"flux2-klein-base-{size}",
+            summary=f"FLUX.2 klein base {size.upper()}: text to image and editing, the one to train",
+            model_id=f"black-forest-labs/FLUX.2-klein-base-{size.upper()}",
+            files=FILES,
+            from_repositories=shared,
+            defaults=BASE_DEFAULTS,
+            variant=f"klein-{size}",
+            index={"_class_name": KLEIN},
+        )
+    return Preset(
+        name=f"flux2-klein-{size}",
+        summary=f"FLUX.2 klein {size.upper()}: text to image and editing in 4 steps (distilled)",
+        model_id=distilled,
+        files=FILES,
+        defaults=DISTILLED_DEFAULTS,
+        variant=f"klein-{size}",
+        base_preset=f"flux2-klein-base-{size}",
+        index={"_class_name": KLEIN, "is_distilled": True},
+    )
+
+
+FAMILY = Family(
+    name="flux2",
+    title="FLUX.2",
+    pipeline="dsctl_core.families.flux2.pipeline:Flux2Pipeline",
+    pipeline_classes=(KLEIN, DEV),
+    components=(DIT, VAE, TEXT_ENCODER),
+    tokenizer_folder="tokenizer",
+    tokenizer_files="tokenizer/",
+    presets=(
+        _klein("4b", base=True),
+        _klein("4b", base=False),
+        _klein("9b", base=True),
+        _klein("9b", base=False),
+        Preset(
+            name="flux2-dev",
+            summary="FLUX.2 dev, 32 B: text to image and editing, with embedded guidance",
+            model_id="black-forest-labs/FLUX.2-dev",
+            files=FILES,
+            defaults=DEV_DEFAULTS,
+            index={"_class_name": DEV},
+        ),
+    ),
+    # Every linear layer of the blocks: the projections into and out of the joint attention of both streams, their
+    # feed-forwards, and the fused projections of the single-stream blocks.
+    lora_targets=(
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("linear_in", "linear_out"),
+        *("to_qkv_mlp_proj", "to_out"),
+    ),
+    division_factor=16,  # 8 from the VAE times 2 from its 2x2 patches
+    schedule=Schedule(training_mu=0.8, sampling_mu=sampling_mu),
+    defaults=BASE_DEFAULTS,
+    extra_inputs=("edit_image",),
+    published=PUBLISHED,
+    variants=VARIANTS,
+    tiny=TINY,
+    cache_bytes=cache_bytes,
+    original_names="two-streams",
+    embedded_guidance=True,
+    index_defaults=index_defaults,
+)

@@ -1,0 +1,107 @@
+"""FLUX.2's latents: through the VAE (whole or in tiles), and as the transformer's tokens with their places.
+
+Legend: images (B, 3, H, W) in [-1, 1]; latents (B, 128, h, w) float32, h = H / 16, w = W / 16, which are the VAE's 32
+channels in 2x2 patches, each of about unit variance; tokens (B, h * w, 128); places (T, 4) are (picture, row, column,
+word), which the transformer turns into rotations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsctl_core.errors import UsageError
+
+CHANNELS = 128
+SCALE = 16
+TILE_SIZE = 512  # pixels
+TILE_STRIDE = 384
+PICTURE_STEP = 10  # how far apart the reference pictures are on the axis of pictures; the one that is made is at 0
+
+
+@contextmanager
+def tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -> Iterator[None]:
+    """Have `vae` work in overlapping square tiles of `tile_size` pixels, `tile_stride` apart, inside the block."""
+    if tiled and (tile_size < 32 or tile_size % 32 or 4 * tile_stride != 3 * tile_size):
+        raise UsageError(
+            f"a tile of {tile_size} with stride {tile_stride} is not possible",
+            hint="the size is a multiple of 32, and the stride three quarters of it: this VAE's tiles overlap by one",
+        )
+    names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor")
+    before = {name: getattr(vae, name) for name in names}
+    vae.use_tiling = tiled
+    if tiled:
+        vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor = tile_size, tile_size // 8, 0.25
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)
+
+
+def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
+    """Return the latents of `images`: the mean of the VAE's distribution, so the same every time."""
+    with tiles(vae, tiled, tile_size, tile_stride):
+        raw = vae.encode(images.to(vae.dtype)).latent_dist.mode().float()
+    mean, std = _statistics(vae)
+    return (patchify(raw) - mean) / std
+
+
+def decode(vae: Any, latents: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
+    """Return the images of `latents`."""
+    mean, std = _statistics(vae)
+    with tiles(vae, tiled, tile_size, tile_stride):
+        images = vae.decode(unpatchify(latents * std + mean).to(vae.dtype)).sample
+    return images.float().clamp(-1, 1)
+
+
+def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation of each channel, both (1, 128, 1, 1): those of the VAE's batch norm."""
+    mean, variance = (each.float().view(1, -1, 1, 1) for each in (vae.bn.running_mean, vae.bn.running_var))
+    return mean, torch.sqrt(variance + vae.config.batch_norm_eps)
+
+
+def patchify(raw: Tensor) -> Tensor:
+    """Turn (B, C, 2 h, 2 w) into (B, 4 C, h, w), a patch's values in the order (C, row, column)."""
+    batch, channels, height, width = raw.shape
+    patches = raw.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * 4, height // 2, width // 2)
+
+
+def unpatchify(latents: Tensor) -> Tensor:
+    """Undo `patchify`: (B, 4 C, h, w) back to (B, C, 2 h, 2 w)."""
+    batch, channels, height, width = latents.shape
+    patches = latents.reshape(batch, channels // 4, 2, 2, height, width)
+    return patches.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // 4, height * 2, width * 2)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Turn latents (B, C, h, w) into tokens (B, h * w, C), row by row."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Undo `pack`: tokens (B, h * w, C) of latents of `height` x `width` back to (B, C, h, w)."""
+    return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+def picture_places(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """Return the places of the tokens of pictures of `sizes` (h, w): first the one that is made, then references."""
+    parts = [
+        torch.cartesian_prod(
+            torch.tensor([number * PICTURE_STEP]), torch.arange(height), torch.arange(width), torch.tensor([0])
+        )
+        for number, (height, width) in enumerate(sizes)
+    ]
+    return torch.cat(parts).to(device)
+
+
+def text_places(tokens: int, device: torch.device) -> Tensor:
+    """Return the places of `tokens` words."""
+    places = torch.zeros(tokens, 4, dtype=torch.long, device=device)
+    places[:, 3] = torch.arange(tokens, device=device)
+    return places

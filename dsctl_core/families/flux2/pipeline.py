@@ -1,0 +1,252 @@
+"""Flux2Pipeline: text to image, image to image, inpainting and editing, and the forward pass that training shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dsctl_core.errors import DsctlError, UsageError, unknown_name
+from dsctl_core.families.flux2 import units
+from dsctl_core.families.flux2.family import EMBEDDED_GUIDANCE, FAMILY
+from dsctl_core.families.flux2.latents import (
+    TILE_SIZE,
+    TILE_STRIDE,
+    decode,
+    pack,
+    picture_places,
+    text_places,
+    unpack,
+)
+from dsctl_core.memory import gradient_checkpoint_forward
+from dsctl_core.pipeline import BasePipeline, ProgressBar, no_progress_bar
+from dsctl_core.units import Inputs
+
+TRAINING_GUIDANCE = 1.0  # of a network that takes guidance: the data as they are, neither exaggerated nor weakened
+
+
+class Flux2Pipeline(BasePipeline):
+    """FLUX.2 (https://bfl.ai/blog/flux-2): a transformer over VAE latents, prompted by a language model.
+
+    Reference pictures stand beside the one that is made, each at a place of its own.
+    """
+
+    family = FAMILY
+    in_iteration_models = ("dit",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_fn = model_fn_flux2
+        self.units = [
+            units.ShapeChecker(),
+            units.NoiseInitializer(),
+            units.InputImageEmbedder(),
+            units.EditImageEmbedder(),
+            units.LatentsInitializer(),
+            units.InpaintMask(),
+            units.PromptEmbedder(),
+        ]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] = "",
+        cfg_scale: float = 4.0,
+        embedded_guidance: float | None = None,
+        edit_image: units.Pictures | None = None,
+        input_image: Image.Image | list[Image.Image] | None = None,
+        denoising_strength: float = 1.0,
+        inpaint_mask: Image.Image | None = None,
+        height: int = 1024,
+        width: int = 1024,
+        seed: int | list[int] | None = None,
+        rand_device: torch.device | str = "cpu",
+        num_inference_steps: int = 50,
+        tiled: bool = False,
+        tile_size: int = TILE_SIZE,
+        tile_stride: int = TILE_STRIDE,
+        noise: Tensor | None = None,
+        progress_bar_cmd: ProgressBar = no_progress_bar,
+    ) -> Image.Image | list[Image.Image]:
+        """Make a picture of `prompt`; of a list of prompts a list, the same as one by one.
+
+        `cfg_scale` 1 leaves `negative_prompt` out. `embedded_guidance` is for networks that take it (None: 4 there).
+        `edit_image` is a reference picture, or a list of them for all prompts, or a list for each prompt.
+        `input_image` is changed as far as `denoising_strength` allows, and with `inpaint_mask` only where that is
+        white. One `seed` serves every prompt of a list. `tiled` has the VAE work in tiles of `tile_size` pixels,
+        `tile_stride` apart, which takes less memory.
+        """
+        latents = self.generate(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            denoising_strength=denoising_strength,
+            progress_bar_cmd=progress_bar_cmd,
+            shared={
+                "cfg_scale": cfg_scale,
+                "embedded_guidance": self.guidance(embedded_guidance),
+                "edit_image": edit_image,
+                "input_image": input_image,
+                "inpaint_mask": inpaint_mask,
+                "height": height,
+                "width": width,
+                "seed": _for_each_prompt("seed", seed, prompt),
+                "rand_device": rand_device,
+                "tiled": tiled,
+                "tile_size": tile_size,
+                "tile_stride": tile_stride,
+                "noise": noise,
+            },
+        )
+        self.load_models_to_device(("vae",))
+        pictures = self.vae_output_to_image(decode(self.component("vae"), latents, tiled, tile_size, tile_stride))
+        return pictures if isinstance(prompt, list) else pictures[0]
+
+    def generate(
+        self,
+        *,
+        prompt: str | list[str],
+        negative_prompt: str | list[str],
+        num_inference_steps: int,
+        denoising_strength: float,
+        progress_bar_cmd: ProgressBar,
+        shared: Inputs,
+    ) -> Tensor:
+        """Return the clean latents, (B, 128, h, w), of what `__call__` decodes."""
+        tokens = (shared["height"] // FAMILY.division_factor) * (shared["width"] // FAMILY.division_factor)
+        self.scheduler.set_timesteps(num_inference_steps, denoising_strength, dynamic_shift_len=tokens)
+        posi: Inputs = {"prompt": prompt}
+        nega: Inputs = {"negative_prompt": _for_each_prompt("negative prompt", negative_prompt, prompt)}
+        shared, posi, nega = self.run_units(shared, posi, nega)
+        return self.denoise(shared, posi, nega, cfg_scale=shared["cfg_scale"], progress_bar_cmd=progress_bar_cmd)
+
+    def guidance(self, asked: float | None) -> float | None:
+        """Return the guidance for the network: what is `asked`, or its default; None where it takes none."""
+        if self.component("dit").config.guidance_embeds:
+            return EMBEDDED_GUIDANCE if asked is None else asked
+        if asked is not None:
+            raise UsageError("these weights take no embedded guidance", hint="use the cfg scale instead")
+        return None
+
+    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
+        """Return the pictures of clean latents, (B, 128, h, w)."""
+        self.load_models_to_device(("vae",))
+        placed = latents.to(self.device, torch.float32)
+        return self.vae_output_to_image(decode(self.component("vae"), placed, False, TILE_SIZE, TILE_STRIDE))
+
+    @classmethod
+    def inputs_from_rows(
+        cls, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()
+    ) -> tuple[Inputs, Inputs, Inputs]:
+        """Turn dataset rows into (shared, posi, nega) inputs of one training batch.
+
+        A row has `image` (a picture; all of one size), `prompt`, with the extra input `edit_image` a reference
+        picture or a list of them, and may have `seed`, its sample's own.
+        """
+        for name in extra_inputs:
+            if name not in FAMILY.extra_inputs:
+                raise unknown_name("extra input", name, list(FAMILY.extra_inputs))
+        images = [_from_row(row, "image") for row in rows]
+        for image in images[1:]:
+            if image.size != images[0].size:
+                raise DsctlError(
+                    f"one batch has pictures of {_size(images[0])} and of {_size(image)}",
+                    hint="give a fixed --height and --width, or a batch size of 1",
+                )
+        shared: Inputs = {
+            "input_image": images,
+            "height": images[0].height,
+            "width": images[0].width,
+            "cfg_scale": 1,
+            "embedded_guidance": TRAINING_GUIDANCE,
+            "seed": [row.get("seed") for row in rows],
+            "rand_device": "cpu",
+        }
+        if "edit_image" in extra_inputs:
+            references = [_from_row(row, "edit_image") for row in rows]
+            shared["edit_image"] = [each if isinstance(each, list) else [each] for each in references]
+        return shared, {"prompt": [_from_row(row, "prompt") for row in rows]}, {"negative_prompt": ""}
+
+
+def model_fn_flux2(
+    dit: Any,
+    latents: Tensor,
+    timestep: Tensor,
+    prompt_embeds: Tensor,
+    edit_latents: Tensor | None = None,
+    edit_sizes: tuple[tuple[int, int], ...] | None = None,
+    embedded_guidance: float | None = None,
+    use_gradient_checkpointing: bool = False,
+    use_gradient_checkpointing_offload: bool = False,
+) -> Tensor:
+    """Return the velocity of `latents` (B, 128, h, w) at `timestep` (B,) or (), in [0, 1000], in latents' dtype.
+
+    `prompt_embeds` is (B, T, D). `edit_latents` (B or 1, N, 128) are the tokens of reference pictures of `edit_sizes`
+    ((h, w), ...). `embedded_guidance` goes to a network that takes it.
+    """
+    _set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
+    batch, _, height, width = latents.shape
+    dtype, device = _compute_dtype(dit), latents.device
+    tokens = pack(latents).to(dtype)
+    count = tokens.shape[1]
+    if edit_latents is not None:
+        tokens = torch.cat([tokens, edit_latents.to(tokens).expand(batch, -1, -1)], dim=1)
+    guidance = None
+    if embedded_guidance is not None and dit.config.guidance_embeds:
+        guidance = torch.full((batch,), embedded_guidance, dtype=torch.float32, device=device)
+    velocity = dit(
+        hidden_states=tokens,
+        timestep=timestep.expand(batch) / 1000,
+        guidance=guidance,
+        encoder_hidden_states=prompt_embeds.to(dtype),
+        txt_ids=text_places(prompt_embeds.shape[1], device),
+        img_ids=picture_places(((height, width), *(edit_sizes or ())), device),
+        return_dict=False,
+    )[0]
+    return unpack(velocity[:, :count], height, width).to(latents.dtype)
+
+
+def _compute_dtype(dit: Any) -> torch.dtype:
+    """Return the dtype that the transformer takes, without the walk over all of its modules that `dit.dtype` is."""
+    stored = dit.x_embedder.weight.dtype
+    # Weights stored in eight bits are computed with in more; only the model's hooks know in how many.
+    return stored if stored.itemsize > 1 else dit.dtype
+
+
+def _set_checkpointing(dit: Any, use_gradient_checkpointing: bool, offload: bool) -> None:
+    """Plug our checkpointing into the transformer's blocks, or take it out, where that changes anything."""
+
+    def run_block(block: Any, *args: Any) -> Any:
+        return gradient_checkpoint_forward(block, use_gradient_checkpointing, offload, *args)
+
+    if use_gradient_checkpointing or offload:
+        dit.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)
+    elif dit.gradient_checkpointing:
+        dit.disable_gradient_checkpointing()
+
+
+def _for_each_prompt(what: str, value: Any, prompt: str | list[str]) -> Any:
+    """Repeat `value` for every prompt of a list; a list of values must be as long as that of the prompts."""
+    count = len(prompt) if isinstance(prompt, list) else 1
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise UsageError(f"{len(value)} {what}s for {count} prompts", hint="give one, or one for each prompt")
+    return value
+
+
+def _from_row(row: Inputs, name: str) -> Any:
+    if row.get(name) is None:
+        raise DsctlError(
+            f"row {row.get('_row', '?')} has no {name!r}",
+            hint=f"the dataset needs image and prompt{', and edit_image' if name == 'edit_image' else ''}",
+        )
+    return row[name]
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"

@@ -1,0 +1,81 @@
+"""FLUX.2's prompts: the chat that each text encoder was trained to see, and what is taken from it.
+
+Legend: token ids and masks are (B, 512); embeddings (B, 512, 3 D), the hidden states of three layers side by side.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.families.flux2.family import TEXT_TOKENS
+
+logger = logging.getLogger(__name__)
+
+
+def tokenize(tokenizer: Any, encoder: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Return the ids of the chats with `prompts`, and which of them count; padded or cut to 512, the latter said.
+
+    The transformer sees the padding too: it was trained that way.
+    """
+    if tokenizer is None:
+        raise DsctlError(
+            "there is no tokenizer to read the prompt with",
+            hint="name its folder too: --tokenizer-path, or tokenizer_config in Python",
+        )
+    if not tokenizer.chat_template:
+        raise DsctlError("the tokenizer has no chat template", hint="use the tokenizer that the model came with")
+    chats, settings = _chats(encoder, prompts)
+    texts = tokenizer.apply_chat_template(chats, tokenize=False, **settings)
+    read = tokenizer(texts, add_special_tokens=False)
+    for ids in read.input_ids:
+        if len(ids) > TEXT_TOKENS:
+            logger.warning(
+                "a prompt is cut: with its chat it is %d tokens, and the model takes %d", len(ids), TEXT_TOKENS
+            )
+    tokens = tokenizer(
+        texts,
+        add_special_tokens=False,
+        padding="max_length",
+        truncation=True,
+        max_length=TEXT_TOKENS,
+        return_tensors="pt",
+    )
+    return tokens.input_ids, tokens.attention_mask
+
+
+def _chats(encoder: Any, prompts: list[str]) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
+    """Return a chat for each prompt, and how the template is to be filled in, as `encoder` was trained."""
+    if encoder.config.model_type != "mistral3":
+        return [[{"role": "user", "content": prompt}] for prompt in prompts], {
+            "add_generation_prompt": True,
+            "enable_thinking": False,
+        }
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+
+    def said(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}]}
+
+    # The template would take this word for the place of a picture.
+    plain = [prompt.replace("[IMG]", "") for prompt in prompts]
+    return [[said("system", SYSTEM_MESSAGE), said("user", each)] for each in plain], {"add_generation_prompt": False}
+
+
+def layers_taken(depth: int) -> tuple[int, int, int]:
+    """Return which hidden states are taken: after a quarter, a half and three quarters of the `depth` layers.
+
+    These are 9, 18 and 27 of klein's 36 layers, and 10, 20 and 30 of dev's 40.
+    """
+    return depth // 4, depth // 2, 3 * depth // 4
+
+
+def embed(encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return the embeddings of tokens, (B, T, 3 D)."""
+    # Neither the head, whose (B, T, vocabulary) logits are not needed, nor the part that sees pictures.
+    language = getattr(encoder.model, "language_model", encoder.model)
+    states = language(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
+    return torch.cat([states[number] for number in layers_taken(len(states) - 1)], dim=-1)

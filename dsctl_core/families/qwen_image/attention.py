@@ -1,0 +1,113 @@
+"""Joint attention with the tokens of a kv_cache beside those of prompt and picture.
+
+Legend: B samples, T prompt tokens, S picture tokens, E cached tokens, H heads, D numbers a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_qwenimage import (
+    QwenDoubleStreamAttnProcessor2_0,
+    apply_rotary_emb_qwen,
+)
+from torch import Tensor
+
+from dsctl_core.kv_cache import KvCache, check_kv_cache
+
+
+def attention_kwargs_of(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, Any] | None:
+    """Return what the transformer hands to its attention for `kv_cache`, or None where that adds no token.
+
+    The blocks are named double_0, double_1, ...: each holds the prompt's and the picture's stream. The first cache
+    that has a token gives them processors that can take one; without a cache these do what diffusers' own do.
+    """
+    if kv_cache is None:
+        return None
+    blocks = {f"double_{number}": block.attn for number, block in enumerate(dit.transformer_blocks)}
+    heads = {name: (attn.heads, attn.inner_dim // attn.heads) for name, attn in blocks.items()}
+    checked = check_kv_cache(kv_cache, heads, batch)
+    if not checked:
+        return None
+    for name, attn in blocks.items():
+        if not isinstance(attn.processor, CachedAttention):
+            attn.set_processor(CachedAttention(name, attn.processor))
+    return {"kv_cache": checked}
+
+
+class CachedAttention(QwenDoubleStreamAttnProcessor2_0):
+    """The processor of one block: diffusers' own, until there are cached tokens for that block.
+
+    It knows its block's name because the transformer hands the same arguments to all of its blocks, also when a block
+    is computed again for the backward pass.
+    """
+
+    def __init__(self, block: str, plain: QwenDoubleStreamAttnProcessor2_0) -> None:
+        super().__init__()
+        self.block = block
+        self._attention_backend, self._parallel_config = plain._attention_backend, plain._parallel_config
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        encoder_hidden_states_mask: Any = None,
+        attention_mask: Any = None,
+        image_rotary_emb: Any = None,
+        kv_cache: KvCache | None = None,
+    ) -> Any:
+        """Attend from the picture (B, S, H*D) and the prompt (B, T, H*D), and return the two in this order."""
+        cached = None if kv_cache is None else kv_cache.get(self.block)
+        if cached is None:
+            plain: Any = super().__call__
+            return plain(
+                attn,
+                hidden_states,
+                encoder_hidden_states,
+                encoder_hidden_states_mask=encoder_hidden_states_mask,
+                attention_mask=attention_mask,
+                image_rotary_emb=image_rotary_emb,
+            )
+        picture = (attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)
+        prompt = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj, attn.norm_added_q, attn.norm_added_k)
+        freqs, prompt_freqs = image_rotary_emb if image_rotary_emb is not None else (None, None)
+        own = _projected(hidden_states, *picture, freqs, attn.heads)
+        prompted = _projected(encoder_hidden_states, *prompt, prompt_freqs, attn.heads)
+        query, key, value = (torch.cat(pair, dim=1) for pair in zip(prompted, own, strict=True))
+        attended = dispatch_attention_fn(
+            query,
+            torch.cat([key, cached[0].to(key)], dim=1),
+            torch.cat([value, cached[1].to(value)], dim=1),
+            attn_mask=_what_counts(encoder_hidden_states_mask, hidden_states.shape[1] + cached[0].shape[1]),
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        flat = attended.flatten(2, 3).to(query.dtype)  # (B, T + S, H, D) -> (B, T + S, H*D)
+        tokens = encoder_hidden_states.shape[1]
+        shown = flat[:, tokens:].contiguous()
+        for layer in attn.to_out:
+            shown = layer(shown)
+        return shown, attn.to_add_out(flat[:, :tokens].contiguous())
+
+
+def _projected(
+    hidden: Tensor, to_q: Any, to_k: Any, to_v: Any, norm_q: Any, norm_k: Any, freqs: Tensor | None, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one stream's query, key and value, (B, T, H, D) each, with norm and rotary embedding."""
+    query, key, value = (layer(hidden).unflatten(-1, (heads, -1)) for layer in (to_q, to_k, to_v))
+    query = query if norm_q is None else norm_q(query)
+    key = key if norm_k is None else norm_k(key)
+    if freqs is not None:
+        query, key = (apply_rotary_emb_qwen(each, freqs, use_real=False) for each in (query, key))
+    return query, key, value
+
+
+def _what_counts(prompt_mask: Tensor | None, others: int) -> Tensor | None:
+    """Return which of T + S + E tokens are attended to, (B, 1, 1, T + S + E) bool: all but the prompt's padding."""
+    if prompt_mask is None:
+        return None
+    mask = torch.cat([prompt_mask.bool(), prompt_mask.new_ones(len(prompt_mask), others, dtype=torch.bool)], dim=1)
+    return mask[:, None, None, :]

@@ -1,0 +1,123 @@
+"""Key/value caches: tokens that a template adds to a transformer's attention, block by block.
+
+A cache is {block name: (key, value)}. Every query of the block attends to these tokens beside its own, so a cache
+steers a model none of whose weights change; prefix tuning is the same idea for language models (Li & Liang 2021,
+arXiv:2101.00190).
+
+Legend: a key or value is (B, T, H, D): samples, tokens, heads, numbers a head. It enters as it is, after the norm and
+the rotary embedding of the model's own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsctl_core.errors import DsctlError
+
+KvCache = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def check_kv_cache(cache: Any, heads: Mapping[str, tuple[int, int]], batch: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the entries of `cache` that have tokens, each for `batch` samples.
+
+    `heads` is (H, D) for each block of the model. An entry for one sample serves all of them. Raises a DsctlError that
+    names the block, and both shapes, for a block that the model does not have and for a shape that does not fit it.
+    """
+    found = {}
+    for name, (key, value) in _entries(cache).items():
+        if name not in heads:
+            raise DsctlError(
+                f"a kv_cache has the block {name!r}, which this model does not have",
+                hint=f"its blocks are {_listed(list(heads))}",
+            )
+        for what, tensor in (("key", key), ("value", value)):
+            if tensor.ndim != 4 or tuple(tensor.shape[2:]) != heads[name] or tensor.shape[0] not in (1, batch):
+                raise DsctlError(
+                    f"the kv_cache of the block {name} has a {what} of shape {tuple(tensor.shape)}, but this model "
+                    f"takes {_form(batch, heads[name])}",
+                    hint="make it (samples, tokens, heads, numbers a head)",
+                )
+        if key.shape[1] > 0:
+            found[name] = (key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1))
+    return found
+
+
+def join_kv_caches(caches: Sequence[Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return one cache with the tokens of all, block by block, in the order of `caches`."""
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for cache in caches:
+        for name, pair in _entries(cache).items():
+            parts.setdefault(name, []).append(pair)
+    return {name: pairs[0] if len(pairs) == 1 else _joined(name, pairs) for name, pairs in parts.items()}
+
+
+def stack_kv_caches(caches: Sequence[Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the cache of a batch from those of its samples, which must agree in blocks and shapes."""
+    entries = [_entries(cache) for cache in caches]
+    if len(entries) == 1:
+        return dict(entries[0])
+    stacked = {}
+    for name in dict.fromkeys(name for each in entries for name in each):
+        if not all(name in each for each in entries):
+            raise DsctlError(
+                f"one batch has a sample with a kv_cache for the block {name}, and one without",
+                hint="give a batch size of 1",
+            )
+        shapes = {tuple(each[name][0].shape) for each in entries}
+        if len(shapes) > 1:
+            first, other = sorted(shapes)[:2]
+            raise DsctlError(
+                f"one batch has samples whose kv_cache of the block {name} is {first} and {other}",
+                hint="give a batch size of 1",
+            )
+        stacked[name] = (torch.cat([e[name][0] for e in entries]), torch.cat([e[name][1] for e in entries]))
+    return stacked
+
+
+def _joined(name: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    batch = max(key.shape[0] for key, _ in pairs)
+    for key, _ in pairs:
+        if key.shape[2:] != pairs[0][0].shape[2:] or key.shape[0] not in (1, batch):
+            raise DsctlError(
+                f"two kv_caches of the block {name} do not fit each other: {tuple(pairs[0][0].shape)} and "
+                f"{tuple(key.shape)}",
+                hint="check that both templates are for this model",
+            )
+    keys, values = ([each.expand(batch, -1, -1, -1) for each in column] for column in zip(*pairs, strict=True))
+    return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
+
+def _entries(cache: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return `cache` as a dict of pairs that fit each other; anything else is a DsctlError."""
+    if not isinstance(cache, Mapping):
+        raise DsctlError(
+            f"a kv_cache is a {type(cache).__name__}", hint="make it a dict from block names to (key, value)"
+        )
+    found = {}
+    for name, pair in cache.items():
+        pairs = isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(each, Tensor) for each in pair)
+        if not pairs:
+            raise DsctlError(
+                f"the kv_cache of the block {name} is no pair of tensors", hint="make it a tuple (key, value)"
+            )
+        key, value = pair
+        if key.ndim != 4 or key.shape != value.shape:
+            raise DsctlError(
+                f"the kv_cache of the block {name} has a key of shape {tuple(key.shape)} and a value of shape "
+                f"{tuple(value.shape)}",
+                hint="make both (samples, tokens, heads, numbers a head)",
+            )
+        found[str(name)] = (key, value)
+    return found
+
+
+def _form(batch: int, heads: tuple[int, int]) -> str:
+    return f"(1{f' or {batch}' if batch > 1 else ''}, tokens, {heads[0]}, {heads[1]})"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"

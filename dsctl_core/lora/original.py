@@ -1,0 +1,179 @@
+"""Original layer names: where a model was published under other names than diffusers', and some tools keep to these.
+
+There the three projections into attention are one layer, `qkv`. Their updates are stacked without loss: with the downs
+one below the other and the ups in the blocks of a diagonal, the product is the three updates one below the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.lora.formats import Layers, LoraLayer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OriginalNames:
+    """The names of one layout: original -> ours, `{}` being the number of a block.
+
+    `fused` layers are several of ours, in order, each as large as the others.
+    """
+
+    single: Mapping[str, str]
+    fused: Mapping[str, tuple[str, ...]]
+
+
+# A transformer whose first blocks have a stream for the picture and one for the text, and whose last have one for
+# both (https://github.com/black-forest-labs/flux2, model.py). The output's modulation is left out: its halves are in
+# another order there.
+TWO_STREAMS = OriginalNames(
+    single={
+        "double_blocks.{}.img_attn.proj": "transformer_blocks.{}.attn.to_out.0",
+        "double_blocks.{}.txt_attn.proj": "transformer_blocks.{}.attn.to_add_out",
+        "double_blocks.{}.img_mlp.0": "transformer_blocks.{}.ff.linear_in",
+        "double_blocks.{}.img_mlp.2": "transformer_blocks.{}.ff.linear_out",
+        "double_blocks.{}.txt_mlp.0": "transformer_blocks.{}.ff_context.linear_in",
+        "double_blocks.{}.txt_mlp.2": "transformer_blocks.{}.ff_context.linear_out",
+        "single_blocks.{}.linear1": "single_transformer_blocks.{}.attn.to_qkv_mlp_proj",
+        "single_blocks.{}.linear2": "single_transformer_blocks.{}.attn.to_out",
+        "img_in": "x_embedder",
+        "txt_in": "context_embedder",
+        "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+        "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+        "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+        "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+        "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+        "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+        "single_stream_modulation.lin": "single_stream_modulation.linear",
+        "final_layer.linear": "proj_out",
+    },
+    fused={
+        f"double_blocks.{{}}.{stream}_attn.qkv": tuple(f"transformer_blocks.{{}}.attn.{part}" for part in parts)
+        for stream, parts in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj")))
+    },
+)
+LAYOUTS = {"two-streams": TWO_STREAMS}
+
+
+def to_original(layers: Layers, layout: str, form: str) -> Layers:
+    """Return the same update under the original names; a layer that has none there is a DsctlError."""
+    names = LAYOUTS[layout]
+    ours = {pattern: original for original, pattern in names.single.items()}
+    parts = {part: original for original, of in names.fused.items() for part in of}
+    made: Layers = {}
+    groups: dict[str, tuple[tuple[str, ...], dict[str, LoraLayer]]] = {}
+    for name, layer in layers.items():
+        pattern, number = _without_number(name)
+        if pattern in ours:
+            made[_numbered(ours[pattern], number)] = layer
+        elif pattern in parts:
+            original = parts[pattern]
+            order = tuple(_numbered(part, number) for part in names.fused[original])
+            groups.setdefault(_numbered(original, number), (order, {}))[1][name] = layer
+        else:
+            raise DsctlError(
+                f"the format {form} has no name for the layer {name}", hint="write it as diffusers, or leave it out"
+            )
+    made |= {name: _fuse(order, group) for name, (order, group) in groups.items()}
+    return made
+
+
+def from_original(layers: Layers, *, flat: bool) -> Layers:
+    """Return `layers` under our names where any of them has an original one, else as they are.
+
+    `flat` names have underscores for dots; what comes back for an original name has its dots.
+    """
+    for names in LAYOUTS.values():
+        originals: dict[re.Pattern[str], tuple[str, ...]] = {}
+        originals |= {_matcher(original, flat): (ours,) for original, ours in names.single.items()}
+        originals |= {_matcher(original, flat): ours for original, ours in names.fused.items()}
+        found: Layers = {}
+        converted = False
+        for name, layer in layers.items():
+            match, ours = next(((m, o) for matcher, o in originals.items() if (m := matcher.match(name))), (None, ()))
+            if match is None:
+                found[name] = layer
+                continue
+            converted |= bool(match.groups())
+            number = match[1] if match.groups() else ""
+            targets = [_numbered(pattern, number) for pattern in ours]
+            found |= {targets[0]: layer} if len(targets) == 1 else _split(targets, layer)
+        if converted:
+            return found
+    return layers
+
+
+def has_original_names(names: Iterable[str], layout: str) -> bool:
+    """Return whether some of our layer `names` are such as only a model of `layout` has."""
+    own = {pattern for pattern in LAYOUTS[layout].single.values() if "{}" in pattern}
+    return any(_without_number(name)[0] in own for name in names)
+
+
+def _without_number(name: str) -> tuple[str, str]:
+    """Return `name` with `{}` for the number of its block, and that number; "" where there is none."""
+    match = re.match(r"^((?:single_)?transformer_blocks)\.(\d+)\.(.*)$", name)
+    return (name, "") if match is None else (f"{match[1]}.{{}}.{match[3]}", match[2])
+
+
+def _numbered(pattern: str, number: str) -> str:
+    return pattern.replace("{}", number)
+
+
+def _matcher(pattern: str, flat: bool) -> re.Pattern[str]:
+    text = pattern.replace(".", "_") if flat else pattern
+    return re.compile("^" + re.escape(text).replace(r"\{\}", r"(\d+)") + "$")
+
+
+def _fuse(order: tuple[str, ...], group: Mapping[str, LoraLayer]) -> LoraLayer:
+    """Return the layer whose update is those of `group` one below the other, zero where one is missing.
+
+    Every part gets the same share of the rank, which is how readers know the parts again.
+    """
+    import torch
+
+    first = next(iter(group.values()))
+    rows, columns = first.shape
+    rank = max(layer.rank for layer in group.values())
+    down = first.down.new_zeros((len(order) * rank, columns), dtype=torch.float32)
+    up = first.up.new_zeros((len(order) * rows, len(order) * rank), dtype=torch.float32)
+    for place, name in enumerate(order):
+        if name in group:
+            layer = group[name]
+            down[place * rank : place * rank + layer.rank] = layer.down.detach()
+            up[place * rows : (place + 1) * rows, place * rank : place * rank + layer.rank] = (
+                layer.up.detach().float() * layer.scale
+            )
+    return LoraLayer(down, up)
+
+
+def _split(names: list[str], layer: LoraLayer) -> Layers:
+    """Undo `_fuse`. Where the up is no diagonal of blocks, every part has the whole down."""
+    count = len(names)
+    rows = layer.up.shape[0] // count
+    ups = [layer.up[place * rows : (place + 1) * rows] for place in range(count)]
+    if layer.rank % count:
+        return {name: replace(layer, up=up) for name, up in zip(names, ups, strict=True)}
+    share = layer.rank // count
+    spans = [slice(place * share, (place + 1) * share) for place in range(count)]
+    mixed = (bool(up[:, span].any()) for i, up in enumerate(ups) for j, span in enumerate(spans) if i != j)
+    if any(mixed):
+        return {name: replace(layer, up=up) for name, up in zip(names, ups, strict=True)}
+    parts: Layers = {}
+    for name, up, span in zip(names, ups, spans, strict=True):
+        down, own = layer.down[span], up[:, span]
+        used = _used(down, own)
+        if used:
+            parts[name] = replace(layer, down=down[:used].contiguous(), up=own[:, :used].contiguous())
+    return parts
+
+
+def _used(down: Tensor, up: Tensor) -> int:
+    """Return the rank without the zeros that it was filled up with at its end."""
+    holds = (down != 0).any(dim=1) | (up != 0).any(dim=0)
+    return int(holds.nonzero().max()) + 1 if bool(holds.any()) else 0

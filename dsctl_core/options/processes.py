@@ -1,0 +1,32 @@
+"""In how many processes a command runs, and who starts them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from dsctl_core.options.base import Alternative, Count, Options
+
+
+class ProcessCountOptions(Options):
+    """How many processes share the work."""
+
+    panel: ClassVar[str] = "Several processes"
+
+    num_processes: Count | None = Field(
+        None, description="Processes to start on this machine, one for each GPU. Left out: this one alone."
+    )
+
+
+class ProcessOptions(ProcessCountOptions):
+    """How many processes share the work, or the file that says so."""
+
+    panel: ClassVar[str] = "Several processes"
+    exclusive: ClassVar[tuple[Alternative, ...]] = (("num_processes", "accelerate_config"),)
+
+    accelerate_config: Path | None = Field(
+        None,
+        description="Start the processes that this file of `accelerate config` describes: FSDP2, DeepSpeed, nodes.",
+    )

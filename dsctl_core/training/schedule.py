@@ -1,0 +1,74 @@
+"""The course of the learning rate over a run, as a factor for each optimizer update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from dsctl_core.errors import UsageError
+from dsctl_core.options.optimizer import OptimizerOptions
+
+CYCLES, POWER = 2, 1.0  # of cosine_with_restarts and polynomial, where none is given
+
+BuildSchedule = Callable[[Optimizer, int], LambdaLR]
+
+
+def plan_schedule(options: OptimizerOptions) -> BuildSchedule | None:
+    """Return what builds the schedule of a run, given its optimizer and its number of steps; None for a constant rate.
+
+    The state of such a schedule is plain numbers, so that it can be kept as JSON.
+    """
+    if options.lr_scheduler == "constant":
+        return None
+
+    def build(optimizer: Optimizer, total: int) -> LambdaLR:
+        rate = float(optimizer.param_groups[0]["lr"])
+        return LambdaLR(optimizer, factors(options, total, rate))
+
+    return build
+
+
+def warmup_of(options: OptimizerOptions, total: int) -> int:
+    """Return how many of `total` steps are below the full rate; they must leave a step for the rest."""
+    given = options.lr_warmup_steps
+    steps = round(given * total) if given < 1 else int(given)
+    if steps >= total:
+        raise UsageError(
+            f"--lr-warmup-steps {given:g} is not below the run's {total} steps: the full rate is never reached",
+            hint="give fewer, or a share such as 0.05",
+        )
+    return steps
+
+
+def factors(options: OptimizerOptions, total: int, rate: float) -> Callable[[int], float]:
+    """Return the function from the number of updates done to what `rate` is multiplied with for the next one.
+
+    The shape is diffusers' own, but for the warm-up: there the first update has the rate 0, a step for nothing. Here
+    the W updates of the warm-up have 1 / (W + 1), ..., W / (W + 1) of the rate, and the one after them all of it.
+    """
+    from diffusers.optimization import get_scheduler
+
+    warmup = warmup_of(options, total)
+    # It wants an optimizer to act on; only its function is of use here.
+    stand_in = torch.optim.SGD([torch.zeros(1)], lr=rate)
+    try:
+        shape = get_scheduler(
+            options.lr_scheduler,
+            stand_in,
+            num_warmup_steps=warmup,
+            num_training_steps=total,
+            num_cycles=options.lr_num_cycles or CYCLES,
+            power=options.lr_power or POWER,
+        ).lr_lambdas[0]
+    except ValueError as error:
+        raise UsageError(
+            f"--lr-scheduler {options.lr_scheduler} does not suit this rate: {error}", hint="raise --learning-rate"
+        ) from error
+
+    def factor(done: int) -> float:
+        return (done + 1) / (warmup + 1) if done < warmup else float(shape(done))
+
+    return factor

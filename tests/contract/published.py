@@ -1,0 +1,150 @@
+"""What is known of published weights from their repositories: files, numbers of tensors, names and shapes."""
+
+from __future__ import annotations
+
+Shapes = dict[str, tuple[int, ...]]
+
+# What is in the published repositories, without pictures and licences.
+QWEN_IMAGE_FILES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/generation_config.json",
+    *(f"text_encoder/model-0000{n}-of-00004.safetensors" for n in range(1, 5)),
+    "text_encoder/model.safetensors.index.json",
+    "tokenizer/added_tokens.json",
+    "tokenizer/chat_template.jinja",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "transformer/config.json",
+    *(f"transformer/diffusion_pytorch_model-0000{n}-of-00009.safetensors" for n in range(1, 10)),
+    "transformer/diffusion_pytorch_model.safetensors.index.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
+def flux2_files(transformer: int, text_encoder: int) -> tuple[str, ...]:
+    """The files of a FLUX.2 repository in diffusers layout, by its numbers of shards."""
+    return (
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/generation_config.json",
+        *(f"text_encoder/model-{n:05}-of-{text_encoder:05}.safetensors" for n in range(1, text_encoder + 1)),
+        "text_encoder/model.safetensors.index.json",
+        "tokenizer/chat_template.jinja",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "transformer/config.json",
+        *(
+            ["transformer/diffusion_pytorch_model.safetensors"]
+            if transformer == 1
+            else [
+                f"transformer/diffusion_pytorch_model-{n:05}-of-{transformer:05}.safetensors"
+                for n in range(1, transformer + 1)
+            ]
+        ),
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    )
+
+
+REPOSITORIES = {
+    "Qwen/Qwen-Image": QWEN_IMAGE_FILES,
+    "Qwen/Qwen-Image-2512": QWEN_IMAGE_FILES,
+    "black-forest-labs/FLUX.2-klein-4B": flux2_files(1, 2),
+    "black-forest-labs/FLUX.2-klein-base-4B": flux2_files(1, 2),
+    "black-forest-labs/FLUX.2-klein-9B": flux2_files(2, 4),
+    "black-forest-labs/FLUX.2-klein-base-9B": flux2_files(2, 4),
+    "black-forest-labs/FLUX.2-dev": flux2_files(7, 10),
+}
+
+# Tensors and parameters of the published weights, by family, variant and component. Twice the parameters is the size
+# of the files (bfloat16): 40.9 GB for Qwen-Image's transformer, 254 MB for its VAE; 64.4, 7.75 and 18.2 GB for the
+# transformers of FLUX.2 dev, klein 4B and klein 9B, 168 MB for their VAE.
+WEIGHTS = {
+    ("qwen-image", None, "dit"): (1933, 20_430_401_088),
+    ("qwen-image", None, "vae"): (194, 126_892_531),
+    ("flux2", None, "dit"): (331, 32_223_281_152),
+    ("flux2", "klein-4b", "dit"): (169, 3_875_544_576),
+    ("flux2", "klein-9b", "dit"): (233, 9_078_581_248),
+    ("flux2", None, "vae"): (251, 84_046_372),
+}
+
+# The tensors of one block of the published Qwen-Image transformer, and of what is around the blocks, as its index
+# file has them. D = 3072 is the width.
+D = 3072
+QWEN_IMAGE_BLOCK = {
+    **{f"attn.{name}.weight": (D, D) for name in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")},
+    **{f"attn.{name}.bias": (D,) for name in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")},
+    **{f"attn.add_{name}_proj.weight": (D, D) for name in "qkv"},
+    **{f"attn.add_{name}_proj.bias": (D,) for name in "qkv"},
+    **{f"attn.norm_{name}.weight": (128,) for name in ("q", "k", "added_q", "added_k")},
+    **{f"{stream}_mod.1.weight": (6 * D, D) for stream in ("img", "txt")},
+    **{f"{stream}_mod.1.bias": (6 * D,) for stream in ("img", "txt")},
+    **{f"{stream}_mlp.net.0.proj.weight": (4 * D, D) for stream in ("img", "txt")},
+    **{f"{stream}_mlp.net.0.proj.bias": (4 * D,) for stream in ("img", "txt")},
+    **{f"{stream}_mlp.net.2.weight": (D, 4 * D) for stream in ("img", "txt")},
+    **{f"{stream}_mlp.net.2.bias": (D,) for stream in ("img", "txt")},
+}
+QWEN_IMAGE_AROUND = {
+    "img_in.weight": (D, 64),
+    "img_in.bias": (D,),
+    "txt_in.weight": (D, 3584),
+    "txt_in.bias": (D,),
+    "txt_norm.weight": (3584,),
+    "time_text_embed.timestep_embedder.linear_1.weight": (D, 256),
+    "time_text_embed.timestep_embedder.linear_1.bias": (D,),
+    "time_text_embed.timestep_embedder.linear_2.weight": (D, D),
+    "time_text_embed.timestep_embedder.linear_2.bias": (D,),
+    "norm_out.linear.weight": (2 * D, D),
+    "norm_out.linear.bias": (2 * D,),
+    "proj_out.weight": (64, D),
+    "proj_out.bias": (64,),
+}
+
+
+def flux2_shapes(width: int, double: int, single: int, text: int, *, guidance: bool) -> Shapes:
+    """The tensors of a FLUX.2 transformer: `double` blocks of two streams, then `single` ones of one; no biases."""
+    block = {
+        **{f"attn.{name}": (width, width) for name in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")},
+        **{f"attn.add_{name}_proj": (width, width) for name in "qkv"},
+        **{f"attn.norm_{name}": (128,) for name in ("q", "k", "added_q", "added_k")},
+        **{f"{stream}.linear_in": (6 * width, width) for stream in ("ff", "ff_context")},
+        **{f"{stream}.linear_out": (width, 3 * width) for stream in ("ff", "ff_context")},
+    }
+    fused = {
+        "attn.to_qkv_mlp_proj": (9 * width, width),
+        "attn.to_out": (width, 4 * width),
+        "attn.norm_q": (128,),
+        "attn.norm_k": (128,),
+    }
+    embedders = ("timestep_embedder", "guidance_embedder") if guidance else ("timestep_embedder",)
+    shapes: Shapes = {
+        "x_embedder": (width, 128),
+        "context_embedder": (width, text),
+        "double_stream_modulation_img.linear": (6 * width, width),
+        "double_stream_modulation_txt.linear": (6 * width, width),
+        "single_stream_modulation.linear": (3 * width, width),
+        "norm_out.linear": (2 * width, width),
+        "proj_out": (128, width),
+        **{f"time_guidance_embed.{name}.linear_1": (width, 256) for name in embedders},
+        **{f"time_guidance_embed.{name}.linear_2": (width, width) for name in embedders},
+        **{f"transformer_blocks.{n}.{name}": shape for n in range(double) for name, shape in block.items()},
+        **{f"single_transformer_blocks.{n}.{name}": shape for n in range(single) for name, shape in fused.items()},
+    }
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+SHAPES: dict[tuple[str, str | None, str], Shapes] = {
+    ("qwen-image", None, "dit"): {
+        **QWEN_IMAGE_AROUND,
+        **{f"transformer_blocks.{n}.{name}": s for n in range(60) for name, s in QWEN_IMAGE_BLOCK.items()},
+    },
+    ("flux2", None, "dit"): flux2_shapes(6144, 8, 48, 15360, guidance=True),
+    ("flux2", "klein-4b", "dit"): flux2_shapes(3072, 5, 20, 7680, guidance=False),
+    ("flux2", "klein-9b", "dit"): flux2_shapes(4096, 8, 24, 12288, guidance=False),
+}
