@@ -120,7 +120,10 @@ class DiffusionTrainingModule(nn.Module):
         own = [name.partition(".")[2] for name in names if name.partition(".")[0] == component]
         for pattern in own:
             for module in find_modules(model, component, pattern):
-                module.requires_grad_(True).train().float()
+                module.requires_grad_(True).train()
+                for tensor in (*module.parameters(), *module.buffers()):
+                    if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                        tensor.data = tensor.data.float()
         if "" not in own:
             hold_frozen_in(model, pipe.torch_dtype)
         return TrainedComponent(component, lora=False)
@@ -196,7 +199,11 @@ def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Bring the frozen weights of a model that is trained in part to `dtype`, but for what it wants in float32."""
     precise = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and not any(part in precise for part in name.split(".")):
+        if (
+            parameter.dtype != dtype
+            and not parameter.requires_grad
+            and not any(part in precise for part in name.split("."))
+        ):
             parameter.data = parameter.data.to(dtype)
 
 

@@ -24,6 +24,7 @@ from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.memory.levers import Levers
 from dsctl_core.options import TrainOptions
+from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages import plan_stages
 from dsctl_core.training.about import header_metadata
@@ -259,8 +260,15 @@ def build_module(
     # What is to wait in main memory is not sent to the GPU first, which it might not fit into.
     place = torch.device("cpu") if options.offload_blocks else accelerator.device
     pipe = resolved.load_pipeline(torch_dtype=dtype, device=place, only=only, component_dtypes=whole)
+    module = task_module(options, pipe, task)
+    apply_levers(options, module, accelerator)
+    return module
+
+
+def task_module(options: TrainOptions, pipe: BasePipeline, task: str) -> TaskModule:
+    """Make trainable on `pipe` what the options say."""
     altered = altered_by(options)
-    module = TaskModule(
+    return TaskModule(
         pipe,
         task,
         extra_inputs=options.extra_inputs,
@@ -281,8 +289,6 @@ def build_module(
         fp8_models=[name for name in altered.fp8 if name in pipe.components],
         seed=options.seed,
     )
-    apply_levers(options, module, accelerator)
-    return module
 
 
 def apply_levers(options: TrainOptions, module: TaskModule, accelerator: Accelerator) -> None:
