@@ -17,8 +17,9 @@ from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.load import Places, empty_component, find_places, load_tokenizer
 from dsctl_core.data.sampler import BatchPlan
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import pipeline_class
+from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.memory.simulate import KnownMasks, LiveBytes, Simulation, tensor_bytes
 from dsctl_core.samples import pick, rounded
 from dsctl_core.stages import plan_stages, run
@@ -55,8 +56,8 @@ NOT_LOOKED_AT = {"lora": (), "preset_lora_path": None, "preset_lora_model": None
 class Memory:
     """Bytes by part, in the order in which a run meets them; `peak` is the most that it has at any moment.
 
-    `process` is what the program takes before anything is loaded, which counts on a CPU only. `activations` are all
-    that a step has beside weights, gradients and optimizer state, at the moment when that is most.
+    `process` is what the program takes before anything is loaded, which counts on a CPU only. `activations` are what
+    forward leaves for backward, or all that backward has beside weights, gradients and state, whichever is more.
     """
 
     process: int
@@ -112,6 +113,11 @@ class _Rehearsal:
         self.task = dataset.manifest.recipe.task if isinstance(dataset, CachedDataset) else options.loss_task
         shell = shell_of(resolved, self.dtype, "cpu")
         self.stages = plan_stages(shell, find_loss(self.task), options.trained_components)
+        for name in (name for unit in self.stages.split.every_step for name in unit.onload_model_names):
+            raise UsageError(
+                f"a dry run cannot tell what a run takes that uses the {name} at every step",
+                hint="leave --dry-run out, or train the dit alone",
+            )
         repeats = not cached and samples_repeat(options, dataset, accelerator.num_processes)  # type: ignore[arg-type]
         self.own_cache = bool(
             repeats and options.cache and not dataset.varies() and self.stages.lanes  # type: ignore[union-attr]
@@ -129,12 +135,14 @@ class _Rehearsal:
         encoding, entry = (0, sample[CACHED]) if CACHED in sample else self._encode(pipe, sample)
         lanes = max((_weights(pipe, lane.components) for lane in self.stages.lanes), default=0)
         stage_one = lanes + encoding if self.own_cache else 0
-        kept = {name: getattr(pipe, name) for name in self.stages.second_components} if self.two_stages else None
-        for name in pipe.components if kept is not None else ():
-            if name not in kept:
+        if self.two_stages:
+            for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
         module = task_module(self.options.model_copy(update=NOT_LOOKED_AT), pipe, self.task)
         self.simulation.take(module)
+        if self.options.gradient_checkpointing_blocks is not None:
+            for name in pipe.in_iteration_models:
+                checkpoint_some(pipe.component(name), self.options.gradient_checkpointing_blocks)
         trained = tensor_bytes(module.trainable_modules())
         weights = tensor_bytes([*module.parameters(), *module.buffers()])
         step_peak, activations, state = self._train(module, entry)
@@ -204,11 +212,14 @@ class _Rehearsal:
                 state = live.now
                 live.start_peak()
                 for _ in range(min(self.options.gradient_accumulation_steps, 2)):
+                    before = live.now
                     with precision:
                         loss = module(batch)
+                    kept = live.now - before
                     loss.backward()
                     del loss
-                activations = live.peak - state - tensor_bytes([p.grad for p in parameters if p.grad is not None])
+                gradients = tensor_bytes([p.grad for p in parameters if p.grad is not None])
+                activations = max(kept, live.peak - state - gradients)
                 torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
