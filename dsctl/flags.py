@@ -75,7 +75,7 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
         settings["metavar"] = "|".join(words)
         settings["autocompletion"] = lambda incomplete: [word for word in words if word.startswith(incomplete)]
     else:
-        settings["metavar"] = METAVARS[get_origin(kind) or kind]
+        settings["metavar"] = METAVARS.get(get_origin(kind) or kind) or kind.form
     if _is_list(field):
         each = bare_type(get_args(kind)[0])
         annotation, settings["metavar"] = list[str], getattr(each, "form", None) or METAVARS[each]

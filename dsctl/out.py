@@ -113,6 +113,15 @@ def note(message: str) -> None:
     progress().note(message)
 
 
+def ask(question: str, lines: Sequence[str]) -> bool | None:
+    """Show `lines` and ask a question on the terminal, for a yes; None where there is no terminal to ask on."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or _mode.get().json:
+        return None
+    _finish()
+    print(*lines, f"{question} [y/N] ", sep="\n", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

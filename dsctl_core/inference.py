@@ -6,6 +6,7 @@ are loaded. A run that fails leaves no folder behind that was not there, and no 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -23,14 +24,17 @@ from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.family import Family
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.options import InferOptions
+from dsctl_core.options.template import TemplateInputs
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.training.folder import unclaim
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from dsctl_core.pipeline import BasePipeline
+    from dsctl_core.template.pipeline import TemplatePipeline
 
 GRID_GAP = 4  # pixels of white between the pictures of a grid
 Step = TypeVar("Step")
@@ -77,16 +81,21 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
         inputs["embedded_guidance"] = options.embedded_guidance
     for lora in options.lora:
         lora_weights(lora.path)
+    device, dtype = placement(options)
+    templates = open_templates(options, settings, device, dtype)
     made = [path for path in (options.output.parent, *options.output.parent.parents) if not path.exists()]
     try:
         prepare_folder(options.output.parent)
         progress.note(f"Loading {resolved.label}")
-        pipe = load(options, resolved)
+        pipe = load(options, resolved, device, dtype)
+        make: Callable[..., Image] = (
+            pipe if templates is None else functools.partial(templates, pipe, **template_inputs(options))
+        )
         progress.start("Denoising", len(files) * settings.num_inference_steps)
         seeds = range(options.seed, options.seed + options.num_images)
         pictures = []
         for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
-            picture = pipe(
+            picture = make(
                 prompt=prompt,
                 negative_prompt=options.negative_prompt,
                 seed=seed,
@@ -117,18 +126,27 @@ def read_prompts(options: InferOptions) -> list[str]:
         return [options.prompt]
     file = options.prompts_file
     assert file is not None  # the options see to it
+    return prompt_lines(file, "--prompts-file")
+
+
+def prompt_lines(file: Path, flag: str) -> list[str]:
+    """Return the prompts in the file given with `flag`: one a line, empty lines left out."""
+    prompts = [line.strip() for line in text_lines(file, flag) if line.strip()]
+    if not prompts:
+        raise DsctlError(f"{flag} {file} has no prompt in it", hint="write one prompt a line")
+    return prompts
+
+
+def text_lines(file: Path, flag: str) -> list[str]:
+    """Return the lines of the UTF-8 file given with `flag`."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise DsctlError(
-            f"--prompts-file {file} cannot be read: {error.strerror}", hint="give a text file with a prompt a line"
+            f"{flag} {file} cannot be read: {error.strerror}", hint="give a text file with a prompt a line"
         ) from error
     except UnicodeDecodeError as error:
-        raise DsctlError(f"--prompts-file {file} is not UTF-8 text: {error}", hint="save it as UTF-8") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise DsctlError(f"--prompts-file {file} has no prompt in it", hint="write one prompt a line")
-    return prompts
+        raise DsctlError(f"{flag} {file} is not UTF-8 text: {error}", hint="save it as UTF-8") from error
 
 
 def output_files(output: Path, count: int, with_grid: bool) -> list[Path]:
@@ -220,18 +238,55 @@ def read_pictures(options: InferOptions, settings: Settings, factor: int) -> dic
     return found
 
 
-def load(options: InferOptions, resolved: ResolvedModel) -> BasePipeline:
-    """Load the pipeline and its LoRAs onto the device."""
+def placement(options: InferOptions) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the precision that are asked for, else those that suit this machine."""
     import torch
-
-    from dsctl_core.lora import load_lora
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {options.device} is asked for, but torch sees no such GPU", hint="see dsctl doctor")
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    dtype = options.dtype or ("bfloat16" if has_bf16 else "float32")
-    pipe = resolved.load_pipeline(torch_dtype=getattr(torch, dtype), device=device)
+    return device, getattr(torch, options.dtype or ("bfloat16" if has_bf16 else "float32"))
+
+
+def open_templates(
+    options: InferOptions, settings: Settings, device: torch.device, dtype: torch.dtype
+) -> TemplatePipeline | None:
+    """Load the templates that steer the pictures, None where there are none."""
+    if not options.template:
+        return None
+    from dsctl_core.template.pipeline import TemplatePipeline
+    from dsctl_core.template.source import config_of
+
+    if options.negative_template_inputs and settings.cfg_scale == 1:
+        raise UsageError(
+            "--negative-template-inputs has no effect at --cfg-scale 1, which is no guidance",
+            hint="give a --cfg-scale above 1, or leave it out",
+        )
+    return TemplatePipeline.from_pretrained(
+        torch_dtype=dtype,
+        device=device,
+        model_configs=[config_of(template.source) for template in options.template],
+        trust_template=options.trust_template,
+        checkpoints=[template.checkpoint for template in options.template],
+    )
+
+
+def template_inputs(options: InferOptions) -> dict[str, list[dict[str, Any]]]:
+    """Return what each template is given, for both sides of guidance."""
+    given = options.template_inputs or (TemplateInputs(),) * len(options.template)
+    sides = {"template_inputs": given, "negative_template_inputs": options.negative_template_inputs}
+    return {
+        name: [{**each.values, "model_id": number} for number, each in enumerate(inputs)]
+        for name, inputs in sides.items()
+    }
+
+
+def load(options: InferOptions, resolved: ResolvedModel, device: torch.device, dtype: torch.dtype) -> BasePipeline:
+    """Load the pipeline and its LoRAs onto the device."""
+    from dsctl_core.lora import load_lora
+
+    pipe = resolved.load_pipeline(torch_dtype=dtype, device=device)
     for lora in options.lora:
         load_lora(pipe, lora.path, lora.scale)
     return pipe
@@ -259,6 +314,9 @@ def parameters(options: InferOptions, settings: Settings) -> dict[str, Any]:
         "model": options.model or options.model_paths or options.model_id_with_origin_paths,
         "loras": [{"path": str(lora.path), "scale": lora.scale} for lora in options.lora],
     }
+    if options.template:
+        shared["templates"] = [str(template) for template in options.template]
+        shared |= template_inputs(options)
     if options.input_image is not None:
         mask = None if options.inpaint_mask is None else str(options.inpaint_mask)
         shared |= {"input_image": str(options.input_image), "inpaint_mask": mask}

@@ -147,17 +147,15 @@ def _outcome(arguments: Any, config: Path | None) -> Ended | None:
 
 @contextmanager
 def _set(added: Mapping[str, str]) -> Iterator[None]:
-    """Add to the environment that processes started meanwhile inherit."""
-    before = {name: os.environ.get(name) for name in added}
+    """Add to the environment that processes started meanwhile inherit, and take back all that was changed in it."""
+    before = dict(os.environ)
     os.environ.update(added)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager

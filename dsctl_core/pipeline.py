@@ -6,7 +6,9 @@ Legend: latents, noise and velocity are (B, C, h, w) float32; images are (B, 3, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.family import Family, Schedule
+from dsctl_core.lora.applied import AppliedLora, lora_applied
 from dsctl_core.scheduler import FlowMatchScheduler
 from dsctl_core.units import Inputs, PipelineUnit, UnitRunner
 
@@ -27,21 +30,42 @@ if TYPE_CHECKING:
 ProgressBar = Callable[[Iterable[Tensor]], Iterable[Tensor]]
 
 
+Step = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> latents at the next level
+
+
+def plainly(step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
+    """Run a denoising step as it is."""
+    return step(latents, timestep)
+
+
 def no_progress_bar(timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
     """Return `timesteps` as they are: the progress bar of those who want none."""
     return timesteps
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A network beside the family's own components, with the units that use it.
+
+    `columns` are those of a row that its units read; a row in which one is missing is refused by them, not here.
+    """
+
+    name: str
+    units: tuple[PipelineUnit, ...]
+    columns: tuple[str, ...] = ()
 
 
 class BasePipeline(nn.Module):
     """The components of one model and how they make a picture.
 
     Components are attributes under their family's names (`self.dit`), None where not loaded. A family's class sets
-    `family`, `units`, `model_fn` and `in_iteration_models` (the components that `model_fn` takes), and writes
-    `__call__` and `inputs_from_rows`.
+    `family`, `units`, `model_fn`, `in_iteration_models` (the components that `model_fn` takes) and `decoding_models`
+    (those that make pictures of latents), and writes `__call__` and `inputs_from_rows`.
     """
 
     family: ClassVar[Family]
     in_iteration_models: ClassVar[tuple[str, ...]] = ("dit",)
+    decoding_models: ClassVar[tuple[str, ...]] = ("vae",)
 
     units: list[PipelineUnit]
     model_fn: Callable[..., Tensor]
@@ -61,6 +85,7 @@ class BasePipeline(nn.Module):
         self.tokenizer = tokenizer
         self.scheduler = FlowMatchScheduler(schedule)
         self.unit_runner = UnitRunner()
+        self.extensions: tuple[Extension, ...] = ()
         self.torch_dtype = torch_dtype
         # As a tensor there names it: "cuda" is "cuda:0", so that devices can be compared.
         self.device = torch.empty(0, device=device).device
@@ -101,6 +126,19 @@ class BasePipeline(nn.Module):
         """Turn dataset rows into (shared, posi, nega) inputs of one training batch; every family writes its own."""
         raise NotImplementedError(f"{cls.__name__} has no inputs_from_rows()")
 
+    def extend(self, extension: Extension, model: nn.Module | None) -> None:
+        """Put `model` in as a component of its own (None: not loaded), and its units behind those that are there."""
+        self.register_module(extension.name, model)
+        self.extensions = (*self.extensions, extension)
+        self.units = [*self.units, *extension.units]
+
+    def row_inputs(self, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()) -> tuple[Inputs, Inputs, Inputs]:
+        """Turn rows into (shared, posi, nega): the family's inputs, and the columns of extensions, a list of each."""
+        columns = [name for extension in self.extensions for name in extension.columns]
+        own = [name for name in extra_inputs if name not in columns]
+        shared, posi, nega = self.inputs_from_rows(rows, own)
+        return {**shared, **{name: [row.get(name) for row in rows] for name in columns}}, posi, nega
+
     def decode_latents(self, latents: Tensor) -> list[Image.Image]:
         """Return the pictures of clean latents (B, C, h, w) as training has them; every family writes its own."""
         raise NotImplementedError(f"{type(self).__name__} has no decode_latents()")
@@ -108,14 +146,23 @@ class BasePipeline(nn.Module):
     @property
     def components(self) -> dict[str, nn.Module]:
         """The components that are loaded, by name."""
-        models = {component.name: getattr(self, component.name) for component in self.family.components}
+        models = {name: getattr(self, name) for name in self.component_names}
         return {name: model for name, model in models.items() if model is not None}
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """The names of all components that there can be: the family's own, then those of extensions."""
+        own = (component.name for component in self.family.components)
+        return (*own, *(extension.name for extension in self.extensions))
 
     def component(self, name: str) -> Any:
         """Return the component called `name`; one that was not loaded is a DsctlError."""
-        declared = self.family.component(name)
+        extended = any(extension.name == name for extension in self.extensions)
+        declared = None if extended else self.family.component(name)
         model = getattr(self, name)
-        if model is None:
+        if model is None and declared is None:
+            raise DsctlError(f"this needs the {name}, which was not loaded", hint="report this: it should have been")
+        if model is None and declared is not None:
             raise DsctlError(
                 f"this needs the {name} of {self.family.title}, which was not loaded",
                 hint=f"name its weights too: {declared.folder}/ in a model folder",
@@ -138,6 +185,10 @@ class BasePipeline(nn.Module):
                 nearest = f"{low}" if value <= low else f"{low} or {low + factor}"
                 raise UsageError(f"the {name} {value} is not a multiple of {factor}", hint=f"nearest: {nearest}")
 
+    def image_tokens(self, height: int, width: int) -> int:
+        """Return how many tokens a picture is to the denoiser, from which the shift of its schedule follows."""
+        return (height // self.family.division_factor) * (width // self.family.division_factor)
+
     def preprocess_image(self, image: Image.Image) -> Tensor:
         """Return a picture as (1, 3, H, W) float32 in [-1, 1]; where it is transparent it becomes white."""
         if image.has_transparency_data:
@@ -158,10 +209,21 @@ class BasePipeline(nn.Module):
             shared, posi, nega = self.unit_runner(unit, self, shared, posi, nega)
         return shared, posi, nega
 
+    @contextmanager
+    def more_units(self, units: Sequence[PipelineUnit]) -> Iterator[None]:
+        """Run `units` behind those that are there, for as long as this lasts."""
+        before = self.units
+        self.units = [*before, *units]
+        try:
+            yield
+        finally:
+            self.units = before
+
     def call_model_fn(self, *, latents: Tensor, timestep: Tensor, **inputs: Any) -> Tensor:
         """Return the velocity that the model predicts, (B, C, h, w) float32.
 
-        Hands `model_fn` the components it takes and, of `inputs`, those that its signature names.
+        Hands `model_fn` the components it takes and, of `inputs`, those that its signature names. An AppliedLora in
+        `inputs["lora"]` is in force for this call alone.
         """
         available = {**inputs, "latents": latents, "timestep": timestep}
         available.update((name, self.component(name)) for name in self.in_iteration_models)
@@ -174,7 +236,11 @@ class BasePipeline(nn.Module):
                     f"{self.family.title} needs the input {parameter.name!r}, which was not given",
                     hint=f"given: {', '.join(sorted(inputs)) or 'nothing'}",
                 )
-        return self.model_fn(**chosen)
+        lora: AppliedLora | None = inputs.get("lora")
+        if lora is None:
+            return self.model_fn(**chosen)
+        with lora_applied({name: self.component(name) for name in self.in_iteration_models}, lora):
+            return self.model_fn(**chosen)
 
     def guide(self, posi: Tensor, nega: Tensor, cfg_scale: float) -> Tensor:
         """Combine the velocities with and without the prompt (classifier-free guidance, arXiv:2207.12598)."""
@@ -188,14 +254,18 @@ class BasePipeline(nn.Module):
         *,
         cfg_scale: float,
         progress_bar_cmd: ProgressBar = no_progress_bar,
+        scheduler: FlowMatchScheduler | None = None,
+        run_step: Callable[[Step, Tensor, Tensor], Tensor] = plainly,
     ) -> Tensor:
         """Follow the velocity from `shared["latents"]` along the scheduler's levels down to clean latents.
 
-        Where `shared["latents_mask"]` is 0 the result is `shared["input_latents"]`.
+        Where `shared["latents_mask"]` is 0 the result is `shared["input_latents"]`. `scheduler` is the pipeline's own
+        unless another is given; `run_step(step, latents, timestep)` runs a step.
         """
         self.load_models_to_device(self.in_iteration_models)
-        latents, mask = shared["latents"], shared.get("latents_mask")
-        for timestep in progress_bar_cmd(self.scheduler.timesteps):
+        levels, mask = scheduler or self.scheduler, shared.get("latents_mask")
+
+        def step(latents: Tensor, timestep: Tensor) -> Tensor:
             state = {"latents": latents, "timestep": timestep.to(latents.device)}
             velocity = self.call_model_fn(**{**shared, **posi, **state})
             if cfg_scale != 1:
@@ -204,5 +274,9 @@ class BasePipeline(nn.Module):
                 # The straight way from here to the input picture: at sigma = 0 it is there.
                 home = (latents - shared["input_latents"]) / (timestep / 1000).to(latents.device)
                 velocity = mask * velocity + (1 - mask) * home
-            latents = self.scheduler.step(velocity, timestep, latents)
+            return levels.step(velocity, timestep, latents)
+
+        latents: Tensor = shared["latents"]
+        for timestep in progress_bar_cmd(levels.timesteps):
+            latents = run_step(step, latents, timestep)
         return latents

@@ -41,6 +41,10 @@ def rounded(sample: Sample, dtype: torch.dtype) -> Sample:
     def through(value: Any) -> Any:
         if isinstance(value, list):
             return [through(entry) for entry in value]
+        if isinstance(value, tuple):
+            return tuple(through(entry) for entry in value)
+        if isinstance(value, dict):
+            return {key: through(entry) for key, entry in value.items()}
         if isinstance(value, Tensor) and value.is_floating_point() and dtype.itemsize < value.dtype.itemsize:
             return value.to(dtype).to(value.dtype)
         return value
@@ -122,5 +126,5 @@ def _agreed(name: str, values: list[Any]) -> Any:
 def _mixed(name: str, first: Any, other: Any) -> DsctlError:
     return DsctlError(
         f"one batch has samples whose {name} is {first} and {other}",
-        hint="give a fixed --height and --width, or a batch size of 1",
+        hint="give all rows the same, or a batch size of 1; sizes are the same with --height and --width",
     )

@@ -22,14 +22,17 @@ class FlowMatchScheduler:
     """Noise levels from high to low: `sigmas` and `timesteps`, both (n,) float32.
 
     `training` says which table is loaded: the one to draw training levels from, or the one to sample along.
+    `training_mu` is the exponent of the shift of the first.
     """
 
     sigmas: Tensor
     timesteps: Tensor
     training: bool
+    training_mu: float
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
+        self.training_mu = schedule.training_mu
         self.set_timesteps()
 
     def set_timesteps(
@@ -56,7 +59,8 @@ class FlowMatchScheduler:
                 hint="1 ignores the input image, 0.3 changes it a little",
             )
         self.training = training
-        mu = self.schedule.training_mu if dynamic_shift_len is None else self._mu(dynamic_shift_len, count)
+        fixed = self.training_mu if training else self.schedule.training_mu
+        mu = fixed if dynamic_shift_len is None else self._mu(dynamic_shift_len, count)
         if training:
             # Mid-points of equal bins: neither 0 nor 1 is among them, where the weight is 0 and a draw would be wasted.
             # The table is not stretched: shift_terminal says where the *last sampling step* begins, so that it does

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dsctl_core.losses import Loss
     from dsctl_core.pipeline import BasePipeline
 
-# What training gives a sample anew each time it is seen. Whoever reads it, runs at every step.
+# What training gives a sample anew each time it is seen, unless the loss takes it from the row. Whoever reads it runs
+# at every step.
 PER_STEP_INPUTS = ("seed",)
 # What the loss hands to `model_fn` by itself, whatever the units wrote under these names.
 FROM_THE_LOSS = ("latents", "timestep")
@@ -33,16 +34,16 @@ class Split:
 def split(units: Iterable[PipelineUnit], trainable: Collection[str]) -> Split:
     """Split `units`, given in running order, for training the components named in `trainable`.
 
-    A unit runs at every step if it uses a trained component, or draws anew at each step, or reads something written
-    this step, or overwrites something that a unit of every step before it read or wrote. All others can be moved
-    before those of every step without changing what anybody reads, so they run once.
+    A unit runs at every step if it uses what is trained of a component, or draws anew at each step, or reads something
+    written this step, or overwrites something that a unit of every step before it read or wrote. All others can be
+    moved before those of every step without changing what anybody reads, so they run once.
     """
     trained = {name.split(".")[0] for name in trainable}
     once, every_step = [], []
     fresh, read = set(PER_STEP_INPUTS), set(PER_STEP_INPUTS)
     for unit in units:
         reads, writes = read_by(unit), set(unit.output_params)
-        own = unit.draws_each_step or trained & set(unit.onload_model_names)
+        own = unit.draws_each_step or trained & (set(unit.onload_model_names) - set(unit.frozen_use))
         if own or reads & fresh or writes & (fresh | read):
             every_step.append(unit)
             fresh |= writes
@@ -98,10 +99,10 @@ def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> S
     needs = read_by_loss(pipe, loss)
     for unit in parts.every_step:
         needs |= read_by(unit)
-    needs -= set(PER_STEP_INPUTS)
+    needs -= set(PER_STEP_INPUTS) - set(loss.requires)
     named = [*pipe.in_iteration_models, *(name.split(".")[0] for name in trainable)]
     named += [name for unit in parts.every_step for name in unit.onload_model_names]
-    order = [component.name for component in pipe.family.components]
+    order = list(pipe.component_names)
     second = tuple(sorted(dict.fromkeys(named), key=order.index))
     return Stages(parts, frozenset(needs), lanes(parts.once, needs), second)
 
@@ -109,8 +110,7 @@ def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> S
 def read_by_loss(pipe: BasePipeline, loss: Loss) -> set[str]:
     """Return every name that `model_fn` and the loss may look at."""
     parameters = set(inspect.signature(pipe.model_fn).parameters)
-    required = set(loss.requires)  # type: ignore[attr-defined]
-    return parameters - set(FROM_THE_LOSS) - set(pipe.in_iteration_models) | required
+    return parameters - set(FROM_THE_LOSS) - set(pipe.in_iteration_models) | set(loss.requires)
 
 
 def lanes(once: Sequence[PipelineUnit], needs: Collection[str]) -> tuple[Lane, ...]:

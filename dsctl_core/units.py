@@ -27,15 +27,17 @@ class PipelineUnit:
 
     For the two stages of training: a unit that draws anew at each step says `draws_each_step`. `version` goes up when
     the unit comes to give other values for the same inputs, so that what was kept of the old ones is not used.
+    `frozen_use` are those of its components of which it uses nothing that is trained, even when other parts are.
     `padded` maps an output (B, T, ...) that is padded at its end along T to the output that says what of it counts,
     (B, T) bool, or None when all of it does.
     """
 
-    output_params: ClassVar[tuple[str, ...]] = ()
-    onload_model_names: ClassVar[tuple[str, ...]] = ()
+    output_params: tuple[str, ...] = ()
+    onload_model_names: tuple[str, ...] = ()
+    frozen_use: tuple[str, ...] = ()
     separate_cfg: ClassVar[bool] = False
     take_over: ClassVar[bool] = False
-    reads: ClassVar[tuple[str, ...]] = ()
+    reads: tuple[str, ...] = ()
     draws_each_step: ClassVar[bool] = False
     version: ClassVar[int] = 1
     padded: ClassVar[Mapping[str, str]] = {}

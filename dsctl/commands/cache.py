@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dsctl import launch, out
 from dsctl.flags import takes
+from dsctl.trusting import ask_for_trust
 from dsctl_core.options import CacheOptions
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 @takes(CacheOptions, config=True)
 def cache(options: CacheOptions) -> None:
     """Encode a dataset once, to train from it without the encoders."""
+    ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
     if launch.in_processes(options, cpu=options.device == "cpu"):
         return
     from dsctl_core.training import make_cache

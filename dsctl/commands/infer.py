@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dsctl import out
 from dsctl.flags import takes
+from dsctl.trusting import ask_for_trust
 from dsctl_core.options import InferOptions
 
 
@@ -12,6 +13,7 @@ def infer(options: InferOptions) -> None:
     """Make pictures."""
     from dsctl_core.inference import infer
 
+    ask_for_trust(options.template, trusted=options.trust_template)
     result = infer(options, progress=out.progress())
     title = "Made 1 picture" if len(result.files) == 1 else f"Made {len(result.files)} pictures"
     out.result(title, files=result.files, grid=result.grid, seconds=round(result.seconds, 1))

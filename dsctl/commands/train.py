@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dsctl import launch, out
 from dsctl.flags import takes
+from dsctl.trusting import ask_for_trust
 from dsctl_core.options import TrainOptions
 
 
 @takes(TrainOptions, config=True)
 def train(options: TrainOptions) -> None:
     """Train a model, or a LoRA on it."""
+    ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
     if options.dry_run:
         show_dry_run(options)
         return

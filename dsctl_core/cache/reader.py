@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
@@ -55,6 +56,12 @@ class CachedDataset(Sequence[dict[str, Any]]):
                 values[name] = decode(structure, lambda n, key=key, opened=opened: opened.get_tensor(f"{key}/{n}"))
         return values
 
+    def without(self, rows: Collection[int]) -> CachedDataset:
+        """Return this dataset less the entries of these rows of the table that it came from."""
+        kept = copy.copy(self)
+        kept.entries = [entry for entry in self.entries if entry.row not in rows]
+        return kept
+
     def buckets(self, padded: Collection[str]) -> list[Hashable]:
         """Return, for each entry, what entries of one batch must have in common.
 
@@ -69,7 +76,9 @@ class CachedDataset(Sequence[dict[str, Any]]):
             for name, structure in found[key].items():
                 if name.partition(".")[2] not in padded:
                     shapes = [opened.get_slice(f"{key}/{number}").get_shape() for number in tensors_of(structure)]
-                    values.append((name, repr(shapes or structure)))
+                    # A list has one entry for each sample, so those need not agree; any other plain value is for all.
+                    listed = isinstance(structure, dict) and "list" in structure
+                    values.append((name, repr(shapes if shapes or listed else structure)))
         return tuple(sorted(values))
 
     def place(self, row: int) -> str:

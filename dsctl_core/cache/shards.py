@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from dsctl_core.cache.codec import encode
-from dsctl_core.cache.fingerprint import digest_file
 from dsctl_core.checkpoint.files import atomic_path, check_safetensors
+from dsctl_core.checkpoint.identity import digest_file
 from dsctl_core.errors import DsctlError
 
 FOLDER, SUFFIX = "shards", ".safetensors"
@@ -89,8 +89,9 @@ def examine(path: Path) -> None:
     if not path.is_file():
         raise DsctlError(f"{path} is missing", hint="copy it back, or run the `dsctl cache` command again")
     with path.open("rb") as stream:
-        head = stream.read(4)
-    if head.startswith(PICKLES):
+        head = stream.read(9)
+    # A safetensors file begins with the length of its header, whose first bytes can be those of a pickle.
+    if head.startswith(PICKLES) and head[4:] != bytes(4) + b"{":
         raise DsctlError(
             f"{path} is a pickle, which can run code when it is opened; a cache has none",
             hint="do not open it; make the cache again from your own data",

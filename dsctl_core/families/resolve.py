@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dsctl_core.checkpoint.identify import class_of, read_json
 from dsctl_core.checkpoint.model_config import ModelConfig
@@ -21,6 +21,31 @@ if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
 
 
+class PipelineExtension(Protocol):
+    """A network beside a model's own components, and what has to be known of it for training."""
+
+    @property
+    def name(self) -> str:
+        """The component that it becomes."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a row that it reads."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """What tells its code, and what is frozen of it, from every other."""
+        ...
+
+    def attach(self, pipe: BasePipeline) -> None:
+        """Put it into `pipe`."""
+
+    def about(self) -> dict[str, str]:
+        """Return what files that are trained with it say of it."""
+
+
 @dataclass(frozen=True)
 class ResolvedModel:
     """A model that was named: its family, where its parts are, and the option values that suit it."""
@@ -31,6 +56,18 @@ class ResolvedModel:
     model_configs: tuple[ModelConfig, ...]
     tokenizer_config: ModelConfig | None
     defaults: dict[str, Any] = field(default_factory=dict)
+    extension: PipelineExtension | None = None
+
+    def extended(self, pipe: BasePipeline) -> BasePipeline:
+        """Return `pipe`, with the extension in it where there is one."""
+        if self.extension is not None:
+            self.extension.attach(pipe)
+        return pipe
+
+    def check_component(self, name: str) -> None:
+        """Refuse the name of a component, or of a module in one, that this model does not have."""
+        if self.extension is None or name.split(".")[0] != self.extension.name:
+            self.family.component(name.split(".")[0])
 
     def configs_of(self, components: Sequence[str] | None) -> list[ModelConfig]:
         """Return where the components are (None: all); of a published model the others need not be there at all."""
@@ -48,8 +85,11 @@ class ResolvedModel:
         only: Sequence[str] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
     ) -> BasePipeline:
-        """Load the pipeline with the components in `only` (None: all); see BasePipeline.from_pretrained."""
-        return pipeline_class(self.family).from_pretrained(
+        """Load the pipeline with the components in `only` (None: all), and with the extension where there is one.
+
+        See BasePipeline.from_pretrained.
+        """
+        pipe = pipeline_class(self.family).from_pretrained(
             torch_dtype=torch_dtype,
             device=device,
             model_configs=self.configs_of(only),
@@ -57,6 +97,7 @@ class ResolvedModel:
             component_dtypes=component_dtypes,
             only=only,
         )
+        return self.extended(pipe)
 
 
 def resolve_model(

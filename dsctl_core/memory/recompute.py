@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from dsctl_core.errors import UsageError
 from dsctl_core.memory.blocks import repeated_blocks
 from dsctl_core.memory.offload import spread
+
+Around = Callable[[], AbstractContextManager[Any]]
+_around: ContextVar[Around | None] = ContextVar("around", default=None)
+
+
+@contextmanager
+def recomputed_inside(around: Around) -> Iterator[None]:
+    """Have every block that is called in here be computed again inside of `around()`.
+
+    For what changes a model during one call: by the time of the backward pass that call is long over.
+    """
+    token = _around.set(around)
+    try:
+        yield
+    finally:
+        _around.reset(token)
+
 
 KEEPS = "keeps_activations"  # set on a block that is not checkpointed
 
@@ -29,15 +48,14 @@ def gradient_checkpoint_forward(
     With neither, and for a block that `checkpoint_some` left out, this is a plain call. The results and the gradients
     are the same in every case (Chen et al. 2016, arXiv:1604.06174).
     """
-    if getattr(block, KEEPS, False):
+    if getattr(block, KEEPS, False) or not (use_gradient_checkpointing or use_gradient_checkpointing_offload):
         return block(*args, **kwargs)
-    if use_gradient_checkpointing_offload:
-        # From memory that is not pinned a GPU could not copy while it computes.
-        with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
-            return checkpoint(block, *args, use_reentrant=False, **kwargs)
-    if use_gradient_checkpointing:
-        return checkpoint(block, *args, use_reentrant=False, **kwargs)
-    return block(*args, **kwargs)
+    around = _around.get()
+    contexts = noop_context_fn if around is None else lambda: (nullcontext(), around())
+    # From memory that is not pinned a GPU could not copy while it computes.
+    host = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+    with host if use_gradient_checkpointing_offload else nullcontext():
+        return checkpoint(block, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
 def checkpoint_some(model: nn.Module, count: int) -> None:

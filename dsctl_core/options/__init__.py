@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dsctl_core.options.lora import LoraFile, LoraOptions
     from dsctl_core.options.model import ModelOptions
     from dsctl_core.options.optimizer import OptimizerOptions
+    from dsctl_core.options.report import ReportOptions
+    from dsctl_core.options.seeing import SeeingOptions
     from dsctl_core.options.show import DoctorOptions, ModelsListOptions, ModelsShowOptions
     from dsctl_core.options.train import TASKS, TrainOptions
     from dsctl_core.options.training import OutputOptions, TrainingOptions
@@ -38,6 +40,8 @@ __all__ = [
     "Options",
     "OutputOptions",
     "ReadingOptions",
+    "ReportOptions",
+    "SeeingOptions",
     "TrainOptions",
     "TrainingOptions",
 ]
@@ -51,6 +55,8 @@ _PLACES = {
     "lora": ("LoraFile", "LoraOptions"),
     "model": ("ModelOptions",),
     "optimizer": ("OptimizerOptions",),
+    "report": ("ReportOptions",),
+    "seeing": ("SeeingOptions",),
     "show": ("DoctorOptions", "ModelsListOptions", "ModelsShowOptions"),
     "train": ("TASKS", "TrainOptions"),
     "training": ("OutputOptions", "TrainingOptions"),

@@ -10,9 +10,8 @@ from dsctl_core.options.base import Alternative, Count, Names, Options
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.processes import ProcessCountOptions
-
-LOSS_TASKS = ("sft",)
-FIRST, SECOND = ":data_process", ":train"  # what a task's name ends with when it is one of its two stages
+from dsctl_core.options.tasks import LOSS_TASKS
+from dsctl_core.options.template import MODEL, TemplateOptions
 
 
 class CacheUseOptions(Options):
@@ -32,7 +31,7 @@ class CacheUseOptions(Options):
     )
 
 
-class CacheOptions(ProcessCountOptions, DataOptions, ModelOptions):
+class CacheOptions(ProcessCountOptions, TemplateOptions, DataOptions, ModelOptions):
     """Options of `dsctl cache`."""
 
     panel: ClassVar[str] = "Cache"
@@ -40,7 +39,10 @@ class CacheOptions(ProcessCountOptions, DataOptions, ModelOptions):
     output_path: Path = Field(description="Folder of the cache. One that is there is continued or brought up to date.")
     task: str = Field("sft", description=f"Task that the cache is for: {', '.join(LOSS_TASKS)}.")
     trainable_models: Names = Field(
-        ("dit",), min_length=1, description="Components that will be trained, whole or by a LoRA; they are not loaded."
+        ("dit",),
+        min_length=1,
+        description="Components that will be trained, whole or by a LoRA; they are not loaded. "
+        "Left out with --template: template_model.",
     )
     batch_size: Count = Field(1, description="Samples that are encoded at once. 1 gives the numbers of `dsctl train`.")
     prune: bool = Field(False, description="Remove from the folder what no row of the dataset needs any more.")
@@ -49,6 +51,12 @@ class CacheOptions(ProcessCountOptions, DataOptions, ModelOptions):
     )
     fp8_models: Names = Field((), description="Components to hold in fp8 while encoding, separated by commas.")
     device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
+
+    @property
+    def trained_names(self) -> tuple[str, ...]:
+        """Names of the components and modules that will be trained."""
+        by_default = self.template is not None and not self.given("trainable_models")
+        return (MODEL,) if by_default else self.trainable_models
 
     @field_validator("task")
     @classmethod

@@ -133,9 +133,11 @@ class DataOptions(ReadingOptions):
         return self
 
 
-def check_whole_size(height: int | None, width: int | None) -> None:
+def check_whole_size(
+    height: int | None, width: int | None, height_flag: str = "--height", width_flag: str = "--width"
+) -> None:
     """Refuse a height without a width, and the other way round."""
     if (height is None) == (width is None):
         return
-    given, value, missing = ("--height", height, "--width") if width is None else ("--width", width, "--height")
+    given, value, missing = (height_flag, height, width_flag) if width is None else (width_flag, width, height_flag)
     raise UsageError(f"{given} {value} is given without {missing}", hint=f"give {missing} too, or neither")

@@ -11,9 +11,10 @@ from dsctl_core.options.base import Alternative, Device, Seed, Side, Text
 from dsctl_core.options.data import check_whole_size
 from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.template import TemplateUseOptions
 
 
-class InferOptions(ModelOptions):
+class InferOptions(TemplateUseOptions, ModelOptions):
     """Options of `dsctl infer`."""
 
     panel: ClassVar[str] = "Picture"

@@ -138,6 +138,9 @@ class OptimizerOptions(Options):
     lr_power: Annotated[float, Field(gt=0, le=10)] | None = Field(
         None, description="With polynomial: the power; 1 falls evenly, 2 fast at first. Left out: 1."
     )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Keep a moving average of the trained weights too, saved as step-N.ema.safetensors: 0.999."
+    )
 
     @field_validator("optimizer")
     @classmethod

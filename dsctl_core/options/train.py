@@ -8,13 +8,17 @@ from typing_extensions import Self
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Argument
-from dsctl_core.options.cache import FIRST, LOSS_TASKS, SECOND, CacheUseOptions
+from dsctl_core.options.cache import CacheUseOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.memory import MemoryOptions
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.options.optimizer import OptimizerOptions
 from dsctl_core.options.processes import ProcessOptions
+from dsctl_core.options.seeing import SeeingOptions
+from dsctl_core.options.tasks import FIRST, LOSS_TASKS, SECOND
+from dsctl_core.options.template import MODEL, TemplateOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 
 TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, SECOND))
@@ -23,10 +27,13 @@ TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, S
 class TrainOptions(
     OutputOptions,
     ProcessOptions,
+    SeeingOptions,
     LoraOptions,
     MemoryOptions,
     OptimizerOptions,
+    ObjectiveOptions,
     TrainingOptions,
+    TemplateOptions,
     CacheUseOptions,
     DataOptions,
     ModelOptions,
@@ -70,9 +77,19 @@ class TrainOptions(
     @property
     def trained_components(self) -> tuple[str, ...]:
         """Names of the components that are trained, whole, in part or by a LoRA."""
+        return tuple(dict.fromkeys(name.split(".")[0] for name in self.trained_names))
+
+    @property
+    def trained_names(self) -> tuple[str, ...]:
+        """Names of the components and of the modules in them that are trained; in stage one alone, the usual one."""
         lora = [self.lora_base_model or "dit"] if self.wants_lora else []
-        names = dict.fromkeys([*(name.split(".")[0] for name in self.trainable_models or ()), *lora])
-        return tuple(names) or ("dit",)
+        named = (*(self.trainable_models or ()), *lora)
+        return named or ("dit" if self.template is None else MODEL,)
+
+    @property
+    def may_name_template(self) -> bool:
+        """Whether the template can be the one that a cache was made with."""
+        return self.cache_folder is not None
 
     @model_validator(mode="after")
     def _one_way_to_the_samples(self) -> Self:
@@ -109,6 +126,28 @@ class TrainOptions(
         if self.offload_blocks and self.device == "cpu":
             raise UsageError(
                 "--offload-blocks has no effect on a CPU: the weights are in main memory anyway", hint="leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _training_to_resume(self) -> Self:
+        if self.resume is not None and self.first_stage:
+            raise UsageError(
+                f"--resume has no effect on {self.task}", hint="leave it out: a cache goes on from where it is"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_see(self) -> Self:
+        for name in ("track", "sample_every", "validation_split") if self.first_stage else ():
+            if self._differs(name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} has no effect on {self.task}, which trains nothing", hint=f"drop {flag}")
+        prompted = self.sample_prompt or self.sample_prompts_file is not None
+        if self.sample_every is not None and self.cache_folder is not None and not prompted:
+            raise UsageError(
+                "--sample-every is given without a prompt, and a cache has no captions to take one from",
+                hint='give --sample-prompt "..." or --sample-prompts-file FILE',
             )
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,20 @@ from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.family import Family
 from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.layers import fuse_lora
+from dsctl_core.losses import find_loss
 from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.options.template import INPUTS as TEMPLATE_COLUMN
+from dsctl_core.options.template import MODEL as TEMPLATE
+from dsctl_core.options.template import TemplateSource
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages import Stages, plan_stages
+from dsctl_core.template.trust import Trust
+from dsctl_core.training.columns import refuse_unreadable
 from dsctl_core.training.device import make_accelerator
 from dsctl_core.training.module import float_dtype
-from dsctl_core.training.stage_one import READERS, CacheResult, FirstStage, fill_cache
-from dsctl_core.training.tasks import find_loss
+from dsctl_core.training.stage_one import READERS, CacheResult, Encoder, FirstStage, fill_cache
 
 if TYPE_CHECKING:
     import torch
@@ -79,12 +84,12 @@ class FirstStageJob:
 
     def fill(self, cache: Path, dataset: UnifiedDataset, how: FirstStage, progress: Progress) -> CacheResult:
         """Make `cache` hold an entry for each row of `dataset`."""
-        return fill_cache(cache, dataset, self.shell, self.stages, self.recipe, self.load, how, progress)
+        return fill_cache(cache, dataset, Encoder(self.shell, self.stages, self.recipe, self.load), how, progress)
 
 
 def shell_of(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
-    """Return the pipeline of a model without any component: its units can be asked, not run."""
-    return shell_of_family(resolved.family, dtype, device)
+    """Return the pipeline of a model without any component of its own: its units can be asked, not run."""
+    return resolved.extended(shell_of_family(resolved.family, dtype, device))
 
 
 def shell_of_family(family: Family, dtype: torch.dtype, device: Any) -> BasePipeline:
@@ -104,7 +109,7 @@ def plan_job(
 ) -> FirstStageJob:
     """Work out the first stage of `task` on a model."""
     for name in (*trainable, *options.fp8_models):
-        resolved.family.component(name.split(".")[0])
+        resolved.check_component(name)
     shell = shell_of(resolved, dtype, device)
     stages = plan_stages(shell, find_loss(task), trainable)
     altered = altered_by(options)
@@ -127,6 +132,7 @@ def plan_job(
             "fp8_models": list(altered.fp8),
             "preset_lora_path": str(altered.lora) if altered.lora else None,
             "preset_lora_model": altered.lora_on,
+            "template": resolved.extension.about()["template"] if resolved.extension is not None else None,
         },
         dataset={
             "dataset_base_path": str(Path(options.dataset_base_path or "").absolute()),
@@ -164,9 +170,10 @@ def refuse_loras_on(options: TrainOptions, family: Family, components: Iterable[
             )
 
 
-def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel) -> None:
-    """Refuse an extra input that the family does not have."""
-    known = resolved.family.extra_inputs
+def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str) -> None:
+    """Refuse an extra input that nothing reads: not the family, its extension or the task's loss."""
+    columns = resolved.extension.columns if resolved.extension else ()
+    known = (*resolved.family.extra_inputs, *columns, *find_loss(task).columns)
     for name in names:
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no extra inputs"
@@ -175,6 +182,10 @@ def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel) -> None:
 
 def identify(resolved: ResolvedModel, components: Sequence[str], altered: Altered) -> dict[str, str]:
     """Return the identity of each component's weights; with those that read text goes the tokenizer."""
+    extension = resolved.extension
+    if extension is not None and extension.name in components:
+        others = [name for name in components if name != extension.name]
+        return {**identify(resolved, others, altered), extension.name: extension.identity}
     if not components:
         return {}
     places = find_places(resolved.family, resolved.configs_of(components), resolved.tokenizer_config)
@@ -250,25 +261,57 @@ def findable(model: str | None) -> str | None:
     return str(Path(model).absolute()) if model is not None and Path(model).is_dir() else model
 
 
-def make_cache(options: CacheOptions | TrainOptions, progress: Progress) -> CacheResult:
-    """Do the first stage as `options` say, in the folder `output_path`; see dsctl_core.training.stage_one."""
-    refuse_other_files(options.output_path)
+def open_model(options: CacheOptions | TrainOptions) -> ResolvedModel:
+    """Find the model that the options name, with the template that they name."""
     resolved = resolve_model(
         options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path
     )
-    refuse_extra_inputs(options.extra_inputs, resolved)
+    return with_template(resolved, options, options.template)
+
+
+def with_template(
+    resolved: ResolvedModel, options: CacheOptions | TrainOptions, source: TemplateSource | None
+) -> ResolvedModel:
+    """Return the model with the template `source`, where there is one, as its extension."""
+    if source is None:
+        if any(name.split(".")[0] == TEMPLATE for name in options.trained_names):
+            raise UsageError(f"{TEMPLATE} is to be trained, but no template is given", hint="give --template DIR too")
+        return resolved
+    if TEMPLATE in options.fp8_models:
+        raise UsageError(f"{TEMPLATE} cannot be stored in float8", hint="name other components in --fp8-models")
+    if isinstance(options, TrainOptions) and options.lora_base_model == TEMPLATE:
+        raise UsageError(f"{TEMPLATE} cannot get a LoRA", hint=f"train it whole: --trainable-models {TEMPLATE}")
+    if isinstance(options, TrainOptions) and options.sample_every is not None:
+        raise UsageError(
+            "--sample-every draws without the template, so its pictures would show nothing of the training",
+            hint="leave it out, and draw with `dsctl infer --template DIR:FILE` from the files that are saved",
+        )
+    from dsctl_core.template.training import open_template
+
+    trust, required = Trust(options.trust_template), TEMPLATE_COLUMN in options.extra_inputs
+    return replace(resolved, extension=open_template(source, trust, options.trained_names, required=required))
+
+
+def make_cache(options: CacheOptions | TrainOptions, progress: Progress) -> CacheResult:
+    """Do the first stage as `options` say, in the folder `output_path`; see dsctl_core.training.stage_one."""
+    refuse_other_files(options.output_path)
+    resolved = open_model(options)
+    task = options.loss_task if isinstance(options, TrainOptions) else options.task
+    refuse_extra_inputs(options.extra_inputs, resolved, task)
     dataset = build_dataset(options, resolved.family, resolved.defaults)
     refuse_varying(dataset)
+    if options.on_bad_sample == "stop":
+        refuse_unreadable(dataset, find_loss(task))
     accelerator = make_accelerator(options.device, options.mixed_precision)
     if not accelerator.is_main_process:
         progress = NoProgress()
     dtype = float_dtype(accelerator.mixed_precision)
     if isinstance(options, TrainOptions):
-        task, trainable = options.loss_task, options.trained_components
+        trainable = options.trained_components
         skip_bad = options.on_bad_sample == "skip"
         how = sharing(accelerator, batch_size=options.batch_size, readers=readers_of(options), skip_bad=skip_bad)
     else:
-        task, trainable = options.task, options.trainable_models
+        trainable = options.trained_names
         how = sharing(
             accelerator,
             batch_size=options.batch_size,

@@ -12,7 +12,8 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.options import TrainOptions
-from dsctl_core.training.caching import Altered, findable, identify
+from dsctl_core.options.template import TemplateSource
+from dsctl_core.training.caching import Altered, findable, identify, with_template
 
 SIZES = ("height", "width", "max_pixels", "bucket_resolutions")
 NAMING = ("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path")
@@ -23,9 +24,12 @@ class CacheMismatch(DsctlError):
 
 
 def resolve_cached(options: TrainOptions, recipe: Recipe) -> ResolvedModel:
-    """Find the model that the options name, else the one that the cache was made with."""
+    """Find the model and the template that the options name, else those that the cache was made with."""
     named = {name: getattr(options, name) for name in NAMING} if options.names_model else recipe.model
-    return resolve_model(**{name: named[name] for name in NAMING})
+    resolved = resolve_model(**{name: named[name] for name in NAMING})
+    made_with = recipe.model.get("template")
+    source = options.template or (None if made_with is None else TemplateSource.parse(made_with))
+    return with_template(resolved, options, source)
 
 
 def refuse_misfit(dataset: CachedDataset, options: TrainOptions, resolved: ResolvedModel) -> None:
@@ -73,7 +77,7 @@ def refuse_other_units(
 ) -> None:
     """Raise a CacheMismatch where the run divides into its stages in another way than the cache was made for."""
     recipe, folder = dataset.manifest.recipe, dataset.folder
-    if tuple(every_step) != recipe.every_step:
+    if tuple(every_step) != recipe.every_step or len(once) != len(recipe.once):
         old, new = ",".join(recipe.trainable), ",".join(trained)
         raise _mismatch(folder, options, recipe, "trained components", old, new, trainable=trained)
     for (name, version), (old_name, old_version) in zip(once, recipe.once, strict=True):
@@ -114,6 +118,7 @@ def rebuild_command(folder: Path, options: TrainOptions, recipe: Recipe, trainab
     values.update(sizes)
     if trainable is not None:
         values["trainable_models"] = ",".join(trainable)
+    values["template"] = recipe.model.get("template")
     values["fp8_models"] = ",".join(recipe.model["fp8_models"]) or None
     values["output_path"] = folder
     outside = ["--allow-outside"] if recipe.dataset["allow_outside"] else []

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from dsctl_core.family import Family
+from dsctl_core.losses import Loss, find_loss
 from dsctl_core.stages import PER_STEP_INPUTS, Stages, plan_stages, read_by_loss
 from dsctl_core.training.caching import shell_of_family
-from dsctl_core.training.tasks import find_loss
 from dsctl_core.units import PipelineUnit
 
 
@@ -28,8 +28,12 @@ def describe_stages(family: Family, trainable: Sequence[str], task: str = "sft")
         "once": [_described(unit) for unit in stages.split.once],
         "every_step": [_described(unit) for unit in stages.split.every_step],
         "model_fn": {"components": list(pipe.in_iteration_models), "reads": sorted(read_by_loss(pipe, loss) & made)},
-        "new_at_every_step": list(PER_STEP_INPUTS),
-        "kept": sorted({name for lane in stages.lanes for name in lane.keeps} | _read_from_rows(stages, made)),
+        "new_at_every_step": [name for name in PER_STEP_INPUTS if name not in loss.requires],
+        "kept": sorted(
+            {name for lane in stages.lanes for name in lane.keeps}
+            | _read_from_rows(stages, made)
+            | _read_by_loss(loss, made)
+        ),
         "first_components": list(stages.first_components),
         "second_components": list(stages.second_components),
     }
@@ -48,6 +52,11 @@ def _read_from_rows(stages: Stages, made: set[str]) -> set[str]:
     """Return what units of every step cannot do without and no unit makes: it comes from the row itself."""
     required = {name for unit in stages.split.every_step for name in unit.required}
     return required - made - set(PER_STEP_INPUTS)
+
+
+def _read_by_loss(loss: Loss, made: set[str]) -> set[str]:
+    """Return what the loss needs and no unit makes."""
+    return set(loss.requires) - made
 
 
 def drawn(stages: dict[str, Any]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainingRun:
-    """A run as its hooks see it. `step` counts optimizer updates, `total` is how many there will be."""
+    """A run as its hooks see it. `step` counts optimizer updates, `total` is how many there will be.
+
+    Inside `shown_weights()` the model has the weights that a person would take away: a hook that keeps others than
+    those in training, such as their average, sets it.
+    """
 
     accelerator: Accelerator
     model: DiffusionTrainingModule  # as it was handed in; `prepared` is the same as accelerate wraps it
@@ -30,6 +36,7 @@ class TrainingRun:
     progress: Progress
     total: int
     step: int = 0
+    shown_weights: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class TrainingHook:
@@ -39,10 +46,20 @@ class TrainingHook:
     """
 
     def on_training_start(self, run: TrainingRun) -> None:
-        """Prepare; the output folder is claimed, no step is done."""
+        """Prepare; the output folder is claimed, and `run.step` steps are done: none, unless the run is resumed."""
 
     def on_step_end(self, run: TrainingRun, record: StepRecord) -> None:
         """Look at a step that is done: the weights are updated and its line of metrics is written."""
 
     def on_training_end(self, run: TrainingRun) -> None:
-        """Finish, after the last step and before the final weights are written."""
+        """Finish, after the last step and before the final weights and the last state are written."""
+
+    def state(self) -> Any:
+        """Return what a resumed run needs of this hook: dicts, lists, tensors, numbers, texts. None: nothing.
+
+        Asked for whenever the state of the run is saved.
+        """
+        return None
+
+    def load_state(self, state: Any) -> None:
+        """Take back what `state` returned, on the CPU; called after `on_training_start` of a resumed run."""

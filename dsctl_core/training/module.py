@@ -27,6 +27,7 @@ class TrainedComponent:
 
     name: str
     lora: bool
+    parts: tuple[str, ...] = ()  # names of the modules that are trained whole; "" is all of it
     description: dict[str, str] = field(default_factory=dict)
 
 
@@ -117,16 +118,17 @@ class DiffusionTrainingModule(nn.Module):
     @staticmethod
     def _train_whole(pipe: BasePipeline, component: str, names: list[str]) -> TrainedComponent:
         model = pipe.component(component)
-        own = [name.partition(".")[2] for name in names if name.partition(".")[0] == component]
-        for pattern in own:
-            for module in find_modules(model, component, pattern):
-                module.requires_grad_(True).train()
-                for tensor in (*module.parameters(), *module.buffers()):
-                    if tensor.is_floating_point() and tensor.dtype != torch.float32:
-                        tensor.data = tensor.data.float()
-        if "" not in own:
+        patterns = [name.partition(".")[2] for name in names if name.partition(".")[0] == component]
+        found = {name: m for each in patterns for name, m in find_modules(model, component, each).items()}
+        for module in found.values():
+            module.requires_grad_(True).train()
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                    tensor.data = tensor.data.float()
+        if "" not in found:
             hold_frozen_in(model, pipe.torch_dtype)
-        return TrainedComponent(component, lora=False)
+        about = {} if "" in found else {"trained_parts": ",".join(found)}
+        return TrainedComponent(component, lora=False, parts=tuple(found), description=about)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the name and the tensor of everything that is trained."""
@@ -151,9 +153,8 @@ class DiffusionTrainingModule(nn.Module):
             own = f"pipe.{component.name}."
             prefix = own if remove_prefix is None else remove_prefix
             exported[component.name] = {
-                f"{own}{name}".removeprefix(prefix): parameter.detach()
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad
+                f"{own}{name}".removeprefix(prefix): tensor.detach()
+                for name, tensor in _trained_state(model, component)
             }
         return exported
 
@@ -174,23 +175,23 @@ class DiffusionTrainingModule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
 
 
-def find_modules(model: nn.Module, component: str, pattern: str) -> list[nn.Module]:
-    """Return the modules of `model` that a dotted name means; each part may have wildcards, and "" is all of it.
+def find_modules(model: nn.Module, component: str, pattern: str) -> dict[str, nn.Module]:
+    """Return the modules of `model` that a dotted name means, by name; its parts may have wildcards, "" is all of it.
 
     A name that means nothing with parameters is a UsageError, with the near miss if there is one.
     """
     if not pattern:
-        return [model]
+        return {"": model}
     parts = pattern.split(".")
     modules = dict(model.named_modules())
-    found = [
-        module
+    found = {
+        name: module
         for name, module in modules.items()
         if name.count(".") + 1 == len(parts) and all(map(fnmatchcase, name.split("."), parts))
-    ]
+    }
     if not found:
         raise unknown_name(f"module of {component}", pattern, list(modules)[1:], listing="see the model's layers")
-    if not any(True for module in found for _ in module.parameters()):
+    if not any(True for module in found.values() for _ in module.parameters()):
         raise UsageError(f"{component}.{pattern} has nothing to train", hint="name a module that has weights")
     return found
 
@@ -205,6 +206,15 @@ def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:
             and not any(part in precise for part in name.split("."))
         ):
             parameter.data = parameter.data.to(dtype)
+
+
+def _trained_state(model: nn.Module, component: TrainedComponent) -> Iterator[tuple[str, Tensor]]:
+    """Yield what training may have changed: the trained parameters, and the buffers of the modules they are in."""
+    heads = tuple(f"{part}." if part else "" for part in component.parts)
+    parameters = dict(model.named_parameters())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if parameters[name].requires_grad if name in parameters else name.startswith(heads):
+            yield name, tensor
 
 
 def float_dtype(mixed_precision: str) -> torch.dtype:

@@ -13,17 +13,19 @@ from PIL import Image
 from torch import Tensor
 
 from dsctl_core.cache.codec import encode, is_plain
-from dsctl_core.cache.fingerprint import digest, digest_files
+from dsctl_core.cache.fingerprint import digest, digest_file, digest_files
 from dsctl_core.cache.manifest import Entry, Recipe
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.dataset import TEXT_COLUMNS
 from dsctl_core.data.operators import require_file
 from dsctl_core.errors import DsctlError
+from dsctl_core.losses import find_loss
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
 from dsctl_core.samples import SIDES, Sample, pick
 from dsctl_core.stages import Lane, Stages, run
 
+LONGEST_PATH = 1000  # characters
 RAW = "as it is"  # the lane of what the second stage reads from the dataset itself, such as a picture
 
 
@@ -97,7 +99,7 @@ def entry_of(
     plan: Plan,
 ) -> None:
     """Add the entry of one row to `plan`, and its jobs where no row before it has the same."""
-    sides = pipe.inputs_from_rows([values], recipe.extra_inputs)
+    sides = find_loss(recipe.task).inputs_from_row(pipe, values, recipe.extra_inputs)
     run(checks, pipe, sides)
     written = {name for lane in stages.lanes for name in lane.keeps}
     raw = pick(sides, stages.needs - written)
@@ -137,8 +139,15 @@ def fingerprint(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [fingerprint(entry) for entry in value]
     if isinstance(value, dict):
-        return {str(name): fingerprint(entry) for name, entry in value.items()}
+        return {str(name): _in_a_dict(entry) for name, entry in value.items()}
     return encode(value, [])
+
+
+def _in_a_dict(value: Any) -> Any:
+    """Return `fingerprint`; of text that names a file with the file's contents: whoever reads it may open that."""
+    if isinstance(value, str) and len(value) < LONGEST_PATH and Path(value).is_file():
+        return {"path": value, "file": digest_file(Path(value))}
+    return fingerprint(value)
 
 
 def has_unread(value: Any) -> bool:
@@ -150,11 +159,11 @@ def has_unread(value: Any) -> bool:
     return isinstance(value, Unread)
 
 
-def read_inputs(dataset: UnifiedDataset, pipe: BasePipeline, extra_inputs: Sequence[str], job: Job) -> Sample:
+def read_inputs(dataset: UnifiedDataset, pipe: BasePipeline, recipe: Recipe, job: Job) -> Sample:
     """Return the inputs of a job with its pictures decoded."""
     if not has_unread(job.sample):
         return job.sample
-    sides = pipe.inputs_from_rows([dataset.row(job.row)], extra_inputs)
+    sides = find_loss(recipe.task).inputs_from_row(pipe, dataset.row(job.row), recipe.extra_inputs)
     found = dict(zip(SIDES, sides, strict=True))
     return {name: found[name.partition(".")[0]][name.partition(".")[2]] for name in job.sample}
 

@@ -20,8 +20,9 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DataError, DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset
 from dsctl_core.errors import UsageError
-from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.lora.files import lora_weights
+from dsctl_core.losses import find_loss
 from dsctl_core.memory.levers import Levers
 from dsctl_core.options import TrainOptions
 from dsctl_core.pipeline import BasePipeline
@@ -30,6 +31,7 @@ from dsctl_core.stages import plan_stages
 from dsctl_core.training.about import header_metadata
 from dsctl_core.training.caching import (
     altered_by,
+    open_model,
     plan_job,
     readers_of,
     refuse_extra_inputs,
@@ -38,16 +40,22 @@ from dsctl_core.training.caching import (
     shell_of,
     with_loras,
 )
+from dsctl_core.training.columns import refuse_unreadable, unreadable_rows, with_columns_alike
 from dsctl_core.training.device import make_accelerator
+from dsctl_core.training.ema import AverageWeights
 from dsctl_core.training.folder import claim, refuse_used, unclaim
 from dsctl_core.training.from_cache import refuse_misfit, refuse_other_units, resolve_cached
 from dsctl_core.training.logger import ModelLogger
 from dsctl_core.training.loop import launch_training_task
 from dsctl_core.training.module import float_dtype
 from dsctl_core.training.optimizer import OptimizerPlan, learning_rate, plan_optimizer
+from dsctl_core.training.resume import identity_of, refuse_changes
 from dsctl_core.training.schedule import plan_schedule
+from dsctl_core.training.seeing import plan_seeing
 from dsctl_core.training.skipped import SkippedRows
-from dsctl_core.training.tasks import TaskModule, find_loss
+from dsctl_core.training.state.folder import find_state
+from dsctl_core.training.tasks import TaskModule, objective_of, refuse_unused
+from dsctl_core.training.tracking import require_trackers
 from dsctl_core.version import __version__
 
 Dataset = UnifiedDataset | CachedDataset
@@ -76,14 +84,22 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     but for a cache that was made already.
     """
     began = time.perf_counter()
-    refuse_used(options.output_path)
+    require_trackers([tracker.name for tracker in options.track])
+    state = find_state(options.output_path, options.resume, progress.note) if options.resume else None
+    goes_on = state is not None and state.output_path == options.output_path.absolute()
+    if not goes_on:
+        refuse_used(options.output_path)
     skipped = SkippedRows(options.output_path)
     for lora in options.lora:
         lora_weights(lora.path)
     source, resolved = open_samples(options, skipped, progress)
     for name in (*options.trained_components, *options.fp8_models, options.preset_lora_model or "dit"):
-        resolved.family.component(name)
+        resolved.check_component(name)
     optimizer = plan_optimizer(options, learning_rate(options, resolved))
+    identity = identity_of(options, resolved, source, optimizer.arguments["lr"])
+    if state is not None:
+        refuse_changes(state.about["settings"], identity, options.allow_changed, state.folder)
+    seeing = plan_seeing(options, resolved, source)
     # Every byte of a cache is looked at while the model loads.
     checks = ThreadPoolExecutor(1)
     checked = checks.submit(source.check_shards) if isinstance(source, CachedDataset) else None
@@ -91,17 +107,22 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     if not accelerator.is_main_process:
         progress = NoProgress()
     warn_of_distilled(resolved, progress)
-    made = claim(options.output_path) if accelerator.is_main_process else []
+    made = claim(options.output_path) if accelerator.is_main_process and not goes_on else []
     try:
         dataset, task, only = first_stage(options, source, resolved, accelerator, progress)
         for each in dataset.manifest.skipped if isinstance(dataset, CachedDataset) else ():
             skipped.add(DataError(each["problem"], hint=each["hint"], kind=each["kind"]))
+        about = describe_run(options, resolved, optimizer, accelerator)
+        on_bad_sample = skipped.add if options.on_bad_sample == "skip" else None
+        dataset, held_out = seeing.hold_out(dataset)
+        averaging = [] if options.ema_decay is None else [AverageWeights(options.ema_decay)]
+        watching = seeing.hooks(accelerator, dataset, held_out, only, about["options"], on_bad_sample, progress)
         module = build_module(options, resolved, accelerator, progress, task, only)
         logger = ModelLogger(
             options.output_path,
             options.remove_prefix_in_ckpt,
             metadata=header_metadata(options, resolved, source),
-            run=describe_run(options, resolved, optimizer, accelerator),
+            run={**about, "identity": identity},
             lora_format=options.lora_format,
             lora_dtype=options.lora_dtype,
         )
@@ -121,9 +142,13 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             max_grad_norm=options.max_grad_norm,
             seed=options.seed,
             buckets=buckets_of(dataset, module) if options.batch_size > 1 else None,
-            on_bad_sample=skipped.add if options.on_bad_sample == "skip" else None,
+            on_bad_sample=on_bad_sample,
             optimizer=optimizer,
             lr_scheduler=plan_schedule(options),
+            hooks=[*averaging, *watching],
+            resume=state,
+            allow_changed=options.allow_changed,
+            state_total_limit=options.state_total_limit,
             progress=progress,
         )
     except BaseException:
@@ -161,11 +186,11 @@ def open_samples(options: TrainOptions, skipped: SkippedRows, progress: Progress
         cached = CachedDataset(options.cache_folder, options.dataset_repeat)
         resolved = resolve_cached(options, cached.manifest.recipe)
         refuse_misfit(cached, options, resolved)
+        refuse_unused(objective_of(options), find_loss(cached.manifest.recipe.task))
         return cached, resolved
-    resolved = resolve_model(
-        options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path
-    )
-    refuse_extra_inputs(options.extra_inputs, resolved)
+    resolved = open_model(options)
+    refuse_extra_inputs(options.extra_inputs, resolved, options.loss_task)
+    refuse_unused(objective_of(options), find_loss(options.loss_task))
     return checked_dataset(options, resolved, skipped, progress), resolved
 
 
@@ -182,11 +207,15 @@ def checked_dataset(
             for problem in error.problems if len(error.problems) > 1 else ():
                 progress.note(problem.problem)
             raise
+        refuse_unreadable(dataset, find_loss(options.loss_task))
         return dataset
     usable, problems = usable_part(dataset, progress)
+    unread = unreadable_rows(usable, find_loss(options.loss_task))
     for problem in problems:
         skipped.add(problem)
-    return usable
+    for unreadable in unread.values():
+        skipped.add(unreadable)
+    return usable.without(unread) if unread else usable
 
 
 def first_stage(
@@ -227,7 +256,9 @@ def samples_repeat(options: TrainOptions, dataset: UnifiedDataset, processes: in
 
 def buckets_of(dataset: Dataset, module: TaskModule) -> list[Hashable]:
     """Return what the rows of a batch must have in common, of a cache but for what is padded."""
-    return dataset.buckets(module.padded) if isinstance(dataset, CachedDataset) else dataset.buckets()
+    if isinstance(dataset, CachedDataset):
+        return dataset.buckets(module.padded)
+    return with_columns_alike(dataset.buckets(), dataset, module.loss)
 
 
 def build_accelerator(options: TrainOptions) -> Accelerator:
@@ -274,6 +305,7 @@ def task_module(options: TrainOptions, pipe: BasePipeline, task: str) -> TaskMod
         extra_inputs=options.extra_inputs,
         use_gradient_checkpointing=options.use_gradient_checkpointing,
         use_gradient_checkpointing_offload=options.use_gradient_checkpointing_offload,
+        objective=objective_of(options),
         trainable_models=options.trainable_models,
         lora_base_model=(options.lora_base_model or "dit") if options.wants_lora else None,
         lora_target_modules=options.lora_target_modules,

@@ -33,6 +33,16 @@ READERS = 2  # threads that decode pictures ahead where no number is asked for
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """What encodes: a pipeline without components, how its task divides, and how entries are made and told apart."""
+
+    shell: BasePipeline
+    stages: Stages
+    recipe: Recipe
+    load: Callable[[Sequence[str]], BasePipeline]  # returns a pipeline that has the components named
+
+
+@dataclass(frozen=True)
 class FirstStage:
     """How stage one is done; nothing here changes what an entry is made of."""
 
@@ -58,56 +68,39 @@ class CacheResult:
 
 
 def fill_cache(
-    cache: Path,
-    dataset: UnifiedDataset,
-    pipe: BasePipeline,
-    stages: Stages,
-    recipe: Recipe,
-    load: Callable[[Sequence[str]], BasePipeline],
-    how: FirstStage,
-    progress: Progress,
+    cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: FirstStage, progress: Progress
 ) -> CacheResult:
     """Make the folder `cache` hold an entry for each row of `dataset`, encoding only what is not there yet.
 
-    `pipe` has no components; `load` returns one with the components named. A shard is written as soon as it is
-    full, so that a run that is killed goes on from there.
+    A shard is written as soon as it is full, so that a run that is killed goes on from there.
     """
     folders = (cache / FOLDER, cache, *cache.parents)
     made = [path for path in folders if not path.exists()] if how.process == 0 else []
     prepare_folder(cache / FOLDER)
     try:
-        return _filled(cache, dataset, pipe, stages, recipe, load, how, progress)
+        return _filled(cache, dataset, encoder, how, progress)
     except BaseException:
         unclaim(made)
         raise
 
 
-def _filled(
-    cache: Path,
-    dataset: UnifiedDataset,
-    pipe: BasePipeline,
-    stages: Stages,
-    recipe: Recipe,
-    load: Callable[[Sequence[str]], BasePipeline],
-    how: FirstStage,
-    progress: Progress,
-) -> CacheResult:
+def _filled(cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: FirstStage, progress: Progress) -> CacheResult:
     began = time.perf_counter()
     with locked(cache) if how.process == 0 else nullcontext():
         if how.process == 0:
             clear_temporary_files(cache)
         how.wait()
-        plan = plan_rows(dataset, pipe, stages, recipe, progress)
+        plan = plan_rows(dataset, encoder.shell, encoder.stages, encoder.recipe, progress)
         _refuse_bad_rows(plan, dataset, how)
         parts = Parts(cache, progress)
         how.wait()
-        own = encode_missing(cache, dataset, stages, recipe, load, how, plan, set(parts.places), progress)
+        own = encode_missing(cache, dataset, encoder, how, plan, set(parts.places), progress)
         told = how.gather([(own, dict(plan.bad))])
         bad = {row: error for _, rows in told for row, error in rows.items()}
         freed = 0
         if how.process == 0:
             parts.refresh()
-            _, freed = finish(cache, plan, bad, recipe, parts, how.prune)
+            _, freed = finish(cache, plan, bad, encoder.recipe, parts, how.prune)
         how.wait()
     seconds = time.perf_counter() - began
     return CacheResult(read_manifest(cache), sum(n for n, _ in told), freed, seconds, how.process == 0)
@@ -116,9 +109,7 @@ def _filled(
 def encode_missing(
     cache: Path,
     dataset: UnifiedDataset,
-    stages: Stages,
-    recipe: Recipe,
-    load: Callable[[Sequence[str]], BasePipeline],
+    encoder: Encoder,
     how: FirstStage,
     plan: Plan,
     present: set[str],
@@ -129,10 +120,10 @@ def encode_missing(
     Jobs go into shards by their place in the whole list, so an interrupted run is continued with the same shards that
     it would have written, and processes need not talk to share the work.
     """
-    dtype = getattr(torch, recipe.dtype)
+    dtype = getattr(torch, encoder.recipe.dtype)
     pictures = Lane((), frozenset(), frozenset())
     work = []
-    for number, lane in enumerate([*stages.lanes, pictures]):
+    for number, lane in enumerate([*encoder.stages.lanes, pictures]):
         jobs = list(plan.jobs[number].values())
         shards = [jobs[start : start + PARTS_IN_A_SHARD] for start in range(0, len(jobs), PARTS_IN_A_SHARD)]
         mine = shards[how.process :: how.processes]
@@ -146,12 +137,13 @@ def encode_missing(
     for lane, shards in work:
         if not shards:
             continue
-        pipe = load(lane.components)
-        for batches in read_ahead(dataset, pipe, recipe, shards, how, plan):
+        pipe = encoder.load(lane.components)
+        for batches in read_ahead(dataset, pipe, encoder.recipe, shards, how, plan):
             parts: dict[str, Part] = {}
             for jobs, samples in batches:
-                for job, values in zip(jobs, encode_batch(pipe, lane, samples), strict=True):
+                for job, made in zip(jobs, encode_each(pipe, lane, samples), strict=True):
                     try:
+                        values = _required(made, dataset, job)
                         _require_finite(values, dataset, job)
                     except DsctlError as error:
                         _stop_or_skip(plan, job, error, how)
@@ -176,6 +168,22 @@ def encode_batch(pipe: BasePipeline, lane: Lane, samples: list[Sample]) -> list[
     return separate(pick(sides, lane.keeps), len(samples), padded)
 
 
+def encode_each(pipe: BasePipeline, lane: Lane, samples: list[Sample]) -> list[Sample | DsctlError]:
+    """Run a lane on its inputs, of one batch; where that fails one by one, to find which of them it is."""
+    try:
+        return [*encode_batch(pipe, lane, samples)]
+    except DsctlError as error:
+        if len(samples) == 1:
+            return [error]
+        return [made for sample in samples for made in encode_each(pipe, lane, [sample])]
+
+
+def _required(made: Sample | DsctlError, dataset: UnifiedDataset, job: Job) -> Sample:
+    if isinstance(made, DsctlError):
+        raise DsctlError(f"{dataset.place(job.row)}: {made.problem}", hint=made.hint) from made
+    return made
+
+
 Batches = Iterator[tuple[list[Job], list[Sample]]]
 
 
@@ -191,7 +199,7 @@ def read_ahead(
         def fill() -> None:
             while batches and len(waiting) < ahead:
                 number, batch = batches.pop(0)
-                reads = [pool.submit(read_inputs, dataset, pipe, recipe.extra_inputs, job) for job in batch]
+                reads = [pool.submit(read_inputs, dataset, pipe, recipe, job) for job in batch]
                 waiting.append((number, batch, reads))
 
         def of_shard(number: int) -> Batches:

@@ -9,20 +9,17 @@ import torch
 from torch import Tensor
 
 from dsctl_core.cache.reader import CACHED
-from dsctl_core.errors import unknown_name
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.lora.dropout import dropouts_of, seed_dropout
-from dsctl_core.losses import LOSSES, Loss
+from dsctl_core.losses import Loss, find_loss
+from dsctl_core.losses.contract import Sides
+from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.samples import Sample, collate, padded_outputs, pick, rounded, unpick
 from dsctl_core.stages import PER_STEP_INPUTS, plan_stages, run
+from dsctl_core.timesteps import Objective
+from dsctl_core.training.batches import ROW_SEED
 from dsctl_core.training.module import DiffusionTrainingModule
-
-
-def find_loss(task: str) -> Loss:
-    """Return the loss of a task; an unknown name is a usage error with the near miss."""
-    if task not in LOSSES:
-        raise unknown_name("task", task, list(LOSSES))
-    return LOSSES[task]
 
 
 class TaskModule(DiffusionTrainingModule):
@@ -39,16 +36,24 @@ class TaskModule(DiffusionTrainingModule):
         extra_inputs: Sequence[str] = (),
         use_gradient_checkpointing: bool = False,
         use_gradient_checkpointing_offload: bool = False,
+        objective: Objective | None = None,
         **training_mode: Any,
     ) -> None:
-        """Take over `pipe`; `training_mode` goes to `switch_pipe_to_training_mode`."""
+        """Take over `pipe`; `training_mode` goes to `switch_pipe_to_training_mode`.
+
+        `objective` says how noise levels are drawn and weighted; a loss that draws none refuses any but the usual one.
+        """
         super().__init__()
         self.pipe = pipe
         self.loss = find_loss(task)
+        self.objective = objective or Objective()
+        refuse_unused(self.objective, self.loss)
+        self.objective.apply(pipe.scheduler)
         self.extra_inputs = tuple(extra_inputs)
         self.run_time_inputs = {
             "use_gradient_checkpointing": use_gradient_checkpointing,
             "use_gradient_checkpointing_offload": use_gradient_checkpointing_offload,
+            "objective": self.objective,
         }
         self.switch_pipe_to_training_mode(pipe, **training_mode)
         self.stages = plan_stages(pipe, self.loss, [component.name for component in self.trained])
@@ -60,21 +65,60 @@ class TaskModule(DiffusionTrainingModule):
         rows = data if isinstance(data, list) else [data]
         samples = [row[CACHED] if CACHED in row else self.encode(row) for row in rows]
         shared, posi, nega = unpick(collate(samples, self.padded))
-        drawn = {name: [row.get(name) for row in rows] for name in PER_STEP_INPUTS}
+        own = [name for name in PER_STEP_INPUTS if name not in self.loss.requires]
+        drawn = {name: [row.get(name) for row in rows] for name in own}
         shared = {**self._placed(shared), **drawn, **self.run_time_inputs}
-        seed_dropout(self.dropouts, drawn["seed"])
-        shared, posi, nega = run(self.stages.split.every_step, self.pipe, (shared, self._placed(posi), nega))
-        return self.loss(self.pipe, **shared, **posi)
+        seed_dropout(self.dropouts, [row.get("seed") for row in rows])
+        if "_timestep" in rows[0]:  # chosen by validation, instead of drawn by the loss
+            shared["timestep"] = torch.stack([row["_timestep"] for row in rows])
+        shared, posi, nega = run(
+            self.stages.split.every_step, self.pipe, (shared, self._placed(posi), self._placed(nega))
+        )
+        return self.loss(self.pipe, **shared, **posi, negative=nega)
 
     def encode(self, row: dict[str, Any]) -> Sample:
         """Return what the first stage makes of one row: each alone, so that it does not depend on its batch."""
-        sides = self.pipe.inputs_from_rows([row], self.extra_inputs)
+        sides = self._inputs(row)
         # As in inference and as for a cache: in the precision of the weights, whatever the training's is.
         with torch.no_grad(), torch.autocast(self.pipe.device.type, enabled=False):
-            sides = run(self.stages.split.once, self.pipe, sides)
+            try:
+                sides = run(self.stages.split.once, self.pipe, sides)
+            except DsctlError as error:
+                if "_row" not in row:
+                    raise
+                raise DsctlError(f"row {row['_row'] + 1}: {error.problem}", hint=error.hint) from error
         return rounded(pick(sides, self.stages.needs), self.pipe.torch_dtype)
+
+    def _inputs(self, row: dict[str, Any]) -> Sides:
+        """Return the inputs of one row. A loss that reads the row's own seed gets that, not the one of this time."""
+        if self.loss.read_row is not None and ROW_SEED in row:
+            row = {**row, "seed": row[ROW_SEED]}
+        return self.loss.inputs_from_row(self.pipe, row, self.extra_inputs)
 
     def _placed(self, values: dict[str, Any]) -> dict[str, Any]:
         return {
             name: value.to(self.pipe.device) if isinstance(value, Tensor) else value for name, value in values.items()
         }
+
+
+def objective_of(options: ObjectiveOptions) -> Objective:
+    """Return how `options` have noise levels drawn and weighted."""
+    usual = Objective()
+    return Objective(
+        sampling=options.timestep_sampling,
+        logit_mean=usual.logit_mean if options.logit_mean is None else options.logit_mean,
+        logit_std=usual.logit_std if options.logit_std is None else options.logit_std,
+        shift=options.timestep_shift,
+        min_boundary=options.min_timestep_boundary,
+        max_boundary=options.max_timestep_boundary,
+        weighting=options.loss_weighting,
+    )
+
+
+def refuse_unused(objective: Objective, loss: Loss) -> None:
+    """Refuse an objective that says how to draw noise levels with a loss that draws none."""
+    if objective != Objective() and not loss.draws_levels:
+        raise UsageError(
+            f"the task {loss.task} goes through the levels of inference, so none are drawn or weighted",
+            hint="leave out the timestep and loss weighting options",
+        )

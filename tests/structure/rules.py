@@ -12,11 +12,11 @@ HEAVY |= {"pandas", "pyarrow", "numpy", "PIL", "av", "huggingface_hub", "modelsc
 
 # Inside dsctl_core a module may import from its own layer and those above it in this list.
 LAYERS = (
-    ("errors", "options", "family", "random", "progress", "version", "assets"),
-    ("checkpoint", "data", "hub", "scheduler", "memory", "lora", "cache", "kv_cache"),
+    ("errors", "options", "family", "random", "progress", "version", "assets", "page"),
+    ("checkpoint", "data", "hub", "scheduler", "timesteps", "memory", "lora", "cache", "kv_cache"),
     ("units", "pipeline", "losses", "samples", "stages"),
     ("families",),
-    ("training", "inference", "doctor", "validate", "lora_tools", "transfer", "launch"),
+    ("training", "inference", "doctor", "validate", "lora_tools", "transfer", "launch", "template", "report"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.families.flux2 import units
+from dsctl_core.families.flux2.attention import attention_kwargs_of
 from dsctl_core.families.flux2.family import EMBEDDED_GUIDANCE, FAMILY
 from dsctl_core.families.flux2.latents import (
     TILE_SIZE,
@@ -21,6 +22,7 @@ from dsctl_core.families.flux2.latents import (
     text_places,
     unpack,
 )
+from dsctl_core.kv_cache import KvCache
 from dsctl_core.memory import gradient_checkpoint_forward
 from dsctl_core.pipeline import BasePipeline, ProgressBar, no_progress_bar
 from dsctl_core.units import Inputs
@@ -177,16 +179,20 @@ def model_fn_flux2(
     latents: Tensor,
     timestep: Tensor,
     prompt_embeds: Tensor,
+    prompt_embeds_mask: Tensor | None = None,
     edit_latents: Tensor | None = None,
     edit_sizes: tuple[tuple[int, int], ...] | None = None,
     embedded_guidance: float | None = None,
+    kv_cache: KvCache | None = None,
     use_gradient_checkpointing: bool = False,
     use_gradient_checkpointing_offload: bool = False,
 ) -> Tensor:
     """Return the velocity of `latents` (B, 128, h, w) at `timestep` (B,) or (), in [0, 1000], in latents' dtype.
 
-    `prompt_embeds` is (B, T, D). `edit_latents` (B or 1, N, 128) are the tokens of reference pictures of `edit_sizes`
-    ((h, w), ...). `embedded_guidance` goes to a network that takes it.
+    `prompt_embeds` is (B, T, D); `prompt_embeds_mask` (B, T), or None when every token counts. `edit_latents`
+    (B or 1, N, 128) are the tokens of reference pictures of `edit_sizes` ((h, w), ...). `embedded_guidance` goes to a
+    network that takes it. `kv_cache` adds tokens to the attention of the blocks double_0, double_1, ..., single_0,
+    single_1, ...; see dsctl_core.kv_cache.
     """
     _set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, _, height, width = latents.shape
@@ -205,6 +211,7 @@ def model_fn_flux2(
         encoder_hidden_states=prompt_embeds.to(dtype),
         txt_ids=text_places(prompt_embeds.shape[1], device),
         img_ids=picture_places(((height, width), *(edit_sizes or ())), device),
+        joint_attention_kwargs=attention_kwargs_of(dit, kv_cache, prompt_embeds_mask, batch, tokens.shape[1]),
         return_dict=False,
     )[0]
     return unpack(velocity[:, :count], height, width).to(latents.dtype)

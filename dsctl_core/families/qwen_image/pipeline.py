@@ -14,6 +14,7 @@ from dsctl_core.families.qwen_image import units
 from dsctl_core.families.qwen_image.attention import attention_kwargs_of
 from dsctl_core.families.qwen_image.family import FAMILY
 from dsctl_core.families.qwen_image.latents import TILE_SIZE, TILE_STRIDE, decode, pack, unpack
+from dsctl_core.families.qwen_image.one_frame import skip_empty_frames
 from dsctl_core.kv_cache import KvCache
 from dsctl_core.memory import gradient_checkpoint_forward
 from dsctl_core.pipeline import BasePipeline, ProgressBar, no_progress_bar
@@ -28,6 +29,8 @@ class QwenImagePipeline(BasePipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if "vae" in self.components:
+            skip_empty_frames(self.component("vae"))
         self.model_fn = model_fn_qwen_image
         self.units = [
             units.ShapeChecker(),
@@ -99,7 +102,7 @@ class QwenImagePipeline(BasePipeline):
         shared: Inputs,
     ) -> Tensor:
         """Return the clean latents, (B, 16, h, w), of what `__call__` decodes."""
-        tokens = (shared["height"] // FAMILY.division_factor) * (shared["width"] // FAMILY.division_factor)
+        tokens = self.image_tokens(shared["height"], shared["width"])
         self.scheduler.set_timesteps(num_inference_steps, denoising_strength, dynamic_shift_len=tokens)
         posi: Inputs = {"prompt": prompt}
         nega: Inputs = {"negative_prompt": _for_each_prompt("negative prompt", negative_prompt, prompt)}

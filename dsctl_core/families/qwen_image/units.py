@@ -80,6 +80,7 @@ class InputImageEmbedder(PipelineUnit):
 
     output_params = ("input_latents",)
     onload_model_names = ("vae",)
+    version = 2  # 1 convolved frames of zeros too, which rounds otherwise
 
     def process(
         self,

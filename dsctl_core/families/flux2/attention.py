@@ -1,0 +1,148 @@
+"""FLUX.2's attention with the tokens of a kv_cache beside the model's own.
+
+Legend: B samples, T text tokens, S picture tokens (references among them), E cached tokens, H heads, D numbers a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor
+from torch import Tensor
+
+from dsctl_core.kv_cache import KvCache, check_kv_cache
+
+
+def attention_kwargs_of(
+    dit: Any, kv_cache: KvCache | None, text_mask: Tensor | None, batch: int, pictures: int
+) -> dict[str, Any] | None:
+    """Return what the transformer hands to its attention: the cached tokens, and which of its own are attended to.
+
+    `text_mask` (B, T) says what counts of the text (None: all); all of the `pictures` S tokens do. None when there is
+    nothing to say.
+    """
+    found: dict[str, Any] = {}
+    if text_mask is not None:
+        mask = torch.cat([text_mask.bool(), text_mask.new_ones(len(text_mask), pictures, dtype=torch.bool)], dim=1)
+        found["attention_mask"] = mask[:, None, None, :]
+    cached = _cached_tokens(dit, kv_cache, batch)
+    return {**found, **cached} or None
+
+
+def _cached_tokens(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, Any]:
+    """Return the argument with the cached tokens; {} where there is none.
+
+    The blocks with a stream for text and one for pictures are double_0, double_1, ...; those with one for both are
+    single_0, single_1, ... The first cache that has a token gives them processors that can take one; without a cache
+    these do what diffusers' own do.
+    """
+    if kv_cache is None:
+        return {}
+    blocks = {f"double_{number}": block.attn for number, block in enumerate(dit.transformer_blocks)}
+    blocks |= {f"single_{number}": block.attn for number, block in enumerate(dit.single_transformer_blocks)}
+    checked = check_kv_cache(kv_cache, {name: (attn.heads, attn.head_dim) for name, attn in blocks.items()}, batch)
+    if not checked:
+        return {}
+    for name, attn in blocks.items():
+        if not isinstance(attn.processor, CachedDouble | CachedSingle):
+            kind = CachedDouble if name.startswith("double") else CachedSingle
+            attn.set_processor(kind(name, attn.processor))
+    return {"kv_cache": checked}
+
+
+class CachedDouble(Flux2AttnProcessor):
+    """The processor of one double block: diffusers' own, until there are cached tokens for that block.
+
+    It knows its block's name because the transformer hands the same arguments to all of its blocks, also when a block
+    is computed again for the backward pass.
+    """
+
+    def __init__(self, block: str, plain: Flux2AttnProcessor) -> None:
+        super().__init__()
+        self.block = block
+        self._attention_backend, self._parallel_config = plain._attention_backend, plain._parallel_config
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Any = None,
+        image_rotary_emb: Any = None,
+        kv_cache: KvCache | None = None,
+    ) -> Any:
+        """Attend from the pictures (B, S, H*D) and the text (B, T, H*D), and return the two in this order."""
+        cached = None if kv_cache is None else kv_cache.get(self.block)
+        if cached is None:
+            plain: Any = super().__call__
+            return plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        pictures = _normed(attn, hidden_states, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+        text = _normed(
+            attn, encoder_hidden_states, ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k")
+        )
+        joined = [torch.cat(pair, dim=1) for pair in zip(text, pictures, strict=True)]
+        flat = _attend(self, joined, cached, attention_mask, image_rotary_emb)
+        tokens = encoder_hidden_states.shape[1]
+        shown = flat[:, tokens:]
+        for layer in attn.to_out:
+            shown = layer(shown)
+        return shown, attn.to_add_out(flat[:, :tokens])
+
+
+class CachedSingle(Flux2ParallelSelfAttnProcessor):
+    """The processor of one single block, whose projections are fused with those of its feed-forward."""
+
+    def __init__(self, block: str, plain: Flux2ParallelSelfAttnProcessor) -> None:
+        super().__init__()
+        self.block = block
+        self._attention_backend, self._parallel_config = plain._attention_backend, plain._parallel_config
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        image_rotary_emb: Any = None,
+        kv_cache: KvCache | None = None,
+    ) -> Any:
+        """Attend from text and pictures (B, T + S, H*D) and return them, with the feed-forward's part."""
+        cached = None if kv_cache is None else kv_cache.get(self.block)
+        if cached is None:
+            plain: Any = super().__call__
+            return plain(attn, hidden_states, attention_mask, image_rotary_emb)
+        # The fused layer's rows are those of query, key and value, then the feed-forward's.
+        own = 3 * attn.inner_dim
+        fused = attn.to_qkv_mlp_proj(hidden_states)
+        query, key, value = (each.unflatten(-1, (-1, attn.head_dim)) for each in fused[..., :own].chunk(3, dim=-1))
+        flat = _attend(self, [attn.norm_q(query), attn.norm_k(key), value], cached, attention_mask, image_rotary_emb)
+        return attn.to_out(torch.cat([flat, attn.mlp_act_fn(fused[..., own:])], dim=-1))
+
+
+def _normed(attn: Any, hidden: Tensor, layers: tuple[str, str, str], norms: tuple[str, str]) -> list[Tensor]:
+    """Return one stream's query, key and value, (B, T, H, D) each, the first two normed."""
+    parts = [getattr(attn, name)(hidden).unflatten(-1, (-1, attn.head_dim)) for name in layers]
+    return [*(getattr(attn, norm)(part) for norm, part in zip(norms, parts[:2], strict=True)), parts[2]]
+
+
+def _attend(
+    processor: Any, own: list[Tensor], cached: tuple[Tensor, Tensor], mask: Tensor | None, rotary: Any
+) -> Tensor:
+    """Rotate the model's own tokens, put the cached ones behind their keys and values, and attend: (B, T + S, H*D)."""
+    query, key, value = own
+    if mask is not None:
+        mask = torch.cat([mask, mask.new_ones(*mask.shape[:-1], cached[0].shape[1])], dim=-1)
+    if rotary is not None:
+        rotated: list[Any] = [apply_rotary_emb(each, rotary, sequence_dim=1) for each in (query, key)]
+        query, key = rotated
+    attended = dispatch_attention_fn(
+        query,
+        torch.cat([key, cached[0].to(key)], dim=1),
+        torch.cat([value, cached[1].to(value)], dim=1),
+        attn_mask=mask,
+        backend=processor._attention_backend,
+        parallel_config=processor._parallel_config,
+    )
+    return attended.flatten(2, 3).to(query.dtype)

@@ -1,0 +1,154 @@
+"""Curves as SVG: no script, every colour from the page's style."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+Points = Sequence[tuple[float, float]]
+
+WIDTH, HEIGHT = 560, 230
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 28
+MOST_POINTS = 600  # of a curve, that are drawn: about one a pixel
+MOST_SPOTS = 80  # of a curve, that tell their value to a mouse that rests on them
+SMOOTHING = 0.05  # of a curve's length, over which its average goes
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve, and the number of its colour; a `smooth` one is drawn faintly, with its moving average on top."""
+
+    name: str
+    points: Points
+    colour: int = 0
+    smooth: bool = False
+
+
+def chart(title: str, curves: Sequence[Curve]) -> str:
+    """Return a figure with `curves` over the steps, or nothing where none has a point."""
+    drawn = [curve for curve in curves if curve.points]
+    if not drawn:
+        return ""
+    scale = Scale.around([point for curve in drawn for point in curve.points])
+    inside = [_axes(scale)]
+    for curve in drawn:
+        main = curve.points
+        if curve.smooth and len(main) > 2:
+            inside.append(_line(scale, main, curve.colour, "raw"))
+            main = averaged(main)
+        inside.append(_line(scale, main, curve.colour, "main"))
+        inside.append(_spots(scale, curve, main))
+    label = f"{title}: " + ", ".join(f"{curve.name} ends at {text(curve.points[-1][1])}" for curve in drawn)
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(inside)}</svg></figure>'
+    )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where a point of a chart is on the page."""
+
+    low_x: float
+    high_x: float
+    low_y: float
+    high_y: float
+
+    @classmethod
+    def around(cls, points: Points) -> Scale:
+        """Make room for all points, with a little space above and below."""
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        low, high = min(ys), max(ys)
+        if low == high and low >= 0:  # a level says more above nothing than between two numbers close by
+            return cls(min(xs), max(max(xs), min(xs) + 1), 0.0, high * 1.25 or 1.0)
+        space = (high - low) * 0.06 or abs(high) * 0.1
+        # A curve that is never negative does not need an axis that is.
+        bottom = max(low - space, 0.0) if low >= 0 else low - space
+        return cls(min(xs), max(max(xs), min(xs) + 1), bottom, high + space)
+
+    def x(self, value: float) -> float:
+        """Return the place from the left."""
+        return LEFT + (value - self.low_x) / (self.high_x - self.low_x) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        """Return the place from the top."""
+        return HEIGHT - BOTTOM - (value - self.low_y) / (self.high_y - self.low_y) * (HEIGHT - TOP - BOTTOM)
+
+
+def averaged(points: Points) -> list[tuple[float, float]]:
+    """Return the moving average of a curve: of what came before, the older the less, without a bias to the start."""
+    keep = 1 - 1 / max(SMOOTHING * len(points), 2)
+    total = weight = 0.0
+    found = []
+    for x, y in points:
+        total, weight = keep * total + y, keep * weight + 1
+        found.append((x, total / weight))
+    return found
+
+
+def thinned(points: Points, most: int) -> list[tuple[float, float]]:
+    """Return at most about `most` points that look like all of them: of every stretch its lowest and its highest."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil(2 * len(points) / most)
+    found: list[tuple[float, float]] = []
+    for first in range(0, len(points), size):
+        stretch = points[first : first + size]
+        ends = {min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}
+        found += sorted(ends)
+    if found[-1] != points[-1]:
+        found.append(points[-1])
+    return found
+
+
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Return round numbers between `low` and `high`."""
+    rough = (high - low) / about
+    size = 10 ** math.floor(math.log10(rough))
+    step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def text(value: float) -> str:
+    """Return a number as a person reads it: 0.0123, 1500, 2.5e-05."""
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 100_000:
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    mantissa, _, exponent = f"{value:.3g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def _axes(scale: Scale) -> str:
+    parts = []
+    for value in ticks(scale.low_y, scale.high_y):
+        y = scale.y(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text(value)}</text>')
+    for value in ticks(scale.low_x, scale.high_x, 6):
+        if value == int(value):
+            x = scale.x(value)
+            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{text(value)}</text>')
+    return "".join(parts)
+
+
+def _line(scale: Scale, points: Points, colour: int, kind: str) -> str:
+    shown = thinned(points, MOST_POINTS)
+    if len(shown) == 1:
+        (x, y) = shown[0]
+        return f'<circle cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="3" fill="var(--c{colour})"/>'
+    places = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in shown)
+    return f'<polyline class="{kind}" stroke="var(--c{colour})" points="{places}"/>'
+
+
+def _spots(scale: Scale, curve: Curve, points: Points) -> str:
+    every = math.ceil(len(points) / MOST_SPOTS)
+    shown = [*points[::every], points[-1]]
+    return "".join(
+        f'<circle cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="6" fill="transparent">'
+        f"<title>{escape(curve.name)}, step {text(x)}: {text(y)}</title></circle>"
+        for x, y in shown
+    )

@@ -1,0 +1,176 @@
+"""What templates return, brought together: of several templates, of the samples of a batch, and with the prompt's own.
+
+kv_cache: tokens one behind the other. lora: the sum. Tokens that some unit makes of the prompt, its embeddings: behind
+those. Anything else is an input of the model by that name, which one template alone may write.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.kv_cache import join_kv_caches, stack_kv_caches
+from dsctl_core.lora.formats import LoraFile, LoraLayer, decode
+from dsctl_core.lora.layers import layers_for, linear_shapes
+from dsctl_core.samples import padded_outputs
+from dsctl_core.stages import FROM_THE_LOSS
+from dsctl_core.template.contract import Contract
+from dsctl_core.units import Inputs, PipelineUnit
+
+if TYPE_CHECKING:
+    from dsctl_core.pipeline import BasePipeline
+
+KV_CACHE, LORA = "kv_cache", "lora"
+Layers = dict[str, dict[str, list[LoraLayer]]]  # {component: {layer: the updates that are summed}}
+
+
+def prompt_outputs(units: Sequence[PipelineUnit]) -> dict[str, str | None]:
+    """Return the names of what units write once for each prompt, which is tokens, each with that of its mask."""
+    masks = padded_outputs(units)
+    written = [name for unit in units if unit.separate_cfg for name in unit.output_params]
+    return {name: masks.get(name) for name in written if name not in masks.values()}
+
+
+def model_inputs(pipe: BasePipeline) -> tuple[str, ...]:
+    """Return the names that a template may write: what `model_fn` reads, less masks, and a LoRA."""
+    taken = {*FROM_THE_LOSS, *pipe.component_names, *prompt_outputs(pipe.units).values()}
+    named = [name for name in inspect.signature(pipe.model_fn).parameters if name not in taken]
+    return (*named, LORA)
+
+
+def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Contract, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the outputs of several templates for one sample as one.
+
+    Raises a DsctlError for a name that the model does not read, and for two templates that write the same one where
+    that cannot be brought together, naming both.
+    """
+    known, tokens = model_inputs(pipe), prompt_outputs(pipe.units)
+    writers: dict[str, list[tuple[Contract, Any]]] = {}
+    for contract, outputs in parts:
+        for name, value in outputs.items():
+            if name not in known:
+                raise DsctlError(
+                    f"the template {contract.folder} returns {name!r}, which {pipe.family.title} does not read",
+                    hint=f"it reads {', '.join(known)}",
+                )
+            writers.setdefault(name, []).append((contract, value))
+    joined: dict[str, Any] = {}
+    for name, written in writers.items():
+        if name == KV_CACHE:
+            joined[name] = join_kv_caches([value for _, value in written])
+        elif name == LORA:
+            joined[name] = _summed([lora_layers(pipe, contract, value) for contract, value in written])
+        elif name in tokens:
+            joined[name] = torch.cat([_tokens(contract, name, value) for contract, value in written], dim=1)
+        elif len(written) > 1:
+            first, second = written[0][0].folder, written[1][0].folder
+            raise DsctlError(
+                f"the templates {first} and {second} both return {name!r}", hint="use one of the two, not both"
+            )
+        else:
+            joined[name] = written[0][1]
+    return joined
+
+
+def lora_layers(pipe: BasePipeline, contract: Contract, state: Any) -> Layers:
+    """Return the layers of a LoRA given as a state dict, in any format, checked against the model they are for."""
+    code = contract.code
+    if not isinstance(state, Mapping) or not all(isinstance(each, Tensor) for each in state.values()):
+        raise DsctlError(f"{code}: its lora is no state dict", hint="return a dict from names to tensors")
+    components, flat = decode(code, dict(state), pipe.component_names)
+    for name in components:
+        if name not in pipe.in_iteration_models:
+            raise DsctlError(
+                f"{code}: its lora is for the {name}, which has run already",
+                hint=f"return a LoRA on the {' or the '.join(pipe.in_iteration_models)}",
+            )
+    file = LoraFile(code, components, flat=flat)
+    return {
+        name: {layer: [each] for layer, each in layers_for(linear_shapes(pipe.component(name)), name, file).items()}
+        for name in components
+    }
+
+
+def stack_outputs(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the joined outputs of the samples of a batch as the outputs for that batch."""
+    stacked: dict[str, Any] = {}
+    for name in dict.fromkeys(name for sample in samples for name in sample):
+        values = [sample.get(name) for sample in samples]
+        if any(value is None for value in values):
+            raise _mixed(name)
+        if name == KV_CACHE:
+            stacked[name] = stack_kv_caches(values)
+        elif name == LORA:
+            stacked[name] = _side_by_side([value for value in values if value is not None])
+        elif all(isinstance(value, Tensor) for value in values):
+            tensors = [value for value in values if isinstance(value, Tensor)]
+            if len({value.shape for value in tensors}) > 1:
+                raise _mixed(name)
+            stacked[name] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+        else:
+            if any(value != values[0] for value in values):
+                raise _mixed(name)
+            stacked[name] = values[0]
+    return stacked
+
+
+def add_outputs(pipe: BasePipeline, shared: Inputs, side: Inputs, outputs: Mapping[str, Any]) -> Inputs:
+    """Return the inputs of one side with what templates made for it."""
+    tokens = prompt_outputs(pipe.units)
+    added = dict(side)
+    for name, value in outputs.items():
+        if name not in tokens:
+            added[name] = value
+            continue
+        own = added.get(name, shared.get(name))
+        if own is None or own.shape[2:] != value.shape[2:] or len(value) not in (1, len(own)):
+            raise DsctlError(
+                f"a template returns {name} of shape {tuple(value.shape)}, but the prompt's are "
+                f"{None if own is None else tuple(own.shape)}",
+                hint="make it (samples, tokens, numbers a token)",
+            )
+        extra = value.to(own).expand(len(own), -1, -1)
+        added[name] = torch.cat([own, extra], dim=1)
+        counts = tokens[name]
+        mask = None if counts is None else added.get(counts, shared.get(counts))
+        if counts is not None and mask is not None:
+            added[counts] = torch.cat([mask, mask.new_ones(extra.shape[:2])], dim=1)
+    return added
+
+
+def _tokens(contract: Contract, name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim != 3:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise DsctlError(
+            f"{contract.code}: forward returns {name} as {shape}", hint="make it (samples, tokens, numbers)"
+        )
+    return value
+
+
+def _summed(parts: Sequence[Layers]) -> Layers:
+    total: Layers = {}
+    for part in parts:
+        for component, layers in part.items():
+            for name, updates in layers.items():
+                total.setdefault(component, {}).setdefault(name, []).extend(updates)
+    return total
+
+
+def _side_by_side(samples: Sequence[Layers]) -> dict[str, dict[str, list[list[LoraLayer]]]]:
+    """Return {component: {layer: the updates of each sample}}."""
+    names = [{(component, layer) for component, layers in sample.items() for layer in layers} for sample in samples]
+    if any(each != names[0] for each in names):
+        raise _mixed(LORA)
+    return {
+        component: {layer: [sample[component][layer] for sample in samples] for layer in layers}
+        for component, layers in samples[0].items()
+    }
+
+
+def _mixed(name: str) -> DsctlError:
+    return DsctlError(f"one batch has samples whose {name} cannot be put together", hint="give a batch size of 1")

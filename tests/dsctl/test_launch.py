@@ -1,0 +1,96 @@
+"""`--num-processes` runs the same command in several processes that speak with one voice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsctl import processes
+from tests.dsctl.running import Dsctl
+
+COMMON = ("train", "--dataset-base-path", "data", "--max-steps", "2", "--device", "cpu", "--no-cache")
+TRAIN = (*COMMON, "--lora-rank", "2")
+
+
+def dsctl_process(repository: Path, *words: object, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *start, "dsctl", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.usefixtures("files")
+def test_two_processes_train_and_report_once(repository: Path, model: Path):
+    done = dsctl_process(repository, *TRAIN, "--model", model, "--output-path", "out", "--num_processes", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 2
+    assert done.stderr.count("Loading") == 1
+    run = json.loads(Path("out/run.json").read_text())
+    assert (run["options"]["num_processes"], run["hardware"]["processes"]) == (2, 2)
+
+
+@pytest.mark.usefixtures("files")
+def test_what_every_process_finds_wrong_is_said_once_with_its_exit_code(repository: Path, model: Path):
+    words = ("--model", model, "--output-path", "out", "--num-processes", 2, "--trainable-models", "dit.nope")
+    done = dsctl_process(repository, *COMMON, *words, "--json")
+    assert done.returncode == 2, done.stderr
+    assert list(json.loads(done.stdout)) == ["error", "hint"]
+    assert done.stderr.count("error: unknown module of dit 'nope'") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("files")
+def test_accelerate_launch_starts_dsctl_too(repository: Path, model: Path, tmp_path: Path):
+    config = tmp_path / "two.yaml"
+    text = (repository / "examples" / "accelerate" / "fsdp2.yaml").read_text()
+    config.write_text(text.replace("num_processes: 8", "num_processes: 2").replace("bf16", '"no"'))
+    launch = ("accelerate.commands.launch", "--config_file", str(config), "-m")
+    words = (*TRAIN, "--model", model, "--output-path", "out", "--json")
+    done = dsctl_process(repository, *words, start=launch)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 2
+
+
+@pytest.mark.parametrize("command", ["train", "cache"])
+def test_a_second_launcher_is_refused(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch, command: str):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    more = ("--lora-rank", "2") if command == "train" else ()
+    run = dsctl(
+        command, "--model", "tiny", "--dataset-base-path", "d", "--output-path", "o", "--num-processes", 3, *more
+    )
+    problem, hint = run.fault(2)
+    assert problem == "--num-processes 3 is given, but a launcher has started several processes already"
+    assert "leave it out" in hint
+
+
+def test_a_number_and_a_file_are_refused_together(dsctl: Dsctl):
+    words = ("--num-processes", 2, "--accelerate-config", "a.yaml")
+    problem, _ = dsctl(*TRAIN, "--model", "tiny", "--output-path", "out", *words).fault(2)
+    assert problem == "--num-processes and --accelerate-config are both given"
+
+
+def test_the_error_that_the_others_follow_from_is_the_one_that_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(processes.FOLDER, str(tmp_path))
+    for rank, code, problem, expected in ((0, 1, "Connection closed by peer", False), (1, 2, "the reason", True)):
+        monkeypatch.setenv("RANK", str(rank))
+        assert processes.tell(code, problem, "a hint", expected=expected)
+    monkeypatch.setenv("RANK", "2")
+    assert processes.tell(0, None, None, expected=True)
+    assert [each.problem for each in processes.endings(tmp_path)] == ["the reason", "Connection closed by peer", None]
+
+
+def test_only_the_first_process_tells_of_its_progress(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
+    from dsctl import out
+
+    for rank, told in (("0", "a note\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr("dsctl_core.doctor.examine", lambda options: out.note("a note") or 1 / 0)
+        run = dsctl("doctor")
+        assert run.err.startswith(told + "error: ")
