@@ -14,7 +14,7 @@ from dsctl_core.memory.recompute import gradient_checkpoint_forward
 CPU = torch.device("cpu")
 # The compiler looks at tensors, and uses modules, in ways that torch itself warns of.
 pytestmark = pytest.mark.filterwarnings("ignore")
-COMPILER = any(shutil.which(name) for name in COMPILERS)
+BACKENDS = ["aot_eager", *(["inductor"] if any(shutil.which(name) for name in COMPILERS) else [])]
 
 
 def outcome(dit, recompute):
@@ -36,9 +36,7 @@ def outcome(dit, recompute):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not COMPILER, reason="no compiler"))]
-)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_results_and_gradients_are_those_of_blocks_that_are_not_compiled(load_tiny_dit, backend, recompute):
     torch._dynamo.reset()
     outcomes = []
