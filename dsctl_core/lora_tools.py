@@ -173,6 +173,7 @@ def info(options: LoraInfoOptions) -> dict[str, Any]:
         "components": {name: len(of) for name, of in lora.components.items()},
         "ranks": ranks,
         "scales": scales,
+        "dora": any(layer.magnitude is not None for layer in layers),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
         "parameters": sum(layer.down.numel() + layer.up.numel() for layer in layers),
         "bytes": file.stat().st_size,

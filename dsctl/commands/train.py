@@ -12,6 +12,9 @@ from dsctl_core.options import TrainOptions
 def train(options: TrainOptions) -> None:
     """Train a model, or a LoRA on it."""
     ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
+    if options.dry_run:
+        show_dry_run(options)
+        return
     if launch.in_processes(options, cpu=options.device == "cpu"):
         return
     from dsctl_core.training import make_cache, train
@@ -34,3 +37,23 @@ def train(options: TrainOptions) -> None:
         output_path=result.output_path,
         skipped_rows=result.skipped,
     )
+
+
+def show_dry_run(options: TrainOptions) -> None:
+    """Show what the run would take, in bytes as JSON and else in what is easily read."""
+    from dsctl_core.training import rehearse
+
+    facts = rehearse(options, progress=out.progress()).facts()
+    lines = ["Dry run: nothing was loaded, written or trained", f"  steps  {facts['steps']}"]
+    for part, spell in (("parameters", _numbers), ("memory", _bytes), ("disk", _bytes)):
+        lines += ["", part]
+        lines += out.columns([(name.replace("_", " "), spell(value)) for name, value in facts[part].items()], indent=2)
+    out.show(facts, lines)
+
+
+def _numbers(value: int) -> str:
+    return f"{value:,}"
+
+
+def _bytes(value: int) -> str:
+    return f"{value / 1e9:,.2f} GB" if value >= 1e9 else f"{value / 1e6:,.1f} MB"

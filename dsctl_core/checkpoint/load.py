@@ -139,7 +139,7 @@ def load_components(
             load_single_file(family, component, folder, dtype) if single else load_component(component, folder, dtype)
         )
         models[component.name] = loaded.to(device)
-    tokenizer = _load_tokenizer(places.tokenizer) if reads_text and places.tokenizer is not None else None
+    tokenizer = load_tokenizer(places.tokenizer) if reads_text and places.tokenizer is not None else None
     return LoadedComponents(models, tokenizer, read_schedule(family, places.schedule))
 
 
@@ -191,7 +191,8 @@ def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
         raise DsctlError(f"{folder}: {info['error_msgs'][0]}", hint="download the model again")
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer in `folder`."""
     from transformers import AutoTokenizer
 
     try:

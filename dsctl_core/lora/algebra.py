@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.lora.dora import refuse_dora
 from dsctl_core.lora.formats import Layers, LoraLayer
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def _from_svd(u: Tensor, singular: Tensor, vh: Tensor, rank: int) -> tuple[LoraL
 
 def resize_layers(layers: Layers, rank: int) -> tuple[Layers, Kept]:
     """Return every layer at `rank`, and how much of them that keeps."""
+    refuse_dora(layers, "resized")
     return collect_kept({name: truncate(layer, rank) for name, layer in layers.items()})
 
 

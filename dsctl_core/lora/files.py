@@ -22,7 +22,18 @@ from dsctl_core.checkpoint.files import (
     write_safetensors,
 )
 from dsctl_core.errors import DsctlError
-from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile, decode, encode, format_of, with_dots
+from dsctl_core.lora.formats import (
+    DENOISER,
+    FORMATS,
+    MAGNITUDE,
+    Layers,
+    LoraFile,
+    LoraLayer,
+    decode,
+    encode,
+    format_of,
+    with_dots,
+)
 from dsctl_core.lora.original import from_original, to_original
 
 if TYPE_CHECKING:
@@ -45,6 +56,10 @@ def read_lora(path: Path, component_names: Iterable[str] = (DENOISER,)) -> LoraF
     tensors, metadata = read_safetensors(file)
     config = _peft_config(file, metadata)
     components, flat = decode(path, tensors, component_names, _scale_of(path, config))
+    if config.get("use_dora") and any(layer.magnitude is None for of in components.values() for layer in of.values()):
+        raise DsctlError(
+            f"{file} lacks magnitudes, but its settings have use_dora = True", hint="download or copy it again"
+        )
     if DENOISER in components:
         dotted = from_original(components[DENOISER], flat=flat)
         flat = flat and dotted is components[DENOISER]
@@ -79,7 +94,7 @@ def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise DsctlError(f"{beside} cannot be read: {error}", hint="download or copy it again") from error
     if not isinstance(config, dict):
         raise DsctlError(f"{beside} should hold a JSON object", hint="download or copy it again")
-    for name, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None), ("peft_type", "LORA")):
+    for name, plain in (("bias", "none"), ("modules_to_save", None), ("peft_type", "LORA")):
         if config.get(name, plain) not in (plain, [] if plain is None else plain):
             raise DsctlError(
                 f"{file} is no plain LoRA: its settings have {name} = {config[name]!r}", hint="give a plain LoRA"
@@ -129,7 +144,9 @@ def save_lora(
         renamed = original is not None and chosen.original and component == DENOISER
         tensors |= encode(to_original(layers, original or "", form) if renamed else layers, component, chosen)
     kept = {
-        key: tensor if key.endswith(".alpha") else tensor.to(getattr(torch, dtype)) for key, tensor in tensors.items()
+        # A magnitude is the length of a whole row, and would lose as much to rounding as the row.
+        key: tensor if key.endswith((".alpha", MAGNITUDE)) else tensor.to(getattr(torch, dtype))
+        for key, tensor in tensors.items()
     }
     about = {**metadata, "format_of_keys": form}
     if not chosen.folder:
@@ -176,7 +193,7 @@ def adapter_config(layers: Layers, base_model: str | None) -> dict[str, Any]:
         },
         "target_modules": sorted(layers),
         "task_type": None,
-        "use_dora": False,
+        "use_dora": first.magnitude is not None,
         "use_rslora": False,
     }
 
@@ -203,9 +220,19 @@ def verify_lora(
                 each.up.detach().cpu().float() @ (each.down.detach().cpu().float() @ probe) * each.scale
                 for each in (layer, back[name])
             )
+            if not _same_magnitude(layer, back[name]):
+                raise _unproven(path, f"the magnitude of {name} is another")
             size = wanted.norm().clamp(min=1e-12)
             if not torch.isfinite(given).all() or (given - wanted).norm() > TOLERANCE[dtype] * size + 1e-12:
                 raise _unproven(path, f"{name} does not compute in {dtype} what it computed in training")
+
+
+def _same_magnitude(one: LoraLayer, other: LoraLayer) -> bool:
+    import torch
+
+    if one.magnitude is None or other.magnitude is None:
+        return one.magnitude is other.magnitude
+    return torch.equal(one.magnitude.detach().cpu().float(), other.magnitude.detach().cpu().float())
 
 
 def _unproven(path: Path, why: str) -> DsctlError:

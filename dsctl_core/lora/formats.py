@@ -3,14 +3,15 @@
 A LoRA file holds, for a layer, down (R, in) and up (out, R); the update is scale * up @ down with scale = alpha / R.
 The formats differ in what stands in front of a layer's name, in what the two matrices are called, and in where alpha
 is: folded into the up matrix (so that a reader which knows nothing of alpha gets the right strength), in a tensor
-`<layer>.alpha` of its own, or in a file beside.
+`<layer>.alpha` of its own, or in a file beside. A DoRA has a third tensor for a layer, the magnitude (out,), which only
+diffusers and peft have a name for.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,11 +25,15 @@ DENOISER = "dit"
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """One layer's update: scale * up @ down, with down (R, in) and up (out, R)."""
+    """One layer's update: scale * up @ down, with down (R, in) and up (out, R).
+
+    With a `magnitude` (out,) it is a DoRA; see dsctl_core.lora.dora.
+    """
 
     down: Tensor
     up: Tensor
     scale: float = 1.0
+    magnitude: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -68,6 +73,8 @@ class LoraFormat:
     up: str
     alpha: Literal["folded", "tensor", "config"]
     flat: bool = False  # dots in a layer's name become underscores
+    magnitude: str | None = None  # what a DoRA's magnitude is called; None: this tool cannot read one
+    dora_prefix: str | None = None  # stands in front of a DoRA's layers, where it is not `prefix`
     folder: bool = False  # adapter_model.safetensors and adapter_config.json, instead of one file
     original: bool = False  # under the names that a model was published with first, where it has such
 
@@ -76,25 +83,38 @@ class LoraFormat:
         return f"{self.prefix}{layer.replace('.', '_') if self.flat else layer}.{part}"
 
 
+MAGNITUDE = "lora_magnitude_vector"
 FORMATS = {
     form.name: form
     for form in (
-        LoraFormat("diffusers", "diffusion_model.", "lora_A.weight", "lora_B.weight", "folded"),
+        LoraFormat(
+            "diffusers",
+            "diffusion_model.",
+            "lora_A.weight",
+            "lora_B.weight",
+            "folded",
+            magnitude=MAGNITUDE,
+            # diffusers takes other tools' prefix apart by the names of the two matrices, and stops at a third.
+            dora_prefix="transformer.",
+        ),
         LoraFormat("comfyui", "diffusion_model.", "lora_down.weight", "lora_up.weight", "tensor", original=True),
         LoraFormat("kohya", "lora_unet_", "lora_down.weight", "lora_up.weight", "tensor", flat=True, original=True),
         LoraFormat("diffsynth", "", "lora_A.default.weight", "lora_B.default.weight", "folded"),
-        LoraFormat("peft", "base_model.model.", "lora_A.weight", "lora_B.weight", "config", folder=True),
+        LoraFormat(
+            "peft", "base_model.model.", "lora_A.weight", "lora_B.weight", "config", magnitude=MAGNITUDE, folder=True
+        ),
     )
 }
 # What stands in front of the denoiser's layer names, here and in other tools' files; the longer ones first.
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_")
 READ_PREFIXES = ("transformer.base_model.model.", "diffusion_model.", "transformer.", "base_model.model.", "pipe.dit.")
 KEY = re.compile(
-    r"^(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(?:\.default)?\.weight$"
+    r"^(?P<layer>.+)\.(?P<part>(?:lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(?=(?:\.default)?\.weight$)"
+    r"|lora_magnitude_vector(?=(?:\.default)?(?:\.weight)?$))"
 )
 DOWN, UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up")
 # Other kinds of adapters, told by a part of their tensors' names.
-OTHER_KINDS = {"lokr_": "LoKr", "hada_": "LoHa", "dora_scale": "DoRA", "lora_magnitude": "DoRA", "oft_": "OFT"}
+OTHER_KINDS = {"lokr_": "LoKr", "hada_": "LoHa", "dora_scale": "kohya's DoRA", "oft_": "OFT"}
 
 
 def encode(layers: Layers, component: str, form: LoraFormat) -> dict[str, Tensor]:
@@ -109,12 +129,19 @@ def encode(layers: Layers, component: str, form: LoraFormat) -> dict[str, Tensor
             raise DsctlError(
                 f"the format {form.name} has no names for a LoRA on the {component}", hint="write it as diffusers"
             )
-        form = LoraFormat(form.name, f"{component}.", form.down, form.up, form.alpha)
+        form = replace(form, prefix=f"{component}.", dora_prefix=None)
+    if any(layer.magnitude is not None for layer in layers.values()):
+        if form.magnitude is None:
+            able = ", ".join(each.name for each in FORMATS.values() if each.magnitude is not None)
+            raise DsctlError(f"the format {form.name} cannot hold a DoRA", hint=f"write it as {able}")
+        form = replace(form, prefix=form.dora_prefix or form.prefix)
     tensors = {}
     for name, layer in layers.items():
         folded = layer.scale if form.alpha == "folded" else 1.0
         tensors[form.key(name, form.down)] = layer.down.detach().float().cpu().clone()  # two layers may share theirs
         tensors[form.key(name, form.up)] = layer.up.detach().float().cpu() * folded
+        if layer.magnitude is not None and form.magnitude is not None:
+            tensors[form.key(name, form.magnitude)] = layer.magnitude.detach().float().cpu().clone()
         if form.alpha == "tensor":
             tensors[form.key(name, "alpha")] = torch.tensor(layer.scale * layer.rank)
     return tensors
@@ -144,13 +171,15 @@ def decode(
         match = KEY.match(bare)
         if match is None:
             raise _no_lora(path, key)
-        halves.setdefault((component, match["layer"]), {})["down" if match["part"] in DOWN else "up"] = tensor
+        part = "down" if match["part"] in DOWN else "up" if match["part"] in UP else "magnitude"
+        halves.setdefault((component, match["layer"]), {})[part] = tensor
     if not halves:
         raise DsctlError(f"{path} has no LoRA layers", hint="check that this is the file you meant")
     if flat and dotted:
         raise DsctlError(f"{path} mixes two formats of LoRA keys", hint="check where the file comes from")
     components: dict[str, Layers] = {}
     for (component, layer), parts in halves.items():
+        magnitude = parts.pop("magnitude", None)
         if set(parts) != {"down", "up"}:
             raise DsctlError(f"{path} has only one of the two matrices of {layer}", hint="download or copy it again")
         down, up = parts["down"], parts["up"]
@@ -159,10 +188,15 @@ def decode(
                 f"{path}: the matrices of {layer} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}",
                 hint="download or copy it again",
             )
+        if magnitude is not None and magnitude.shape != up.shape[:1]:
+            raise DsctlError(
+                f"{path}: the magnitude of {layer} is {tuple(magnitude.shape)}, not ({up.shape[0]},)",
+                hint="download or copy it again",
+            )
         scale = scale_of(layer, down.shape[0])
         if (component, layer) in alphas:
             scale = alphas.pop((component, layer)) / down.shape[0]
-        components.setdefault(component, {})[layer] = LoraLayer(down, up, scale)
+        components.setdefault(component, {})[layer] = LoraLayer(down, up, scale, magnitude)
     if alphas:
         raise DsctlError(
             f"{path} has an alpha for {next(iter(alphas))[1]}, but no matrices", hint="download or copy it again"

@@ -6,17 +6,23 @@ The update of a linear layer is W + (alpha / R) * B @ A with A (R, in) and B (ou
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dsctl_core.errors import DsctlError, near_miss
+from dsctl_core.errors import DsctlError
+from dsctl_core.lora.dora import row_norms, update_of, with_strength
+from dsctl_core.lora.dropout import put_dropout
 from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.formats import FORMATS, Layers, LoraFile, LoraLayer, encode, with_dots
+from dsctl_core.lora.targets import exactly, find_targets, linear_layers
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -25,19 +31,27 @@ TRAINED = "default"  # the name peft gives to the one adapter that is being trai
 
 
 def add_lora(
-    model: nn.Module, target_modules: Sequence[str], rank: int, alpha: float | None = None, seed: int = 0
-) -> None:
-    """Put a trainable LoRA on every linear layer of `model` whose name ends in one of `target_modules`.
+    model: nn.Module,
+    target_modules: Sequence[str],
+    rank: int,
+    alpha: float | None = None,
+    seed: int = 0,
+    *,
+    dropout: float = 0.0,
+    use_dora: bool = False,
+    use_rslora: bool = False,
+) -> list[str]:
+    """Put a trainable LoRA on the linear layers of `model` that `target_modules` mean (see `find_targets`).
 
     A starts at random from `seed`, B at zero, so the model's output does not change. Both are float32 whatever the
-    dtype of the model, because small updates are lost in 16 bits. `alpha` None means `rank`, a scale of one.
-    Every target must match at least one layer; one that matches none is a DsctlError.
+    dtype of the model, because small updates are lost in 16 bits. `alpha` None means `rank`. The update counts
+    alpha / rank times, with `use_rslora` alpha / sqrt(rank) times (Kalajdzievski 2023, arXiv:2312.03732).
+    With `use_dora` the length of every row of the weight is learned too. Returns the layers' names.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    # By their whole names: the end of one can also be that of a module that is no layer.
-    layers = _matched(model, target_modules)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, lora_dropout=0.0)
+    names = find_targets(model, target_modules)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=exactly(names), lora_dropout=0.0, use_dora=use_dora)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=TRAINED)
@@ -45,31 +59,20 @@ def add_lora(
         parameter.requires_grad_(".lora_" in name)
         if ".lora_" in name:
             parameter.data = parameter.data.float()
-    for layer in tuner_layers(model).values():
-        layer.scaling[TRAINED] = 1.0 if alpha is None else alpha / rank
+    layers = tuner_layers(model)
+    for layer in layers.values():
+        layer.scaling[TRAINED] = scale_of(rank, alpha, use_rslora=use_rslora)
+        if use_dora:
+            # Computed again: the one that peft starts from is rounded to the precision of the weight.
+            layer.lora_magnitude_vector[TRAINED].weight.data = row_norms(layer.get_base_layer().weight.data)
+    if dropout > 0:
+        put_dropout(list(layers.values()), TRAINED, dropout)
+    return names
 
 
-def _matched(model: nn.Module, target_modules: Sequence[str]) -> list[str]:
-    """Return the names of the linear layers that end in one of `target_modules`; each must match one at least."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not target_modules:
-        raise DsctlError("no LoRA target modules were given", hint="name layers such as to_q,to_k,to_v")
-    found: dict[str, None] = {}
-    for target in target_modules:
-        matches = [name for name in linear if name == target or name.endswith(f".{target}")]
-        found.update(dict.fromkeys(matches))
-        if not matches:
-            guess = near_miss(target, sorted({tail for name in linear for tail in _tails(name)}))
-            raise DsctlError(
-                f"LoRA target {target!r} matches no linear layer of the {type(model).__name__}",
-                hint=f"did you mean {guess!r}?" if guess else f"layers are named like {', '.join(linear[-3:])}",
-            )
-    return list(found)
-
-
-def _tails(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[-n:]) for n in (1, 2, 3) if n <= len(parts)]
+def scale_of(rank: int, alpha: float | None, *, use_rslora: bool) -> float:
+    """Return how many times the update counts: alpha / rank, or with rsLoRA alpha / sqrt(rank)."""
+    return (rank if alpha is None else alpha) / (math.sqrt(rank) if use_rslora else rank)
 
 
 def tuner_layers(model: nn.Module, adapter: str = TRAINED) -> dict[str, Any]:
@@ -82,7 +85,12 @@ def tuner_layers(model: nn.Module, adapter: str = TRAINED) -> dict[str, Any]:
 def trained_layers(model: nn.Module) -> Layers:
     """Return the LoRA that is being trained on `model`, by the name of the layer that each part is on."""
     return {
-        name: LoraLayer(layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight, layer.scaling[TRAINED])
+        name: LoraLayer(
+            layer.lora_A[TRAINED].weight,
+            layer.lora_B[TRAINED].weight,
+            layer.scaling[TRAINED],
+            layer.lora_magnitude_vector[TRAINED].weight if TRAINED in layer.lora_magnitude_vector else None,
+        )
         for name, layer in tuner_layers(model).items()
     }
 
@@ -90,15 +98,6 @@ def trained_layers(model: nn.Module) -> Layers:
 def export_lora(model: nn.Module, component: str) -> dict[str, Tensor]:
     """Return the trained LoRA of `model` as tensors of the default format: float32, alpha folded into lora_B."""
     return encode(trained_layers(model), component, FORMATS["diffusers"])
-
-
-def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers of `model` by name, whether or not a LoRA is on them."""
-    return {
-        name.replace(".base_layer", ""): module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    }
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -124,7 +123,16 @@ def continue_lora(model: nn.Module, component: str, path: Path) -> None:
                 f"{path} has rank {loaded[name].rank}, but this run trains rank {down.shape[0]}",
                 hint=f"give --lora-rank {loaded[name].rank}",
             )
+        magnitude = loaded[name].magnitude
+        if (magnitude is None) == (TRAINED in layer.lora_magnitude_vector):
+            kind = "a plain LoRA" if magnitude is None else "a DoRA"
+            raise DsctlError(
+                f"{path} is {kind}, which this run does not train",
+                hint=f"{'leave --use-dora out' if magnitude is None else 'give --use-dora'}",
+            )
         with torch.no_grad():
+            if magnitude is not None:
+                layer.lora_magnitude_vector[TRAINED].weight.copy_(magnitude)
             down.copy_(loaded[name].down)
             layer.lora_B[TRAINED].weight.copy_(loaded[name].up * (loaded[name].scale / layer.scaling[TRAINED]))
 
@@ -175,38 +183,56 @@ def load_lora(pipe: BasePipeline, path: Path, scale: float = 1.0) -> LoraFile:
 
 
 def _attach(model: nn.Module, layers: dict[str, LoraLayer], scale: float) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer as PeftLayer
 
     present = {name for m in model.modules() if isinstance(m, PeftLayer) for name in m.lora_A}
-    adapter = f"lora_{len(present)}"
-    first = next(iter(layers.values()))
-    config = LoraConfig(
-        r=first.rank,
-        lora_alpha=first.rank,
-        target_modules=list(layers),
-        rank_pattern={name: layer.rank for name, layer in layers.items()},
-        alpha_pattern={name: layer.rank for name, layer in layers.items()},
-    )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # A second adapter is what is wanted here; peft warns of it.
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        inject_adapter_in_model(config, model, adapter_name=adapter)
-    for name, tuner in tuner_layers(model, adapter).items():
-        with torch.no_grad():
-            for part, value in (("lora_A", layers[name].down), ("lora_B", layers[name].up)):
-                linear = getattr(tuner, part)[adapter]
-                linear.weight.data = value.to(linear.weight.device, torch.float32)
-        tuner.scaling[adapter] = scale * layers[name].scale
+    kinds = [{n: x for n, x in layers.items() if (x.magnitude is None) is plain} for plain in (True, False)]
+    for number, some in enumerate(kinds):
+        if some:
+            _attach_kind(model, some, scale, f"lora_{len(present)}" + ("_dora" if number else ""))
     for module in model.modules():
         if isinstance(module, PeftLayer):
             module.set_adapter(list(module.lora_A))
     model.requires_grad_(False)
 
 
+def _attach_kind(model: nn.Module, layers: dict[str, LoraLayer], scale: float, adapter: str) -> None:
+    """Attach `layers`, all DoRAs or none, as the adapter of that name."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    first = next(iter(layers.values()))
+    config = LoraConfig(
+        r=first.rank,
+        lora_alpha=first.rank,
+        target_modules=exactly(list(layers)),
+        rank_pattern={f"^{re.escape(name)}$": layer.rank for name, layer in layers.items()},
+        alpha_pattern={f"^{re.escape(name)}$": layer.rank for name, layer in layers.items()},
+        use_dora=first.magnitude is not None,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # A second adapter is what is wanted here; peft warns of it.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(config, model, adapter_name=adapter)
+    for name, tuner in tuner_layers(model, adapter).items():
+        weight = tuner.get_base_layer().weight.data
+        # The strength of a DoRA is not a factor of its update, so it goes into the layer.
+        layer = with_strength(weight, _on(weight.device, layers[name]), scale)
+        values = [(tuner.lora_A, layer.down), (tuner.lora_B, layer.up)]
+        if layer.magnitude is not None:
+            values.append((tuner.lora_magnitude_vector, layer.magnitude))
+        for part, value in values:
+            part[adapter].weight.data = value.float()
+        tuner.scaling[adapter] = layer.scale if layer.magnitude is not None else scale * layer.scale
+
+
+def _on(device: torch.device, layer: LoraLayer) -> LoraLayer:
+    magnitude = None if layer.magnitude is None else layer.magnitude.to(device)
+    return replace(layer, down=layer.down.to(device), up=layer.up.to(device), magnitude=magnitude)
+
+
 @torch.no_grad()
 def fuse_lora(pipe: BasePipeline, path: Path, component: str | None, scale: float = 1.0) -> None:
-    """Add the LoRA in `path` to the weights of one component: W + scale * B @ A, computed in float32.
+    """Add the LoRA in `path` to the weights of one component: W + scale * s * B @ A, computed in float32.
 
     `component` None means every component that the file has layers for.
     """
@@ -216,5 +242,4 @@ def fuse_lora(pipe: BasePipeline, path: Path, component: str | None, scale: floa
         modules = linear_layers(model)
         for layer_name, layer in _layers_for(model, name, lora).items():
             weight = modules[layer_name].weight
-            update = layer.up.float() @ layer.down.float() * (scale * layer.scale)
-            weight.copy_((weight.float() + update.to(weight.device)).to(weight.dtype))
+            weight.copy_((weight.float() + update_of(weight, layer, scale)).to(weight.dtype))

@@ -13,6 +13,7 @@ from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.stream import ChangeRows, rewrite, tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.lora.algebra import Kept, add_layers, resize_layers
+from dsctl_core.lora.dora import refuse_dora, rows_of, update_of
 from dsctl_core.lora.formats import Layers, LoraFile, LoraLayer, with_dots
 
 SHOWN = 8  # unmatched layers that are named one by one
@@ -106,8 +107,13 @@ def merge_into_weights(
 def _adding(parts: Sequence[tuple[LoraLayer, float]]) -> ChangeRows:
     def change(rows, first):  # type: ignore[no-untyped-def]
         last = first + rows.shape[0]
+        # A DoRA rescales the base, so that is kept as it was.
+        base = rows.clone() if any(layer.magnitude is not None for layer, _ in parts) else rows
         for layer, number in parts:
-            rows.addmm_(layer.up[first:last].float(), layer.down.float(), alpha=layer.scale * number)
+            if layer.magnitude is None:
+                rows.addmm_(layer.up[first:last].float(), layer.down.float(), alpha=layer.scale * number)
+            else:
+                rows.add_(update_of(base, rows_of(layer, first, last), number))
         return rows
 
     return change
@@ -131,6 +137,7 @@ def merge_into_one(
     parts: dict[str, dict[str, list[tuple[LoraLayer, float]]]] = {}
     for part in loras:
         for component in part.lora.components:
+            refuse_dora(part.lora.components[component], "merged into a LoRA")
             for name, layer in with_dots(part.lora, component, module_names.get(component, ())).items():
                 parts.setdefault(component, {}).setdefault(name, []).append((layer, part.scale))
     summed = {component: {name: add_layers(each) for name, each in of.items()} for component, of in parts.items()}

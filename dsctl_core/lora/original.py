@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.lora.dora import rows_of
 from dsctl_core.lora.formats import Layers, LoraLayer
 
 if TYPE_CHECKING:
@@ -156,14 +157,15 @@ def _split(names: list[str], layer: LoraLayer) -> Layers:
     """Undo `_fuse`. Where the up is no diagonal of blocks, every part has the whole down."""
     count = len(names)
     rows = layer.up.shape[0] // count
-    ups = [layer.up[place * rows : (place + 1) * rows] for place in range(count)]
-    if layer.rank % count:
-        return {name: replace(layer, up=up) for name, up in zip(names, ups, strict=True)}
+    whole = [rows_of(layer, place * rows, (place + 1) * rows) for place in range(count)]
+    ups = [part.up for part in whole]
+    if layer.rank % count or layer.magnitude is not None:
+        return dict(zip(names, whole, strict=True))
     share = layer.rank // count
     spans = [slice(place * share, (place + 1) * share) for place in range(count)]
     mixed = (bool(up[:, span].any()) for i, up in enumerate(ups) for j, span in enumerate(spans) if i != j)
     if any(mixed):
-        return {name: replace(layer, up=up) for name, up in zip(names, ups, strict=True)}
+        return dict(zip(names, whole, strict=True))
     parts: Layers = {}
     for name, up, span in zip(names, ups, spans, strict=True):
         down, own = layer.down[span], up[:, span]

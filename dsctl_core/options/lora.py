@@ -47,6 +47,7 @@ class LoraFile:
 
 LoraFiles = Annotated[tuple[Annotated[LoraFile, BeforeValidator(LoraFile.parse)], ...], Takes("FILE or FILE:SCALE")]
 LoraFormatName = Literal["diffusers", "comfyui", "kohya", "diffsynth", "peft"]
+DORA_FORMATS = ("diffusers", "peft")
 FloatName = Literal["float32", "bfloat16", "float16"]
 
 
@@ -57,7 +58,10 @@ class LoraOptions(Options):
 
     lora_base_model: Text | None = Field(None, description="Component that the LoRA is put on. Left out: dit.")
     lora_target_modules: Names | None = Field(
-        None, min_length=1, description="Layers that the LoRA is put on, separated by commas. Left out: the family's."
+        None,
+        min_length=1,
+        description="Layers that the LoRA is put on, separated by commas: names, regular expressions that match whole "
+        "names, or auto, every linear layer of the repeated blocks. Left out: the family's for the dit, else auto.",
     )
     lora_rank: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="Rank of the LoRA. Alone it means a LoRA on the dit with the family's layers. Left out: 32."
@@ -65,6 +69,11 @@ class LoraOptions(Options):
     lora_alpha: Annotated[float, Field(gt=0)] | None = Field(
         None, description="The LoRA counts alpha / rank times. Left out: the rank."
     )
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of what goes into the LoRA that is left out at random, by sample."
+    )
+    use_dora: bool = Field(False, description="Learn the length of every row of the weights too (DoRA).")
+    use_rslora: bool = Field(False, description="The LoRA counts alpha / sqrt(rank) times (rsLoRA).")
     lora_checkpoint: Path | None = Field(None, description="LoRA file to train on from.")
     preset_lora_path: Path | None = Field(
         None, description="LoRA file to merge into the model before training, so that the difference is learned."
@@ -94,10 +103,15 @@ class LoraOptions(Options):
     def _nothing_without_effect(self) -> Self:
         if self.lora_alpha is not None and not self.wants_lora:
             raise UsageError(f"--lora-alpha {self.lora_alpha:g} is given, but no LoRA", hint="give --lora-rank too")
-        for name, given in (("lora_format", self.lora_format), ("lora_dtype", self.lora_dtype)):
+        for name in ("lora_format", "lora_dtype", "lora_dropout", "use_dora", "use_rslora"):
             if self._differs(name) and not self.wants_lora:
-                flag = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{flag} {given} is given, but no LoRA is trained", hint="give --lora-rank too")
+                flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
+                given = flag if value is True else f"{flag} {value}"
+                raise UsageError(f"{given} is given, but no LoRA is trained", hint="give --lora-rank too")
+        if self.use_dora and self.lora_format not in DORA_FORMATS:
+            raise UsageError(
+                f"--lora-format {self.lora_format} cannot hold a DoRA", hint=f"give {' or '.join(DORA_FORMATS)}"
+            )
         if self.preset_lora_model is not None and self.preset_lora_path is None:
             raise UsageError(
                 f"--preset-lora-model {self.preset_lora_model} is given without a LoRA to merge",

@@ -11,6 +11,7 @@ from dsctl_core.options.base import Argument
 from dsctl_core.options.cache import CacheUseOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
+from dsctl_core.options.memory import MemoryOptions
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.options.optimizer import OptimizerOptions
@@ -28,6 +29,7 @@ class TrainOptions(
     ProcessOptions,
     SeeingOptions,
     LoraOptions,
+    MemoryOptions,
     OptimizerOptions,
     ObjectiveOptions,
     TrainingOptions,
@@ -105,6 +107,25 @@ class TrainOptions(
             raise UsageError(
                 "nothing to train is given",
                 hint="give --lora-rank 32 for a LoRA, or --trainable-models dit for the whole dit",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _levers_that_go_together(self) -> Self:
+        if self.gradient_checkpointing_blocks is not None and not self.use_gradient_checkpointing:
+            raise UsageError(
+                "--gradient-checkpointing-blocks has no effect without --use-gradient-checkpointing",
+                hint="give --use-gradient-checkpointing too",
+            )
+        clashes = {"--compile": self.compile, "--use-dora": self.use_dora, "--fp8-models dit": "dit" in self.fp8_models}
+        for flag, on in clashes.items():
+            if on and self.offload_blocks:
+                raise UsageError(
+                    f"--offload-blocks and {flag} are both given, and cannot be combined", hint="give one of them"
+                )
+        if self.offload_blocks and self.device == "cpu":
+            raise UsageError(
+                "--offload-blocks has no effect on a CPU: the weights are in main memory anyway", hint="leave it out"
             )
         return self
 

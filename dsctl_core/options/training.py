@@ -17,7 +17,10 @@ class TrainingOptions(Options):
     exclusive: ClassVar[tuple[Alternative, ...]] = (("num_epochs", "max_steps"),)
 
     trainable_models: Names | None = Field(
-        None, min_length=1, description="Components to train whole, separated by commas, such as dit."
+        None,
+        min_length=1,
+        description="Components to train whole, or modules of them, separated by commas: dit, text_encoder, "
+        "dit.proj_out, dit.transformer_blocks.*.attn.",
     )
     num_epochs: Count = Field(1, description="How many times to go over the dataset.")
     max_steps: Count | None = Field(None, description="Stop after this many steps, instead of --num-epochs.")

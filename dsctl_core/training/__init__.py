@@ -8,6 +8,7 @@ from dsctl_core.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
     from dsctl_core.options import CacheOptions, TrainOptions
+    from dsctl_core.training.dry_run import DryRun
     from dsctl_core.training.run import TrainResult
     from dsctl_core.training.stage_one import CacheResult
 
@@ -17,6 +18,13 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainResul
     from dsctl_core.training.run import run_training
 
     return run_training(options, progress or NoProgress())
+
+
+def rehearse(options: TrainOptions, progress: Progress | None = None) -> DryRun:
+    """Find out what a run would take; see dsctl_core.training.dry_run."""
+    from dsctl_core.training.dry_run import dry_run
+
+    return dry_run(options, progress or NoProgress())
 
 
 def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None = None) -> CacheResult:

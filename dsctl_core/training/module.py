@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.lora.layers import add_lora, continue_lora, export_lora, fuse_lora, tuner_layers
+from dsctl_core.lora.targets import AUTO
+from dsctl_core.memory.offload import offloaded_numbers
 from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.pipeline import BasePipeline
 
@@ -57,6 +60,9 @@ class DiffusionTrainingModule(nn.Module):
         lora_target_modules: str | Sequence[str] | None = None,
         lora_rank: int = 32,
         lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
+        use_dora: bool = False,
+        use_rslora: bool = False,
         lora_checkpoint: str | Path | None = None,
         preset_lora_path: str | Path | None = None,
         preset_lora_model: str | None = None,
@@ -66,8 +72,9 @@ class DiffusionTrainingModule(nn.Module):
     ) -> None:
         """Freeze `pipe`, then make trainable what is asked for, in float32, and set the schedule for training.
 
-        `trainable_models` are components ("dit") or modules in them ("dit.proj_out"). `lora_base_model` gets a LoRA on
-        `lora_target_modules` (None: the family's published list), started from `lora_checkpoint` if given.
+        `trainable_models` are components ("dit") or modules in them ("dit.proj_out", "dit.transformer_blocks.*.attn").
+        `lora_base_model` gets a LoRA on `lora_target_modules` (see `find_targets`; None: the family's published list
+        for its denoiser, "auto" for anything else), started from `lora_checkpoint` if given.
         `preset_lora_path` is fused into `preset_lora_model` first, so that only what is beyond it is learned.
         `loras` are files and scales that are fused into every component they are for.
         `fp8_models` are stored in float8; they must not be trained themselves, a LoRA on them may be.
@@ -81,6 +88,9 @@ class DiffusionTrainingModule(nn.Module):
         for name in eight_bit:
             if any(other.split(".")[0] == name for other in full):
                 raise UsageError(f"{name} is trained, so it cannot be stored in float8", hint="drop it from fp8 models")
+        if use_dora and lora_base_model in eight_bit:
+            problem = f"a DoRA reads the weights of the {lora_base_model}, so it cannot be stored in float8"
+            raise UsageError(problem, hint=f"leave --use-dora out, or take {lora_base_model} out of --fp8-models")
         pipe.requires_grad_(False).eval()
         if preset_lora_path is not None:
             fuse_lora(pipe, Path(preset_lora_path), preset_lora_model or "dit")
@@ -88,13 +98,16 @@ class DiffusionTrainingModule(nn.Module):
             fuse_lora(pipe, Path(path), None, scale)
         self.trained = [self._train_whole(pipe, name, full) for name in dict.fromkeys(n.split(".")[0] for n in full)]
         if lora_base_model is not None:
-            targets = split_names(lora_target_modules) or list(pipe.family.lora_targets)
+            published = list(pipe.family.lora_targets) if lora_base_model in pipe.in_iteration_models else [AUTO]
+            targets = split_names(lora_target_modules) or published
             model = pipe.component(lora_base_model)
-            add_lora(model, targets, lora_rank, lora_alpha, seed)
+            kind = {"use_dora": use_dora, "use_rslora": use_rslora}
+            add_lora(model, targets, lora_rank, lora_alpha, seed, dropout=lora_dropout, **kind)
             if lora_checkpoint is not None:
                 continue_lora(model, lora_base_model, Path(lora_checkpoint))
             alpha = lora_rank if lora_alpha is None else lora_alpha
             about = {"rank": str(lora_rank), "alpha": f"{alpha:g}", "target_modules": ",".join(targets)}
+            about |= {name: "true" for name, on in kind.items() if on}
             self.trained.append(TrainedComponent(lora_base_model, lora=True, description=about))
         if not self.trained:
             raise UsageError("nothing is trainable", hint="give lora_base_model or trainable_models")
@@ -105,14 +118,17 @@ class DiffusionTrainingModule(nn.Module):
     @staticmethod
     def _train_whole(pipe: BasePipeline, component: str, names: list[str]) -> TrainedComponent:
         model = pipe.component(component)
-        parts = tuple(name.partition(".")[2] for name in names if name.split(".")[0] == component)
-        for rest in parts:
-            modules = dict(model.named_modules())
-            if rest not in modules:
-                raise unknown_name(f"module of {component}", rest, list(modules)[1:], listing="see the model's layers")
-            modules[rest].requires_grad_(True).train().float()
-        about = {} if "" in parts else {"trained_parts": ",".join(parts)}
-        return TrainedComponent(component, lora=False, parts=parts, description=about)
+        patterns = [name.partition(".")[2] for name in names if name.partition(".")[0] == component]
+        found = {name: m for each in patterns for name, m in find_modules(model, component, each).items()}
+        for module in found.values():
+            module.requires_grad_(True).train()
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                    tensor.data = tensor.data.float()
+        if "" not in found:
+            hold_frozen_in(model, pipe.torch_dtype)
+        about = {} if "" in found else {"trained_parts": ",".join(found)}
+        return TrainedComponent(component, lora=False, parts=tuple(found), description=about)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the name and the tensor of everything that is trained."""
@@ -145,7 +161,10 @@ class DiffusionTrainingModule(nn.Module):
     def count_parameters(self) -> dict[str, int]:
         """Return how many numbers are trained and how many there are in all."""
         sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
-        return {"trained": sum(n for n, on in sizes if on), "all": sum(n for n, _ in sizes)}
+        return {
+            "trained": sum(n for n, on in sizes if on),
+            "all": sum(n for n, _ in sizes) + offloaded_numbers(self),
+        }
 
     def lora_layer_count(self) -> int:
         """Return how many layers carry the LoRA that is being trained."""
@@ -154,6 +173,39 @@ class DiffusionTrainingModule(nn.Module):
     def forward(self, data: Any) -> Tensor:
         """Compute the scalar loss of what the dataset gave; every subclass writes its own."""
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
+
+
+def find_modules(model: nn.Module, component: str, pattern: str) -> dict[str, nn.Module]:
+    """Return the modules of `model` that a dotted name means, by name; its parts may have wildcards, "" is all of it.
+
+    A name that means nothing with parameters is a UsageError, with the near miss if there is one.
+    """
+    if not pattern:
+        return {"": model}
+    parts = pattern.split(".")
+    modules = dict(model.named_modules())
+    found = {
+        name: module
+        for name, module in modules.items()
+        if name.count(".") + 1 == len(parts) and all(map(fnmatchcase, name.split("."), parts))
+    }
+    if not found:
+        raise unknown_name(f"module of {component}", pattern, list(modules)[1:], listing="see the model's layers")
+    if not any(True for module in found.values() for _ in module.parameters()):
+        raise UsageError(f"{component}.{pattern} has nothing to train", hint="name a module that has weights")
+    return found
+
+
+def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring the frozen weights of a model that is trained in part to `dtype`, but for what it wants in float32."""
+    precise = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in model.named_parameters():
+        if (
+            parameter.dtype != dtype
+            and not parameter.requires_grad
+            and not any(part in precise for part in name.split("."))
+        ):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _trained_state(model: nn.Module, component: TrainedComponent) -> Iterator[tuple[str, Tensor]]:

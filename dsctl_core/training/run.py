@@ -19,10 +19,13 @@ from accelerate import Accelerator
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DataError, DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset
+from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.losses import find_loss
+from dsctl_core.memory.levers import Levers
 from dsctl_core.options import TrainOptions
+from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages import plan_stages
 from dsctl_core.training.about import header_metadata
@@ -285,7 +288,16 @@ def build_module(
     progress.note(f"Loading {resolved.label}")
     dtype = float_dtype(accelerator.mixed_precision)
     whole = {name.split(".")[0]: torch.float32 for name in options.trainable_models or ()}
-    pipe = resolved.load_pipeline(torch_dtype=dtype, device=accelerator.device, only=only, component_dtypes=whole)
+    # What is to wait in main memory is not sent to the GPU first, which it might not fit into.
+    place = torch.device("cpu") if options.offload_blocks else accelerator.device
+    pipe = resolved.load_pipeline(torch_dtype=dtype, device=place, only=only, component_dtypes=whole)
+    module = task_module(options, pipe, task)
+    apply_levers(options, module, accelerator)
+    return module
+
+
+def task_module(options: TrainOptions, pipe: BasePipeline, task: str) -> TaskModule:
+    """Make trainable on `pipe` what the options say."""
     altered = altered_by(options)
     return TaskModule(
         pipe,
@@ -299,6 +311,9 @@ def build_module(
         lora_target_modules=options.lora_target_modules,
         lora_rank=options.lora_rank or 32,
         lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        use_dora=options.use_dora,
+        use_rslora=options.use_rslora,
         lora_checkpoint=options.lora_checkpoint,
         preset_lora_path=altered.lora if altered.lora_on in pipe.components else None,
         preset_lora_model=altered.lora_on,
@@ -306,6 +321,19 @@ def build_module(
         fp8_models=[name for name in altered.fp8 if name in pipe.components],
         seed=options.seed,
     )
+
+
+def apply_levers(options: TrainOptions, module: TaskModule, accelerator: Accelerator) -> None:
+    """Do to the networks that run at every step what the options ask for, and bring the pipeline to its device."""
+    if options.offload_blocks and accelerator.device.type == "cpu":
+        raise UsageError("--offload-blocks has no effect without a GPU", hint="leave it out")
+    pipe = module.pipe
+    levers = Levers(
+        options.gradient_checkpointing_blocks, options.offload_blocks, options.compile, options.attention_backend
+    )
+    levers.apply([pipe.component(name) for name in pipe.in_iteration_models], accelerator.device)
+    pipe.to(accelerator.device)
+    pipe.device = torch.empty(0, device=accelerator.device).device
 
 
 def describe_run(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dsctl_core.cache.reader import CACHED
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.lora.dropout import dropouts_of, seed_dropout
 from dsctl_core.losses import Loss, find_loss
 from dsctl_core.losses.contract import Sides
 from dsctl_core.options.objective import ObjectiveOptions
@@ -57,6 +58,7 @@ class TaskModule(DiffusionTrainingModule):
         self.switch_pipe_to_training_mode(pipe, **training_mode)
         self.stages = plan_stages(pipe, self.loss, [component.name for component in self.trained])
         self.padded = padded_outputs(pipe.units)
+        self.dropouts = dropouts_of(pipe)
 
     def forward(self, data: dict[str, Any] | list[dict[str, Any]]) -> Tensor:
         """Return the mean loss over a row, or over a list of rows of one size."""
@@ -66,6 +68,7 @@ class TaskModule(DiffusionTrainingModule):
         own = [name for name in PER_STEP_INPUTS if name not in self.loss.requires]
         drawn = {name: [row.get(name) for row in rows] for name in own}
         shared = {**self._placed(shared), **drawn, **self.run_time_inputs}
+        seed_dropout(self.dropouts, [row.get("seed") for row in rows])
         if "_timestep" in rows[0]:  # chosen by validation, instead of drawn by the loss
             shared["timestep"] = torch.stack([row["_timestep"] for row in rows])
         shared, posi, nega = run(

@@ -143,7 +143,7 @@ def test_training_needs_no_pictures_and_no_encoders(
     shutil.copytree(model, only_dit, ignore=shutil.ignore_patterns("vae", "text_encoder", "tokenizer"))
     loaded, real = [], load.load_component
     monkeypatch.setattr(load, "load_component", lambda c, *rest: loaded.append(c.name) or real(c, *rest))
-    monkeypatch.setattr(load, "_load_tokenizer", lambda folder: pytest.fail("the tokenizer was loaded"))
+    monkeypatch.setattr(load, "load_tokenizer", lambda folder: pytest.fail("the tokenizer was loaded"))
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("a picture was read"))
     assert start(cache, tmp_path / "a").steps == 2
     assert start(cache, tmp_path / "b", model=str(only_dit)).steps == 2

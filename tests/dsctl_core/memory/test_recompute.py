@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from dsctl_core import gradient_checkpoint_forward
+from dsctl_core.errors import UsageError
+from dsctl_core.memory.recompute import checkpoint_some
 
 
 class Counting(nn.Module):
@@ -31,3 +33,36 @@ def test_results_and_gradients_are_those_of_a_plain_call(recompute, offload, cal
     assert torch.equal(result, plain)
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
     assert block.calls == calls
+
+
+class Stack(nn.Module):
+    """Six blocks that are run through gradient checkpointing."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Counting() for _ in range(6))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = gradient_checkpoint_forward(block, True, False, x)
+        return x
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(6, range(6)), (3, (1, 3, 5)), (1, (3,))])
+def test_only_the_chosen_blocks_are_computed_twice(count, chosen):
+    torch.manual_seed(0)
+    model, x = Stack(), torch.randn(3, 4)
+    model(x).sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for block in model.blocks:
+        block.calls = 0
+    checkpoint_some(model, count)
+    model(x).sum().backward()
+    assert [block.calls for block in model.blocks] == [2 if n in chosen else 1 for n in range(6)]
+    assert all(torch.equal(p.grad, e) for p, e in zip(model.parameters(), expected, strict=True))
+
+
+def test_more_blocks_than_there_are_is_an_error():
+    with pytest.raises(UsageError, match="has 6 blocks"):
+        checkpoint_some(Stack(), 7)

@@ -60,10 +60,11 @@ def ours(model, *loras):
     return velocity(pipe.dit)
 
 
-def test_a_trained_lora_loads_in_diffusers_whole_and_gives_our_output(capsys, model, caplog):
+@pytest.mark.parametrize("kind", [(), ("--use-dora",), ("--use-rslora",)])
+def test_a_trained_lora_loads_in_diffusers_whole_and_gives_our_output(capsys, model, caplog, kind):
     from diffusers import QwenImagePipeline
 
-    file = train(capsys, model, "--lora-alpha", "6")
+    file = train(capsys, model, "--lora-alpha", "6", *kind)
     pipe = QwenImagePipeline.from_pretrained(str(model), local_files_only=True)
     pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

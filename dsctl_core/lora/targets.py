@@ -1,0 +1,81 @@
+"""Which layers of a model a LoRA goes on: names, regular expressions, or every linear layer of the repeated blocks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from dsctl_core.errors import DsctlError, UsageError, near_miss
+from dsctl_core.memory.blocks import repeated_blocks
+
+AUTO = "auto"
+PLAIN = re.compile(r"[A-Za-z0-9_.]+")  # what names of modules are made of; anything else makes a regular expression
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers of `model` by name, whether or not a LoRA is on them."""
+    return {
+        name.replace(".base_layer", ""): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
+
+
+def find_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Return the names of the linear layers of `model` that `targets` mean, in the model's order.
+
+    A target is a layer's name or how it ends ("to_q", "attn.to_q"); or a regular expression, which is anything with
+    a character that no name has, and must match a whole name; or "auto", every linear layer of the repeated blocks.
+    A target that means no layer is a DsctlError, with the near miss if there is one.
+    """
+    if not targets:
+        raise DsctlError("no LoRA target modules were given", hint="name layers such as to_q,to_k,to_v")
+    linear = list(linear_layers(model))
+    found: set[str] = set()
+    for target in targets:
+        matched = {name for name in linear if _matches(model, target, name)}
+        if not matched:
+            raise _no_match(model, target, linear)
+        found |= matched
+    return [name for name in linear if name in found]
+
+
+def exactly(names: Sequence[str]) -> str:
+    """Return `names` as the regular expression that peft takes for these layers and no others.
+
+    From a list peft would also take every layer whose name ends in one of them.
+    """
+    return "|".join(re.escape(name) for name in names)
+
+
+def _matches(model: nn.Module, target: str, name: str) -> bool:
+    if target == AUTO:
+        return any(name.startswith(f"{block}.") for block in repeated_blocks(model))
+    if PLAIN.fullmatch(target):
+        return name == target or name.endswith(f".{target}")
+    try:
+        return re.fullmatch(target, name) is not None
+    except re.error as error:
+        raise UsageError(
+            f"LoRA target {target!r} is no regular expression: {error}",
+            hint=r"write one such as .*\.attn\.to_[qkv], or the name of a layer",
+        ) from error
+
+
+def _no_match(model: nn.Module, target: str, linear: list[str]) -> DsctlError:
+    kind = type(model).__name__
+    if target == AUTO:
+        return DsctlError(f"the {kind} has no linear layer in repeated blocks", hint="name the layers one by one")
+    what = "LoRA target" if PLAIN.fullmatch(target) else "LoRA target (a regular expression)"
+    guess = near_miss(target, sorted({tail for name in linear for tail in _tails(name)}))
+    hint = f"layers are named like {', '.join(linear[-3:])}" if linear else "only linear layers can have one"
+    return DsctlError(
+        f"{what} {target!r} matches no linear layer of the {kind}", hint=f"did you mean {guess!r}?" if guess else hint
+    )
+
+
+def _tails(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[-n:]) for n in (1, 2, 3) if n <= len(parts)]

@@ -1,0 +1,101 @@
+"""Choosing how attention is computed, and proving that what was chosen can be trained with.
+
+Backends are diffusers': https://huggingface.co/docs/diffusers/optimization/attention_backends
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from dsctl_core.errors import DsctlError, UsageError, unknown_name
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # three of (B, T, heads, channels) to one
+DEFAULT = "native"
+PROBE = (1, 32, 2, 64)
+CLOSE = 0.1  # relative to the gradient's size: far beyond rounding in 16 bits, far below being wrong
+
+
+def set_attention_backend(models: Sequence[nn.Module], name: str | None, device: torch.device) -> str:
+    """Have `models` compute attention with the backend called `name` (None: what diffusers is set to) and return it.
+
+    Anything but torch's own is tried first: a backend whose gradients are missing or wrong is a UsageError, one that
+    is not installed or does not run on `device` a DsctlError.
+    """
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    known = [each.value for each in AttentionBackendName]
+    if name is not None and name not in known:
+        raise unknown_name("attention backend", name, [each for each in known if not each.startswith("_")])
+    chosen = name or str(_AttentionBackendRegistry.get_active_backend()[0].value)
+    if chosen != DEFAULT:
+        refuse_untrainable(chosen)
+        _install(models, chosen, device)
+    return chosen
+
+
+def refuse_untrainable(name: str) -> None:
+    """Refuse what is known to compute no gradients, before anything is looked for."""
+    if "sage" in name:
+        raise UsageError(
+            f"the attention backend {name} has no backward pass, so it cannot be trained with",
+            hint="use it for inference; leave --attention-backend out for training",
+        )
+
+
+def _install(models: Sequence[nn.Module], name: str, device: torch.device) -> None:
+    from diffusers import attention_backend
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return dispatch_attention_fn(query, key, value)
+
+    try:
+        # diffusers also makes what a model is given the default of the process; leaving the context takes it back.
+        with attention_backend(name):
+            check_backward(name, attend, device)
+            for model in models:
+                model.set_attention_backend(name)  # type: ignore[operator]
+    except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DsctlError(
+            f"the attention backend {name} cannot be used here: {reason}",
+            hint="leave --attention-backend out for torch's own",
+        ) from error
+
+
+def check_backward(name: str, attend: Attention, device: torch.device) -> None:
+    """Raise a UsageError unless the gradients through `attend` are those of torch's own attention."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    drawn = [torch.randn(PROBE, generator=generator).to(device, dtype) for _ in range(4)]
+    weight = drawn.pop()
+
+    def gradients(function: Attention) -> list[Tensor | None]:
+        inputs = [each.clone().requires_grad_() for each in drawn]
+        result = function(*inputs)
+        if not result.requires_grad:
+            return [None] * len(inputs)
+        return list(torch.autograd.grad((result * weight).sum(), inputs, allow_unused=True))
+
+    def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # Ours has the heads third, torch's second.
+        return scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        ).transpose(1, 2)
+
+    for ours, expected in zip(gradients(attend), gradients(plain), strict=True):
+        assert expected is not None
+        if ours is None:
+            fault = "gives no gradients"
+        elif not float((ours - expected).float().norm()) <= CLOSE * float(expected.float().norm()):
+            fault = "gives wrong gradients"
+        else:
+            continue
+        raise UsageError(
+            f"the attention backend {name} {fault}, so it cannot be trained with",
+            hint="leave --attention-backend out for torch's own",
+        )

@@ -1,0 +1,42 @@
+"""What a run asks of memory and speed beyond checkpointing, applied to a pipeline that is ready to be trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dsctl_core.memory.attention import set_attention_backend
+from dsctl_core.memory.compile import compile_blocks
+from dsctl_core.memory.offload import offload_blocks
+from dsctl_core.memory.recompute import checkpoint_some
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Levers:
+    """How many blocks are checkpointed (None: all) and offloaded, whether they are compiled, how attention runs."""
+
+    checkpointing_blocks: int | None = None
+    offload_blocks: int = 0
+    compile: bool = False
+    attention_backend: str | None = None
+
+    def apply(self, denoisers: Sequence[nn.Module], device: torch.device) -> str:
+        """Do it to the networks that run at every step, and return the attention backend that they use.
+
+        LoRAs have to be on them already, and what is trained has to be marked so.
+        """
+        backend = set_attention_backend(denoisers, self.attention_backend, device)
+        for model in denoisers:
+            if self.checkpointing_blocks is not None:
+                checkpoint_some(model, self.checkpointing_blocks)
+            if self.offload_blocks:
+                offload_blocks(model, self.offload_blocks, device)
+            if self.compile:
+                compile_blocks(model, device)
+        return backend

@@ -1,0 +1,104 @@
+"""Running a model without memory: tensors that have shapes and dtypes but no numbers, and a count of their bytes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+
+class Simulation:
+    """A world of tensors without numbers. What is computed with any of them is such a tensor too."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Have every tensor that is made be one without numbers."""
+        with self.mode, torch.no_grad():
+            yield
+
+    def take(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        """Replace the parameters and buffers of `model` by ones without numbers, in `dtype` where they are floats."""
+        shared: dict[int, Tensor] = {}
+        for module in model.modules():
+            for holder in (module._parameters, module._buffers):
+                for name, tensor in list(holder.items()):
+                    if tensor is not None:
+                        holder[name] = shared.setdefault(id(tensor), self._taken(tensor, dtype))  # type: ignore[assignment]
+        return model
+
+    def _taken(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        with self.mode:
+            fake = torch.empty(tensor.shape, dtype=wanted, device=tensor.device)
+        if not isinstance(tensor, nn.Parameter):
+            return fake
+        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+
+
+class KnownMasks(TorchFunctionMode):
+    """Lets a tensor without numbers be indexed by a mask that has them: by the places of its true entries."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__ and isinstance(args[0], FakeTensor):
+            mask = args[1]
+            if isinstance(mask, Tensor) and mask.dtype == torch.bool and not isinstance(mask, FakeTensor):
+                args = (args[0], mask.nonzero().unbind(-1))
+        return func(*args, **(kwargs or {}))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, for as long as each lives.
+
+    `now` and `peak` are over all made since the counting began; a view counts with what it is a view of.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {self._key(each) for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, Tensor) and self._key(tensor) not in known:
+                self._count(tensor)
+        return result
+
+    @staticmethod
+    def _key(tensor: Tensor) -> int:
+        return tensor.untyped_storage()._cdata
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+
+        def gone(_: Any) -> None:
+            del self._seen[key]
+            self.now -= size
+
+        self._seen[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def start_peak(self) -> None:
+        """Forget the peak so far."""
+        self.peak = self.now
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of `tensors`, each counted once."""
+    return sum({id(each): each.numel() * each.element_size() for each in tensors}.values())

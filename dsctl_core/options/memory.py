@@ -1,0 +1,29 @@
+"""What a run gives for less memory or more speed, beside gradient checkpointing and fp8."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from dsctl_core.options.base import Count, Options, Text
+
+
+class MemoryOptions(Options):
+    """Blocks that are treated one at a time, compilation, attention."""
+
+    panel: ClassVar[str] = "Memory and speed"
+
+    gradient_checkpointing_blocks: Count | None = Field(
+        None, description="Checkpoint only this many of the repeated blocks, evenly spread. Left out: all of them."
+    )
+    offload_blocks: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
+        0, description="Blocks of the denoiser whose frozen weights wait in main memory until a GPU needs them."
+    )
+    compile: bool = Field(False, description="Compile the repeated blocks: a slow first step, then faster ones.")
+    attention_backend: Text | None = Field(
+        None, description="How attention is computed, by diffusers' name for it. Left out: native, torch's own."
+    )
+    dry_run: bool = Field(
+        False, description="Say what the run would take of memory and disk, without loading weights, and stop."
+    )

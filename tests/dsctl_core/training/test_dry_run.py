@@ -1,0 +1,115 @@
+"""A dry run against the run: memory within 15 %, the same counts, and nothing loaded, written or downloaded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dsctl.app import main
+from dsctl_core.checkpoint import load
+from tests.conftest import REPOSITORY
+
+SHARE = 0.15  # of the measured peak, which a prediction may be off
+
+
+@pytest.fixture
+def data():
+    Path("data").mkdir()
+    for name in ("red", "blue"):
+        Image.new("RGB", (96, 96), name).save(f"data/{name}.png")
+    Path("data/metadata.csv").write_text("image,prompt\nred.png,red\nblue.png,a blue one\n", encoding="utf-8")
+    return "data"
+
+
+def words(model, *more):
+    return [str(w) for w in ("train", "sft", "--model", model, "--dataset-base-path", "data", "--device", "cpu", *more)]
+
+
+def dsctl(*words):
+    """Run a command in a process of its own, whose memory nothing else has touched; return its JSON."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "dsctl", *words, "--json"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize(
+    ("more", "cached"),
+    [
+        (("--lora-rank", "8", "--batch-size", "2"), True),
+        (("--trainable-models", "dit", "--no-cache", "--use-gradient-checkpointing"), False),
+        (("--lora-rank", "8", "--no-cache", "--mixed-precision", "bf16"), False),
+    ],
+)
+def test_the_predicted_peak_is_within_15_percent_of_the_measured_one(data, more, cached):
+    asked = words("tiny", *more, "--max-steps", "3", "--output-path", "out")
+    predicted = dsctl(*asked, "--dry-run")
+    assert not Path("out").exists()
+    dsctl(*asked)
+    lines = [json.loads(line) for line in Path("out/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    measured = max(line["peak_memory_bytes"] for line in lines)
+    assert abs(predicted["memory"]["peak"] / measured - 1) < SHARE, (predicted["memory"], measured)
+    assert predicted["steps"] == len(lines) == 3
+    run = json.loads(Path("out/run.json").read_text(encoding="utf-8"))
+    assert {name: predicted["parameters"][name] for name in ("trained", "all")} == run["parameters"]
+    saved = sum(file.stat().st_size for file in Path("out").glob("step-*"))
+    assert predicted["disk"]["checkpoints"] == pytest.approx(saved, rel=0.1)
+    assert (predicted["disk"]["cache"] > 0) == cached == Path("out/cache").exists()
+
+
+def test_no_weights_are_loaded_and_nothing_is_written(capsys, data, tiny_folder, monkeypatch):
+    monkeypatch.setattr(load, "load_component", lambda *_: pytest.fail("weights were loaded"))
+    before = sorted(Path().rglob("*"))
+    assert main(words(tiny_folder, "--lora-rank", "2", "--output-path", "out", "--dry-run")) == 0
+    shown = capsys.readouterr().out
+    assert "Dry run: nothing was loaded" in shown and "activations" in shown and "MB" in shown
+    assert sorted(Path().rglob("*")) == before
+
+
+def facts(capsys, model, *more):
+    assert main([*words(model, "--output-path", "out", "--dry-run", "--json"), *more]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def test_each_lever_shows_in_the_part_that_it_is_for(capsys, data, tiny_folder):
+    lora = ("--lora-rank", "2", "--no-cache")
+    plain = facts(capsys, tiny_folder, *lora)["memory"]
+    less = facts(capsys, tiny_folder, *lora, "--use-gradient-checkpointing")["memory"]
+    more = facts(capsys, tiny_folder, *lora, "--batch-size", "2")["memory"]
+    assert less["activations"] < 0.8 * plain["activations"]
+    assert 1.7 < more["activations"] / plain["activations"] < 2.3
+    whole = facts(capsys, tiny_folder, "--trainable-models", "dit")
+    trained = whole["parameters"]["trained"]
+    assert whole["memory"]["gradients"] == 4 * trained
+    # AdamW: two moments for every number that gets a gradient, and all but a few of the last block do.
+    assert whole["memory"]["optimizer"] == pytest.approx(8 * trained, rel=0.1)
+    half = facts(capsys, tiny_folder, *lora, "--mixed-precision", "bf16")["memory"]
+    assert half["weights"] == pytest.approx(plain["weights"] / 2, rel=0.1)
+
+
+def test_the_cache_and_the_steps_are_those_of_the_run(capsys, data, tiny_folder):
+    once = facts(capsys, tiny_folder, "--lora-rank", "2", "--save-steps", "1")
+    assert once["steps"] == 2 and once["disk"]["cache"] == 0 and once["memory"]["stage_one"] == 0
+    several = facts(capsys, tiny_folder, "--lora-rank", "2", "--num-epochs", "3", "--gradient-accumulation-steps", "2")
+    assert several["steps"] == 3 and several["disk"]["cache"] > 0
+    assert several["memory"]["weights"] < once["memory"]["weights"], "the encoders are not there in stage two"
+
+
+def test_a_model_that_is_not_on_the_disk_is_an_error_and_no_download(capsys, data, monkeypatch):
+    monkeypatch.delenv("DSCTL_SKIP_DOWNLOAD")
+    monkeypatch.setenv("DSCTL_MODEL_BASE_PATH", "nowhere")
+    more = ("--lora-rank", "2", "--output-path", "out", "--dry-run")
+    assert main(words("qwen-image", *more)) == 1
+    error = capsys.readouterr().err
+    assert "is not in nowhere" in error and "dsctl download" in error
+
+
+def test_a_trained_encoder_cannot_be_predicted_and_says_so(capsys, data, tiny_folder):
+    more = ("--trainable-models", "text_encoder", "--output-path", "out", "--dry-run")
+    assert main(words(tiny_folder, *more)) == 2
+    assert "uses the text_encoder at every step" in capsys.readouterr().err
