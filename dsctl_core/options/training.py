@@ -66,7 +66,7 @@ class OutputOptions(Options):
     )
     resume: Text | None = Field(
         None,
-        description="Go on with a run, to the bit: latest, from the newest state in its folder, or the folder of a state.",
+        description="Go on with a run, to the bit: latest, from its newest state, or the folder of a state.",
     )
     allow_changed: Names = Field(
         (),
