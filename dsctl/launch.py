@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsctl import out, processes
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.options.processes import ProcessCountOptions, ProcessOptions
+
+if TYPE_CHECKING:  # every command imports this module, most of them have no such options
+    from dsctl_core.options.processes import ProcessCountOptions
 
 _words: ContextVar[Sequence[str]] = ContextVar("words")
 
@@ -31,7 +34,7 @@ def in_processes(options: ProcessCountOptions, *, cpu: bool) -> bool:
 
     Raises SystemExit with the processes' exit code where they did not all end well.
     """
-    config = options.accelerate_config if isinstance(options, ProcessOptions) else None
+    config: Path | None = getattr(options, "accelerate_config", None)
     flag = "--accelerate-config" if config is not None else f"--num-processes {options.num_processes}"
     if config is None and options.num_processes is None:
         return False

@@ -66,8 +66,7 @@ class OutputOptions(Options):
     )
     resume: Text | None = Field(
         None,
-        description="Go on with a run from a saved state, to the bit: latest, the newest whole one of --output-path, "
-        "or the folder of one.",
+        description="Go on with a run, to the bit: latest, from the newest state in its folder, or the folder of a state.",
     )
     allow_changed: Names = Field(
         (),

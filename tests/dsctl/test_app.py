@@ -50,7 +50,7 @@ def test_help_takes_little_cpu_time(words: list[str], repository: Path, tmp_path
     ]
     help_seconds, libraries = (min(side) for side in zip(*runs, strict=True))
     # A busy machine makes every process take more: then what the libraries alone take says how much is little.
-    assert help_seconds <= max(CPU_SECONDS, 1.5 * libraries)
+    assert help_seconds <= max(CPU_SECONDS, 2 * libraries)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from dsctl_core.options import CacheOptions, InferOptions, Options, TrainOptions
 from dsctl_core.options.messages import bare_type, bounds
+from tests.dsctl.bad_values import BAD_OBJECTIVE, BAD_RUN, BAD_TEMPLATE, BAD_TEMPLATE_INPUTS, Bad
 from tests.dsctl.refusing import BASE, refused, words
 from tests.dsctl.running import Dsctl
 
@@ -17,7 +18,6 @@ pytestmark = pytest.mark.usefixtures("files")
 OPTIONS: dict[str, type[Options]] = {"train": TrainOptions, "cache": CacheOptions, "infer": InferOptions}
 
 # option -> its bad values: (value, exit code, in the error, in the hint), with further changes to the command line
-Bad = tuple[str, int, str, str] | tuple[str, int, str, str, dict[str, str | None]]
 NO_MODEL: dict[str, str | None] = {"model": None}
 NO_DATASET: dict[str, str | None] = {"model": None, "dataset_base_path": None}
 FROM_PICTURE: dict[str, str | None] = {"input_image": "data/a.png", "denoising_strength": "0.5"}
@@ -91,6 +91,9 @@ BAD_DATA: dict[str, list[Bad]] = {
 BAD: dict[str, dict[str, list[Bad]]] = {
     "train": {
         **BAD_MODEL,
+        **BAD_OBJECTIVE,
+        **BAD_RUN,
+        **BAD_TEMPLATE,
         "task": [("stf", 2, "unknown task 'stf'", "did you mean 'sft'?")],
         **BAD_DATA,
         "trainable_models": [
@@ -144,6 +147,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
     },
     "cache": {
         **BAD_MODEL,
+        **BAD_TEMPLATE,
         **BAD_DATA,
         # Of a folder without a tokenizer it hears when the pictures are encoded and kept already.
         "tokenizer_path": BAD_MODEL["tokenizer_path"][:1],
@@ -168,6 +172,8 @@ BAD: dict[str, dict[str, list[Bad]]] = {
     },
     "infer": {
         **BAD_MODEL,
+        **BAD_TEMPLATE,
+        **BAD_TEMPLATE_INPUTS,
         "prompt": [
             ("", 2, "--prompt is empty", "--prompt: What"),
             (" ", 2, "--prompt is ' ', which says nothing", "say what"),
@@ -230,7 +236,8 @@ def bad_numbers() -> Iterator[tuple[str, str, str]]:
             values = [limits["ge"] - 1] if "ge" in limits else [limits["gt"], limits["gt"] - 1]
             values += [limits["le"] + 1] if "le" in limits else []
             texts = [f"{value:.0f}" if float(value).is_integer() else str(value) for value in values]
-            for text in [*texts, "-1", "abc", "", "nan", "inf", *(["1.5"] if whole else [])]:
+            negative = [] if limits.get("ge", 0) <= -1 else ["-1"]
+            for text in [*texts, *negative, "abc", "", "nan", "inf", *(["1.5"] if whole else [])]:
                 yield command, name, text
 
 

@@ -33,7 +33,7 @@ def lora(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dsctl_core.checkpoint.files import write_safetensors
 
     options = InferOptions(model=str(model), prompt="p", device="cpu")
-    dit = inference.load(options, resolve_model(str(model))).dit
+    dit = inference.load(options, resolve_model(str(model)), torch.device("cpu"), torch.float32).dit
     add_lora(dit, ("to_q", "to_v"), rank=2)
     for name, parameter in dit.named_parameters():
         if "lora_B" in name:
@@ -193,7 +193,8 @@ def test_tiles_are_of_no_consequence_for_a_picture_smaller_than_one(model: Path)
 
 @pytest.mark.parametrize(("dtype", "expected"), [(None, torch.float32), ("bfloat16", torch.bfloat16)])
 def test_the_precision_is_the_one_asked_for(model: Path, dtype: str | None, expected: torch.dtype):
-    pipe = inference.load(build(model, dtype=dtype), resolve_model(str(model)))
+    options = build(model, dtype=dtype)
+    pipe = inference.load(options, resolve_model(str(model)), *inference.placement(options))
     assert {parameter.dtype for parameter in pipe.dit.parameters()} == {expected}
 
 

@@ -1,0 +1,70 @@
+"""Bad values of options of training and of templates: (value, exit code, in the error, in the hint, other options)."""
+
+from __future__ import annotations
+
+Bad = tuple[str, int, str, str] | tuple[str, int, str, str, dict[str, str | None]]
+WITH_TEMPLATE: dict[str, str | None] = {"template": "data"}
+
+BAD_TEMPLATE: dict[str, list[Bad]] = {
+    "template": [
+        ("nowhere", 1, "the template nowhere does not exist", "OWNER/NAME:"),
+        ("data", 1, "data is no template: it has no model.py", "TEMPLATE_MODEL"),
+        ("", 2, "--template is ''", "--template takes DIR"),
+    ],
+}
+BAD_TEMPLATE_INPUTS: dict[str, list[Bad]] = {
+    name: [
+        ("{}", 2, f"{flag} has no effect without --template", "--template DIR"),
+        ("x", 2, f"{flag} is 'x': this is not JSON", '{"scale": 0.8}', WITH_TEMPLATE),
+        ("[]", 2, f"{flag} is '[]': this is no JSON object", '{"scale": 0.8}', WITH_TEMPLATE),
+    ]
+    for name, flag in (
+        ("template_inputs", "--template-inputs"),
+        ("negative_template_inputs", "--negative-template-inputs"),
+    )
+}
+BAD_OBJECTIVE: dict[str, list[Bad]] = {
+    "optimizer": [
+        ("adamww", 2, "unknown optimizer 'adamww'", "did you mean 'adamw'?"),
+        ("nowhere.Adam", 2, "--optimizer nowhere.Adam is given without --learning-rate", "--learning-rate"),
+    ],
+    "optimizer_args": [
+        ("beta", 2, "'beta' does not have the form KEY=VALUE", "KEY=VALUE"),
+        ("bets=1", 2, "unknown argument of AdamW 'bets'", "did you mean 'betas'?"),
+    ],
+    "lr_scheduler": [("cosin", 2, "--lr-scheduler is 'cosin', which is unknown", "did you mean 'cosine'?")],
+    "loss_weighting": [("bel", 2, "--loss-weighting is 'bel', which is unknown", "did you mean 'bell'?")],
+    "timestep_sampling": [("unifrm", 2, "--timestep-sampling is 'unifrm'", "did you mean 'uniform'?")],
+    "attention_backend": [
+        ("nativ", 2, "unknown attention backend 'nativ'", "did you mean 'native'?"),
+        ("sage", 2, "the attention backend sage has no backward pass", "for inference"),
+    ],
+}
+BAD_RUN: dict[str, list[Bad]] = {
+    "accelerate_config": [
+        ("nowhere.yaml", 1, "--accelerate-config nowhere.yaml does not exist", "examples/accelerate/"),
+        ("file.txt", 1, "--accelerate-config file.txt", "accelerate"),
+    ],
+    "resume": [
+        ("latest", 1, "out does not exist: there is no run to resume", "leave --resume out"),
+        ("nowhere", 1, "nowhere is no folder of a training state", "OUT/state/step-N"),
+    ],
+    "allow_changed": [("seed", 2, "--allow-changed seed has no effect without --resume", "--resume latest")],
+    "sample_prompt": [("a", 2, "--sample-prompt has no effect without --sample-every", "--sample-every")],
+    "sample_negative_prompt": [("a", 2, "--sample-negative-prompt has no effect", "--sample-every")],
+    "sample_prompts_file": [
+        ("nowhere.txt", 2, "--sample-prompts-file has no effect without --sample-every", "--sample-every"),
+        (
+            "nowhere.txt",
+            1,
+            "--sample-prompts-file nowhere.txt cannot be read",
+            "a prompt a line",
+            {"sample_every": "1"},
+        ),
+    ],
+    "track": [("tensorbord", 2, "unknown tracker 'tensorbord'", "did you mean 'tensorboard'?")],
+    "track_project": [
+        ("", 2, "--track-project is empty", "Project that a tracker files the run under"),
+        ("x", 2, "--track-project has no effect without a tracker", "--track"),
+    ],
+}
