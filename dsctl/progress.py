@@ -19,12 +19,12 @@ class Lines:
         self.write, self.clock = write, clock
         self.what: str | None = None
 
-    def start(self, what: str, total: int | None) -> None:
-        """Begin a job."""
+    def start(self, what: str, total: int | None, done: int = 0) -> None:
+        """Begin a job; what was done before counts, but took none of its time."""
         self.finish()
-        self.what, self.total, self.done, self.fields = what, total, 0, ""
+        self.what, self.total, self.fields = what, total, ""
+        self.before = self.done = self.said_done = done
         self.began = self.said = self.clock()
-        self.said_done = 0
 
     def advance(self, n: int = 1, **fields: float | str) -> None:
         """Count, and say so when it is time."""
@@ -45,7 +45,7 @@ class Lines:
 
     def _say(self) -> None:
         self.said, self.said_done = self.clock(), self.done
-        pace = (self.said - self.began) / self.done
+        pace = (self.said - self.began) / max(self.done - self.before, 1)
         count = f"{self.done}/{self.total}" if self.total else f"{self.done}"
         parts = [f"{self.what} {count}", self.fields, f"{pace:.3g} s/step"]
         if self.total is not None and self.done < self.total:
@@ -59,8 +59,8 @@ class Bar:
     def __init__(self) -> None:
         self.live: rich.progress.Progress | None = None
 
-    def start(self, what: str, total: int | None) -> None:
-        """Show a bar."""
+    def start(self, what: str, total: int | None, done: int = 0) -> None:
+        """Show a bar, which begins where the work was left."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -73,8 +73,9 @@ class Bar:
             TextColumn("{task.fields[pace]}", style="dim"),
         )
         self.live = Progress(*columns, console=Console(stderr=True))
-        self.task = self.live.add_task(what, total=total, values="", pace="")
-        self.began, self.done, self.total, self.values = time.monotonic(), 0, total, ""
+        self.task = self.live.add_task(what, total=total, completed=done, values="", pace="")
+        self.began, self.total, self.values = time.monotonic(), total, ""
+        self.before = self.done = done
         self.live.start()
 
     def advance(self, n: int = 1, **fields: float | str) -> None:
@@ -82,7 +83,7 @@ class Bar:
         if self.live is None:
             return
         self.done += n
-        pace = (time.monotonic() - self.began) / max(self.done, 1)
+        pace = (time.monotonic() - self.began) / max(self.done - self.before, 1)
         left = "" if self.total is None else f"  {duration(pace * (self.total - self.done))} left"
         self.values = shown(fields) or self.values
         self.live.update(self.task, advance=n, pace=f"{pace:.3g} s/step{left}", values=self.values)

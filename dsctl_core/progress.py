@@ -8,8 +8,8 @@ from typing import Protocol
 class Progress(Protocol):
     """What a long job reports to: one `start` ... `finish` per job, `advance` in between."""
 
-    def start(self, what: str, total: int | None) -> None:
-        """Begin a job of `total` units (None: not known)."""
+    def start(self, what: str, total: int | None, done: int = 0) -> None:
+        """Begin a job of `total` units (None: not known), of which `done` were done before, in another time."""
 
     def advance(self, n: int = 1, **fields: float | str) -> None:
         """Say that `n` more units are done; `fields` are values to show, such as the loss."""
@@ -24,7 +24,7 @@ class Progress(Protocol):
 class NoProgress:
     """Reports to nobody."""
 
-    def start(self, what: str, total: int | None) -> None:
+    def start(self, what: str, total: int | None, done: int = 0) -> None:
         """Ignore the start of a job."""
 
     def advance(self, n: int = 1, **fields: float | str) -> None:

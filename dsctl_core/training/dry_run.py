@@ -57,7 +57,8 @@ class Memory:
     """Bytes by part, in the order in which a run meets them; `peak` is the most that it has at any moment.
 
     `process` is what the program takes before anything is loaded, which counts on a CPU only. `activations` are what
-    forward leaves for backward, or all that backward has beside weights, gradients and state, whichever is more.
+    forward leaves for backward, or all that backward has beside weights, gradients and state, whichever is more. `ema`
+    is the average of the trained weights.
     """
 
     process: int
@@ -65,6 +66,7 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
+    ema: int
     activations: int
     saving: int
     peak: int
@@ -148,16 +150,17 @@ class _Rehearsal:
         step_peak, activations, state = self._train(module, entry)
         # What is written is copied to the host and, to prove it, read back.
         saving = 2 * trained if on_cpu else 0
-        inside = max(step_peak, saving + state) + (0 if self.two_stages else encoding)
+        ema = trained if self.options.ema_decay is not None else 0
+        inside = ema + max(step_peak, saving + state) + (0 if self.two_stages else encoding)
         if on_cpu:
             # While a file is being loaded, its pages count as well as the tensors that are made of it.
             inside = max(inside, self._largest_file())
-        memory = Memory(
-            process, stage_one, weights, trained, state, activations, saving, process + max(stage_one, weights + inside)
-        )
+        peak = process + max(stage_one, weights + inside)
+        memory = Memory(process, stage_one, weights, trained, state, ema, activations, saving, peak)
         steps, saves = self._steps()
         disk = {
-            "checkpoints": saves * self._saved_bytes(module),
+            "checkpoints": saves * self._saved_bytes(module) * (2 if ema else 1),
+            "state": min(saves, self.options.state_total_limit) * (trained + state + ema),
             "cache": self._entries() * _entry_bytes(entry) if self.own_cache else 0,
         }
         disk["total"] = sum(disk.values())

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.training.hooks import TrainingHook
+from dsctl_core.training.sharded import like
 
 if TYPE_CHECKING:
     from dsctl_core.training.hooks import TrainingRun
@@ -76,9 +76,8 @@ class AverageWeights(TrainingHook):
             self.averages[name].copy_(kept)
 
     def state(self) -> dict[str, Any]:
-        """Return the averages, whole, and how many updates they have seen."""
-        whole = {n: a.full_tensor() if isinstance(a, DTensor) else a for n, a in self.averages.items()}
-        return {"updates": self.updates, "averages": whole}
+        """Return the averages, as they are divided between processes, and how many updates they have seen."""
+        return {"updates": self.updates, "averages": dict(self.averages)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
@@ -90,10 +89,7 @@ class AverageWeights(TrainingHook):
             )
         self.updates = int(state["updates"])
         for name, average in self.averages.items():
-            value = saved[name].to(average.device)
-            if isinstance(average, DTensor):
-                value = distribute_tensor(value, average.device_mesh, average.placements)
-            average.copy_(value)
+            average.copy_(like(saved[name], average))
 
 
 def decay_after(updates: int, decay: float) -> float:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ def evaluating(run: TrainingRun) -> Iterator[None]:
         finally:
             for module, training in modes.items():
                 module.training = training
+                if isinstance(module, FSDPModule):
+                    # After a forward that no backward follows it may be whole still, and would stay as it is now when
+                    # its pieces change: with the weights that were shown, instead of those in training.
+                    module.reshard()
 
 
 def in_lockstep(run: TrainingRun) -> bool:

@@ -27,7 +27,9 @@ def names_of(batch: Iterable[Any], dataset: Any) -> list[str]:
     return [dataset.place(row) if knows else f"row {row}" for row in rows]
 
 
-def require_finite_loss(loss: Tensor, step: int, names: Sequence[str], saved: Path | None) -> None:
+def require_finite_loss(
+    loss: Tensor, step: int, names: Sequence[str], saved: Path | None, *, resumable: bool = True
+) -> None:
     """Raise a DsctlError unless the loss of a micro-batch is a finite number that depends on something trained."""
     if not loss.requires_grad:
         raise _nothing_trained(f"the loss of step {step} depends on no trained weight")
@@ -35,12 +37,18 @@ def require_finite_loss(loss: Tensor, step: int, names: Sequence[str], saved: Pa
         value = float(loss.detach())
         raise DsctlError(
             f"the loss of step {step} is {value}{_on(names)}; nothing was updated with it; {_last(saved)}",
-            hint=f"lower the learning rate, and check those rows{_go_on(saved)}",
+            hint=f"lower the learning rate, and check those rows{_go_on(saved, resumable)}",
         )
 
 
 def require_finite_gradient(
-    norm: Tensor | float | None, step: int, names: Sequence[str], saved: Path | None, accelerator: Accelerator
+    norm: Tensor | float | None,
+    step: int,
+    names: Sequence[str],
+    saved: Path | None,
+    accelerator: Accelerator,
+    *,
+    resumable: bool = True,
 ) -> None:
     """Raise a DsctlError where the norm of a step's gradient, of all processes, is not finite. None: not known.
 
@@ -57,7 +65,7 @@ def require_finite_gradient(
     raise DsctlError(
         f"the gradient of step {step} is {float(norm)}, though its loss is finite{_on(everywhere)}; "
         f"nothing was updated with it; {_last(saved)}",
-        hint=f"lower the learning rate, and check those rows{_go_on(saved)}",
+        hint=f"lower the learning rate, and check those rows{_go_on(saved, resumable)}",
     )
 
 
@@ -90,5 +98,5 @@ def _last(saved: Path | None) -> str:
     return "no step is saved yet" if saved is None else f"the last good checkpoint is {saved}"
 
 
-def _go_on(saved: Path | None) -> str:
-    return "" if saved is None else "; --resume latest goes on from the last saved step"
+def _go_on(saved: Path | None, resumable: bool) -> str:
+    return "" if saved is None or not resumable else "; --resume latest goes on from the last saved step"

@@ -57,7 +57,8 @@ class TrainingHook:
     def state(self) -> Any:
         """Return what a resumed run needs of this hook: dicts, lists, tensors, numbers, texts. None: nothing.
 
-        Asked for whenever the state of the run is saved.
+        Asked for whenever the state of the run is saved. Tensors that are divided between processes are put together
+        afterwards; `load_state` gets them whole.
         """
         return None
 

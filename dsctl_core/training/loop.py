@@ -29,6 +29,7 @@ from dsctl_core.training.hooks import TrainingHook, TrainingRun
 from dsctl_core.training.logger import Continuation, ModelLogger, StepRecord
 from dsctl_core.training.rehearsal import rehearse_save, require_space, weight_bytes
 from dsctl_core.training.resume import refuse_changes, require_steps_left
+from dsctl_core.training.schedule import RateCourse
 from dsctl_core.training.sharded import gradient_norm, keeping_gradients, prepare, shard
 from dsctl_core.training.shown import StepFields
 from dsctl_core.training.signals import SIGNALS, StopSignals, TrainingStopped
@@ -123,6 +124,8 @@ def launch_training_task(
     if optimizer is None:
         settings.update(learning_rate=learning_rate, weight_decay=weight_decay)
     settings.update((model_logger.run or {}).get("identity", {}))
+    if isinstance(lr_scheduler, RateCourse) and lr_scheduler.follows_length:
+        settings["max_steps"] = total  # however it was given
     snapshots = Snapshots(run, hooks, state_total_limit, settings)
     loop = _Loop(run, dataset, rounds, loader, hooks, snapshots, batch_size, max_grad_norm, on_bad_sample)
     loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None
@@ -202,9 +205,9 @@ class _Loop:
         if state is not None:
             self.snapshots.restore_hooks(state)
             run.progress.note(f"Going on after step {run.step}, from {state.folder}")
-        run.progress.start("Training", run.total)
-        if run.step:
-            run.progress.advance(run.step)
+        if not self.snapshots.possible:
+            run.progress.note("With DeepSpeed weights are saved, but no state: this run cannot be resumed")
+        run.progress.start("Training", run.total, run.step)
 
     def _epoch(self) -> None:
         """Go over the samples of an epoch that are left, or until the run is over."""
@@ -219,7 +222,7 @@ class _Loop:
                 return
             if self.stopped_by:
                 self._save()
-                raise TrainingStopped(self.stopped_by, run.step, run.total)
+                raise TrainingStopped(self.stopped_by, run.step, run.total, resumable=self.snapshots.possible)
             if self.save_steps is not None and run.step % self.save_steps == 0:
                 self._save()
             self._begin_step()
@@ -243,7 +246,7 @@ class _Loop:
         accelerator.sync_gradients = last
         with nullcontext() if last else keeping_gradients(accelerator, prepared):
             loss = prepared(batch[0] if self.batch_size == 1 else batch)
-            require_finite_loss(loss, self.run.step + 1, names, self.saved)
+            require_finite_loss(loss, self.run.step + 1, names, self.saved, resumable=self.snapshots.possible)
             self._share(loss.detach().float() * weight)
             accelerator.backward(loss * weight)
             norm = gradient_norm(accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm)) if last else None
@@ -263,9 +266,12 @@ class _Loop:
 
     def _guard(self, norm: float | None) -> None:
         """Stop before an update with a gradient that does harm, or none."""
-        require_finite_gradient(norm, self.run.step + 1, self.names, self.saved, self.run.accelerator)
+        run = self.run
+        require_finite_gradient(
+            norm, run.step + 1, self.names, self.saved, run.accelerator, resumable=self.snapshots.possible
+        )
         if self.first_step:
-            require_some_gradient(norm, self.run.parameters)
+            require_some_gradient(norm, run.parameters)
             self.first_step = False
 
     def _end_step(self, number: int, norm: float | None) -> None:

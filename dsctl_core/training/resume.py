@@ -17,9 +17,11 @@ from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.lora.about import dataset_identity
 from dsctl_core.options import TrainOptions
+from dsctl_core.training.schedule import follows_length
 from dsctl_core.training.state.folder import SavedState
 
-# Options that change no result: another value is no other run. Whatever is not named here is compared.
+# Options that change no result: another value is no other run. Whatever is not named here is compared. How long a run
+# is changes some: where the learning rate follows it, the number of steps in all is compared as "max_steps".
 FREE = frozenset(
     {
         # where things are: what is there is compared instead, as "dataset" and "model"
@@ -47,6 +49,7 @@ OTHERS = {
     "model": "model",
     "samples_per_step": "number of samples a step (processes x batch size x accumulation)",
     "samples": "number of samples an epoch",
+    "max_steps": "number of steps in all, which the course of the learning rate depends on,",
     "batches_of": "batch size, with pictures of several shapes",
 }
 
@@ -64,6 +67,8 @@ def identity_of(
             given[name] = str(Path(value).absolute())
     given["lora"] = [[str(each.path.absolute()), each.scale] for each in options.lora]
     cached = isinstance(source, CachedDataset)
+    if follows_length(options) and options.max_steps is not None:
+        given["max_steps"] = options.max_steps
     return {
         **given,
         "learning_rate": rate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.optim import Optimizer
@@ -13,22 +14,39 @@ from dsctl_core.options.optimizer import OptimizerOptions
 
 CYCLES, POWER = 2, 1.0  # of cosine_with_restarts and polynomial, where none is given
 
-BuildSchedule = Callable[[Optimizer, int], LambdaLR]
+
+@dataclass(frozen=True)
+class RateCourse:
+    """Builds the schedule that `options` ask for."""
+
+    options: OptimizerOptions
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether the rate of a step depends on how many steps the run has in all."""
+        return follows_length(self.options)
+
+    def __call__(self, optimizer: Optimizer, total: int) -> LambdaLR:
+        """Build it, of an optimizer that has made no update of `total`."""
+        rate = float(optimizer.param_groups[0]["lr"])
+        return LambdaLR(optimizer, factors(self.options, total, rate))
 
 
-def plan_schedule(options: OptimizerOptions) -> BuildSchedule | None:
+def plan_schedule(options: OptimizerOptions) -> RateCourse | None:
     """Return what builds the schedule of a run, given its optimizer and its number of steps; None for a constant rate.
 
     The state of such a schedule is plain numbers, so that it can be kept as JSON.
     """
-    if options.lr_scheduler == "constant":
-        return None
+    return None if options.lr_scheduler == "constant" else RateCourse(options)
 
-    def build(optimizer: Optimizer, total: int) -> LambdaLR:
-        rate = float(optimizer.param_groups[0]["lr"])
-        return LambdaLR(optimizer, factors(options, total, rate))
 
-    return build
+def follows_length(options: OptimizerOptions) -> bool:
+    """Return whether the rate of a step depends on how many steps the run has in all.
+
+    It does where it falls until the end, and where the warm-up is given as a share of the run.
+    """
+    steady = options.lr_scheduler in ("constant", "constant_with_warmup")
+    return not steady or 0 < options.lr_warmup_steps < 1
 
 
 def warmup_of(options: OptimizerOptions, total: int) -> int:

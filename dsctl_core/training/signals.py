@@ -12,15 +12,20 @@ from dsctl_core.errors import DsctlError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME = 1.0  # seconds within which another signal is the same request, passed on once more by a launcher
+ANEW = "begin anew from those weights, such as by --lora-checkpoint FILE, in another --output-path"
 
 
 class TrainingStopped(DsctlError):
-    """The run was asked to stop, and did so after a step that is saved. `exit_code` is 128 + the signal's number."""
+    """The run was asked to stop, and did so after a step that is saved. `exit_code` is 128 + the signal's number.
 
-    def __init__(self, number: int, step: int, total: int) -> None:
+    Where it is not `resumable`, the weights of that step are saved, and no state.
+    """
+
+    def __init__(self, number: int, step: int, total: int, *, resumable: bool = True) -> None:
+        saved = "which is saved" if resumable else "whose weights are saved, but no state to resume from"
         super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step} of {total}, which is saved",
-            hint="the same command with --resume latest goes on from there",
+            f"stopped by {signal.Signals(number).name} after step {step} of {total}, {saved}",
+            hint="the same command with --resume latest goes on from there" if resumable else ANEW,
         )
         self.exit_code = 128 + number
         self.step = step

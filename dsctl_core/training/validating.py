@@ -95,20 +95,30 @@ class Validation(TrainingHook):
     def _losses(self, run: TrainingRun) -> list[float]:
         """Return the mean loss of each of this process's rows."""
         count, processes = len(self.dataset) // self.dataset.repeat, run.accelerator.num_processes
-        own = list(range(run.accelerator.process_index, count, processes))
-        # Where all must run the model equally often, some do so once more for nothing.
-        spare = [0] if in_lockstep(run) and len(own) < -(-count // processes) else []
+        together = in_lockstep(run)
+        end = -(-count // processes) * processes if together else count
         found = []
-        for number in own + spare:
-            try:
-                row = self.dataset[number]
-            except DsctlError as error:
-                if self.on_bad_sample is None:
-                    raise
-                self.on_bad_sample(error)
-                continue
-            found.append(self._loss(run.model, row))  # type: ignore[arg-type]
-        return found[: len(own)]
+        for number in range(run.accelerator.process_index, end, processes):
+            row = self._row(number) if number < count else None
+            if row is not None:
+                found.append(self._loss(run.model, row))  # type: ignore[arg-type]
+            elif together and (other := self._some_row(count)) is not None:
+                self._loss(run.model, other)  # type: ignore[arg-type]  # for nothing: all must run it equally often
+        return found
+
+    def _row(self, number: int) -> dict[str, Any] | None:
+        """Return a row; None for one that cannot be loaded, which `on_bad_sample` is told of."""
+        try:
+            return self.dataset[number]
+        except DsctlError as error:
+            if self.on_bad_sample is None:
+                raise
+            self.on_bad_sample(error)
+            return None
+
+    def _some_row(self, count: int) -> dict[str, Any] | None:
+        """Return the first of `count` rows that can be loaded; None where there is none."""
+        return next((row for number in range(count) if (row := self._row(number)) is not None), None)
 
     def _loss(self, module: TaskModule, row: dict[str, Any]) -> float:
         """Return the mean loss of one row over the levels; a loss that goes its own way through them is taken once."""

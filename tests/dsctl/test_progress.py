@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from dsctl import progress
 from dsctl.progress import EVERY, Bar, Lines, duration
 
 
@@ -43,6 +45,27 @@ def test_a_line_comes_at_most_so_often_and_says_how_far_and_how_fast(lines: Line
         "Training 10/40  loss 0.125  lr 0.0001  0.5 s/step  0:15 left",
         "Training 20/40  loss 0.125  lr 0.0001  0.5 s/step  0:10 left",
     ]
+
+
+def test_what_was_done_before_a_run_went_on_counts_but_not_for_its_pace(lines: Lines, written: list[str], clock: Clock):
+    lines.start("Training", 100, 90)
+    clock.now = EVERY
+    lines.advance()
+    assert written == ["Training 91/100  5 s/step  0:45 left"]
+
+
+def test_a_bar_goes_on_where_the_work_was_left(monkeypatch: pytest.MonkeyPatch):
+    seconds = iter([100.0, 102.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    bar = Bar()
+    bar.start("Training", 100, 90)
+    assert bar.live is not None
+    bar.advance()
+    (task,) = bar.live.tasks
+    bar.finish()
+    assert (task.completed, task.total) == (91, 100)
+    assert task.fields["pace"] == "2 s/step  0:18 left"
 
 
 def test_the_end_is_told_once(lines: Lines, written: list[str], clock: Clock):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from PIL import Image
@@ -41,7 +42,7 @@ def dsctl(*words):
 @pytest.mark.parametrize(
     ("more", "cached"),
     [
-        (("--lora-rank", "8", "--batch-size", "2"), True),
+        (("--lora-rank", "8", "--batch-size", "2", "--ema-decay", "0.9", "--save-steps", "1"), True),
         (("--trainable-models", "dit", "--no-cache", "--use-gradient-checkpointing"), False),
         (("--lora-rank", "8", "--no-cache", "--mixed-precision", "bf16"), False),
     ],
@@ -59,6 +60,8 @@ def test_the_predicted_peak_is_within_15_percent_of_the_measured_one(data, more,
     assert {name: predicted["parameters"][name] for name in ("trained", "all")} == run["parameters"]
     saved = sum(file.stat().st_size for file in Path("out").glob("step-*"))
     assert predicted["disk"]["checkpoints"] == pytest.approx(saved, rel=0.1)
+    kept = sum(file.stat().st_size for file in Path("out/state").rglob("*"))
+    assert predicted["disk"]["state"] == pytest.approx(kept, rel=0.1)
     assert (predicted["disk"]["cache"] > 0) == cached == Path("out/cache").exists()
 
 
@@ -90,6 +93,23 @@ def test_each_lever_shows_in_the_part_that_it_is_for(capsys, data, tiny_folder):
     assert whole["memory"]["optimizer"] == pytest.approx(8 * trained, rel=0.1)
     half = facts(capsys, tiny_folder, *lora, "--mixed-precision", "bf16")["memory"]
     assert half["weights"] == pytest.approx(plain["weights"] / 2, rel=0.1)
+
+
+def test_an_average_takes_another_float32_of_each_trained_weight_in_memory_and_in_every_file(capsys, data, tiny_folder):
+    whole = ("--trainable-models", "dit", "--no-cache", "--max-steps", "9", "--save-steps", "2")
+    plain, averaged = facts(capsys, tiny_folder, *whole), facts(capsys, tiny_folder, *whole, "--ema-decay", "0.9")
+    one = 4 * plain["parameters"]["trained"]
+    assert (plain["memory"]["ema"], averaged["memory"]["ema"]) == (0, one)
+    # The program itself is measured anew each time.
+    before, after = (each["memory"]["peak"] - each["memory"]["process"] for each in (plain, averaged))
+    assert after - before == one
+    state = one + plain["memory"]["optimizer"]
+    assert plain["disk"] == {"checkpoints": 5 * one, "state": 2 * state, "cache": 0, "total": ANY}
+    assert averaged["disk"] == {"checkpoints": 10 * one, "state": 2 * (state + one), "cache": 0, "total": ANY}
+    for disk in (plain["disk"], averaged["disk"]):
+        assert disk["total"] == disk["checkpoints"] + disk["state"] + disk["cache"]
+    more = facts(capsys, tiny_folder, *whole, "--ema-decay", "0.9", "--state-total-limit", "8")
+    assert more["disk"]["state"] == 5 * (state + one)
 
 
 def test_the_cache_and_the_steps_are_those_of_the_run(capsys, data, tiny_folder):

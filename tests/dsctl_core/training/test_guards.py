@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.training.state.snapshot import Snapshots
 from tests.dsctl_core.training.runs import Drawing, train
 from tests.dsctl_core.training.test_loop import ROWS
 
@@ -45,6 +46,14 @@ def test_the_last_good_checkpoint_is_named_and_the_metrics_are_kept(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     _, summary, _ = train(tmp_path, max_steps=9, save_steps=2, resume="latest")
     assert summary.steps == 9
+
+
+def test_nobody_is_sent_to_a_state_that_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Snapshots, "possible", False)  # as with DeepSpeed
+    with pytest.raises(DsctlError, match="the gradient of step 3 is nan") as caught:
+        train(tmp_path, module=Exploding(after=2), max_steps=9, save_steps=2)
+    assert f"the last good checkpoint is {tmp_path / 'step-2.safetensors'}" in caught.value.problem
+    assert "--resume" not in caught.value.hint
 
 
 def test_every_sample_of_the_step_is_named(tmp_path):

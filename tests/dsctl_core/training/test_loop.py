@@ -184,8 +184,8 @@ def test_progress_hears_of_every_step(tmp_path):
     class Noting(NoProgress):
         heard = []
 
-        def start(self, what, total):
-            self.heard.append((what, total))
+        def start(self, what, total, done=0):
+            self.heard.append((what, total, done))
 
         def advance(self, n=1, **fields):
             self.heard.append((n, sorted(fields)))
@@ -194,7 +194,7 @@ def test_progress_hears_of_every_step(tmp_path):
             self.heard.append("finish")
 
     run(tmp_path, max_steps=2, progress=Noting())
-    assert Noting.heard == [("Training", 2), *[(1, ["loss", "lr", "peak memory", "samples/s"])] * 2, "finish"]
+    assert Noting.heard == [("Training", 2, 0), *[(1, ["loss", "lr", "peak memory", "samples/s"])] * 2, "finish"]
 
 
 def test_hooks_see_every_step_in_their_order_between_a_start_and_an_end(tmp_path):

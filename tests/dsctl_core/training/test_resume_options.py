@@ -84,6 +84,42 @@ def test_a_changed_option_can_be_let_through_and_is_noted(saved, tmp_path):
     train(saved(max_steps=3, resume="latest", learning_rate=0.5))
 
 
+FALLING = [
+    {"lr_scheduler": "linear"},
+    {"lr_scheduler": "cosine"},
+    {"lr_scheduler": "polynomial"},
+    {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 0.5},
+]
+STEADY = [{}, {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 1}]
+
+
+@pytest.mark.parametrize("course", FALLING, ids=str)
+def test_another_length_is_an_error_where_the_rate_follows_it(tiny_folder, dataset_folder, tmp_path, course):
+    def asked(**kwargs):
+        return options(tiny_folder, dataset_folder, tmp_path / "out", **{"cache": False, **course, **kwargs})
+
+    train(asked(max_steps=3, save_steps=2))
+    shutil.rmtree(tmp_path / "out" / "state" / "step-3")
+    # 4 pictures: two epochs are 8 steps, and said to be so only when the dataset is counted
+    for length, total in (({"max_steps": 6}, 6), ({"max_steps": None, "num_epochs": 2}, 8)):
+        with pytest.raises(UsageError, match=rf"number of steps in all.* was 3, now it is {total}") as caught:
+            train(asked(**length, resume="latest"))
+        assert "--allow-changed max_steps" in caught.value.hint
+    train(asked(max_steps=6, resume="latest", allow_changed="max_steps"))
+    told = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert told["resumed"][0]["changed"] == {"max_steps": [3, 6]}
+    rates = [line["lr"] for line in metrics(tmp_path / "out")]
+    train(options(tiny_folder, dataset_folder, tmp_path / "six", cache=False, **course, max_steps=6))
+    assert rates[2:] == [line["lr"] for line in metrics(tmp_path / "six")][2:]
+
+
+@pytest.mark.parametrize("course", STEADY, ids=str)
+def test_a_run_with_a_steady_rate_is_extended_freely(tiny_folder, dataset_folder, tmp_path, course):
+    for length in ({"max_steps": 2}, {"max_steps": None, "num_epochs": 1, "resume": "latest"}):
+        train(options(tiny_folder, dataset_folder, tmp_path / "out", **{"cache": False, **course, **length}))
+    assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2, 3, 4]
+
+
 def test_another_dataset_is_an_error_and_the_same_one_elsewhere_is_not(saved, dataset_folder, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(dataset_folder, elsewhere)

@@ -10,9 +10,11 @@ import time
 
 import pytest
 
+from dsctl_core.progress import NoProgress
 from dsctl_core.training.hooks import TrainingHook
 from dsctl_core.training.signals import TrainingStopped
 from dsctl_core.training.state.folder import state_folders
+from dsctl_core.training.state.snapshot import Snapshots
 from tests.dsctl_core.training.runs import metrics, start, train
 from tests.dsctl_core.training.test_resume import assert_equal_runs
 
@@ -47,6 +49,26 @@ def test_the_step_is_finished_and_saved_and_the_rest_can_be_done_later(tmp_path,
     train(tmp_path / "stopped", resume="latest", **settings)
     train(tmp_path / "straight", **settings)
     assert_equal_runs(tmp_path / "straight", tmp_path / "stopped", step=12)
+
+
+def test_where_no_state_can_be_kept_it_is_said_at_the_start_and_not_called_saved(tmp_path, monkeypatch):
+    class Notes(NoProgress):
+        def __init__(self):
+            self.texts = []
+
+        def note(self, message):
+            self.texts.append(message)
+
+    monkeypatch.setattr(Snapshots, "possible", False)  # as with DeepSpeed
+    notes = Notes()
+    with pytest.raises(TrainingStopped) as caught:
+        train(tmp_path, max_steps=12, save_steps=12, hooks=[Sent(6, signal.SIGTERM)], progress=notes)
+    assert any("no state: this run cannot be resumed" in text for text in notes.texts)
+    assert "after step 7 of 12, whose weights are saved, but no state" in caught.value.problem
+    assert "--resume" not in caught.value.hint
+    assert "--lora-checkpoint" in caught.value.hint
+    assert (tmp_path / "step-7.safetensors").is_file()
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
