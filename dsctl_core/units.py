@@ -29,7 +29,7 @@ class PipelineUnit:
     the unit comes to give other values for the same inputs, so that what was kept of the old ones is not used.
     `frozen_use` are those of its components of which it uses nothing that is trained, even when other parts are.
     `padded` maps an output (B, T, ...) that is padded at its end along T to the output that says what of it counts,
-    (B, T) bool, or None when all of it does.
+    (B, T) bool, or None when all of it does. `alike` says which samples the first stage may put into one batch.
     """
 
     output_params: tuple[str, ...] = ()
@@ -66,6 +66,14 @@ class PipelineUnit:
         raise NotImplementedError(f"{type(self).__name__} has no process()")
 
     process: Callable[..., Any] = _no_process
+
+    def alike(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> Any:
+        """Return what samples must have in common for a batch of them to give what each gives alone; JSON.
+
+        The inputs are those of one sample before any unit ran; of a picture among them only the size may be known.
+        Pictures are of one size in every batch, and texts are not asked for anything: that is for a unit to say.
+        """
+        return None
 
 
 class UnitRunner:

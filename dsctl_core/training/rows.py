@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,12 +209,17 @@ def _unread_row(
     return values
 
 
-def group(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """Put jobs whose inputs can go through the units together into batches of at most `size`, in order."""
+def group(jobs: Sequence[Job], size: int, alike: Callable[[Sample], Any]) -> list[list[Job]]:
+    """Put jobs whose inputs can go through the units together into batches of at most `size`, in order.
+
+    They have the shapes of their inputs in common, and what `alike` says of these.
+    """
+    if size == 1:
+        return [[job] for job in jobs]
     batches: list[list[Job]] = []
     filling: dict[str, list[Job]] = {}
     for job in jobs:
-        shape = digest([_shape(value) for value in job.sample.values()])
+        shape = digest([[_shape(value) for value in job.sample.values()], alike(job.sample)])
         batch = filling.get(shape)
         if batch is None or len(batch) == size:
             batch = filling[shape] = []

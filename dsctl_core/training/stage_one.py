@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def encode_missing(
         if not shards:
             continue
         pipe = encoder.load(lane.components)
-        for batches in read_ahead(dataset, pipe, encoder.recipe, shards, how, plan):
+        for batches in read_ahead(dataset, pipe, lane, encoder.recipe, shards, how, plan):
             parts: dict[str, Part] = {}
             for jobs, samples in batches:
                 for job, made in zip(jobs, encode_each(pipe, lane, samples), strict=True):
@@ -188,17 +189,28 @@ Batches = Iterator[tuple[list[Job], list[Sample]]]
 
 
 def read_ahead(
-    dataset: UnifiedDataset, pipe: BasePipeline, recipe: Recipe, shards: list[list[Job]], how: FirstStage, plan: Plan
+    dataset: UnifiedDataset,
+    pipe: BasePipeline,
+    lane: Lane,
+    recipe: Recipe,
+    shards: list[list[Job]],
+    how: FirstStage,
+    plan: Plan,
 ) -> Iterator[Batches]:
     """Yield each shard's batches of jobs with their inputs, decoded by threads while earlier ones are encoded."""
-    batches = [(number, batch) for number, shard in enumerate(shards) for batch in group(shard, how.batch_size)]
+
+    def alike(sample: Sample) -> Any:
+        sides = unpick(sample)
+        return [unit.alike(pipe, *sides) for unit in lane.units]
+
+    # One by one: to say what is alike, a unit may have to tokenize a prompt.
+    batches = ((number, batch) for number, shard in enumerate(shards) for batch in group(shard, how.batch_size, alike))
     ahead = 2 + 2 * how.readers // how.batch_size
     waiting: list[tuple[int, list[Job], list[Future[Sample]]]] = []
     with ThreadPoolExecutor(how.readers) as pool:
 
         def fill() -> None:
-            while batches and len(waiting) < ahead:
-                number, batch = batches.pop(0)
+            for number, batch in islice(batches, ahead - len(waiting)):
                 reads = [pool.submit(read_inputs, dataset, pipe, recipe, job) for job in batch]
                 waiting.append((number, batch, reads))
 

@@ -61,7 +61,10 @@ def validate_cache(cache: Path, report: Path | None = None, model: str | None = 
     try:
         dataset = CachedDataset(cache)
     except DsctlError:
-        return CacheValidation(0, problems, {})
+        unread = CacheValidation(0, problems, {})
+        if report is not None:
+            write_text(report, page(cache, unread, None, []))
+        return unread
     manifest, recipe = dataset.manifest, dataset.manifest.recipe
     summary = {
         "family": recipe.family,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four pictures of 32x48, with prompts of different lengths, two of them equal."""
     folder = tmp_path_factory.mktemp("data")
     for number in range(len(PROMPTS)):
-        Image.effect_noise((48, 32), 20 + 20 * number).convert("RGB").save(folder / f"{number}.png")
+        pixels = Random(number).randbytes(48 * 32 * 3)
+        Image.frombytes("RGB", (48, 32), pixels).save(folder / f"{number}.png")
     lines = [f"{number}.png,{prompt}" for number, prompt in enumerate(PROMPTS)]
     (folder / "metadata.csv").write_text("\n".join(["image,prompt", *lines]) + "\n")
     return folder
@@ -79,26 +81,23 @@ def test_a_cache_encoded_one_by_one_gives_the_same_numbers_to_the_bit(
     assert distance(plain, again) == 0
 
 
-def test_a_cache_encoded_in_batches_gives_the_same_numbers_to_1e_5(model: str, data: Path, tmp_path: Path) -> None:
-    settings = {"mixed_precision": "no", "learning_rate": 1e-4}
-    plain = trained(tmp_path / "plain", cache=False, model=model, dataset_base_path=data, **settings)
-    cache = cached(tmp_path / "cache", model, data, batch_size=4, mixed_precision="no")
-    assert distance(plain, trained(tmp_path / "again", from_cache=cache, **settings)) <= 1e-5
-
-
-# To the bit one by one. In batches prompts of several lengths are padded, and attention with a mask rounds otherwise:
-# some embeddings differ by a rounding, 2^-8 of their value. A single loss feels that more than the run as a whole.
-@pytest.mark.parametrize(("batch_size", "most", "of_a_step"), [(1, 0.0, 0.0), (4, 1e-3, 5e-3)])
-def test_in_bfloat16_the_numbers_are_the_same_one_by_one_and_close_in_batches(
-    model: str, data: Path, tmp_path: Path, batch_size: int, most: float, of_a_step: float
+@pytest.mark.parametrize(("precision", "most"), [("no", 1e-5), ("bf16", 1e-3)])
+def test_a_cache_encoded_in_batches_gives_the_same_losses_and_weights_but_for_rounding(
+    model: str, data: Path, tmp_path: Path, precision: str, most: float
 ) -> None:
-    settings = {"mixed_precision": "bf16", "learning_rate": 1e-4}
+    settings = {"mixed_precision": precision}
     plain = trained(tmp_path / "plain", cache=False, model=model, dataset_base_path=data, **settings)
-    cache = cached(tmp_path / "cache", model, data, mixed_precision="bf16", batch_size=batch_size)
-    again = trained(tmp_path / "again", from_cache=cache, **settings)
-    assert max(float((plain[1][name] - again[1][name]).abs().max()) for name in plain[1]) <= most
-    assert sum(again[0]) == pytest.approx(sum(plain[0]), rel=most, abs=0)
-    assert again[0] == pytest.approx(plain[0], rel=of_a_step, abs=of_a_step)
+    cache = cached(tmp_path / "cache", model, data, batch_size=4, mixed_precision=precision)
+    assert distance(plain, trained(tmp_path / "again", from_cache=cache, **settings)) <= most
+
+
+def test_in_bfloat16_a_cache_encoded_one_by_one_gives_the_same_numbers_to_the_bit(
+    model: str, data: Path, tmp_path: Path
+) -> None:
+    settings = {"mixed_precision": "bf16"}
+    plain = trained(tmp_path / "plain", cache=False, model=model, dataset_base_path=data, **settings)
+    cache = cached(tmp_path / "cache", model, data, mixed_precision="bf16")
+    assert distance(plain, trained(tmp_path / "again", from_cache=cache, **settings)) == 0
 
 
 def test_an_entry_is_what_the_second_stage_reads_and_nothing_else(model: str, data: Path, tmp_path: Path) -> None:

@@ -46,9 +46,12 @@ def tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -> Iterator[N
 
 def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
     """Return the latents of `images`: the mean of the VAE's distribution, so the same every time."""
+    # A CPU convolves several pictures another way than one, which rounds otherwise, and from 256 px on more slowly.
+    batches = images.to(vae.dtype).split(1 if images.device.type == "cpu" else len(images))
     with tiles(vae, tiled, tile_size, tile_stride):
         # The VAE is one for video: a picture is a video of one frame.
-        raw = vae.encode(images.to(vae.dtype).unsqueeze(2)).latent_dist.mode().squeeze(2).float()
+        means = [vae.encode(batch.unsqueeze(2)).latent_dist.mode().squeeze(2) for batch in batches]
+    raw = torch.cat(means).float()
     mean, std = _statistics(vae, raw)
     return (raw - mean) / std
 

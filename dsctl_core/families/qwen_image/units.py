@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ TEMPLATE = (
 )
 PREFIX = 34
 MAX_TOKENS = 1024
+LIMIT = MAX_TOKENS + PREFIX
 
 
 class ShapeChecker(PipelineUnit):
@@ -156,15 +157,9 @@ class PromptEmbedder(PipelineUnit):
     def process(self, pipe: QwenImagePipeline, prompt: str | list[str]) -> Inputs:
         """Return `prompt_embeds` (B, T, D), and `prompt_embeds_mask` (B, T) bool or None when nothing is padded."""
         pipe.load_models_to_device(self.onload_model_names)
-        if pipe.tokenizer is None:
-            raise DsctlError(
-                "there is no tokenizer to read the prompt with",
-                hint="name its folder too: --tokenizer-path, or tokenizer_config in Python",
-            )
-        texts = [TEMPLATE.format(each) for each in ([prompt] if isinstance(prompt, str) else prompt)]
-        limit = MAX_TOKENS + PREFIX
-        tokens = pipe.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        _warn_of_cut_prompts(pipe, texts, tokens.attention_mask.sum(dim=1).tolist(), limit)
+        texts = _chats(prompt)
+        tokens = _tokenizer(pipe)(texts, padding=True, truncation=True, max_length=LIMIT, return_tensors="pt")
+        _warn_of_cut_prompts(pipe, texts, tokens.attention_mask.sum(dim=1).tolist(), LIMIT)
         mask = tokens.attention_mask.to(pipe.device)
         # Without the language-model head: its (B, T, 152064) logits are not needed.
         encoder = pipe.component("text_encoder").model
@@ -175,6 +170,25 @@ class PromptEmbedder(PipelineUnit):
             return {"prompt_embeds": embeds, "prompt_embeds_mask": None}
         valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         return {"prompt_embeds": embeds, "prompt_embeds_mask": valid.to(pipe.device)}
+
+    def alike(self, pipe: QwenImagePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> list[list[int]]:
+        """Return the numbers of tokens: attention over padding takes another way, which rounds otherwise."""
+        prompts = [each for each in (posi.get("prompt"), nega.get("negative_prompt")) if each is not None]
+        read = [_tokenizer(pipe)(_chats(each), truncation=True, max_length=LIMIT).input_ids for each in prompts]
+        return [[len(ids) for ids in each] for each in read]
+
+
+def _chats(prompt: str | list[str]) -> list[str]:
+    return [TEMPLATE.format(each) for each in ([prompt] if isinstance(prompt, str) else prompt)]
+
+
+def _tokenizer(pipe: QwenImagePipeline) -> Any:
+    if pipe.tokenizer is None:
+        raise DsctlError(
+            "there is no tokenizer to read the prompt with",
+            hint="name its folder too: --tokenizer-path, or tokenizer_config in Python",
+        )
+    return pipe.tokenizer
 
 
 def check_picture(what: str, picture: Image.Image, height: int, width: int) -> None:

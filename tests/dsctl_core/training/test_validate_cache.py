@@ -2,6 +2,7 @@
 
 import base64
 import io
+from html import escape
 
 import numpy as np
 import pytest
@@ -44,6 +45,15 @@ def test_no_cache_is_one_problem(tmp_path):
     assert not found.clean
     assert found.rows == 0
     assert "is no cache" in found.problems[0].message
+
+
+def test_a_cache_that_cannot_be_read_at_all_gets_its_page_too(cache):
+    (cache / "manifest.json").write_text("not json")
+    found = validate_cache(cache, report=cache.parent / "page.html", model="tiny")
+    assert not found.clean
+    written = (cache.parent / "page.html").read_text()
+    assert found.problems
+    assert all(escape(problem.message) in written for problem in found.problems)
 
 
 def test_a_shard_that_nobody_uses_is_told_and_no_harm(cache, dataset_folder, tiny_folder):
