@@ -19,7 +19,7 @@ def encode(settings: dict[str, Any], rounds: Rounds) -> None:
     from dsctl_core.options import CacheOptions
     from dsctl_core.progress import NoProgress
     from dsctl_core.training.caching import build_dataset, plan_job
-    from dsctl_core.training.stage_one import FirstStage, fill_cache
+    from dsctl_core.training.stage_one import Encoder, FirstStage, fill_cache
 
     options = CacheOptions(
         model=settings["model"],
@@ -33,11 +33,12 @@ def encode(settings: dict[str, Any], rounds: Rounds) -> None:
     load = functools.cache(job.load)
     for lane in job.stages.lanes:
         load(lane.components)
+    encoder = Encoder(job.shell, job.stages, job.recipe, load)
     dataset, how = build_dataset(options, resolved.family, resolved.defaults), FirstStage(batch_size=options.batch_size)
 
     def once(number: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:
-            fill_cache(Path(folder), dataset, job.shell, job.stages, job.recipe, load, how, NoProgress())
+            fill_cache(Path(folder), dataset, encoder, how, NoProgress())
         return {}
 
     rounds.repeat(once)

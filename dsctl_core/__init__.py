@@ -20,6 +20,7 @@ _PUBLIC = {
     "ModelConfig": "dsctl_core.checkpoint.model_config",
     "ModelLogger": "dsctl_core.training.logger",
     "PipelineUnit": "dsctl_core.units",
+    "TemplatePipeline": "dsctl_core.template.pipeline",
     "UnifiedDataset": "dsctl_core.data",
     "UnitRunner": "dsctl_core.units",
     "assets_path": "dsctl_core.assets",

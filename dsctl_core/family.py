@@ -17,6 +17,7 @@ class Component:
     library: Literal["diffusers", "transformers"]
     class_name: str  # class in that library, also `_class_name` or `architectures[0]` of its config.json
     single_file_as: str | None = None  # diffusers class whose conversion of original single files fits this one too
+    single_file_renames: Mapping[str, str] = field(default_factory=dict)  # beginnings of names, before that conversion
     other_classes: tuple[str, ...] = ()  # classes that some weights of the family have instead; config.json says which
 
     @property

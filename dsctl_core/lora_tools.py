@@ -12,12 +12,13 @@ from typing import Any
 
 from dsctl_core.checkpoint.files import prepare_folder, read_safetensors, sync_folder, write_json
 from dsctl_core.checkpoint.identify import class_of, weight_files
+from dsctl_core.checkpoint.identity import weights_identity
 from dsctl_core.checkpoint.load import Places, find_places
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, family_of_class, identify_folder
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.family import Component, Family
-from dsctl_core.lora.about import SPEC, weights_identity, with_model_spec
+from dsctl_core.lora.about import SPEC, with_model_spec
 from dsctl_core.lora.algebra import Kept, resize_layers
 from dsctl_core.lora.extract import extract
 from dsctl_core.lora.files import lora_weights, read_lora, save_lora

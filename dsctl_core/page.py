@@ -26,7 +26,7 @@ h1, h2, h3 { line-height: 1.25; margin: 1.6em 0 .5em } h1 { font-size: 1.6rem; m
 h3 { font-size: 1rem; margin-top: 1em } p { margin: .5em 0 } .soft, .hint, figcaption { color: var(--soft) }
 table { border-collapse: collapse } .wide { width: 100% }
 td, th { text-align: left; vertical-align: top; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--line) }
-th { font-weight: 600 } .facts th { font-weight: 400; color: var(--soft); white-space: nowrap }
+th { font-weight: 600; overflow-wrap: normal } .facts th { font-weight: 400; color: var(--soft); white-space: nowrap }
 .error { color: var(--error) } .warning { color: var(--warning) }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem; margin: 1rem 0 }
 .cards div { background: var(--card); border-radius: 6px; padding: .6rem .8rem }
@@ -76,10 +76,10 @@ def cards(values: Sequence[tuple[str, str, str]]) -> str:
 
 
 def picture(image: Image, side: int, alt: str) -> str:
-    """Return an <img> that holds the picture itself, scaled down to at most `side` pixels."""
-    small = image.convert("RGB")
+    """Return an <img> that holds the picture itself: every pixel, or scaled down to at most `side` pixels."""
+    small, stream = image.convert("RGB"), io.BytesIO()
+    kind = "png" if max(small.size) <= side else "jpeg"
     small.thumbnail((side, side))
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=88)
+    small.save(stream, kind, **({"quality": 88} if kind == "jpeg" else {}))
     data = base64.b64encode(stream.getvalue()).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
+    return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{data}">'

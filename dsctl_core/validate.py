@@ -45,7 +45,11 @@ def validate(options: DatasetValidateOptions, progress: Progress) -> ValidateRes
     if base.is_file() and table is None:
         base, table = base.parent, base
     if (base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file():
-        return _finished(options, _validated_cache(base, progress), None, videos=False)
+        if options.report is not None:  # the page of a cache has pictures of its own: from the latents
+            from dsctl_core.training.validate_cache import validate_cache
+
+            validate_cache(base, options.report, options.model)
+        return _finished(_validated_cache(base, progress), None, options.strict)
     try:
         dataset = UnifiedDataset(
             base,
@@ -58,18 +62,16 @@ def validate(options: DatasetValidateOptions, progress: Progress) -> ValidateRes
         found = cannot_be_read(error)
     else:
         found = validate_dataset(dataset, checks, progress)
-    return _finished(
-        options, found, None if resolved is None else _cache_bytes(resolved), videos=checks.frames is not None
-    )
-
-
-def _finished(
-    options: DatasetValidateOptions, found: Validation, cache_bytes: CacheBytes | None, *, videos: bool
-) -> ValidateResult:
-    summary = summarize(found, cache_bytes)
+    result = _finished(found, None if resolved is None else _cache_bytes(resolved), options.strict)
     if options.report is not None:
-        write_text(options.report, report_page(found, summary, f"Dataset {options.path}", videos))
-    bad = summary["errors"] + (summary["warnings"] if options.strict else 0)
+        page = report_page(found, result.summary, f"Dataset {options.path}", videos=checks.frames is not None)
+        write_text(options.report, page)
+    return result
+
+
+def _finished(found: Validation, cache_bytes: CacheBytes | None, strict: bool) -> ValidateResult:
+    summary = summarize(found, cache_bytes)
+    bad = summary["errors"] + (summary["warnings"] if strict else 0)
     return ValidateResult(found, summary, clean=not bad)
 
 

@@ -30,6 +30,7 @@ class Fault:
     match: str
     status: int | None = None
     drop_after: int | None = None
+    hold: threading.Event | None = None  # after `drop_after` bytes nothing more comes, until this is set
     corrupt: bool = False
     ignore_range: bool = False
     times: int = 10**9
@@ -172,6 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(part[: trouble.drop_after])
         self.wfile.flush()
+        if trouble.hold is not None:
+            trouble.hold.wait(120)
         self.close_connection = True
 
     def repo(self, kind: str, repo: str) -> dict[str, bytes] | None:

@@ -117,7 +117,7 @@ class Words(torch.nn.Module):
         return {"gain": float(gain)}
 
     def forward(self, gain, **kwargs):
-        return {"prompt_embeds": self.table * gain}
+        return {"prompt_embeds": self.table + gain}
 
 
 TEMPLATE_MODEL = Words

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 @takes(CacheOptions, config=True)
 def cache(options: CacheOptions) -> None:
     """Encode a dataset once, to train from it without the encoders."""
+    ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
     if launch.in_processes(options, cpu=options.device == "cpu"):
         return
     from dsctl_core.training import make_cache
 
-    ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
     show_cache(make_cache(options, progress=out.progress()), options.output_path)
 
 

@@ -11,11 +11,11 @@ from dsctl_core.options import TrainOptions
 @takes(TrainOptions, config=True)
 def train(options: TrainOptions) -> None:
     """Train a model, or a LoRA on it."""
+    ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
     if launch.in_processes(options, cpu=options.device == "cpu"):
         return
     from dsctl_core.training import make_cache, train
 
-    ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
     if options.first_stage:
         from dsctl.commands.cache import show_cache
 

@@ -76,7 +76,9 @@ class CachedDataset(Sequence[dict[str, Any]]):
             for name, structure in found[key].items():
                 if name.partition(".")[2] not in padded:
                     shapes = [opened.get_slice(f"{key}/{number}").get_shape() for number in tensors_of(structure)]
-                    values.append((name, repr(shapes or structure)))
+                    # A list has one entry for each sample, so those need not agree; any other plain value is for all.
+                    listed = isinstance(structure, dict) and "list" in structure
+                    values.append((name, repr(shapes if shapes or listed else structure)))
         return tuple(sorted(values))
 
     def place(self, row: int) -> str:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from dsctl_core.cache.codec import encode
-from dsctl_core.cache.fingerprint import digest_file
 from dsctl_core.checkpoint.files import atomic_path, check_safetensors
+from dsctl_core.checkpoint.identity import digest_file
 from dsctl_core.errors import DsctlError
 
 FOLDER, SUFFIX = "shards", ".safetensors"

@@ -7,6 +7,7 @@ these into its own. The sizes are those of the published model.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 NEAREST = 3  # components that an error names
+# What transformers calls the attention of a language model: decoders and CLIP; T5.
+OF_TEXT = re.compile(r"(?:^|\.)(?:layers\.\d+\.self_attn\.q_proj|block\.\d+\.layer\.0\.SelfAttention\.q)\.")
 
 
 def is_single_file(path: Path) -> bool:
@@ -45,13 +48,19 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
             if component.name not in family.published:
                 continue
             score = max(
-                _likeness(_patterns(_empty(component, config).state_dict()), _patterns(layout))
-                for config in family.all_sizes(component.name)
-                for layout in _layouts(component, stored)
+                _likeness(_patterns(model.state_dict()), _patterns(layout))
+                for model in (_empty(component, config) for config in family.all_sizes(component.name))
+                for layout in _layouts(component, model, stored)
             )
             if score == 1:
                 return family, component
             scores.append((score, f"{component.name} of {family.name} ({score:.0%} of the names)"))
+    if any(OF_TEXT.search(name) for name in stored):
+        raise DsctlError(
+            f"{path} is a text encoder by the names of its tensors, but has no config.json beside it to say which",
+            hint="name the text encoder's folder instead, which has its config.json, as in --model-paths "
+            "'[\"MODEL/text_encoder\"]', and its tokenizer with --tokenizer-path",
+        )
     nearest = ", ".join(text for _, text in sorted(scores, reverse=True)[:NEAREST])
     raise DsctlError(
         f"{path} is no component that is known by its tensors, and has no config.json beside it",
@@ -63,9 +72,9 @@ def load_single_file(family: Family, component: Component, path: Path, dtype: to
     """Build a component of the published sizes with exactly the tensors in `path`, in `dtype`, frozen, in eval mode."""
     tensors, _ = read_safetensors(path)
     candidates = [
-        (_empty(component, config), layout)
-        for config in family.all_sizes(component.name)
-        for layout in _layouts(component, tensors)
+        (model, layout)
+        for model in (_empty(component, config) for config in family.all_sizes(component.name))
+        for layout in _layouts(component, model, tensors)
     ]
     model, state = max(candidates, key=lambda pair: _fitting(pair[0], pair[1]))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -99,8 +108,8 @@ def _empty(component: Component, config: Mapping[str, Any]) -> nn.Module:
         return component_class(component)(**config)
 
 
-def _layouts(component: Component, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Return `tensors` under the names they might have in the model: without a prefix, and converted by diffusers."""
+def _layouts(component: Component, model: Any, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return `tensors` under the names they might have in `model`: without a prefix, and converted by diffusers."""
     plain = dict(tensors)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in plain):
@@ -111,8 +120,19 @@ def _layouts(component: Component, tensors: Mapping[str, Tensor]) -> list[dict[s
     if convert is not None:
         # Where it is not in the layout that this converts from.
         with contextlib.suppress(KeyError, ValueError, IndexError, RuntimeError):
-            layouts.append(convert(checkpoint=dict(plain)))
+            renamed = {_renamed(name, component.single_file_renames): tensor for name, tensor in plain.items()}
+            needs_config = "config" in inspect.signature(convert).parameters
+            converted = convert(checkpoint=dict(renamed), **({"config": model.config} if needs_config else {}))
+            # What a conversion for a like class does not know has its name already.
+            known = model.state_dict().keys() - converted.keys()
+            layouts.append(converted | {name: renamed[name] for name in known & renamed.keys()})
     return layouts
+
+
+def _renamed(name: str, renames: Mapping[str, str]) -> str:
+    """Return `name` with the beginning that it has among `renames` replaced."""
+    found = next((old for old in renames if name.startswith(old)), None)
+    return name if found is None else renames[found] + name.removeprefix(found)
 
 
 def _conversion(component: Component) -> Any:

@@ -12,21 +12,9 @@ from typing import Any
 from dsctl_core.data.inspection import thumbnail
 from dsctl_core.data.summary import readable_bytes
 from dsctl_core.data.validation import Problem, Validation
+from dsctl_core.page import document
 
 MOST_PROBLEMS, MOST_PICTURES, BARS = 2000, 48, 24
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
-       color: #1d2433; background: #fff }
-h1, h2 { line-height: 1.2 } table { border-collapse: collapse; width: 100% }
-td, th { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid #d9dee8 }
-td img { max-height: 72px } .error { color: #b3261e } .warning { color: #8a5a00 } .hint { color: #5a6478 }
-.bar { display: grid; grid-template-columns: 11rem 1fr 5rem; gap: .6rem; align-items: center }
-.bar div { background: #4a6fd4; height: .8rem; border-radius: 2px; min-width: 1px }
-.pictures { display: flex; flex-wrap: wrap; gap: .8rem } figure { margin: 0; width: 160px; font-size: 12px }
-@media (prefers-color-scheme: dark) { body { color: #e6e9f0; background: #14171f }
-td, th { border-color: #343b4a } .error { color: #ff8a80 } .warning { color: #ffc266 } .hint { color: #9aa5bb } }
-"""
 
 
 def report_page(found: Validation, summary: Mapping[str, Any], title: str, videos: bool) -> str:
@@ -36,7 +24,6 @@ def report_page(found: Validation, summary: Mapping[str, Any], title: str, video
     errors, warnings = summary["errors"], summary["warnings"]
     verdict = "No problem found." if not found.problems else f"{errors} errors, {warnings} warnings."
     parts = [
-        f"<h1>{escape(title)}</h1>",
         f"<p>{verdict} {summary['rows']} rows ({escape(summary['layout'])}), {summary['files']} files, "
         f"{readable_bytes(summary['file_bytes'])}.</p>",
         _cache(summary),
@@ -51,8 +38,7 @@ def report_page(found: Validation, summary: Mapping[str, Any], title: str, video
         "<h2>A sample</h2>",
         _pictures(sample, found, videos),
     ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    return document(title, parts)
 
 
 def _cache(summary: Mapping[str, Any]) -> str:
@@ -74,7 +60,7 @@ def _problems(found: Validation, videos: bool) -> str:
     more = len(found.problems) - MOST_PROBLEMS
     rest = f"<p>... and {more} more.</p>" if more > 0 else ""
     head = "<tr><th>row</th><th>kind</th><th>problem</th><th></th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>{rest}"
+    return f'<table class="problems wide">{head}{"".join(rows)}</table>{rest}'
 
 
 def _image(problem: Problem, videos: bool) -> str:

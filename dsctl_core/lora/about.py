@@ -12,11 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.checkpoint.files import safetensors_header
 from dsctl_core.lora.formats import Layers
 
 SPEC = "modelspec."
-SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of each file, for `weights_identity`
 
 
 def with_model_spec(about: Mapping[str, str], title: str, layers: Layers) -> dict[str, str]:
@@ -45,25 +43,6 @@ def layers_hash(layers: Layers) -> str:
         for tensor in (layer.down, layer.up):
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def weights_identity(files: Sequence[Path]) -> str:
-    """Return a hash that tells the weights in `files` from others: their headers, sizes, and evenly spread samples.
-
-    It reads a megabyte of each file, not all of it, so it takes no time with a model of any size. Where the files
-    are and what they are called does not matter.
-    """
-    digests = []
-    for file in files:
-        digest, size = hashlib.sha256(), file.stat().st_size
-        _, begin = safetensors_header(file)
-        with file.open("rb") as stream:
-            digest.update(f"{size}".encode() + stream.read(min(begin, 1 << 26)))
-            for number in range(SAMPLES):
-                stream.seek(begin + (size - begin) * number // SAMPLES)
-                digest.update(stream.read(SAMPLE_BYTES))
-        digests.append(digest.hexdigest())
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
 def dataset_identity(rows: Sequence[Mapping[str, Any]], base_path: Path) -> str:

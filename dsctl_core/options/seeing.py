@@ -156,7 +156,7 @@ class SeeingOptions(Options):
         check_whole_size(self.sample_height, self.sample_width, "--sample-height", "--sample-width")
         if self.sample_every is None:
             for name in ONLY_WITH_SAMPLES:
-                if self.given(name):
+                if self._differs(name):
                     flag = f"--{name.replace('_', '-')}"
                     raise UsageError(f"{flag} has no effect without --sample-every", hint="give --sample-every 100 too")
         return self
@@ -171,6 +171,6 @@ class SeeingOptions(Options):
 
     @model_validator(mode="after")
     def _a_project_for_something(self) -> Self:
-        if self.given("track_project") and not any(TRACKERS[tracker.name] for tracker in self.track):
+        if self._differs("track_project") and not any(TRACKERS[tracker.name] for tracker in self.track):
             raise UsageError("--track-project has no effect without a tracker", hint="give --track wandb too")
         return self

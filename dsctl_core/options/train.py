@@ -109,9 +109,17 @@ class TrainOptions(
         return self
 
     @model_validator(mode="after")
+    def _training_to_resume(self) -> Self:
+        if self.resume is not None and self.first_stage:
+            raise UsageError(
+                f"--resume has no effect on {self.task}", hint="leave it out: a cache goes on from where it is"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _something_to_see(self) -> Self:
         for name in ("track", "sample_every", "validation_split") if self.first_stage else ():
-            if self.given(name):
+            if self._differs(name):
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{flag} has no effect on {self.task}, which trains nothing", hint=f"drop {flag}")
         prompted = self.sample_prompt or self.sample_prompts_file is not None

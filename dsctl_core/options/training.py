@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Alternative, Count, Names, Options, Seed
+from dsctl_core.options.base import Alternative, Count, Names, Options, Seed, Text
 
 
 class TrainingOptions(Options):
@@ -53,8 +53,30 @@ class OutputOptions(Options):
 
     panel: ClassVar[str] = "Output"
 
-    output_path: Path = Field(description="Folder for the results. It must be new or empty.")
+    output_path: Path = Field(description="Folder for the results. It must be new or empty, unless with --resume.")
     save_steps: Count | None = Field(None, description="Save every this many steps. Left out: after every epoch.")
     remove_prefix_in_ckpt: str | None = Field(
         None, description="Prefix to take off the names of saved weights, such as pipe.dit."
     )
+    state_total_limit: Count = Field(
+        2, description="Keep this many states to resume from; one is saved whenever weights are."
+    )
+    resume: Text | None = Field(
+        None,
+        description="Go on with a run from a saved state, to the bit: latest, the newest whole one of --output-path, "
+        "or the folder of one.",
+    )
+    allow_changed: Names = Field(
+        (),
+        description="With --resume: options that may differ from those of the run so far though results change, "
+        "separated by commas.",
+    )
+
+    @model_validator(mode="after")
+    def _changed_since_something(self) -> Self:
+        if self.allow_changed and self.resume is None:
+            raise UsageError(
+                f"--allow-changed {','.join(self.allow_changed)} has no effect without --resume",
+                hint="give --resume latest too",
+            )
+        return self

@@ -1,7 +1,7 @@
 """What templates return, brought together: of several templates, of the samples of a batch, and with the prompt's own.
 
-kv_cache: tokens one behind the other. lora: the sum. Tokens that some unit writes too, as the prompt's embeddings:
-behind those. Anything else is an input of the model by that name, which one template alone may write.
+kv_cache: tokens one behind the other. lora: the sum. Tokens that some unit makes of the prompt, its embeddings: behind
+those. Anything else is an input of the model by that name, which one template alone may write.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dsctl_core.lora.layers import layers_for, linear_shapes
 from dsctl_core.samples import padded_outputs
 from dsctl_core.stages import FROM_THE_LOSS
 from dsctl_core.template.contract import Contract
-from dsctl_core.units import Inputs
+from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -29,9 +29,16 @@ KV_CACHE, LORA = "kv_cache", "lora"
 Layers = dict[str, dict[str, list[LoraLayer]]]  # {component: {layer: the updates that are summed}}
 
 
+def prompt_outputs(units: Sequence[PipelineUnit]) -> dict[str, str | None]:
+    """Return the names of what units write once for each prompt, which is tokens, each with that of its mask."""
+    masks = padded_outputs(units)
+    written = [name for unit in units if unit.separate_cfg for name in unit.output_params]
+    return {name: masks.get(name) for name in written if name not in masks.values()}
+
+
 def model_inputs(pipe: BasePipeline) -> tuple[str, ...]:
     """Return the names that a template may write: what `model_fn` reads, less masks, and a LoRA."""
-    taken = {*FROM_THE_LOSS, *pipe.component_names, *padded_outputs(pipe.units).values()}
+    taken = {*FROM_THE_LOSS, *pipe.component_names, *prompt_outputs(pipe.units).values()}
     named = [name for name in inspect.signature(pipe.model_fn).parameters if name not in taken]
     return (*named, LORA)
 
@@ -42,7 +49,7 @@ def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Contract, Mapping[str
     Raises a DsctlError for a name that the model does not read, and for two templates that write the same one where
     that cannot be brought together, naming both.
     """
-    known, padded = model_inputs(pipe), padded_outputs(pipe.units)
+    known, tokens = model_inputs(pipe), prompt_outputs(pipe.units)
     writers: dict[str, list[tuple[Contract, Any]]] = {}
     for contract, outputs in parts:
         for name, value in outputs.items():
@@ -58,7 +65,7 @@ def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Contract, Mapping[str
             joined[name] = join_kv_caches([value for _, value in written])
         elif name == LORA:
             joined[name] = _summed([lora_layers(pipe, contract, value) for contract, value in written])
-        elif name in padded:
+        elif name in tokens:
             joined[name] = torch.cat([_tokens(contract, name, value) for contract, value in written], dim=1)
         elif len(written) > 1:
             first, second = written[0][0].folder, written[1][0].folder
@@ -114,10 +121,10 @@ def stack_outputs(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def add_outputs(pipe: BasePipeline, shared: Inputs, side: Inputs, outputs: Mapping[str, Any]) -> Inputs:
     """Return the inputs of one side with what templates made for it."""
-    padded = padded_outputs(pipe.units)
+    tokens = prompt_outputs(pipe.units)
     added = dict(side)
     for name, value in outputs.items():
-        if name not in padded:
+        if name not in tokens:
             added[name] = value
             continue
         own = added.get(name, shared.get(name))
@@ -129,9 +136,10 @@ def add_outputs(pipe: BasePipeline, shared: Inputs, side: Inputs, outputs: Mappi
             )
         extra = value.to(own).expand(len(own), -1, -1)
         added[name] = torch.cat([own, extra], dim=1)
-        mask = added.get(padded[name], shared.get(padded[name]))
-        if mask is not None:
-            added[padded[name]] = torch.cat([mask, mask.new_ones(extra.shape[:2])], dim=1)
+        counts = tokens[name]
+        mask = None if counts is None else added.get(counts, shared.get(counts))
+        if counts is not None and mask is not None:
+            added[counts] = torch.cat([mask, mask.new_ones(extra.shape[:2])], dim=1)
     return added
 
 

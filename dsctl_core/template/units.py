@@ -10,9 +10,8 @@ from torch import Tensor
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options.template import INPUTS, MODEL
-from dsctl_core.samples import padded_outputs
 from dsctl_core.template.model import CHECKPOINTING, Template, tensors_in
-from dsctl_core.template.outputs import add_outputs, join_outputs, model_inputs, stack_outputs
+from dsctl_core.template.outputs import add_outputs, join_outputs, model_inputs, prompt_outputs, stack_outputs
 from dsctl_core.template.uses import components_used
 from dsctl_core.units import Inputs, PipelineUnit
 
@@ -79,9 +78,10 @@ class RunTemplate(PipelineUnit):
     def __init__(self, template: Template, components: Sequence[str], pipe: BasePipeline) -> None:
         self.template = template
         self.onload_model_names = (*components, MODEL)
-        padded = padded_outputs(pipe.units)
-        self.reads = (STATE, *padded, *padded.values(), *CHECKPOINTING)
-        self.output_params = (*model_inputs(pipe), *padded.values())
+        tokens = prompt_outputs(pipe.units)
+        masks = tuple(name for name in tokens.values() if name is not None)
+        self.reads = (STATE, *tokens, *masks, *CHECKPOINTING)
+        self.output_params = (*model_inputs(pipe), *masks)
         super().__init__()
 
     def process(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> tuple[Inputs, Inputs, Inputs]:
@@ -111,7 +111,8 @@ class GivenTemplateOutputs(PipelineUnit):
 
     def __init__(self, pipe: BasePipeline, posi: Mapping[str, Any], nega: Mapping[str, Any]) -> None:
         self.made = (posi, nega)
-        self.output_params = (*model_inputs(pipe), *padded_outputs(pipe.units).values())
+        masks = [name for name in prompt_outputs(pipe.units).values() if name is not None]
+        self.output_params = (*model_inputs(pipe), *masks)
         super().__init__()
 
     def process(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> tuple[Inputs, Inputs, Inputs]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
+from dsctl_core.checkpoint.identity import weights_identity
 from dsctl_core.checkpoint.load import find_places
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.families.resolve import ResolvedModel
-from dsctl_core.lora.about import dataset_identity, weights_identity
+from dsctl_core.lora.about import dataset_identity
 from dsctl_core.options import TrainOptions
 
 

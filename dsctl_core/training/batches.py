@@ -13,6 +13,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
+from dsctl_core.training.signals import leave_interrupts_to_the_main_process
 
 ROW_SEED = "_seed"  # what a row of the dataset itself has as its seed, None where it has none
 
@@ -22,6 +23,7 @@ class Loaded:
     """A sample, or None where none could be loaded, and the errors of those that it stands in for."""
 
     sample: Any
+    seed: int  # of everything random about it
     errors: list[DsctlError] = field(default_factory=list)
 
 
@@ -35,6 +37,7 @@ class Rounds(Sampler):
     def __init__(self, plan: BatchPlan, process: int = 0, processes: int = 1, accumulate: int = 1) -> None:
         self.plan, self.process, self.processes, self.accumulate = plan, process, processes, accumulate
         self.epoch = 0
+        self.first = 0  # round to begin the epoch with: those before it were done earlier
 
     def __len__(self) -> int:
         """Return how many rounds an epoch has."""
@@ -43,9 +46,13 @@ class Rounds(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield the (epoch, position) of the samples of each batch."""
         epoch = self.epoch
-        for number in range(len(self)):
+        for number in range(self.first, len(self)):
             batch = self.plan.batch(epoch, self._batch_number(number) % len(self.plan))
             yield [(epoch, position) for position in batch]
+
+    def steps(self) -> int:
+        """Return how many steps an epoch has."""
+        return -(-len(self) // self.accumulate)
 
     def ends_step(self, number: int) -> bool:
         """Return whether the weights are updated after round `number`."""
@@ -93,8 +100,8 @@ class _Samples(Dataset):
                 errors.append(error)
             else:
                 seeds = {ROW_SEED: sample.get("seed"), "seed": seed} if isinstance(sample, dict) else {}
-                return Loaded({**sample, **seeds} if seeds else sample, errors)
-        return Loaded(None, errors)
+                return Loaded({**sample, **seeds} if seeds else sample, seed, errors)
+        return Loaded(None, seed, errors)
 
     def _load(self, position: int, seed: int) -> Any:
         if isinstance(self.dataset, UnifiedDataset):
@@ -114,4 +121,5 @@ def batch_loader(dataset: Any, rounds: Rounds, seed: int, num_workers: int, *, r
         collate_fn=_as_list,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=leave_interrupts_to_the_main_process,
     )

@@ -32,7 +32,7 @@ from dsctl_core.template.trust import Trust
 from dsctl_core.training.columns import refuse_unreadable
 from dsctl_core.training.device import make_accelerator
 from dsctl_core.training.module import float_dtype
-from dsctl_core.training.stage_one import READERS, CacheResult, FirstStage, fill_cache
+from dsctl_core.training.stage_one import READERS, CacheResult, Encoder, FirstStage, fill_cache
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ class FirstStageJob:
 
     def fill(self, cache: Path, dataset: UnifiedDataset, how: FirstStage, progress: Progress) -> CacheResult:
         """Make `cache` hold an entry for each row of `dataset`."""
-        return fill_cache(cache, dataset, self.shell, self.stages, self.recipe, self.load, how, progress)
+        return fill_cache(cache, dataset, Encoder(self.shell, self.stages, self.recipe, self.load), how, progress)
 
 
 def shell_of(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
@@ -281,6 +281,11 @@ def with_template(
         raise UsageError(f"{TEMPLATE} cannot be stored in float8", hint="name other components in --fp8-models")
     if isinstance(options, TrainOptions) and options.lora_base_model == TEMPLATE:
         raise UsageError(f"{TEMPLATE} cannot get a LoRA", hint=f"train it whole: --trainable-models {TEMPLATE}")
+    if isinstance(options, TrainOptions) and options.sample_every is not None:
+        raise UsageError(
+            "--sample-every draws without the template, so its pictures would show nothing of the training",
+            hint="leave it out, and draw with `dsctl infer --template DIR:FILE` from the files that are saved",
+        )
     from dsctl_core.template.training import open_template
 
     trust, required = Trust(options.trust_template), TEMPLATE_COLUMN in options.extra_inputs

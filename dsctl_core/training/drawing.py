@@ -63,11 +63,25 @@ class Easel:
 
     def __init__(self, runner: UnitRunner, models: dict[str, nn.Module], tokenizer: Any) -> None:
         self.runner, self.models, self.tokenizer = runner, models, tokenizer
+        self.pipe: Any = None
 
     def draw(
         self, trained: BasePipeline, prompt: SamplePrompt, autocast: Callable[[], AbstractContextManager[None]]
     ) -> Image:
-        """Return the picture, predicted in the precision of training; `trained` keeps its schedule."""
+        """Return the picture, predicted in the precision of training; `trained` keeps its schedule.
+
+        It is the same pipeline at every call.
+        """
+        if self.pipe is None:
+            self.pipe = self._around(trained, autocast)
+        try:
+            return self.pipe(**prompt.inputs())
+        finally:
+            for model in self.models.values():
+                model.to(CPU)
+
+    def _around(self, trained: BasePipeline, autocast: Callable[[], AbstractContextManager[None]]) -> Any:
+        """Return a pipeline of the modules of `trained` and of those that are here, with a schedule of its own."""
         pipe: Any = type(trained)(
             {**self.models, **trained.components},
             trained.tokenizer or self.tokenizer,
@@ -83,11 +97,7 @@ class Easel:
                 return model_fn(*args, **inputs)
 
         pipe.model_fn, pipe.unit_runner = in_precision, self.runner
-        try:
-            return pipe(**prompt.inputs())
-        finally:
-            for model in self.models.values():
-                model.to(CPU)
+        return pipe
 
 
 def prepare_easel(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from dsctl_core.checkpoint.files import prepare_folder
 from dsctl_core.errors import DsctlError
+from dsctl_core.training.state.folder import state_folders
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
 
@@ -17,8 +19,9 @@ def refuse_used(folder: Path) -> None:
     traces = [folder / RUN_FILE, folder / METRICS_FILE, *sorted(folder.glob("step-*.safetensors"))]
     for trace in traces:
         if trace.exists():
+            instead = "go on with it by --resume latest" if state_folders(folder) else "remove that folder"
             raise DsctlError(
-                f"{folder} already holds a run ({trace.name})", hint="give another --output-path, or remove that folder"
+                f"{folder} already holds a run ({trace.name})", hint=f"give another --output-path, or {instead}"
             )
 
 
@@ -36,3 +39,18 @@ def unclaim(made: list[Path]) -> None:
         if not path.is_dir() or any(path.iterdir()):
             return
         path.rmdir()
+
+
+def lines_until(path: Path, step: int) -> list[str]:
+    """Return the whole lines of metrics in `path` that are not of steps after `step`: [] where there is no file."""
+    if not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # cut off by a kill
+        if line.endswith("\n") and values.get("step", 0) <= step:
+            kept.append(line)
+    return kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,10 +46,20 @@ class TrainingHook:
     """
 
     def on_training_start(self, run: TrainingRun) -> None:
-        """Prepare; the output folder is claimed, no step is done."""
+        """Prepare; the output folder is claimed, and `run.step` steps are done: none, unless the run is resumed."""
 
     def on_step_end(self, run: TrainingRun, record: StepRecord) -> None:
         """Look at a step that is done: the weights are updated and its line of metrics is written."""
 
     def on_training_end(self, run: TrainingRun) -> None:
-        """Finish, after the last step and before the final weights are written."""
+        """Finish, after the last step and before the final weights and the last state are written."""
+
+    def state(self) -> Any:
+        """Return what a resumed run needs of this hook: dicts, lists, tensors, numbers, texts. None: nothing.
+
+        Asked for whenever the state of the run is saved.
+        """
+        return None
+
+    def load_state(self, state: Any) -> None:
+        """Take back what `state` returned, on the CPU; called after `on_training_start` of a resumed run."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.files import write_error, write_json, write_safetensors
+from dsctl_core.checkpoint.files import write_error, write_json, write_safetensors, write_text
+from dsctl_core.checkpoint.identify import read_json
+from dsctl_core.errors import DsctlError
 from dsctl_core.lora.about import with_model_spec
 from dsctl_core.lora.files import save_lora
 from dsctl_core.lora.formats import FORMATS
 from dsctl_core.lora.layers import linear_shapes, trained_layers
-from dsctl_core.training.folder import METRICS_FILE, RUN_FILE, claim
+from dsctl_core.training.folder import METRICS_FILE, RUN_FILE, claim, lines_until
 from dsctl_core.training.sharded import whole_weights
+from dsctl_core.training.state.folder import clear_leftovers
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
@@ -35,6 +39,15 @@ class StepRecord:
     seconds: float
     samples_per_second: float
     peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """That a run goes on after `step` updates of the run in `output_path`, and what is `changed`: name -> old, new."""
+
+    output_path: Path
+    step: int
+    changed: dict[str, list[Any]]
 
 
 class ModelLogger:
@@ -62,16 +75,26 @@ class ModelLogger:
         self.metadata = dict(metadata or {})
         self.run = run
         self.lora_format, self.lora_dtype = lora_format, lora_dtype
+        self.continues: Continuation | None = None
+        self.described = False  # whether run.json is written
         self.variants: dict[str, Callable[[], AbstractContextManager[None]]] = {"": nullcontext}
         self.saved_step = -1
         self.files: list[Path] = []
         self.waiting: list[dict[str, Any]] = []  # lines for metrics.jsonl from before the first step
 
     def on_training_start(self, accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
-        """Claim the output folder."""
-        if accelerator.is_main_process:
+        """Claim the output folder, unless the run goes on in it."""
+        goes_on = self.continues is not None and self.continues.output_path == self.output_path.absolute()
+        if accelerator.is_main_process and not goes_on:
             claim(self.output_path)
         accelerator.wait_for_everyone()
+
+    def begin(self, accelerator: Accelerator) -> None:
+        """Drop the metrics of steps that will be done once more; those of a run in another folder are taken over."""
+        if self.continues is not None and accelerator.is_main_process:
+            clear_leftovers(self.output_path)
+            lines = lines_until(self.continues.output_path / METRICS_FILE, self.continues.step)
+            write_text(self.output_path / METRICS_FILE, "".join(lines))
 
     def on_step_end(self, accelerator: Accelerator, module: DiffusionTrainingModule, record: StepRecord) -> None:
         """Append the step's line to metrics.jsonl; with the first step, write run.json.
@@ -79,8 +102,9 @@ class ModelLogger:
         Not earlier, so that a run that fails before it has done anything can be started again in the same folder.
         """
         if accelerator.is_main_process:
-            if record.step == 1 and self.run is not None:
-                write_json(self.output_path / RUN_FILE, {**self.run, "parameters": module.count_parameters()})
+            if not self.described and self.run is not None:
+                write_json(self.output_path / RUN_FILE, {**self._describe(), "parameters": module.count_parameters()})
+            self.described = True
             self._write_lines([asdict(record), *self.waiting])
             self.waiting.clear()
 
@@ -97,20 +121,36 @@ class ModelLogger:
         path = self.output_path / METRICS_FILE
         try:
             with path.open("a", encoding="utf-8") as stream:
-                stream.write("".join(json.dumps(line) + "\n" for line in lines))
+                stream.write("".join(json.dumps(_without_nan(line)) + "\n" for line in lines))
         except OSError as error:
             raise write_error(path, error) from error
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what run.json says: of a run that goes on, also when it did so and what was changed."""
+        run = self.run or {}
+        if self.continues is None:
+            return run
+        try:
+            before = read_json(self.continues.output_path / RUN_FILE)
+        except DsctlError:
+            before = {}
+        again = {"step": self.continues.step, "started": run.get("started"), "changed": self.continues.changed}
+        return {
+            **run,
+            "started": before.get("started", run.get("started")),
+            "resumed": [*before.get("resumed", []), again],
+        }
+
+    def rehearse(self, accelerator: Accelerator, module: DiffusionTrainingModule, folder: Path) -> None:
+        """Write the weights into `folder` as they will be saved, by all processes together."""
+        self._write_all(accelerator, module, 0, folder)
 
     def save(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> list[Path]:
         """Write the trained weights as they are after `step` updates, unless they are written already."""
         if step == self.saved_step:
             return self.files
         accelerator.wait_for_everyone()
-        for variant, in_place in self.variants.items():
-            with in_place(), whole_weights(accelerator, module):
-                if accelerator.is_main_process:
-                    for component in module.trained:
-                        self._write(module, component, step, variant)
+        self._write_all(accelerator, module, step, self.output_path)
         self.saved_step = step
         self.files = [self._path(module, component, step) for component in module.trained]
         accelerator.wait_for_everyone()
@@ -122,7 +162,17 @@ class ModelLogger:
         suffix = ".peft" if component.lora and FORMATS[self.lora_format].folder else ".safetensors"
         return self.output_path / f"step-{step}{middle}{suffix}"
 
-    def _write(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int, variant: str) -> None:
+    def _write_all(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int, folder: Path) -> None:
+        for variant, in_place in self.variants.items():
+            with in_place(), whole_weights(accelerator, module):
+                if accelerator.is_main_process:
+                    for component in module.trained:
+                        path = folder / self._path(module, component, step, variant).name
+                        self._write(module, component, step, variant, path)
+
+    def _write(
+        self, module: DiffusionTrainingModule, component: TrainedComponent, step: int, variant: str, path: Path
+    ) -> None:
         about = {
             "dsctl_version": __version__,
             "family": module.pipe.family.name,
@@ -133,7 +183,6 @@ class ModelLogger:
             **component.description,
             **self.metadata,
         }
-        path = self._path(module, component, step, variant)
         if not component.lora:
             weights = module.export_trained(self.remove_prefix_in_ckpt)[component.name]
             write_safetensors(path, weights, about)
@@ -153,3 +202,8 @@ class ModelLogger:
     def on_training_end(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> None:
         """Write the final weights."""
         self.save(accelerator, module, step)
+
+
+def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a line with null for what is no number: JSON has no other word for it."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}

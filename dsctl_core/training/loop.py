@@ -5,24 +5,35 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from dsctl_core.cache.reader import CachedDataset
-from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.random import derive_seed
 from dsctl_core.training.batches import Loaded, Rounds, batch_loader
+from dsctl_core.training.guards import (
+    names_of,
+    require_finite_gradient,
+    require_finite_loss,
+    require_some_gradient,
+)
 from dsctl_core.training.hooks import TrainingHook, TrainingRun
-from dsctl_core.training.logger import ModelLogger, StepRecord
+from dsctl_core.training.logger import Continuation, ModelLogger, StepRecord
+from dsctl_core.training.rehearsal import rehearse_save, require_space, weight_bytes
+from dsctl_core.training.resume import refuse_changes, require_steps_left
 from dsctl_core.training.sharded import gradient_norm, keeping_gradients, prepare, shard
 from dsctl_core.training.shown import StepFields
+from dsctl_core.training.signals import SIGNALS, StopSignals, TrainingStopped
+from dsctl_core.training.state.folder import SavedState, find_state, locked
+from dsctl_core.training.state.snapshot import Position, Snapshots
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,6 +72,9 @@ def launch_training_task(
     optimizer: Callable[[Sequence[Any]], Optimizer] | None = None,
     lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     hooks: Sequence[TrainingHook] = (),
+    resume: str | Path | SavedState | None = None,
+    allow_changed: Sequence[str] = (),
+    state_total_limit: int = 2,
     progress: Progress | None = None,
 ) -> TrainingSummary:
     """Train `model` on `dataset` and return how it ended.
@@ -75,7 +89,11 @@ def launch_training_task(
     bucket stands in for it. `optimizer` builds another than AdamW of the trained weights, `lr_scheduler` what is
     to become of its rate, of it and the number of steps. `hooks` are what the run does beside training, called in the
     order given.
-    Raises DsctlError, before anything is updated with it, when a loss is not finite.
+    With the weights goes a state that `resume` can go on from, to the bit: "latest", or the folder of one. The newest
+    `state_total_limit` are kept. What the results depend on must be as it was, but for the settings in
+    `allow_changed`. SIGINT and SIGTERM let the step be finished and saved; then TrainingStopped is raised.
+    Raises DsctlError, before anything is updated with it, when a loss or a gradient is not finite, and UsageError when
+    nothing trained has a gradient at the first step.
     """
     shown = progress or NoProgress()
     if len(dataset) == 0:
@@ -94,54 +112,191 @@ def launch_training_task(
     schedule = lr_scheduler(built, total) if lr_scheduler is not None else None
     prepared, built = prepare(accelerator, model, built, batch_size, max_grad_norm)
     run = TrainingRun(accelerator, model, prepared, parameters, built, schedule, model_logger, shown, total)
-    model_logger.on_training_start(accelerator, model)
-    for hook in hooks:
-        hook.on_training_start(run)
-    shown.start("Training", total)
-    step, losses, fields, began = 0, 0.0, StepFields(), time.perf_counter()
-    record: StepRecord | None = None
-    while step < total:
-        for number, loaded in enumerate(loader):
-            batch = [_sample(each, on_bad_sample, accelerator.device) for each in loaded]
-            last, weight = rounds.ends_step(number), rounds.weight(number)
-            # Gradients are exchanged between processes once a step, with its last micro-batch.
-            accelerator.sync_gradients = last
-            with nullcontext() if last else keeping_gradients(accelerator, prepared):
-                loss = prepared(batch[0] if batch_size == 1 else batch)
-                losses += _finite(accelerator, loss, step + 1, batch, dataset, weight) / accumulate
-                accelerator.backward(loss * weight)
-                norm = accelerator.clip_grad_norm_(parameters, max_grad_norm) if last else None
-                built.step()
-                built.zero_grad()
-            if norm is None:
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "max_grad_norm": max_grad_norm,
+        "mixed_precision": accelerator.mixed_precision,
+        "samples": len(dataset),
+        "samples_per_step": batch_size * accumulate * accelerator.num_processes,
+        "batches_of": batch_size if len(plan.members) > 1 else None,
+    }
+    if optimizer is None:
+        settings.update(learning_rate=learning_rate, weight_decay=weight_decay)
+    settings.update((model_logger.run or {}).get("identity", {}))
+    snapshots = Snapshots(run, hooks, state_total_limit, settings)
+    loop = _Loop(run, dataset, rounds, loader, hooks, snapshots, batch_size, max_grad_norm, on_bad_sample)
+    loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None
+    state = find_state(model_logger.output_path, resume, shown.note) if isinstance(resume, str | Path) else resume
+    return loop.train(state, allow_changed)
+
+
+class _Loop:
+    """One run of the loop: epochs of rounds, each a micro-batch; the rounds of a step end in an update."""
+
+    save_steps: int | None = None
+    save_epochs = False
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        dataset: Any,
+        rounds: Rounds,
+        loader: Iterable[list[Loaded]],
+        hooks: Sequence[TrainingHook],
+        snapshots: Snapshots,
+        batch_size: int,
+        max_grad_norm: float,
+        on_bad_sample: Callable[[DsctlError], None] | None,
+    ) -> None:
+        self.run, self.dataset, self.rounds, self.loader, self.hooks = run, dataset, rounds, loader, hooks
+        self.batch_size, self.max_grad_norm, self.on_bad_sample = batch_size, max_grad_norm, on_bad_sample
+        self.snapshots = snapshots
+        self.stop = StopSignals()
+        self.stopped_by = 0  # the signal that any of the processes was sent
+        self.step_in_epoch = 0
+        self.first_step = True  # of this process, whether or not the run began before
+        self.fields = StepFields()
+        self.record: StepRecord | None = None
+        self.saved: Path | None = None
+        self._begin_step()
+
+    def train(self, state: SavedState | None, allow_changed: Sequence[str]) -> TrainingSummary:
+        """Do what is left of the run, from `state` on if there is one."""
+        run = self.run
+        if state is not None:
+            require_steps_left(state, run.total)
+            saved, where = state.about["settings"], state.folder
+            changed = refuse_changes(saved, self.snapshots.settings, allow_changed, where)
+            run.logger.continues = Continuation(state.output_path, state.step, changed)
+        run.logger.on_training_start(run.accelerator, run.model)
+        with self._alone(), self.stop:
+            self._start(state)
+            while run.step < run.total:
+                self._epoch()
+            for hook in self.hooks:
+                hook.on_training_end(run)
+            run.logger.on_training_end(run.accelerator, run.model, run.step)
+            self.snapshots.save(self._position())
+        run.progress.finish()
+        run.accelerator.wait_for_everyone()
+        assert self.record is not None
+        return TrainingSummary(run.step, self.record.loss, run.logger.files)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return locked(self.run.logger.output_path) if self.run.accelerator.is_main_process else nullcontext()
+
+    def _start(self, state: SavedState | None) -> None:
+        """Put everything where `state` says, prove that it can be saved, and start the hooks."""
+        run = self.run
+        if state is not None:
+            position = self.snapshots.restore(state)
+            self.saved = state.folder
+            per_step = state.about["settings"]["samples_per_step"] / self.snapshots.settings["samples_per_step"]
+            self.rounds.epoch, self.step_in_epoch = position.epoch, int(position.step_in_epoch * per_step)
+            self.rounds.first = self.step_in_epoch * run.accelerator.gradient_accumulation_steps
+        run.logger.begin(run.accelerator)
+        for hook in self.hooks:
+            hook.on_training_start(run)
+        every = self.save_steps or (self.rounds.steps() if self.save_epochs else run.total)
+        rehearse_save(run, self.snapshots, saves=-(-(run.total - run.step) // every))
+        if state is not None:
+            self.snapshots.restore_hooks(state)
+            run.progress.note(f"Going on after step {run.step}, from {state.folder}")
+        run.progress.start("Training", run.total)
+        if run.step:
+            run.progress.advance(run.step)
+
+    def _epoch(self) -> None:
+        """Go over the samples of an epoch that are left, or until the run is over."""
+        run = self.run
+        self._begin_step()
+        for number, loaded in enumerate(self.loader, self.rounds.first):
+            norm = self._micro_batch(number, loaded)
+            if not self.rounds.ends_step(number):
                 continue
-            step += 1
-            lr = built.param_groups[0]["lr"]
-            if schedule is not None:
-                schedule.step()
-            seconds = time.perf_counter() - began
-            pace = rounds.step_samples(number) / seconds
-            record = StepRecord(step, losses, lr, gradient_norm(norm), seconds, pace, peak_memory())
-            model_logger.on_step_end(accelerator, model, record)
-            run.step = step
-            for hook in hooks:
-                hook.on_step_end(run, record)
-            shown.advance(1, **fields(record))
-            if step == total:
-                break
-            if save_steps is not None and step % save_steps == 0:
-                model_logger.save(accelerator, model, step)
-            losses, began = 0.0, time.perf_counter()
-        rounds.epoch += 1
-        if save_steps is None and max_steps is None:
-            model_logger.save(accelerator, model, step)
-    for hook in hooks:
-        hook.on_training_end(run)
-    model_logger.on_training_end(accelerator, model, step)
-    shown.finish()
-    accelerator.wait_for_everyone()
-    assert record is not None
-    return TrainingSummary(step, record.loss, model_logger.files)
+            self._end_step(number, norm)
+            if run.step == run.total:
+                return
+            if self.stopped_by:
+                self._save()
+                raise TrainingStopped(self.stopped_by, run.step, run.total)
+            if self.save_steps is not None and run.step % self.save_steps == 0:
+                self._save()
+            self._begin_step()
+        self.rounds.epoch, self.rounds.first, self.step_in_epoch = self.rounds.epoch + 1, 0, 0
+        if self.save_epochs:
+            self._save()
+
+    def _begin_step(self) -> None:
+        self.loss, self.names, self.began = 0.0, list[str](), time.perf_counter()
+
+    def _micro_batch(self, number: int, loaded: list[Loaded]) -> float | None:
+        """Add the gradient of one micro-batch; with a step's last one, update, and return the gradient's norm."""
+        accelerator, prepared, optimizer = self.run.accelerator, self.run.prepared, self.run.optimizer
+        batch = [_sample(each, self.on_bad_sample, accelerator.device) for each in loaded]
+        names = names_of(batch, self.dataset)
+        self.names += names
+        last, weight = self.rounds.ends_step(number), self.rounds.weight(number)
+        # What draws from torch's global generator, as dropout does, depends on the samples, not on what came before.
+        torch.manual_seed(derive_seed(loaded[0].seed, "global"))
+        # Gradients are exchanged between processes once a step, with its last micro-batch.
+        accelerator.sync_gradients = last
+        with nullcontext() if last else keeping_gradients(accelerator, prepared):
+            loss = prepared(batch[0] if self.batch_size == 1 else batch)
+            require_finite_loss(loss, self.run.step + 1, names, self.saved)
+            self._share(loss.detach().float() * weight)
+            accelerator.backward(loss * weight)
+            norm = gradient_norm(accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm)) if last else None
+            if last:
+                self._guard(norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        return norm
+
+    def _share(self, loss: Tensor) -> None:
+        """Add the processes' mean of a micro-batch's loss to the step's, and hear whether one was asked to stop."""
+        accelerator = self.run.accelerator
+        heard = [float(self.stop.number == number) for number in SIGNALS]
+        told = accelerator.reduce(torch.cat([loss[None], loss.new_tensor(heard)]), reduction="mean").tolist()
+        self.loss += told[0] / accelerator.gradient_accumulation_steps
+        self.stopped_by = next((number for number, share in zip(SIGNALS, told[1:], strict=True) if share), 0)
+
+    def _guard(self, norm: float | None) -> None:
+        """Stop before an update with a gradient that does harm, or none."""
+        require_finite_gradient(norm, self.run.step + 1, self.names, self.saved, self.run.accelerator)
+        if self.first_step:
+            require_some_gradient(norm, self.run.parameters)
+            self.first_step = False
+
+    def _end_step(self, number: int, norm: float | None) -> None:
+        """Record the step that round `number` has ended."""
+        run = self.run
+        run.step += 1
+        self.step_in_epoch += 1
+        lr = run.optimizer.param_groups[0]["lr"]
+        if run.schedule is not None and not run.accelerator.optimizer_step_was_skipped:
+            run.schedule.step()
+        seconds = time.perf_counter() - self.began
+        pace = self.rounds.step_samples(number) / seconds
+        if self.record is None and run.accelerator.is_main_process:  # now the optimizer has a state to be measured
+            require_space(run.logger.output_path, weight_bytes(run) + self.snapshots.bytes())
+        length = math.nan if norm is None else norm
+        self.record = StepRecord(run.step, self.loss, lr, length, seconds, pace, peak_memory())
+        run.logger.on_step_end(run.accelerator, run.model, self.record)
+        for hook in self.hooks:
+            hook.on_step_end(run, self.record)
+        run.progress.advance(1, **self.fields(self.record))
+
+    def _save(self) -> None:
+        """Save the weights, then the state: what is resumed from always has its weights beside it."""
+        run = self.run
+        self.saved = run.logger.save(run.accelerator, run.model, run.step)[0]
+        self.snapshots.save(self._position())
+
+    def _position(self) -> Position:
+        over = self.step_in_epoch == self.rounds.steps()
+        epoch, within = (self.rounds.epoch + 1, 0) if over else (self.rounds.epoch, self.step_in_epoch)
+        return Position(self.run.step, epoch, within)
 
 
 def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, device: torch.device) -> Any:
@@ -155,21 +310,6 @@ def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, 
     if loaded.sample is None:
         raise loaded.errors[0]
     return send_to_device(loaded.sample, device)
-
-
-def _finite(accelerator: Accelerator, loss: Any, step: int, batch: list[Any], dataset: Any, weight: float) -> float:
-    """Return the loss times its weight, averaged over the processes; stop if this process's is not finite."""
-    if not torch.isfinite(loss):
-        rows = [sample["_row"] for sample in batch if isinstance(sample, dict) and "_row" in sample]
-        names = [
-            dataset.place(row) if isinstance(dataset, UnifiedDataset | CachedDataset) else f"row {row}" for row in rows
-        ]
-        where = f" on {', '.join(names)}" if names else ""
-        raise DsctlError(
-            f"the loss of step {step} is {float(loss.detach())}{where}; nothing was updated with it",
-            hint="lower the learning rate, and check those rows",
-        )
-    return float(accelerator.reduce(loss.detach().float() * weight, reduction="mean"))
 
 
 def peak_memory() -> int:

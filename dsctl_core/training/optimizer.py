@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from dsctl_core.errors import UsageError, near_miss, unknown_name
+from dsctl_core.errors import DsctlError, UsageError, near_miss, unknown_name
 from dsctl_core.options.optimizer import OPTIMIZERS, KnownOptimizer, OptimizerOptions
 from dsctl_core.options.template import MODEL as TEMPLATE
 
@@ -56,8 +56,8 @@ class OptimizerPlan:
 def plan_optimizer(options: OptimizerOptions, learning_rate: float) -> OptimizerPlan:
     """Find the optimizer that `options` name and check its arguments against its signature.
 
-    Raises UsageError for a class that is not there (with what to install), that is no optimizer of this kind, and for
-    an argument that it does not take (with those that it does).
+    Raises DsctlError for a package that is not installed, with what installs it, and UsageError for a class that is not
+    in it or no optimizer of this kind, and for an argument that it does not take, with those that it does.
     """
     known = OPTIMIZERS.get(options.optimizer) or KnownOptimizer(options.optimizer)
     kind = _import_class(known)
@@ -90,7 +90,7 @@ def _import_class(known: KnownOptimizer) -> type[Optimizer]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         install = known.install or f"install the package that has {package}"
-        raise UsageError(f"the optimizer {known.target} cannot be imported: {error}", hint=install) from error
+        raise DsctlError(f"the optimizer {known.target} cannot be imported: {error}", hint=install) from error
     kind = getattr(module, class_name, None)
     if kind is None:
         classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
@@ -111,7 +111,8 @@ def _import_class(known: KnownOptimizer) -> type[Optimizer]:
 def learning_rate(options: TrainOptions, resolved: ResolvedModel) -> float:
     """Return the rate given, else the usual one of the optimizer.
 
-    That is mostly that of AdamW: the preset's own or 1e-4 for a LoRA, and 1e-5 when whole components are trained.
+    That is mostly that of AdamW: the preset's own or 1e-4 for a LoRA or a template, and 1e-5 when whole components
+    are trained.
     """
     if options.learning_rate is not None:
         return options.learning_rate

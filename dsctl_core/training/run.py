@@ -46,9 +46,11 @@ from dsctl_core.training.logger import ModelLogger
 from dsctl_core.training.loop import launch_training_task
 from dsctl_core.training.module import float_dtype
 from dsctl_core.training.optimizer import OptimizerPlan, learning_rate, plan_optimizer
+from dsctl_core.training.resume import identity_of, refuse_changes
 from dsctl_core.training.schedule import plan_schedule
 from dsctl_core.training.seeing import plan_seeing
 from dsctl_core.training.skipped import SkippedRows
+from dsctl_core.training.state.folder import find_state
 from dsctl_core.training.tasks import TaskModule, objective_of, refuse_unused
 from dsctl_core.training.tracking import require_trackers
 from dsctl_core.version import __version__
@@ -80,7 +82,10 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     """
     began = time.perf_counter()
     require_trackers([tracker.name for tracker in options.track])
-    refuse_used(options.output_path)
+    state = find_state(options.output_path, options.resume, progress.note) if options.resume else None
+    goes_on = state is not None and state.output_path == options.output_path.absolute()
+    if not goes_on:
+        refuse_used(options.output_path)
     skipped = SkippedRows(options.output_path)
     for lora in options.lora:
         lora_weights(lora.path)
@@ -88,6 +93,9 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     for name in (*options.trained_components, *options.fp8_models, options.preset_lora_model or "dit"):
         resolved.check_component(name)
     optimizer = plan_optimizer(options, learning_rate(options, resolved))
+    identity = identity_of(options, resolved, source, optimizer.arguments["lr"])
+    if state is not None:
+        refuse_changes(state.about["settings"], identity, options.allow_changed, state.folder)
     seeing = plan_seeing(options, resolved, source)
     # Every byte of a cache is looked at while the model loads.
     checks = ThreadPoolExecutor(1)
@@ -96,7 +104,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     if not accelerator.is_main_process:
         progress = NoProgress()
     warn_of_distilled(resolved, progress)
-    made = claim(options.output_path) if accelerator.is_main_process else []
+    made = claim(options.output_path) if accelerator.is_main_process and not goes_on else []
     try:
         dataset, task, only = first_stage(options, source, resolved, accelerator, progress)
         for each in dataset.manifest.skipped if isinstance(dataset, CachedDataset) else ():
@@ -111,7 +119,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             options.output_path,
             options.remove_prefix_in_ckpt,
             metadata=header_metadata(options, resolved, source),
-            run=about,
+            run={**about, "identity": identity},
             lora_format=options.lora_format,
             lora_dtype=options.lora_dtype,
         )
@@ -135,6 +143,9 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             optimizer=optimizer,
             lr_scheduler=plan_schedule(options),
             hooks=[*averaging, *watching],
+            resume=state,
+            allow_changed=options.allow_changed,
+            state_total_limit=options.state_total_limit,
             progress=progress,
         )
     except BaseException:

@@ -5,7 +5,7 @@ Every function here is called by all processes together, because each has only i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -120,17 +120,19 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_state(state: Any) -> Any:
+def whole_state(state: Any, *, keep: bool = True) -> Any:
     """Return nested dicts, lists and tuples, such as an optimizer's state, with every divided tensor whole, on the CPU.
 
-    Tensors that are whole already, and everything else, stay as they are.
+    Tensors that are whole already, and everything else, stay as they are. A process that does not `keep` what is put
+    together, because another one writes it, has None in its place, and needs no memory for it.
     """
     if isinstance(state, DTensor):
-        return state.full_tensor().cpu()
+        full = state.full_tensor()
+        return full.cpu() if keep else None
     if isinstance(state, dict):
-        return {key: whole_state(value) for key, value in state.items()}
+        return {key: whole_state(value, keep=keep) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(whole_state(value) for value in state)
+        return type(state)(whole_state(value, keep=keep) for value in state)
     return state
 
 
@@ -142,17 +144,18 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(placed, other.device_mesh, other.placements, src_data_rank=None).to(other.device)
 
 
-def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load what `whole_state(optimizer.state_dict())` was, however many processes there were then."""
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    held = {
+def divided_state(state: Mapping[int, Mapping[str, Any]], parameters: Sequence[Tensor]) -> dict[int, dict[str, Any]]:
+    """Return the "state" of what `whole_state(optimizer.state_dict())` was, divided as `parameters` are.
+
+    However many processes there were then: it can be loaded into the optimizer of `parameters` as it is.
+    """
+    return {
         number: {
             key: like(value, parameters[number]) if _goes_with(value, parameters[number]) else value
             for key, value in values.items()
         }
-        for number, values in state["state"].items()
+        for number, values in state.items()
     }
-    optimizer.load_state_dict({**state, "state": held})
 
 
 def _goes_with(value: Any, parameter: Tensor) -> bool:
@@ -194,8 +197,6 @@ def _whole_weight(accelerator: Accelerator, parameter: nn.Parameter) -> Tensor:
     return whole(parameter)
 
 
-def gradient_norm(norm: Tensor | float | None) -> float:
-    """Return the norm that clipping found, of all processes' gradients; not a number where an engine tells none."""
-    if norm is None:
-        return float("nan")
-    return float(whole(norm)) if isinstance(norm, Tensor) else float(norm)
+def gradient_norm(norm: Tensor | float | None) -> float | None:
+    """Return the norm that clipping found, of the gradients of all processes; None where an engine does not tell."""
+    return float(whole(norm)) if isinstance(norm, Tensor) else norm

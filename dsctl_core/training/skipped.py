@@ -13,7 +13,10 @@ SKIPPED_FILE = "skipped.jsonl"
 
 
 class SkippedRows:
-    """Keeps what is wrong with each row that is skipped, once; from `start` on also in `skipped.jsonl`."""
+    """Keeps what is wrong with each row that is skipped, once; from `start` on also in `skipped.jsonl`.
+
+    What a run that goes on has in that file already is kept.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / SKIPPED_FILE
@@ -36,7 +39,8 @@ class SkippedRows:
         """Write what is recorded so far, which all processes know; there is no file when that is nothing."""
         self.started = True
         if self.lines and is_main_process:
-            self._write("w", "".join(self.lines.values()))
+            earlier = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
+            self._write("w", "".join(dict.fromkeys([*earlier, *self.lines.values()])))
 
     def _write(self, mode: str, text: str) -> None:
         try:

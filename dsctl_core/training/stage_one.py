@@ -33,6 +33,16 @@ READERS = 2  # threads that decode pictures ahead where no number is asked for
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """What encodes: a pipeline without components, how its task divides, and how entries are made and told apart."""
+
+    shell: BasePipeline
+    stages: Stages
+    recipe: Recipe
+    load: Callable[[Sequence[str]], BasePipeline]  # returns a pipeline that has the components named
+
+
+@dataclass(frozen=True)
 class FirstStage:
     """How stage one is done; nothing here changes what an entry is made of."""
 
@@ -58,56 +68,39 @@ class CacheResult:
 
 
 def fill_cache(
-    cache: Path,
-    dataset: UnifiedDataset,
-    pipe: BasePipeline,
-    stages: Stages,
-    recipe: Recipe,
-    load: Callable[[Sequence[str]], BasePipeline],
-    how: FirstStage,
-    progress: Progress,
+    cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: FirstStage, progress: Progress
 ) -> CacheResult:
     """Make the folder `cache` hold an entry for each row of `dataset`, encoding only what is not there yet.
 
-    `pipe` has no components; `load` returns one with the components named. A shard is written as soon as it is
-    full, so that a run that is killed goes on from there.
+    A shard is written as soon as it is full, so that a run that is killed goes on from there.
     """
     folders = (cache / FOLDER, cache, *cache.parents)
     made = [path for path in folders if not path.exists()] if how.process == 0 else []
     prepare_folder(cache / FOLDER)
     try:
-        return _filled(cache, dataset, pipe, stages, recipe, load, how, progress)
+        return _filled(cache, dataset, encoder, how, progress)
     except BaseException:
         unclaim(made)
         raise
 
 
-def _filled(
-    cache: Path,
-    dataset: UnifiedDataset,
-    pipe: BasePipeline,
-    stages: Stages,
-    recipe: Recipe,
-    load: Callable[[Sequence[str]], BasePipeline],
-    how: FirstStage,
-    progress: Progress,
-) -> CacheResult:
+def _filled(cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: FirstStage, progress: Progress) -> CacheResult:
     began = time.perf_counter()
     with locked(cache) if how.process == 0 else nullcontext():
         if how.process == 0:
             clear_temporary_files(cache)
         how.wait()
-        plan = plan_rows(dataset, pipe, stages, recipe, progress)
+        plan = plan_rows(dataset, encoder.shell, encoder.stages, encoder.recipe, progress)
         _refuse_bad_rows(plan, dataset, how)
         parts = Parts(cache, progress)
         how.wait()
-        own = encode_missing(cache, dataset, stages, recipe, load, how, plan, set(parts.places), progress)
+        own = encode_missing(cache, dataset, encoder, how, plan, set(parts.places), progress)
         told = how.gather([(own, dict(plan.bad))])
         bad = {row: error for _, rows in told for row, error in rows.items()}
         freed = 0
         if how.process == 0:
             parts.refresh()
-            _, freed = finish(cache, plan, bad, recipe, parts, how.prune)
+            _, freed = finish(cache, plan, bad, encoder.recipe, parts, how.prune)
         how.wait()
     seconds = time.perf_counter() - began
     return CacheResult(read_manifest(cache), sum(n for n, _ in told), freed, seconds, how.process == 0)
@@ -116,9 +109,7 @@ def _filled(
 def encode_missing(
     cache: Path,
     dataset: UnifiedDataset,
-    stages: Stages,
-    recipe: Recipe,
-    load: Callable[[Sequence[str]], BasePipeline],
+    encoder: Encoder,
     how: FirstStage,
     plan: Plan,
     present: set[str],
@@ -129,10 +120,10 @@ def encode_missing(
     Jobs go into shards by their place in the whole list, so an interrupted run is continued with the same shards that
     it would have written, and processes need not talk to share the work.
     """
-    dtype = getattr(torch, recipe.dtype)
+    dtype = getattr(torch, encoder.recipe.dtype)
     pictures = Lane((), frozenset(), frozenset())
     work = []
-    for number, lane in enumerate([*stages.lanes, pictures]):
+    for number, lane in enumerate([*encoder.stages.lanes, pictures]):
         jobs = list(plan.jobs[number].values())
         shards = [jobs[start : start + PARTS_IN_A_SHARD] for start in range(0, len(jobs), PARTS_IN_A_SHARD)]
         mine = shards[how.process :: how.processes]
@@ -146,8 +137,8 @@ def encode_missing(
     for lane, shards in work:
         if not shards:
             continue
-        pipe = load(lane.components)
-        for batches in read_ahead(dataset, pipe, recipe, shards, how, plan):
+        pipe = encoder.load(lane.components)
+        for batches in read_ahead(dataset, pipe, encoder.recipe, shards, how, plan):
             parts: dict[str, Part] = {}
             for jobs, samples in batches:
                 for job, made in zip(jobs, encode_each(pipe, lane, samples), strict=True):

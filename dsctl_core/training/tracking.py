@@ -6,8 +6,11 @@ import csv
 import importlib.util
 import json
 import logging
+import os
+import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,7 +155,8 @@ class Trackers(TrainingHook):
         for name in self.names:
             tracker = tracking.build(name)
             try:
-                tracker.start()
+                with nobody_to_ask():
+                    tracker.start()
                 if name == "tensorboard":  # its table of parameters would be a second run beside this one
                     tracker.log({"options": f"```\n{json.dumps(self.config, indent=2)}\n```"}, step=run.step)
                 else:
@@ -164,6 +168,8 @@ class Trackers(TrainingHook):
                 ) from error
             self.running.append(tracker)
             run.accelerator.trackers.append(tracker)  # whose end_training() finishes them
+        if run.accelerator.is_main_process and set(self.names) - {"csv", "tensorboard"}:
+            write_json(tracking.folder / TRACKERS_FILE, {"id": tracking.identity})
 
     def on_step_end(self, run: TrainingRun, record: Any) -> None:
         """Log the step."""
@@ -186,14 +192,23 @@ class Trackers(TrainingHook):
                 self.running.remove(tracker)
 
     def _identity(self, run: TrainingRun) -> str:
-        """Return the name that the run has with trackers, the same after a resume; the main process chooses it."""
+        """Return the name that the run has with trackers, the same after a resume."""
         file = run.logger.output_path / TRACKERS_FILE
         if run.step and file.is_file():
             return str(json.loads(file.read_text(encoding="utf-8"))["id"])
-        identity = uuid.uuid4().hex[:16]
-        if run.accelerator.is_main_process and set(self.names) - {"csv", "tensorboard"}:
-            write_json(file, {"id": identity})
-        return identity
+        return uuid.uuid4().hex[:16]
+
+
+@contextmanager
+def nobody_to_ask() -> Iterator[None]:
+    """Let whoever asks for a login find nobody at the keyboard, so that it fails instead of waiting for an answer."""
+    keyboard = sys.stdin
+    with Path(os.devnull).open(encoding="utf-8") as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = keyboard
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, bool | str | float | int]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections import Counter
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,10 @@ from PIL import Image
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.cache.verify import Problem, find_problems
 from dsctl_core.checkpoint.files import write_text
+from dsctl_core.data.summary import readable_bytes
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.page import document, facts, picture
 
 PICTURES = 12  # in a page, from all over the cache
 LATENTS = "shared.input_latents"
@@ -94,36 +94,31 @@ def page(
     cache: Path, found: CacheValidation, dataset: CachedDataset | None, pictures: list[tuple[int, Image.Image]]
 ) -> str:
     """Return a self-contained page about a cache."""
-    facts = {**found.summary, "latents": _sizes(dataset) if dataset is not None else "not read"}
-    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(v))}</td></tr>" for name, v in facts.items())
-    problems = "".join(
-        f"<tr><td>{html.escape(kind)}</td><td>{html.escape(message)}</td><td>{html.escape(hint or '')}</td></tr>"
-        for kind, message, hint in ((each.kind, each.message, each.hint) for each in found.problems)
-    )
+    summary = {**found.summary, **({"bytes": readable_bytes(found.summary["bytes"])} if found.summary else {})}
+    rows = [(name.replace("_", " "), str(value)) for name, value in summary.items()]
+    sizes = [("latents", _sizes(dataset))] if dataset is not None else []
     shown = "".join(
-        f'<figure><img alt="row {row + 1}" src="data:image/png;base64,{_png(picture)}">'
-        f"<figcaption>row {row + 1}</figcaption></figure>"
-        for row, picture in pictures
+        f"<figure>{picture(each, SIDE, f'row {row + 1}')}<figcaption>row {row + 1}</figcaption></figure>"
+        for row, each in pictures
     )
-    return (
-        "<!doctype html><meta charset=utf-8>"
-        f"<title>{html.escape(str(cache))}</title>"
-        "<style>body{font:15px sans-serif;margin:2em}figure{display:inline-block;margin:.5em}td,th{text-align:left;"
-        "padding:.2em 1em .2em 0}</style>"
-        f"<h1>{html.escape(str(cache))}</h1><table>{rows}</table>"
-        f"<h2>Problems</h2><table>{problems or '<tr><td>none</td></tr>'}</table>"
-        f"<h2>Decoded</h2>{shown or '<p>Name the model to see pictures.</p>'}\n"
-    )
+    parts = [facts([*rows, *sizes]), "<h2>Problems</h2>", _problems(found), "<h2>What the latents decode to</h2>"]
+    parts.append(f'<div class="pictures">{shown}</div>' if shown else f"<p>{_why_none(found)}</p>")
+    return document(f"Cache {cache}", parts)
+
+
+def _problems(found: CacheValidation) -> str:
+    rows = []
+    for each in found.problems:
+        level = "soft" if each.harmless else "error"
+        hint = f'<div class="hint">{escape(each.hint)}</div>' if each.hint else ""
+        rows.append(f'<tr><td class="{level}">{escape(each.kind)}</td><td>{escape(each.message)}{hint}</td></tr>')
+    return f'<table class="wide">{"".join(rows)}</table>' if rows else "<p>None.</p>"
+
+
+def _why_none(found: CacheValidation) -> str:
+    return "Name the model to see pictures." if found.clean else "Nothing, as long as there are problems."
 
 
 def _sizes(dataset: CachedDataset) -> str:
     shapes = Counter(tuple(dataset.sample(entry)[LATENTS].shape[1:]) for entry in dataset.entries)
     return ", ".join(f"{count} of {'x'.join(map(str, shape))}" for shape, count in shapes.most_common())
-
-
-def _png(picture: Image.Image) -> str:
-    small = picture.copy()
-    small.thumbnail((SIDE, SIDE))
-    stream = io.BytesIO()
-    small.save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()

@@ -111,7 +111,9 @@ class Validation(TrainingHook):
         return found[: len(own)]
 
     def _loss(self, module: TaskModule, row: dict[str, Any]) -> float:
-        """Return the mean loss of one row over the levels."""
+        """Return the mean loss of one row over the levels; a loss that goes its own way through them is taken once."""
+        if not module.loss.draws_levels:
+            return float(module([row]))
         encoded = row[CACHED] if CACHED in row else module.encode(row)
         table = module.pipe.scheduler.timesteps
         samples = [

@@ -80,21 +80,25 @@ def test_a_cache_encoded_one_by_one_gives_the_same_numbers_to_the_bit(
 
 
 def test_a_cache_encoded_in_batches_gives_the_same_numbers_to_1e_5(model: str, data: Path, tmp_path: Path) -> None:
-    # Adam moves a weight whose gradient is almost 0 by the whole rate, in whichever direction rounding gives it.
-    plain = trained(tmp_path / "plain", cache=False, model=model, dataset_base_path=data, learning_rate=1e-5)
-    cache = cached(tmp_path / "cache", model, data, batch_size=4)
-    assert distance(plain, trained(tmp_path / "again", from_cache=cache, learning_rate=1e-5)) <= 1e-5
+    settings = {"mixed_precision": "no", "learning_rate": 1e-4}
+    plain = trained(tmp_path / "plain", cache=False, model=model, dataset_base_path=data, **settings)
+    cache = cached(tmp_path / "cache", model, data, batch_size=4, mixed_precision="no")
+    assert distance(plain, trained(tmp_path / "again", from_cache=cache, **settings)) <= 1e-5
 
 
-# In batches bfloat16 itself, with 8 bits, rounds otherwise in every layer of the text encoder.
-@pytest.mark.parametrize(("batch_size", "most"), [(1, 0.0), (4, 2e-2)])
+# To the bit one by one. In batches prompts of several lengths are padded, and attention with a mask rounds otherwise:
+# some embeddings differ by a rounding, 2^-8 of their value. A single loss feels that more than the run as a whole.
+@pytest.mark.parametrize(("batch_size", "most", "of_a_step"), [(1, 0.0, 0.0), (4, 1e-3, 5e-3)])
 def test_in_bfloat16_the_numbers_are_the_same_one_by_one_and_close_in_batches(
-    model: str, data: Path, tmp_path: Path, batch_size: int, most: float
+    model: str, data: Path, tmp_path: Path, batch_size: int, most: float, of_a_step: float
 ) -> None:
     settings = {"mixed_precision": "bf16", "learning_rate": 1e-4}
     plain = trained(tmp_path / "plain", cache=False, model=model, dataset_base_path=data, **settings)
     cache = cached(tmp_path / "cache", model, data, mixed_precision="bf16", batch_size=batch_size)
-    assert distance(plain, trained(tmp_path / "again", from_cache=cache, **settings)) <= most
+    again = trained(tmp_path / "again", from_cache=cache, **settings)
+    assert max(float((plain[1][name] - again[1][name]).abs().max()) for name in plain[1]) <= most
+    assert sum(again[0]) == pytest.approx(sum(plain[0]), rel=most, abs=0)
+    assert again[0] == pytest.approx(plain[0], rel=of_a_step, abs=of_a_step)
 
 
 def test_an_entry_is_what_the_second_stage_reads_and_nothing_else(model: str, data: Path, tmp_path: Path) -> None:

@@ -171,3 +171,20 @@ def test_lanes_are_what_hangs_together_without_what_nobody_needs() -> None:
     assert [names(lane.units) for lane in found] == [["Text", "Refine"], ["Picture"]]
     assert [lane.components for lane in found] == [("text_encoder",), ("vae",)]
     assert found[0] == Lane((units[0], units[2]), frozenset({"prompt", "raw"}), frozenset({"embeds"}))
+
+
+def test_a_unit_that_uses_only_what_is_frozen_of_a_trained_component_runs_once() -> None:
+    class Whole(PipelineUnit):
+        output_params = ("a",)
+        onload_model_names = ("dit", "vae")
+
+        def process(self, pipe: Any) -> dict[str, Any]:
+            return {}
+
+    class Frozen(Whole):
+        frozen_use = ("dit",)
+
+    whole, frozen = Whole(), Frozen()
+    assert split([whole, frozen], ["dit"]) == Split((), (whole, frozen))  # the same output, so it follows
+    assert split([frozen], ["dit"]) == Split((frozen,), ())
+    assert split([frozen], ["vae"]) == Split((), (frozen,))

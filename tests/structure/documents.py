@@ -74,6 +74,7 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise DsctlError("far enough")
 
     monkeypatch.setattr("dsctl_core.training.train", begin)
+    monkeypatch.setattr("dsctl_core.launch.run_in_processes", begin)
     monkeypatch.setattr("dsctl_core.inference.infer", begin)
     monkeypatch.setattr("dsctl_core.validate.validate", begin)
     for name in ("transfer.download", "transfer.upload", "lora_tools.merge", "lora_tools.extract_lora"):

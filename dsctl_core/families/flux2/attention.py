@@ -16,20 +16,36 @@ from torch import Tensor
 from dsctl_core.kv_cache import KvCache, check_kv_cache
 
 
-def attention_kwargs_of(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, Any] | None:
-    """Return what the transformer hands to its attention for `kv_cache`, or None where that adds no token.
+def attention_kwargs_of(
+    dit: Any, kv_cache: KvCache | None, text_mask: Tensor | None, batch: int, pictures: int
+) -> dict[str, Any] | None:
+    """Return what the transformer hands to its attention: the cached tokens, and which of its own are attended to.
+
+    `text_mask` (B, T) says what counts of the text (None: all); all of the `pictures` S tokens do. None when there is
+    nothing to say.
+    """
+    found: dict[str, Any] = {}
+    if text_mask is not None:
+        mask = torch.cat([text_mask.bool(), text_mask.new_ones(len(text_mask), pictures, dtype=torch.bool)], dim=1)
+        found["attention_mask"] = mask[:, None, None, :]
+    cached = _cached_tokens(dit, kv_cache, batch)
+    return {**found, **cached} or None
+
+
+def _cached_tokens(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, Any]:
+    """Return the argument with the cached tokens; {} where there is none.
 
     The blocks with a stream for text and one for pictures are double_0, double_1, ...; those with one for both are
     single_0, single_1, ... The first cache that has a token gives them processors that can take one; without a cache
     these do what diffusers' own do.
     """
     if kv_cache is None:
-        return None
+        return {}
     blocks = {f"double_{number}": block.attn for number, block in enumerate(dit.transformer_blocks)}
     blocks |= {f"single_{number}": block.attn for number, block in enumerate(dit.single_transformer_blocks)}
     checked = check_kv_cache(kv_cache, {name: (attn.heads, attn.head_dim) for name, attn in blocks.items()}, batch)
     if not checked:
-        return None
+        return {}
     for name, attn in blocks.items():
         if not isinstance(attn.processor, CachedDouble | CachedSingle):
             kind = CachedDouble if name.startswith("double") else CachedSingle
@@ -116,6 +132,8 @@ def _attend(
 ) -> Tensor:
     """Rotate the model's own tokens, put the cached ones behind their keys and values, and attend: (B, T + S, H*D)."""
     query, key, value = own
+    if mask is not None:
+        mask = torch.cat([mask, mask.new_ones(*mask.shape[:-1], cached[0].shape[1])], dim=-1)
     if rotary is not None:
         rotated: list[Any] = [apply_rotary_emb(each, rotary, sequence_dim=1) for each in (query, key)]
         query, key = rotated

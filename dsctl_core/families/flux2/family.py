@@ -8,7 +8,15 @@ from typing import Any
 from dsctl_core.family import Component, Family, Preset, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
-VAE = Component("vae", "vae", "diffusers", "AutoencoderKLFlux2")
+# Original files of the VAE are those of Stable Diffusion's, but for two layers that are inside of its halves there.
+VAE = Component(
+    "vae",
+    "vae",
+    "diffusers",
+    "AutoencoderKLFlux2",
+    single_file_as="AutoencoderKL",
+    single_file_renames={"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post_quant_conv."},
+)
 # klein reads prompts with Qwen3, dev with the language model of Mistral Small 3.
 TEXT_ENCODER = Component(
     "text_encoder",
@@ -93,7 +101,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "vae": {
         "latent_channels": 32,
-        "block_out_channels": (8, 8, 8, 8),
+        "block_out_channels": (4, 8, 8, 8),
         "layers_per_block": 1,
         "norm_num_groups": 4,
         "sample_size": 64,

@@ -179,6 +179,7 @@ def model_fn_flux2(
     latents: Tensor,
     timestep: Tensor,
     prompt_embeds: Tensor,
+    prompt_embeds_mask: Tensor | None = None,
     edit_latents: Tensor | None = None,
     edit_sizes: tuple[tuple[int, int], ...] | None = None,
     embedded_guidance: float | None = None,
@@ -188,9 +189,10 @@ def model_fn_flux2(
 ) -> Tensor:
     """Return the velocity of `latents` (B, 128, h, w) at `timestep` (B,) or (), in [0, 1000], in latents' dtype.
 
-    `prompt_embeds` is (B, T, D). `edit_latents` (B or 1, N, 128) are the tokens of reference pictures of `edit_sizes`
-    ((h, w), ...). `embedded_guidance` goes to a network that takes it. `kv_cache` adds tokens to the attention of the
-    blocks double_0, double_1, ..., single_0, single_1, ...; see dsctl_core.kv_cache.
+    `prompt_embeds` is (B, T, D); `prompt_embeds_mask` (B, T), or None when every token counts. `edit_latents`
+    (B or 1, N, 128) are the tokens of reference pictures of `edit_sizes` ((h, w), ...). `embedded_guidance` goes to a
+    network that takes it. `kv_cache` adds tokens to the attention of the blocks double_0, double_1, ..., single_0,
+    single_1, ...; see dsctl_core.kv_cache.
     """
     _set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, _, height, width = latents.shape
@@ -209,7 +211,7 @@ def model_fn_flux2(
         encoder_hidden_states=prompt_embeds.to(dtype),
         txt_ids=text_places(prompt_embeds.shape[1], device),
         img_ids=picture_places(((height, width), *(edit_sizes or ())), device),
-        joint_attention_kwargs=attention_kwargs_of(dit, kv_cache, batch),
+        joint_attention_kwargs=attention_kwargs_of(dit, kv_cache, prompt_embeds_mask, batch, tokens.shape[1]),
         return_dict=False,
     )[0]
     return unpack(velocity[:, :count], height, width).to(latents.dtype)

@@ -176,16 +176,19 @@ class InpaintMask(PipelineUnit):
 class PromptEmbedder(PipelineUnit):
     """Turn the prompt into hidden states of three of the text encoder's layers."""
 
-    output_params = ("prompt_embeds",)
+    output_params = ("prompt_embeds", "prompt_embeds_mask")
     onload_model_names = ("text_encoder",)
     separate_cfg = True
+    # All prompts have one length; what is put behind them, as a template's own tokens, can have several.
+    padded = {"prompt_embeds": "prompt_embeds_mask"}
 
     def process(self, pipe: Flux2Pipeline, prompt: str | list[str]) -> Inputs:
-        """Return `prompt_embeds` (B, 512, 3 D), the padding among them."""
+        """Return `prompt_embeds` (B, 512, 3 D), the padding among them, so that `prompt_embeds_mask` is None."""
         pipe.load_models_to_device(self.onload_model_names)
         encoder = pipe.component("text_encoder")
         ids, mask = tokenize(pipe.tokenizer, encoder, [prompt] if isinstance(prompt, str) else prompt)
-        return {"prompt_embeds": embed(encoder, ids.to(pipe.device), mask.to(pipe.device))}
+        embeds = embed(encoder, ids.to(pipe.device), mask.to(pipe.device))
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": None}
 
 
 def fitted(picture: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ def skip_empty_frames(vae: nn.Module) -> None:
 
     for module in vae.modules():
         if isinstance(module, QwenImageCausalConv3d) and module.stride == (1, 1, 1):
-            module.forward = partial(_convolve, module, module.forward)
+            module.forward = partial(_convolve, module, module.forward)  # type: ignore[method-assign]
 
 
 def _convolve(conv: nn.Conv3d, whole: Callable[..., Tensor], x: Tensor, cache_x: Tensor | None = None) -> Tensor:

@@ -29,8 +29,8 @@ class QwenImagePipeline(BasePipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.vae is not None:
-            skip_empty_frames(self.vae)
+        if "vae" in self.components:
+            skip_empty_frames(self.component("vae"))
         self.model_fn = model_fn_qwen_image
         self.units = [
             units.ShapeChecker(),

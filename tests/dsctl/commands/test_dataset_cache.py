@@ -23,7 +23,7 @@ def test_a_whole_cache_is_called_clean(dsctl: Dsctl, cache: Path):
     run = dsctl("dataset", "validate", cache, "--json", "--report", "report.html")
     assert (run.code, run.json["rows"], run.json["problems"]) == (0, 4, [])
     assert run.json["summary"]["layout"].startswith("cache of 4 entries for ")
-    assert "cache of 4 entries" in Path("report.html").read_text(encoding="utf-8")
+    assert "<th>entries</th><td>4</td>" in Path("report.html").read_text(encoding="utf-8")
     assert dsctl("dataset", "validate", cache).out.splitlines()[-1] == "no problem found"
 
 

@@ -93,6 +93,17 @@ def test_an_unknown_file_is_refused_with_the_nearest_components(folder, tmp_path
     assert "nearest: dit of qwen-image (" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("prefix", ["", "text_encoders.", "model."])
+def test_a_text_encoder_is_refused_with_what_to_name_instead(folder, tmp_path, prefix):
+    (file,) = (folder / "text_encoder").glob("*.safetensors")
+    alone = tmp_path / "alone" / "encoder.safetensors"
+    alone.parent.mkdir()
+    save_file({f"{prefix}{name}": tensor for name, tensor in load_file(file).items()}, alone)
+    with pytest.raises(DsctlError, match="is a text encoder by the names of its tensors") as caught:
+        load(alone)
+    assert "--tokenizer-path" in (caught.value.hint or "")
+
+
 def test_other_sizes_than_the_published_are_named(folder, tmp_path):
     changed = {**tensors(folder, "transformer"), "proj_out.bias": torch.ones(3)}
     save_file(changed, tmp_path / "a.safetensors")

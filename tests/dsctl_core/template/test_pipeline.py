@@ -167,7 +167,7 @@ def test_text_embeddings_are_appended_to_those_of_the_prompt(template: Write, pi
     assert torch.equal(steered["prompt_embeds"][:, :words], plain["prompt_embeds"])
     table = templates._template(0).model.table
     for sample in steered["prompt_embeds"][:, words:]:
-        assert torch.equal(sample, torch.cat([table, 2 * table], dim=1)[0])
+        assert torch.equal(sample, torch.cat([table + 1, table + 2], dim=1)[0])
     if isinstance(prompts, list):
         assert torch.equal(steered["prompt_embeds_mask"][:, :words], plain["prompt_embeds_mask"])
         assert steered["prompt_embeds_mask"][:, words:].all()
@@ -180,7 +180,7 @@ def test_text_embeddings_are_appended_to_those_of_the_prompt(template: Write, pi
 
 
 def test_two_templates_that_write_the_same_other_name_are_both_named(template: Write, pipe: Any) -> None:
-    code = WORDS.replace('"prompt_embeds": self.table * gain', '"use_gradient_checkpointing": True')
+    code = WORDS.replace('"prompt_embeds": self.table + gain', '"use_gradient_checkpointing": True')
     templates = opened(template(code, name="one"), template(code, name="two"))
     with pytest.raises(DsctlError, match=r"templates .*one and .*two both return 'use_gradient_checkpointing'"):
         outputs(templates, pipe, {"model_id": 0}, {"model_id": 1})
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_a_training_is_used(template: Write, pipe: Any, tmp_path
     folder = template(WORDS)
     save_file({"table": torch.full((1, 3, 32), 0.25)}, tmp_path / "trained.safetensors")
     templates = opened(folder, checkpoints=[tmp_path / "trained.safetensors"])
-    assert torch.equal(outputs(templates, pipe, {})["prompt_embeds"], torch.full((1, 3, 32), 0.25))
+    assert torch.equal(outputs(templates, pipe, {})["prompt_embeds"], torch.full((1, 3, 32), 1.25))
     with pytest.raises(UsageError, match="2 checkpoints are given for 1 templates"):
         opened(folder, checkpoints=[None, None])
 

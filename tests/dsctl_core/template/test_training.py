@@ -342,5 +342,7 @@ def test_options_without_a_template_are_refused(data: Any, run: Any, template: W
     with pytest.raises(UsageError, match="unknown module of template_model 'keyz'") as caught:
         run(template(), dataset_base_path=data(), trainable_models=("template_model.keyz",))
     assert "did you mean 'keys'?" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="--sample-every draws without the template"):
+        run(template(), dataset_base_path=data(), sample_every=1)
     with pytest.raises(UsageError, match="template_model cannot get a LoRA"):
         run(template(), dataset_base_path=data(), trainable_models=None, lora_base_model="template_model", lora_rank=2)

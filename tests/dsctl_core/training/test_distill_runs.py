@@ -11,9 +11,11 @@ import pytest
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.families import families
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.training import make_cache, train
 from tests.dsctl_core.training.conftest import picture
+from tests.tiny_models import write_tiny_model
 
 COLUMNS = "seed,rand_device,num_inference_steps,cfg_scale"
 # The first three can stand in one batch; a step with guidance needs the negative prompt too.
@@ -47,7 +49,9 @@ def assert_equal(a: tuple[list[float], dict[str, Any]], b: tuple[list[float], di
     assert all(a[1][name].equal(b[1][name]) for name in a[1])
 
 
-def test_a_cache_gives_the_same_numbers_in_every_way_of_making_it(tiny_folder: Path, tmp_path: Path):
+@pytest.mark.parametrize("family", families())
+def test_a_cache_gives_the_same_numbers_in_every_way_of_making_it(family: str, tmp_path: Path):
+    tiny_folder = write_tiny_model(family, tmp_path / "model")
     data = dataset(tmp_path / "data")
     plain = trained(tiny_folder, tmp_path / "plain", dataset_base_path=data, cache=False, extra_inputs=COLUMNS)
     assert len(set(plain[0])) == 8

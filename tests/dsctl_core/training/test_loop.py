@@ -165,10 +165,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(tmp_path):
 
 def test_a_folder_with_a_run_in_it_is_refused_and_left_as_it_is(tmp_path):
     run(tmp_path, max_steps=1)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(DsctlError, match="already holds a run"):
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(DsctlError, match="already holds a run") as caught:
         run(tmp_path, max_steps=1)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert "--resume latest" in caught.value.hint
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_an_empty_dataset_and_a_frozen_module_are_refused(tmp_path):
@@ -193,7 +194,7 @@ def test_progress_hears_of_every_step(tmp_path):
             self.heard.append("finish")
 
     run(tmp_path, max_steps=2, progress=Noting())
-    assert Noting.heard == [("Training", 2), *[(1, ["loss", "lr", "s_per_step"])] * 2, "finish"]
+    assert Noting.heard == [("Training", 2), *[(1, ["loss", "lr", "peak memory", "samples/s"])] * 2, "finish"]
 
 
 def test_hooks_see_every_step_in_their_order_between_a_start_and_an_end(tmp_path):

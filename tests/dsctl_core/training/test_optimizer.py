@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from dsctl_core.errors import UsageError
-from dsctl_core.options import OptimizerOptions
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.options import OptimizerOptions, TrainOptions
 from dsctl_core.training.optimizer import OptimizerPlan, learning_rate, plan_optimizer
 
 
@@ -92,7 +92,6 @@ def test_the_state_of_the_weights_is_in_float32(name: str):
         ({"optimizer": "torch.optim.LBFGS"}, "needs a closure", "adamw"),
         ({"optimizer": "torch.optim.RMSProp"}, "there is no RMSProp in torch.optim", "torch.optim.RMSprop"),
         ({"optimizer": "torch.nn.Linear"}, "torch.nn.Linear is no torch optimizer", "torch.optim.Optimizer"),
-        ({"optimizer": "no_such_package.Best"}, "no_such_package.Best cannot be imported", "no_such_package"),
     ],
 )
 def test_what_the_class_does_not_take_is_refused(values: dict, problem: str, hint: str):
@@ -111,9 +110,15 @@ def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(
 ):
     for package in ("bitsandbytes", "prodigyopt", "lion_pytorch"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(DsctlError) as caught:
         plan(optimizer=name)
     assert caught.value.hint == f"pip install {install}"
+
+
+def test_any_other_package_that_is_missing_is_named():
+    with pytest.raises(DsctlError, match="no_such_package.Best cannot be imported") as caught:
+        plan(optimizer="no_such_package.Best")
+    assert caught.value.hint == "install the package that has no_such_package"
 
 
 def test_a_short_name_finds_its_class_where_the_package_is_there(monkeypatch: pytest.MonkeyPatch):
@@ -123,22 +128,27 @@ def test_a_short_name_finds_its_class_where_the_package_is_there(monkeypatch: py
     assert plan(optimizer="lion").kind is torch.optim.SGD
 
 
+def usual_rate(defaults: dict[str, Any], **values: Any) -> float:
+    options = TrainOptions(**{"model": "m", "dataset_base_path": "d", "output_path": "o", **values})
+    resolved: Any = SimpleNamespace(defaults=defaults)
+    return learning_rate(options, resolved)
+
+
 @pytest.mark.parametrize(
     ("values", "rate"),
     [
-        ({}, 1e-4),
-        ({"trainable_models": ("dit",)}, 1e-5),
-        ({"learning_rate": 0.5}, 0.5),
-        ({"optimizer": "lion"}, 1e-5),
-        ({"optimizer": "prodigy"}, 1.0),
-        ({"optimizer": "adafactor"}, 1e-4),
+        ({"lora_rank": 4}, 1e-4),
+        ({"trainable_models": "dit"}, 1e-5),
+        ({"lora_rank": 4, "learning_rate": 0.5}, 0.5),
+        ({"lora_rank": 4, "optimizer": "lion"}, 1e-5),
+        ({"lora_rank": 4, "optimizer": "prodigy"}, 1.0),
+        ({"lora_rank": 4, "optimizer": "adafactor"}, 1e-4),
     ],
 )
 def test_without_a_rate_the_usual_one_of_the_optimizer_is_taken(values: dict, rate: float):
-    options = SimpleNamespace(**{"learning_rate": None, "trainable_models": None, "optimizer": "adamw", **values})
-    assert learning_rate(options, SimpleNamespace(defaults={})) == pytest.approx(rate)  # type: ignore[arg-type]
+    assert usual_rate({}, **values) == pytest.approx(rate)
 
 
 def test_a_preset_s_own_rate_is_for_a_lora():
-    options = SimpleNamespace(learning_rate=None, trainable_models=None, optimizer="adamw")
-    assert learning_rate(options, SimpleNamespace(defaults={"learning_rate": 3e-3})) == 3e-3  # type: ignore[arg-type]
+    assert usual_rate({"learning_rate": 3e-3}, lora_rank=4) == 3e-3
+    assert usual_rate({"learning_rate": 3e-3}, trainable_models="dit") == 1e-5

@@ -27,7 +27,8 @@ def options(tiny_folder, dataset_folder, out, **kwargs):
 def test_a_run_leaves_what_the_contract_says(tiny_folder, dataset_folder, tmp_path):
     result = train(options(tiny_folder, dataset_folder, tmp_path / "out", save_steps=1))
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"run.json", "metrics.jsonl", "step-1.safetensors", "step-2.safetensors"}
+    assert names == {"run.json", "metrics.jsonl", "state", "step-1.safetensors", "step-2.safetensors"}
+    assert {path.name for path in (tmp_path / "out" / "state").glob("step-*")} == {"step-1", "step-2"}
     assert result.checkpoint == tmp_path / "out" / "step-2.safetensors"
     assert result.steps == 2
     run = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -1,6 +1,7 @@
 """Samples: the pictures that inference would draw, and a training that cannot tell that they were drawn."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from dsctl_core.checkpoint.files import read_safetensors
+from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.inference import infer
@@ -19,6 +21,7 @@ from dsctl_core.training.caching import Altered, shell_of
 from dsctl_core.training.drawing import prepare_easel
 from dsctl_core.training.evaluating import evaluating
 from dsctl_core.training.prompts import SamplePrompt
+from dsctl_core.training.seeing import plan_seeing
 from tests.dsctl_core.training.test_run import options
 
 SAMPLES = {
@@ -71,7 +74,8 @@ def test_samples_are_drawn_before_the_first_step_at_the_interval_and_at_the_end(
 
 @pytest.mark.parametrize("kind", [{}, {"cache": False}])
 def test_samples_are_what_infer_draws_with_the_weights_of_that_step(tiny_folder, dataset_folder, tmp_path, kind):
-    result = train(options(tiny_folder, dataset_folder, tmp_path / "out", **LEARN, **SAMPLES, **kind))
+    fast = {**LEARN, "learning_rate": 0.5}
+    result = train(options(tiny_folder, dataset_folder, tmp_path / "out", **fast, **SAMPLES, **kind))
     same = {"model": str(tiny_folder), "prompt": "two, on a table", "seed": 1, "num_inference_steps": 2}
     same |= {"cfg_scale": 2.0, "height": 32, "width": 48, "device": "cpu"}
     infer(InferOptions(**same, output=tmp_path / "before.png"))
@@ -120,6 +124,15 @@ def test_a_size_that_the_model_cannot_draw_is_refused_before_anything_is_loaded(
     with pytest.raises(UsageError, match="the height 30 is not a multiple of 16"):
         train(options(tiny_folder, dataset_folder, tmp_path / "out", **{**SAMPLES, "sample_height": 30}))
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_a_run_with_a_template_are_refused_instead_of_drawn_without_it(
+    tiny_folder, dataset_folder, tmp_path
+):
+    resolved = replace(resolve_model(str(tiny_folder)), extension=object())
+    given = options(tiny_folder, dataset_folder, tmp_path / "out", **SAMPLES)
+    with pytest.raises(UsageError, match="cannot draw with a template"):
+        plan_seeing(given, resolved, UnifiedDataset(dataset_folder))
 
 
 def test_inside_evaluating_the_model_is_as_it_is_taken_away_and_outside_as_it_was():

@@ -21,7 +21,11 @@ from tests.dsctl_core.training.conftest import picture
 # Of the last block's text branch nothing comes out but its keys and values: these never get a gradient.
 WITHOUT_GRADIENT = ("transformer_blocks.1.attn.to_add_out", "transformer_blocks.1.txt_mlp.net.2")
 CASES: dict[str, dict[str, Any]] = {
-    "lora": {"lora_rank": 3, "lora_target_modules": ["to_q", "add_k_proj", "to_add_out", "txt_mlp.net.2"]},
+    "lora": {
+        "lora_rank": 3,
+        "lora_target_modules": ["to_q", "add_k_proj", "to_add_out", "txt_mlp.net.2"],
+        "ema_decay": 0.5,
+    },
     "lora_bf16": {"lora_rank": 1, "mixed_precision": "bf16", "use_gradient_checkpointing": True},
     "whole": {"trainable_models": ["dit"]},
 }
@@ -104,6 +108,16 @@ def test_checkpoints_have_the_names_and_values_of_one_process(runs, engine, case
     }
     for name, value in several.items():
         assert torch.allclose(value, one[name], rtol=0, atol=TOLERANCE[case]), name
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_average_of_the_weights_is_that_of_one_process(runs, engine):
+    own = load_file(runs[engine] / "lora" / "step-3.safetensors")
+    one, several = (load_file(runs[name] / "lora" / "step-3.ema.safetensors") for name in ("one", engine))
+    assert one.keys() == several.keys() == own.keys()
+    assert any(not torch.equal(several[name], own[name]) for name in own)
+    for name, value in several.items():
+        assert torch.allclose(value, one[name], rtol=0, atol=TOLERANCE["lora"]), name
 
 
 @pytest.mark.parametrize("engine", ENGINES)

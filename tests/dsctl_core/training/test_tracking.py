@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import logging
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -167,7 +168,25 @@ def test_a_tracker_that_cannot_start_ends_the_run_before_it_begins(
     with pytest.raises(DsctlError, match="--track wandb could not start: no API key") as caught:
         train(options(tiny_folder, dataset_folder, tmp_path / "out", track="wandb"))
     assert "wandb login" in caught.value.hint
-    assert not list((tmp_path / "out").glob("metrics.jsonl"))
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_a_tracker_that_asks_for_a_login_finds_nobody_at_the_keyboard(monkeypatch, tmp_path, recorder):
+    keyboard = sys.stdin
+    answers = []
+
+    def ask(self):
+        answers.append((sys.stdin.isatty(), sys.stdin.read()))
+
+    monkeypatch.setattr(recorder, "start", ask)
+    run = SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True, trackers=[]),
+        logger=SimpleNamespace(output_path=tmp_path),
+        step=0,
+    )
+    Trackers(["wandb"], "dsctl", {}).on_training_start(run)
+    assert answers == [(False, "")]
+    assert sys.stdin is keyboard
 
 
 def test_a_tracker_that_fails_on_the_way_is_left_out_and_the_run_goes_on(

@@ -23,7 +23,13 @@ TEXT, PICTURE = 5, 6  # tokens
 @pytest.fixture
 def dit(pair: Pair) -> Any:
     """The tiny transformer, fresh: no processor of ours is on it."""
-    return copy.deepcopy(pair.ours.dit).requires_grad_(False)
+    return fresh(pair)
+
+
+def fresh(pair: Pair) -> Any:
+    made = type(pair.ours.dit).from_config(pair.ours.dit.config)
+    made.load_state_dict(pair.ours.dit.state_dict())
+    return made.eval().requires_grad_(False)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -140,6 +146,18 @@ def test_a_cache_for_each_sample_of_a_batch(dit: Any) -> None:
         torch.testing.assert_close(made[number : number + 1], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kv_cache", [None, cache()], ids=["alone", "cached"])
+def test_text_that_is_masked_is_not_attended_to(dit: Any, kv_cache: Any) -> None:
+    both = {name: value for name, value in inputs(2).items() if isinstance(value, Tensor)}
+    mask = torch.tensor([[True] * TEXT, [True, True, False, False, False]])
+    made = model_fn_flux2(dit, **both, prompt_embeds_mask=mask, embedded_guidance=4.0, kv_cache=kv_cache)
+    for number, length in enumerate((TEXT, 2)):
+        alone = {name: value[number : number + 1] for name, value in both.items()}
+        alone["prompt_embeds"] = alone["prompt_embeds"][:, :length]
+        expected = model_fn_flux2(dit, **alone, embedded_guidance=4.0, kv_cache=kv_cache)
+        torch.testing.assert_close(made[number : number + 1], expected, atol=1e-5, rtol=1e-4)
+
+
 def test_a_cache_stands_beside_reference_pictures(dit: Any) -> None:
     references = {"edit_latents": random(1, 4, 128, seed=8), "edit_sizes": ((2, 2),)}
     made = velocity(dit, kv_cache=cache(), **references)
@@ -164,7 +182,7 @@ def _loss(dit: Any, kv_cache: dict[str, Any], dtype: torch.dtype = torch.float32
 @pytest.mark.parametrize("part", [0, 1])
 def test_gradients_of_keys_and_values_match_finite_differences(klein: Pair, block: str, part: int) -> None:
     """In float64, but for the rotary embedding, which diffusers computes in float32; no base weight gets a gradient."""
-    double = copy.deepcopy(klein.ours.dit).double().requires_grad_(False)
+    double = fresh(klein).double()
     before = {name: tensor.clone() for name, tensor in double.state_dict().items()}
     given = {name: tuple(each.double().requires_grad_() for each in pair) for name, pair in cache().items()}
     leaf = given[block][part]

@@ -32,7 +32,7 @@ def test_each_prompt_of_a_batch_can_have_its_own_reference_pictures(pair: Pair) 
         assert difference(made, pair.ours(prompt, edit_image=pictures, **SMALL)) <= 1
     shared = pair.ours(["a", "b"], edit_image=own[0], **SMALL)
     assert difference(shared[0], together[0]) <= 1
-    assert difference(shared[1], together[1]) > 1
+    assert difference(shared[1], together[1]) > 0
 
 
 def test_the_order_of_reference_pictures_counts(klein: Pair) -> None:

@@ -1,0 +1,138 @@
+"""Measure a training step on cached inputs beside plain diffusers and peft, at equal settings, side by side in one run.
+
+    python -m benchmarks.train_step                      # prints the table, writes build/train_step.json; 10 minutes
+    python -m benchmarks.train_step --only bf16 --rounds 3
+
+The model is the random one of medium size of two_stages.py. Both sides take turns, round by round; see README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.run import REPOSITORY, Side, describe_machine, finish, in_turn, take_turns
+from benchmarks.two_stages import dsctl, plain, seconds_of, write_dataset, write_model
+
+PARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fp32": ("step, float32", {"precision": "no", "recompute": False}),
+    "fp32-recompute": ("step, float32, blocks recomputed", {"precision": "no", "recompute": True}),
+    "bf16": ("step, bfloat16", {"precision": "bf16", "recompute": False}),
+    "bf16-recompute": ("step, bfloat16, blocks recomputed", {"precision": "bf16", "recompute": True}),
+}
+FIRST = "first"  # the part that is whole processes, from the command to the end of the first step
+
+
+def compare_steps(name: str, settings: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Compare the seconds of a step, and the most memory that either process had resident."""
+    with tempfile.TemporaryDirectory() as folder:
+        modules = {"ours": "benchmarks.ours_step", "plain": "benchmarks.plain_step"}
+        sides = {side: Side(module, "step", settings, folder) for side, module in modules.items()}
+        result = take_turns(name, "s", settings["steps"], sides, rounds)
+    return {
+        "name": name,
+        "ours": result.ours,
+        "plain": result.plain,
+        "ours_memory": result.ours_memory,
+        "plain_memory": result.plain_memory,
+    }
+
+
+def compare_first(settings: dict[str, Any], folder: Path, rounds: int) -> dict[str, Any]:
+    """Compare whole processes that make one step: seconds, CPU seconds and memory."""
+    facts: dict[str, Any] = {"name": "from the command to the end of the first step, float32"}
+    for side in ("ours", "plain"):
+        facts.update({side: [], f"{side}_cpu": [], f"{side}_memory": 0})
+    train = ["train", "--lora-rank", settings["rank"], "--max-steps", 1, "--from-cache", settings["cache"]]
+    beside = [sys.executable, "-m", "benchmarks.plain_step", "first"]
+    beside.append(json.dumps({**settings, **PARTS["fp32"][1]}))
+    for number in range(rounds + 1):
+        ours = dsctl(*train, "--output-path", folder / f"first-{number}")
+        for side, command in in_turn({"ours": ours, "plain": beside}, number):
+            began = time.perf_counter()
+            process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process.returncode, memory, cpu = finish(process.pid)
+            if process.returncode != 0:
+                raise SystemExit(f"{side} failed with exit code {process.returncode}: {' '.join(command)}")
+            facts[f"{side}_memory"] = max(facts[f"{side}_memory"], memory)
+            if number > 0:  # the first round fills the disk cache
+                facts[side].append(time.perf_counter() - began)
+                facts[f"{side}_cpu"].append(cpu)
+    return facts
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Make model, dataset and cache, and do the comparisons."""
+    model, data = folder / "model", folder / "data"
+    write_model(model, medium=not options.tiny)
+    write_dataset(data, options.samples, options.size)
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "dataset": str(data),
+        "device": "cpu",
+        "samples": options.samples,
+        "steps": options.steps,
+        "rank": 32,
+        "learning_rate": 1e-4,
+        "encoded": str(folder / "plain.safetensors"),
+        "cache": str(folder / "cache"),
+    }
+    seconds_of(dsctl("cache", "--model", model, "--dataset-base-path", data, "--output-path", folder / "cache"))
+    seconds_of(plain("write", settings))
+    wanted = [options.only] if options.only else [*PARTS, FIRST]
+    comparisons = []
+    for part in wanted:
+        if part == FIRST:
+            comparisons.append(compare_first(settings, folder, options.rounds))
+        else:
+            name, changed = PARTS[part]
+            comparisons.append(compare_steps(name, {**settings, **changed}, options.rounds))
+    return {"machine": describe_machine(None), "settings": settings, "comparisons": comparisons}
+
+
+def report(numbers: dict[str, Any]) -> str:
+    """Return the numbers as a table: how many times as fast as what it is beside, and its share of memory."""
+    heads = ("", "dsctl", "plain", "times as fast", "memory: dsctl", "plain", "ratio")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in numbers["comparisons"]:
+        timed = [("ours", "plain", row["name"], "s")]
+        if "ours_cpu" in row:
+            timed.append(("ours_cpu", "plain_cpu", f"{row['name']}, CPU time", "CPU s"))
+        for ours, other, name, unit in timed:
+            speed = median(b / a for a, b in zip(row[ours], row[other], strict=True))
+            memory = row["ours_memory"] / row["plain_memory"]
+            lines.append(
+                f"| {name} | {median(row[ours]):.4g} {unit} | {median(row[other]):.4g} {unit} | **{speed:.2f}** "
+                f"| {row['ours_memory'] / 1e6:.0f} MB | {row['plain_memory'] / 1e6:.0f} MB | **{memory:.2f}** |"
+            )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each comparison (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="steps in a round (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=8, help="pictures (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="their height and width (default: %(default)s)")
+    parser.add_argument("--only", choices=[*PARTS, FIRST], help="measure only this")
+    parser.add_argument("--tiny", action="store_true", help="with the tiny model of the tests, to try the benchmark")
+    parser.add_argument("--json", type=Path, default=REPOSITORY / "build" / "train_step.json", help="for the numbers")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = measure(options, Path(folder))
+    print(report(numbers))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

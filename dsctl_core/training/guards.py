@@ -1,0 +1,94 @@
+"""What stops a run before it does harm: losses and gradients that are not finite, and training that trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.errors import DsctlError, UsageError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MOST_NAMES = 8  # samples that a message names
+SMALLEST_SCALE = 1.0  # of float16's loss scaling: gradients that overflow even so are not the scaling's doing
+
+
+def names_of(batch: Iterable[Any], dataset: Any) -> list[str]:
+    """Say where the samples of a batch came from, as far as they tell."""
+    rows = [sample["_row"] for sample in batch if isinstance(sample, dict) and "_row" in sample]
+    knows = isinstance(dataset, UnifiedDataset | CachedDataset)
+    return [dataset.place(row) if knows else f"row {row}" for row in rows]
+
+
+def require_finite_loss(loss: Tensor, step: int, names: Sequence[str], saved: Path | None) -> None:
+    """Raise a DsctlError unless the loss of a micro-batch is a finite number that depends on something trained."""
+    if not loss.requires_grad:
+        raise _nothing_trained(f"the loss of step {step} depends on no trained weight")
+    if not torch.isfinite(loss):
+        value = float(loss.detach())
+        raise DsctlError(
+            f"the loss of step {step} is {value}{_on(names)}; nothing was updated with it; {_last(saved)}",
+            hint=f"lower the learning rate, and check those rows{_go_on(saved)}",
+        )
+
+
+def require_finite_gradient(
+    norm: Tensor | float | None, step: int, names: Sequence[str], saved: Path | None, accelerator: Accelerator
+) -> None:
+    """Raise a DsctlError where the norm of a step's gradient, of all processes, is not finite. None: not known.
+
+    Float16's loss scaling finds its scale by overflowing now and then; such a step is left out by the scaler itself.
+    `names` are the samples of this process.
+    """
+    if norm is None or torch.isfinite(torch.as_tensor(norm)):
+        return
+    if accelerator.scaler is not None and accelerator.scaler.get_scale() > SMALLEST_SCALE:
+        return
+    from accelerate.utils import gather_object
+
+    everywhere = gather_object(list(names))
+    raise DsctlError(
+        f"the gradient of step {step} is {float(norm)}, though its loss is finite{_on(everywhere)}; "
+        f"nothing was updated with it; {_last(saved)}",
+        hint=f"lower the learning rate, and check those rows{_go_on(saved)}",
+    )
+
+
+def require_some_gradient(norm: Tensor | float | None, parameters: Sequence[nn.Parameter]) -> None:
+    """Raise a UsageError if the gradient of a run's first step is zero everywhere, in all processes.
+
+    One weight that has a gradient is enough: half of a fresh LoRA has none, because its other half is zero.
+    """
+    if norm is None or float(norm) != 0:
+        return
+    some = sum(parameter.grad is not None for parameter in parameters)
+    none = "none of the trained weights has a gradient"
+    zero = f"the gradient of every trained weight is zero ({some} of {len(parameters)} have one)"
+    raise _nothing_trained(zero if some else none)
+
+
+def _nothing_trained(problem: str) -> UsageError:
+    return UsageError(
+        f"{problem}: nothing would be learned",
+        hint="train something that the loss depends on: --trainable-models, --lora-base-model, --lora-target-modules",
+    )
+
+
+def _on(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f" on {', '.join(names[:MOST_NAMES])}{more}" if names else ""
+
+
+def _last(saved: Path | None) -> str:
+    return "no step is saved yet" if saved is None else f"the last good checkpoint is {saved}"
+
+
+def _go_on(saved: Path | None) -> str:
+    return "" if saved is None else "; --resume latest goes on from the last saved step"

@@ -1,0 +1,62 @@
+"""Being asked to stop: the first SIGINT or SIGTERM lets the step be finished and saved, the second does not wait."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from dsctl_core.errors import DsctlError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME = 1.0  # seconds within which another signal is the same request, passed on once more by a launcher
+
+
+class TrainingStopped(DsctlError):
+    """The run was asked to stop, and did so after a step that is saved. `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, number: int, step: int, total: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after step {step} of {total}, which is saved",
+            hint="the same command with --resume latest goes on from there",
+        )
+        self.exit_code = 128 + number
+        self.step = step
+
+
+class StopSignals:
+    """While entered, notes the first signal in `number` instead of letting it end the process.
+
+    A second one, more than a second later, ends it: SIGINT as KeyboardInterrupt, SIGTERM as SystemExit. Outside the
+    main thread, where Python takes no signals, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._heard) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            # None stands for a handler that was not set by Python; it cannot be put back, the default can.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.number and time.monotonic() - self._since > SAME:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + number)
+        if not self.number:
+            self.number, self._since = number, time.monotonic()
+
+
+def leave_interrupts_to_the_main_process(worker: int) -> None:
+    """Keep Ctrl-C, which every process of a terminal gets, from ending a worker that the last step still needs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,199 @@
+"""States on disk: written whole or not at all, checked before they are trusted, pruned without ever being too few."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.cache.fingerprint import digest_files
+from dsctl_core.checkpoint.files import prepare_folder, sync_folder, write_error, write_json
+from dsctl_core.checkpoint.identify import read_json
+from dsctl_core.errors import DsctlError
+
+STATE_FOLDER, MANIFEST_FILE, ABOUT_FILE, LOCK_FILE = "state", "manifest.json", "state.json", ".lock"
+FORMAT = 1  # goes up when states written before cannot be read any more
+LATEST = "latest"
+ELSEWHERE = "give another --output-path to start anew"
+
+
+@contextmanager
+def locked(output_path: Path) -> Iterator[None]:
+    """Keep other processes from continuing the run in `output_path`; the system lifts the lock of one that is killed.
+
+    The lock is the process's own, so a worker process that outlives it for a moment does not hold it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    prepare_folder(output_path / STATE_FOLDER)
+    with (output_path / STATE_FOLDER / LOCK_FILE).open("w") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DsctlError(
+                f"another process is training in {output_path}", hint="wait until it has ended, or stop it"
+            ) from None
+        try:
+            yield
+        finally:
+            if not state_folders(output_path):  # the run never got as far as a save
+                stream.close()
+                shutil.rmtree(output_path / STATE_FOLDER, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state on disk. `about` is its state.json: the step, the place in the data, and what the run was."""
+
+    folder: Path
+    about: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """How many updates were done."""
+        return int(self.about["step"])
+
+    @property
+    def output_path(self) -> Path:
+        """The folder of the run that it is a state of."""
+        return self.folder.absolute().parents[1]
+
+
+@contextmanager
+def new_state(output_path: Path, step: int) -> Iterator[Path]:
+    """Give a temporary folder to write into; when the block succeeds it becomes `output_path/state/step-N`.
+
+    Until then nobody takes it for a state. The manifest, with the size and SHA-256 of every file, is written last.
+    """
+    states = output_path / STATE_FOLDER
+    target = states / f"step-{step}"
+    prepare_folder(states)
+    temporary = states / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        try:
+            temporary.mkdir()
+            yield temporary
+            written = digest_files(sorted(temporary.iterdir()))
+            files = {p.name: {"bytes": p.stat().st_size, "sha256": digest} for p, digest in written.items()}
+            write_json(temporary / MANIFEST_FILE, {"format": FORMAT, "files": files})
+            if target.exists():  # one that is not whole, or has the same content
+                _remove(target)
+            temporary.replace(target)
+            sync_folder(states)
+        except OSError as error:
+            raise write_error(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def state_folders(output_path: Path) -> list[tuple[int, Path]]:
+    """Return the step and the folder of each state in `output_path`, whole or not, newest first."""
+    found = []
+    for path in (output_path / STATE_FOLDER).glob("step-*"):
+        name = re.fullmatch(r"step-(\d+)", path.name)
+        if name is not None and path.is_dir():
+            found.append((int(name[1]), path))
+    return sorted(found, reverse=True)
+
+
+def fault_of(folder: Path, *, contents: bool = True) -> str | None:
+    """Say what is wrong with a state, None if it is whole; with `contents`, every byte is looked at."""
+    try:
+        manifest = read_json(folder / MANIFEST_FILE)
+    except DsctlError as error:
+        return error.problem
+    if manifest.get("format") != FORMAT:
+        return f"it has the format {manifest.get('format')!r}, not {FORMAT}"
+    told = {folder / name: each for name, each in manifest["files"].items()}
+    for path, each in told.items():
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if path.stat().st_size != each["bytes"]:
+            return f"{path.name} has {path.stat().st_size} bytes, not {each['bytes']}"
+    for path, digest in digest_files(told).items() if contents else ():
+        if digest != told[path]["sha256"]:
+            return f"{path.name} is not what was written"
+    return None
+
+
+def find_state(output_path: Path, resume: str | Path, note: Callable[[str], None] = lambda text: None) -> SavedState:
+    """Return the state that `resume` names: "latest", the newest whole one of `output_path`, or a state's folder.
+
+    `note` is told of newer ones that are not whole. An older state of `output_path` than its newest is refused: two
+    courses of the run would be mixed in one folder. A state of another folder is fine: a run can branch off.
+    """
+    if str(resume) == LATEST:
+        return _latest(output_path, note)
+    folder = Path(resume)
+    if not folder.is_dir():
+        raise DsctlError(f"{folder} is no folder of a training state", hint=f"give {LATEST}, or OUT/state/step-N")
+    fault = fault_of(folder)
+    if fault is not None:
+        raise DsctlError(
+            f"{folder} cannot be resumed from: {fault}", hint=f"give {LATEST}, which takes the newest whole state"
+        )
+    state = SavedState(folder, read_json(folder / ABOUT_FILE))
+    if state.output_path == output_path.absolute():
+        newer = [path for step, path in state_folders(output_path) if step > state.step and fault_of(path) is None]
+        if newer:
+            raise DsctlError(
+                f"{output_path} has a later state ({newer[0].name}), which going on from {folder.name} would mix with",
+                hint="give another --output-path, and the run branches off there",
+            )
+    return state
+
+
+def _latest(output_path: Path, note: Callable[[str], None]) -> SavedState:
+    folders = state_folders(output_path)
+    for _, folder in folders:
+        fault = fault_of(folder)
+        if fault is None:
+            return SavedState(folder, read_json(folder / ABOUT_FILE))
+        note(f"{folder} is not whole ({fault}): an earlier state is taken")
+    if not output_path.is_dir():
+        raise DsctlError(f"{output_path} does not exist: there is no run to resume", hint="leave --resume out")
+    if folders:
+        raise DsctlError(f"no state in {output_path} is whole, so none can be resumed from", hint=ELSEWHERE)
+    raise DsctlError(
+        f"{output_path} has no state to resume from",
+        hint=f"a run is saved first after --save-steps steps or an epoch; {ELSEWHERE}",
+    )
+
+
+def prune_states(output_path: Path, limit: int) -> None:
+    """Keep the `limit` newest whole states; remove older ones, and those that are not whole."""
+    whole = 0
+    for _, folder in state_folders(output_path):
+        if fault_of(folder, contents=False) is None:
+            whole += 1
+            if whole <= limit:
+                continue
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a state in such a way that nobody takes what is left of it for one."""
+    doomed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        folder.replace(doomed)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clear_leftovers(output_path: Path) -> None:
+    """Remove what a killed run left half-written."""
+    for path in [*output_path.glob(".*.tmp"), *(output_path / STATE_FOLDER).glob(".*.tmp")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

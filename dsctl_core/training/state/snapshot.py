@@ -1,0 +1,111 @@
+"""Taking the state of a run, and putting a run back into it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.checkpoint.files import write_json
+from dsctl_core.errors import UsageError
+from dsctl_core.training.state.folder import ABOUT_FILE, SavedState, new_state, prune_states
+from dsctl_core.training.state.randomness import random_state, restore_random_state
+from dsctl_core.training.state.trained import load_optimizer, load_weights, optimizer_of, settings_of, weights_of
+from dsctl_core.training.state.values import read_values, tensor_bytes, write_values
+
+if TYPE_CHECKING:
+    from dsctl_core.training.hooks import TrainingHook, TrainingRun
+
+WEIGHTS, OPTIMIZER, HOOKS, RANDOM = (f"{name}.safetensors" for name in ("weights", "optimizer", "hooks", "random"))
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: updates in all, the epoch, and the updates in it."""
+
+    step: int
+    epoch: int
+    step_in_epoch: int
+
+
+class Snapshots:
+    """Keeps the newest `limit` states of a run in its output folder; `settings` say what its results depend on."""
+
+    def __init__(self, run: TrainingRun, hooks: Sequence[TrainingHook], limit: int, settings: dict[str, Any]) -> None:
+        self.run, self.limit, self.settings, self.output_path = run, limit, settings, run.logger.output_path
+        self.hooks = _named(hooks)
+        self.initial = settings_of(run.optimizer)
+        self.saved_step: int | None = None
+
+    @property
+    def possible(self) -> bool:
+        """Whether states can be kept: DeepSpeed's engine has the optimizer's state to itself."""
+        return self.run.accelerator.distributed_type != "DEEPSPEED"
+
+    def save(self, position: Position) -> None:
+        """Write the state, by all processes together, unless it is written already."""
+        if position.step == self.saved_step or not self.possible:
+            return
+        accelerator = self.run.accelerator
+        values = self.collect()
+        if accelerator.is_main_process:
+            about = {**asdict(position), "processes": accelerator.num_processes, "settings": self.settings}
+            with new_state(self.output_path, position.step) as folder:
+                for name, value in values.items():
+                    write_values(folder / name, value)
+                write_json(folder / ABOUT_FILE, about)
+            prune_states(self.output_path, self.limit)
+        self.saved_step = position.step
+        accelerator.wait_for_everyone()
+
+    def collect(self) -> dict[str, Any]:
+        """Return the content of each file of the state; called by all processes."""
+        from accelerate.utils import gather_object
+
+        run = self.run
+        if not self.possible:
+            return {}
+        return {
+            WEIGHTS: weights_of(run),
+            OPTIMIZER: optimizer_of(run, self.initial),
+            HOOKS: {name: state for name, hook in self.hooks.items() if (state := hook.state()) is not None},
+            RANDOM: gather_object([random_state(run.accelerator.device)]),
+        }
+
+    def bytes(self) -> int:
+        """Return how many bytes a state takes; before the first step, with two values a weight for the optimizer."""
+        weights, optimizer = tensor_bytes(weights_of(self.run)), tensor_bytes(self.run.optimizer.state_dict())
+        return weights + max(optimizer, 0 if self.run.step else 2 * weights)
+
+    def restore(self, state: SavedState) -> Position:
+        """Put weights and optimizer into `state`, by all processes together; return how far the run is."""
+        if not self.possible:
+            raise UsageError("a run with DeepSpeed cannot be resumed", hint="use FSDP2, or leave --resume out")
+        position = Position(**{name: state.about[name] for name in Position.__dataclass_fields__})
+        self.run.step = position.step
+        load_weights(self.run, read_values(state.folder / WEIGHTS))
+        load_optimizer(self.run, read_values(state.folder / OPTIMIZER), self.initial)
+        self.saved_step = state.step if state.output_path == self.output_path.absolute() else None
+        return position
+
+    def restore_hooks(self, state: SavedState) -> None:
+        """Give the hooks, which have started, what they kept; then put the generators where they were."""
+        for name, kept in read_values(state.folder / HOOKS).items():
+            if name in self.hooks:
+                self.hooks[name].load_state(kept)
+        # Another number of processes changes no result: what is random in training has seeds of its own.
+        generators, process = read_values(state.folder / RANDOM), self.run.accelerator.process_index
+        if process < len(generators):
+            restore_random_state(generators[process], self.run.accelerator.device)
+
+
+def _named(hooks: Sequence[TrainingHook]) -> dict[str, TrainingHook]:
+    """Give each hook the name of its class, with a number from the second of a class on."""
+    counts: Counter[str] = Counter()
+    named = {}
+    for hook in hooks:
+        name = type(hook).__name__
+        counts[name] += 1
+        named[name if counts[name] == 1 else f"{name}.{counts[name]}"] = hook
+    return named

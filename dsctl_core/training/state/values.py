@@ -1,0 +1,86 @@
+"""Nested values, such as an optimizer's state, as one safetensors file: tensors as they are, the rest in its header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsctl_core.checkpoint.files import read_safetensors, write_safetensors
+from dsctl_core.errors import DsctlError
+
+STRUCTURE = "structure"
+PLAIN = (bool, int, float, str)
+
+
+def write_values(path: Path, value: Any) -> None:
+    """Write `value`: dicts (of text or whole numbers), lists, tuples, tensors, numbers, texts and None."""
+    tensors: dict[str, Tensor] = {}
+    structure = _packed(value, tensors, "")
+    write_safetensors(path, _apart(tensors), {STRUCTURE: json.dumps(structure)})
+
+
+def read_values(path: Path) -> Any:
+    """Return what `write_values` wrote, on the CPU: every tensor in its dtype, every number to the bit."""
+    tensors, about = read_safetensors(path)
+    try:
+        structure = json.loads(about[STRUCTURE])
+    except (KeyError, ValueError) as error:
+        raise DsctlError(f"{path} is no file of a training state", hint="resume from another state") from error
+    return _unpacked(structure, tensors)
+
+
+def tensor_bytes(value: Any) -> int:
+    """Return how many bytes the tensors in `value` take."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(tensor_bytes(each) for each in inner)
+
+
+def _packed(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
+    """Return `value` as JSON, its tensors by name in `tensors`; `place` says where in the whole it is."""
+    if value is None or isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        name = f"{len(tensors):06d}{place}"
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_packed(each, tensors, f"{place}.{number}") for number, each in enumerate(value)]}
+    if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
+        return {"dict": [[key, _packed(each, tensors, f"{place}.{key}")] for key, each in value.items()]}
+    raise DsctlError(
+        f"the training state has a {type(value).__name__} at {place.removeprefix('.')}, which cannot be written",
+        hint="keep it as tensors, numbers, texts, lists and dicts of them",
+    )
+
+
+def _unpacked(structure: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(structure, dict):
+        return structure
+    ((kind, content),) = structure.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unpacked(each, tensors) for key, each in content}
+    values = [_unpacked(each, tensors) for each in content]
+    return tuple(values) if kind == "tuple" else values
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that share no memory, which safetensors would refuse: a view is copied."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != own.numel() * own.element_size():
+            own = own.clone(memory_format=torch.contiguous_format)
+        seen.add(own.untyped_storage().data_ptr())
+        result[name] = own
+    return result

@@ -1,0 +1,141 @@
+"""Templates on every family: pictures, training in one stage and in two, and a base that stays as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsctl_core.cache.manifest import read_manifest
+from dsctl_core.checkpoint.files import read_safetensors
+from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.families import families, load_family, pipeline_class
+from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.options.template import TemplateSource
+from dsctl_core.template.pipeline import TemplatePipeline
+from dsctl_core.template.training import open_template
+from dsctl_core.template.trust import Trust
+from dsctl_core.training import make_cache, train
+from dsctl_core.training.tasks import TaskModule
+from tests.templates import BRIGHTNESS, WORDS, write_template
+from tests.tiny_models import write_tiny_model
+
+SIZE = {"height": 32, "width": 32}
+
+
+@pytest.fixture(scope="module", params=list(families()))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(name, tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def pipe(name: str, model: Path) -> Any:
+    configs = [ModelConfig(path=model)]
+    return pipeline_class(load_family(name)).from_pretrained(
+        torch_dtype=torch.float32, device="cpu", model_configs=configs
+    )
+
+
+@pytest.fixture(params=["kv_cache", "prompt_embeds"])
+def template(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> Path:
+    """A template of the family's tiny sizes, for every block of the transformer."""
+    sizes = load_family(name).tiny["dit"]
+    if request.param == "prompt_embeds":
+        return write_template(tmp_path / "template", WORDS.replace("width=32", f"width={sizes['joint_attention_dim']}"))
+    heads, width = sizes["num_attention_heads"], sizes["attention_head_dim"]
+    code = BRIGHTNESS.replace("heads=2, width=16", f"heads={heads}, width={width}")
+    single = [f"single_{number}" for number in range(sizes.get("num_single_layers", 0))]
+    names = f"{[f'double_{number}' for number in range(sizes['num_layers'])] + single}"
+    changed = code.replace('[f"double_{i}" for i in range(blocks)]', names)
+    assert changed != code
+    return write_template(tmp_path / "template", changed)
+
+
+def picture(number: int) -> Image.Image:
+    small = np.random.default_rng(number).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = []
+    for number in range(3):
+        picture(number).save(folder / f"{number}.png")
+        given = {"scale": number / 3, "gain": number / 3}
+        rows.append({"image": f"{number}.png", "prompt": f"number {number}", "template_inputs": given})
+    (folder / "metadata.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_every_family_is_seen() -> None:
+    assert {"qwen-image", "flux2"} <= set(families())
+
+
+def test_a_template_steers_pictures_and_leaves_nothing_behind(pipe: Any, template: Path) -> None:
+    templates = TemplatePipeline.from_pretrained(
+        torch_dtype=torch.float32, device="cpu", model_configs=[ModelConfig(path=template)], trust_template=True
+    )
+    settings: dict[str, Any] = {**SIZE, "num_inference_steps": 2, "cfg_scale": 2.0, "seed": 1}
+
+    def made(**more: Any) -> bytes:
+        call = templates if more else (lambda pipe, **given: pipe(**given))
+        return call(pipe, prompt="a fox", **settings, **more).tobytes()
+
+    plain = made()
+    before = {key: tensor.clone() for key, tensor in pipe.state_dict().items()}
+    weak, strong = ({"scale": value, "gain": value} for value in (0.2, 0.9))
+    pictures = [made(template_inputs=[weak]), made(template_inputs=[strong])]
+    pictures.append(made(template_inputs=[strong], negative_template_inputs=[weak]))
+    pictures.append(made(template_inputs=[strong, weak]))
+    assert len({plain, *pictures}) == 5
+    assert made() == plain
+    assert all(torch.equal(tensor, before[key]) for key, tensor in pipe.state_dict().items())
+
+
+def test_training_moves_the_template_alone_whether_or_not_blocks_are_recomputed(pipe: Any, template: Path) -> None:
+    extension = open_template(TemplateSource(str(template)), Trust(given=True), ["template_model"], required=True)
+    extension.attach(pipe)
+    training = TaskModule(pipe, "sft", extra_inputs=["template_inputs"], trainable_models="template_model")
+    row = {"image": picture(0), "prompt": "a fox", "seed": 1, "template_inputs": {"scale": 0.3, "gain": 0.3}}
+    before = {key: tensor.clone() for key, tensor in training.named_parameters()}
+    gradients = []
+    for checkpointing in (False, True):
+        training.run_time_inputs["use_gradient_checkpointing"] = checkpointing
+        training.zero_grad()
+        training(row).backward()
+        gradients.append({key: tensor.grad.clone() for key, tensor in training.trainable_parameters()})
+    for key, gradient in gradients[0].items():
+        assert key.startswith("pipe.template_model.")
+        assert gradient.abs().max() > 0, key
+        torch.testing.assert_close(gradients[1][key], gradient, atol=1e-6, rtol=1e-4)
+    torch.optim.SGD(training.trainable_modules(), lr=0.1).step()
+    for key, tensor in training.named_parameters():
+        assert torch.equal(tensor, before[key]) != key.startswith("pipe.template_model."), key
+
+
+def test_two_stages_give_the_numbers_of_one(model: Path, template: Path, data: Path, tmp_path: Path) -> None:
+    base: dict[str, Any] = {"template": str(template), "trust_template": True, "device": "cpu"}
+    named = {"model": str(model), "dataset_base_path": data, "extra_inputs": ("template_inputs",)}
+    more = {"trainable_models": ("template_model",), "max_steps": 5, "learning_rate": 1e-2, "seed": 2}
+    make_cache(CacheOptions(**base, **named, output_path=tmp_path / "cache"))
+    recipe = read_manifest(tmp_path / "cache").recipe
+    assert "template_model" in recipe.components
+    assert "dit" not in recipe.components
+    whole = train(TrainOptions(**base, **named, **more, cache=False, output_path=tmp_path / "whole"))
+    second = train(TrainOptions(**base, **more, from_cache=tmp_path / "cache", output_path=tmp_path / "second"))
+    one, other = (read_safetensors(result.checkpoint)[0] for result in (whole, second))
+    assert whole.final_loss == second.final_loss
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)

@@ -1,0 +1,135 @@
+"""States on disk: one is whole or is none; the newest whole one is found; pruning leaves enough of them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+
+import pytest
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.training.state.folder import (
+    clear_leftovers,
+    fault_of,
+    find_state,
+    locked,
+    new_state,
+    prune_states,
+    state_folders,
+)
+
+
+def make(output, *steps):
+    for step in steps:
+        with new_state(output, step) as folder:
+            (folder / "weights.safetensors").write_bytes(os.urandom(1000))
+            (folder / "state.json").write_text(json.dumps({"step": step}))
+    return [output / "state" / f"step-{step}" for step in steps]
+
+
+def steps_of(output):
+    return [step for step, _ in state_folders(output)]
+
+
+def test_the_newest_state_is_the_one_of_the_highest_step(tmp_path):
+    make(tmp_path, 100, 9, 20)
+    assert steps_of(tmp_path) == [100, 20, 9]
+    assert find_state(tmp_path, "latest").step == 100
+
+
+def cut(folder):
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(folder):
+    path = folder / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "cut off": cut,
+    "a bit flipped": flip,
+    "a file missing": lambda folder: (folder / "state.json").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "half a manifest": lambda folder: (folder / "manifest.json").write_text('{"format": 1, "fi'),
+    "another format": lambda folder: (folder / "manifest.json").write_text('{"format": 2, "files": {}}'),
+    "nothing in it": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_state_that_is_not_whole_is_never_chosen_and_told_of(tmp_path, damage):
+    *_, newest = make(tmp_path, 1, 2, 3)
+    assert fault_of(newest) is None
+    damage(newest)
+    assert fault_of(newest) is not None
+    told = []
+    assert find_state(tmp_path, "latest", told.append).step == 2
+    assert len(told) == 1
+    assert "step-3 is not whole" in told[0]
+    with pytest.raises(DsctlError, match="step-3 cannot be resumed from"):
+        find_state(tmp_path, newest)
+
+
+def test_no_whole_state_is_an_error(tmp_path):
+    for folder in make(tmp_path, 1, 2):
+        cut(folder)
+    with pytest.raises(DsctlError, match="no state in .* is whole"):
+        find_state(tmp_path, "latest")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_pruning_keeps_the_newest_whole_states_and_never_fewer_than_the_limit(tmp_path, limit):
+    folders = make(tmp_path, 1, 2, 3, 4, 5)
+    cut(folders[4])
+    cut(folders[2])
+    prune_states(tmp_path, limit)
+    assert steps_of(tmp_path) == [4, 2, 1][:limit]
+    assert all(fault_of(folder) is None for _, folder in state_folders(tmp_path))
+
+
+def test_what_fails_halfway_leaves_the_states_as_they_were(tmp_path):
+    make(tmp_path, 1)
+    with pytest.raises(RuntimeError), new_state(tmp_path, 2) as folder:
+        (folder / "weights.safetensors").write_bytes(b"half")
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-1"]
+
+
+def test_what_a_kill_leaves_is_cleared_and_nothing_else(tmp_path):
+    make(tmp_path, 1)
+    (tmp_path / "state" / ".step-2.abcd.tmp").mkdir()
+    (tmp_path / "state" / ".step-2.abcd.tmp" / "weights.safetensors").write_bytes(b"half")
+    (tmp_path / ".step-2.safetensors.abcd.tmp").write_bytes(b"half")
+    (tmp_path / "step-1.safetensors").write_bytes(b"mine")
+    clear_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"state", "step-1.safetensors"}
+    assert steps_of(tmp_path) == [1]
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-1"]
+
+
+def _hold(output, held, done):
+    with locked(output):
+        held.set()
+        done.wait(60)
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    make(tmp_path, 1)
+    spawn = multiprocessing.get_context("spawn")
+    held, done = spawn.Event(), spawn.Event()
+    other = spawn.Process(target=_hold, args=(tmp_path, held, done))
+    other.start()
+    try:
+        assert held.wait(120)
+        with pytest.raises(DsctlError, match="another process is training in"), locked(tmp_path):
+            pass
+    finally:
+        done.set()
+        other.join(60)
+    with locked(tmp_path):  # free again
+        pass
