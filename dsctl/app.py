@@ -36,6 +36,13 @@ COMMANDS: dict[str, tuple[Any, str]] = {
         },
         "Look at LoRA files, or change them.",
     ),
+    "template": (
+        {
+            "check": ("dsctl.commands.template:check", "Run a template once, and say what it takes and returns."),
+            "pack": ("dsctl.commands.template:pack", "Put a template and its trained weights into one folder."),
+        },
+        "Write, check, pack and share template models.",
+    ),
     "models": (
         {
             "list": ("dsctl.commands.models:list_models", "List the families and presets."),

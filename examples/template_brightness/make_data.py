@@ -52,7 +52,7 @@ def article(word: str) -> str:
 
 def draw(folder: Path) -> None:
     """Have the model draw the prompts in `folder`."""
-    words = "infer --model tiny --num-inference-steps 12 --quiet".split()
+    words = ["infer", "--model", "tiny", "--num-inference-steps", "12", "--quiet"]
     files = ["--prompts-file", str(folder / "prompts.txt"), "--output", str(folder / "drawn.png")]
     subprocess.run([sys.executable, "-m", "dsctl", *words, *files], check=True, stdout=subprocess.DEVNULL)
 
