@@ -1,14 +1,34 @@
-"""`dsctl template check` and `pack`."""
+"""`dsctl template init`, `check`, `pack` and `upload`."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import asdict
 
 from dsctl import out
+from dsctl.commands.upload import show_upload
 from dsctl.flags import takes
 from dsctl.trusting import ask_for_trust
 from dsctl_core.options.template import TemplateSource
-from dsctl_core.options.template_tools import TemplateCheckOptions, TemplatePackOptions
+from dsctl_core.options.template_tools import (
+    TemplateCheckOptions,
+    TemplateInitOptions,
+    TemplatePackOptions,
+    TemplateUploadOptions,
+)
+
+
+@takes(TemplateInitOptions)
+def init(options: TemplateInitOptions) -> None:
+    """Write a template that works, to start your own from."""
+    from dsctl_core.template.skeleton import init
+
+    started = init(options)
+    check = ["dsctl", "template", "check", str(started.folder), "--trust-template"]
+    check += [*(["--model", options.model] if options.given("model") else [])]
+    check += ["--template-inputs", json.dumps(started.example)]
+    out.result("Written", **{**asdict(started), "blocks": list(started.blocks)}, check_it=shlex.join(check))
 
 
 @takes(TemplateCheckOptions)
@@ -42,3 +62,12 @@ def pack(options: TemplatePackOptions) -> None:
 
     ask_for_trust([TemplateSource(str(options.folder))], trusted=options.trust_template)
     out.result("Packed", **asdict(pack(options)))
+
+
+@takes(TemplateUploadOptions)
+def upload(options: TemplateUploadOptions) -> None:
+    """Check a packed template, put it on a hub, and check that it arrived."""
+    from dsctl_core.template.upload import upload
+
+    ask_for_trust([TemplateSource(str(options.path))], trusted=options.trust_template)
+    show_upload(upload(options, progress=out.transfers()))

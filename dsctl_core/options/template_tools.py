@@ -1,7 +1,7 @@
 """Options of `dsctl template ...`."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -23,6 +23,16 @@ class _RunningOptions(Options):
     model: Text = Field("tiny", description="Preset or model folder to run it on.")
     template_inputs: OneInputs = Field(TemplateInputs(), description="What the template is given, as JSON.")
     trust_template: bool = Field(False, description=TRUST)
+
+
+class TemplateInitOptions(Options):
+    """Options of `dsctl template init`."""
+
+    panel: ClassVar[str] = "Skeleton"
+
+    name: Annotated[Path, Argument()] = Field(description="The folder to write.")
+    kind: Literal["value", "image"] = Field("value", description="What it is given: a number, or a picture.")
+    model: Text = Field("tiny", description="Preset or model folder that it is for; it need not be downloaded.")
 
 
 class TemplateCheckOptions(_RunningOptions):

@@ -52,9 +52,8 @@ def main(output: Path) -> None:
         for scale in MEASURED:
             each = [luminance(draw(PROMPTS[0], scale, seed, negative)) for seed in range(SEEDS)]
             words = "with the negative input" if negative else "alone"
-            print(
-                f"scale {scale} {words}: mean {np.mean(each):.3f}, from {min(each):.3f} to {max(each):.3f}", flush=True
-            )
+            span = f"from {min(each):.3f} to {max(each):.3f}"
+            print(f"scale {scale} {words}: mean {np.mean(each):.3f}, {span}", flush=True)
     rows = [[draw(prompt, scale, seed=0) for scale in SCALES] for prompt in PROMPTS]
     grid(rows).save(output)
 
