@@ -36,6 +36,15 @@ COMMANDS: dict[str, tuple[Any, str]] = {
         },
         "Look at LoRA files, or change them.",
     ),
+    "template": (
+        {
+            "init": ("dsctl.commands.template:init", "Write a template that works, to start your own from."),
+            "check": ("dsctl.commands.template:check", "Run a template once, and say what it takes and returns."),
+            "pack": ("dsctl.commands.template:pack", "Put a template and its trained weights into one folder."),
+            "upload": ("dsctl.commands.template:upload", "Check a packed template, and put it on a hub."),
+        },
+        "Write, check, pack and share template models.",
+    ),
     "models": (
         {
             "list": ("dsctl.commands.models:list_models", "List the families and presets."),

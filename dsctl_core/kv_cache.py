@@ -21,6 +21,22 @@ from dsctl_core.errors import DsctlError
 KvCache = Mapping[str, tuple[Tensor, Tensor]]
 
 
+def attention_blocks(dit: Any) -> dict[str, Any]:
+    """Return the attention of each block of a transformer, by the name that a cache calls the block.
+
+    The blocks with a stream for text and one for pictures are double_0, double_1, ...; those with one for both, where
+    there are any, are single_0, single_1, ...
+    """
+    blocks = {f"double_{number}": block.attn for number, block in enumerate(dit.transformer_blocks)}
+    singles = getattr(dit, "single_transformer_blocks", ())
+    return blocks | {f"single_{number}": block.attn for number, block in enumerate(singles)}
+
+
+def block_heads(dit: Any) -> dict[str, tuple[int, int]]:
+    """Return (H, D) of each block of a transformer, by its name."""
+    return {name: (attn.heads, attn.inner_dim // attn.heads) for name, attn in attention_blocks(dit).items()}
+
+
 def check_kv_cache(cache: Any, heads: Mapping[str, tuple[int, int]], batch: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the entries of `cache` that have tokens, each for `batch` samples.
 

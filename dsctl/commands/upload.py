@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dsctl import out
 from dsctl.flags import takes
 from dsctl_core.options.hub import UploadOptions
@@ -12,7 +14,11 @@ def upload(options: UploadOptions) -> None:
     """Put a trained file or folder on a hub, and check that it arrived."""
     from dsctl_core.transfer import upload
 
-    facts = upload(options, progress=out.transfers())
+    show_upload(upload(options, progress=out.transfers()))
+
+
+def show_upload(facts: dict[str, Any]) -> None:
+    """Show what an upload did, and how to try what is there now."""
     title = "Uploaded" if facts["uploaded"] else "Would be uploaded"
     plain = {name: value for name, value in facts.items() if name not in ("try_it", "uploaded")}
     rows = [(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in plain.items()]

@@ -13,7 +13,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor
 from torch import Tensor
 
-from dsctl_core.kv_cache import KvCache, check_kv_cache
+from dsctl_core.kv_cache import KvCache, attention_blocks, block_heads, check_kv_cache
 
 
 def attention_kwargs_of(
@@ -41,12 +41,10 @@ def _cached_tokens(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, 
     """
     if kv_cache is None:
         return {}
-    blocks = {f"double_{number}": block.attn for number, block in enumerate(dit.transformer_blocks)}
-    blocks |= {f"single_{number}": block.attn for number, block in enumerate(dit.single_transformer_blocks)}
-    checked = check_kv_cache(kv_cache, {name: (attn.heads, attn.head_dim) for name, attn in blocks.items()}, batch)
+    checked = check_kv_cache(kv_cache, block_heads(dit), batch)
     if not checked:
         return {}
-    for name, attn in blocks.items():
+    for name, attn in attention_blocks(dit).items():
         if not isinstance(attn.processor, CachedDouble | CachedSingle):
             kind = CachedDouble if name.startswith("double") else CachedSingle
             attn.set_processor(kind(name, attn.processor))

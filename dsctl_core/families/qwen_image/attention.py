@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_qwenimage import (
 )
 from torch import Tensor
 
-from dsctl_core.kv_cache import KvCache, check_kv_cache
+from dsctl_core.kv_cache import KvCache, attention_blocks, block_heads, check_kv_cache
 
 
 def attention_kwargs_of(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, Any] | None:
@@ -26,12 +26,10 @@ def attention_kwargs_of(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[
     """
     if kv_cache is None:
         return None
-    blocks = {f"double_{number}": block.attn for number, block in enumerate(dit.transformer_blocks)}
-    heads = {name: (attn.heads, attn.inner_dim // attn.heads) for name, attn in blocks.items()}
-    checked = check_kv_cache(kv_cache, heads, batch)
+    checked = check_kv_cache(kv_cache, block_heads(dit), batch)
     if not checked:
         return None
-    for name, attn in blocks.items():
+    for name, attn in attention_blocks(dit).items():
         if not isinstance(attn.processor, CachedAttention):
             attn.set_processor(CachedAttention(name, attn.processor))
     return {"kv_cache": checked}
