@@ -183,7 +183,7 @@ def _chats(prompt: str | list[str]) -> list[str]:
     return [TEMPLATE.format(each) for each in ([prompt] if isinstance(prompt, str) else prompt)]
 
 
-def _tokenizer(pipe: QwenImagePipeline) -> Any:
+def _tokenizer(pipe: BasePipeline) -> Any:
     if pipe.tokenizer is None:
         raise DsctlError(
             "there is no tokenizer to read the prompt with",
