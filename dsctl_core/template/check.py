@@ -71,7 +71,7 @@ def describe(template: Template, pipe: BasePipeline, inputs: Mapping[str, Any]) 
 
 def input_names(template: Template) -> dict[str, str]:
     """Return the inputs that process_inputs names, each with its default, or "required" where it has none."""
-    found = inspect.signature(template.contract.model.process_inputs).parameters.values()  # type: ignore[arg-type]
+    found = inspect.signature(template.contract.model.process_inputs).parameters.values()  # type: ignore[attr-defined]
     named = [each for each in found if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     return {
         each.name: REQUIRED if each.default is each.empty else repr(each.default)
