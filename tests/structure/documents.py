@@ -66,7 +66,10 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "make":
         assert_make_knows(rest)
         return
-    assert kind == "dsctl", f"{command!r} is neither dsctl nor make"
+    if kind == "python":
+        assert (REPOSITORY / rest[0]).is_file(), f"{command!r} names no script"
+        return
+    assert kind == "dsctl", f"{command!r} is neither dsctl, nor python, nor make"
     accepted = []
 
     def begin(options: object, *_: object, **__: object) -> None:
@@ -79,6 +82,8 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsctl_core.validate.validate", begin)
     for name in ("transfer.download", "transfer.upload", "lora_tools.merge", "lora_tools.extract_lora"):
         monkeypatch.setattr(f"dsctl_core.{name}", begin)
+    for name in ("pack.pack", "upload.upload"):
+        monkeypatch.setattr(f"dsctl_core.template.{name}", begin)
     for name in ("info", "convert", "resize"):
         monkeypatch.setattr(f"dsctl_core.lora_tools.{name}", begin)
     main(rest)

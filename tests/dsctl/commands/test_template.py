@@ -132,3 +132,20 @@ def test_negative_inputs_without_guidance_are_refused_before_anything_is_loaded(
     words = infer(model, "a.png", "--template", "bright", "--trust-template", "--cfg-scale", 1)
     problem, _ = dsctl(*words, "--negative-template-inputs", "{}").fault(2)
     assert problem.startswith("--negative-template-inputs has no effect at --cfg-scale 1")
+
+
+def test_a_template_is_begun_checked_trained_and_packed(dsctl: Dsctl, model: Path) -> None:
+    given = ["--trust-template", "--model", model, "--template-inputs", '{"scale": 0.8}']
+    assert dsctl("template", "init", "own", "--model", model).code == 0
+    checked = dsctl("template", "check", "own", *given, "--json")
+    assert checked.code == 0, checked.err
+    assert (checked.json["no_gradient"], checked.json["changes_the_picture"]) == ([], True)
+    file = dsctl(*train(model, "out", "--trust-template", "--json")).json["checkpoint"]
+    words = ["template", "pack", "bright", "--checkpoint", file, "--output", "packed"]
+    assert "nobody has agreed to run it" in dsctl(*words).fault(2)[0]
+    assert not Path("packed").exists()
+    assert dsctl(*words, *given).code == 0
+    use = ["--trust-template", "--template-inputs", '{"scale": 0.8}']
+    assert dsctl(*infer(model, "a.png", "--template", f"bright:{file}", *use)).code == 0
+    assert dsctl(*infer(model, "b.png", "--template", "packed", *use)).code == 0
+    assert pixels("a.png") == pixels("b.png")
