@@ -66,7 +66,7 @@ def pack(options: TemplatePackOptions) -> None:
 
 @takes(TemplateUploadOptions)
 def upload(options: TemplateUploadOptions) -> None:
-    """Check a packed template, put it on a hub, and check that it arrived."""
+    """Check a packed template, and put it on a hub, where it is compared again."""
     from dsctl_core.template.upload import upload
 
     ask_for_trust([TemplateSource(str(options.path))], trusted=options.trust_template)
