@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -174,6 +176,10 @@ def build_app(words: Sequence[str]) -> typer.Typer:
 def main(words: Sequence[str] | None = None) -> int:
     """Run `dsctl` with `words` (those of the process when None) and return the exit code."""
     given = list(sys.argv[1:] if words is None else words)
+    if words is None:
+        # The process ends with this command: the last walk through all the objects of the libraries, a second after
+        # diffusers was imported, would find nothing that the system does not take back anyway.
+        atexit.register(gc.freeze)
     with out.session(given), launch.given(given), errors.Outcome() as outcome:
         # Of `--help` and Ctrl-C typer returns an exit code; a command itself returns nothing.
         outcome.code = build_app(given)(given, prog_name="dsctl", standalone_mode=False) or 0

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dsctl import out
 from dsctl.flags import takes
 from dsctl.trusting import ask_for_trust
+from dsctl_core.collector import uncollected
 from dsctl_core.options import InferOptions
 
 
 @takes(InferOptions, config=True)
 def infer(options: InferOptions) -> None:
     """Make pictures."""
-    from dsctl_core.inference import infer
+    with uncollected():
+        from dsctl_core.inference import infer
 
     ask_for_trust(options.template, trusted=options.trust_template)
     result = infer(options, progress=out.progress())

@@ -9,6 +9,7 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsctl_core.collector import uncollected
 from dsctl_core.errors import DsctlError, unknown_name
 from dsctl_core.family import Family, Preset
 
@@ -43,7 +44,8 @@ def find_preset(name: str) -> tuple[Family, Preset]:
 def pipeline_class(family: Family) -> type[BasePipeline]:
     """Import the pipeline class of `family`; this is where torch comes in."""
     module, _, name = family.pipeline.partition(":")
-    return getattr(importlib.import_module(module), name)
+    with uncollected():
+        return getattr(importlib.import_module(module), name)
 
 
 def family_of_class(name: str, where: Path) -> Family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dsctl_core.collector import uncollected
 from dsctl_core.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -15,20 +16,23 @@ if TYPE_CHECKING:
 
 def train(options: TrainOptions, progress: Progress | None = None) -> TrainResult:
     """Train as `options` say; see dsctl_core.training.run. The heavy libraries are imported by the call."""
-    from dsctl_core.training.run import run_training
+    with uncollected():
+        from dsctl_core.training.run import run_training
 
     return run_training(options, progress or NoProgress())
 
 
 def rehearse(options: TrainOptions, progress: Progress | None = None) -> DryRun:
     """Find out what a run would take; see dsctl_core.training.dry_run."""
-    from dsctl_core.training.dry_run import dry_run
+    with uncollected():
+        from dsctl_core.training.dry_run import dry_run
 
     return dry_run(options, progress or NoProgress())
 
 
 def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None = None) -> CacheResult:
     """Do the first stage of training as `options` say; see dsctl_core.training.caching."""
-    from dsctl_core.training import caching
+    with uncollected():
+        from dsctl_core.training import caching
 
     return caching.make_cache(options, progress or NoProgress())

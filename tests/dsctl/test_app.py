@@ -199,3 +199,12 @@ def test_the_shell_completes_commands_and_flags(words: str, offered: str, reposi
 
 def test_a_lazy_command_has_its_summary_before_its_module_is_imported():
     assert LazyCommand("x", "no.such.module:function", "Does x.").get_short_help_str() == "Does x."
+
+
+def test_at_the_end_of_the_process_nothing_walks_through_the_libraries_objects(repository: Path):
+    code = (
+        "import atexit, gc, sys; from dsctl.app import main; sys.argv = ['dsctl', '--version'];"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000)); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True"

@@ -12,7 +12,7 @@ HEAVY |= {"pandas", "pyarrow", "numpy", "PIL", "av", "huggingface_hub", "modelsc
 
 # Inside dsctl_core a module may import from its own layer and those above it in this list.
 LAYERS = (
-    ("errors", "options", "family", "random", "progress", "version", "assets", "page"),
+    ("errors", "collector", "options", "family", "random", "progress", "version", "assets", "page"),
     ("checkpoint", "data", "hub", "scheduler", "timesteps", "memory", "lora", "cache", "kv_cache"),
     ("units", "pipeline", "losses", "samples", "stages"),
     ("families",),
@@ -22,7 +22,7 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 
 # What `dsctl --help` and reading options import, so what must stay free of heavy libraries.
 LIGHT = re.compile(
-    r"dsctl/.*|dsctl_core/(__init__|errors|family|progress|version)\.py|dsctl_core/options/.*"
+    r"dsctl/.*|dsctl_core/(__init__|collector|errors|family|progress|version)\.py|dsctl_core/options/.*"
     r"|dsctl_core/families/__init__\.py|dsctl_core/families/\w+/(__init__|family)\.py"
 )
 
