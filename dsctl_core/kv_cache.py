@@ -10,7 +10,7 @@ the rotary embedding of the model's own tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,41 @@ def check_kv_cache(cache: Any, heads: Mapping[str, tuple[int, int]], batch: int)
         if key.shape[1] > 0:
             found[name] = (key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1))
     return found
+
+
+class CachedProcessor:
+    """The attention processor of one block: that of the model itself, until there are cached tokens for the block.
+
+    A family's class inherits from this and from diffusers' own processor. It knows its block's name because the
+    transformer hands the same arguments to all of its blocks, also when a block is computed again for the backward
+    pass.
+    """
+
+    def __init__(self, block: str, plain: Any) -> None:
+        super().__init__()
+        self.block = block
+        self._attention_backend, self._parallel_config = plain._attention_backend, plain._parallel_config
+
+    def cached(self, kv_cache: KvCache | None) -> tuple[Tensor, Tensor] | None:
+        """Return the key and value that `kv_cache` has for this block."""
+        return None if kv_cache is None else kv_cache.get(self.block)
+
+
+def admit_kv_cache(
+    dit: Any, kv_cache: KvCache | None, batch: int, processor: Callable[[str, Any], CachedProcessor]
+) -> dict[str, Any]:
+    """Return the argument for the transformer's attention that holds the cached tokens; {} where there is none.
+
+    The first cache that has a token gives every block a processor that can take one: `processor(block name, that of
+    before)`.
+    """
+    checked = {} if kv_cache is None else check_kv_cache(kv_cache, block_heads(dit), batch)
+    if not checked:
+        return {}
+    for name, attn in attention_blocks(dit).items():
+        if not isinstance(attn.processor, CachedProcessor):
+            attn.set_processor(processor(name, attn.processor))
+    return {"kv_cache": checked}
 
 
 def join_kv_caches(caches: Sequence[Any]) -> dict[str, tuple[Tensor, Tensor]]:

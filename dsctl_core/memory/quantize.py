@@ -21,3 +21,12 @@ def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype) -> None:
         # A head may share its weight with the embedding.
         skip_modules_pattern=("norm", "pos_embed", "embed_tokens", "lm_head", "lora_"),
     )
+
+
+def compute_dtype(model: nn.Module, weight: torch.Tensor) -> torch.dtype:
+    """Return the dtype that a model of diffusers computes in, given one of its large weights.
+
+    The weight's dtype, without the walk over all modules that `model.dtype` is; of weights stored in eight bits only
+    the model's hooks know what they are computed with in, and then it is asked.
+    """
+    return weight.dtype if weight.dtype.itemsize > 1 else model.dtype  # type: ignore[return-value]

@@ -69,3 +69,18 @@ def checkpoint_some(model: nn.Module, count: int) -> None:
     chosen = set(spread(count, len(blocks)))
     for index, block in enumerate(blocks):
         setattr(block, KEEPS, index not in chosen)
+
+
+def set_checkpointing(model: Any, use_gradient_checkpointing: bool, offload: bool) -> None:
+    """Plug gradient_checkpoint_forward into the blocks of one of diffusers' models, or take it out.
+
+    Does nothing where nothing changes; what the two flags mean is said there.
+    """
+
+    def run_block(block: Any, *args: Any) -> Any:
+        return gradient_checkpoint_forward(block, use_gradient_checkpointing, offload, *args)
+
+    if use_gradient_checkpointing or offload:
+        model.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)
+    elif model.gradient_checkpointing:
+        model.disable_gradient_checkpointing()

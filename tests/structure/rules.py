@@ -14,7 +14,7 @@ HEAVY |= {"pandas", "pyarrow", "numpy", "PIL", "av", "huggingface_hub", "modelsc
 LAYERS = (
     ("errors", "collector", "options", "family", "random", "progress", "version", "assets", "page"),
     ("checkpoint", "data", "hub", "scheduler", "timesteps", "memory", "lora", "cache", "kv_cache"),
-    ("units", "pipeline", "losses", "samples", "stages"),
+    ("units", "pipeline", "pictures", "losses", "samples", "stages"),
     ("families",),
     ("training", "inference", "doctor", "validate", "lora_tools", "transfer", "launch", "template", "report"),
 )

@@ -13,7 +13,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor
 from torch import Tensor
 
-from dsctl_core.kv_cache import KvCache, attention_blocks, block_heads, check_kv_cache
+from dsctl_core.kv_cache import CachedProcessor, KvCache, admit_kv_cache
 
 
 def attention_kwargs_of(
@@ -28,40 +28,15 @@ def attention_kwargs_of(
     if text_mask is not None:
         mask = torch.cat([text_mask.bool(), text_mask.new_ones(len(text_mask), pictures, dtype=torch.bool)], dim=1)
         found["attention_mask"] = mask[:, None, None, :]
-    cached = _cached_tokens(dit, kv_cache, batch)
-    return {**found, **cached} or None
+    return {**found, **admit_kv_cache(dit, kv_cache, batch, _processor)} or None
 
 
-def _cached_tokens(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, Any]:
-    """Return the argument with the cached tokens; {} where there is none.
-
-    The blocks with a stream for text and one for pictures are double_0, double_1, ...; those with one for both are
-    single_0, single_1, ... The first cache that has a token gives them processors that can take one; without a cache
-    these do what diffusers' own do.
-    """
-    if kv_cache is None:
-        return {}
-    checked = check_kv_cache(kv_cache, block_heads(dit), batch)
-    if not checked:
-        return {}
-    for name, attn in attention_blocks(dit).items():
-        if not isinstance(attn.processor, CachedDouble | CachedSingle):
-            kind = CachedDouble if name.startswith("double") else CachedSingle
-            attn.set_processor(kind(name, attn.processor))
-    return {"kv_cache": checked}
+def _processor(block: str, plain: Any) -> CachedProcessor:
+    return CachedDouble(block, plain) if block.startswith("double") else CachedSingle(block, plain)
 
 
-class CachedDouble(Flux2AttnProcessor):
-    """The processor of one double block: diffusers' own, until there are cached tokens for that block.
-
-    It knows its block's name because the transformer hands the same arguments to all of its blocks, also when a block
-    is computed again for the backward pass.
-    """
-
-    def __init__(self, block: str, plain: Flux2AttnProcessor) -> None:
-        super().__init__()
-        self.block = block
-        self._attention_backend, self._parallel_config = plain._attention_backend, plain._parallel_config
+class CachedDouble(CachedProcessor, Flux2AttnProcessor):
+    """The processor of one double block: diffusers' own, until there are cached tokens for that block."""
 
     def __call__(
         self,
@@ -73,7 +48,7 @@ class CachedDouble(Flux2AttnProcessor):
         kv_cache: KvCache | None = None,
     ) -> Any:
         """Attend from the pictures (B, S, H*D) and the text (B, T, H*D), and return the two in this order."""
-        cached = None if kv_cache is None else kv_cache.get(self.block)
+        cached = self.cached(kv_cache)
         if cached is None:
             plain: Any = super().__call__
             return plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
@@ -90,13 +65,8 @@ class CachedDouble(Flux2AttnProcessor):
         return shown, attn.to_add_out(flat[:, :tokens])
 
 
-class CachedSingle(Flux2ParallelSelfAttnProcessor):
+class CachedSingle(CachedProcessor, Flux2ParallelSelfAttnProcessor):
     """The processor of one single block, whose projections are fused with those of its feed-forward."""
-
-    def __init__(self, block: str, plain: Flux2ParallelSelfAttnProcessor) -> None:
-        super().__init__()
-        self.block = block
-        self._attention_backend, self._parallel_config = plain._attention_backend, plain._parallel_config
 
     def __call__(
         self,
@@ -107,7 +77,7 @@ class CachedSingle(Flux2ParallelSelfAttnProcessor):
         kv_cache: KvCache | None = None,
     ) -> Any:
         """Attend from text and pictures (B, T + S, H*D) and return them, with the feed-forward's part."""
-        cached = None if kv_cache is None else kv_cache.get(self.block)
+        cached = self.cached(kv_cache)
         if cached is None:
             plain: Any = super().__call__
             return plain(attn, hidden_states, attention_mask, image_rotary_emb)

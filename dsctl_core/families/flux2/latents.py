@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import UsageError
+from dsctl_core.pictures.space import LatentSpace
 
 CHANNELS = 128
 SCALE = 16
@@ -107,3 +108,6 @@ def text_places(tokens: int, device: torch.device) -> Tensor:
     places = torch.zeros(tokens, 4, dtype=torch.long, device=device)
     places[:, 3] = torch.arange(tokens, device=device)
     return places
+
+
+SPACE = LatentSpace(CHANNELS, SCALE, TILE_SIZE, TILE_STRIDE, encode, decode)

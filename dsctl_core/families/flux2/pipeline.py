@@ -9,46 +9,51 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsctl_core.errors import DsctlError, UsageError, unknown_name
+from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.families.flux2 import units
 from dsctl_core.families.flux2.attention import attention_kwargs_of
 from dsctl_core.families.flux2.family import EMBEDDED_GUIDANCE, FAMILY
 from dsctl_core.families.flux2.latents import (
+    SPACE,
     TILE_SIZE,
     TILE_STRIDE,
-    decode,
     pack,
     picture_places,
     text_places,
     unpack,
 )
 from dsctl_core.kv_cache import KvCache
-from dsctl_core.memory import gradient_checkpoint_forward
-from dsctl_core.pipeline import BasePipeline, ProgressBar, no_progress_bar
+from dsctl_core.memory.quantize import compute_dtype
+from dsctl_core.memory.recompute import set_checkpointing
+from dsctl_core.pictures import PicturePipeline
+from dsctl_core.pictures import units as picture_units
+from dsctl_core.pictures.pipeline import for_each_prompt, from_row, picture_inputs
+from dsctl_core.pipeline import ProgressBar, no_progress_bar
 from dsctl_core.units import Inputs
 
 TRAINING_GUIDANCE = 1.0  # of a network that takes guidance: the data as they are, neither exaggerated nor weakened
 
 
-class Flux2Pipeline(BasePipeline):
+class Flux2Pipeline(PicturePipeline):
     """FLUX.2 (https://bfl.ai/blog/flux-2): a transformer over VAE latents, prompted by a language model.
 
     Reference pictures stand beside the one that is made, each at a place of its own.
     """
 
     family = FAMILY
+    latent_space = SPACE
     in_iteration_models = ("dit",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_fn = model_fn_flux2
         self.units = [
-            units.ShapeChecker(),
-            units.NoiseInitializer(),
-            units.InputImageEmbedder(),
+            picture_units.ShapeChecker(),
+            picture_units.NoiseInitializer(),
+            picture_units.InputImageEmbedder(),
             units.EditImageEmbedder(),
-            units.LatentsInitializer(),
-            units.InpaintMask(),
+            picture_units.LatentsInitializer(),
+            picture_units.InpaintMask(),
             units.PromptEmbedder(),
         ]
 
@@ -96,7 +101,7 @@ class Flux2Pipeline(BasePipeline):
                 "inpaint_mask": inpaint_mask,
                 "height": height,
                 "width": width,
-                "seed": _for_each_prompt("seed", seed, prompt),
+                "seed": for_each_prompt("seed", seed, prompt),
                 "rand_device": rand_device,
                 "tiled": tiled,
                 "tile_size": tile_size,
@@ -104,27 +109,8 @@ class Flux2Pipeline(BasePipeline):
                 "noise": noise,
             },
         )
-        self.load_models_to_device(("vae",))
-        pictures = self.vae_output_to_image(decode(self.component("vae"), latents, tiled, tile_size, tile_stride))
+        pictures = self.decode_latents(latents, tiled, tile_size, tile_stride)
         return pictures if isinstance(prompt, list) else pictures[0]
-
-    def generate(
-        self,
-        *,
-        prompt: str | list[str],
-        negative_prompt: str | list[str],
-        num_inference_steps: int,
-        denoising_strength: float,
-        progress_bar_cmd: ProgressBar,
-        shared: Inputs,
-    ) -> Tensor:
-        """Return the clean latents, (B, 128, h, w), of what `__call__` decodes."""
-        tokens = (shared["height"] // FAMILY.division_factor) * (shared["width"] // FAMILY.division_factor)
-        self.scheduler.set_timesteps(num_inference_steps, denoising_strength, dynamic_shift_len=tokens)
-        posi: Inputs = {"prompt": prompt}
-        nega: Inputs = {"negative_prompt": _for_each_prompt("negative prompt", negative_prompt, prompt)}
-        shared, posi, nega = self.run_units(shared, posi, nega)
-        return self.denoise(shared, posi, nega, cfg_scale=shared["cfg_scale"], progress_bar_cmd=progress_bar_cmd)
 
     def guidance(self, asked: float | None) -> float | None:
         """Return the guidance for the network: what is `asked`, or its default; None where it takes none."""
@@ -135,12 +121,6 @@ class Flux2Pipeline(BasePipeline):
         if asked is not None:
             raise UsageError("these weights take no embedded guidance", hint="use the cfg scale instead")
         return None
-
-    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
-        """Return the pictures of clean latents, (B, 128, h, w)."""
-        self.load_models_to_device(("vae",))
-        placed = latents.to(self.device, torch.float32)
-        return self.vae_output_to_image(decode(self.component("vae"), placed, False, TILE_SIZE, TILE_STRIDE))
 
     @classmethod
     def inputs_from_rows(
@@ -154,26 +134,12 @@ class Flux2Pipeline(BasePipeline):
         for name in extra_inputs:
             if name not in FAMILY.extra_inputs:
                 raise unknown_name("extra input", name, list(FAMILY.extra_inputs))
-        images = [_from_row(row, "image") for row in rows]
-        for image in images[1:]:
-            if image.size != images[0].size:
-                raise DsctlError(
-                    f"one batch has pictures of {_size(images[0])} and of {_size(image)}",
-                    hint="give a fixed --height and --width, or a batch size of 1",
-                )
-        shared: Inputs = {
-            "input_image": images,
-            "height": images[0].height,
-            "width": images[0].width,
-            "cfg_scale": 1,
-            "embedded_guidance": TRAINING_GUIDANCE,
-            "seed": [row.get("seed") for row in rows],
-            "rand_device": "cpu",
-        }
+        shared, posi, nega = picture_inputs(rows)
+        shared["embedded_guidance"] = TRAINING_GUIDANCE
         if "edit_image" in extra_inputs:
-            references = [_from_row(row, "edit_image") for row in rows]
+            references = [from_row(row, "edit_image") for row in rows]
             shared["edit_image"] = [each if isinstance(each, list) else [each] for each in references]
-        return shared, {"prompt": [_from_row(row, "prompt") for row in rows]}, {"negative_prompt": ""}
+        return shared, posi, nega
 
 
 def model_fn_flux2(
@@ -196,9 +162,9 @@ def model_fn_flux2(
     network that takes it. `kv_cache` adds tokens to the attention of the blocks double_0, double_1, ..., single_0,
     single_1, ...; see dsctl_core.kv_cache.
     """
-    _set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
+    set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, _, height, width = latents.shape
-    dtype, device = _compute_dtype(dit), latents.device
+    dtype, device = compute_dtype(dit, dit.x_embedder.weight), latents.device
     tokens = pack(latents).to(dtype)
     count = tokens.shape[1]
     if edit_latents is not None:
@@ -217,45 +183,3 @@ def model_fn_flux2(
         return_dict=False,
     )[0]
     return unpack(velocity[:, :count], height, width).to(latents.dtype)
-
-
-def _compute_dtype(dit: Any) -> torch.dtype:
-    """Return the dtype that the transformer takes, without the walk over all of its modules that `dit.dtype` is."""
-    stored = dit.x_embedder.weight.dtype
-    # Weights stored in eight bits are computed with in more; only the model's hooks know in how many.
-    return stored if stored.itemsize > 1 else dit.dtype
-
-
-def _set_checkpointing(dit: Any, use_gradient_checkpointing: bool, offload: bool) -> None:
-    """Plug our checkpointing into the transformer's blocks, or take it out, where that changes anything."""
-
-    def run_block(block: Any, *args: Any) -> Any:
-        return gradient_checkpoint_forward(block, use_gradient_checkpointing, offload, *args)
-
-    if use_gradient_checkpointing or offload:
-        dit.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)
-    elif dit.gradient_checkpointing:
-        dit.disable_gradient_checkpointing()
-
-
-def _for_each_prompt(what: str, value: Any, prompt: str | list[str]) -> Any:
-    """Repeat `value` for every prompt of a list; a list of values must be as long as that of the prompts."""
-    count = len(prompt) if isinstance(prompt, list) else 1
-    if not isinstance(value, list):
-        return [value] * count
-    if len(value) != count:
-        raise UsageError(f"{len(value)} {what}s for {count} prompts", hint="give one, or one for each prompt")
-    return value
-
-
-def _from_row(row: Inputs, name: str) -> Any:
-    if row.get(name) is None:
-        raise DsctlError(
-            f"row {row.get('_row', '?')} has no {name!r}",
-            hint=f"the dataset needs image and prompt{', and edit_image' if name == 'edit_image' else ''}",
-        )
-    return row[name]
-
-
-def _size(image: Image.Image) -> str:
-    return f"{image.width}x{image.height}"

@@ -15,37 +15,16 @@ from diffusers.models.transformers.transformer_qwenimage import (
 )
 from torch import Tensor
 
-from dsctl_core.kv_cache import KvCache, attention_blocks, block_heads, check_kv_cache
+from dsctl_core.kv_cache import CachedProcessor, KvCache, admit_kv_cache
 
 
 def attention_kwargs_of(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, Any] | None:
-    """Return what the transformer hands to its attention for `kv_cache`, or None where that adds no token.
-
-    The blocks are named double_0, double_1, ...: each holds the prompt's and the picture's stream. The first cache
-    that has a token gives them processors that can take one; without a cache these do what diffusers' own do.
-    """
-    if kv_cache is None:
-        return None
-    checked = check_kv_cache(kv_cache, block_heads(dit), batch)
-    if not checked:
-        return None
-    for name, attn in attention_blocks(dit).items():
-        if not isinstance(attn.processor, CachedAttention):
-            attn.set_processor(CachedAttention(name, attn.processor))
-    return {"kv_cache": checked}
+    """Return what the transformer hands to its attention for `kv_cache`, or None where that adds no token."""
+    return admit_kv_cache(dit, kv_cache, batch, CachedAttention) or None
 
 
-class CachedAttention(QwenDoubleStreamAttnProcessor2_0):
-    """The processor of one block: diffusers' own, until there are cached tokens for that block.
-
-    It knows its block's name because the transformer hands the same arguments to all of its blocks, also when a block
-    is computed again for the backward pass.
-    """
-
-    def __init__(self, block: str, plain: QwenDoubleStreamAttnProcessor2_0) -> None:
-        super().__init__()
-        self.block = block
-        self._attention_backend, self._parallel_config = plain._attention_backend, plain._parallel_config
+class CachedAttention(CachedProcessor, QwenDoubleStreamAttnProcessor2_0):
+    """The processor of one block: diffusers' own, until there are cached tokens for that block."""
 
     def __call__(
         self,
@@ -58,7 +37,7 @@ class CachedAttention(QwenDoubleStreamAttnProcessor2_0):
         kv_cache: KvCache | None = None,
     ) -> Any:
         """Attend from the picture (B, S, H*D) and the prompt (B, T, H*D), and return the two in this order."""
-        cached = None if kv_cache is None else kv_cache.get(self.block)
+        cached = self.cached(kv_cache)
         if cached is None:
             plain: Any = super().__call__
             return plain(

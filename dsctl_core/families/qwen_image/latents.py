@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import UsageError
+from dsctl_core.pictures.space import LatentSpace
 
+CHANNELS = 16
 SCALE = 8
 TILE_SIZE = 256  # pixels; the VAE's own defaults
 TILE_STRIDE = 192
@@ -85,3 +87,6 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """Undo `pack`: tokens (B, h/2 * w/2, 4 C) of a latent of `height` x `width` back to (B, C, h, w)."""
     patches = tokens.reshape(len(tokens), height // 2, width // 2, -1, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, height, width)
+
+
+SPACE = LatentSpace(CHANNELS, SCALE, TILE_SIZE, TILE_STRIDE, encode, decode)

@@ -9,22 +9,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsctl_core.errors import DsctlError, UsageError, unknown_name
+from dsctl_core.errors import unknown_name
 from dsctl_core.families.qwen_image import units
 from dsctl_core.families.qwen_image.attention import attention_kwargs_of
 from dsctl_core.families.qwen_image.family import FAMILY
-from dsctl_core.families.qwen_image.latents import TILE_SIZE, TILE_STRIDE, decode, pack, unpack
+from dsctl_core.families.qwen_image.latents import SPACE, TILE_SIZE, TILE_STRIDE, pack, unpack
 from dsctl_core.families.qwen_image.one_frame import skip_empty_frames
 from dsctl_core.kv_cache import KvCache
-from dsctl_core.memory import gradient_checkpoint_forward
-from dsctl_core.pipeline import BasePipeline, ProgressBar, no_progress_bar
+from dsctl_core.memory.quantize import compute_dtype
+from dsctl_core.memory.recompute import set_checkpointing
+from dsctl_core.pictures import PicturePipeline
+from dsctl_core.pictures import units as picture_units
+from dsctl_core.pictures.pipeline import for_each_prompt, picture_inputs
+from dsctl_core.pipeline import ProgressBar, no_progress_bar
 from dsctl_core.units import Inputs
 
 
-class QwenImagePipeline(BasePipeline):
+class QwenImagePipeline(PicturePipeline):
     """Qwen-Image (arXiv:2508.02324): a 2x2-patch transformer over VAE latents, prompted by Qwen2.5-VL."""
 
     family = FAMILY
+    latent_space = SPACE
     in_iteration_models = ("dit",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,11 +38,11 @@ class QwenImagePipeline(BasePipeline):
             skip_empty_frames(self.component("vae"))
         self.model_fn = model_fn_qwen_image
         self.units = [
-            units.ShapeChecker(),
-            units.NoiseInitializer(),
+            picture_units.ShapeChecker(),
+            picture_units.NoiseInitializer(),
             units.InputImageEmbedder(),
-            units.LatentsInitializer(),
-            units.InpaintMask(),
+            picture_units.LatentsInitializer(),
+            picture_units.InpaintMask(),
             units.PromptEmbedder(),
         ]
 
@@ -79,7 +84,7 @@ class QwenImagePipeline(BasePipeline):
                 "inpaint_mask": inpaint_mask,
                 "height": height,
                 "width": width,
-                "seed": _for_each_prompt("seed", seed, prompt),
+                "seed": for_each_prompt("seed", seed, prompt),
                 "rand_device": rand_device,
                 "tiled": tiled,
                 "tile_size": tile_size,
@@ -87,33 +92,8 @@ class QwenImagePipeline(BasePipeline):
                 "noise": noise,
             },
         )
-        self.load_models_to_device(("vae",))
-        pictures = self.vae_output_to_image(decode(self.component("vae"), latents, tiled, tile_size, tile_stride))
+        pictures = self.decode_latents(latents, tiled, tile_size, tile_stride)
         return pictures if isinstance(prompt, list) else pictures[0]
-
-    def generate(
-        self,
-        *,
-        prompt: str | list[str],
-        negative_prompt: str | list[str],
-        num_inference_steps: int,
-        denoising_strength: float,
-        progress_bar_cmd: ProgressBar,
-        shared: Inputs,
-    ) -> Tensor:
-        """Return the clean latents, (B, 16, h, w), of what `__call__` decodes."""
-        tokens = self.image_tokens(shared["height"], shared["width"])
-        self.scheduler.set_timesteps(num_inference_steps, denoising_strength, dynamic_shift_len=tokens)
-        posi: Inputs = {"prompt": prompt}
-        nega: Inputs = {"negative_prompt": _for_each_prompt("negative prompt", negative_prompt, prompt)}
-        shared, posi, nega = self.run_units(shared, posi, nega)
-        return self.denoise(shared, posi, nega, cfg_scale=shared["cfg_scale"], progress_bar_cmd=progress_bar_cmd)
-
-    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
-        """Return the pictures of clean latents, (B, 16, h, w)."""
-        self.load_models_to_device(("vae",))
-        placed = latents.to(self.device, torch.float32)
-        return self.vae_output_to_image(decode(self.component("vae"), placed, False, TILE_SIZE, TILE_STRIDE))
 
     def guide(self, posi: Tensor, nega: Tensor, cfg_scale: float) -> Tensor:
         """Guide, then give each token's velocity the norm that it has with the prompt alone.
@@ -136,22 +116,7 @@ class QwenImagePipeline(BasePipeline):
         """
         if extra_inputs:
             raise unknown_name("extra input", extra_inputs[0], [], listing=f"{FAMILY.title} takes no extra inputs")
-        images = [_from_row(row, "image") for row in rows]
-        for image in images[1:]:
-            if image.size != images[0].size:
-                raise DsctlError(
-                    f"one batch has pictures of {_size(images[0])} and of {_size(image)}",
-                    hint="give a fixed --height and --width, or a batch size of 1",
-                )
-        shared: Inputs = {
-            "input_image": images,
-            "height": images[0].height,
-            "width": images[0].width,
-            "cfg_scale": 1,
-            "seed": [row.get("seed") for row in rows],
-            "rand_device": "cpu",
-        }
-        return shared, {"prompt": [_from_row(row, "prompt") for row in rows]}, {"negative_prompt": ""}
+        return picture_inputs(rows)
 
 
 def model_fn_qwen_image(
@@ -169,9 +134,9 @@ def model_fn_qwen_image(
     `prompt_embeds` is (B, T, D); `prompt_embeds_mask` (B, T), or None when every token counts. `kv_cache` adds tokens
     to the attention of the blocks double_0, double_1, ...; see dsctl_core.kv_cache.
     """
-    _set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
+    set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, _, height, width = latents.shape
-    dtype = _compute_dtype(dit)
+    dtype = compute_dtype(dit, dit.img_in.weight)
     velocity = dit(
         hidden_states=pack(latents).to(dtype),
         timestep=timestep.expand(batch) / 1000,
@@ -182,42 +147,3 @@ def model_fn_qwen_image(
         return_dict=False,
     )[0]
     return unpack(velocity, height, width).to(latents.dtype)
-
-
-def _compute_dtype(dit: Any) -> torch.dtype:
-    """Return the dtype that the transformer takes, without the walk over all of its modules that `dit.dtype` is."""
-    stored = dit.img_in.weight.dtype
-    # Weights stored in eight bits are computed with in more; only the model's hooks know in how many.
-    return stored if stored.itemsize > 1 else dit.dtype
-
-
-def _set_checkpointing(dit: Any, use_gradient_checkpointing: bool, offload: bool) -> None:
-    """Plug our checkpointing into the transformer's blocks, or take it out, where that changes anything."""
-
-    def run_block(block: Any, *args: Any) -> Any:
-        return gradient_checkpoint_forward(block, use_gradient_checkpointing, offload, *args)
-
-    if use_gradient_checkpointing or offload:
-        dit.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)
-    elif dit.gradient_checkpointing:
-        dit.disable_gradient_checkpointing()
-
-
-def _for_each_prompt(what: str, value: Any, prompt: str | list[str]) -> Any:
-    """Repeat `value` for every prompt of a list; a list of values must be as long as that of the prompts."""
-    count = len(prompt) if isinstance(prompt, list) else 1
-    if not isinstance(value, list):
-        return [value] * count
-    if len(value) != count:
-        raise UsageError(f"{len(value)} {what}s for {count} prompts", hint="give one, or one for each prompt")
-    return value
-
-
-def _from_row(row: Inputs, name: str) -> Any:
-    if row.get(name) is None:
-        raise DsctlError(f"row {row.get('_row', '?')} has no {name!r}", hint="the dataset needs image and prompt")
-    return row[name]
-
-
-def _size(image: Image.Image) -> str:
-    return f"{image.width}x{image.height}"

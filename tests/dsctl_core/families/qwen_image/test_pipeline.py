@@ -190,7 +190,7 @@ def used(pipe: QwenImagePipeline) -> list[torch.nn.Parameter]:
 def test_gradient_checkpointing_changes_no_number(
     pipe: QwenImagePipeline, monkeypatch: pytest.MonkeyPatch, checkpointing: dict[str, bool]
 ) -> None:
-    from dsctl_core.families.qwen_image import pipeline as module
+    from dsctl_core.memory import recompute as module
 
     calls = []
     original = module.gradient_checkpoint_forward
