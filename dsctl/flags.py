@@ -39,7 +39,9 @@ def takes(
             common = {name: values.pop(name) for name in ("json", "quiet", "verbose")}
             out.configure(**common)
             file = values.pop("config", None)
-            flags = {name: value for name, value in values.items() if value is not None}
+            flags = {
+                name: _text(options.model_fields[name], value) for name, value in values.items() if value is not None
+            }
             function(options.model_validate(merged(options, flags, Path(file) if file is not None else None)))
 
         parameters = [_parameter(name, field, _panel(options, name)) for name, field in options.model_fields.items()]
@@ -76,9 +78,11 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
         settings["autocompletion"] = lambda incomplete: [word for word in words if word.startswith(incomplete)]
     else:
         settings["metavar"] = METAVARS.get(get_origin(kind) or kind) or kind.form
+    if get_origin(kind) is tuple:
+        annotation = list[str]
     if _is_list(field):
         each = bare_type(get_args(kind)[0])
-        annotation, settings["metavar"] = list[str], getattr(each, "form", None) or METAVARS[each]
+        settings["metavar"] = getattr(each, "form", None) or METAVARS[each]
     info = typer.Option(None, flag, **settings)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation | None)
 
@@ -87,6 +91,13 @@ def _is_list(field: FieldInfo) -> bool:
     """Return whether a field is given by repeating its flag, rather than as names separated by commas."""
     kind = bare_type(field.annotation)
     return get_origin(kind) is tuple and bare_type(get_args(kind)[0]) is not str
+
+
+def _text(field: FieldInfo, value: Any) -> Any:
+    """Return what a flag was given as the model reads it: names of a repeated flag are separated by commas too."""
+    names = get_origin(bare_type(field.annotation)) is tuple and not _is_list(field)
+    positional = any(isinstance(mark, Positional) for mark in field.metadata)
+    return ",".join(value) if names and not positional else value
 
 
 def _help(field: FieldInfo) -> str:

@@ -88,6 +88,16 @@ class Stages:
     second_components: tuple[str, ...]
 
     @property
+    def checks(self) -> tuple[PipelineUnit, ...]:
+        """The once units that only look at what they are given: no lane has them."""
+        return tuple(unit for unit in self.split.once if not unit.output_params and not unit.onload_model_names)
+
+    @property
+    def raw(self) -> frozenset[str]:
+        """What the second stage reads as the row gives it, because no once unit writes it."""
+        return self.needs - {name for lane in self.lanes for name in lane.keeps}
+
+    @property
     def first_components(self) -> tuple[str, ...]:
         """The components that the first stage loads."""
         return tuple(dict.fromkeys(name for lane in self.lanes for name in lane.components))

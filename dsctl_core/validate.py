@@ -46,7 +46,7 @@ def validate(options: DatasetValidateOptions, progress: Progress) -> ValidateRes
         base, table = base.parent, base
     if (base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file():
         if options.report is not None:  # the page of a cache has pictures of its own: from the latents
-            from dsctl_core.training.validate_cache import validate_cache
+            from dsctl_core.training.first_stage.validate_cache import validate_cache
 
             validate_cache(base, options.report, options.model)
         return _finished(_validated_cache(base, progress), None, options.strict)

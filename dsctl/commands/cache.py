@@ -12,7 +12,7 @@ from dsctl_core.options import CacheOptions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dsctl_core.training.stage_one import CacheResult
+    from dsctl_core.training.first_stage.filling import CacheResult
 
 
 @takes(CacheOptions, config=True)

@@ -10,7 +10,8 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.fsdp import FSDPModule
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.losses.contract import loss
@@ -57,6 +58,8 @@ def DirectDistillLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     pass, so that memory hardly grows with their number (Chen et al. 2016, arXiv:1604.06174). Returns the scalar mean
     squared error of the latents, computed in float32.
     """
+    guided = inputs["cfg_scale"] != 1
+    refuse_uneven_passes(pipe, inputs["num_inference_steps"] * (1 + guided))
     # The pipeline's own schedule stays that of training; and the backward pass needs these levels once more.
     scheduler = copy.copy(pipe.scheduler)
     tokens = pipe.image_tokens(inputs["height"], inputs["width"])
@@ -76,6 +79,24 @@ def DirectDistillLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
         run_step=recomputed,
     )
     return (latents.float() - inputs["input_latents"].float()).square().flatten(1).mean(dim=1).mean()
+
+
+def refuse_uneven_passes(pipe: BasePipeline, passes: int) -> None:
+    """Raise a DsctlError if the model is divided between processes of which one runs it more often than another.
+
+    FSDP2 brings a block's pieces together with the help of all processes, so they would wait for one another for ever.
+    """
+    if not any(isinstance(pipe.component(name), FSDPModule) for name in pipe.in_iteration_models):
+        return
+    everyone: list[int] = [0] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, passes)
+    if len(set(everyone)) > 1:
+        listed = ", ".join(map(str, everyone))
+        raise DsctlError(
+            f"the processes run a divided model another number of times in one step: {listed}",
+            hint="give all rows one num_inference_steps, and a cfg_scale of 1 or another than 1 in all; or train "
+            "without FSDP2",
+        )
 
 
 def _number(row: Mapping[str, Any], name: str, least: float, most: float, *, whole: bool = False) -> float:

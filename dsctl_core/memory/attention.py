@@ -25,16 +25,28 @@ def set_attention_backend(models: Sequence[nn.Module], name: str | None, device:
     Anything but torch's own is tried first: a backend whose gradients are missing or wrong is a UsageError, one that
     is not installed or does not run on `device` a DsctlError.
     """
-    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-    known = [each.value for each in AttentionBackendName]
-    if name is not None and name not in known:
-        raise unknown_name("attention backend", name, [each for each in known if not each.startswith("_")])
+    if name is not None:
+        check_backend(name)
     chosen = name or str(_AttentionBackendRegistry.get_active_backend()[0].value)
     if chosen != DEFAULT:
         refuse_untrainable(chosen)
         _install(models, chosen, device)
     return chosen
+
+
+def check_backend(name: str) -> None:
+    """Refuse a name that diffusers does not know, and a backend that is known to compute no gradients.
+
+    Needs no model, so that a run can say it before it loads one.
+    """
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    known = [each.value for each in AttentionBackendName]
+    if name not in known:
+        raise unknown_name("attention backend", name, [each for each in known if not each.startswith("_")])
+    refuse_untrainable(name)
 
 
 def refuse_untrainable(name: str) -> None:

@@ -10,8 +10,8 @@ from dsctl_core.progress import NoProgress, Progress
 if TYPE_CHECKING:
     from dsctl_core.options import CacheOptions, TrainOptions
     from dsctl_core.training.dry_run import DryRun
+    from dsctl_core.training.first_stage.filling import CacheResult
     from dsctl_core.training.run import TrainResult
-    from dsctl_core.training.stage_one import CacheResult
 
 
 def train(options: TrainOptions, progress: Progress | None = None) -> TrainResult:
@@ -31,8 +31,8 @@ def rehearse(options: TrainOptions, progress: Progress | None = None) -> DryRun:
 
 
 def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None = None) -> CacheResult:
-    """Do the first stage of training as `options` say; see dsctl_core.training.caching."""
+    """Do the first stage of training as `options` say; see dsctl_core.training.first_stage.caching."""
     with uncollected():
-        from dsctl_core.training import caching
+        from dsctl_core.training.first_stage import caching
 
     return caching.make_cache(options, progress or NoProgress())

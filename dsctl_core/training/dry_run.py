@@ -24,7 +24,8 @@ from dsctl_core.memory.simulate import KnownMasks, LiveBytes, Simulation, tensor
 from dsctl_core.samples import pick, rounded
 from dsctl_core.stages import plan_stages, run
 from dsctl_core.training.batches import Rounds
-from dsctl_core.training.caching import shell_of
+from dsctl_core.training.first_stage.caching import shell_of
+from dsctl_core.training.first_stage.skipped import SkippedRows
 from dsctl_core.training.folder import refuse_used
 from dsctl_core.training.module import float_dtype
 from dsctl_core.training.optimizer import plan_optimizer
@@ -35,7 +36,6 @@ from dsctl_core.training.run import (
     samples_repeat,
     task_module,
 )
-from dsctl_core.training.skipped import SkippedRows
 from dsctl_core.training.tasks import TaskModule, find_loss
 from dsctl_core.training.warm_up import warm_up
 

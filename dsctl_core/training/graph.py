@@ -10,7 +10,7 @@ import torch
 from dsctl_core.family import Family
 from dsctl_core.losses import Loss, find_loss
 from dsctl_core.stages import PER_STEP_INPUTS, Stages, plan_stages, read_by_loss
-from dsctl_core.training.caching import shell_of_family
+from dsctl_core.training.first_stage.caching import shell_of_family
 from dsctl_core.units import PipelineUnit
 
 

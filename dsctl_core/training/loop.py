@@ -31,10 +31,10 @@ from dsctl_core.training.rehearsal import rehearse_save, require_space, weight_b
 from dsctl_core.training.resume import refuse_changes, require_steps_left
 from dsctl_core.training.schedule import RateCourse
 from dsctl_core.training.sharded import gradient_norm, keeping_gradients, prepare, shard
-from dsctl_core.training.shown import StepFields
 from dsctl_core.training.signals import SIGNALS, StopSignals, TrainingStopped
 from dsctl_core.training.state.folder import SavedState, find_state, locked
 from dsctl_core.training.state.snapshot import Position, Snapshots
+from dsctl_core.training.watching.shown import StepFields
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -23,13 +23,16 @@ from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.losses import find_loss
+from dsctl_core.memory.attention import check_backend
 from dsctl_core.memory.levers import Levers
 from dsctl_core.options import TrainOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages import plan_stages
 from dsctl_core.training.about import header_metadata
-from dsctl_core.training.caching import (
+from dsctl_core.training.device import make_accelerator
+from dsctl_core.training.ema import AverageWeights
+from dsctl_core.training.first_stage.caching import (
     altered_by,
     open_model,
     plan_job,
@@ -40,22 +43,20 @@ from dsctl_core.training.caching import (
     shell_of,
     with_loras,
 )
-from dsctl_core.training.columns import refuse_unreadable, unreadable_rows, with_columns_alike
-from dsctl_core.training.device import make_accelerator
-from dsctl_core.training.ema import AverageWeights
+from dsctl_core.training.first_stage.columns import refuse_unreadable, unreadable_rows, with_columns_alike
+from dsctl_core.training.first_stage.from_cache import refuse_misfit, refuse_other_units, resolve_cached
+from dsctl_core.training.first_stage.skipped import SkippedRows
 from dsctl_core.training.folder import claim, refuse_used, unclaim
-from dsctl_core.training.from_cache import refuse_misfit, refuse_other_units, resolve_cached
 from dsctl_core.training.logger import ModelLogger
 from dsctl_core.training.loop import launch_training_task
 from dsctl_core.training.module import float_dtype
 from dsctl_core.training.optimizer import OptimizerPlan, learning_rate, plan_optimizer
 from dsctl_core.training.resume import identity_of, refuse_changes
 from dsctl_core.training.schedule import plan_schedule
-from dsctl_core.training.seeing import plan_seeing
-from dsctl_core.training.skipped import SkippedRows
 from dsctl_core.training.state.folder import find_state
 from dsctl_core.training.tasks import TaskModule, objective_of, refuse_unused
-from dsctl_core.training.tracking import require_trackers
+from dsctl_core.training.watching.seeing import plan_seeing
+from dsctl_core.training.watching.tracking import require_trackers
 from dsctl_core.version import __version__
 
 Dataset = UnifiedDataset | CachedDataset
@@ -99,6 +100,8 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     identity = identity_of(options, resolved, source, optimizer.arguments["lr"])
     if state is not None:
         refuse_changes(state.about["settings"], identity, options.allow_changed, state.folder)
+    if options.attention_backend is not None:
+        check_backend(options.attention_backend)
     seeing = plan_seeing(options, resolved, source)
     # Every byte of a cache is looked at while the model loads.
     checks = ThreadPoolExecutor(1)

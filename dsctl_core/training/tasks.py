@@ -19,6 +19,7 @@ from dsctl_core.samples import Sample, collate, padded_outputs, pick, rounded, u
 from dsctl_core.stages import PER_STEP_INPUTS, plan_stages, run
 from dsctl_core.timesteps import Objective
 from dsctl_core.training.batches import ROW_SEED
+from dsctl_core.training.first_stage.lanes import encode_all
 from dsctl_core.training.module import DiffusionTrainingModule
 
 
@@ -63,7 +64,7 @@ class TaskModule(DiffusionTrainingModule):
     def forward(self, data: dict[str, Any] | list[dict[str, Any]]) -> Tensor:
         """Return the mean loss over a row, or over a list of rows of one size."""
         rows = data if isinstance(data, list) else [data]
-        samples = [row[CACHED] if CACHED in row else self.encode(row) for row in rows]
+        samples = [row[CACHED] for row in rows] if CACHED in rows[0] else self.encode(rows)
         shared, posi, nega = unpick(collate(samples, self.padded))
         own = [name for name in PER_STEP_INPUTS if name not in self.loss.requires]
         drawn = {name: [row.get(name) for row in rows] for name in own}
@@ -76,18 +77,31 @@ class TaskModule(DiffusionTrainingModule):
         )
         return self.loss(self.pipe, **shared, **posi, negative=nega)
 
-    def encode(self, row: dict[str, Any]) -> Sample:
-        """Return what the first stage makes of one row: each alone, so that it does not depend on its batch."""
-        sides = self._inputs(row)
+    def encode(self, rows: Sequence[dict[str, Any]]) -> list[Sample]:
+        """Return what the first stage makes of each row.
+
+        Rows go through a unit together where it gives of each what it gives of it alone, as when a cache is made.
+        """
         # As in inference and as for a cache: in the precision of the weights, whatever the training's is.
         with torch.no_grad(), torch.autocast(self.pipe.device.type, enabled=False):
             try:
-                sides = run(self.stages.split.once, self.pipe, sides)
+                return self._encode(rows)
             except DsctlError as error:
-                if "_row" not in row:
+                if len(rows) > 1:  # which of them was it?
+                    return [sample for row in rows for sample in self.encode([row])]
+                if "_row" not in rows[0]:
                     raise
-                raise DsctlError(f"row {row['_row'] + 1}: {error.problem}", hint=error.hint) from error
-        return rounded(pick(sides, self.stages.needs), self.pipe.torch_dtype)
+                raise DsctlError(f"row {rows[0]['_row'] + 1}: {error.problem}", hint=error.hint) from error
+
+    def _encode(self, rows: Sequence[dict[str, Any]]) -> list[Sample]:
+        stages, each = self.stages, [self._inputs(row) for row in rows]
+        for sides in each:
+            run(stages.checks, self.pipe, sides)
+        made = [pick(sides, stages.raw) for sides in each]
+        for lane in stages.lanes:
+            found = encode_all(self.pipe, lane, [pick(sides, lane.reads) for sides in each])
+            made = [{**before, **new} for before, new in zip(made, found, strict=True)]
+        return [rounded(sample, self.pipe.torch_dtype) for sample in made]
 
     def _inputs(self, row: dict[str, Any]) -> Sides:
         """Return the inputs of one row. A loss that reads the row's own seed gets that, not the one of this time."""

@@ -85,6 +85,19 @@ def test_a_repeated_flag_gathers_its_values(dsctl: Dsctl, monkeypatch: pytest.Mo
     assert seen[0].prompt == "a_b"
 
 
+def test_names_separated_by_commas_and_names_of_a_repeated_flag_are_the_same(
+    dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[TrainOptions] = []
+    monkeypatch.setattr("dsctl_core.training.train", lambda options, progress: seen.append(options) or {}["stop"])
+    needed = "--model m --dataset-base-path d --output-path o --lora-rank 8"
+    words = f"train {needed} --trainable-models dit,vae".split()
+    dsctl(*words)
+    dsctl(*words[:-1], "dit", "--trainable-models", "vae")
+    dsctl(*words[:-1], "dit", "--trainable-models", "")
+    assert [options.trainable_models for options in seen] == [("dit", "vae"), ("dit", "vae")]
+
+
 def test_the_file_fills_in_what_no_flag_says():
     options = parse("seed = 3\nbatch_size = 2\nuse_gradient_checkpointing = true\n", batch_size="5")
     assert (options.seed, options.batch_size, options.use_gradient_checkpointing) == (3, 5, True)

@@ -146,29 +146,29 @@ def test_another_command_that_writes_to_the_folder_is_refused(fill, tmp_path):
 
 
 def test_two_processes_share_the_work_without_overlap_or_repeats(model, data, tmp_path, monkeypatch):
-    from dsctl_core.training import caching, stage_one
+    from dsctl_core.training.first_stage import caching, filling
 
-    monkeypatch.setattr(stage_one, "PARTS_IN_A_SHARD", 2)
+    monkeypatch.setattr(filling, "PARTS_IN_A_SHARD", 2)
     real, encoded = caching.sharing, []
 
     def fill(process: int, processes: int) -> None:
         share = {"process": process, "processes": processes, "skip_bad": True}
-        monkeypatch.setattr(caching, "sharing", lambda accelerator, **_: stage_one.FirstStage(**share))
+        monkeypatch.setattr(caching, "sharing", lambda accelerator, **_: filling.FirstStage(**share))
         options = CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "both", device="cpu")
         encoded.append(make_cache(options).encoded)
 
     single = make_cache(
         CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "one", device="cpu")
     )
-    monkeypatch.setattr(stage_one, "read_manifest", lambda cache: None)
-    monkeypatch.setattr(stage_one, "finish", lambda *_: (None, 0))
+    monkeypatch.setattr(filling, "read_manifest", lambda cache: None)
+    monkeypatch.setattr(filling, "finish", lambda *_: (None, 0))
     fill(1, 2)
     fill(0, 2)
     monkeypatch.undo()
     assert real is caching.sharing
     assert sum(encoded) == single.encoded
     assert min(encoded) > 0
-    monkeypatch.setattr(stage_one, "PARTS_IN_A_SHARD", 2)
+    monkeypatch.setattr(filling, "PARTS_IN_A_SHARD", 2)
     last = make_cache(
         CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "both", device="cpu")
     )

@@ -77,8 +77,8 @@ def test_a_student_that_is_the_teacher_has_no_loss(
     given = row(num_inference_steps=steps, cfg_scale=cfg_scale, negative_prompt=negative)
     encode = module.encode
 
-    def with_picture(values: dict[str, Any], picture: torch.Tensor = picture) -> dict[str, Any]:
-        return {**encode(values), "shared.input_latents": picture}
+    def with_picture(rows: list[dict[str, Any]], picture: torch.Tensor = picture) -> list[dict[str, Any]]:
+        return [{**sample, "shared.input_latents": picture} for sample in encode(rows)]
 
     module.encode = with_picture  # type: ignore[method-assign]
     assert float(module(given).detach()) == pytest.approx(0, abs=1e-12)

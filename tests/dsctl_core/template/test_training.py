@@ -20,7 +20,7 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.template.pipeline import TemplatePipeline
 from dsctl_core.training import make_cache, train
-from dsctl_core.training.from_cache import CacheMismatch
+from dsctl_core.training.first_stage.from_cache import CacheMismatch
 from dsctl_core.training.tasks import TaskModule
 from tests.templates import BRIGHTNESS, ENCODER, LORA, WORDS
 

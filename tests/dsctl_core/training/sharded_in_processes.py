@@ -11,7 +11,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from dsctl_core.errors import UsageError
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.losses.direct_distill import refuse_uneven_passes
 from dsctl_core.training import sharded
 
 
@@ -130,7 +131,14 @@ def main(folder: Path) -> None:
         sharded.shard(accelerator, Module(torch.float8_e4m3fn))
     except UsageError as error:
         refused = error.problem
-    (folder / f"{rank}.json").write_text(json.dumps({"refused": refused}))
+    # A loss that runs the model several times says so where the processes would wait for one another for ever.
+    refuse_uneven_passes(alone.pipe, rank)
+    refuse_uneven_passes(module.pipe, 4)
+    try:
+        refuse_uneven_passes(module.pipe, 4 + rank)
+    except DsctlError as error:
+        uneven = error.problem
+    (folder / f"{rank}.json").write_text(json.dumps({"refused": refused, "uneven": uneven}))
     accelerator.end_training()
 
 

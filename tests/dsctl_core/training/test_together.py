@@ -10,11 +10,11 @@ import pytest
 from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.progress import NoProgress
 from dsctl_core.training import train
-from dsctl_core.training.sampling import Samples
+from dsctl_core.training.watching.sampling import Samples
 from tests.dsctl_core.training.runs import FIELDS_OF_TIME, metrics
 from tests.dsctl_core.training.test_resume import Killed
 from tests.dsctl_core.training.test_run import options
-from tests.dsctl_core.training.test_tracking import events
+from tests.dsctl_core.training.watching.test_tracking import events
 
 STEPS, SAVED, KILLED = 8, 3, 5  # it is killed two steps after its last save, with what was seen meanwhile
 EVERYTHING = {

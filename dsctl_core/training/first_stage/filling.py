@@ -24,10 +24,11 @@ from dsctl_core.data.problems import kind_of_problem
 from dsctl_core.errors import DsctlError
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
-from dsctl_core.samples import Sample, collate, padded_outputs, pick, separate, unpick
-from dsctl_core.stages import Lane, Stages, run
+from dsctl_core.samples import Sample
+from dsctl_core.stages import Lane, Stages
+from dsctl_core.training.first_stage.lanes import encode_batch, group, what_is_alike
+from dsctl_core.training.first_stage.rows import Job, Plan, plan_rows, read_inputs
 from dsctl_core.training.folder import unclaim
-from dsctl_core.training.rows import Job, Plan, group, plan_rows, read_inputs
 
 SKIPPED_FILE = "skipped.jsonl"
 READERS = 2  # threads that decode pictures ahead where no number is asked for
@@ -159,16 +160,6 @@ def encode_missing(
     return done
 
 
-def encode_batch(pipe: BasePipeline, lane: Lane, samples: list[Sample]) -> list[Sample]:
-    """Run a lane on its inputs and return what it makes of each."""
-    padded = padded_outputs(lane.units)
-    if not lane.units:
-        return samples
-    with torch.no_grad():
-        sides = run(lane.units, pipe, unpick(collate(samples, padded)))
-    return separate(pick(sides, lane.keeps), len(samples), padded)
-
-
 def encode_each(pipe: BasePipeline, lane: Lane, samples: list[Sample]) -> list[Sample | DsctlError]:
     """Run a lane on its inputs, of one batch; where that fails one by one, to find which of them it is."""
     try:
@@ -199,9 +190,8 @@ def read_ahead(
 ) -> Iterator[Batches]:
     """Yield each shard's batches of jobs with their inputs, decoded by threads while earlier ones are encoded."""
 
-    def alike(sample: Sample) -> Any:
-        sides = unpick(sample)
-        return [unit.alike(pipe, *sides) for unit in lane.units]
+    def alike(job: Job) -> str:
+        return what_is_alike(pipe, lane, job.sample)
 
     # One by one: to say what is alike, a unit may have to tokenize a prompt.
     batches = ((number, batch) for number, shard in enumerate(shards) for batch in group(shard, how.batch_size, alike))

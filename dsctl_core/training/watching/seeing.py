@@ -11,14 +11,14 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import Progress
-from dsctl_core.training.caching import Altered, altered_by, shell_of
-from dsctl_core.training.drawing import prepare_easel
+from dsctl_core.training.first_stage.caching import Altered, altered_by, shell_of
 from dsctl_core.training.hooks import TrainingHook
 from dsctl_core.training.module import float_dtype
-from dsctl_core.training.prompts import SamplePrompt, captions_of, sample_prompts
-from dsctl_core.training.sampling import Samples
-from dsctl_core.training.tracking import Trackers
-from dsctl_core.training.validating import Validation, hold_out
+from dsctl_core.training.watching.drawing import prepare_easel
+from dsctl_core.training.watching.prompts import SamplePrompt, captions_of, sample_prompts
+from dsctl_core.training.watching.sampling import Samples
+from dsctl_core.training.watching.tracking import Trackers
+from dsctl_core.training.watching.validating import Validation, hold_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

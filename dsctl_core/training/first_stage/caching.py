@@ -29,10 +29,10 @@ from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages import Stages, plan_stages
 from dsctl_core.template.trust import Trust
-from dsctl_core.training.columns import refuse_unreadable
 from dsctl_core.training.device import make_accelerator
+from dsctl_core.training.first_stage.columns import refuse_unreadable
+from dsctl_core.training.first_stage.filling import READERS, CacheResult, Encoder, FirstStage, fill_cache
 from dsctl_core.training.module import float_dtype
-from dsctl_core.training.stage_one import READERS, CacheResult, Encoder, FirstStage, fill_cache
 
 if TYPE_CHECKING:
     import torch
@@ -288,7 +288,7 @@ def with_template(
 
 
 def make_cache(options: CacheOptions | TrainOptions, progress: Progress) -> CacheResult:
-    """Do the first stage as `options` say, in the folder `output_path`; see dsctl_core.training.stage_one."""
+    """Do the first stage as `options` say, in the folder `output_path`; see dsctl_core.training.first_stage.filling."""
     refuse_other_files(options.output_path)
     resolved = open_model(options)
     task = options.loss_task if isinstance(options, TrainOptions) else options.task

@@ -13,7 +13,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.template import TemplateSource
-from dsctl_core.training.caching import Altered, findable, identify, with_template
+from dsctl_core.training.first_stage.caching import Altered, findable, identify, with_template
 
 SIZES = ("height", "width", "max_pixels", "bucket_resolutions")
 NAMING = ("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path")

@@ -18,8 +18,8 @@ from torch import nn
 from dsctl_core.cache.fingerprint import digest
 from dsctl_core.samples import pick, unpick
 from dsctl_core.stages import read_by
-from dsctl_core.training.prompts import SamplePrompt
-from dsctl_core.training.rows import fingerprint
+from dsctl_core.training.first_stage.rows import fingerprint
+from dsctl_core.training.watching.prompts import SamplePrompt
 from dsctl_core.units import Inputs, PipelineUnit, UnitRunner
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dsctl_core.families.resolve import ResolvedModel
     from dsctl_core.pipeline import BasePipeline
-    from dsctl_core.training.caching import Altered
+    from dsctl_core.training.first_stage.caching import Altered
 
 CPU = torch.device("cpu")
 

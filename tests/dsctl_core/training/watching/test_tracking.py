@@ -14,9 +14,9 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.options.seeing import TRACKERS
 from dsctl_core.training import train
 from dsctl_core.training.logger import StepRecord
-from dsctl_core.training.tracking import CsvTracker, Trackers, Tracking, flat
+from dsctl_core.training.watching.tracking import CsvTracker, Trackers, Tracking, flat
 from tests.dsctl_core.training.test_run import options
-from tests.dsctl_core.training.test_sampling import SAMPLES
+from tests.dsctl_core.training.watching.test_sampling import SAMPLES
 
 
 class Recorder(tracking.GeneralTracker):

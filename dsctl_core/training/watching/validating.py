@@ -10,13 +10,13 @@ from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
-from dsctl_core.training.evaluating import evaluating, in_lockstep
 from dsctl_core.training.hooks import TrainingHook
+from dsctl_core.training.watching.evaluating import evaluating, in_lockstep
 
 if TYPE_CHECKING:
     from dsctl_core.training.hooks import TrainingRun
     from dsctl_core.training.tasks import TaskModule
-    from dsctl_core.training.tracking import Trackers
+    from dsctl_core.training.watching.tracking import Trackers
 
 VALIDATION_LOSS = "validation_loss"
 LEVELS = 8  # noise levels at which each row is looked at
@@ -124,7 +124,7 @@ class Validation(TrainingHook):
         """Return the mean loss of one row over the levels; a loss that goes its own way through them is taken once."""
         if not module.loss.draws_levels:
             return float(module([row]))
-        encoded = row[CACHED] if CACHED in row else module.encode(row)
+        encoded = row[CACHED] if CACHED in row else module.encode([row])[0]
         table = module.pipe.scheduler.timesteps
         samples = [
             {

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.files import prepare_folder
 from dsctl_core.inference import write_png
-from dsctl_core.training.evaluating import evaluating, in_lockstep
 from dsctl_core.training.hooks import TrainingHook
+from dsctl_core.training.watching.evaluating import evaluating, in_lockstep
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dsctl_core.training.drawing import Easel
     from dsctl_core.training.hooks import TrainingRun
-    from dsctl_core.training.prompts import SamplePrompt
-    from dsctl_core.training.tracking import Trackers
+    from dsctl_core.training.watching.drawing import Easel
+    from dsctl_core.training.watching.prompts import SamplePrompt
+    from dsctl_core.training.watching.tracking import Trackers
 
 SAMPLES_FOLDER = "samples"
 

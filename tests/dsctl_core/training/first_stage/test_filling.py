@@ -14,8 +14,9 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.families import families, load_family
 from dsctl_core.options import CacheOptions
 from dsctl_core.training import make_cache
-from dsctl_core.training.caching import shell_of_family
-from dsctl_core.training.rows import Job, group
+from dsctl_core.training.first_stage.caching import shell_of_family
+from dsctl_core.training.first_stage.lanes import group
+from dsctl_core.training.first_stage.rows import Job
 from tests.tiny_models import write_tiny_model
 
 PROMPTS = [
@@ -87,7 +88,7 @@ def test_batches_have_every_job_once_and_only_what_is_alike(seed: int) -> None:
     draw = Random(seed)
     jobs = [Job(str(n), n, {"posi.prompt": ["x" * draw.randint(1, 4)]}) for n in range(draw.randint(1, 60))]
     size = draw.randint(1, 8)
-    batches = group(jobs, size, lambda sample: len(sample["posi.prompt"][0]))
+    batches = group(jobs, size, lambda job: len(job.sample["posi.prompt"][0]))
     assert sorted(job.row for batch in batches for job in batch) == [job.row for job in jobs]
     lengths = [{len(job.sample["posi.prompt"][0]) for job in batch} for batch in batches]
     assert all(len(found) == 1 for found in lengths)

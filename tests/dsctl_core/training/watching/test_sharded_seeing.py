@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from dsctl_core.errors import DsctlError
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress
-from dsctl_core.training import train, validating
-from dsctl_core.training.validating import Validation
+from dsctl_core.training import train
+from dsctl_core.training.watching import validating
+from dsctl_core.training.watching.validating import Validation
 from tests.dsctl_core.training.runs import metrics
-from tests.dsctl_core.training.test_sampling import pixels
+from tests.dsctl_core.training.watching.test_sampling import pixels
 
 # A model that stays whole between forward and backward stays so after a forward without backward, too, which is where
 # the average would be mixed up with the weights in training.

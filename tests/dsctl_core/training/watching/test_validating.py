@@ -14,9 +14,9 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError
 from dsctl_core.options import CacheOptions
 from dsctl_core.training import make_cache, train
-from dsctl_core.training.validating import LEVELS, TIMES, hold_out
+from dsctl_core.training.watching.validating import LEVELS, TIMES, hold_out
 from tests.dsctl_core.training.test_run import options
-from tests.dsctl_core.training.test_sampling import pixels
+from tests.dsctl_core.training.watching.test_sampling import pixels
 
 SPLIT = {"validation_split": 0.5, "learning_rate": 1e-2}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dsctl_core.training.logger import StepRecord
-from dsctl_core.training.shown import DECAY, StepFields
+from dsctl_core.training.watching.shown import DECAY, StepFields
 
 
 def record(step, loss, pace=2.0):

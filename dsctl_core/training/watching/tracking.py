@@ -22,7 +22,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.options.seeing import TRACKERS
 from dsctl_core.training.hooks import TrainingHook
 from dsctl_core.training.logger import StepRecord
-from dsctl_core.training.validating import VALIDATION_LOSS
+from dsctl_core.training.watching.validating import VALIDATION_LOSS
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
     plan = Plan(jobs={number: {} for number in range(len(stages.lanes) + 1)})
     files = {row: _files_of(dataset, row, plan) for row in dataset.numbers}
     contents = digest_files(path for found in files.values() for path in found.values())
-    checks = [unit for unit in stages.split.once if not unit.output_params and not unit.onload_model_names]
+    checks = stages.checks
     about = {"dtype": recipe.dtype, "family": recipe.family}
     progress.start("Looking at the dataset", len(files))
     for row, found in files.items():
@@ -101,8 +101,7 @@ def entry_of(
     """Add the entry of one row to `plan`, and its jobs where no row before it has the same."""
     sides = find_loss(recipe.task).inputs_from_row(pipe, values, recipe.extra_inputs)
     run(checks, pipe, sides)
-    written = {name for lane in stages.lanes for name in lane.keeps}
-    raw = pick(sides, stages.needs - written)
+    raw = pick(sides, stages.raw)
     kept = {name: encode(value, []) for name, value in raw.items() if is_plain(value)}
     parts = []
     for number, lane in enumerate(stages.lanes):
@@ -207,33 +206,3 @@ def _unread_row(
             return dataset.row(row)
         values[key] = made if several else made[0]
     return values
-
-
-def group(jobs: Sequence[Job], size: int, alike: Callable[[Sample], Any]) -> list[list[Job]]:
-    """Put jobs whose inputs can go through the units together into batches of at most `size`, in order.
-
-    They have the shapes of their inputs in common, and what `alike` says of these.
-    """
-    if size == 1:
-        return [[job] for job in jobs]
-    batches: list[list[Job]] = []
-    filling: dict[str, list[Job]] = {}
-    for job in jobs:
-        shape = digest([[_shape(value) for value in job.sample.values()], alike(job.sample)])
-        batch = filling.get(shape)
-        if batch is None or len(batch) == size:
-            batch = filling[shape] = []
-            batches.append(batch)
-        batch.append(job)
-    return batches
-
-
-def _shape(value: Any) -> Any:
-    """Return what inputs of one batch have in common."""
-    if isinstance(value, Image.Image):
-        return list(value.size)
-    if isinstance(value, Tensor):
-        return list(value.shape)
-    if isinstance(value, list):
-        return [None if isinstance(entry, str) else _shape(entry) for entry in value]
-    return encode(value, [])

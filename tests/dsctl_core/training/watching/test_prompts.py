@@ -7,7 +7,7 @@ import pytest
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import TrainOptions
-from dsctl_core.training.prompts import captions_of, sample_prompts
+from dsctl_core.training.watching.prompts import captions_of, sample_prompts
 
 DEFAULTS = {"height": 96, "width": 64, "num_inference_steps": 20, "cfg_scale": 3.0}
 

@@ -17,11 +17,11 @@ from dsctl_core.families.resolve import resolve_model
 from dsctl_core.inference import infer
 from dsctl_core.options import CacheOptions, InferOptions
 from dsctl_core.training import make_cache, train
-from dsctl_core.training.caching import Altered, shell_of
-from dsctl_core.training.drawing import prepare_easel
-from dsctl_core.training.evaluating import evaluating
-from dsctl_core.training.prompts import SamplePrompt
-from dsctl_core.training.seeing import plan_seeing
+from dsctl_core.training.first_stage.caching import Altered, shell_of
+from dsctl_core.training.watching.drawing import prepare_easel
+from dsctl_core.training.watching.evaluating import evaluating
+from dsctl_core.training.watching.prompts import SamplePrompt
+from dsctl_core.training.watching.seeing import plan_seeing
 from tests.dsctl_core.training.test_run import options
 
 SAMPLES = {

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dsctl_core.options import CacheOptions
 from dsctl_core.training import make_cache
-from dsctl_core.training.validate_cache import validate_cache
+from dsctl_core.training.first_stage.validate_cache import validate_cache
 
 
 @pytest.fixture

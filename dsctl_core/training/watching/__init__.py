@@ -1,0 +1,1 @@
+"""Watching a run: sample pictures, validation losses, trackers, and pages about them."""
