@@ -1,0 +1,132 @@
+"""Measure what a template costs in a picture, and what two stages save in training one, side by side in one run.
+
+    python -m benchmarks.templates                  # prints the table, writes build/templates.json; 5 to 10 minutes
+    python -m benchmarks.templates --only infer     # a part: infer or train
+
+The template is the brightness example's, with the sizes of the random medium model of two_stages.py; see README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.run import REPOSITORY, Result, Side, describe_machine, take_turns
+from benchmarks.two_stages import MEDIUM, dsctl, seconds_of, write_dataset, write_model
+
+EXAMPLE = REPOSITORY / "examples" / "template_brightness" / "template" / "model.py"
+SIZES = re.compile(r"^BLOCKS, HEADS, HEAD_DIM = \d+, \d+, \d+", re.MULTILINE)
+PARTS = ("infer", "train")
+
+
+def write_template(folder: Path, tiny: bool) -> None:
+    """Write the example's template with the blocks and heads of the model that write_model makes."""
+    from dsctl_core.families.qwen_image.family import TINY
+
+    config = {**TINY["dit"], **({} if tiny else MEDIUM["dit"])}
+    sizes = (config["num_layers"], config["num_attention_heads"], config["attention_head_dim"])
+    text = EXAMPLE.read_text(encoding="utf-8")
+    changed, count = SIZES.subn(f"BLOCKS, HEADS, HEAD_DIM = {', '.join(map(str, sizes))}", text)
+    if count != 1:
+        raise SystemExit(f"{EXAMPLE} does not set BLOCKS, HEADS, HEAD_DIM in one line")
+    folder.mkdir()
+    (folder / "model.py").write_text(changed, encoding="utf-8")
+
+
+def write_rows(dataset: Path, samples: int) -> Path:
+    """Write a table that gives each picture of the dataset a scale, and return its path."""
+    rows = [
+        {"image": f"{n}.png", "prompt": f"picture number {n}", "template_inputs": {"scale": n / samples}}
+        for n in range(samples)
+    ]
+    path = dataset / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def compare(name: str, case: str, per_round: int, settings: dict[str, Any], key: str, rounds: int) -> Result:
+    """Compare `case` with the setting `key` on and off, round by round; the seconds are for one of `per_round`."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {}
+        for side, on in (("ours", True), ("plain", False)):
+            Path(folder, side).mkdir()
+            of_side = {**settings, key: on}
+            sides[side] = Side("benchmarks.ours_templates", case, of_side, str(Path(folder, side)))
+        return take_turns(name, "s", per_round, sides, rounds)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Make the model, the data and the template, and do the comparisons."""
+    model, data, template = folder / "model", folder / "data", folder / "template"
+    write_model(model, medium=not options.tiny)
+    write_dataset(data, options.samples, options.size)
+    metadata = write_rows(data, options.samples)
+    write_template(template, options.tiny)
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "dataset": str(data),
+        "metadata": str(metadata),
+        "template": str(template),
+        "cache": str(folder / "cache"),
+        "device": "cpu",
+        "size": options.size,
+        "prompt": "a fox on a blue background",
+        "inference_steps": options.inference_steps,
+        "cfg_scale": 1.0,
+        "steps": options.steps,
+        "batch_size": 1,
+        "learning_rate": 1e-4,
+    }
+    results = []
+    if options.only in (None, "infer"):
+        name = "a step of a picture, with a template, beside without"
+        steps = options.inference_steps
+        results.append(compare(name, "infer", steps, settings, "with_template", options.rounds))
+    if options.only in (None, "train"):
+        source = ["--model", model, "--dataset-base-path", data, "--dataset-metadata-path", metadata]
+        wanted = ["--template", template, "--trust-template", "--extra-inputs", "template_inputs"]
+        seconds_of(dsctl("cache", *source, *wanted, "--output-path", folder / "cache"))
+        name = "a step of training a template, from a cache, beside one stage"
+        results.append(compare(name, "train", options.steps, settings, "from_cache", options.rounds))
+    return {"machine": describe_machine(None), "settings": settings, "results": [asdict(one) for one in results]}
+
+
+def report(numbers: dict[str, Any]) -> str:
+    """Return the numbers as a table; a ratio below 1 is less time than what it is compared with."""
+    lines = ["| | dsctl | beside it | ratio |", "|---|---|---|---|"]
+    for row in numbers["results"]:
+        ratio = median(a / b for a, b in zip(row["ours"], row["plain"], strict=True))
+        lines.append(
+            f"| {row['name']} | {median(row['ours']):.4g} s | {median(row['plain']):.4g} s | **{ratio:.3f}** |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.templates", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each comparison (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="training steps in a round (default: %(default)s)")
+    parser.add_argument("--inference-steps", type=int, default=10, help="of a picture (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=8, help="pictures (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="their height and width (default: %(default)s)")
+    parser.add_argument("--only", choices=PARTS, help="measure only this")
+    parser.add_argument("--tiny", action="store_true", help="with the tiny model of the tests, to try the benchmark")
+    parser.add_argument("--json", type=Path, default=REPOSITORY / "build" / "templates.json", help="for the numbers")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = measure(options, Path(folder))
+    print(report(numbers))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
