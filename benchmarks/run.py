@@ -74,7 +74,9 @@ class Side:
     def stop(self) -> int:
         """End the worker and return the most memory that it had resident, in bytes."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
+        self.process.stdout.close()
         self.process.returncode, memory, _ = finish(self.process.pid)
         return memory
 

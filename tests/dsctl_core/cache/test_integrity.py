@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,15 +232,15 @@ def test_another_family_and_another_version_of_a_unit_are_refused(
 
 
 def test_a_value_that_is_not_finite_stops_and_names_the_row_or_leaves_it_out(fill, model, data, tmp_path, monkeypatch):
-    from dsctl_core.families.qwen_image import units
+    from dsctl_core.families.qwen_image.pipeline import QwenImagePipeline
 
-    real = units.encode
+    space = QwenImagePipeline.latent_space
 
     def spoiled(vae: Any, pixels: Any, *rest: Any) -> Any:
-        latents = real(vae, pixels, *rest)
+        latents = space.encode(vae, pixels, *rest)
         return latents * float("nan") if pixels.shape[-1] == 32 and pixels.std() < 0.12 else latents
 
-    monkeypatch.setattr(units, "encode", spoiled)
+    monkeypatch.setattr(QwenImagePipeline, "latent_space", replace(space, encode=spoiled))
     with pytest.raises(DsctlError, match=r"metadata.csv row 1 \(line 2\): its input_latents is not finite") as caught:
         fill()
     assert "--on-bad-sample skip" in (caught.value.hint or "")

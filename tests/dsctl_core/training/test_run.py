@@ -130,22 +130,17 @@ def test_a_run_that_cannot_begin_says_why_and_leaves_no_folder(
     assert not (tmp_path / "deep").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign config", "no weights", "missing tensor"])
-@pytest.fixture
-def _no_model_is_loaded(monkeypatch):
-    monkeypatch.setattr("dsctl_core.training.run.build_module", lambda *_: pytest.fail("the model was loaded"))
-
-
-@pytest.mark.usefixtures("_no_model_is_loaded")
 @pytest.mark.parametrize("name", ["nativ", "sage"])
 def test_an_attention_backend_that_cannot_serve_is_refused_before_the_model_is_loaded(
-    tiny_folder, dataset_folder, tmp_path, name
+    tiny_folder, dataset_folder, tmp_path, monkeypatch, name
 ):
+    monkeypatch.setattr("dsctl_core.training.run.build_module", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(UsageError, match=f"attention backend '?{name}"):
         train(options(tiny_folder, dataset_folder, tmp_path / "out", attention_backend=name))
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("damage", ["cut", "foreign config", "no weights", "missing tensor"])
 def test_a_damaged_model_is_named_before_anything_is_written(tiny_folder, dataset_folder, tmp_path, damage):
     import shutil
 
