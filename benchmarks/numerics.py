@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.two_stages import MEDIUM, ROPE
+from benchmarks.medium import MEDIUM, ROPE
 from dsctl_core import ModelConfig, ModelLogger, launch_training_task
 from dsctl_core.families import load_family, pipeline_class
 from dsctl_core.options import OptimizerOptions

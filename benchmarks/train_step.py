@@ -19,8 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.medium import dsctl, measure_and_tell, parser, seconds_of, write_dataset, write_model
 from benchmarks.run import REPOSITORY, Side, describe_machine, finish, in_turn, take_turns
-from benchmarks.two_stages import dsctl, plain, seconds_of, write_dataset, write_model
+from benchmarks.two_stages import plain
 
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fp32": ("step, float32", {"precision": "no", "recompute": False}),
@@ -118,20 +119,9 @@ def report(numbers: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9, help="rounds of each comparison (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4, help="steps in a round (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=8, help="pictures (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="their height and width (default: %(default)s)")
-    parser.add_argument("--only", choices=[*PARTS, FIRST], help="measure only this")
-    parser.add_argument("--tiny", action="store_true", help="with the tiny model of the tests, to try the benchmark")
-    parser.add_argument("--json", type=Path, default=REPOSITORY / "build" / "train_step.json", help="for the numbers")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = measure(options, Path(folder))
-    print(report(numbers))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    options = parser("train_step", __doc__.splitlines()[0], rounds=9, steps=4, samples=8)
+    options.add_argument("--only", choices=[*PARTS, FIRST], help="measure only this")
+    measure_and_tell(options.parse_args(arguments), measure, report)
 
 
 if __name__ == "__main__":

@@ -7,85 +7,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from operator import truediv
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.run import REPOSITORY, Side, describe_machine, take_turns
+from benchmarks.medium import dsctl, measure_and_tell, parser, seconds_of, write_dataset, write_model
+from benchmarks.run import Side, describe_machine, take_turns
 
 DIFFSYNTH_BYTES = 5_770_000  # of one cached Qwen-Image sample at 1024 px, in bfloat16; measured with version 2.1.12
-MEDIUM = {
-    "dit": {"num_layers": 8, "attention_head_dim": 64, "num_attention_heads": 8, "joint_attention_dim": 512},
-    "vae": {"base_dim": 32, "num_res_blocks": 2},  # a third of the published width, and the published depth
-    "text": {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8},
-}
-ROPE = {"axes_dims_rope": (16, 24, 24)}
 LONG_ROUNDS = 3  # of whole trainings, a minute or more each
-
-
-def write_model(folder: Path, medium: bool) -> None:
-    """Write a random model: the medium one, or with the tiny sizes of the tests."""
-    import torch
-    from diffusers import (
-        AutoencoderKLQwenImage,
-        FlowMatchEulerDiscreteScheduler,
-        QwenImagePipeline,
-        QwenImageTransformer2DModel,
-    )
-    from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    from dsctl_core.families.qwen_image.family import TINY
-
-    sizes = {name: json.loads(json.dumps(config)) for name, config in TINY.items()}
-    if medium:
-        sizes["dit"].update({**MEDIUM["dit"], **ROPE})
-        sizes["vae"].update(MEDIUM["vae"])
-        text = sizes["text_encoder"]["text_config"]
-        text.update({**MEDIUM["text"], "num_key_value_heads": 4})
-        text["rope_parameters"]["mrope_section"] = [8, 12, 12]
-        sizes["text_encoder"]["vision_config"]["out_hidden_size"] = MEDIUM["text"]["hidden_size"]
-    torch.manual_seed(0)
-    tokenizer = REPOSITORY / "dsctl_core" / "assets" / "tiny" / "tokenizer"
-    QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
-        vae=AutoencoderKLQwenImage(**sizes["vae"]),
-        text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**sizes["text_encoder"])),
-        tokenizer=AutoTokenizer.from_pretrained(str(tokenizer)),
-        transformer=QwenImageTransformer2DModel(**sizes["dit"]),
-    ).save_pretrained(folder)
-
-
-def write_dataset(folder: Path, samples: int, side: int) -> None:
-    """Write pictures of noise, each with a prompt of its own."""
-    from PIL import Image
-
-    folder.mkdir(parents=True)
-    lines = ["image,prompt"]
-    for number in range(samples):
-        Image.effect_noise((side, side), 40 + number).convert("RGB").save(folder / f"{number}.png")
-        lines.append(f"{number}.png,picture number {number} of a thing {'on a red table ' * (number % 3)}")
-    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def dsctl(*words: object) -> list[str]:
-    return [sys.executable, "-m", "dsctl", *map(str, words), "--device", "cpu", "--quiet"]
 
 
 def plain(case: str, settings: dict[str, Any]) -> list[str]:
     return [sys.executable, "-m", "benchmarks.plain_two_stages", case, json.dumps(settings)]
-
-
-def seconds_of(command: Sequence[str]) -> float:
-    """Return how long a whole process takes."""
-    began = time.perf_counter()
-    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - began
 
 
 def whole_processes(
@@ -198,22 +136,11 @@ def report(numbers: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.two_stages", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of each comparison (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=6, help="training steps in a round (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=16, help="pictures (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="their height and width (default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=10, help="times that they are seen (default: %(default)s)")
-    parser.add_argument("--encode-batch-size", type=int, default=8, help="of stage one (default: %(default)s)")
-    parser.add_argument("--only", choices=["encode", "cached", "start", "once", "size"], help="measure only this")
-    parser.add_argument("--tiny", action="store_true", help="with the tiny model of the tests, to try the benchmark")
-    parser.add_argument("--json", type=Path, default=REPOSITORY / "build" / "two_stages.json", help="for the numbers")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = measure(options, Path(folder))
-    print(report(numbers))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    options = parser("two_stages", __doc__.splitlines()[0], rounds=7, steps=6, samples=16)
+    options.add_argument("--repeat", type=int, default=10, help="times that they are seen (default: %(default)s)")
+    options.add_argument("--encode-batch-size", type=int, default=8, help="of stage one (default: %(default)s)")
+    options.add_argument("--only", choices=["encode", "cached", "start", "once", "size"], help="measure only this")
+    measure_and_tell(options.parse_args(arguments), measure, report)
 
 
 if __name__ == "__main__":

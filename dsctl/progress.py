@@ -53,11 +53,28 @@ class Lines:
         self.write("  ".join(part for part in parts if part))
 
 
-class Bar:
-    """Reports a job as a bar with its values, its pace and the time that is left."""
+class OnTerminal:
+    """What every display that draws on the terminal does: it can be taken away, and lines are written above it."""
 
     def __init__(self) -> None:
         self.live: rich.progress.Progress | None = None
+
+    def finish(self) -> None:
+        """Leave the bars as they stand and give the terminal back."""
+        if self.live is not None:
+            self.live.stop()
+        self.live = None
+
+    def note(self, message: str) -> None:
+        """Write a line, above the bars if there are any."""
+        from rich.console import Console
+
+        console = Console(stderr=True) if self.live is None else self.live.console
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+class Bar(OnTerminal):
+    """Reports a job as a bar with its values, its pace and the time that is left."""
 
     def start(self, what: str, total: int | None, done: int = 0) -> None:
         """Show a bar, which begins where the work was left."""
@@ -87,19 +104,6 @@ class Bar:
         left = "" if self.total is None else f"  {duration(pace * (self.total - self.done))} left"
         self.values = shown(fields) or self.values
         self.live.update(self.task, advance=n, pace=f"{pace:.3g} s/step{left}", values=self.values)
-
-    def finish(self) -> None:
-        """Leave the bar as it stands and give the terminal back."""
-        if self.live is not None:
-            self.live.stop()
-        self.live = None
-
-    def note(self, message: str) -> None:
-        """Write a line, above the bar if there is one."""
-        from rich.console import Console
-
-        console = Console(stderr=True) if self.live is None else self.live.console
-        console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def shown(fields: dict[str, float | str]) -> str:

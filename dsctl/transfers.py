@@ -5,12 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import rich.progress
-
-EVERY = 5.0  # seconds between two lines
+from dsctl.progress import EVERY, OnTerminal
 
 
 class TransferLines:
@@ -46,11 +42,8 @@ class TransferLines:
         self.write(message)
 
 
-class TransferBars:
+class TransferBars(OnTerminal):
     """Reports a transfer as bars."""
-
-    def __init__(self) -> None:
-        self.live: rich.progress.Progress | None = None
 
     def start(self, what: str, sizes: dict[str, int]) -> None:
         """Show a bar for each file, the first time that something of it comes, and one for all."""
@@ -88,19 +81,6 @@ class TransferBars:
             self.live.advance(self.tasks[""], n)
             self.gone[name] = self.gone.get(name, 0) + n
             self.live.update(self.tasks[name], visible=self.gone[name] < self.sizes.get(name, 0))
-
-    def finish(self) -> None:
-        """Leave the bars as they stand and give the terminal back."""
-        if self.live is not None:
-            self.live.stop()
-        self.live = None
-
-    def note(self, message: str) -> None:
-        """Write a line, above the bars if there are any."""
-        from rich.console import Console
-
-        console = Console(stderr=True) if self.live is None else self.live.console
-        console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def shown_bytes(count: float) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import UsageError
-from dsctl_core.pictures.space import LatentSpace
+from dsctl_core.pictures.space import LatentSpace, portions
 
 CHANNELS = 128
 SCALE = 16
@@ -46,8 +46,7 @@ def tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -> Iterator[N
 
 def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
     """Return the latents of `images`: the mean of the VAE's distribution, so the same every time."""
-    # A CPU convolves several pictures another way than one, which rounds otherwise, and from 256 px on more slowly.
-    batches = images.to(vae.dtype).split(1 if images.device.type == "cpu" else len(images))
+    batches = portions(images.to(vae.dtype))
     with tiles(vae, tiled, tile_size, tile_stride):
         raw = torch.cat([vae.encode(batch).latent_dist.mode() for batch in batches]).float()
     mean, std = _statistics(vae)
