@@ -80,7 +80,8 @@ class TaskModule(DiffusionTrainingModule):
     def encode(self, rows: Sequence[dict[str, Any]]) -> list[Sample]:
         """Return what the first stage makes of each row.
 
-        Rows go through a unit together where it gives of each what it gives of it alone, as when a cache is made.
+        It is what it makes of a row alone, to the bit: rows go through a unit together only on a CPU, and only those
+        that the unit says are alike. Batches on a GPU are computed by other kernels, which round otherwise.
         """
         # As in inference and as for a cache: in the precision of the weights, whatever the training's is.
         with torch.no_grad(), torch.autocast(self.pipe.device.type, enabled=False):
@@ -95,11 +96,12 @@ class TaskModule(DiffusionTrainingModule):
 
     def _encode(self, rows: Sequence[dict[str, Any]]) -> list[Sample]:
         stages, each = self.stages, [self._inputs(row) for row in rows]
+        size = len(rows) if self.pipe.device.type == "cpu" else 1
         for sides in each:
             run(stages.checks, self.pipe, sides)
         made = [pick(sides, stages.raw) for sides in each]
         for lane in stages.lanes:
-            found = encode_all(self.pipe, lane, [pick(sides, lane.reads) for sides in each])
+            found = encode_all(self.pipe, lane, [pick(sides, lane.reads) for sides in each], size)
             made = [{**before, **new} for before, new in zip(made, found, strict=True)]
         return [rounded(sample, self.pipe.torch_dtype) for sample in made]
 

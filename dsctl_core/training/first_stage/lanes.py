@@ -53,11 +53,11 @@ def encode_batch(pipe: BasePipeline, lane: Lane, samples: Sequence[Sample]) -> l
     return separate(pick(sides, lane.keeps), len(samples), padded)
 
 
-def encode_all(pipe: BasePipeline, lane: Lane, samples: Sequence[Sample]) -> list[Sample]:
-    """Run a lane on its inputs, those together that are alike, and return what it makes of each, in order."""
+def encode_all(pipe: BasePipeline, lane: Lane, samples: Sequence[Sample], size: int) -> list[Sample]:
+    """Run a lane on its inputs, at most `size` together that are alike, and return what it makes of each, in order."""
     made: list[Sample] = [{}] * len(samples)
     numbers = range(len(samples))
-    for batch in group(numbers, len(samples), lambda number: what_is_alike(pipe, lane, samples[number])):
+    for batch in group(numbers, size, lambda number: what_is_alike(pipe, lane, samples[number])):
         for number, one in zip(batch, encode_batch(pipe, lane, [samples[n] for n in batch]), strict=True):
             made[number] = one
     return made
