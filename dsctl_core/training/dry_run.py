@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL.Image import Image
 
 from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.load import Places, empty_component, find_places, load_tokenizer
 from dsctl_core.data.sampler import BatchPlan
-from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.errors import DsctlError
 from dsctl_core.families import pipeline_class
 from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.memory.simulate import KnownMasks, LiveBytes, Simulation, tensor_bytes
@@ -115,11 +116,6 @@ class _Rehearsal:
         self.task = dataset.manifest.recipe.task if isinstance(dataset, CachedDataset) else options.loss_task
         shell = shell_of(resolved, self.dtype, "cpu")
         self.stages = plan_stages(shell, find_loss(self.task), options.trained_components)
-        for name in (name for unit in self.stages.split.every_step for name in unit.onload_model_names):
-            raise UsageError(
-                f"a dry run cannot tell what a run takes that uses the {name} at every step",
-                hint="leave --dry-run out, or train the dit alone",
-            )
         repeats = not cached and samples_repeat(options, dataset, accelerator.num_processes)  # type: ignore[arg-type]
         self.own_cache = bool(
             repeats and options.cache and not dataset.varies() and self.stages.lanes  # type: ignore[union-attr]
@@ -283,7 +279,12 @@ def _weights(pipe: BasePipeline, names: Sequence[str]) -> int:
 
 
 def _entry_bytes(entry: dict[str, Any]) -> int:
-    return tensor_bytes([value for value in entry.values() if isinstance(value, torch.Tensor)])
+    """Return the bytes that a cache keeps of an entry: its tensors, and the pixels of pictures that are kept whole."""
+    pictures = [
+        each for value in entry.values() if isinstance(value, list) for each in value if isinstance(each, Image)
+    ]
+    pixels = sum(picture.width * picture.height * len(picture.getbands()) for picture in pictures)
+    return pixels + tensor_bytes([value for value in entry.values() if isinstance(value, torch.Tensor)])
 
 
 def _numbers(value: Any) -> int:

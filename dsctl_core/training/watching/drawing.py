@@ -7,9 +7,11 @@ in main memory too, and is on the device only while a picture is drawn.
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,12 +60,33 @@ def _moved(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
+class GivenColumns(PipelineUnit):
+    """Hands the units of extensions what a sample has for them, as a batch of one."""
+
+    def __init__(self, columns: Iterable[str]) -> None:
+        self.output_params = tuple(columns)
+        self.values: Mapping[str, Any] = {}
+        super().__init__()
+
+    def process(self, pipe: BasePipeline) -> Inputs:
+        """Return the columns that the sample has."""
+        return {name: [value] for name, value in self.values.items()}
+
+    @classmethod
+    def first_in(cls, pipe: BasePipeline) -> GivenColumns:
+        """Return the unit, which is now the first of `pipe`."""
+        given = cls(name for extension in pipe.extensions for name in extension.columns)
+        pipe.units = [given, *pipe.units]
+        return given
+
+
 class Easel:
     """Draws with a model in training: `models` and `tokenizer` are what training has not loaded."""
 
     def __init__(self, runner: UnitRunner, models: dict[str, nn.Module], tokenizer: Any) -> None:
         self.runner, self.models, self.tokenizer = runner, models, tokenizer
         self.pipe: Any = None
+        self.given = GivenColumns(())
 
     def draw(
         self, trained: BasePipeline, prompt: SamplePrompt, autocast: Callable[[], AbstractContextManager[None]]
@@ -74,6 +97,7 @@ class Easel:
         """
         if self.pipe is None:
             self.pipe = self._around(trained, autocast)
+        self.given.values = prompt.columns
         try:
             return self.pipe(**prompt.inputs())
         finally:
@@ -97,7 +121,23 @@ class Easel:
                 return model_fn(*args, **inputs)
 
         pipe.model_fn, pipe.unit_runner = in_precision, self.runner
+        for extension in trained.extensions:
+            units = tuple(_in_precision(unit, autocast) if unit.draws_each_step else unit for unit in extension.units)
+            pipe.extend(replace(extension, units=units), trained.component(extension.name))
+        self.given = GivenColumns.first_in(pipe)
         return pipe
+
+
+def _in_precision(unit: PipelineUnit, autocast: Callable[[], AbstractContextManager[None]]) -> PipelineUnit:
+    """Return `unit` with the precision that training runs it in."""
+    own, process = copy.copy(unit), unit.process
+
+    def in_precision(*args: Any, **inputs: Any) -> Any:
+        with autocast():
+            return process(*args, **inputs)
+
+    own.process = in_precision  # type: ignore[method-assign]
+    return own
 
 
 def prepare_easel(
@@ -126,12 +166,19 @@ def prepare_easel(
         pipe.unit_runner = runner
         pipe.denoise = _stop
         # What training will have is not here; its units run when a picture is drawn, with the weights of that moment.
-        pipe.units = [unit for unit in pipe.units if not set(unit.onload_model_names) & set(loaded)]
+        pipe.units = [unit for unit in pipe.units if not _changing(unit) & set(loaded)]
+        given = GivenColumns.first_in(pipe)
         for prompt in prompts:
+            given.values = prompt.columns
             with suppress(_Read):
                 pipe(**prompt.inputs())
     kept = {name: pipe.component(name).to(CPU) for name in absent if name in shell.decoding_models}
     return Easel(runner, kept, pipe.tokenizer)
+
+
+def _changing(unit: PipelineUnit) -> set[str]:
+    """Return the components of which `unit` may use what is trained."""
+    return set(unit.onload_model_names) - set(unit.frozen_use)
 
 
 class _Read(Exception):

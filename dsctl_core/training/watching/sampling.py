@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +71,7 @@ class Samples(TrainingHook):
         folder = self._folder(run)
         prepare_folder(folder)
         for number, (prompt, picture) in enumerate(zip(self.prompts, pictures, strict=True), 1):
-            about = {**asdict(prompt), "step": run.step, "dsctl_version": __version__}
+            about = {**prompt.about(), "step": run.step, "dsctl_version": __version__}
             write_png(folder / f"step-{run.step}-{number}.png", picture, about)
         self.trackers.log_pictures(pictures, run.step)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.cache.reader import CachedDataset
-from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.errors import DsctlError
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import Progress
 from dsctl_core.training.first_stage.caching import Altered, altered_by, shell_of
@@ -74,13 +74,9 @@ def plan_seeing(options: TrainOptions, resolved: ResolvedModel, source: Any) -> 
     training, held_out = seeing.hold_out(source)
     if options.sample_every is None:
         return seeing
-    if resolved.extension is not None:
-        raise UsageError(
-            "--sample-every cannot draw with a template: a sample has no template inputs",
-            hint="leave it out, look at --validation-split, and draw with `dsctl infer --template` afterwards",
-        )
-    captions = captions_of(training if held_out is None else held_out)
-    prompts = sample_prompts(options, resolved.defaults, _trained_size(options, source), captions)
+    columns = () if resolved.extension is None else resolved.extension.columns
+    captions = captions_of(training if held_out is None else held_out, columns)
+    prompts = sample_prompts(options, resolved.defaults, _trained_size(options, source), captions, columns)
     shell = shell_of(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width)

@@ -46,6 +46,8 @@ def dsctl(*words):
         ("tiny", ("--lora-rank", "8", "--batch-size", "2", "--ema-decay", "0.9", "--save-steps", "1"), True),
         ("tiny", ("--trainable-models", "dit", "--no-cache", "--use-gradient-checkpointing"), False),
         ("tiny", ("--lora-rank", "8", "--no-cache", "--mixed-precision", "bf16"), False),
+        ("tiny", ("--trainable-models", "text_encoder", "--no-cache"), False),
+        ("tiny", ("--trainable-models", "vae", "--lora-base-model", "dit", "--lora-rank", "8"), True),
         ("medium", ("--lora-rank", "8", "--batch-size", "2", "--no-cache"), False),
     ],
 )
@@ -131,9 +133,3 @@ def test_a_model_that_is_not_on_the_disk_is_an_error_and_no_download(capsys, dat
     assert main(words("qwen-image", *more)) == 1
     error = capsys.readouterr().err
     assert "is not in nowhere" in error and "dsctl download" in error
-
-
-def test_a_trained_encoder_cannot_be_predicted_and_says_so(capsys, data, tiny_folder):
-    more = ("--trainable-models", "text_encoder", "--output-path", "out", "--dry-run")
-    assert main(words(tiny_folder, *more)) == 2
-    assert "uses the text_encoder at every step" in capsys.readouterr().err

@@ -12,9 +12,9 @@ from dsctl_core.training.watching.prompts import captions_of, sample_prompts
 DEFAULTS = {"height": 96, "width": 64, "num_inference_steps": 20, "cfg_scale": 3.0}
 
 
-def prompts(captions=(), size=None, **values):
+def prompts(captions=(), size=None, columns=(), **values):
     given = {"model": "m", "dataset_base_path": "d", "output_path": "o", "lora_rank": 4, "sample_every": 5}
-    return sample_prompts(TrainOptions(**{**given, **values}), DEFAULTS, size, list(captions))
+    return sample_prompts(TrainOptions(**{**given, **values}), DEFAULTS, size, list(captions), columns)
 
 
 def test_every_prompt_has_its_own_seed_and_the_rest_is_the_model_s():
@@ -60,6 +60,31 @@ def test_what_is_wrong_with_a_jsonl_is_said_with_its_line(tmp_path, line, messag
     assert caught.value.hint
 
 
+def test_a_line_can_say_what_extensions_are_given_and_at_least_one_must(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a", "template_inputs": {"scale": 0.5}}\n{"prompt": "b", "template_inputs": null}\n')
+    first, second = prompts(sample_prompts_file=file, columns=("template_inputs",))
+    assert (first.columns, second.columns) == ({"template_inputs": {"scale": 0.5}}, {})
+    assert "columns" not in first.inputs()
+    assert first.about()["template_inputs"] == {"scale": 0.5}
+    with pytest.raises(DsctlError, match="unknown key in .* 'template_inputs'"):
+        prompts(sample_prompts_file=file)
+    with pytest.raises(UsageError, match="no sample has template_inputs, so none would show what is trained") as caught:
+        prompts(sample_prompt="a", columns=("template_inputs",))
+    assert '{"prompt": "a cat", "template_inputs": {...}}' in caught.value.hint
+
+
+def test_captions_come_with_what_their_row_has_for_extensions(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "prompt": f"{n}", "template_inputs": {"scale": n} if n else None} for n in range(3)]
+    (tmp_path / "metadata.json").write_text(json.dumps(rows))
+    found = captions_of(UnifiedDataset(tmp_path), ("template_inputs",))
+    given = [each.columns.get("template_inputs") for each in prompts(captions=found, columns=("template_inputs",))]
+    assert given == [None, {"scale": 1}, {"scale": 2}]
+
+
 def test_a_missing_file_is_named_by_its_flag():
     with pytest.raises(DsctlError, match="--sample-prompts-file nowhere.txt cannot be read"):
         prompts(sample_prompts_file="nowhere.txt")
@@ -71,7 +96,7 @@ def test_a_negative_prompt_without_guidance_is_refused():
 
 
 def test_captions_stand_in_for_prompts_and_without_any_it_is_an_error():
-    assert [each.prompt for each in prompts(captions=["a", "b"])] == ["a", "b"]
+    assert [each.prompt for each in prompts(captions=[{"prompt": "a"}, {"prompt": "b"}])] == ["a", "b"]
     with pytest.raises(UsageError, match="the dataset has no captions"):
         prompts()
 
@@ -83,7 +108,7 @@ def test_at_most_four_different_captions_are_taken_from_all_over_the_dataset(tmp
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     rows = [{"image": "a.png", "prompt": f"caption {number // 2}"} for number in range(2 * count)]
     (tmp_path / "metadata.json").write_text(json.dumps(rows))
-    found = captions_of(UnifiedDataset(tmp_path))
+    found = [row["prompt"] for row in captions_of(UnifiedDataset(tmp_path))]
     assert found == sorted(set(found), key=found.index)
     assert 1 <= len(found) <= 4
     assert found[0] == "caption 0"

@@ -1,7 +1,6 @@
 """Samples: the pictures that inference would draw, and a training that cannot tell that they were drawn."""
 
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,6 @@ from PIL import Image
 from torch import nn
 
 from dsctl_core.checkpoint.files import read_safetensors
-from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.inference import infer
@@ -21,7 +19,6 @@ from dsctl_core.training.first_stage.caching import Altered, shell_of
 from dsctl_core.training.watching.drawing import prepare_easel
 from dsctl_core.training.watching.evaluating import evaluating
 from dsctl_core.training.watching.prompts import SamplePrompt
-from dsctl_core.training.watching.seeing import plan_seeing
 from tests.dsctl_core.training.test_run import options
 
 SAMPLES = {
@@ -124,15 +121,6 @@ def test_a_size_that_the_model_cannot_draw_is_refused_before_anything_is_loaded(
     with pytest.raises(UsageError, match="the height 30 is not a multiple of 16"):
         train(options(tiny_folder, dataset_folder, tmp_path / "out", **{**SAMPLES, "sample_height": 30}))
     assert not (tmp_path / "out").exists()
-
-
-def test_samples_of_a_run_with_a_template_are_refused_instead_of_drawn_without_it(
-    tiny_folder, dataset_folder, tmp_path
-):
-    resolved = replace(resolve_model(str(tiny_folder)), extension=object())
-    given = options(tiny_folder, dataset_folder, tmp_path / "out", **SAMPLES)
-    with pytest.raises(UsageError, match="cannot draw with a template"):
-        plan_seeing(given, resolved, UnifiedDataset(dataset_folder))
 
 
 def test_inside_evaluating_the_model_is_as_it_is_taken_away_and_outside_as_it_was():
