@@ -19,11 +19,12 @@ from statistics import median
 from typing import Any
 
 from benchmarks.medium import MEDIUM, dsctl, measure_and_tell, parser, seconds_of, write_dataset, write_model
-from benchmarks.run import REPOSITORY, Result, Side, describe_machine, take_turns
+from benchmarks.run import REPOSITORY, Side, describe_machine, take_turns
 
 EXAMPLE = REPOSITORY / "examples" / "template_brightness" / "template" / "model.py"
 SIZES = re.compile(r"^BLOCKS, HEADS, HEAD_DIM = \d+, \d+, \d+", re.MULTILINE)
 PARTS = ("infer", "train")
+WORKER = "benchmarks.ours_templates"
 
 
 def write_template(folder: Path, tiny: bool) -> None:
@@ -51,15 +52,30 @@ def write_rows(dataset: Path, samples: int) -> Path:
     return path
 
 
-def compare(name: str, case: str, per_round: int, settings: dict[str, Any], key: str, rounds: int) -> Result:
-    """Compare `case` with the setting `key` on and off, round by round; the seconds are for one of `per_round`."""
+def compare_pictures(settings: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Compare the CPU seconds of a step of a picture, with the template and without it."""
+    times: dict[str, list[float]] = {"steered": [], "plain": []}
+    with tempfile.TemporaryDirectory() as folder:
+        side = Side(WORKER, "infer", settings, folder)
+        for number in range(rounds + 1):
+            facts = side.round()
+            for key, found in times.items():
+                if number > 0:  # the first round warms up
+                    found.append(facts[key] / settings["inference_steps"])
+        side.stop()
+    name = "a step of a picture, CPU time, with a template, beside without"
+    return {"name": name, "ours": times["steered"], "plain": times["plain"]}
+
+
+def compare_training(settings: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Compare the seconds of a step of training a template, from a cache and in one stage."""
     with tempfile.TemporaryDirectory() as folder:
         sides = {}
-        for side, on in (("ours", True), ("plain", False)):
+        for side, cached in (("ours", True), ("plain", False)):
             Path(folder, side).mkdir()
-            of_side = {**settings, key: on}
-            sides[side] = Side("benchmarks.ours_templates", case, of_side, str(Path(folder, side)))
-        return take_turns(name, "s", per_round, sides, rounds)
+            sides[side] = Side(WORKER, "train", {**settings, "from_cache": cached}, str(Path(folder, side)))
+        name = "a step of training a template, from a cache, beside one stage"
+        return asdict(take_turns(name, "s", settings["steps"], sides, rounds))
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -86,16 +102,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     results = []
     if options.only in (None, "infer"):
-        name = "a step of a picture, with a template, beside without"
-        steps = options.inference_steps
-        results.append(compare(name, "infer", steps, settings, "with_template", options.rounds))
+        results.append(compare_pictures(settings, options.rounds))
     if options.only in (None, "train"):
         source = ["--model", model, "--dataset-base-path", data, "--dataset-metadata-path", metadata]
         wanted = ["--template", template, "--trust-template", "--extra-inputs", "template_inputs"]
         seconds_of(dsctl("cache", *source, *wanted, "--output-path", folder / "cache"))
-        name = "a step of training a template, from a cache, beside one stage"
-        results.append(compare(name, "train", options.steps, settings, "from_cache", options.rounds))
-    return {"machine": describe_machine(None), "settings": settings, "results": [asdict(one) for one in results]}
+        results.append(compare_training(settings, options.rounds))
+    return {"machine": describe_machine(None), "settings": settings, "results": results}
 
 
 def report(numbers: dict[str, Any]) -> str:
