@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from dsctl_core.errors import DsctlError, UsageError
+
+STATUS = Path("/proc/self/status")
 
 
 def make_accelerator(device: str | None, precision: str | None, **settings: Any) -> Accelerator:
@@ -65,3 +69,18 @@ def default_precision(device: str | None) -> str:
     """Return bf16 on a GPU that computes in it, else no."""
     on_gpu = device != "cpu" and torch.cuda.is_available()
     return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
+def peak_memory() -> int:
+    """Return the most bytes in use so far: on the GPU where there is one, else resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return 0
+    if STATUS.is_file():  # Linux; its getrusage counts what the process that started this one had
+        lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Image
 
 from dsctl_core.cache.reader import CACHED, CachedDataset
+from dsctl_core.checkpoint.files import safetensors_header
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.load import Places, empty_component, find_places, load_tokenizer
 from dsctl_core.data.sampler import BatchPlan
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
     from dsctl_core.progress import Progress
     from dsctl_core.training.run import Dataset
+
+STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # in a safetensors file
 
 # Inputs of a run that change no sizes; their files are not opened.
 NOT_LOOKED_AT = {"lora": (), "preset_lora_path": None, "preset_lora_model": None, "lora_checkpoint": None}
@@ -149,8 +153,9 @@ class _Rehearsal:
         ema = trained if self.options.ema_decay is not None else 0
         inside = ema + max(step_peak, saving + state) + (0 if self.two_stages else encoding)
         if on_cpu:
-            # While a file is being loaded, its pages count as well as the tensors that are made of it.
-            inside = max(inside, self._largest_file())
+            # While a file is converted to another dtype, its pages count as well as the tensors that are made of it;
+            # otherwise these pages are the tensors.
+            inside = max(inside, self._largest_converted_file())
         peak = process + max(stage_one, weights + inside)
         memory = Memory(process, stage_one, weights, trained, state, ema, activations, saving, peak)
         steps, saves = self._steps()
@@ -166,14 +171,13 @@ class _Rehearsal:
     def _pipeline(self) -> BasePipeline:
         """Return the pipeline with every component that the run loads, without numbers."""
         family, models = self.resolved.family, {}
-        whole = {name.split(".")[0] for name in self.options.trainable_models or ()}
         for component in family.components:
             folder = self.places.components.get(component.name)
             if folder is None:
                 continue
             with self.simulation.building():
                 model = empty_component(component, folder)
-            dtype = torch.float32 if component.name in whole else self.dtype
+            dtype = self._dtype_of(component.name)
             models[component.name] = self.simulation.take(model.eval().requires_grad_(False), dtype)
         tokenizer = None if self.places.tokenizer is None else load_tokenizer(self.places.tokenizer)
         pipe = pipeline_class(family)(models, tokenizer, family.schedule, torch_dtype=self.dtype, device="cpu").eval()
@@ -224,10 +228,17 @@ class _Rehearsal:
                 optimizer.zero_grad()
         return live.peak, activations, state
 
-    def _largest_file(self) -> int:
+    def _largest_converted_file(self) -> int:
         names = self.stages.second_components if self.two_stages else self.places.components
-        files = [file for name in names for file in weight_files(self.places.components[name])]
-        return max(file.stat().st_size for file in files)
+        files = [(name, file) for name in names for file in weight_files(self.places.components[name])]
+        stored = {file: {entry["dtype"] for entry in _entries_of(file)} for _, file in files}
+        sizes = [file.stat().st_size for name, file in files if stored[file] != {STORED_AS[self._dtype_of(name)]}]
+        return max(sizes, default=0)
+
+    def _dtype_of(self, component: str) -> torch.dtype:
+        """Return what a component is loaded in: in float32 where it is trained as a whole."""
+        whole = {name.split(".")[0] for name in self.options.trainable_models or ()}
+        return torch.float32 if component in whole else self.dtype
 
     def _steps(self) -> tuple[int, int]:
         """Return how many steps the run has and how often it saves."""
@@ -276,6 +287,12 @@ def _places(resolved: ResolvedModel, components: Sequence[str] | None) -> Places
 
 def _weights(pipe: BasePipeline, names: Sequence[str]) -> int:
     return sum(tensor_bytes(getattr(pipe, name).parameters()) for name in names if getattr(pipe, name) is not None)
+
+
+def _entries_of(file: Path) -> list[dict[str, Any]]:
+    """Return what the header of a safetensors file says of each of its tensors."""
+    header, _ = safetensors_header(file)
+    return [entry for name, entry in header.items() if name != "__metadata__"]
 
 
 def _entry_bytes(entry: dict[str, Any]) -> int:

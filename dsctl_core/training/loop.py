@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +18,7 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.random import derive_seed
 from dsctl_core.training.batches import Loaded, Rounds, batch_loader
+from dsctl_core.training.device import peak_memory
 from dsctl_core.training.guards import (
     names_of,
     require_finite_gradient,
@@ -316,15 +316,3 @@ def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, 
     if loaded.sample is None:
         raise loaded.errors[0]
     return send_to_device(loaded.sample, device)
-
-
-def peak_memory() -> int:
-    """Return the most bytes in use so far: on the GPU where there is one, else resident in this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from dsctl_core.training.loop import peak_memory
+from dsctl_core.training.device import peak_memory
 
 WIDTH, TOKENS = 128, 64
 

@@ -25,12 +25,17 @@ OTHER = "resume with what the run was begun with, or begin anew in another --out
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the trained weights by name, and the running values that their modules keep beside them."""
+    """Return the trained weights by name, and the running values that their modules keep beside them.
+
+    A weight that two modules share, such as an embedding and a head, is there once.
+    """
     found: dict[str, Tensor] = {}
+    shared: set[int] = set()
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(prefix, recurse=False))
         trained = {name: each for name, each in own.items() if each.requires_grad}
-        found.update(trained)
+        found.update((name, each) for name, each in trained.items() if id(each) not in shared)
+        shared.update(map(id, trained.values()))
         if trained:
             lost = {f"{prefix}.{name}" if prefix else name for name in module._non_persistent_buffers_set}
             found.update((n, b) for n, b in module.named_buffers(prefix, recurse=False) if n not in lost)

@@ -136,7 +136,7 @@ def _in_precision(unit: PipelineUnit, autocast: Callable[[], AbstractContextMana
         with autocast():
             return process(*args, **inputs)
 
-    own.process = in_precision  # type: ignore[method-assign]
+    own.process = in_precision
     return own
 
 

@@ -58,7 +58,13 @@ def settings(model_folder: Path, data: Path, tmp_path: Path, template: Callable[
 
 
 def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path), dtype=int)
+    with Image.open(path) as picture:
+        return np.asarray(picture, dtype=int)
+
+
+def about(path: Path) -> dict[str, Any]:
+    with Image.open(path) as picture:
+        return json.loads(picture.info["parameters"])
 
 
 def test_samples_are_the_pictures_of_inference_with_the_trained_template(settings: dict[str, Any], pipe: Any) -> None:
@@ -78,8 +84,8 @@ def test_samples_are_the_pictures_of_inference_with_the_trained_template(setting
     assert np.abs(steered - plain).max() > 4
     assert np.abs(pixels(folder / "step-0-1.png") - steered).max() > 4
     assert np.array_equal(pixels(folder / "step-0-2.png"), pixels(folder / "step-6-2.png"))
-    about = json.loads(Image.open(folder / "step-6-1.png").info["parameters"])
-    assert (about["template_inputs"], about["step"]) == ({"scale": 0.9}, 6)
+    told = about(folder / "step-6-1.png")
+    assert (told["template_inputs"], told["step"]) == ({"scale": 0.9}, 6)
 
 
 def test_drawing_changes_no_number_of_the_training_and_a_cache_gives_the_same_samples(
@@ -101,12 +107,11 @@ def test_drawing_changes_no_number_of_the_training_and_a_cache_gives_the_same_sa
 def test_rows_of_the_dataset_are_drawn_with_their_own_inputs_where_no_prompt_is_given(settings: dict[str, Any]) -> None:
     small = {"sample_prompts_file": None, "sample_steps": 1, "sample_height": 32, "sample_width": 32, "max_steps": 1}
     result = train(TrainOptions(**{**settings, **small}))
-    files = sorted((result.output_path / "samples").glob("step-1-*.png"))
-    told = [json.loads(Image.open(file).info["parameters"]) for file in files]
+    told = [about(path) for path in sorted((result.output_path / "samples").glob("step-1-*.png"))]
     assert [each["template_inputs"]["scale"] for each in told] == [0, 0.25, 0.5, 0.75]
 
 
 def test_inputs_that_the_template_does_not_take_end_the_run_before_its_first_step(settings: dict[str, Any]) -> None:
     settings["sample_prompts_file"].write_text('{"prompt": "a fox", "template_inputs": {"scole": 0.9}}\n')
-    with pytest.raises(DsctlError, match="needs the input 'scale', and is given 'scole'"):
+    with pytest.raises(DsctlError, match="the data processor failed on scole=0.9: TypeError"):
         train(TrainOptions(**settings))
