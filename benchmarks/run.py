@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
@@ -31,7 +31,7 @@ MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class Result:
-    """One comparison: the seconds of each round and the peak memory (bytes) of both sides."""
+    """One comparison: the seconds, also of CPU time, of each round and the peak memory (bytes) of both sides."""
 
     name: str
     unit: str
@@ -41,6 +41,8 @@ class Result:
     plain_memory: int
     ours_device_memory: int = 0
     plain_device_memory: int = 0
+    ours_cpu: list[float] = field(default_factory=list)
+    plain_cpu: list[float] = field(default_factory=list)
 
     def ratios(self) -> list[float]:
         """Return ours / plain for each pair of rounds."""
@@ -125,6 +127,7 @@ def compare_work(name: str, case: str, unit: str, settings: dict[str, Any], roun
 def take_turns(name: str, unit: str, per_round: int, sides: dict[str, Side], rounds: int) -> Result:
     """Do the rounds and end the workers; the seconds are for one of the `per_round` steps of a round."""
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+    cpu: dict[str, list[float]] = {"ours": [], "plain": []}
     device_memory = {"ours": 0, "plain": 0}
     for number in range(rounds + 1):
         facts = {}
@@ -133,9 +136,10 @@ def take_turns(name: str, unit: str, per_round: int, sides: dict[str, Side], rou
             device_memory[side] = facts[side]["device_bytes"]
             if number > 0:  # the first round warms up
                 seconds[side].append(facts[side]["seconds"] / per_round)
+                cpu[side].append(facts[side]["cpu_seconds"] / per_round)
         require_same_work(name, facts["ours"], facts["plain"])
     memory = {side: worker.stop() for side, worker in sides.items()}
-    return Result(name, unit, *seconds.values(), *memory.values(), *device_memory.values())
+    return Result(name, unit, *seconds.values(), *memory.values(), *device_memory.values(), *cpu.values())
 
 
 def in_turn(sides: dict[str, Any], number: int) -> list[tuple[str, Any]]:

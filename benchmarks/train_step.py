@@ -42,6 +42,8 @@ def compare_steps(name: str, settings: dict[str, Any], rounds: int) -> dict[str,
         "name": name,
         "ours": result.ours,
         "plain": result.plain,
+        "ours_cpu": result.ours_cpu,
+        "plain_cpu": result.plain_cpu,
         "ours_memory": result.ours_memory,
         "plain_memory": result.plain_memory,
     }
@@ -88,7 +90,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     seconds_of(dsctl("cache", "--model", model, "--dataset-base-path", data, "--output-path", folder / "cache"))
     seconds_of(plain("write", settings))
-    wanted = [options.only] if options.only else [*PARTS, FIRST]
+    wanted = options.only or [*PARTS, FIRST]
     comparisons = []
     for part in wanted:
         if part == FIRST:
@@ -120,7 +122,7 @@ def report(numbers: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
     options = parser("train_step", __doc__.splitlines()[0], rounds=9, steps=4, samples=8)
-    options.add_argument("--only", choices=[*PARTS, FIRST], help="measure only this")
+    options.add_argument("--only", choices=[*PARTS, FIRST], action="append", help="measure only this; can be repeated")
     measure_and_tell(options.parse_args(arguments), measure, report)
 
 

@@ -21,7 +21,7 @@ class Rounds:
         self.channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self.device = device
-        self.began = 0.0
+        self.began = self.began_cpu = 0.0
 
     def ready(self) -> None:
         """Say that everything is loaded, and wait for the first round."""
@@ -33,7 +33,8 @@ class Rounds:
     def done(self, **facts: Any) -> None:
         """Say how long the round took, and wait for the next one; ends the process when there is none."""
         memory = self._finish_device_work()
-        self._tell(seconds=time.perf_counter() - self.began, device_bytes=memory, **facts)
+        cpu = time.process_time() - self.began_cpu
+        self._tell(seconds=time.perf_counter() - self.began, cpu_seconds=cpu, device_bytes=memory, **facts)
 
     def repeat(self, work: Callable[[int], dict[str, Any]]) -> None:
         """Do `work` (given the round's number, from 0) as often as it is asked for."""
@@ -47,7 +48,7 @@ class Rounds:
         print(json.dumps(facts), file=self.channel, flush=True)
         if sys.stdin.readline().strip() != "go":
             raise SystemExit(0)
-        self.began = time.perf_counter()
+        self.began, self.began_cpu = time.perf_counter(), time.process_time()
 
     def _finish_device_work(self) -> int:
         if self.device == "cpu":
