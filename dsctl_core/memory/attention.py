@@ -27,11 +27,9 @@ def set_attention_backend(models: Sequence[nn.Module], name: str | None, device:
     """
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-    if name is not None:
-        check_backend(name)
     chosen = name or str(_AttentionBackendRegistry.get_active_backend()[0].value)
+    check_backend(chosen)
     if chosen != DEFAULT:
-        refuse_untrainable(chosen)
         _install(models, chosen, device)
     return chosen
 

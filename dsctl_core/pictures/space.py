@@ -9,8 +9,6 @@ from typing import Any
 from torch import Tensor
 
 Through = Callable[[Any, Tensor, bool, int, int], Tensor]  # (vae, tensor, tiled, tile_size, tile_stride) -> tensor
-
-
 PIXELS_AT_ONCE = 1024 * 1024  # that a GPU encodes together; one picture alone may have more
 
 
