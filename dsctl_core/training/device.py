@@ -77,9 +77,11 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":
         return 0
-    if STATUS.is_file():  # Linux; its getrusage counts what the process that started this one had
-        lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    # On Linux getrusage counts what the process that started this one had, too; not every sandbox has the better file.
+    lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines() if STATUS.is_file() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     import resource
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
