@@ -21,9 +21,9 @@ from benchmarks.medium import MEDIUM, ROPE
 from dsctl_core import ModelConfig, ModelLogger, launch_training_task
 from dsctl_core.families import load_family, pipeline_class
 from dsctl_core.options import OptimizerOptions
-from dsctl_core.training.device import make_accelerator
-from dsctl_core.training.optimizer import plan_optimizer
-from dsctl_core.training.tasks import TaskModule
+from dsctl_core.training.distributed.accelerator import make_accelerator
+from dsctl_core.training.model.task_module import TaskModule
+from dsctl_core.training.optim.optimizer import plan_optimizer
 
 FAMILY = load_family("qwen-image")
 STEPS, RATE, RANK = 20, 1e-5, 32

@@ -18,8 +18,8 @@ def encode(settings: dict[str, Any], rounds: Rounds) -> None:
     from dsctl_core.families.resolve import resolve_model
     from dsctl_core.options import CacheOptions
     from dsctl_core.progress import NoProgress
-    from dsctl_core.training.first_stage.caching import build_dataset, plan_job
-    from dsctl_core.training.first_stage.filling import Encoder, FirstStage, fill_cache
+    from dsctl_core.stages.encode import Encoder, FirstStage, fill_cache
+    from dsctl_core.training.plan.caching import build_dataset, plan_job
 
     options = CacheOptions(
         model=settings["model"],

@@ -61,7 +61,7 @@ def build_module(settings: dict[str, Any]) -> Any:
 
     from dsctl_core.families import pipeline_class
     from dsctl_core.families.qwen_image.family import FAMILY
-    from dsctl_core.training.tasks import TaskModule
+    from dsctl_core.training.model.task_module import TaskModule
 
     dit, variant = build_transformer(settings["tiny"], settings["device"]), settings["variant"]
     pipe = pipeline_class(FAMILY)(
@@ -107,10 +107,10 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Train a few steps as `dsctl train` does, and return what they took."""
     import torch
 
-    from dsctl_core.training.device import make_accelerator
-    from dsctl_core.training.hooks import TrainingHook
-    from dsctl_core.training.logger import ModelLogger
-    from dsctl_core.training.loop import launch_training_task
+    from dsctl_core.training.callbacks.base import TrainingHook
+    from dsctl_core.training.distributed.accelerator import make_accelerator
+    from dsctl_core.training.loop.loop import launch_training_task
+    from dsctl_core.training.output.logger import ModelLogger
 
     on_gpu = settings["device"] != "cpu"
     began = time.perf_counter()

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dsctl import errors, launch, out
-from dsctl.words import checked_words, unknown_command
+from dsctl.argv import checked_words, unknown_command
 
 # name -> (its function, what it does), or (its own table, what it does)
 COMMANDS: dict[str, tuple[Any, str]] = {

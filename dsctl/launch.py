@@ -56,7 +56,7 @@ def in_processes(options: ProcessCountOptions, *, cpu: bool) -> bool:
 
 
 def _run(folder: Path, count: int | None, config: Path | None, cpu: bool) -> int:
-    from dsctl_core.launch import run_in_processes
+    from dsctl_core.training.distributed.launch import run_in_processes
 
     ended = run_in_processes(
         "dsctl",

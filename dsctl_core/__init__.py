@@ -12,20 +12,20 @@ from dsctl_core.version import __version__
 
 _PUBLIC = {
     "BasePipeline": "dsctl_core.pipeline",
-    "DiffusionTrainingModule": "dsctl_core.training.module",
+    "DiffusionTrainingModule": "dsctl_core.training.model.module",
     "DirectDistillLoss": "dsctl_core.losses",
     "DsctlError": "dsctl_core.errors",
     "FlowMatchSFTLoss": "dsctl_core.losses",
     "FlowMatchScheduler": "dsctl_core.scheduler",
     "ModelConfig": "dsctl_core.checkpoint.model_config",
-    "ModelLogger": "dsctl_core.training.logger",
+    "ModelLogger": "dsctl_core.training.output.logger",
     "PipelineUnit": "dsctl_core.units",
     "TemplatePipeline": "dsctl_core.template.pipeline",
     "UnifiedDataset": "dsctl_core.data",
     "UnitRunner": "dsctl_core.units",
     "assets_path": "dsctl_core.assets",
     "gradient_checkpoint_forward": "dsctl_core.memory",
-    "launch_training_task": "dsctl_core.training.loop",
+    "launch_training_task": "dsctl_core.training.loop.loop",
     "load_lora": "dsctl_core.lora",
 }
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsctl import launch, out
+from dsctl.confirm_trust import ask_for_trust
 from dsctl.flags import takes
-from dsctl.trusting import ask_for_trust
 from dsctl_core.options import CacheOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dsctl_core.training.first_stage.filling import CacheResult
+    from dsctl_core.stages.encode import CacheResult
 
 
 @takes(CacheOptions, config=True)

@@ -17,8 +17,8 @@ def validate(options: DatasetValidateOptions) -> None:
 
     The exit code is 1 when it has problems.
     """
+    from dsctl_core.commands.validate import validate
     from dsctl_core.data.summary import lines_of
-    from dsctl_core.validate import validate
 
     result = validate(options, progress=out.progress())
     out.show(

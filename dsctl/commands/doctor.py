@@ -17,7 +17,7 @@ def doctor(options: DoctorOptions) -> None:
 
     The exit code is 1 when something keeps dsctl from working.
     """
-    from dsctl_core.doctor import examine
+    from dsctl_core.commands.doctor import examine
 
     report = examine(options)
     sections = {name: value for name, value in dataclasses.asdict(report).items() if name != "problems"}

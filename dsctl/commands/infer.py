@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dsctl import out
+from dsctl.confirm_trust import ask_for_trust
 from dsctl.flags import takes
-from dsctl.trusting import ask_for_trust
-from dsctl_core.collector import uncollected
+from dsctl_core.gc_pause import uncollected
 from dsctl_core.options import InferOptions
 
 
@@ -13,7 +13,7 @@ from dsctl_core.options import InferOptions
 def infer(options: InferOptions) -> None:
     """Make pictures."""
     with uncollected():
-        from dsctl_core.inference import infer
+        from dsctl_core.commands.infer import infer
 
     ask_for_trust(options.template, trusted=options.trust_template)
     result = infer(options, progress=out.progress())

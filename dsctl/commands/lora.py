@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from dsctl import out
 from dsctl.flags import takes
-from dsctl_core.options.adapt import (
-    LoraConvertOptions,
-    LoraExtractOptions,
-    LoraInfoOptions,
-    LoraResizeOptions,
-)
+from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
 
 
 @takes(LoraInfoOptions)
 def info(options: LoraInfoOptions) -> None:
     """Show what a LoRA is: format, layers, ranks, metadata."""
-    from dsctl_core.lora_tools import info
+    from dsctl_core.commands.lora import info
 
     facts = info(options)
     plain = [(name.replace("_", " "), _shown(value)) for name, value in facts.items() if name != "metadata"]
@@ -32,7 +27,7 @@ def _shown(value: object) -> str:
 @takes(LoraConvertOptions)
 def convert(options: LoraConvertOptions) -> None:
     """Write a LoRA in another format."""
-    from dsctl_core.lora_tools import convert
+    from dsctl_core.commands.lora import convert
 
     written = convert(options)
     out.result("Converted", output=written.output, **written.facts)
@@ -41,7 +36,7 @@ def convert(options: LoraConvertOptions) -> None:
 @takes(LoraResizeOptions)
 def resize(options: LoraResizeOptions) -> None:
     """Bring a LoRA to another rank."""
-    from dsctl_core.lora_tools import resize
+    from dsctl_core.commands.lora import resize
 
     written = resize(options)
     out.result("Resized", output=written.output, **written.facts)
@@ -50,7 +45,7 @@ def resize(options: LoraResizeOptions) -> None:
 @takes(LoraExtractOptions)
 def extract(options: LoraExtractOptions) -> None:
     """Make a LoRA of the difference between two checkpoints."""
-    from dsctl_core.lora_tools import extract_lora
+    from dsctl_core.commands.lora import extract_lora
 
     written = extract_lora(options, progress=out.progress())
     out.result("Extracted", output=written.output, **written.facts)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dsctl import out
 from dsctl.flags import takes
-from dsctl_core.options.adapt import MergeLoraOptions
+from dsctl_core.options.lora_tools import MergeLoraOptions
 
 
 @takes(MergeLoraOptions)
 def merge_lora(options: MergeLoraOptions) -> None:
     """Merge LoRAs into a model, or into one LoRA."""
-    from dsctl_core.lora_tools import merge
+    from dsctl_core.commands.lora import merge
 
     written = merge(options, progress=out.progress())
     out.result("Merged", output=written.output, **written.facts)

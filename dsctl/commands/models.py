@@ -34,7 +34,7 @@ def show_model(options: ModelsShowOptions) -> None:
     """Show one preset, family or model folder."""
     family, preset, path = _find(options.name)
     if options.graph:
-        from dsctl_core.training.graph import describe_stages, drawn
+        from dsctl_core.commands.models import describe_stages, drawn
 
         stages = describe_stages(family, options.trainable_models)
         out.show({"name": options.name, "family": family.name, **stages}, drawn(stages))

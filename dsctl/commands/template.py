@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from dsctl import out
 from dsctl.commands.upload import show_upload
+from dsctl.confirm_trust import ask_for_trust
 from dsctl.flags import takes
-from dsctl.trusting import ask_for_trust
 from dsctl_core.options.template import TemplateSource
 from dsctl_core.options.template_tools import (
     TemplateCheckOptions,
@@ -67,7 +67,7 @@ def pack(options: TemplatePackOptions) -> None:
 @takes(TemplateUploadOptions)
 def upload(options: TemplateUploadOptions) -> None:
     """Check a packed template, and put it on a hub, where it is compared again."""
-    from dsctl_core.template.upload import upload
+    from dsctl_core.commands.template_upload import upload
 
     ask_for_trust([TemplateSource(str(options.path))], trusted=options.trust_template)
     show_upload(upload(options, progress=out.transfers()))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dsctl import launch, out
+from dsctl.confirm_trust import ask_for_trust
 from dsctl.flags import takes
-from dsctl.trusting import ask_for_trust
 from dsctl_core.options import TrainOptions
 
 

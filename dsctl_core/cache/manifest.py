@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.cache.fingerprint import digest
-from dsctl_core.checkpoint.files import write_json, write_text
-from dsctl_core.checkpoint.identify import read_json
-from dsctl_core.checkpoint.identity import digest_file
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import write_json, write_text
+from dsctl_core.files.digest import digest, digest_file
+from dsctl_core.files.json import read_json
 from dsctl_core.version import __version__
 
 FORMAT = 1  # goes up when files written before cannot be read any more

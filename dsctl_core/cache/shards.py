@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from dsctl_core.cache.codec import encode
-from dsctl_core.checkpoint.files import atomic_path, check_safetensors
-from dsctl_core.checkpoint.identity import digest_file
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import atomic_path
+from dsctl_core.files.digest import digest_file
+from dsctl_core.files.safetensors import check_safetensors
 
 FOLDER, SUFFIX = "shards", ".safetensors"
 PARTS_IN_A_SHARD = 64

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from dsctl_core.checkpoint.files import PICKLE_SUFFIXES, check_safetensors
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
+from dsctl_core.files.digest import digest, digest_file, weights_identity
+from dsctl_core.files.json import read_json
+from dsctl_core.files.safetensors import PICKLE_SUFFIXES, check_safetensors
 
 INDEX_SUFFIX = ".safetensors.index.json"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; anything else there is a DsctlError naming the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DsctlError(f"{path} cannot be read: {error.strerror or error}", hint="check the path") from error
-    except ValueError as error:
-        raise DsctlError(f"{path} is not valid JSON: {error}", hint="restore the file from where it came") from error
-    if not isinstance(value, dict):
-        raise DsctlError(f"{path} should hold a JSON object", hint="restore the file from where it came")
-    return value
 
 
 def class_of(folder: Path) -> str:
@@ -79,3 +67,13 @@ def weight_files(folder: Path) -> list[Path]:
     for file in files:
         check_safetensors(file)
     return files
+
+
+def identify_weights(folder: Path, also: Sequence[Path] = (), notes: Sequence[str] = ()) -> str:
+    """Return what tells the component in `folder` from every other: its config, its weights, and the files in `also`.
+
+    `folder` can be a single file, which has no config. `notes` are what else is done to the weights.
+    """
+    config = [digest_file(folder / "config.json")] if folder.is_dir() else []
+    files = [[path.name, digest_file(path)] for path in also]
+    return f"sha256:{digest([config, list(notes), weights_identity(weight_files(folder)), files])}"

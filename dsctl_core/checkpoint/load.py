@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.identify import class_of, identify_component, read_json, weight_files
+from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, Schedule
+from dsctl_core.files.json import read_json
 
 if TYPE_CHECKING:
     import torch

@@ -92,7 +92,7 @@ class ModelConfig:
         return sorted(paths)
 
     def _from_hub(self) -> list[Path]:
-        from dsctl_core.hub.faults import HubUnreachable
+        from dsctl_core.hub.errors import HubUnreachable
 
         if skip_download() if self.skip_download is None else self.skip_download:
             return self._local(None)

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.checkpoint.stream import tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
+from dsctl_core.files.safetensors import read_safetensors
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.files import atomic_path, safetensors_header
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import atomic_path
+from dsctl_core.files.safetensors import safetensors_header
 
 if TYPE_CHECKING:
     import torch

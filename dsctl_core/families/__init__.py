@@ -9,9 +9,9 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsctl_core.collector import uncollected
 from dsctl_core.errors import DsctlError, unknown_name
 from dsctl_core.family import Family, Preset
+from dsctl_core.gc_pause import uncollected
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline

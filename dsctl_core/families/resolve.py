@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dsctl_core.checkpoint.identify import class_of, read_json
+from dsctl_core.checkpoint.identify import class_of
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
 from dsctl_core.family import Family, Preset
+from dsctl_core.files.json import read_json
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from dsctl_core.checkpoint.files import prepare_folder, write_json
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import prepare_folder, write_json
 from dsctl_core.hub.remote import Hub, RemoteFile, RepoType, checksum_of, safe_path
 from dsctl_core.progress import NoTransfers, Transfers
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from dsctl_core.hub.faults import WrongContent, explained
+from dsctl_core.hub.errors import WrongContent, explained
 from dsctl_core.hub.parts import Part, Stopped
 from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType, safe_path
 

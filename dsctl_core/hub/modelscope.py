@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.hub.faults import explained
+from dsctl_core.hub.errors import explained
 from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType, safe_path
 
 # Read by the library when it is imported. Its own limit would stop a file that takes more than an hour.

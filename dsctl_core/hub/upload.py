@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsctl_core.checkpoint.files import check_safetensors
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.safetensors import check_safetensors
 from dsctl_core.hub.remote import Hub, check_repo_id, checksum_of
 from dsctl_core.progress import NoTransfers, Transfers
 

@@ -11,17 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.files import (
-    PICKLE_SUFFIXES,
-    atomic_path,
-    check_safetensors,
-    read_safetensors,
-    sync_folder,
-    write_error,
-    write_json,
-    write_safetensors,
-)
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import atomic_path, sync_folder, write_error, write_json
+from dsctl_core.files.safetensors import PICKLE_SUFFIXES, check_safetensors, read_safetensors, write_safetensors
 from dsctl_core.lora.formats import (
     DENOISER,
     FORMATS,

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsctl_core.checkpoint.files import write_error
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.stream import ChangeRows, rewrite, tensor_shapes
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import write_error
 from dsctl_core.lora.algebra import Kept, add_layers, resize_layers
 from dsctl_core.lora.dora import refuse_dora, rows_of, update_of
 from dsctl_core.lora.formats import Layers, LoraFile, LoraLayer, with_dots

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dsctl_core.losses.contract import loss
-from dsctl_core.timesteps import Objective
+from dsctl_core.losses.timesteps import Objective
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dsctl_core.options.base import Options
     from dsctl_core.options.cache import CacheOptions, CacheUseOptions
+    from dsctl_core.options.callbacks import SeeingOptions
     from dsctl_core.options.data import DataOptions, ReadingOptions
     from dsctl_core.options.dataset import DatasetValidateOptions
     from dsctl_core.options.infer import InferOptions
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from dsctl_core.options.model import ModelOptions
     from dsctl_core.options.optimizer import OptimizerOptions
     from dsctl_core.options.report import ReportOptions
-    from dsctl_core.options.seeing import SeeingOptions
     from dsctl_core.options.show import DoctorOptions, ModelsListOptions, ModelsShowOptions
     from dsctl_core.options.train import TASKS, TrainOptions
     from dsctl_core.options.training import OutputOptions, TrainingOptions

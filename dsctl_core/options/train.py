@@ -9,6 +9,7 @@ from typing_extensions import Self
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Argument
 from dsctl_core.options.cache import CacheUseOptions
+from dsctl_core.options.callbacks import SeeingOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.memory import MemoryOptions
@@ -16,7 +17,6 @@ from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.options.optimizer import OptimizerOptions
 from dsctl_core.options.processes import ProcessOptions
-from dsctl_core.options.seeing import SeeingOptions
 from dsctl_core.options.tasks import FIRST, LOSS_TASKS, SECOND
 from dsctl_core.options.template import MODEL, TemplateOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.page import picture
+from dsctl_core.report.html import picture
 
 MOST_STEPS, MOST_PROMPTS = 10, 12  # that are shown
 SIDE = 224  # of a picture, in pixels

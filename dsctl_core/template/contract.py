@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.template.faults import blamed_on
+from dsctl_core.template.errors import blamed_on
 from dsctl_core.template.source import CODE
 from dsctl_core.template.trust import Trust
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError, near_miss
+from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.template.contract import CONFIG, MODEL, PROCESSOR, WEIGHTS, Contract, read_contract
-from dsctl_core.template.faults import blamed_on
+from dsctl_core.template.errors import blamed_on
 from dsctl_core.template.source import folder_of
 from dsctl_core.template.trust import Trust
-from dsctl_core.template.watching import parameters_used
+from dsctl_core.template.used_parameters import parameters_used
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.kv_cache import join_kv_caches, stack_kv_caches
 from dsctl_core.lora.formats import LoraFile, LoraLayer, decode
 from dsctl_core.lora.layers import layers_for, linear_shapes
-from dsctl_core.samples import padded_outputs
-from dsctl_core.stages import FROM_THE_LOSS
+from dsctl_core.media.kv_cache import join_kv_caches, stack_kv_caches
+from dsctl_core.stages.sample import padded_outputs
+from dsctl_core.stages.split import FROM_THE_LOSS
 from dsctl_core.template.contract import Contract
 from dsctl_core.units import Inputs, PipelineUnit
 

@@ -18,17 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsctl_core.checkpoint.files import (
-    PICKLE_SUFFIXES,
-    prepare_folder,
-    read_safetensors,
-    sync_folder,
-    write_error,
-    write_safetensors,
-    write_text,
-)
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import prepare_folder, sync_folder, write_error, write_text
+from dsctl_core.files.safetensors import PICKLE_SUFFIXES, read_safetensors, write_safetensors
 from dsctl_core.hub.upload import SECRET_NAMES
 from dsctl_core.options.template_tools import TemplatePackOptions
 from dsctl_core.pipeline import BasePipeline

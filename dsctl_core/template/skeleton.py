@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from dsctl_core.checkpoint.files import prepare_folder, write_text
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import find_preset, identify_folder
-from dsctl_core.kv_cache import block_heads
+from dsctl_core.files.atomic import prepare_folder, write_text
+from dsctl_core.media.kv_cache import block_heads
 from dsctl_core.options.template_tools import TemplateInitOptions
 from dsctl_core.template.source import CODE
 

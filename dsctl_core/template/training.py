@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsctl_core.cache.fingerprint import digest
 from dsctl_core.errors import UsageError, unknown_name
+from dsctl_core.files.digest import digest
 from dsctl_core.options.template import INPUTS, MODEL, TemplateSource
 from dsctl_core.pipeline import BasePipeline, Extension
 from dsctl_core.template.model import Template, load_template

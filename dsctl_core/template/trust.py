@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsctl_core.checkpoint.files import prepare_folder, write_text
 from dsctl_core.errors import UsageError
+from dsctl_core.files.atomic import prepare_folder, write_text
 
 
 @dataclass(frozen=True)

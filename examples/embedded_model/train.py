@@ -32,7 +32,7 @@ from dsctl_core import (
     QwenImagePipeline,
     launch_training_task,
 )
-from dsctl_core.training.logger import StepRecord
+from dsctl_core.training.output.logger import StepRecord
 from networks import new_text_encoder, new_transformer
 from optimizer import MuonAndAdamW
 from tokenizer import SUFFIX, SYSTEM_PREFIX

@@ -15,7 +15,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families import families, pipeline_class
 from dsctl_core.family import Family
 from dsctl_core.lora.layers import tuner_layers
-from dsctl_core.training.tasks import TaskModule
+from dsctl_core.training.model.task_module import TaskModule
 from tests.tiny_models import write_tiny_model
 
 PROMPTS = ["a", "a small yellow star in the top left corner of a field", "two foxes", ""]

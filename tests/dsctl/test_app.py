@@ -128,7 +128,7 @@ def test_a_failed_run_exits_1_with_the_error_and_its_hint(dsctl: Dsctl, monkeypa
     def fail(options: object) -> None:
         raise DsctlError("no\nluck", hint="try\nagain")
 
-    monkeypatch.setattr("dsctl_core.doctor.examine", fail)
+    monkeypatch.setattr("dsctl_core.commands.doctor.examine", fail)
     assert dsctl("doctor").fault(1) == ("no luck", "try again")
 
 
@@ -140,7 +140,7 @@ def test_with_json_an_error_is_an_object_on_stdout_too(dsctl: Dsctl):
 
 
 def test_a_mistake_of_ours_is_one_line_and_says_how_to_report_it(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dsctl_core.doctor.examine", lambda options: {}["missing"])
+    monkeypatch.setattr("dsctl_core.commands.doctor.examine", lambda options: {}["missing"])
     problem, hint = dsctl("doctor").fault(1)
     assert problem == "KeyError: 'missing'"
     assert "DSCTL_DEBUG=1" in hint
@@ -148,7 +148,7 @@ def test_a_mistake_of_ours_is_one_line_and_says_how_to_report_it(dsctl: Dsctl, m
 
 def test_a_traceback_is_shown_when_asked_for(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DSCTL_DEBUG", "1")
-    monkeypatch.setattr("dsctl_core.doctor.examine", lambda options: {}["missing"])
+    monkeypatch.setattr("dsctl_core.commands.doctor.examine", lambda options: {}["missing"])
     run = dsctl("doctor")
     assert run.code == 1
     assert "Traceback" in run.err
@@ -159,13 +159,15 @@ def test_ctrl_c_exits_130(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
     def interrupt(options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dsctl_core.doctor.examine", interrupt)
+    monkeypatch.setattr("dsctl_core.commands.doctor.examine", interrupt)
     run = dsctl("doctor")
     assert (run.code, run.out, run.err) == (130, "", "error: interrupted\n")
 
 
 def test_an_error_of_the_system_names_the_file(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dsctl_core.doctor.examine", lambda options: Path("not/here").read_text(encoding="utf-8"))
+    monkeypatch.setattr(
+        "dsctl_core.commands.doctor.examine", lambda options: Path("not/here").read_text(encoding="utf-8")
+    )
     assert dsctl("doctor").fault(1)[0] == "not/here: No such file or directory"
 
 

@@ -78,7 +78,7 @@ def test_a_repeated_flag_gathers_its_values(dsctl: Dsctl, monkeypatch: pytest.Mo
     class Result:
         files, grid, seconds = [Path("a.png")], None, 0.5
 
-    monkeypatch.setattr("dsctl_core.inference.infer", lambda options, progress: seen.append(options) or Result())
+    monkeypatch.setattr("dsctl_core.commands.infer.infer", lambda options, progress: seen.append(options) or Result())
     run = dsctl("infer", "--model", "m", "--prompt", "a_b", "--lora", "x.safetensors:0.5", "--lora", "y.safetensors")
     assert run.code == 0
     assert seen[0].lora == (LoraFile(Path("x.safetensors"), 0.5), LoraFile(Path("y.safetensors")))

@@ -91,6 +91,6 @@ def test_only_the_first_process_tells_of_its_progress(dsctl: Dsctl, monkeypatch:
 
     for rank, told in (("0", "a note\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
-        monkeypatch.setattr("dsctl_core.doctor.examine", lambda options: out.note("a note") or 1 / 0)
+        monkeypatch.setattr("dsctl_core.commands.doctor.examine", lambda options: out.note("a note") or 1 / 0)
         run = dsctl("doctor")
         assert run.err.startswith(told + "error: ")

@@ -18,7 +18,7 @@ from tests.dsctl.running import Dsctl
 
 LOUD = """
 import logging, os, sys, warnings
-import dsctl_core.doctor
+import dsctl_core.commands.doctor
 from dsctl.app import main
 
 def examine(options):
@@ -26,9 +26,9 @@ def examine(options):
     warnings.warn("noise from warnings")
     logging.getLogger("dsctl_core.pipeline").warning("a word of ours")
     print(os.environ.get("TQDM_DISABLE"), os.environ.get("DIFFUSERS_VERBOSITY"), file=sys.stderr)
-    return dsctl_core.doctor.Report({}, {}, {}, {}, {}, {}, [])
+    return dsctl_core.commands.doctor.Report({}, {}, {}, {}, {}, {}, [])
 
-dsctl_core.doctor.examine = examine
+dsctl_core.commands.doctor.examine = examine
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -77,15 +77,15 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise DsctlError("far enough")
 
     monkeypatch.setattr("dsctl_core.training.train", begin)
-    monkeypatch.setattr("dsctl_core.launch.run_in_processes", begin)
-    monkeypatch.setattr("dsctl_core.inference.infer", begin)
-    monkeypatch.setattr("dsctl_core.validate.validate", begin)
+    monkeypatch.setattr("dsctl_core.training.distributed.launch.run_in_processes", begin)
+    monkeypatch.setattr("dsctl_core.commands.infer.infer", begin)
+    monkeypatch.setattr("dsctl_core.commands.validate.validate", begin)
     for name in ("transfer.download", "transfer.upload", "lora_tools.merge", "lora_tools.extract_lora"):
         monkeypatch.setattr(f"dsctl_core.{name}", begin)
     for name in ("pack.pack", "upload.upload"):
         monkeypatch.setattr(f"dsctl_core.template.{name}", begin)
     for name in ("info", "convert", "resize"):
-        monkeypatch.setattr(f"dsctl_core.lora_tools.{name}", begin)
+        monkeypatch.setattr(f"dsctl_core.commands.lora.{name}", begin)
     main(rest)
     assert accepted, f"{command!r} is refused"
 

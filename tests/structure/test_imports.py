@@ -42,7 +42,7 @@ def test_no_file_outside_families_names_a_family(sources: rules.Sources):
         ("dsctl_core/errors.py", "from dsctl_core.checkpoint import files"),
         ("dsctl_core/data/check.py", "from dsctl_core import pipeline"),
         ("dsctl_core/pipeline.py", "import dsctl_core.families.qwen_image.units"),
-        ("dsctl_core/families/qwen_image/units.py", "from dsctl_core.training.loop import launch_training_task"),
+        ("dsctl_core/families/qwen_image/units.py", "from dsctl_core.training.loop.loop import launch_training_task"),
         ("dsctl_core/units.py", "from .errors import DsctlError"),
         ("dsctl_core/helpers.py", ""),
         ("dsctl/app.py", "from tests.tiny_models import make"),
@@ -91,7 +91,7 @@ def test_an_import_that_costs_the_command_line_nothing_is_allowed(path: str, tex
     ],
 )
 def test_a_named_family_is_found(text: str):
-    assert rules.named_families({"dsctl_core/training/module.py": text}, {"qwen"}) != []
+    assert rules.named_families({"dsctl_core/training/model/module.py": text}, {"qwen"}) != []
 
 
 def test_a_family_may_be_named_at_home_and_in_comments_and_docstrings():

@@ -13,7 +13,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor
 from torch import Tensor
 
-from dsctl_core.kv_cache import CachedProcessor, KvCache, admit_kv_cache
+from dsctl_core.media.kv_cache import CachedProcessor, KvCache, admit_kv_cache
 
 
 def attention_kwargs_of(

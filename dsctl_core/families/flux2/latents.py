@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import UsageError
-from dsctl_core.pictures.space import LatentSpace, portions
+from dsctl_core.media.latent_space import LatentSpace, portions
 
 CHANNELS = 128
 SCALE = 16

@@ -22,12 +22,12 @@ from dsctl_core.families.flux2.latents import (
     text_places,
     unpack,
 )
-from dsctl_core.kv_cache import KvCache
+from dsctl_core.media import PicturePipeline
+from dsctl_core.media import units as picture_units
+from dsctl_core.media.kv_cache import KvCache
+from dsctl_core.media.pipeline import for_each_prompt, from_row, picture_inputs
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
-from dsctl_core.pictures import PicturePipeline
-from dsctl_core.pictures import units as picture_units
-from dsctl_core.pictures.pipeline import for_each_prompt, from_row, picture_inputs
 from dsctl_core.pipeline import ProgressBar, no_progress_bar
 from dsctl_core.units import Inputs
 
@@ -160,7 +160,7 @@ def model_fn_flux2(
     `prompt_embeds` is (B, T, D); `prompt_embeds_mask` (B, T), or None when every token counts. `edit_latents`
     (B or 1, N, 128) are the tokens of reference pictures of `edit_sizes` ((h, w), ...). `embedded_guidance` goes to a
     network that takes it. `kv_cache` adds tokens to the attention of the blocks double_0, double_1, ..., single_0,
-    single_1, ...; see dsctl_core.kv_cache.
+    single_1, ...; see dsctl_core.media.kv_cache.
     """
     set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, _, height, width = latents.shape

@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_qwenimage import (
 )
 from torch import Tensor
 
-from dsctl_core.kv_cache import CachedProcessor, KvCache, admit_kv_cache
+from dsctl_core.media.kv_cache import CachedProcessor, KvCache, admit_kv_cache
 
 
 def attention_kwargs_of(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, Any] | None:

@@ -14,13 +14,13 @@ from dsctl_core.families.qwen_image import units
 from dsctl_core.families.qwen_image.attention import attention_kwargs_of
 from dsctl_core.families.qwen_image.family import FAMILY
 from dsctl_core.families.qwen_image.latents import SPACE, TILE_SIZE, TILE_STRIDE, pack, unpack
-from dsctl_core.families.qwen_image.one_frame import skip_empty_frames
-from dsctl_core.kv_cache import KvCache
+from dsctl_core.families.qwen_image.single_frame_vae import skip_empty_frames
+from dsctl_core.media import PicturePipeline
+from dsctl_core.media import units as picture_units
+from dsctl_core.media.kv_cache import KvCache
+from dsctl_core.media.pipeline import for_each_prompt, picture_inputs
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
-from dsctl_core.pictures import PicturePipeline
-from dsctl_core.pictures import units as picture_units
-from dsctl_core.pictures.pipeline import for_each_prompt, picture_inputs
 from dsctl_core.pipeline import ProgressBar, no_progress_bar
 from dsctl_core.units import Inputs
 
@@ -132,7 +132,7 @@ def model_fn_qwen_image(
     """Return the velocity of `latents` (B, 16, h, w) at `timestep` (B,) or (), in [0, 1000], in latents' dtype.
 
     `prompt_embeds` is (B, T, D); `prompt_embeds_mask` (B, T), or None when every token counts. `kv_cache` adds tokens
-    to the attention of the blocks double_0, double_1, ...; see dsctl_core.kv_cache.
+    to the attention of the blocks double_0, double_1, ...; see dsctl_core.media.kv_cache.
     """
     set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, _, height, width = latents.shape

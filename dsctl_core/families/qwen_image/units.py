@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.pictures import units as pictures
+from dsctl_core.media import units as pictures
 from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.cache.fingerprint import digest_files
-from dsctl_core.checkpoint.files import prepare_folder, sync_folder, write_error, write_json
-from dsctl_core.checkpoint.identify import read_json
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import prepare_folder, sync_folder, write_error, write_json
+from dsctl_core.files.digest import digest_files
+from dsctl_core.files.json import read_json
 
 STATE_FOLDER, MANIFEST_FILE, ABOUT_FILE, LOCK_FILE = "state", "manifest.json", "state.json", ".lock"
 FORMAT = 1  # goes up when states written before cannot be read any more

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.files import write_json
 from dsctl_core.errors import UsageError
-from dsctl_core.training.sharded import whole_state
+from dsctl_core.files.atomic import write_json
+from dsctl_core.training.distributed.fsdp import whole_state
 from dsctl_core.training.state.folder import ABOUT_FILE, SavedState, new_state, prune_states
 from dsctl_core.training.state.randomness import random_state, restore_random_state
 from dsctl_core.training.state.trained import (
@@ -23,7 +23,7 @@ from dsctl_core.training.state.trained import (
 from dsctl_core.training.state.values import read_values, tensor_bytes, write_values
 
 if TYPE_CHECKING:
-    from dsctl_core.training.hooks import TrainingHook, TrainingRun
+    from dsctl_core.training.callbacks.base import TrainingHook, TrainingRun
 
 WEIGHTS, OPTIMIZER, HOOKS, RANDOM = (f"{name}.safetensors" for name in ("weights", "optimizer", "hooks", "random"))
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.training.sharded import divided_state, like, whole_state
+from dsctl_core.training.distributed.fsdp import divided_state, like, whole_state
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from dsctl_core.training.hooks import TrainingRun
+    from dsctl_core.training.callbacks.base import TrainingRun
 
 OTHER = "resume with what the run was begun with, or begin anew in another --output-path"
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsctl_core.checkpoint.files import read_safetensors, write_safetensors
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.safetensors import read_safetensors, write_safetensors
 
 STRUCTURE = "structure"
 PLAIN = (bool, int, float, str)

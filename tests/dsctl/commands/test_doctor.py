@@ -36,7 +36,7 @@ def test_the_report_as_json(dsctl: Dsctl):
 
 
 def test_a_problem_makes_it_exit_1(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dsctl_core.doctor.PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr("dsctl_core.commands.doctor.PACKAGES", ("torch", "no-such-package"))
     run = dsctl("doctor")
     assert run.code == 1
     assert run.out.endswith("problem: no-such-package is not installed\n")
@@ -45,7 +45,7 @@ def test_a_problem_makes_it_exit_1(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch
 
 def test_the_hubs_are_asked_when_told_to(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        "dsctl_core.doctor.reachable_hubs", lambda: {"one": "reachable", "two": "two.example: no route"}
+        "dsctl_core.commands.doctor.reachable_hubs", lambda: {"one": "reachable", "two": "two.example: no route"}
     )
     run = dsctl("doctor", "--hub", "--json")
     assert run.code == 1

@@ -19,8 +19,9 @@ from dsctl_core.cache.verify import find_problems
 from dsctl_core.checkpoint.load import component_class
 from dsctl_core.families import load_family
 from dsctl_core.options import CacheOptions
+from dsctl_core.stages import encode as filling
 from dsctl_core.training import make_cache
-from dsctl_core.training.first_stage import caching, filling
+from dsctl_core.training.plan import caching
 
 POINTS = 20
 

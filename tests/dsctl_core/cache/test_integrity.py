@@ -19,7 +19,7 @@ from dsctl_core.cache.verify import find_problems
 from dsctl_core.errors import DsctlError
 from dsctl_core.options import TrainOptions
 from dsctl_core.training import train
-from dsctl_core.training.first_stage.from_cache import CacheMismatch
+from dsctl_core.training.plan.from_cache import CacheMismatch
 from tests.tiny_models import write_tiny_model
 
 
@@ -216,7 +216,7 @@ def test_another_family_and_another_version_of_a_unit_are_refused(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dsctl_core.families.qwen_image.units import PromptEmbedder
-    from dsctl_core.training.first_stage import from_cache
+    from dsctl_core.training.plan import from_cache
 
     with monkeypatch.context() as patches:
         patches.setattr(PromptEmbedder, "version", 2)

@@ -146,7 +146,8 @@ def test_another_command_that_writes_to_the_folder_is_refused(fill, tmp_path):
 
 
 def test_two_processes_share_the_work_without_overlap_or_repeats(model, data, tmp_path, monkeypatch):
-    from dsctl_core.training.first_stage import caching, filling
+    from dsctl_core.stages import encode as filling
+    from dsctl_core.training.plan import caching
 
     monkeypatch.setattr(filling, "PARTS_IN_A_SHARD", 2)
     real, encoded = caching.sharing, []

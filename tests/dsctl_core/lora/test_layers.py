@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dsctl_core.checkpoint.files import write_safetensors
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.safetensors import write_safetensors
 from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.layers import add_lora, continue_lora, export_lora, fuse_lora, load_lora, tuner_layers
 

@@ -17,7 +17,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families import families, load_family, pipeline_class
 from dsctl_core.losses import DirectDistillLoss
 from dsctl_core.losses.direct_distill import read_row
-from dsctl_core.training.tasks import TaskModule
+from dsctl_core.training.model.task_module import TaskModule
 from tests.tiny_models import write_tiny_model
 
 SIZE = {"height": 64, "width": 96}

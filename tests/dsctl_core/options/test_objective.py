@@ -8,11 +8,11 @@ import pytest
 
 from dsctl_core.errors import UsageError
 from dsctl_core.losses import LOSSES
+from dsctl_core.losses.timesteps import Objective
 from dsctl_core.options import TASKS, TrainOptions
 from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.options.tasks import LOSS_TASKS, loss_tasks
-from dsctl_core.timesteps import Objective
-from dsctl_core.training.tasks import objective_of
+from dsctl_core.training.model.task_module import objective_of
 
 
 @pytest.mark.parametrize(

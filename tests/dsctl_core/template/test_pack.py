@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.template.model import Template, load_template
 from dsctl_core.template.pack import Packed, prove, write_pack
 from dsctl_core.template.trust import Trust

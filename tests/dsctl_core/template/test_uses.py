@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dsctl_core.template.used_parameters import parameters_used
 from dsctl_core.template.uses import components_used
-from dsctl_core.template.watching import parameters_used
 
 NAMES = ("dit", "vae", "text_encoder")
 CODE = """

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dsctl_core import ModelLogger, launch_training_task
-from tests.dsctl_core.training.test_loop import ROWS, Module
+from tests.dsctl_core.training.loop.test_loop import ROWS, Module
 
 REPOSITORY = Path(__file__).parents[3]
 FIELDS_OF_TIME = ("seconds", "samples_per_second", "peak_memory_bytes")

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.losses.direct_distill import refuse_uneven_passes
-from dsctl_core.training import sharded
+from dsctl_core.training.distributed import fsdp as sharded
 
 
 class Block(nn.Module):

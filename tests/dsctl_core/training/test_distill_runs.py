@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dsctl_core.cache.reader import CachedDataset
-from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families
+from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.training import make_cache, train
 from tests.dsctl_core.training.conftest import picture

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from dsctl_core import ModelLogger, launch_training_task, load_lora
-from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.losses import FlowMatchSFTLoss
-from dsctl_core.training.tasks import TaskModule
+from dsctl_core.training.model.task_module import TaskModule
 
 SIZE = {"height": 32, "width": 48, "num_inference_steps": 2, "seed": 1, "cfg_scale": 2.0}
 TARGETS = "to_q,to_k,to_v,to_out.0,img_mlp.net.0.proj,img_mlp.net.2,proj_out,img_in"

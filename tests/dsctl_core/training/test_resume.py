@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.training.hooks import TrainingHook
+from dsctl_core.files.safetensors import read_safetensors
+from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.state.folder import state_folders
+from tests.dsctl_core.training.loop.test_batches import BUCKETS
+from tests.dsctl_core.training.loop.test_loop import ROWS
 from tests.dsctl_core.training.runs import Drawing, finished, metrics, start, train
-from tests.dsctl_core.training.test_batches import BUCKETS
-from tests.dsctl_core.training.test_loop import ROWS
 
 
 class Killed(BaseException):

@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 
-from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import TrainOptions
-from dsctl_core.training import resume, train
+from dsctl_core.training import train
+from dsctl_core.training.state import compare as resume
 from tests.dsctl_core.training.runs import metrics
 from tests.dsctl_core.training.test_run import options
 

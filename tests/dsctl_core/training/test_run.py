@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from dsctl_core.checkpoint.files import read_safetensors
+from dsctl_core.commands.train import learning_rate
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import resolve_model
+from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import TrainOptions
 from dsctl_core.training import train
-from dsctl_core.training.run import learning_rate
 
 
 def options(tiny_folder, dataset_folder, out, **kwargs):
@@ -134,7 +134,7 @@ def test_a_run_that_cannot_begin_says_why_and_leaves_no_folder(
 def test_an_attention_backend_that_cannot_serve_is_refused_before_the_model_is_loaded(
     tiny_folder, dataset_folder, tmp_path, monkeypatch, name
 ):
-    monkeypatch.setattr("dsctl_core.training.run.build_module", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("dsctl_core.commands.train.build_module", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(UsageError, match=f"attention backend '?{name}"):
         train(options(tiny_folder, dataset_folder, tmp_path / "out", attention_backend=name))
     assert not (tmp_path / "out").exists()

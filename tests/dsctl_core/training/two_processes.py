@@ -8,7 +8,7 @@ import accelerate
 import torch
 
 from dsctl_core import ModelLogger, launch_training_task
-from tests.dsctl_core.training.test_loop import ROWS, Module
+from tests.dsctl_core.training.loop.test_loop import ROWS, Module
 
 BUCKETS = list("aababbab")
 

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from dsctl_core.checkpoint.load import find_places
+from dsctl_core.commands.infer import infer
+from dsctl_core.commands.lora import merge
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import find_preset
 from dsctl_core.families.resolve import resolve_model
-from dsctl_core.inference import infer
-from dsctl_core.lora_tools import merge
 from dsctl_core.options import InferOptions, TrainOptions
-from dsctl_core.options.adapt import MergeLoraOptions
+from dsctl_core.options.lora_tools import MergeLoraOptions
 from dsctl_core.training import train
 from tests.dsctl_core.families.flux2.conftest import Pair
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dsctl_core.checkpoint.files import read_safetensors
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.template.pipeline import TemplatePipeline
 from dsctl_core.training import make_cache, train

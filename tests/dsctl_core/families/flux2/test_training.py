@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from dsctl_core.cache.reader import CachedDataset
-from dsctl_core.checkpoint.files import read_safetensors
+from dsctl_core.commands.infer import infer
 from dsctl_core.errors import DsctlError
-from dsctl_core.inference import infer
+from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, InferOptions, TrainOptions
 from dsctl_core.progress import NoProgress
 from dsctl_core.training import make_cache, train

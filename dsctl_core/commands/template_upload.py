@@ -1,0 +1,63 @@
+"""`dsctl template upload`: a template on a hub, after proof that whoever gets it can use it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.commands.transfer import upload_files
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.safetensors import PICKLE_SUFFIXES, safetensors_header
+from dsctl_core.hub.settings import download_source, model_base_path
+from dsctl_core.hub.upload import files_to_upload
+from dsctl_core.options.template import WEIGHTS as SAFETENSORS
+from dsctl_core.options.template_tools import TemplateUploadOptions
+from dsctl_core.progress import Transfers
+from dsctl_core.template.card import CARD, REQUIRED, infer_line
+from dsctl_core.template.check import input_names
+from dsctl_core.template.model import Template, load_template
+from dsctl_core.template.pack import EXAMPLE
+from dsctl_core.template.source import folder_of
+from dsctl_core.template.trust import Trust
+
+PACK = "write the folder with `dsctl template pack`"
+
+
+def upload(options: TemplateUploadOptions, progress: Transfers | None = None) -> dict[str, Any]:
+    """Check and upload a packed template; return what was done, and the commands with which somebody else tries it."""
+    folder = folder_of(ModelConfig(path=options.path))
+    files = files_to_upload(folder)
+    for name, file in files:
+        if file.suffix.lower() in PICKLE_SUFFIXES:
+            raise DsctlError(
+                f"{file} is a pickle, which can run code when it is opened",
+                hint=f"save {name} as safetensors, or move it out of the folder",
+            )
+    if not any(name == CARD for name, _ in files):
+        raise DsctlError(f"{folder} has no {CARD}, which tells others what it is", hint=PACK)
+    template = load_template(ModelConfig(path=folder), Trust(options.trust_template))
+    weights = template.contract.weights
+    if not weights:
+        raise DsctlError(f"{folder} has no weights of its own: it would start at random", hint=PACK)
+    for file in weights:
+        if file.suffix != SAFETENSORS:
+            raise DsctlError(f"{file} is no .safetensors file", hint=PACK)
+        if file.resolve() not in {each.resolve() for _, each in files}:
+            raise DsctlError(f"{file} is hidden, and what is hidden is not uploaded", hint="give it another name")
+    facts = upload_files(options, files, progress)
+    return {**facts, "try_it": _to_try(options, template)}
+
+
+def _to_try(options: TemplateUploadOptions, template: Template) -> list[str]:
+    """Return the command that gets the template, and the one that draws with it."""
+    at = "" if options.revision is None else f"@{options.revision}"
+    get = ["dsctl", "download", f"{options.repo}{at}", "--source", download_source(options.target)]
+    place = model_base_path() / f"{options.repo}{at.replace('/', '--')}"
+    about = safetensors_header(template.contract.weights[0])[0].get("__metadata__", {})
+    try:
+        example = json.loads(about[EXAMPLE])
+    except (KeyError, ValueError):
+        example = {name: "..." for name, default in input_names(template).items() if default == REQUIRED}
+    return [shlex.join(get), infer_line(about.get("base_model"), str(place), example)]

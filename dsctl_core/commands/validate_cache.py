@@ -1,0 +1,127 @@
+"""A cache looked at as a whole: its problems, its numbers, and a page with pictures decoded from its latents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.cache.verify import Problem, find_problems
+from dsctl_core.data.summary import readable_bytes
+from dsctl_core.errors import DsctlError
+from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.files.atomic import write_text
+from dsctl_core.report.html import document, facts, picture
+
+PICTURES = 12  # in a page, from all over the cache
+LATENTS = "shared.input_latents"
+SIDE = 160  # of a picture in the page, in pixels
+
+
+@dataclass(frozen=True)
+class CacheValidation:
+    """What there is to say about a cache."""
+
+    rows: int
+    problems: tuple[Problem, ...]
+    summary: dict[str, Any]
+
+    @property
+    def clean(self) -> bool:
+        """Whether it can be trained from."""
+        return all(problem.harmless for problem in self.problems)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it in the form in which `dsctl dataset validate --json` tells of a dataset."""
+        problems = [
+            {"row": each.row, "file": str(each.file), "kind": each.kind, "message": each.message, "hint": each.hint}
+            for each in self.problems
+        ]
+        return {"rows": self.rows, "problems": problems, "summary": self.summary}
+
+    def lines(self) -> list[str]:
+        """Return it as lines of text."""
+        found = [f"{problem.kind}: {problem.message}" for problem in self.problems] or ["no problem found"]
+        return [*(f"{name.replace('_', ' ')}: {value}" for name, value in self.summary.items()), *found]
+
+
+def validate_cache(cache: Path, report: Path | None = None, model: str | None = None) -> CacheValidation:
+    """Look at every byte of the cache in the folder `cache`.
+
+    `report` is a page to write; with the `model` that the cache was made with (of which only the VAE is needed) it
+    shows pictures that a sample of the latents decode to.
+    """
+    problems = tuple(find_problems(cache))
+    try:
+        dataset = CachedDataset(cache)
+    except DsctlError:
+        unread = CacheValidation(0, problems, {})
+        if report is not None:
+            write_text(report, page(cache, unread, None, []))
+        return unread
+    manifest, recipe = dataset.manifest, dataset.manifest.recipe
+    summary = {
+        "family": recipe.family,
+        "task": recipe.task,
+        "dtype": recipe.dtype,
+        **manifest.counts,
+        "bytes": manifest.bytes["shards"],
+    }
+    found = CacheValidation(len(dataset.entries), problems, summary)
+    if report is not None:
+        pictures = decoded(dataset, resolve_model(model)) if model is not None and found.clean else []
+        write_text(report, page(cache, found, dataset if found.clean else None, pictures))
+    return found
+
+
+def decoded(dataset: CachedDataset, resolved: ResolvedModel) -> list[tuple[int, Image.Image]]:
+    """Return (row, picture) of entries from all over the cache."""
+    pipe = resolved.load_pipeline(torch_dtype=torch.float32, only=["vae"])
+    step = max(1, -(-len(dataset.entries) // PICTURES))
+    pictures = []
+    for entry in dataset.entries[::step]:
+        latents = dataset.sample(entry).get(LATENTS)
+        if latents is not None:
+            with torch.no_grad():
+                pictures.append((entry.row, pipe.decode_latents(latents)[0]))
+    return pictures
+
+
+def page(
+    cache: Path, found: CacheValidation, dataset: CachedDataset | None, pictures: list[tuple[int, Image.Image]]
+) -> str:
+    """Return a self-contained page about a cache."""
+    summary = {**found.summary, **({"bytes": readable_bytes(found.summary["bytes"])} if found.summary else {})}
+    rows = [(name.replace("_", " "), str(value)) for name, value in summary.items()]
+    sizes = [("latents", _sizes(dataset))] if dataset is not None else []
+    shown = "".join(
+        f"<figure>{picture(each, SIDE, f'row {row + 1}')}<figcaption>row {row + 1}</figcaption></figure>"
+        for row, each in pictures
+    )
+    parts = [facts([*rows, *sizes]), "<h2>Problems</h2>", _problems(found), "<h2>What the latents decode to</h2>"]
+    parts.append(f'<div class="pictures">{shown}</div>' if shown else f"<p>{_why_none(found)}</p>")
+    return document(f"Cache {cache}", parts)
+
+
+def _problems(found: CacheValidation) -> str:
+    rows = []
+    for each in found.problems:
+        level = "soft" if each.harmless else "error"
+        hint = f'<div class="hint">{escape(each.hint)}</div>' if each.hint else ""
+        rows.append(f'<tr><td class="{level}">{escape(each.kind)}</td><td>{escape(each.message)}{hint}</td></tr>')
+    return f'<table class="wide">{"".join(rows)}</table>' if rows else "<p>None.</p>"
+
+
+def _why_none(found: CacheValidation) -> str:
+    return "Name the model to see pictures." if found.clean else "Nothing, as long as there are problems."
+
+
+def _sizes(dataset: CachedDataset) -> str:
+    shapes = Counter(tuple(dataset.sample(entry)[LATENTS].shape[1:]) for entry in dataset.entries)
+    return ", ".join(f"{count} of {'x'.join(map(str, shape))}" for shape, count in shapes.most_common())

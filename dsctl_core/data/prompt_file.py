@@ -1,0 +1,27 @@
+"""Read prompts from text files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsctl_core.errors import DsctlError
+
+
+def prompt_lines(file: Path, flag: str) -> list[str]:
+    """Return the prompts in the file given with `flag`: one a line, empty lines left out."""
+    prompts = [line.strip() for line in text_lines(file, flag) if line.strip()]
+    if not prompts:
+        raise DsctlError(f"{flag} {file} has no prompt in it", hint="write one prompt a line")
+    return prompts
+
+
+def text_lines(file: Path, flag: str) -> list[str]:
+    """Return the lines of the UTF-8 file given with `flag`."""
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DsctlError(
+            f"{flag} {file} cannot be read: {error.strerror}", hint="give a text file with a prompt a line"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DsctlError(f"{flag} {file} is not UTF-8 text: {error}", hint="save it as UTF-8") from error

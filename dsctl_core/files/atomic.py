@@ -1,0 +1,89 @@
+"""Files that are whole or absent: atomic writes, and safetensors that are checked before they are trusted."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.errors import DsctlError
+
+if TYPE_CHECKING:
+    pass
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; move it there when the block succeeds, remove it when it fails.
+
+    The data reaches the disk (fsync) before the rename, so that after a crash `path` is the old file or the new one.
+    A full disk or a missing permission is a DsctlError that names `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable, where the system has a way to."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_error(path: Path, error: OSError) -> DsctlError:
+    """Say in one line why `path` could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DsctlError(f"{path} could not be written: no space left", hint="free some disk space, then run it again")
+    reason = error.strerror or str(error)
+    return DsctlError(f"{path} could not be written: {reason}", hint="give a path that this user can write to")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make `folder` and prove that files can be written there, before anything long starts."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{uuid.uuid4().hex[:8]}"
+        try:
+            probe.write_bytes(b"dsctl")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def unclaim(made: list[Path]) -> None:
+    """Remove the folders that `claim` made, as far as they are empty: a run that never began leaves nothing."""
+    for path in made:
+        if not path.is_dir() or any(path.iterdir()):
+            return
+        path.rmdir()

@@ -1,0 +1,39 @@
+"""Write pictures to PNG files, alone or as a grid."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.files.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GRID_GAP = 4  # pixels of white between the pictures of a grid
+
+
+def write_png(file: Path, picture: Image, about: dict[str, Any]) -> None:
+    """Write `picture` atomically, with `about` as JSON in the tEXt chunk "parameters"."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", json.dumps(about))
+    with atomic_path(file) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=info)
+
+
+def grid(pictures: Sequence[Image], columns: int) -> Image:
+    """Return pictures of one size as one, row by row, on white."""
+    from PIL import Image
+
+    width, height = pictures[0].width + GRID_GAP, pictures[0].height + GRID_GAP
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * width - GRID_GAP, rows * height - GRID_GAP), "white")
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        sheet.paste(picture, (column * width, row * height))
+    return sheet

@@ -1,0 +1,109 @@
+"""PicturePipeline: from a prompt to latents to pictures, and from dataset rows to inputs, for families of pictures.
+
+Legend: latents are (B, c, h, w) float32 in the family's `latent_space`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.media.latent_space import LatentSpace
+from dsctl_core.pipeline import BasePipeline, ProgressBar
+from dsctl_core.units import Inputs
+
+
+class PicturePipeline(BasePipeline):
+    """A pipeline over the latents of a VAE; a family sets `latent_space` beside what BasePipeline asks for."""
+
+    latent_space: ClassVar[LatentSpace]
+
+    def generate(
+        self,
+        *,
+        prompt: str | list[str],
+        negative_prompt: str | list[str],
+        num_inference_steps: int,
+        denoising_strength: float,
+        progress_bar_cmd: ProgressBar,
+        shared: Inputs,
+    ) -> Tensor:
+        """Return the clean latents, (B, c, h, w), of what a family's `__call__` decodes."""
+        tokens = self.image_tokens(shared["height"], shared["width"])
+        self.scheduler.set_timesteps(num_inference_steps, denoising_strength, dynamic_shift_len=tokens)
+        posi: Inputs = {"prompt": prompt}
+        nega: Inputs = {"negative_prompt": for_each_prompt("negative prompt", negative_prompt, prompt)}
+        shared, posi, nega = self.run_units(shared, posi, nega)
+        return self.denoise(shared, posi, nega, cfg_scale=shared["cfg_scale"], progress_bar_cmd=progress_bar_cmd)
+
+    def encode_pictures(
+        self, pictures: Sequence[Image.Image], tiled: bool, tile_size: int | None, tile_stride: int | None
+    ) -> Tensor:
+        """Return the latents of pictures of one size; None for a size of tiles is the VAE's own."""
+        self.load_models_to_device(("vae",))
+        pixels = torch.cat([self.preprocess_image(picture) for picture in pictures]).to(self.device)
+        return self.latent_space.encode(self.component("vae"), pixels, tiled, *self._tiles(tile_size, tile_stride))
+
+    def decode_latents(
+        self, latents: Tensor, tiled: bool = False, tile_size: int | None = None, tile_stride: int | None = None
+    ) -> list[Image.Image]:
+        """Return the pictures of clean latents."""
+        self.load_models_to_device(("vae",))
+        placed, sizes = latents.to(self.device, torch.float32), self._tiles(tile_size, tile_stride)
+        return self.vae_output_to_image(self.latent_space.decode(self.component("vae"), placed, tiled, *sizes))
+
+    def _tiles(self, size: int | None, stride: int | None) -> tuple[int, int]:
+        own = (self.latent_space.tile_size, self.latent_space.tile_stride)
+        return own[0] if size is None else size, own[1] if stride is None else stride
+
+
+def for_each_prompt(what: str, value: Any, prompt: str | list[str]) -> Any:
+    """Repeat `value` for every prompt of a list; a list of values must be as long as that of the prompts."""
+    count = len(prompt) if isinstance(prompt, list) else 1
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise UsageError(f"{len(value)} {what}s for {count} prompts", hint="give one, or one for each prompt")
+    return value
+
+
+def picture_inputs(rows: Sequence[Inputs]) -> tuple[Inputs, Inputs, Inputs]:
+    """Return the (shared, posi, nega) inputs of a training batch that every family of pictures takes.
+
+    A row has `image` (a picture; all of one size), `prompt`, and may have `seed`, its sample's own.
+    """
+    images = [from_row(row, "image") for row in rows]
+    for image in images[1:]:
+        if image.size != images[0].size:
+            raise DsctlError(
+                f"one batch has pictures of {_size(images[0])} and of {_size(image)}",
+                hint="give a fixed --height and --width, or a batch size of 1",
+            )
+    shared: Inputs = {
+        "input_image": images,
+        "height": images[0].height,
+        "width": images[0].width,
+        "cfg_scale": 1,
+        "seed": [row.get("seed") for row in rows],
+        "rand_device": "cpu",
+    }
+    return shared, {"prompt": [from_row(row, "prompt") for row in rows]}, {"negative_prompt": ""}
+
+
+def from_row(row: Inputs, name: str) -> Any:
+    """Return what a row has in the column `name`; without it, raise a DsctlError that names the row."""
+    if row.get(name) is None:
+        also = "" if name in ("image", "prompt") else f", and {name}"
+        raise DsctlError(
+            f"row {row.get('_row', '?')} has no {name!r}", hint=f"the dataset needs image and prompt{also}"
+        )
+    return row[name]
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"

@@ -1,0 +1,276 @@
+"""Stage one: encode what is frozen, once for each distinct input, and keep it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsctl_core.cache.folder import Parts, clear_temporary_files, locked
+from dsctl_core.cache.manifest import Manifest, Recipe, read_manifest, write_manifest
+from dsctl_core.cache.shards import FOLDER, PARTS_IN_A_SHARD, Part, make_part, tensor_bytes, write_shard
+from dsctl_core.cache.verify import is_finite
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.problems import kind_of_problem
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import prepare_folder, unclaim, write_text
+from dsctl_core.pipeline import BasePipeline
+from dsctl_core.progress import Progress
+from dsctl_core.stages.batching import encode_batch, group, what_is_alike
+from dsctl_core.stages.plan_rows import Job, Plan, plan_rows, read_inputs
+from dsctl_core.stages.sample import Sample
+from dsctl_core.stages.split import Lane, Stages
+
+SKIPPED_FILE = "skipped.jsonl"
+READERS = 2  # threads that decode pictures ahead where no number is asked for
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What encodes: a pipeline without components, how its task divides, and how entries are made and told apart."""
+
+    shell: BasePipeline
+    stages: Stages
+    recipe: Recipe
+    load: Callable[[Sequence[str]], BasePipeline]  # returns a pipeline that has the components named
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """How stage one is done; nothing here changes what an entry is made of."""
+
+    batch_size: int = 1
+    readers: int = READERS
+    skip_bad: bool = False
+    prune: bool = False
+    process: int = 0
+    processes: int = 1
+    wait: Callable[[], None] = lambda: None  # until all processes are here
+    gather: Callable[[list[Any]], list[Any]] = lambda entries: entries  # of all processes
+
+
+@dataclass(frozen=True)
+class CacheResult:
+    """How stage one ended."""
+
+    manifest: Manifest
+    encoded: int  # parts; those that were there before are not among them
+    freed_bytes: int
+    seconds: float
+    is_main_process: bool = True  # of several processes one speaks for all
+
+
+def fill_cache(
+    cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: FirstStage, progress: Progress
+) -> CacheResult:
+    """Make the folder `cache` hold an entry for each row of `dataset`, encoding only what is not there yet.
+
+    A shard is written as soon as it is full, so that a run that is killed goes on from there.
+    """
+    folders = (cache / FOLDER, cache, *cache.parents)
+    made = [path for path in folders if not path.exists()] if how.process == 0 else []
+    prepare_folder(cache / FOLDER)
+    try:
+        return _filled(cache, dataset, encoder, how, progress)
+    except BaseException:
+        unclaim(made)
+        raise
+
+
+def _filled(cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: FirstStage, progress: Progress) -> CacheResult:
+    began = time.perf_counter()
+    with locked(cache) if how.process == 0 else nullcontext():
+        if how.process == 0:
+            clear_temporary_files(cache)
+        how.wait()
+        plan = plan_rows(dataset, encoder.shell, encoder.stages, encoder.recipe, progress)
+        _refuse_bad_rows(plan, dataset, how)
+        parts = Parts(cache, progress)
+        how.wait()
+        own = encode_missing(cache, dataset, encoder, how, plan, set(parts.places), progress)
+        told = how.gather([(own, dict(plan.bad))])
+        bad = {row: error for _, rows in told for row, error in rows.items()}
+        freed = 0
+        if how.process == 0:
+            parts.refresh()
+            _, freed = finish(cache, plan, bad, encoder.recipe, parts, how.prune)
+        how.wait()
+    seconds = time.perf_counter() - began
+    return CacheResult(read_manifest(cache), sum(n for n, _ in told), freed, seconds, how.process == 0)
+
+
+def encode_missing(
+    cache: Path,
+    dataset: UnifiedDataset,
+    encoder: Encoder,
+    how: FirstStage,
+    plan: Plan,
+    present: set[str],
+    progress: Progress,
+) -> int:
+    """Encode this process's share of the jobs that are not `present`, lane by lane; return how many that were.
+
+    Jobs go into shards by their place in the whole list, so an interrupted run is continued with the same shards that
+    it would have written, and processes need not talk to share the work.
+    """
+    dtype = getattr(torch, encoder.recipe.dtype)
+    pictures = Lane((), frozenset(), frozenset())
+    work = []
+    for number, lane in enumerate([*encoder.stages.lanes, pictures]):
+        jobs = list(plan.jobs[number].values())
+        shards = [jobs[start : start + PARTS_IN_A_SHARD] for start in range(0, len(jobs), PARTS_IN_A_SHARD)]
+        mine = shards[how.process :: how.processes]
+        missing = [[job for job in shard if job.key not in present] for shard in mine]
+        work.append((lane, [shard for shard in missing if shard]))
+    total = sum(len(shard) for _, shards in work for shard in shards)
+    if not total:
+        return 0
+    progress.start("Encoding", total)
+    began, done = time.perf_counter(), 0
+    for lane, shards in work:
+        if not shards:
+            continue
+        pipe = encoder.load(lane.components)
+        for batches in read_ahead(dataset, pipe, lane, encoder.recipe, shards, how, plan):
+            parts: dict[str, Part] = {}
+            for jobs, samples in batches:
+                for job, made in zip(jobs, encode_each(pipe, lane, samples), strict=True):
+                    try:
+                        values = _required(made, dataset, job)
+                        _require_finite(values, dataset, job)
+                    except DsctlError as error:
+                        _stop_or_skip(plan, job, error, how)
+                        continue
+                    parts[job.key] = make_part(values, dtype)
+                done += len(jobs)
+                progress.advance(len(jobs), samples_per_second=done / (time.perf_counter() - began))
+            if parts:
+                write_shard(cache, parts)
+        del pipe
+    progress.finish()
+    return done
+
+
+def encode_each(pipe: BasePipeline, lane: Lane, samples: list[Sample]) -> list[Sample | DsctlError]:
+    """Run a lane on its inputs, of one batch; where that fails one by one, to find which of them it is."""
+    try:
+        return [*encode_batch(pipe, lane, samples)]
+    except DsctlError as error:
+        if len(samples) == 1:
+            return [error]
+        return [made for sample in samples for made in encode_each(pipe, lane, [sample])]
+
+
+def _required(made: Sample | DsctlError, dataset: UnifiedDataset, job: Job) -> Sample:
+    if isinstance(made, DsctlError):
+        raise DsctlError(f"{dataset.place(job.row)}: {made.problem}", hint=made.hint) from made
+    return made
+
+
+Batches = Iterator[tuple[list[Job], list[Sample]]]
+
+
+def read_ahead(
+    dataset: UnifiedDataset,
+    pipe: BasePipeline,
+    lane: Lane,
+    recipe: Recipe,
+    shards: list[list[Job]],
+    how: FirstStage,
+    plan: Plan,
+) -> Iterator[Batches]:
+    """Yield each shard's batches of jobs with their inputs, decoded by threads while earlier ones are encoded."""
+
+    def alike(job: Job) -> str:
+        return what_is_alike(pipe, lane, job.sample)
+
+    # One by one: to say what is alike, a unit may have to tokenize a prompt.
+    batches = ((number, batch) for number, shard in enumerate(shards) for batch in group(shard, how.batch_size, alike))
+    ahead = 2 + 2 * how.readers // how.batch_size
+    waiting: list[tuple[int, list[Job], list[Future[Sample]]]] = []
+    with ThreadPoolExecutor(how.readers) as pool:
+
+        def fill() -> None:
+            for number, batch in islice(batches, ahead - len(waiting)):
+                reads = [pool.submit(read_inputs, dataset, pipe, recipe, job) for job in batch]
+                waiting.append((number, batch, reads))
+
+        def of_shard(number: int) -> Batches:
+            fill()
+            while waiting and waiting[0][0] == number:
+                _, batch, reads = waiting.pop(0)
+                fill()
+                jobs, samples = [], []
+                for job, read in zip(batch, reads, strict=True):
+                    try:
+                        samples.append(read.result())
+                        jobs.append(job)
+                    except DsctlError as error:
+                        _stop_or_skip(plan, job, error, how)
+                if jobs:
+                    yield jobs, samples
+
+        try:
+            for number in range(len(shards)):
+                yield of_shard(number)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _require_finite(values: Sample, dataset: UnifiedDataset, job: Job) -> None:
+    for name, value in values.items():
+        if not is_finite(value):
+            raise DsctlError(
+                f"{dataset.place(job.row)}: its {name.partition('.')[2]} is not finite",
+                hint="check that row's picture and prompt; with float16, use another --mixed-precision",
+            )
+
+
+def _stop_or_skip(plan: Plan, job: Job, error: DsctlError, how: FirstStage) -> None:
+    if not how.skip_bad:
+        raise DsctlError(error.problem, hint=f"{error.hint}; or go on without it: --on-bad-sample skip") from error
+    for entry in plan.entries:
+        if job.key in entry.parts:
+            plan.drop(entry.row, error)
+
+
+def _refuse_bad_rows(plan: Plan, dataset: UnifiedDataset, how: FirstStage) -> None:
+    if how.skip_bad or not plan.bad:
+        return
+    row, first = next(iter(sorted(plan.bad.items())))
+    more = f" (and {len(plan.bad) - 1} more rows)" if len(plan.bad) > 1 else ""
+    problem = first.problem if str(dataset.metadata.path) in first.problem else f"{dataset.place(row)}: {first.problem}"
+    raise DsctlError(f"{problem}{more}", hint=f"{first.hint}; or go on without: --on-bad-sample skip") from first
+
+
+def finish(
+    cache: Path, plan: Plan, bad: dict[int, DsctlError], recipe: Recipe, parts: Parts, prune: bool
+) -> tuple[Manifest, int]:
+    """Write manifest and index for what is there now; with `prune`, first remove what no entry uses."""
+    entries = [entry for entry in plan.entries if entry.row not in bad]
+    skipped = [
+        {"row": row, "problem": error.problem, "hint": error.hint, "kind": kind_of_problem(error)}
+        for row, error in sorted(bad.items(), key=lambda item: item[0])
+    ]
+    if skipped:
+        write_text(cache / SKIPPED_FILE, "".join(f"{json.dumps(each)}\n" for each in skipped))
+    else:
+        (cache / SKIPPED_FILE).unlink(missing_ok=True)
+    if not entries:
+        raise DsctlError("no row of the dataset could be used", hint=f"see {cache / SKIPPED_FILE}")
+    used = {key for entry in entries for key in entry.parts}
+    freed = parts.prune(used) if prune else 0
+    names = {key: parts.places[key].name for key in used}
+    files = {name: cache / FOLDER / name for name in sorted(set(names.values()))}
+    sizes = {name: tensor_bytes(path) for name, path in files.items()}
+    total = sum(sizes[name].get(key, 0) for key, name in names.items())  # a part can be without tensors
+    shards = {name: path.stat().st_size for name, path in files.items()}
+    return write_manifest(cache, recipe, entries, names, shards, total, skipped), freed

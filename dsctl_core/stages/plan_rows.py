@@ -1,0 +1,209 @@
+"""Rows of a dataset before anything is decoded: which entries they make, and what has to be encoded for them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dsctl_core.cache.codec import encode, is_plain
+from dsctl_core.cache.fingerprint import digest_file
+from dsctl_core.cache.manifest import Entry, Recipe
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.dataset import TEXT_COLUMNS
+from dsctl_core.data.operators import require_file
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.digest import digest, digest_files
+from dsctl_core.losses import find_loss
+from dsctl_core.pipeline import BasePipeline
+from dsctl_core.progress import Progress
+from dsctl_core.stages.sample import SIDES, Sample, pick
+from dsctl_core.stages.split import Lane, Stages, run
+
+LONGEST_PATH = 1000  # characters
+RAW = "as it is"  # the lane of what the second stage reads from the dataset itself, such as a picture
+
+
+class Unread(Image.Image):
+    """A picture of which only the size and the file's hash are known: units are planned with it, never run."""
+
+    def __init__(self, size: tuple[int, int], content: str) -> None:
+        super().__init__()
+        self._pixels, self.content = size, content
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), from the file's header."""
+        return self._pixels
+
+
+@dataclass
+class Job:
+    """One input of one lane, to be encoded once for all rows that have it."""
+
+    key: str
+    row: int
+    sample: Sample  # the inputs; pictures in it may be unread
+
+
+@dataclass
+class Plan:
+    """What a dataset makes: its entries, the jobs of each lane, and the rows that cannot be used."""
+
+    entries: list[Entry] = field(default_factory=list)
+    jobs: dict[int, dict[str, Job]] = field(default_factory=dict)  # number of the lane -> key -> job
+    bad: dict[int, DsctlError] = field(default_factory=dict)
+
+    def drop(self, row: int, error: DsctlError) -> None:
+        """Note that a row cannot be used."""
+        self.bad.setdefault(row, error)
+
+
+def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recipe: Recipe, progress: Progress) -> Plan:
+    """Work out the entries of `dataset` from its table, the bytes of its files and the headers of its pictures.
+
+    `pipe` needs no components. A row that is wrong goes into `bad`, with the error.
+    """
+    plan = Plan(jobs={number: {} for number in range(len(stages.lanes) + 1)})
+    files = {row: _files_of(dataset, row, plan) for row in dataset.numbers}
+    contents = digest_files(path for found in files.values() for path in found.values())
+    checks = stages.checks
+    about = {"dtype": recipe.dtype, "family": recipe.family}
+    progress.start("Looking at the dataset", len(files))
+    for row, found in files.items():
+        if row not in plan.bad:
+            try:
+                entry_of(
+                    row, _unread_row(dataset, row, found, contents, recipe), pipe, stages, checks, about, recipe, plan
+                )
+            except DsctlError as error:
+                plan.drop(row, error)
+        progress.advance()
+    progress.finish()
+    return plan
+
+
+def entry_of(
+    row: int,
+    values: dict[str, Any],
+    pipe: BasePipeline,
+    stages: Stages,
+    checks: Sequence[Any],
+    about: dict[str, Any],
+    recipe: Recipe,
+    plan: Plan,
+) -> None:
+    """Add the entry of one row to `plan`, and its jobs where no row before it has the same."""
+    sides = find_loss(recipe.task).inputs_from_row(pipe, values, recipe.extra_inputs)
+    run(checks, pipe, sides)
+    raw = pick(sides, stages.raw)
+    kept = {name: encode(value, []) for name, value in raw.items() if is_plain(value)}
+    parts = []
+    for number, lane in enumerate(stages.lanes):
+        parts.append(_add_job(plan, number, _described(lane, recipe), about, row, pick(sides, lane.reads)))
+    pictures = {name: value for name, value in raw.items() if not is_plain(value)}
+    if pictures:
+        parts.append(_add_job(plan, len(stages.lanes), {"lane": RAW}, about, row, pictures))
+    plan.entries.append(Entry(row, digest([kept, *parts]), kept, tuple(parts)))
+
+
+def _described(lane: Lane, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "units": [[type(unit).__name__, unit.version] for unit in lane.units],
+        "keeps": sorted(lane.keeps),
+        "components": {name: recipe.components[name] for name in lane.components},
+    }
+
+
+def _add_job(plan: Plan, lane: int, what: dict[str, Any], about: dict[str, Any], row: int, sample: Sample) -> str:
+    key = digest([what, about, {name: fingerprint(value) for name, value in sample.items()}])
+    plan.jobs[lane].setdefault(key, Job(key, row, sample))
+    return key
+
+
+def fingerprint(value: Any) -> Any:
+    """Return a JSON value that is another for every other `value`; of an unread picture, by its file."""
+    if isinstance(value, Unread):
+        return {"file": value.content, "size": list(value.size)}
+    if isinstance(value, Image.Image):
+        return {"picture": hashlib.sha256(value.tobytes()).hexdigest(), "mode": value.mode, "size": list(value.size)}
+    if isinstance(value, Tensor):
+        bytes_of = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return {"tensor": hashlib.sha256(bytes_of).hexdigest(), "dtype": str(value.dtype), "shape": list(value.shape)}
+    if isinstance(value, list | tuple):
+        return [fingerprint(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(name): _in_a_dict(entry) for name, entry in value.items()}
+    return encode(value, [])
+
+
+def _in_a_dict(value: Any) -> Any:
+    """Return `fingerprint`; of text that names a file with the file's contents: whoever reads it may open that."""
+    if isinstance(value, str) and len(value) < LONGEST_PATH and Path(value).is_file():
+        return {"path": value, "file": digest_file(Path(value))}
+    return fingerprint(value)
+
+
+def has_unread(value: Any) -> bool:
+    """Return whether there is an unread picture in `value`."""
+    if isinstance(value, list | tuple):
+        return any(has_unread(entry) for entry in value)
+    if isinstance(value, dict):
+        return any(has_unread(entry) for entry in value.values())
+    return isinstance(value, Unread)
+
+
+def read_inputs(dataset: UnifiedDataset, pipe: BasePipeline, recipe: Recipe, job: Job) -> Sample:
+    """Return the inputs of a job with its pictures decoded."""
+    if not has_unread(job.sample):
+        return job.sample
+    sides = find_loss(recipe.task).inputs_from_row(pipe, dataset.row(job.row), recipe.extra_inputs)
+    found = dict(zip(SIDES, sides, strict=True))
+    return {name: found[name.partition(".")[0]][name.partition(".")[2]] for name in job.sample}
+
+
+def _files_of(dataset: UnifiedDataset, row: int, plan: Plan) -> dict[tuple[str, int], Path]:
+    """Return the files that a row names, by column and place in its cell."""
+    found: dict[tuple[str, int], Path] = {}
+    for key in dataset.data_file_keys:
+        try:
+            for place, path in enumerate(dataset.files(row, key)):
+                with dataset.placed(row, key):
+                    require_file(path)
+                found[key, place] = path
+        except DsctlError as error:
+            plan.drop(row, error)
+            return {}
+    return found
+
+
+def _unread_row(
+    dataset: UnifiedDataset,
+    row: int,
+    files: dict[tuple[str, int], Path],
+    contents: dict[Path, str],
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Return a row as the dataset would give it, its pictures unread."""
+    values = {**dataset.metadata.rows[row], "_row": row}
+    for key in TEXT_COLUMNS:
+        with dataset.placed(row, key):
+            values[key] = dataset.captions.choose(values.get(key), 0)
+    for key in dataset.data_file_keys:
+        sizes = dataset.preview(row, key)
+        several = isinstance(sizes, list)
+        made = [
+            Unread(size, digest([contents[files[key, place]], recipe.processing]))
+            for place, size in enumerate(sizes if several else [sizes])
+            if isinstance(size, tuple)
+        ]
+        if not made:  # an operator that cannot tell without doing it
+            return dataset.row(row)
+        values[key] = made if several else made[0]
+    return values

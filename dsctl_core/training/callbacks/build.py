@@ -1,0 +1,101 @@
+"""What a run shows of itself, from the options to the hooks of the loop: trackers, validation and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.errors import DsctlError
+from dsctl_core.options import TrainOptions
+from dsctl_core.progress import Progress
+from dsctl_core.training.callbacks.base import TrainingHook
+from dsctl_core.training.callbacks.sample_pipeline import prepare_easel
+from dsctl_core.training.callbacks.sample_prompts import SamplePrompt, captions_of, sample_prompts
+from dsctl_core.training.callbacks.samples import Samples
+from dsctl_core.training.callbacks.trackers import Trackers
+from dsctl_core.training.callbacks.validation import Validation, hold_out
+from dsctl_core.training.model.module import float_dtype
+from dsctl_core.training.plan.caching import Altered, altered_by, shell_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dsctl_core.families.resolve import ResolvedModel
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """What is to be shown of one run; made, and so checked, before anything is loaded."""
+
+    options: TrainOptions
+    resolved: ResolvedModel
+    prompts: list[SamplePrompt]
+
+    def hold_out(self, dataset: Any) -> tuple[Any, Any]:
+        """Return what to train on, and what to validate with: None without --validation-split."""
+        share = self.options.validation_split
+        return (dataset, None) if share is None else hold_out(dataset, share)
+
+    def hooks(
+        self,
+        accelerator: Accelerator,
+        dataset: Any,
+        held_out: Any,
+        loaded: tuple[str, ...] | None,
+        config: dict[str, Any],
+        on_bad_sample: Callable[[DsctlError], None] | None,
+        progress: Progress,
+    ) -> list[TrainingHook]:
+        """Return the hooks; for samples, the prompts are read with what training will not have of the model.
+
+        `loaded` are the components that it will have (None: all), `config` is what the trackers are told of the run.
+        """
+        options = self.options
+        trackers = Trackers([each.name for each in options.track], options.track_project, config)
+        hooks: list[TrainingHook] = [trackers]
+        if held_out is not None:
+            every = options.validation_every or options.save_steps
+            hooks.append(Validation(held_out, every, options.batch_size, trackers, on_bad_sample))
+        if options.sample_every is not None:
+            progress.note("Reading the prompts of the samples")
+            dtype = float_dtype(accelerator.mixed_precision)
+            shell = shell_of(self.resolved, dtype, accelerator.device)
+            easel = prepare_easel(self.resolved, shell, self.prompts, loaded, _altered(options, dataset))
+            hooks.append(Samples(easel, self.prompts, options.sample_every, trackers))
+        return hooks
+
+
+def plan_seeing(options: TrainOptions, resolved: ResolvedModel, source: Any) -> Seeing:
+    """Work out what is to be shown of a run on `source`, a dataset or a cache."""
+    seeing = Seeing(options, resolved, [])
+    training, held_out = seeing.hold_out(source)
+    if options.sample_every is None:
+        return seeing
+    columns = () if resolved.extension is None else resolved.extension.columns
+    captions = captions_of(training if held_out is None else held_out, columns)
+    prompts = sample_prompts(options, resolved.defaults, _trained_size(options, source), captions, columns)
+    shell = shell_of(resolved, float_dtype("no"), "cpu")
+    for prompt in prompts:
+        shell.check_size(prompt.height, prompt.width)
+    return Seeing(options, resolved, prompts)
+
+
+def _trained_size(options: TrainOptions, source: Any) -> tuple[int, int] | None:
+    """Return the (height, width) that every picture is trained at, if there is one."""
+    height, width = options.height, options.width
+    if isinstance(source, CachedDataset):
+        processing = source.manifest.recipe.processing
+        height, width = processing["height"], processing["width"]
+    return None if height is None or width is None else (height, width)
+
+
+def _altered(options: TrainOptions, dataset: Any) -> Altered:
+    """Return what was done to the components that read prompts: of a cache, what was done when it was made."""
+    if not isinstance(dataset, CachedDataset):
+        return altered_by(options)
+    model = dataset.manifest.recipe.model
+    lora = model["preset_lora_path"]
+    return Altered(tuple(model["fp8_models"]), Path(lora) if lora else None, model["preset_lora_model"])

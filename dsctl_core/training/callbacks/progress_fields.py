@@ -1,0 +1,36 @@
+"""What the progress of training says beside the count: averages, so that it can be read at a glance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsctl_core.data.summary import readable_bytes
+
+if TYPE_CHECKING:
+    from dsctl_core.training.output.logger import StepRecord
+
+DECAY = 0.98  # of the averages that are shown; the file has every step as it was
+
+
+class StepFields:
+    """Keeps moving averages of the loss and of the speed."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.loss = self.pace = 0.0
+
+    def __call__(self, record: StepRecord) -> dict[str, float | str]:
+        """Return what is to be shown after a step.
+
+        The first steps count alike, as if an average over all of them, so that the start is not over-weighted.
+        """
+        self.steps += 1
+        weight = max(1 - DECAY, 1 / self.steps)
+        self.loss += weight * (record.loss - self.loss)
+        self.pace += weight * (record.samples_per_second - self.pace)
+        return {
+            "loss": self.loss,
+            "lr": record.lr,
+            "samples/s": self.pace,
+            "peak memory": readable_bytes(record.peak_memory_bytes),
+        }

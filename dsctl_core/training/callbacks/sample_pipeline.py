@@ -1,0 +1,189 @@
+"""Drawing with the model in training: the pipeline of inference, around the very modules that are being trained.
+
+What reads prompts is not needed for training from a cache, and large. It is loaded before the rest, reads the prompts
+once, and is gone when training begins: what it said is kept in main memory. What decodes pictures is small; it waits
+in main memory too, and is on the device only while a picture is drawn.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dsctl_core.files.digest import digest
+from dsctl_core.stages.plan_rows import fingerprint
+from dsctl_core.stages.sample import pick, unpick
+from dsctl_core.stages.split import read_by
+from dsctl_core.training.callbacks.sample_prompts import SamplePrompt
+from dsctl_core.units import Inputs, PipelineUnit, UnitRunner
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dsctl_core.families.resolve import ResolvedModel
+    from dsctl_core.pipeline import BasePipeline
+    from dsctl_core.training.plan.caching import Altered
+
+CPU = torch.device("cpu")
+
+
+class Remembered(UnitRunner):
+    """Runs the units named in `units` only once for the same inputs: what they wrote is kept, in main memory."""
+
+    def __init__(self, units: Iterable[str]) -> None:
+        self.units = set(units)
+        self.known: dict[str, dict[str, Any]] = {}
+
+    def __call__(
+        self, unit: PipelineUnit, pipe: BasePipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
+    ) -> tuple[Inputs, Inputs, Inputs]:
+        """Run `unit`, or put in what it wrote when it was run with the same inputs."""
+        name, sides = type(unit).__name__, (inputs_shared, inputs_posi, inputs_nega)
+        if name not in self.units:
+            return super().__call__(unit, pipe, *sides)
+        key = digest([name, {each: fingerprint(value) for each, value in pick(sides, read_by(unit)).items()}])
+        if key not in self.known:
+            written = super().__call__(unit, pipe, *sides)
+            self.known[key] = _moved(pick(written, unit.output_params), CPU)
+        shared, posi, nega = unpick(_moved(self.known[key], pipe.device))
+        return {**inputs_shared, **shared}, {**inputs_posi, **posi}, {**inputs_nega, **nega}
+
+
+def _moved(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+
+
+class GivenColumns(PipelineUnit):
+    """Hands the units of extensions what a sample has for them, as a batch of one."""
+
+    def __init__(self, columns: Iterable[str]) -> None:
+        self.output_params = tuple(columns)
+        self.values: Mapping[str, Any] = {}
+        super().__init__()
+
+    def process(self, pipe: BasePipeline) -> Inputs:
+        """Return the columns that the sample has."""
+        return {name: [value] for name, value in self.values.items()}
+
+    @classmethod
+    def first_in(cls, pipe: BasePipeline) -> GivenColumns:
+        """Return the unit, which is now the first of `pipe`."""
+        given = cls(name for extension in pipe.extensions for name in extension.columns)
+        pipe.units = [given, *pipe.units]
+        return given
+
+
+class Easel:
+    """Draws with a model in training: `models` and `tokenizer` are what training has not loaded."""
+
+    def __init__(self, runner: UnitRunner, models: dict[str, nn.Module], tokenizer: Any) -> None:
+        self.runner, self.models, self.tokenizer = runner, models, tokenizer
+        self.pipe: Any = None
+        self.given = GivenColumns(())
+
+    def draw(
+        self, trained: BasePipeline, prompt: SamplePrompt, autocast: Callable[[], AbstractContextManager[None]]
+    ) -> Image:
+        """Return the picture, predicted in the precision of training; `trained` keeps its schedule.
+
+        It is the same pipeline at every call.
+        """
+        if self.pipe is None:
+            self.pipe = self._around(trained, autocast)
+        self.given.values = prompt.columns
+        try:
+            return self.pipe(**prompt.inputs())
+        finally:
+            for model in self.models.values():
+                model.to(CPU)
+
+    def _around(self, trained: BasePipeline, autocast: Callable[[], AbstractContextManager[None]]) -> Any:
+        """Return a pipeline of the modules of `trained` and of those that are here, with a schedule of its own."""
+        pipe: Any = type(trained)(
+            {**self.models, **trained.components},
+            trained.tokenizer or self.tokenizer,
+            trained.scheduler.schedule,
+            torch_dtype=trained.torch_dtype,
+            device=trained.device,
+        )
+        model_fn = pipe.model_fn
+
+        @functools.wraps(model_fn)
+        def in_precision(*args: Any, **inputs: Any) -> Any:
+            with autocast():
+                return model_fn(*args, **inputs)
+
+        pipe.model_fn, pipe.unit_runner = in_precision, self.runner
+        for extension in trained.extensions:
+            units = tuple(_in_precision(unit, autocast) if unit.draws_each_step else unit for unit in extension.units)
+            pipe.extend(replace(extension, units=units), trained.component(extension.name))
+        self.given = GivenColumns.first_in(pipe)
+        return pipe
+
+
+def _in_precision(unit: PipelineUnit, autocast: Callable[[], AbstractContextManager[None]]) -> PipelineUnit:
+    """Return `unit` with the precision that training runs it in."""
+    own, process = copy.copy(unit), unit.process
+
+    def in_precision(*args: Any, **inputs: Any) -> Any:
+        with autocast():
+            return process(*args, **inputs)
+
+    own.process = in_precision
+    return own
+
+
+def prepare_easel(
+    resolved: ResolvedModel,
+    shell: BasePipeline,
+    prompts: Sequence[SamplePrompt],
+    loaded: Sequence[str] | None,
+    altered: Altered,
+) -> Easel:
+    """Read `prompts` with what training will not have, and keep what decodes pictures.
+
+    `shell` is the pipeline without components, `loaded` names those that training will have (None: all), and
+    `altered` says what was done to the others.
+    """
+    if loaded is None:
+        return Easel(UnitRunner(), {}, None)
+    readers = [unit for unit in shell.units if set(unit.onload_model_names) - set(loaded)]
+    named = [*(name for unit in readers for name in unit.onload_model_names), *shell.decoding_models]
+    absent = [name for name in dict.fromkeys(named) if name not in loaded]
+    runner = Remembered(type(unit).__name__ for unit in readers)
+    if not absent:
+        return Easel(runner, {}, None)
+    with torch.random.fork_rng([shell.device] if shell.device.type == "cuda" else []), torch.no_grad():
+        pipe: Any = resolved.load_pipeline(torch_dtype=shell.torch_dtype, device=shell.device, only=absent)
+        altered.apply(pipe)
+        pipe.unit_runner = runner
+        pipe.denoise = _stop
+        # What training will have is not here; its units run when a picture is drawn, with the weights of that moment.
+        pipe.units = [unit for unit in pipe.units if not _changing(unit) & set(loaded)]
+        given = GivenColumns.first_in(pipe)
+        for prompt in prompts:
+            given.values = prompt.columns
+            with suppress(_Read):
+                pipe(**prompt.inputs())
+    kept = {name: pipe.component(name).to(CPU) for name in absent if name in shell.decoding_models}
+    return Easel(runner, kept, pipe.tokenizer)
+
+
+def _changing(unit: PipelineUnit) -> set[str]:
+    """Return the components of which `unit` may use what is trained."""
+    return set(unit.onload_model_names) - set(unit.frozen_use)
+
+
+class _Read(Exception):
+    """Ends a call of a pipeline where its units have run and denoising would begin."""
+
+
+def _stop(*args: Any, **kwargs: Any) -> None:
+    raise _Read

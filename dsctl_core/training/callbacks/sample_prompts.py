@@ -1,0 +1,161 @@
+"""What the sample pictures of a run show: prompts from the options, a file or the dataset, with their settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.prompt_file import prompt_lines, text_lines
+from dsctl_core.errors import DsctlError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from dsctl_core.options import TrainOptions
+
+CAPTIONS = 4  # of the dataset, that are drawn where no prompt is given
+KINDS: dict[str, tuple[type, ...]] = {
+    "prompt": (str,),
+    "negative_prompt": (str,),
+    "seed": (int,),
+    "height": (int,),
+    "width": (int,),
+    "num_inference_steps": (int,),
+    "cfg_scale": (int, float),
+}
+LEAST = {"seed": 0, "height": 1, "width": 1, "num_inference_steps": 1, "cfg_scale": 0}
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """One picture to draw again and again: the same seed and settings every time. Height and width in pixels."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    height: int
+    width: int
+    num_inference_steps: int
+    cfg_scale: float
+    columns: Mapping[str, Any] = field(default_factory=dict)  # what extensions of the pipeline are given
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what a pipeline is called with."""
+        return {name: value for name, value in asdict(self).items() if name != "columns"}
+
+    def about(self) -> dict[str, Any]:
+        """Return all of it, as a picture's file says it."""
+        return {**self.inputs(), **self.columns}
+
+
+def sample_prompts(
+    options: TrainOptions,
+    defaults: Mapping[str, Any],
+    trained_size: tuple[int, int] | None,
+    captions: Sequence[Mapping[str, Any]],
+    columns: Sequence[str] = (),
+) -> list[SamplePrompt]:
+    """Return what `options` have drawn.
+
+    What they leave open is the model's own of `defaults`, but for the size: the (height, width) that is trained at,
+    where there is one. `captions` are what is drawn where no prompt is given, and `columns` those of extensions that
+    are trained: at least one sample must have something in them.
+    """
+    rows = _rows(options, captions, columns)
+    if columns and not any(row.get("columns") for row in rows):
+        raise UsageError(
+            f"no sample has {columns[0]}, so none would show what is trained",
+            hint=f'write lines such as {{"prompt": "a cat", "{columns[0]}": {{...}}}} to a .jsonl file, and name it '
+            "with --sample-prompts-file",
+        )
+    height, width = options.sample_height, options.sample_width
+    if height is None or width is None:
+        height, width = trained_size or (defaults["height"], defaults["width"])
+    shared = {
+        "negative_prompt": options.sample_negative_prompt,
+        "height": height,
+        "width": width,
+        "num_inference_steps": options.sample_steps or defaults["num_inference_steps"],
+        "cfg_scale": defaults["cfg_scale"] if options.sample_cfg_scale is None else options.sample_cfg_scale,
+    }
+    numbered = enumerate(rows)
+    prompts = [SamplePrompt(**{**shared, "seed": options.sample_seed + number, **row}) for number, row in numbered]
+    for prompt in prompts:
+        if prompt.negative_prompt and prompt.cfg_scale == 1:
+            raise UsageError(
+                "a sample's negative prompt has no effect at a cfg_scale of 1, which is no guidance",
+                hint="give a --sample-cfg-scale above 1, or leave out the negative prompt",
+            )
+    return prompts
+
+
+def captions_of(dataset: Any, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return a few rows of different captions from all over the dataset, in order, with what they have in `columns`."""
+    if not isinstance(dataset, UnifiedDataset):
+        return []
+    found: dict[str, dict[str, Any]] = {}
+    for number in dataset.numbers:
+        row = dataset.metadata.rows[number]
+        for text in dataset.captions.texts(row.get("prompt")):
+            found.setdefault(text, {"prompt": text, "columns": _given(row, columns)})
+    rows = [row for text, row in found.items() if text.strip()]
+    return rows[:: max(-(-len(rows) // CAPTIONS), 1)]
+
+
+def _given(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name] for name in columns if row.get(name) is not None}
+
+
+def _rows(
+    options: TrainOptions, captions: Sequence[Mapping[str, Any]], columns: Sequence[str]
+) -> Sequence[Mapping[str, Any]]:
+    file = options.sample_prompts_file
+    if file is not None and file.suffix.lower() == ".jsonl":
+        return _from_jsonl(file, columns)
+    if file is not None:
+        return [{"prompt": prompt} for prompt in prompt_lines(file, "--sample-prompts-file")]
+    given = [str(prompt) for prompt in options.sample_prompt]
+    if not given and not captions:
+        raise UsageError(
+            "--sample-every is given without a prompt, and the dataset has no captions",
+            hint='give --sample-prompt "..." or --sample-prompts-file FILE',
+        )
+    return [{"prompt": prompt} for prompt in given] or captions
+
+
+def _from_jsonl(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(text_lines(file, "--sample-prompts-file"), 1):
+        if line.strip():
+            rows.append(_checked(f"--sample-prompts-file {file} line {number}", line, columns))
+    if not rows:
+        raise DsctlError(
+            f"--sample-prompts-file {file} has no prompt in it",
+            hint='write lines such as {"prompt": "a cat", "seed": 1}',
+        )
+    return rows
+
+
+def _checked(place: str, line: str, columns: Sequence[str]) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DsctlError(f"{place} is not JSON: {error}", hint='write {"prompt": "a cat", "seed": 1}') from error
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+        raise DsctlError(f"{place} has no prompt", hint='write {"prompt": "a cat", "seed": 1}')
+    own = {name: value for name, value in row.items() if name not in columns}
+    for name, value in own.items():
+        if name not in KINDS:
+            raise unknown_name(f"key in {place}", name, [*KINDS, *columns])
+        if not isinstance(value, KINDS[name]) or isinstance(value, bool) or _too_small(name, value):
+            kind = "text" if KINDS[name] == (str,) else f"a number of at least {LEAST[name]}"
+            raise DsctlError(f"{place}: {name} is {value!r}", hint=f"{name} takes {kind}")
+    if ("height" in row) != ("width" in row):
+        raise DsctlError(f"{place} has a height or a width alone", hint="give both, or neither")
+    return {**own, "columns": _given(row, columns)}
+
+
+def _too_small(name: str, value: Any) -> bool:
+    return name in LEAST and value < LEAST[name]

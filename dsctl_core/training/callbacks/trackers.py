@@ -1,0 +1,234 @@
+"""Trackers: other programs that draw the curves and pictures of runs, started and fed through accelerate."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import write_error, write_json, write_text
+from dsctl_core.options.callbacks import TRACKERS
+from dsctl_core.training.callbacks.base import TrainingHook
+from dsctl_core.training.callbacks.validation import VALIDATION_LOSS
+from dsctl_core.training.output.logger import StepRecord
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dsctl_core.training.callbacks.base import TrainingRun
+
+logger = logging.getLogger(__name__)
+
+CSV_FILE, TRACKERS_FILE = "metrics.csv", "trackers.json"
+NOT_CURVES = {"step"}
+LOGIN = {
+    "wandb": "log in with `wandb login`, or set WANDB_MODE=offline to keep the run on this machine",
+    "swanlab": "log in with `swanlab login`, or set SWANLAB_MODE=local to keep the run on this machine",
+}
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Raise a DsctlError for a tracker whose package is not installed."""
+    for name in names:
+        package = TRACKERS[name]
+        if package is not None and importlib.util.find_spec(package[0]) is None:
+            raise DsctlError(
+                f"--track {name} needs the package {package[0]}, which is not installed", hint=f"run `{package[1]}`"
+            )
+
+
+class CsvTracker(GeneralTracker):
+    """Writes `metrics.csv`: a row whenever something is logged, and a cell empty where it was not."""
+
+    name = "csv"
+    requires_logging_directory = False
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__()
+        self.path, self.step = folder / CSV_FILE, step
+        self.columns = [field.name for field in fields(StepRecord)] + [VALIDATION_LOSS]
+
+    @on_main_process
+    def start(self) -> None:
+        """Begin the file; of one that is there keep what was before the step that the run starts from."""
+        kept: list[dict[str, str]] = []
+        if self.step and self.path.is_file():
+            with self.path.open(encoding="utf-8", newline="") as stream:
+                kept = [row for row in csv.DictReader(stream) if int(row["step"]) <= self.step]
+        write_text(self.path, ",".join(self.columns) + "\n")
+        for row in kept:
+            self._append(row)
+
+    @property
+    def tracker(self) -> Path:
+        """The file."""
+        return self.path
+
+    @on_main_process
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Leave the options to run.json."""
+
+    @on_main_process
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        """Append a row."""
+        self._append({"step": step, **values})
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as stream:
+                csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where the trackers of a run file it: the output folder, the project, and a name that stays over a resume."""
+
+    folder: Path
+    project: str
+    identity: str
+    step: int  # that the run starts from
+
+    def arguments(self, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what accelerate's tracker called `name` is made with, so that a resumed run goes on where it was."""
+        folder, run = self.folder, self.folder.absolute().name
+        # For TensorBoard the events after the state that the run goes on from were another future: drop them.
+        purge = {"purge_step": self.step + 1} if self.step else {}
+        known: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+            "tensorboard": (("tensorboard", folder), purge),
+            "wandb": ((self.project,), {"name": run, "id": self.identity, "resume": "allow", "dir": str(folder)}),
+            "swanlab": (
+                (self.project,),
+                {
+                    "experiment_name": run,
+                    "id": self.identity,
+                    "resume": "allow",
+                    "logdir": str(folder / "swanlab"),
+                },
+            ),
+            "trackio": ((self.project,), {"name": f"{run}-{self.identity[:6]}", "resume": "allow"}),
+            "comet_ml": ((self.project,), {"experiment_key": self.identity * 2}),
+            "aim": ((run, folder), {"experiment": self.project}),
+            "mlflow": ((self.project,), {"run_name": run}),
+            "clearml": ((self.project,), {"task_name": run}),
+            "dvclive": ((run,), {"dir": str(folder / "dvclive"), "resume": self.step > 0}),
+        }
+        return known[name]
+
+    def build(self, name: str) -> GeneralTracker:
+        """Return the tracker called `name`, not started."""
+        if name == "csv":
+            return CsvTracker(self.folder, self.step)
+        given, named = self.arguments(name)
+        return LOGGER_TYPE_TO_CLASS[name](*given, **named)
+
+
+class Trackers(TrainingHook):
+    """Tells the trackers called `names` of each step, and of what other hooks hand over.
+
+    A tracker that cannot be started stops the run; one that fails later is left out from then on, with a warning:
+    nobody should lose a run because a server was away.
+    """
+
+    def __init__(self, names: Sequence[str], project: str, config: Mapping[str, Any]) -> None:
+        self.names, self.project, self.config = tuple(names), project, flat(config)
+        self.running: list[GeneralTracker] = []
+
+    def on_training_start(self, run: TrainingRun) -> None:
+        """Start them and tell them the options."""
+        if not self.names:
+            return
+        tracking = Tracking(run.logger.output_path, self.project, self._identity(run), run.step)
+        for name in self.names:
+            tracker = tracking.build(name)
+            try:
+                with nobody_to_ask():
+                    tracker.start()
+                if name == "tensorboard":  # its table of parameters would be a second run beside this one
+                    tracker.log({"options": f"```\n{json.dumps(self.config, indent=2)}\n```"}, step=run.step)
+                else:
+                    tracker.store_init_configuration(self.config)
+            except Exception as error:
+                raise DsctlError(
+                    f"--track {name} could not start: {str(error).strip() or type(error).__name__}",
+                    hint=LOGIN.get(name, f"see to it that {name} works by itself, or leave it out"),
+                ) from error
+            self.running.append(tracker)
+            run.accelerator.trackers.append(tracker)  # whose end_training() finishes them
+        if run.accelerator.is_main_process and set(self.names) - {"csv", "tensorboard"}:
+            write_json(tracking.folder / TRACKERS_FILE, {"id": tracking.identity})
+
+    def on_step_end(self, run: TrainingRun, record: Any) -> None:
+        """Log the step."""
+        self.log({name: value for name, value in asdict(record).items() if name not in NOT_CURVES}, record.step)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log values of a step."""
+        self._each(lambda tracker: tracker.log(dict(values), step=step))
+
+    def log_pictures(self, pictures: Sequence[Image], step: int) -> None:
+        """Log the samples of a step, to those trackers that take pictures."""
+        self._each(lambda tracker: _log_pictures(tracker, pictures, step))
+
+    def _each(self, tell: Callable[[GeneralTracker], None]) -> None:
+        for tracker in list(self.running):
+            try:
+                tell(tracker)
+            except Exception as error:
+                logger.warning("--track %s failed, and is left out from now on: %s", tracker.name, error, exc_info=True)
+                self.running.remove(tracker)
+
+    def _identity(self, run: TrainingRun) -> str:
+        """Return the name that the run has with trackers, the same after a resume."""
+        file = run.logger.output_path / TRACKERS_FILE
+        if run.step and file.is_file():
+            return str(json.loads(file.read_text(encoding="utf-8"))["id"])
+        return uuid.uuid4().hex[:16]
+
+
+@contextmanager
+def nobody_to_ask() -> Iterator[None]:
+    """Let whoever asks for a login find nobody at the keyboard, so that it fails instead of waiting for an answer."""
+    keyboard = sys.stdin
+    with Path(os.devnull).open(encoding="utf-8") as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = keyboard
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, bool | str | float | int]:
+    """Return `config` with each value as a tracker takes it: nested ones as JSON, and none that is None."""
+    return {
+        name: value if isinstance(value, bool | str | float | int) else json.dumps(value, default=str)
+        for name, value in config.items()
+        if value is not None
+    }
+
+
+def _log_pictures(tracker: Any, pictures: Sequence[Image], step: int) -> None:
+    import numpy as np
+
+    named = {f"sample {number}": picture for number, picture in enumerate(pictures, 1)}
+    if tracker.name == "tensorboard":
+        arrays = {name: np.asarray(picture)[None] for name, picture in named.items()}
+        tracker.log_images(arrays, step=step, dataformats="NHWC")
+        tracker.tracker.flush()
+    elif tracker.name in ("wandb", "swanlab"):
+        tracker.log_images({name: [picture] for name, picture in named.items()}, step=step)
+    elif tracker.name in ("aim", "clearml"):
+        tracker.log_images(named, step=step)

@@ -1,0 +1,142 @@
+"""Validation: the loss on rows that are never trained on, at noise and noise levels that never change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import fsum
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.cache.reader import CACHED, CachedDataset
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.errors import DsctlError
+from dsctl_core.random import derive_seed
+from dsctl_core.training.callbacks.base import TrainingHook
+from dsctl_core.training.callbacks.eval_mode import evaluating, in_lockstep
+
+if TYPE_CHECKING:
+    from dsctl_core.training.callbacks.base import TrainingRun
+    from dsctl_core.training.callbacks.trackers import Trackers
+    from dsctl_core.training.model.task_module import TaskModule
+
+VALIDATION_LOSS = "validation_loss"
+LEVELS = 8  # noise levels at which each row is looked at
+TIMES = 10  # in a run, where neither --validation-every nor --save-steps says
+AnyDataset = UnifiedDataset | CachedDataset
+
+
+def hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
+    """Return `dataset` in two: what to train on, and the `share` of its rows (at least one) that is held out.
+
+    Which rows these are depends on their numbers in the table alone: a cache of it, another seed and another number
+    of processes hold out the same.
+    """
+    rows = [entry.row for entry in dataset.entries] if isinstance(dataset, CachedDataset) else list(dataset.numbers)
+    count = max(round(share * len(rows)), 1)
+    if count >= len(rows):
+        raise DsctlError(
+            f"--validation-split {share:g} of {len(rows)} rows leaves none to train on",
+            hint="give a smaller --validation-split, or more rows",
+        )
+    held = set(sorted(rows, key=lambda row: derive_seed("validation", row))[:count])
+    return dataset.without(held), dataset.without(set(rows) - held)
+
+
+class Validation(TrainingHook):
+    """Measures the loss of `dataset`, before the first step, every `every` steps, and after the last.
+
+    Each row is looked at with the same noise at LEVELS timesteps every time: the middles of equal parts of the table
+    that training draws from. So the number is an estimate of the training loss on rows that are not trained on, and
+    is comparable between steps, and between runs that hold out the same rows. Of several processes each has its share.
+    A row that cannot be loaded stops the run, unless `on_bad_sample` takes the error.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        every: int | None,
+        batch_size: int,
+        trackers: Trackers,
+        on_bad_sample: Callable[[DsctlError], None] | None = None,
+    ) -> None:
+        self.dataset, self.every, self.batch_size, self.trackers = dataset, every, batch_size, trackers
+        self.on_bad_sample = on_bad_sample
+        self.measured = -1  # the step
+
+    def on_training_start(self, run: TrainingRun) -> None:
+        """Measure the untrained model."""
+        if run.step == 0:
+            self._measure(run)
+
+    def on_step_end(self, run: TrainingRun, record: Any) -> None:
+        """Measure where it is time."""
+        if run.step % (self.every or max(run.total // TIMES, 1)) == 0:
+            self._measure(run)
+
+    def on_training_end(self, run: TrainingRun) -> None:
+        """Measure the trained model."""
+        if self.measured != run.step:
+            self._measure(run)
+
+    def _measure(self, run: TrainingRun) -> None:
+        from accelerate.utils import gather_object
+
+        self.measured = run.step
+        with evaluating(run):
+            own = self._losses(run)
+        told = gather_object([own]) if run.accelerator.num_processes > 1 else [own]
+        losses = [loss for losses in told for loss in losses]
+        if not losses:
+            raise DsctlError("no row that was held out for validation can be used", hint="see skipped.jsonl")
+        mean = fsum(losses) / len(losses)
+        run.logger.append(run.accelerator, {"step": run.step, VALIDATION_LOSS: mean})
+        self.trackers.log({VALIDATION_LOSS: mean}, run.step)
+        run.progress.note(f"Step {run.step}: validation loss {mean:.4g}")
+
+    def _losses(self, run: TrainingRun) -> list[float]:
+        """Return the mean loss of each of this process's rows."""
+        count, processes = len(self.dataset) // self.dataset.repeat, run.accelerator.num_processes
+        together = in_lockstep(run)
+        end = -(-count // processes) * processes if together else count
+        found = []
+        for number in range(run.accelerator.process_index, end, processes):
+            row = self._row(number) if number < count else None
+            if row is not None:
+                found.append(self._loss(run.model, row))  # type: ignore[arg-type]
+            elif together and (other := self._some_row(count)) is not None:
+                self._loss(run.model, other)  # type: ignore[arg-type]  # for nothing: all must run it equally often
+        return found
+
+    def _row(self, number: int) -> dict[str, Any] | None:
+        """Return a row; None for one that cannot be loaded, which `on_bad_sample` is told of."""
+        try:
+            return self.dataset[number]
+        except DsctlError as error:
+            if self.on_bad_sample is None:
+                raise
+            self.on_bad_sample(error)
+            return None
+
+    def _some_row(self, count: int) -> dict[str, Any] | None:
+        """Return the first of `count` rows that can be loaded; None where there is none."""
+        return next((row for number in range(count) if (row := self._row(number)) is not None), None)
+
+    def _loss(self, module: TaskModule, row: dict[str, Any]) -> float:
+        """Return the mean loss of one row over the levels; a loss that goes its own way through them is taken once."""
+        if not module.loss.draws_levels:
+            return float(module([row]))
+        encoded = row[CACHED] if CACHED in row else module.encode([row])[0]
+        table = module.pipe.scheduler.timesteps
+        samples = [
+            {
+                "_row": row["_row"],
+                "seed": derive_seed("validation", row["_row"], level),
+                "_timestep": table[(2 * level + 1) * len(table) // (2 * LEVELS)],
+                CACHED: encoded,
+            }
+            for level in range(LEVELS)
+        ]
+        total = 0.0
+        for first in range(0, LEVELS, self.batch_size):
+            batch = samples[first : first + self.batch_size]
+            total += float(module(batch)) * len(batch)
+        return total / LEVELS

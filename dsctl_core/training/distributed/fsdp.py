@@ -1,0 +1,202 @@
+"""Several processes that hold the model in pieces (FSDP2, DeepSpeed ZeRO): dividing it, and its whole tensors again.
+
+Every function here is called by all processes together, because each has only its own piece of what is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from dsctl_core.errors import UsageError
+from dsctl_core.training.distributed.accelerator import launched_with
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.optim import Optimizer
+
+    from dsctl_core.training.model.module import DiffusionTrainingModule
+
+
+def shard(accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
+    """Divide what each step of `module` runs between the processes, if they were started for FSDP2; else do nothing.
+
+    The denoiser and what is trained are divided, each repeated block a unit of its own that is whole only while it
+    runs. Encoders that are frozen stay whole. Parameters keep their dtypes and gradients are summed up in float32, so
+    that the numbers are those of one process. Comes before the optimizer is built: the parameters become others.
+    Based on FSDP2 (arXiv:2411.00284); accelerate's own wrapping divides everything, and works on GPUs alone.
+    """
+    if not launched_with("FSDP") or accelerator.num_processes == 1:
+        return
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    if FullyShardedDataParallelPlugin().fsdp_version != 2:
+        raise UsageError(
+            "FSDP version 1 cannot hold frozen and trained weights of two precisions",
+            hint="write `fsdp_version: 2` in accelerate's configuration, as examples/accelerate/fsdp2.yaml does",
+        )
+    plugin = FullyShardedDataParallelPlugin()
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
+        "reshard_after_forward": plugin.reshard_after_forward,
+        "offload_policy": plugin.cpu_offload,
+        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
+    }
+    pipe = module.pipe
+    for name in dict.fromkeys([*pipe.in_iteration_models, *(each.name for each in module.trained)]):
+        component = pipe.component(name)
+        _refuse_small_floats(name, component)
+        units = set(component._no_split_modules or ())
+        for block in [each for each in component.modules() if type(each).__name__ in units]:
+            fully_shard(block, **settings)
+        fully_shard(component, **settings)
+
+
+def _refuse_small_floats(name: str, component: nn.Module) -> None:
+    if any(parameter.dtype.itemsize == 1 for parameter in component.parameters()):
+        raise UsageError(
+            f"{name} is held in float8, which FSDP2 cannot divide", hint="leave it out of --fp8-models: it is divided"
+        )
+
+
+def divided(module: nn.Module) -> list[FSDPModule]:
+    """Return the outermost modules in `module` that FSDP2 has divided between the processes."""
+    inside: set[nn.Module] = set()
+    found: list[FSDPModule] = []
+    for each in module.modules():
+        if isinstance(each, FSDPModule) and each not in inside:
+            found.append(each)
+            inside.update(each.modules())
+    return found
+
+
+def prepare(
+    accelerator: Accelerator, module: nn.Module, optimizer: Optimizer, batch_size: int, max_grad_norm: float
+) -> tuple[nn.Module, Optimizer]:
+    """Return `module` and `optimizer` as accelerate wraps them; what `shard` has divided only gets its autocast."""
+    if divided(module):
+        forward = module.forward
+
+        def in_precision(*args: Any, **kwargs: Any) -> Any:
+            with accelerator.autocast():
+                return forward(*args, **kwargs)
+
+        module.forward = in_precision
+        return module, accelerator.prepare_optimizer(optimizer)
+    if accelerator.distributed_type == "DEEPSPEED":
+        # Its engine never sees a loader to read the batch size from, and does the clipping itself.
+        settings = accelerator.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"], settings["gradient_clipping"] = batch_size, max_grad_norm
+    return accelerator.prepare(module, optimizer)
+
+
+@contextmanager
+def keeping_gradients(accelerator: Accelerator, prepared: nn.Module) -> Iterator[None]:
+    """Let gradients of the block add up in each process: they are exchanged with those of a later batch."""
+    roots = divided(prepared)
+    if not roots:
+        with accelerator.no_sync(prepared):
+            yield
+        return
+    for root in roots:
+        root.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        for root in roots:
+            root.set_requires_gradient_sync(True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be divided between processes as a whole one; on the device that it is on."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(state: Any, *, keep: bool = True) -> Any:
+    """Return nested dicts, lists and tuples, such as an optimizer's state, with every divided tensor whole, on the CPU.
+
+    Tensors that are whole already, and everything else, stay as they are. A process that does not `keep` what is put
+    together, because another one writes it, has None in its place, and needs no memory for it.
+    """
+    if isinstance(state, DTensor):
+        full = state.full_tensor()
+        return full.cpu() if keep else None
+    if isinstance(state, dict):
+        return {key: whole_state(value, keep=keep) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(whole_state(value, keep=keep) for value in state)
+    return state
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return `tensor`, which every process has whole, on `other`'s device and divided as `other` is."""
+    if not isinstance(other, DTensor):
+        return tensor.to(other.device)
+    placed = tensor.to(other.device_mesh.device_type)
+    return distribute_tensor(placed, other.device_mesh, other.placements, src_data_rank=None).to(other.device)
+
+
+def divided_state(state: Mapping[int, Mapping[str, Any]], parameters: Sequence[Tensor]) -> dict[int, dict[str, Any]]:
+    """Return the "state" of what `whole_state(optimizer.state_dict())` was, divided as `parameters` are.
+
+    However many processes there were then: it can be loaded into the optimizer of `parameters` as it is.
+    """
+    return {
+        number: {
+            key: like(value, parameters[number]) if _goes_with(value, parameters[number]) else value
+            for key, value in values.items()
+        }
+        for number, values in state.items()
+    }
+
+
+def _goes_with(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and isinstance(parameter, DTensor) and value.shape == parameter.shape
+
+
+@contextmanager
+def whole_weights(accelerator: Accelerator, module: nn.Module) -> Iterator[None]:
+    """Have the trained weights of `module` whole, in the block and in the main process, where they can be written.
+
+    In the block nothing may be computed with `module`. One weight at a time is put together, and kept on the CPU.
+    """
+    swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for owner in module.modules():
+            for name, parameter in list(owner.named_parameters(recurse=False)):
+                if not parameter.requires_grad or not _in_pieces(accelerator, parameter):
+                    continue
+                full = _whole_weight(accelerator, parameter)
+                if accelerator.is_main_process:
+                    swapped.append((owner, name, parameter))
+                    owner._parameters[name] = nn.Parameter(full.detach().cpu())
+                del full
+        yield
+    finally:
+        for owner, name, parameter in swapped:
+            owner._parameters[name] = parameter
+
+
+def _in_pieces(accelerator: Accelerator, parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, DTensor) or accelerator.distributed_type == "DEEPSPEED"
+
+
+def _whole_weight(accelerator: Accelerator, parameter: nn.Parameter) -> Tensor:
+    if accelerator.distributed_type == "DEEPSPEED":
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(parameter)
+    return whole(parameter)
+
+
+def gradient_norm(norm: Tensor | float | None) -> float | None:
+    """Return the norm that clipping found, of the gradients of all processes; None where an engine does not tell."""
+    return float(whole(norm)) if isinstance(norm, Tensor) else norm

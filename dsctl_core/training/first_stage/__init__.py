@@ -1,1 +1,0 @@
-"""The first stage of training: what is frozen is computed once and kept, and training reads it back."""

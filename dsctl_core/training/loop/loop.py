@@ -1,0 +1,318 @@
+"""The training loop: draw samples, compute the loss, update, record, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dsctl_core.data.sampler import BatchPlan
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.random import derive_seed
+from dsctl_core.training.callbacks.base import TrainingHook, TrainingRun
+from dsctl_core.training.callbacks.progress_fields import StepFields
+from dsctl_core.training.distributed.accelerator import peak_memory
+from dsctl_core.training.distributed.fsdp import gradient_norm, keeping_gradients, prepare, shard
+from dsctl_core.training.loop.batches import Loaded, Rounds, batch_loader
+from dsctl_core.training.loop.finite_checks import (
+    names_of,
+    require_finite_gradient,
+    require_finite_loss,
+    require_some_gradient,
+)
+from dsctl_core.training.loop.signals import SIGNALS, StopSignals, TrainingStopped
+from dsctl_core.training.optim.lr_schedule import RateCourse
+from dsctl_core.training.output.logger import Continuation, ModelLogger, StepRecord
+from dsctl_core.training.output.preflight import rehearse_save, require_space, weight_bytes
+from dsctl_core.training.state.compare import refuse_changes, require_steps_left
+from dsctl_core.training.state.folder import SavedState, find_state, locked
+from dsctl_core.training.state.snapshot import Position, Snapshots
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from dsctl_core.training.model.module import DiffusionTrainingModule
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How a run ended."""
+
+    steps: int
+    final_loss: float
+    files: list[Path]
+
+
+def launch_training_task(
+    accelerator: Accelerator,
+    dataset: Any,
+    model: DiffusionTrainingModule,
+    model_logger: ModelLogger,
+    *,
+    learning_rate: float = 1e-5,
+    weight_decay: float = 1e-2,
+    num_epochs: int = 1,
+    max_steps: int | None = None,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    save_steps: int | None = None,
+    max_grad_norm: float = 1.0,
+    seed: int = 0,
+    buckets: Sequence[Hashable] | None = None,
+    on_bad_sample: Callable[[DsctlError], None] | None = None,
+    optimizer: Callable[[Sequence[Any]], Optimizer] | None = None,
+    lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+    hooks: Sequence[TrainingHook] = (),
+    resume: str | Path | SavedState | None = None,
+    allow_changed: Sequence[str] = (),
+    state_total_limit: int = 2,
+    progress: Progress | None = None,
+) -> TrainingSummary:
+    """Train `model` on `dataset` and return how it ended.
+
+    A step is an optimizer update, made of the accelerator's `gradient_accumulation_steps` micro-batches; its gradient
+    is the mean over its samples, however they are spread over micro-batches and processes. `model` is called with a
+    sample of `dataset`, or with a list of up to `batch_size` of them; a sample that is a dict gets a "seed" that
+    depends on `seed`, the epoch and the sample's position alone. `max_steps`, when given, replaces `num_epochs`.
+    `buckets` has, for each row of which `dataset` is a repetition, what the rows of one batch must have in common.
+    Weights are saved every `save_steps` steps (None: after every epoch, unless `max_steps` is given) and at the end.
+    A sample that cannot be loaded stops the run, unless `on_bad_sample` takes the error: then the next one of its
+    bucket stands in for it. `optimizer` builds another than AdamW of the trained weights, `lr_scheduler` what is
+    to become of its rate, of it and the number of steps. `hooks` are what the run does beside training, called in the
+    order given.
+    With the weights goes a state that `resume` can go on from, to the bit: "latest", or the folder of one. The newest
+    `state_total_limit` are kept. What the results depend on must be as it was, but for the settings in
+    `allow_changed`. SIGINT and SIGTERM let the step be finished and saved; then TrainingStopped is raised.
+    Raises DsctlError, before anything is updated with it, when a loss or a gradient is not finite, and UsageError when
+    nothing trained has a gradient at the first step.
+    """
+    shown = progress or NoProgress()
+    if len(dataset) == 0:
+        raise DsctlError("the dataset is empty", hint="check the metadata file")
+    if not model.trainable_modules():
+        raise UsageError("nothing is trainable", hint="call switch_pipe_to_training_mode first")
+    shard(accelerator, model)
+    parameters = model.trainable_modules()
+    build = optimizer or (lambda p: torch.optim.AdamW(p, lr=learning_rate, weight_decay=weight_decay))
+    built = build(parameters)
+    accumulate = accelerator.gradient_accumulation_steps
+    plan = BatchPlan(len(dataset), batch_size, seed, buckets)
+    rounds = Rounds(plan, accelerator.process_index, accelerator.num_processes, accumulate)
+    loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
+    total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
+    schedule = lr_scheduler(built, total) if lr_scheduler is not None else None
+    prepared, built = prepare(accelerator, model, built, batch_size, max_grad_norm)
+    run = TrainingRun(accelerator, model, prepared, parameters, built, schedule, model_logger, shown, total)
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "max_grad_norm": max_grad_norm,
+        "mixed_precision": accelerator.mixed_precision,
+        "samples": len(dataset),
+        "samples_per_step": batch_size * accumulate * accelerator.num_processes,
+        "batches_of": batch_size if len(plan.members) > 1 else None,
+    }
+    if optimizer is None:
+        settings.update(learning_rate=learning_rate, weight_decay=weight_decay)
+    settings.update((model_logger.run or {}).get("identity", {}))
+    if isinstance(lr_scheduler, RateCourse) and lr_scheduler.follows_length:
+        settings["max_steps"] = total  # however it was given
+    snapshots = Snapshots(run, hooks, state_total_limit, settings)
+    loop = _Loop(run, dataset, rounds, loader, hooks, snapshots, batch_size, max_grad_norm, on_bad_sample)
+    loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None
+    state = find_state(model_logger.output_path, resume, shown.note) if isinstance(resume, str | Path) else resume
+    return loop.train(state, allow_changed)
+
+
+class _Loop:
+    """One run of the loop: epochs of rounds, each a micro-batch; the rounds of a step end in an update."""
+
+    save_steps: int | None = None
+    save_epochs = False
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        dataset: Any,
+        rounds: Rounds,
+        loader: Iterable[list[Loaded]],
+        hooks: Sequence[TrainingHook],
+        snapshots: Snapshots,
+        batch_size: int,
+        max_grad_norm: float,
+        on_bad_sample: Callable[[DsctlError], None] | None,
+    ) -> None:
+        self.run, self.dataset, self.rounds, self.loader, self.hooks = run, dataset, rounds, loader, hooks
+        self.batch_size, self.max_grad_norm, self.on_bad_sample = batch_size, max_grad_norm, on_bad_sample
+        self.snapshots = snapshots
+        self.stop = StopSignals()
+        self.stopped_by = 0  # the signal that any of the processes was sent
+        self.step_in_epoch = 0
+        self.first_step = True  # of this process, whether or not the run began before
+        self.fields = StepFields()
+        self.record: StepRecord | None = None
+        self.saved: Path | None = None
+        self._begin_step()
+
+    def train(self, state: SavedState | None, allow_changed: Sequence[str]) -> TrainingSummary:
+        """Do what is left of the run, from `state` on if there is one."""
+        run = self.run
+        if state is not None:
+            require_steps_left(state, run.total)
+            saved, where = state.about["settings"], state.folder
+            changed = refuse_changes(saved, self.snapshots.settings, allow_changed, where)
+            run.logger.continues = Continuation(state.output_path, state.step, changed)
+        run.logger.on_training_start(run.accelerator, run.model)
+        with self._alone(), self.stop:
+            self._start(state)
+            while run.step < run.total:
+                self._epoch()
+            for hook in self.hooks:
+                hook.on_training_end(run)
+            run.logger.on_training_end(run.accelerator, run.model, run.step)
+            self.snapshots.save(self._position())
+        run.progress.finish()
+        run.accelerator.wait_for_everyone()
+        assert self.record is not None
+        return TrainingSummary(run.step, self.record.loss, run.logger.files)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return locked(self.run.logger.output_path) if self.run.accelerator.is_main_process else nullcontext()
+
+    def _start(self, state: SavedState | None) -> None:
+        """Put everything where `state` says, prove that it can be saved, and start the hooks."""
+        run = self.run
+        if state is not None:
+            position = self.snapshots.restore(state)
+            self.saved = state.folder
+            per_step = state.about["settings"]["samples_per_step"] / self.snapshots.settings["samples_per_step"]
+            self.rounds.epoch, self.step_in_epoch = position.epoch, int(position.step_in_epoch * per_step)
+            self.rounds.first = self.step_in_epoch * run.accelerator.gradient_accumulation_steps
+        run.logger.begin(run.accelerator)
+        for hook in self.hooks:
+            hook.on_training_start(run)
+        every = self.save_steps or (self.rounds.steps() if self.save_epochs else run.total)
+        rehearse_save(run, self.snapshots, saves=-(-(run.total - run.step) // every))
+        if state is not None:
+            self.snapshots.restore_hooks(state)
+            run.progress.note(f"Going on after step {run.step}, from {state.folder}")
+        if not self.snapshots.possible:
+            run.progress.note("With DeepSpeed weights are saved, but no state: this run cannot be resumed")
+        run.progress.start("Training", run.total, run.step)
+
+    def _epoch(self) -> None:
+        """Go over the samples of an epoch that are left, or until the run is over."""
+        run = self.run
+        self._begin_step()
+        for number, loaded in enumerate(self.loader, self.rounds.first):
+            norm = self._micro_batch(number, loaded)
+            if not self.rounds.ends_step(number):
+                continue
+            self._end_step(number, norm)
+            if run.step == run.total:
+                return
+            if self.stopped_by:
+                self._save()
+                raise TrainingStopped(self.stopped_by, run.step, run.total, resumable=self.snapshots.possible)
+            if self.save_steps is not None and run.step % self.save_steps == 0:
+                self._save()
+            self._begin_step()
+        self.rounds.epoch, self.rounds.first, self.step_in_epoch = self.rounds.epoch + 1, 0, 0
+        if self.save_epochs:
+            self._save()
+
+    def _begin_step(self) -> None:
+        self.loss, self.names, self.began = 0.0, list[str](), time.perf_counter()
+
+    def _micro_batch(self, number: int, loaded: list[Loaded]) -> float | None:
+        """Add the gradient of one micro-batch; with a step's last one, update, and return the gradient's norm."""
+        accelerator, prepared, optimizer = self.run.accelerator, self.run.prepared, self.run.optimizer
+        batch = [_sample(each, self.on_bad_sample, accelerator.device) for each in loaded]
+        names = names_of(batch, self.dataset)
+        self.names += names
+        last, weight = self.rounds.ends_step(number), self.rounds.weight(number)
+        # What draws from torch's global generator, as dropout does, depends on the samples, not on what came before.
+        torch.manual_seed(derive_seed(loaded[0].seed, "global"))
+        # Gradients are exchanged between processes once a step, with its last micro-batch.
+        accelerator.sync_gradients = last
+        with nullcontext() if last else keeping_gradients(accelerator, prepared):
+            loss = prepared(batch[0] if self.batch_size == 1 else batch)
+            require_finite_loss(loss, self.run.step + 1, names, self.saved, resumable=self.snapshots.possible)
+            self._share(loss.detach().float() * weight)
+            accelerator.backward(loss * weight)
+            norm = gradient_norm(accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm)) if last else None
+            if last:
+                self._guard(norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        return norm
+
+    def _share(self, loss: Tensor) -> None:
+        """Add the processes' mean of a micro-batch's loss to the step's, and hear whether one was asked to stop."""
+        accelerator = self.run.accelerator
+        heard = [float(self.stop.number == number) for number in SIGNALS]
+        told = accelerator.reduce(torch.cat([loss[None], loss.new_tensor(heard)]), reduction="mean").tolist()
+        self.loss += told[0] / accelerator.gradient_accumulation_steps
+        self.stopped_by = next((number for number, share in zip(SIGNALS, told[1:], strict=True) if share), 0)
+
+    def _guard(self, norm: float | None) -> None:
+        """Stop before an update with a gradient that does harm, or none."""
+        run = self.run
+        require_finite_gradient(
+            norm, run.step + 1, self.names, self.saved, run.accelerator, resumable=self.snapshots.possible
+        )
+        if self.first_step:
+            require_some_gradient(norm, run.parameters)
+            self.first_step = False
+
+    def _end_step(self, number: int, norm: float | None) -> None:
+        """Record the step that round `number` has ended."""
+        run = self.run
+        run.step += 1
+        self.step_in_epoch += 1
+        lr = run.optimizer.param_groups[0]["lr"]
+        if run.schedule is not None and not run.accelerator.optimizer_step_was_skipped:
+            run.schedule.step()
+        seconds = time.perf_counter() - self.began
+        pace = self.rounds.step_samples(number) / seconds
+        if self.record is None and run.accelerator.is_main_process:  # now the optimizer has a state to be measured
+            require_space(run.logger.output_path, weight_bytes(run) + self.snapshots.bytes())
+        length = math.nan if norm is None else norm
+        self.record = StepRecord(run.step, self.loss, lr, length, seconds, pace, peak_memory())
+        run.logger.on_step_end(run.accelerator, run.model, self.record)
+        for hook in self.hooks:
+            hook.on_step_end(run, self.record)
+        run.progress.advance(1, **self.fields(self.record))
+
+    def _save(self) -> None:
+        """Save the weights, then the state: what is resumed from always has its weights beside it."""
+        run = self.run
+        self.saved = run.logger.save(run.accelerator, run.model, run.step)[0]
+        self.snapshots.save(self._position())
+
+    def _position(self) -> Position:
+        over = self.step_in_epoch == self.rounds.steps()
+        epoch, within = (self.rounds.epoch + 1, 0) if over else (self.rounds.epoch, self.step_in_epoch)
+        return Position(self.run.step, epoch, within)
+
+
+def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, device: torch.device) -> Any:
+    """Return what was loaded, its tensors on `device`; tell of what could not be loaded, or raise it."""
+    from accelerate.utils import send_to_device
+
+    for error in loaded.errors:
+        if on_bad_sample is None:
+            raise error
+        on_bad_sample(error)
+    if loaded.sample is None:
+        raise loaded.errors[0]
+    return send_to_device(loaded.sample, device)

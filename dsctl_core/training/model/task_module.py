@@ -1,0 +1,140 @@
+"""The training module behind `dsctl train`: rows -> the pipeline's units -> the loss of the task, for any family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsctl_core.cache.reader import CACHED
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.lora.dropout import dropouts_of, seed_dropout
+from dsctl_core.losses import Loss, find_loss
+from dsctl_core.losses.contract import Sides
+from dsctl_core.losses.timesteps import Objective
+from dsctl_core.options.objective import ObjectiveOptions
+from dsctl_core.pipeline import BasePipeline
+from dsctl_core.stages.batching import encode_all
+from dsctl_core.stages.sample import Sample, collate, padded_outputs, pick, rounded, unpick
+from dsctl_core.stages.split import PER_STEP_INPUTS, plan_stages, run
+from dsctl_core.training.loop.batches import ROW_SEED
+from dsctl_core.training.model.module import DiffusionTrainingModule
+
+
+class TaskModule(DiffusionTrainingModule):
+    """Trains any family on any task: what differs between them is in the pipeline and in the loss.
+
+    A sample comes from a cache, or is encoded here, by the same units in the same way: the numbers are the same.
+    """
+
+    def __init__(
+        self,
+        pipe: BasePipeline,
+        task: str,
+        *,
+        extra_inputs: Sequence[str] = (),
+        use_gradient_checkpointing: bool = False,
+        use_gradient_checkpointing_offload: bool = False,
+        objective: Objective | None = None,
+        **training_mode: Any,
+    ) -> None:
+        """Take over `pipe`; `training_mode` goes to `switch_pipe_to_training_mode`.
+
+        `objective` says how noise levels are drawn and weighted; a loss that draws none refuses any but the usual one.
+        """
+        super().__init__()
+        self.pipe = pipe
+        self.loss = find_loss(task)
+        self.objective = objective or Objective()
+        refuse_unused(self.objective, self.loss)
+        self.objective.apply(pipe.scheduler)
+        self.extra_inputs = tuple(extra_inputs)
+        self.run_time_inputs = {
+            "use_gradient_checkpointing": use_gradient_checkpointing,
+            "use_gradient_checkpointing_offload": use_gradient_checkpointing_offload,
+            "objective": self.objective,
+        }
+        self.switch_pipe_to_training_mode(pipe, **training_mode)
+        self.stages = plan_stages(pipe, self.loss, [component.name for component in self.trained])
+        self.padded = padded_outputs(pipe.units)
+        self.dropouts = dropouts_of(pipe)
+
+    def forward(self, data: dict[str, Any] | list[dict[str, Any]]) -> Tensor:
+        """Return the mean loss over a row, or over a list of rows of one size."""
+        rows = data if isinstance(data, list) else [data]
+        samples = [row[CACHED] for row in rows] if CACHED in rows[0] else self.encode(rows)
+        shared, posi, nega = unpick(collate(samples, self.padded))
+        own = [name for name in PER_STEP_INPUTS if name not in self.loss.requires]
+        drawn = {name: [row.get(name) for row in rows] for name in own}
+        shared = {**self._placed(shared), **drawn, **self.run_time_inputs}
+        seed_dropout(self.dropouts, [row.get("seed") for row in rows])
+        if "_timestep" in rows[0]:  # chosen by validation, instead of drawn by the loss
+            shared["timestep"] = torch.stack([row["_timestep"] for row in rows])
+        shared, posi, nega = run(
+            self.stages.split.every_step, self.pipe, (shared, self._placed(posi), self._placed(nega))
+        )
+        return self.loss(self.pipe, **shared, **posi, negative=nega)
+
+    def encode(self, rows: Sequence[dict[str, Any]]) -> list[Sample]:
+        """Return what the first stage makes of each row.
+
+        It is what it makes of a row alone, to the bit: rows go through a unit together only on a CPU, and only those
+        that the unit says are alike. Batches on a GPU are computed by other kernels, which round otherwise.
+        """
+        # As in inference and as for a cache: in the precision of the weights, whatever the training's is.
+        with torch.no_grad(), torch.autocast(self.pipe.device.type, enabled=False):
+            try:
+                return self._encode(rows)
+            except DsctlError as error:
+                if len(rows) > 1:  # which of them was it?
+                    return [sample for row in rows for sample in self.encode([row])]
+                if "_row" not in rows[0]:
+                    raise
+                raise DsctlError(f"row {rows[0]['_row'] + 1}: {error.problem}", hint=error.hint) from error
+
+    def _encode(self, rows: Sequence[dict[str, Any]]) -> list[Sample]:
+        stages, each = self.stages, [self._inputs(row) for row in rows]
+        size = len(rows) if self.pipe.device.type == "cpu" else 1
+        for sides in each:
+            run(stages.checks, self.pipe, sides)
+        made = [pick(sides, stages.raw) for sides in each]
+        for lane in stages.lanes:
+            found = encode_all(self.pipe, lane, [pick(sides, lane.reads) for sides in each], size)
+            made = [{**before, **new} for before, new in zip(made, found, strict=True)]
+        return [rounded(sample, self.pipe.torch_dtype) for sample in made]
+
+    def _inputs(self, row: dict[str, Any]) -> Sides:
+        """Return the inputs of one row. A loss that reads the row's own seed gets that, not the one of this time."""
+        if self.loss.read_row is not None and ROW_SEED in row:
+            row = {**row, "seed": row[ROW_SEED]}
+        return self.loss.inputs_from_row(self.pipe, row, self.extra_inputs)
+
+    def _placed(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: value.to(self.pipe.device) if isinstance(value, Tensor) else value for name, value in values.items()
+        }
+
+
+def objective_of(options: ObjectiveOptions) -> Objective:
+    """Return how `options` have noise levels drawn and weighted."""
+    usual = Objective()
+    return Objective(
+        sampling=options.timestep_sampling,
+        logit_mean=usual.logit_mean if options.logit_mean is None else options.logit_mean,
+        logit_std=usual.logit_std if options.logit_std is None else options.logit_std,
+        shift=options.timestep_shift,
+        min_boundary=options.min_timestep_boundary,
+        max_boundary=options.max_timestep_boundary,
+        weighting=options.loss_weighting,
+    )
+
+
+def refuse_unused(objective: Objective, loss: Loss) -> None:
+    """Refuse an objective that says how to draw noise levels with a loss that draws none."""
+    if objective != Objective() and not loss.draws_levels:
+        raise UsageError(
+            f"the task {loss.task} goes through the levels of inference, so none are drawn or weighted",
+            hint="leave out the timestep and loss weighting options",
+        )

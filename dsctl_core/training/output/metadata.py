@@ -1,0 +1,32 @@
+"""What the files of a run say about where they come from."""
+
+from __future__ import annotations
+
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.checkpoint.identify import weight_files
+from dsctl_core.checkpoint.load import find_places
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.files.digest import weights_identity
+from dsctl_core.lora.about import dataset_identity
+from dsctl_core.options import TrainOptions
+
+
+def header_metadata(
+    options: TrainOptions, resolved: ResolvedModel, source: UnifiedDataset | CachedDataset
+) -> dict[str, str]:
+    """Return what is the same for all files of a run: the base, the dataset and the trigger words."""
+    about = {"base_model": resolved.label}
+    if resolved.preset is not None and resolved.preset.model_id is not None:
+        about["base_model_id"] = resolved.preset.model_id
+    component = options.lora_base_model or "dit"
+    folder = find_places(resolved.family, resolved.configs_of([component]), None).components.get(component)
+    if folder is not None:
+        about["base_weights"] = weights_identity(weight_files(folder))
+    if isinstance(source, UnifiedDataset):
+        about["dataset"] = dataset_identity(source.metadata.rows, source.base_path)
+    if options.trigger_words is not None:
+        about["trigger_words"] = options.trigger_words
+    if resolved.extension is not None:
+        about |= resolved.extension.about()
+    return about

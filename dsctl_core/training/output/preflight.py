@@ -1,0 +1,83 @@
+"""A save before the first step: what would fail after hours of training fails at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import write_error
+from dsctl_core.training.state.values import write_values
+
+if TYPE_CHECKING:
+    from dsctl_core.training.callbacks.base import TrainingRun
+    from dsctl_core.training.state.snapshot import Snapshots
+
+WHOLE = 256 * 2**20  # saves of up to this many bytes are rehearsed in full; of larger ones, PROBE bytes
+PROBE = 16 * 2**20
+
+
+def rehearse_save(run: TrainingRun, snapshots: Snapshots, saves: int) -> None:
+    """Prove that weights and state can be saved, by all processes together; leave nothing behind.
+
+    A full disk, a missing permission, a format that a weight does not fit and a state that cannot be kept are a
+    DsctlError here. `saves` is how often the weights will be saved; it is told if all of that will not fit.
+    """
+    output = run.logger.output_path
+    weights, state = weight_bytes(run), snapshots.bytes()
+    if run.accelerator.is_main_process:
+        require_space(output, weights + state)
+        every = saves * weights + (snapshots.limit + 1) * state
+        if every > free_bytes(output):
+            run.progress.note(
+                f"{output} has {_gib(free_bytes(output))} free, but all {saves} saves of this run take {_gib(every)}"
+            )
+    values = snapshots.collect() if weights + state <= WHOLE else {}
+    folder = output / f".rehearsal.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        if run.accelerator.is_main_process:
+            folder.mkdir()
+            for name, value in values.items():
+                write_values(folder / name, value)
+            if not values:
+                _write_probe(folder / "probe")
+        if values:
+            run.logger.rehearse(run.accelerator, run.model, folder)
+    except OSError as error:
+        raise write_error(output, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def weight_bytes(run: TrainingRun) -> int:
+    """Return how many bytes the file of trained weights takes, at most."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in run.parameters)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise a DsctlError where fewer than `needed` bytes are free for `folder`."""
+    free = free_bytes(folder)
+    if needed > free:
+        raise DsctlError(
+            f"a save of this run takes {_gib(needed)} ({needed} bytes), but {folder} has {_gib(free)} ({free}) free",
+            hint="free some disk space, or give an --output-path on another disk",
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how many bytes this user can still write in `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+def _write_probe(path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.write(bytes(PROBE))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _gib(number: int) -> str:
+    return f"{number / 2**30:.2f} GiB"

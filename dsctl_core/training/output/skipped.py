@@ -1,0 +1,50 @@
+"""The record of rows that a run went on without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dsctl_core.data.problems import kind_of_problem
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import write_error
+
+SKIPPED_FILE = "skipped.jsonl"
+
+
+class SkippedRows:
+    """Keeps what is wrong with each row that is skipped, once; from `start` on also in `skipped.jsonl`.
+
+    What a run that goes on has in that file already is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / SKIPPED_FILE
+        self.lines: dict[str, str] = {}
+        self.started = False
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def add(self, error: DsctlError) -> None:
+        """Record one row's problem, unless it is recorded already."""
+        if error.problem in self.lines:
+            return
+        line = {"problem": error.problem, "hint": error.hint, "kind": kind_of_problem(error)}
+        self.lines[error.problem] = json.dumps(line, ensure_ascii=False) + "\n"
+        if self.started:
+            self._write("a", self.lines[error.problem])
+
+    def start(self, *, is_main_process: bool = True) -> None:
+        """Write what is recorded so far, which all processes know; there is no file when that is nothing."""
+        self.started = True
+        if self.lines and is_main_process:
+            earlier = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
+            self._write("w", "".join(dict.fromkeys([*earlier, *self.lines.values()])))
+
+    def _write(self, mode: str, text: str) -> None:
+        try:
+            with self.path.open(mode, encoding="utf-8") as stream:
+                stream.write(text)
+        except OSError as error:
+            raise write_error(self.path, error) from error

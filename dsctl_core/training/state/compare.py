@@ -1,0 +1,137 @@
+"""Whether a run may go on from a saved state: what its results depend on must be what it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.checkpoint.identify import weight_files
+from dsctl_core.checkpoint.load import find_places
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.errors import DsctlError, UsageError, unknown_name
+from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.files.digest import digest, weights_identity
+from dsctl_core.lora.about import dataset_identity
+from dsctl_core.options import TrainOptions
+from dsctl_core.training.optim.lr_schedule import follows_length
+from dsctl_core.training.state.folder import SavedState
+
+# Options that change no result: another value is no other run. Whatever is not named here is compared. How long a run
+# is changes some: where the learning rate follows it, the number of steps in all is compared as "max_steps".
+FREE = frozenset(
+    {
+        # where things are: what is there is compared instead, as "dataset" and "model"
+        *("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path", "from_cache", "cache"),
+        *("dataset_base_path", "dataset_metadata_path", "allow_outside"),
+        # how long, how often, and in what form things are written
+        *("output_path", "resume", "allow_changed", "save_steps", "state_total_limit", "num_epochs", "max_steps"),
+        *("lora_format", "lora_dtype", "remove_prefix_in_ckpt", "trigger_words"),
+        # how the work is done; the samples of a step are compared instead, as "samples_per_step"
+        *("batch_size", "gradient_accumulation_steps", "dataset_num_workers", "find_unused_parameters", "device"),
+        *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "on_bad_sample", "trust_template"),
+        *("gradient_checkpointing_blocks", "offload_blocks", "dry_run"),
+        *("num_processes", "accelerate_config"),
+        # what is looked at on the way
+        *("track", "track_project", "validation_every", "sample_every", "sample_prompt", "sample_prompts_file"),
+        *("sample_negative_prompt", "sample_height", "sample_width", "sample_steps", "sample_cfg_scale", "sample_seed"),
+        # compared as it turned out, in the loop
+        "mixed_precision",
+    }
+)
+# What is compared beside options, in words
+OTHERS = {
+    "task": "task",
+    "dataset": "dataset",
+    "model": "model",
+    "samples_per_step": "number of samples a step (processes x batch size x accumulation)",
+    "samples": "number of samples an epoch",
+    "max_steps": "number of steps in all, which the course of the learning rate depends on,",
+    "batches_of": "batch size, with pictures of several shapes",
+}
+
+
+def identity_of(
+    options: TrainOptions, resolved: ResolvedModel, source: UnifiedDataset | CachedDataset, rate: float
+) -> dict[str, Any]:
+    """Return all that the results of a run depend on: its options as they turned out, and what it is made from.
+
+    Dataset, cache and model count by what they are, not by where.
+    """
+    given = options.model_dump(mode="json", exclude=set(FREE))
+    for name, value in given.items():
+        if isinstance(getattr(options, name), Path):
+            given[name] = str(Path(value).absolute())
+    given["lora"] = [[str(each.path.absolute()), each.scale] for each in options.lora]
+    cached = isinstance(source, CachedDataset)
+    if follows_length(options) and options.max_steps is not None:
+        given["max_steps"] = options.max_steps
+    return {
+        **given,
+        "learning_rate": rate,
+        "task": source.manifest.recipe.task if isinstance(source, CachedDataset) else options.loss_task,
+        "dataset": digest([entry.key for entry in source.entries])
+        if isinstance(source, CachedDataset)
+        else dataset_identity(source.metadata.rows, source.base_path),
+        "model": _model_identity(resolved, [*options.trained_components, "dit"] if cached else None),
+    }
+
+
+def _model_identity(resolved: ResolvedModel, components: Sequence[str] | None) -> str:
+    """Return a hash of the weights of `components` (None: all that are at hand)."""
+    names = [each.name for each in resolved.family.components] if components is None else components
+    found = {}
+    for name in dict.fromkeys(names):
+        try:
+            folder = find_places(resolved.family, resolved.configs_of([name]), None).components.get(name)
+        except DsctlError:
+            continue  # not at hand; loading it will say so where it is needed
+        if folder is not None:
+            found[name] = weights_identity(weight_files(folder))
+    return digest([resolved.family.name, found])
+
+
+def require_steps_left(state: SavedState, total: int) -> None:
+    """Raise a DsctlError where a run has done all its steps already."""
+    if state.step >= total:
+        raise DsctlError(
+            f"the run in {state.output_path} is done: {state.step} of {total} steps",
+            hint="give more --max-steps, or --num-epochs, to train on",
+        )
+
+
+def refuse_changes(
+    saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Sequence[str], where: Path
+) -> dict[str, list[Any]]:
+    """Raise a UsageError where `current` is not what was `saved` in `where`; return what is, and is allowed to be.
+
+    Names that only one of the two has are compared with None, but for whole groups that one of them lacks.
+    """
+    current = json.loads(json.dumps(current))  # as what was saved has become
+    known = sorted({*saved, *current, *OTHERS})
+    for name in allowed:
+        if name not in known:
+            raise unknown_name("option in --allow-changed", name, known)
+    both = [name for name in current if name in saved]
+    changed = {name: [saved[name], current[name]] for name in both if saved[name] != current[name]}
+    refused = {name: values for name, values in changed.items() if name not in allowed}
+    if not refused:
+        return changed
+    told = [f"{_called(name)} was {_shown(old)}, now it is {_shown(new)}" for name, (old, new) in refused.items()]
+    raise UsageError(
+        f"{where} cannot be resumed from, for the results would change: {'; '.join(told)}",
+        hint=f"give the old value, or let the change through with --allow-changed {','.join(refused)}",
+    )
+
+
+def _called(name: str) -> str:
+    return f"the {OTHERS[name]}" if name in OTHERS else f"--{name.replace('_', '-')}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "empty"
+    text = "not given" if value is None else str(value)
+    return f"{text[:12]}..." if len(text) == 64 and text.isalnum() else text

@@ -1,1 +1,0 @@
-"""Watching a run: sample pictures, validation losses, trackers, and pages about them."""

@@ -1,0 +1,89 @@
+"""The words of a command line: underscores in flags, near misses, and what is never touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsctl.argv import checked_words
+from dsctl_core.errors import UsageError
+
+
+@dataclass
+class Param:
+    """What `checked_words` looks at in a parameter of typer."""
+
+    opts: list[str]
+    secondary_opts: list[str] = field(default_factory=list)
+    nargs: int = 1
+    is_flag: bool = False
+    param_type_name: str = "option"
+    help: str = "What it is."
+
+
+PARAMS = [
+    Param(["--lora-rank"]),
+    Param(["--model-id-with-origin-paths"]),
+    Param(["--prompt"]),
+    Param(["--use-tiles"], ["--no-use-tiles"], is_flag=True),
+    Param(["task"], param_type_name="argument"),
+]
+
+
+def check(*words: str) -> list[str]:
+    return checked_words(words, PARAMS, "dsctl train")
+
+
+@pytest.mark.parametrize(
+    ("given_words", "expected"),
+    [
+        (["--lora_rank", "4"], ["--lora-rank", "4"]),
+        (["--lora_rank=16"], ["--lora-rank=16"]),
+        (["--model_id-with_origin-paths", "a_b/c_d:*"], ["--model-id-with-origin-paths", "a_b/c_d:*"]),
+        (["--prompt", "a_b"], ["--prompt", "a_b"]),
+        (["--prompt=--lora_rank"], ["--prompt=--lora_rank"]),
+        (["--prompt=a_b=c_d"], ["--prompt=a_b=c_d"]),
+        (["--prompt", "--not_ours"], ["--prompt", "--not_ours"]),
+        (["sft:data_process"], ["sft:data_process"]),
+        (["--no_use_tiles"], ["--no-use-tiles"]),
+        (["--lora-rank", "-1"], ["--lora-rank", "-1"]),
+        (["--prompt", ""], ["--prompt", ""]),
+        (["--", "--lora_rank"], ["--", "--lora_rank"]),
+    ],
+)
+def test_underscores_become_dashes_in_flags_and_nowhere_else(given_words: list[str], expected: list[str]):
+    assert check(*given_words) == expected
+
+
+@given(st.text().filter(lambda text: not text.startswith("--")))
+def test_a_value_is_never_changed(value: str):
+    assert check("--prompt", value) == ["--prompt", value]
+    assert check(f"--prompt={value}") == [f"--prompt={value}"]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "hint"),
+    [
+        (["--lora-rnak", "4"], "unknown flag --lora-rnak", "did you mean --lora-rank?"),
+        (["--lora_rnak=4"], "unknown flag --lora_rnak", "did you mean --lora-rank?"),
+        (["--zzz"], "unknown flag --zzz", "see `dsctl train --help`"),
+        (["--prompt"], "--prompt is given without a value", "--prompt: What it is."),
+        (["--prompt", "--lora_rank", "4"], "the next word is the flag --lora_rank", "--prompt=--lora_rank"),
+        (["--use-tiles=yes"], "--use-tiles takes no value, but 'yes' is given", "write --use-tiles alone"),
+        (["sft", "a red", "--lora-rank", "4"], "'a red' is one word too many", "quotes"),
+        (["sft", "--", "more"], "'more' is one word too many", "quotes"),
+    ],
+)
+def test_what_is_wrong_with_the_words_is_named(words: list[str], problem: str, hint: str):
+    with pytest.raises(UsageError) as caught:
+        check(*words)
+    assert problem in caught.value.problem
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_groups_words_end_at_the_commands_name():
+    words = ["train", "--lora_rank", "4", "--zzz"]
+    assert checked_words(words, [Param(["--version"], is_flag=True)], "dsctl", is_group=True) == words

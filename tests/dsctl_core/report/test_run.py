@@ -1,0 +1,183 @@
+"""The page about runs: everything is in it, nothing in it is taken for HTML, and unfinished runs have one too."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.media.image_file import write_png
+from dsctl_core.report import write_report
+
+NASTY = '<script>alert("x")</script> & "two"'
+
+
+def line(step, **values):
+    given = {"loss": 1 / step, "lr": 1e-4, "grad_norm": 0.5, "seconds": 60.0, "samples_per_second": 2.0}
+    return {"step": step, **given, "peak_memory_bytes": 2_000_000_000, **values}
+
+
+def write_run(folder, steps=20, prompts=("a cat",), **options):
+    (folder / "samples").mkdir(parents=True)
+    lines = [line(step) for step in range(1, steps + 1)] + [
+        {"step": s, "validation_loss": 0.5 - s / 100} for s in (0, 10)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    about = {
+        "options": {"model": "tiny", "task": "sft", "max_steps": 20, "lora_rank": 8, **options},
+        "versions": {"dsctl": "0.1.0"},
+        "hardware": {"device": "Some GPU", "processes": 2},
+        "parameters": {"trained": 1234567},
+        "preset": "tiny",
+        "started": "2026-01-01T00:00:00+0000",
+    }
+    (folder / "run.json").write_text(json.dumps(about))
+    for number, prompt in enumerate(prompts, 1):
+        for step in (0, 10, 20):
+            told = {"prompt": prompt, "seed": number, "width": 600, "height": 300, "cfg_scale": 4.0}
+            picture = Image.new("RGB", (600, 300), (step * 10, 0, 0))
+            write_png(folder / "samples" / f"step-{step}-{number}.png", picture, told)
+    (folder / "step-20.safetensors").touch()
+    return folder
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its texts, its pictures, and the tags that are open at its end."""
+
+    VOID = {"meta", "img", "br", "line", "circle", "polyline"}
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.words, self.open, self.sources = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+
+def page(*folders, output=None):
+    return Page(write_report(list(folders), output).read_text())
+
+
+def test_a_page_has_curves_samples_options_hardware_and_versions(tmp_path):
+    found = page(write_run(tmp_path / "run", prompts=("a cat", "a dog")))
+    for said in ("Loss", "Validation loss", "Learning rate", "Gradient norm", "Samples a second", "Peak memory, GB"):
+        assert said in found.text
+    for said in ("--lora-rank", "Some GPU", "1,234,567", "0.1.0", "a dog", "seed 2", "20 min 00 s", "step 10", "2 GB"):
+        assert said in found.text
+    assert found.tags.count("svg") == 6
+    assert found.tags.count("img") == 6
+    assert found.open == []
+
+
+def test_a_page_needs_nothing_beside_it_and_runs_no_script(tmp_path):
+    found = page(write_run(tmp_path / "run"))
+    assert all(source.startswith("data:image/jpeg;base64,") for source in found.sources)
+    assert "script" not in found.tags
+    picture = Image.open(BytesIO(base64.b64decode(found.sources[0].partition(",")[2])))
+    assert picture.size == (224, 112)
+
+
+def test_nothing_of_a_run_is_taken_for_html(tmp_path):
+    folder = write_run(tmp_path / "a<u>b", prompts=(NASTY,), sample_prompt=[NASTY], model=NASTY)
+    found = page(folder, write_run(tmp_path / "other"))
+    assert not {"script", "u"} & set(found.tags)
+    assert found.text.count(NASTY) >= 3
+    assert "a<u>b" in found.words
+    assert found.open == []
+
+
+@pytest.mark.parametrize("left", ["run.json", "metrics.jsonl", "samples"])
+def test_a_run_that_has_only_begun_or_failed_has_a_page(tmp_path, left):
+    import shutil
+
+    folder = write_run(tmp_path / "run")
+    for path in list(folder.iterdir()):
+        if path.name != left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = page(folder)
+    assert ("There is no run.json" in found.text) == (left != "run.json")
+    assert ("No step is recorded yet" in found.text) == (left != "metrics.jsonl")
+    assert ("img" in found.tags) == (left == "samples")
+
+
+def test_a_line_that_is_cut_off_and_a_loss_that_is_no_number_are_passed_over(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 21, "loss": NaN}\n{"step": 22, "lo')
+    (folder / "samples" / "step-30-1.png").write_bytes(b"cut")
+    found = page(folder)
+    assert "21" in found.words
+    assert "nan" not in found.text.lower().split()
+
+
+def test_of_two_lines_of_one_step_the_later_counts(tmp_path):
+    folder = write_run(tmp_path / "run", steps=1)
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps(line(1, loss=0.123)) + "\n")
+    assert "0.123" in page(folder).words
+
+
+def test_several_runs_are_compared_curve_by_curve_and_option_by_option(tmp_path):
+    folders = [write_run(tmp_path / name, learning_rate=rate, seed=0) for name, rate in (("a", 1e-3), ("b", 1e-4))]
+    html = write_report(folders, tmp_path / "both.html").read_text()
+    differ = html.partition("Options that differ")[2].partition("<h2>")[0]
+    assert "--learning-rate" in differ and "0.001" in differ and "0.0001" in differ
+    assert "--seed" not in differ and "--lora-rank" not in differ
+    assert len(re.findall('<polyline class="main" stroke="var\\(--c1\\)"', html)) == 6
+    assert Page(html).open == []
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    found = page(write_run(tmp_path / "x" / "run"), write_run(tmp_path / "y" / "run"))
+    assert str(tmp_path / "y" / "run") in found.words
+
+
+def test_many_samples_are_thinned_to_the_first_the_last_and_some_between(tmp_path):
+    folder = write_run(tmp_path / "run", prompts=())
+    for step in range(0, 1000, 20):
+        write_png(folder / "samples" / f"step-{step}-1.png", Image.new("RGB", (8, 8)), {"prompt": "x"})
+    found = page(folder)
+    assert found.tags.count("img") == 10
+    assert {"step 0", "step 980"} <= set(found.words)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_text("x"), "is a file"),
+        (lambda path: path.mkdir(), "holds no run"),
+    ],
+)
+def test_a_folder_without_a_run_is_refused(tmp_path, make, message):
+    make(tmp_path / "out")
+    with pytest.raises(DsctlError, match=message) as caught:
+        write_report([tmp_path / "out"])
+    assert caught.value.hint
+
+
+def test_a_run_that_is_named_twice_and_an_output_that_is_a_folder_are_refused(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with pytest.raises(DsctlError, match="is given twice"):
+        write_report([folder, folder / ".." / "run"])
+    with pytest.raises(DsctlError, match="is a folder"):
+        write_report([folder], tmp_path)
