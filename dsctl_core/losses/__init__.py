@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 
 from dsctl_core.errors import unknown_name
 from dsctl_core.losses.contract import Loss, loss
 from dsctl_core.losses.direct_distill import DirectDistillLoss
 from dsctl_core.losses.sft import FlowMatchSFTLoss
+from dsctl_core.options.tasks import LOSS_TASKS
 
 __all__ = ["LOSSES", "DirectDistillLoss", "FlowMatchSFTLoss", "Loss", "find_loss", "loss"]
-
-NO_TASKS = ("contract",)
 
 
 def _loss_of(task: str) -> Loss:
@@ -30,4 +28,4 @@ def find_loss(task: str) -> Loss:
     return LOSSES[task]
 
 
-LOSSES = {name: _loss_of(name) for _, name, _ in pkgutil.iter_modules(__path__) if name not in NO_TASKS}
+LOSSES = {name: _loss_of(name) for name in LOSS_TASKS}

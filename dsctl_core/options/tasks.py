@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NO_TASKS = ("__init__", "contract")
+NO_TASKS = ("__init__", "columns", "contract", "timesteps")  # what the losses share
 FIRST, SECOND = ":data_process", ":train"  # what a task's name ends with when it is one of its two stages
 
 

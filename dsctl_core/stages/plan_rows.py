@@ -13,13 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from dsctl_core.cache.codec import encode, is_plain
-from dsctl_core.cache.fingerprint import digest_file
 from dsctl_core.cache.manifest import Entry, Recipe
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.dataset import TEXT_COLUMNS
 from dsctl_core.data.operators import require_file
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.digest import digest, digest_files
+from dsctl_core.files.digest import digest, digest_file, digest_files
 from dsctl_core.losses import find_loss
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
