@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.worker import Rounds, main
+from benchmarks.worker import MicroBatches, main
 
 
 class Metronome:
     """The progress display of a run, which lets it go on for one round at a time."""
 
-    def __init__(self, rounds: Rounds, steps: int, output_path: Path) -> None:
+    def __init__(self, rounds: MicroBatches, steps: int, output_path: Path) -> None:
         self.rounds, self.steps, self.output_path = rounds, steps, output_path
         self.count, self.training = 0, False
 
@@ -40,7 +40,7 @@ class Metronome:
         """Ignore notes."""
 
 
-def train(settings: dict[str, Any], rounds: Rounds) -> None:
+def train(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train a LoRA, a round being `steps` steps of it."""
     from dsctl_core.options import TrainOptions
     from dsctl_core.training import train
@@ -65,7 +65,7 @@ def train(settings: dict[str, Any], rounds: Rounds) -> None:
         train(options, Metronome(rounds, settings["steps"], output_path))
 
 
-def infer(settings: dict[str, Any], rounds: Rounds) -> None:
+def infer(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Make pictures, one a round."""
     import torch
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ours import Metronome
-from benchmarks.worker import Rounds, main
+from benchmarks.worker import MicroBatches, main
 
 
-def step(settings: dict[str, Any], rounds: Rounds) -> None:
+def step(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train from a cache, a round being `steps` steps."""
     from dsctl_core.options import TrainOptions
     from dsctl_core.training import train

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ours import Metronome
-from benchmarks.worker import Rounds, main
+from benchmarks.worker import MicroBatches, main
 
 
-def infer(settings: dict[str, Any], rounds: Rounds) -> None:
+def infer(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Make two pictures a round, with the template and without it, each first in every other round.
 
     In one process, on the same weights, and in CPU time: the difference is smaller than what two processes, or the
@@ -47,7 +47,7 @@ def infer(settings: dict[str, Any], rounds: Rounds) -> None:
     rounds.repeat(both)
 
 
-def train(settings: dict[str, Any], rounds: Rounds) -> None:
+def train(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train the template, a round being `steps` steps: from a cache if `settings` has `from_cache`, or in one stage."""
     from dsctl_core.options import TrainOptions
     from dsctl_core.training import train

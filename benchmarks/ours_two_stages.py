@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ours import Metronome
-from benchmarks.worker import Rounds, main
+from benchmarks.worker import MicroBatches, main
 
 
-def encode(settings: dict[str, Any], rounds: Rounds) -> None:
+def encode(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Encode the dataset into a cache, a round being all of it, with everything loaded before."""
     import torch
 
     from dsctl_core.families.resolve import resolve_model
     from dsctl_core.options import CacheOptions
     from dsctl_core.progress import NoProgress
-    from dsctl_core.stages.encode import Encoder, FirstStage, fill_cache
-    from dsctl_core.training.plan.caching import build_dataset, plan_job
+    from dsctl_core.stages.encode import Encoder, EncodeSettings, encode_dataset
+    from dsctl_core.training.plan.caching import build_dataset, plan_encoding
 
     options = CacheOptions(
         model=settings["model"],
@@ -29,22 +29,25 @@ def encode(settings: dict[str, Any], rounds: Rounds) -> None:
         device="cpu",
     )
     resolved = resolve_model(options.model)
-    job = plan_job(resolved, options, "sft", ("dit",), torch.float32, "cpu")
+    job = plan_encoding(resolved, options, "sft", ("dit",), torch.float32, "cpu")
     load = functools.cache(job.load)
-    for lane in job.stages.lanes:
-        load(lane.components)
+    for group in job.stages.groups:
+        load(group.components)
     encoder = Encoder(job.shell, job.stages, job.recipe, load)
-    dataset, how = build_dataset(options, resolved.family, resolved.defaults), FirstStage(batch_size=options.batch_size)
+    dataset, how = (
+        build_dataset(options, resolved.family, resolved.defaults),
+        EncodeSettings(batch_size=options.batch_size),
+    )
 
     def once(number: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:
-            fill_cache(Path(folder), dataset, encoder, how, NoProgress())
+            encode_dataset(Path(folder), dataset, encoder, how, NoProgress())
         return {}
 
     rounds.repeat(once)
 
 
-def cached(settings: dict[str, Any], rounds: Rounds) -> None:
+def cached(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train from a cache, a round being `steps` steps."""
     from dsctl_core.options import TrainOptions
     from dsctl_core.training import train

@@ -13,7 +13,7 @@ from diffusers import QwenImagePipeline
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.worker import Rounds, main
+from benchmarks.worker import MicroBatches, main
 
 TARGETS = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"]
 TRAINING_MU = 0.8  # the shift of the training schedule
@@ -45,7 +45,7 @@ def load(settings: dict[str, Any]) -> Any:
     return pipe
 
 
-def train(settings: dict[str, Any], rounds: Rounds) -> None:
+def train(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train a LoRA, a round being `steps` steps of it."""
     from peft import LoraConfig
 
@@ -96,7 +96,7 @@ def train(settings: dict[str, Any], rounds: Rounds) -> None:
             rounds.done(trained=sum(parameter.numel() for parameter in trained))
 
 
-def infer(settings: dict[str, Any], rounds: Rounds) -> None:
+def infer(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Make pictures, one a round."""
     pipe = load(settings)
 

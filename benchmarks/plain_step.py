@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.plain_two_stages import Trainer
-from benchmarks.worker import Rounds, main
+from benchmarks.worker import MicroBatches, main
 
 
 def load_trainer(settings: dict[str, Any]) -> tuple[Trainer, list[tuple[torch.Tensor, torch.Tensor]]]:
@@ -33,7 +33,7 @@ def load_trainer(settings: dict[str, Any]) -> tuple[Trainer, list[tuple[torch.Te
     return trainer, [(tensors[f"{n}.latents"], tensors[f"{n}.embeds"]) for n in range(settings["samples"])]
 
 
-def step(settings: dict[str, Any], rounds: Rounds) -> None:
+def step(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train on tensors that are in memory already, a round being `steps` steps."""
     trainer, samples = load_trainer(settings)
     trainer.transformer.train(settings["recompute"])  # diffusers recomputes in training mode alone

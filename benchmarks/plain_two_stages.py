@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.plain import TARGETS, TRAINING_MU, Pictures, load
-from benchmarks.worker import Rounds, main
+from benchmarks.worker import MicroBatches, main
 
 
 def encoded(pipe: Any, settings: dict[str, Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -31,7 +31,7 @@ def encoded(pipe: Any, settings: dict[str, Any]) -> Iterator[tuple[torch.Tensor,
         yield sample  # outside, or the step that follows would have no gradients
 
 
-def encode(settings: dict[str, Any], rounds: Rounds) -> None:
+def encode(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Encode the dataset and write it to one file, a round being all of it."""
     pipe = load(settings)
 
@@ -99,7 +99,7 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
     return patches.reshape(batch, height // 2 * (width // 2), channels * 4)
 
 
-def cached(settings: dict[str, Any], rounds: Rounds) -> None:
+def cached(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train on tensors that are in memory already, a round being `steps` steps."""
     pipe = load(settings)
     samples, trainer = list(encoded(pipe, settings)), Trainer(pipe.transformer, settings)

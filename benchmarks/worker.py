@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Rounds:
+class MicroBatches:
     """A line of JSON to run.py for `ready` and for each round; a line "go" from it starts the next round.
 
     Between rounds the process sleeps, so that the other side of the comparison has the machine for itself. What
@@ -59,7 +59,7 @@ class Rounds:
         return torch.cuda.max_memory_allocated(self.device)
 
 
-def main(cases: dict[str, Callable[[dict[str, Any], Rounds], None]]) -> None:
+def main(cases: dict[str, Callable[[dict[str, Any], MicroBatches], None]]) -> None:
     """Run the case that the command line names, with the settings that follow it as JSON."""
     settings = json.loads(sys.argv[2])
-    cases[sys.argv[1]](settings, Rounds(settings["device"]))
+    cases[sys.argv[1]](settings, MicroBatches(settings["device"]))

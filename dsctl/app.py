@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dsctl import errors, launch, out
-from dsctl.argv import checked_words, unknown_command
+from dsctl.argv import checked_argv, unknown_command
 
 # name -> (its function, what it does), or (its own table, what it does)
 COMMANDS: dict[str, tuple[Any, str]] = {
@@ -83,7 +83,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words after the command's name."""
         if not ctx.resilient_parsing:
-            args = checked_words(args, self.get_params(ctx), ctx.command_path)
+            args = checked_argv(args, self.get_params(ctx), ctx.command_path)
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -117,7 +117,7 @@ class LazyGroup(TyperGroup):
             default = DEFAULTS.get(self.name or "")
             if default and "--help" not in args and (not args or args[0].startswith("-")):
                 args = [default, *args]
-            args = checked_words(args or ["--help"], self.get_params(ctx), ctx.command_path, is_group=True)
+            args = checked_argv(args or ["--help"], self.get_params(ctx), ctx.command_path, is_group=True)
             # What follows a command's name is for that command, and reading a flag that is not there takes its time.
             self.add_help_option = args[0].startswith("-")
         return super().parse_args(ctx, args)

@@ -8,7 +8,7 @@ from typing import Any
 from dsctl_core.errors import UsageError, near_miss
 
 
-def checked_words(words: Sequence[str], params: Sequence[Any], path: str, *, is_group: bool = False) -> list[str]:
+def checked_argv(words: Sequence[str], params: Sequence[Any], path: str, *, is_group: bool = False) -> list[str]:
     """Return `words` with dashes for the underscores of flags, never touching a value.
 
     `params` are the command's parameters and `path` is its name, as in "dsctl train". A group's words end at the

@@ -9,7 +9,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.options.template import TemplateSource
 
 
-def ask_for_trust(templates: Iterable[TemplateSource], *, trusted: bool) -> None:
+def confirm_trust(templates: Iterable[TemplateSource], *, trusted: bool) -> None:
     """Ask for each template whose code nobody has agreed to yet, and keep a yes; a no is a DsctlError.
 
     Where there is no terminal nothing is asked: the library refuses such code.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def paused_gc() -> Iterator[None]:
     """Collect no garbage inside: for imports of torch, diffusers and their like.
 
     They make hundreds of thousands of objects that stay, and the collector would walk the growing heap again and

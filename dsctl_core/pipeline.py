@@ -33,7 +33,7 @@ ProgressBar = Callable[[Iterable[Tensor]], Iterable[Tensor]]
 Step = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> latents at the next level
 
 
-def plainly(step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
+def run_step_directly(step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
     """Run a denoising step as it is."""
     return step(latents, timestep)
 
@@ -44,7 +44,7 @@ def no_progress_bar(timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
 
 
 @dataclass(frozen=True)
-class Extension:
+class SideNetwork:
     """A network beside the family's own components, with the units that use it.
 
     `columns` are those of a row that its units read; a row in which one is missing is refused by them, not here.
@@ -85,7 +85,7 @@ class BasePipeline(nn.Module):
         self.tokenizer = tokenizer
         self.scheduler = FlowMatchScheduler(schedule)
         self.unit_runner = UnitRunner()
-        self.extensions: tuple[Extension, ...] = ()
+        self.side_networks: tuple[SideNetwork, ...] = ()
         self.torch_dtype = torch_dtype
         # As a tensor there names it: "cuda" is "cuda:0", so that devices can be compared.
         self.device = torch.empty(0, device=device).device
@@ -126,15 +126,15 @@ class BasePipeline(nn.Module):
         """Turn dataset rows into (shared, posi, nega) inputs of one training batch; every family writes its own."""
         raise NotImplementedError(f"{cls.__name__} has no inputs_from_rows()")
 
-    def extend(self, extension: Extension, model: nn.Module | None) -> None:
+    def extend(self, side_network: SideNetwork, model: nn.Module | None) -> None:
         """Put `model` in as a component of its own (None: not loaded), and its units behind those that are there."""
-        self.register_module(extension.name, model)
-        self.extensions = (*self.extensions, extension)
-        self.units = [*self.units, *extension.units]
+        self.register_module(side_network.name, model)
+        self.side_networks = (*self.side_networks, side_network)
+        self.units = [*self.units, *side_network.units]
 
     def row_inputs(self, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()) -> tuple[Inputs, Inputs, Inputs]:
-        """Turn rows into (shared, posi, nega): the family's inputs, and the columns of extensions, a list of each."""
-        columns = [name for extension in self.extensions for name in extension.columns]
+        """Turn rows into (shared, posi, nega): the family's inputs, and the columns of side_networks, a list of each."""
+        columns = [name for side_network in self.side_networks for name in side_network.columns]
         own = [name for name in extra_inputs if name not in columns]
         shared, posi, nega = self.inputs_from_rows(rows, own)
         return {**shared, **{name: [row.get(name) for row in rows] for name in columns}}, posi, nega
@@ -151,14 +151,14 @@ class BasePipeline(nn.Module):
 
     @property
     def component_names(self) -> tuple[str, ...]:
-        """The names of all components that there can be: the family's own, then those of extensions."""
+        """The names of all components that there can be: the family's own, then those of side_networks."""
         own = (component.name for component in self.family.components)
-        return (*own, *(extension.name for extension in self.extensions))
+        return (*own, *(side_network.name for side_network in self.side_networks))
 
     def component(self, name: str) -> Any:
         """Return the component called `name`; one that was not loaded is a DsctlError."""
-        extended = any(extension.name == name for extension in self.extensions)
-        declared = None if extended else self.family.component(name)
+        is_side_network = any(side_network.name == name for side_network in self.side_networks)
+        declared = None if is_side_network else self.family.component(name)
         model = getattr(self, name)
         if model is None and declared is None:
             raise DsctlError(f"this needs the {name}, which was not loaded", hint="report this: it should have been")
@@ -255,7 +255,7 @@ class BasePipeline(nn.Module):
         cfg_scale: float,
         progress_bar_cmd: ProgressBar = no_progress_bar,
         scheduler: FlowMatchScheduler | None = None,
-        run_step: Callable[[Step, Tensor, Tensor], Tensor] = plainly,
+        run_step: Callable[[Step, Tensor, Tensor], Tensor] = run_step_directly,
     ) -> Tensor:
         """Follow the velocity from `shared["latents"]` along the scheduler's levels down to clean latents.
 

@@ -67,7 +67,7 @@ class PipelineUnit:
 
     process: Callable[..., Any] = _no_process
 
-    def alike(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> Any:
+    def batch_key(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> Any:
         """Return what samples must have in common for a batch of them to give what each gives alone; JSON.
 
         The inputs are those of one sample before any unit ran; of a picture among them only the size may be known.

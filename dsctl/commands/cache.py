@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsctl import launch, out
-from dsctl.confirm_trust import ask_for_trust
+from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
 from dsctl_core.options import CacheOptions
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @takes(CacheOptions, config=True)
 def cache(options: CacheOptions) -> None:
     """Encode a dataset once, to train from it without the encoders."""
-    ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
+    confirm_trust([] if options.template is None else [options.template], trusted=options.trust_template)
     if launch.in_processes(options, cpu=options.device == "cpu"):
         return
     from dsctl_core.training import make_cache

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dsctl import out
-from dsctl.confirm_trust import ask_for_trust
+from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
-from dsctl_core.gc_pause import uncollected
+from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import InferOptions
 
 
 @takes(InferOptions, config=True)
 def infer(options: InferOptions) -> None:
     """Make pictures."""
-    with uncollected():
+    with paused_gc():
         from dsctl_core.commands.infer import infer
 
-    ask_for_trust(options.template, trusted=options.trust_template)
+    confirm_trust(options.template, trusted=options.trust_template)
     result = infer(options, progress=out.progress())
     title = "Made 1 picture" if len(result.files) == 1 else f"Made {len(result.files)} pictures"
     out.result(title, files=result.files, grid=result.grid, seconds=round(result.seconds, 1))

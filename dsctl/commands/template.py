@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from dsctl import out
 from dsctl.commands.upload import show_upload
-from dsctl.confirm_trust import ask_for_trust
+from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
 from dsctl_core.options.template import TemplateSource
 from dsctl_core.options.template_tools import (
@@ -36,7 +36,7 @@ def check(options: TemplateCheckOptions) -> None:
     """Run a template once, and say what it takes and returns."""
     from dsctl_core.template.check import check
 
-    ask_for_trust([options.template], trusted=options.trust_template)
+    confirm_trust([options.template], trusted=options.trust_template)
     facts = check(options)
     lines = []
     for name, value in facts.items():
@@ -60,7 +60,7 @@ def pack(options: TemplatePackOptions) -> None:
     """Put a template and its trained weights into one folder, ready to be given away."""
     from dsctl_core.template.pack import pack
 
-    ask_for_trust([TemplateSource(str(options.folder))], trusted=options.trust_template)
+    confirm_trust([TemplateSource(str(options.folder))], trusted=options.trust_template)
     out.result("Packed", **asdict(pack(options)))
 
 
@@ -69,5 +69,5 @@ def upload(options: TemplateUploadOptions) -> None:
     """Check a packed template, and put it on a hub, where it is compared again."""
     from dsctl_core.commands.template_upload import upload
 
-    ask_for_trust([TemplateSource(str(options.path))], trusted=options.trust_template)
+    confirm_trust([TemplateSource(str(options.path))], trusted=options.trust_template)
     show_upload(upload(options, progress=out.transfers()))

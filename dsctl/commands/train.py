@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dsctl import launch, out
-from dsctl.confirm_trust import ask_for_trust
+from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
 from dsctl_core.options import TrainOptions
 
@@ -11,7 +11,7 @@ from dsctl_core.options import TrainOptions
 @takes(TrainOptions, config=True)
 def train(options: TrainOptions) -> None:
     """Train a model, or a LoRA on it."""
-    ask_for_trust([] if options.template is None else [options.template], trusted=options.trust_template)
+    confirm_trust([] if options.template is None else [options.template], trusted=options.trust_template)
     if options.dry_run:
         show_dry_run(options)
         return

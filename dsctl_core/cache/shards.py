@@ -1,6 +1,6 @@
 """Shards: safetensors files named by the hash of their bytes, each with a few dozen parts.
 
-A part is what one lane of units made of one input: values under "shared.NAME" or "posi.NAME". Its key says what it was
+A part is what one group of units made of one input: values under "shared.NAME" or "posi.NAME". Its key says what it was
 made of. The header of a shard says which parts it has and how their values are put together, so a folder of shards
 needs nothing else to be continued from.
 """

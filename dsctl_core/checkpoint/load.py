@@ -30,7 +30,7 @@ class LoadedComponents:
 
 
 @dataclass
-class Places:
+class ComponentPaths:
     """Where everything is: a folder (or a single file without a config) for each component, tokenizer, schedule."""
 
     components: dict[str, Path]
@@ -38,9 +38,11 @@ class Places:
     schedule: Path | None = None
 
 
-def find_places(family: Family, model_configs: Sequence[ModelConfig], tokenizer_config: ModelConfig | None) -> Places:
+def find_component_paths(
+    family: Family, model_configs: Sequence[ModelConfig], tokenizer_config: ModelConfig | None
+) -> ComponentPaths:
     """Find the folder of each component that `model_configs` name. Two places for one component are an error."""
-    places = Places({})
+    places = ComponentPaths({})
     for config in model_configs:
         paths = config.resolve()
         if paths[0].is_dir() and (paths[0] / "model_index.json").is_file():
@@ -60,7 +62,7 @@ def find_places(family: Family, model_configs: Sequence[ModelConfig], tokenizer_
     return places
 
 
-def _add_whole_folder(family: Family, folder: Path, places: Places) -> None:
+def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> None:
     for component in family.components:
         if (folder / component.folder).is_dir():
             actual = identify_component(family, folder / component.folder)
@@ -77,7 +79,7 @@ def _add_whole_folder(family: Family, folder: Path, places: Places) -> None:
         places.schedule = folder / "scheduler" / "scheduler_config.json"
 
 
-def _add(places: Places, name: str, folder: Path) -> None:
+def _add(places: ComponentPaths, name: str, folder: Path) -> None:
     if name in places.components:
         raise DsctlError(
             f"the {name} is given twice: {places.components[name]} and {folder}", hint="name each component once"
@@ -128,7 +130,7 @@ def load_components(
     # Only the networks that read text use the tokenizer, and its library takes long to import.
     readers = [component.name for component in family.components if component.library == "transformers"]
     reads_text = only is None or any(name in only for name in readers)
-    places = find_places(family, model_configs, tokenizer_config if reads_text else None)
+    places = find_component_paths(family, model_configs, tokenizer_config if reads_text else None)
     models = {}
     for component in family.components:
         folder = places.components.get(component.name)

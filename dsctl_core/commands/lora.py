@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.checkpoint.identify import class_of, weight_files
-from dsctl_core.checkpoint.load import Places, find_places
+from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, family_of_class, identify_folder
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
@@ -20,7 +20,7 @@ from dsctl_core.files.atomic import prepare_folder, sync_folder, unclaim, write_
 from dsctl_core.files.digest import weights_identity
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.lora.about import SPEC, with_model_spec
-from dsctl_core.lora.algebra import Kept, resize_layers
+from dsctl_core.lora.algebra import RankTruncation, resize_layers
 from dsctl_core.lora.extract import extract
 from dsctl_core.lora.files import lora_weights, read_lora, save_lora
 from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile, with_dots
@@ -81,7 +81,7 @@ def merge(options: MergeLoraOptions, progress: Progress | None = None) -> Writte
 def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progress: Progress) -> Written:
     refuse_used_folder(options.output)
     resolved = _resolve(options)
-    places = find_places(resolved.family, resolved.model_configs, resolved.tokenizer_config)
+    places = find_component_paths(resolved.family, resolved.model_configs, resolved.tokenizer_config)
     for name, place in places.components.items():
         if place.is_file():
             raise DsctlError(
@@ -117,7 +117,7 @@ def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progres
 
 
 def _write_model(
-    resolved: ResolvedModel, places: Places, target: Path, updates: Any, tick: Callable[[str], None]
+    resolved: ResolvedModel, places: ComponentPaths, target: Path, updates: Any, tick: Callable[[str], None]
 ) -> None:
     """Write a complete model folder in diffusers layout, the components in `updates` changed and the others copied."""
     target.mkdir()
@@ -150,7 +150,7 @@ def refuse_used_folder(folder: Path) -> None:
         raise DsctlError(f"{folder} is there already", hint="give another --output, or remove it")
 
 
-def _refuse_full_disk(folder: Path, places: Places) -> None:
+def _refuse_full_disk(folder: Path, places: ComponentPaths) -> None:
     needed = sum(file.stat().st_size for place in places.components.values() for file in weight_files(place))
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -272,7 +272,7 @@ def _base_shapes(options: SomeModelOptions) -> dict[str, dict[str, tuple[int, in
     if options.model is None and options.model_paths is None and options.model_id_with_origin_paths is None:
         return {}
     resolved = _resolve(options)
-    places = find_places(resolved.family, resolved.model_configs, resolved.tokenizer_config)
+    places = find_component_paths(resolved.family, resolved.model_configs, resolved.tokenizer_config)
     return {name: component_shapes(folder) for name, folder in places.components.items()}
 
 
@@ -320,7 +320,7 @@ def _save(
     form: str,
     dtype: str,
     shapes: dict[str, dict[str, tuple[int, int]]],
-    kept: Kept | None,
+    kept: RankTruncation | None,
 ) -> Written:
     is_folder = FORMATS[form].folder
     if is_folder == (output.suffix == ".safetensors"):

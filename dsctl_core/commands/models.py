@@ -10,7 +10,7 @@ import torch
 from dsctl_core.family import Family
 from dsctl_core.losses import Loss, find_loss
 from dsctl_core.stages.split import PER_STEP_INPUTS, Stages, plan_stages, read_by_loss
-from dsctl_core.training.plan.caching import shell_of_family
+from dsctl_core.training.plan.caching import empty_pipeline_of_family
 from dsctl_core.units import PipelineUnit
 
 
@@ -18,7 +18,7 @@ def describe_stages(family: Family, trainable: Sequence[str], task: str = "sft")
     """Return the two stages of training `trainable`; no weights are needed for it."""
     for name in trainable:
         family.component(name.split(".")[0])
-    pipe = shell_of_family(family, torch.float32, "cpu")
+    pipe = empty_pipeline_of_family(family, torch.float32, "cpu")
     loss = find_loss(task)
     stages = plan_stages(pipe, loss, trainable)
     made = {name for unit in pipe.units for name in unit.output_params}
@@ -30,7 +30,7 @@ def describe_stages(family: Family, trainable: Sequence[str], task: str = "sft")
         "model_fn": {"components": list(pipe.in_iteration_models), "reads": sorted(read_by_loss(pipe, loss) & made)},
         "new_at_every_step": [name for name in PER_STEP_INPUTS if name not in loss.requires],
         "kept": sorted(
-            {name for lane in stages.lanes for name in lane.keeps}
+            {name for group in stages.groups for name in group.keeps}
             | _read_from_rows(stages, made)
             | _read_by_loss(loss, made)
         ),

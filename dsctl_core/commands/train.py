@@ -26,33 +26,33 @@ from dsctl_core.lora.files import lora_weights
 from dsctl_core.losses import find_loss
 from dsctl_core.losses.columns import refuse_unreadable, unreadable_rows, with_columns_alike
 from dsctl_core.memory.attention import check_backend
-from dsctl_core.memory.options import Levers
+from dsctl_core.memory.options import MemorySettings
 from dsctl_core.options import TrainOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages.split import plan_stages
-from dsctl_core.training.callbacks.build import plan_seeing
+from dsctl_core.training.callbacks.build import plan_callbacks
 from dsctl_core.training.callbacks.ema import AverageWeights
 from dsctl_core.training.callbacks.trackers import require_trackers
 from dsctl_core.training.distributed.accelerator import make_accelerator
 from dsctl_core.training.loop.loop import launch_training_task
 from dsctl_core.training.model.module import float_dtype
 from dsctl_core.training.model.task_module import TaskModule, objective_of, refuse_unused
-from dsctl_core.training.optim.lr_schedule import plan_schedule
+from dsctl_core.training.optim.lr_schedule import plan_lr_schedule
 from dsctl_core.training.optim.optimizer import OptimizerPlan, learning_rate, plan_optimizer
 from dsctl_core.training.output.folder import claim, refuse_used
 from dsctl_core.training.output.logger import ModelLogger
 from dsctl_core.training.output.metadata import header_metadata
 from dsctl_core.training.output.skipped import SkippedRows
 from dsctl_core.training.plan.caching import (
-    altered_by,
+    empty_pipeline,
     open_model,
-    plan_job,
+    plan_encoding,
     readers_of,
     refuse_extra_inputs,
     refuse_loras_on,
     sharing,
-    shell_of,
+    weight_edits_of,
     with_loras,
 )
 from dsctl_core.training.plan.from_cache import refuse_misfit, refuse_other_units, resolve_cached
@@ -103,7 +103,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
         refuse_changes(state.about["settings"], identity, options.allow_changed, state.folder)
     if options.attention_backend is not None:
         check_backend(options.attention_backend)
-    seeing = plan_seeing(options, resolved, source)
+    callback_plan = plan_callbacks(options, resolved, source)
     # Every byte of a cache is looked at while the model loads.
     checks = ThreadPoolExecutor(1)
     checked = checks.submit(source.check_shards) if isinstance(source, CachedDataset) else None
@@ -118,9 +118,9 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             skipped.add(DataError(each["problem"], hint=each["hint"], kind=each["kind"]))
         about = describe_run(options, resolved, optimizer, accelerator)
         on_bad_sample = skipped.add if options.on_bad_sample == "skip" else None
-        dataset, held_out = seeing.hold_out(dataset)
+        dataset, held_out = callback_plan.hold_out(dataset)
         averaging = [] if options.ema_decay is None else [AverageWeights(options.ema_decay)]
-        watching = seeing.hooks(accelerator, dataset, held_out, only, about["options"], on_bad_sample, progress)
+        watching = callback_plan.hooks(accelerator, dataset, held_out, only, about["options"], on_bad_sample, progress)
         module = build_module(options, resolved, accelerator, progress, task, only)
         logger = ModelLogger(
             options.output_path,
@@ -148,7 +148,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             buckets=buckets_of(dataset, module) if options.batch_size > 1 else None,
             on_bad_sample=on_bad_sample,
             optimizer=optimizer,
-            lr_scheduler=plan_schedule(options),
+            lr_scheduler=plan_lr_schedule(options),
             hooks=[*averaging, *watching],
             resume=state,
             allow_changed=options.allow_changed,
@@ -234,15 +234,15 @@ def first_stage(
     if isinstance(dataset, CachedDataset):
         refuse_loras_on(options, resolved.family, dataset.manifest.recipe.components)
         task = dataset.manifest.recipe.task
-        stages = plan_stages(shell_of(resolved, dtype, accelerator.device), find_loss(task), trained)
+        stages = plan_stages(empty_pipeline(resolved, dtype, accelerator.device), find_loss(task), trained)
         once = [(type(unit).__name__, unit.version) for unit in stages.split.once]
         refuse_other_units(dataset, options, once, [type(unit).__name__ for unit in stages.split.every_step], trained)
         return dataset, task, stages.second_components
     task = options.loss_task
     if not options.cache or dataset.varies() or not samples_repeat(options, dataset, accelerator.num_processes):
         return dataset, task, None
-    job = plan_job(resolved, options, task, trained, dtype, accelerator.device)
-    if not job.stages.lanes or with_loras(options, resolved.family) & set(job.stages.first_components):
+    job = plan_encoding(resolved, options, task, trained, dtype, accelerator.device)
+    if not job.stages.groups or with_loras(options, resolved.family) & set(job.stages.first_components):
         return dataset, task, None
     cache = options.output_path / CACHE_FOLDER
     how = sharing(accelerator, readers=readers_of(options), skip_bad=options.on_bad_sample == "skip")
@@ -296,13 +296,13 @@ def build_module(
     place = torch.device("cpu") if options.offload_blocks else accelerator.device
     pipe = resolved.load_pipeline(torch_dtype=dtype, device=place, only=only, component_dtypes=whole)
     module = task_module(options, pipe, task)
-    apply_levers(options, module, accelerator)
+    apply_memory_settings(options, module, accelerator)
     return module
 
 
 def task_module(options: TrainOptions, pipe: BasePipeline, task: str) -> TaskModule:
     """Make trainable on `pipe` what the options say."""
-    altered = altered_by(options)
+    altered = weight_edits_of(options)
     return TaskModule(
         pipe,
         task,
@@ -327,15 +327,15 @@ def task_module(options: TrainOptions, pipe: BasePipeline, task: str) -> TaskMod
     )
 
 
-def apply_levers(options: TrainOptions, module: TaskModule, accelerator: Accelerator) -> None:
+def apply_memory_settings(options: TrainOptions, module: TaskModule, accelerator: Accelerator) -> None:
     """Do to the networks that run at every step what the options ask for, and bring the pipeline to its device."""
     if options.offload_blocks and accelerator.device.type == "cpu":
         raise UsageError("--offload-blocks has no effect without a GPU", hint="leave it out")
     pipe = module.pipe
-    levers = Levers(
+    memory_settings = MemorySettings(
         options.gradient_checkpointing_blocks, options.offload_blocks, options.compile, options.attention_backend
     )
-    levers.apply([pipe.component(name) for name in pipe.in_iteration_models], accelerator.device)
+    memory_settings.apply([pipe.component(name) for name in pipe.in_iteration_models], accelerator.device)
     pipe.to(accelerator.device)
     pipe.device = torch.empty(0, device=accelerator.device).device
 

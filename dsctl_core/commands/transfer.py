@@ -15,7 +15,8 @@ from dsctl_core.files.safetensors import safetensors_header
 from dsctl_core.hub.fetch import fetch
 from dsctl_core.hub.remote import RemoteFile, check_repo_id, companions, filtered, open_hub, select
 from dsctl_core.hub.settings import download_source, model_base_path, skip_download
-from dsctl_core.hub.upload import files_to_upload, give
+from dsctl_core.hub.upload import files_to_upload
+from dsctl_core.hub.upload import upload as upload_files
 from dsctl_core.options.hub import DownloadOptions, UploadOptions
 from dsctl_core.progress import NoTransfers, Transfers
 
@@ -153,7 +154,9 @@ def upload_files(
     if skip_download():
         raise DsctlError("DSCTL_SKIP_DOWNLOAD forbids every use of the network", hint="unset it")
     hub = open_hub(source, options.token)
-    given = give(hub, options.repo, files, private=options.private, revision=options.revision, progress=progress)
+    given = upload_files(
+        hub, options.repo, files, private=options.private, revision=options.revision, progress=progress
+    )
     return {"url": given.url, **facts, "uploaded": True}
 
 

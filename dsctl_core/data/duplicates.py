@@ -37,7 +37,7 @@ def same_pictures(files: Mapping[Path, FileFacts]) -> Iterator[tuple[Path, Path]
         digests.add(facts.digest)
         keys = [facts.outline >> (band * BAND_BITS) & ((1 << BAND_BITS) - 1) for band in range(BANDS)]
         candidates = dict.fromkeys(other for band, key in zip(bands, keys, strict=True) for other in band.get(key, ()))
-        earlier = next((other for other in candidates if alike(facts, files[other])), None)
+        earlier = next((other for other in candidates if look_alike(facts, files[other])), None)
         if earlier is not None:
             yield path, earlier
             continue
@@ -47,7 +47,7 @@ def same_pictures(files: Mapping[Path, FileFacts]) -> Iterator[tuple[Path, Path]
                 entries.append(path)
 
 
-def alike(one: FileFacts, other: FileFacts) -> bool:
+def look_alike(one: FileFacts, other: FileFacts) -> bool:
     """Return whether two pictures look the same at any size."""
     if (one.outline ^ other.outline).bit_count() > FEWEST_DIFFERENCES:
         return False

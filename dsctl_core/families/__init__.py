@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dsctl_core.errors import DsctlError, unknown_name
 from dsctl_core.family import Family, Preset
-from dsctl_core.gc_pause import uncollected
+from dsctl_core.gc_pause import paused_gc
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -44,7 +44,7 @@ def find_preset(name: str) -> tuple[Family, Preset]:
 def pipeline_class(family: Family) -> type[BasePipeline]:
     """Import the pipeline class of `family`; this is where torch comes in."""
     module, _, name = family.pipeline.partition(":")
-    with uncollected():
+    with paused_gc():
         return getattr(importlib.import_module(module), name)
 
 

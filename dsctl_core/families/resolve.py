@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
 
 
-class PipelineExtension(Protocol):
+class SideNetworkSource(Protocol):
     """A network beside a model's own components, and what has to be known of it for training."""
 
     @property
@@ -57,17 +57,17 @@ class ResolvedModel:
     model_configs: tuple[ModelConfig, ...]
     tokenizer_config: ModelConfig | None
     defaults: dict[str, Any] = field(default_factory=dict)
-    extension: PipelineExtension | None = None
+    side_network: SideNetworkSource | None = None
 
-    def extended(self, pipe: BasePipeline) -> BasePipeline:
-        """Return `pipe`, with the extension in it where there is one."""
-        if self.extension is not None:
-            self.extension.attach(pipe)
+    def with_side_network(self, pipe: BasePipeline) -> BasePipeline:
+        """Return `pipe`, with the side_network in it where there is one."""
+        if self.side_network is not None:
+            self.side_network.attach(pipe)
         return pipe
 
     def check_component(self, name: str) -> None:
         """Refuse the name of a component, or of a module in one, that this model does not have."""
-        if self.extension is None or name.split(".")[0] != self.extension.name:
+        if self.side_network is None or name.split(".")[0] != self.side_network.name:
             self.family.component(name.split(".")[0])
 
     def configs_of(self, components: Sequence[str] | None) -> list[ModelConfig]:
@@ -86,7 +86,7 @@ class ResolvedModel:
         only: Sequence[str] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
     ) -> BasePipeline:
-        """Load the pipeline with the components in `only` (None: all), and with the extension where there is one.
+        """Load the pipeline with the components in `only` (None: all), and with the side_network where there is one.
 
         See BasePipeline.from_pretrained.
         """
@@ -98,7 +98,7 @@ class ResolvedModel:
             component_dtypes=component_dtypes,
             only=only,
         )
-        return self.extended(pipe)
+        return self.with_side_network(pipe)
 
 
 def resolve_model(

@@ -148,7 +148,7 @@ class HuggingFace:
             raise WrongContent
         os.replace(waiting, target)  # noqa: PTH105
 
-    def give(
+    def upload(
         self,
         repo_id: str,
         files: Sequence[tuple[str, Path]],

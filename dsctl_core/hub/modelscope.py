@@ -98,7 +98,7 @@ class ModelScope:
         for file in files:
             done(file)
 
-    def give(
+    def upload(
         self,
         repo_id: str,
         files: Sequence[tuple[str, Path]],

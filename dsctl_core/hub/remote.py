@@ -63,7 +63,7 @@ class Hub(Protocol):
     ) -> None:
         """Put files into `folder`, each whole and with the right checksum; call `done` with each when it is there."""
 
-    def give(
+    def upload(
         self,
         repo_id: str,
         files: Sequence[tuple[str, Path]],

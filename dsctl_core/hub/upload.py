@@ -23,7 +23,7 @@ BINARY = (".safetensors", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4")
 
 
 @dataclass(frozen=True)
-class Given:
+class Uploaded:
     """What is on the hub now."""
 
     url: str
@@ -75,7 +75,7 @@ def refuse_secrets(file: Path) -> None:
         )
 
 
-def give(
+def upload(
     hub: Hub,
     repo_id: str,
     files: Sequence[tuple[str, Path]],
@@ -83,7 +83,7 @@ def give(
     private: bool = False,
     revision: str | None = None,
     progress: Transfers | None = None,
-) -> Given:
+) -> Uploaded:
     """Upload `files` to a repository, which is made if it does not exist, and prove that they arrived.
 
     Raises DsctlError when a file is over the hub's limit, and when size or checksum differ there afterwards.
@@ -99,7 +99,7 @@ def give(
             )
     shown.start(f"Uploading to {repo_id}", sizes)
     try:
-        hub.give(
+        hub.upload(
             repo_id,
             files,
             private=private,
@@ -117,4 +117,4 @@ def give(
             raise DsctlError(f"{repo_id}: {name} {has} after the upload", hint="run it again")
         if remote.checksum is not None and checksum_of(file, remote) != remote.checksum:
             raise DsctlError(f"{repo_id}: {name} has another checksum there after the upload", hint="run it again")
-    return Given(hub.url(repo_id), list(sizes), sum(sizes.values()))
+    return Uploaded(hub.url(repo_id), list(sizes), sum(sizes.values()))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kept:
+class RankTruncation:
     """How much of the updates a truncation kept: the share of their squared Frobenius norm, in all and at worst."""
 
     share: float
@@ -85,16 +85,16 @@ def _from_svd(u: Tensor, singular: Tensor, vh: Tensor, rank: int) -> tuple[LoraL
     return LoraLayer(down.contiguous(), up.contiguous()), float(energy[:count].sum()), float(energy.sum())
 
 
-def resize_layers(layers: Layers, rank: int) -> tuple[Layers, Kept]:
+def resize_layers(layers: Layers, rank: int) -> tuple[Layers, RankTruncation]:
     """Return every layer at `rank`, and how much of them that keeps."""
     refuse_dora(layers, "resized")
     return collect_kept({name: truncate(layer, rank) for name, layer in layers.items()})
 
 
-def collect_kept(parts: dict[str, tuple[LoraLayer, float, float]]) -> tuple[Layers, Kept]:
+def collect_kept(parts: dict[str, tuple[LoraLayer, float, float]]) -> tuple[Layers, RankTruncation]:
     """Return the layers of truncations, and the energy that they keep together and at worst."""
     shares = {name: kept / total if total > 0 else 1.0 for name, (_, kept, total) in parts.items()}
     total = sum(each for _, _, each in parts.values())
     share = sum(kept for _, kept, _ in parts.values()) / total if total > 0 else 1.0
     worst = min(shares, key=lambda name: shares[name])
-    return {name: part[0] for name, part in parts.items()}, Kept(share, shares[worst], worst)
+    return {name: part[0] for name, part in parts.items()}, RankTruncation(share, shares[worst], worst)

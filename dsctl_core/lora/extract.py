@@ -9,7 +9,7 @@ from pathlib import Path
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.stream import read_tensor, tensor_shapes
 from dsctl_core.errors import DsctlError, near_miss
-from dsctl_core.lora.algebra import Kept, collect_kept, from_difference
+from dsctl_core.lora.algebra import RankTruncation, collect_kept, from_difference
 from dsctl_core.lora.formats import Layers
 
 
@@ -18,7 +18,7 @@ class Extracted:
     """The layers, what of the differences they keep, and the changed tensors that no LoRA can hold."""
 
     layers: Layers
-    kept: Kept
+    kept: RankTruncation
     left_out: list[str]
 
 

@@ -12,7 +12,7 @@ from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.stream import ChangeRows, rewrite, tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error
-from dsctl_core.lora.algebra import Kept, add_layers, resize_layers
+from dsctl_core.lora.algebra import RankTruncation, add_layers, resize_layers
 from dsctl_core.lora.dora import refuse_dora, rows_of, update_of
 from dsctl_core.lora.formats import Layers, LoraFile, LoraLayer, with_dots
 
@@ -129,7 +129,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 def merge_into_one(
     loras: Sequence[ScaledLora], module_names: Mapping[str, Iterable[str]], rank: int | None
-) -> tuple[dict[str, Layers], Kept | None]:
+) -> tuple[dict[str, Layers], RankTruncation | None]:
     """Return the sum of LoRAs as one: exact, of the ranks' sum, or cut down to `rank` with what that keeps.
 
     `module_names` are those of the base by component; only files with underscores for dots need them.
@@ -149,4 +149,4 @@ def merge_into_one(
     for joined, layer in cut.items():
         component, _, name = joined.partition("\0")
         found.setdefault(component, {})[name] = layer
-    return found, Kept(kept.share, kept.worst_share, kept.worst_layer.replace("\0", "."))
+    return found, RankTruncation(kept.share, kept.worst_share, kept.worst_layer.replace("\0", "."))

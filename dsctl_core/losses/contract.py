@@ -34,7 +34,7 @@ class Loss:
     task: str
     requires: tuple[str, ...]
     columns: tuple[str, ...] = ()
-    alike: tuple[str, ...] = ()
+    same_in_batch: tuple[str, ...] = ()
     read_row: Callable[[Mapping[str, Any]], Inputs] | None = None
     draws_levels: bool = True
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # The columns of a row, with what their cells must be; of the optional ones, what stands for a cell that is not there.
 REQUIRED = ("num_inference_steps", "cfg_scale", "seed")
 COLUMNS = (*REQUIRED, "rand_device", "negative_prompt", "embedded_guidance")
-ALIKE = ("num_inference_steps", "cfg_scale", "rand_device", "embedded_guidance")
+SAME_IN_BATCH = ("num_inference_steps", "cfg_scale", "rand_device", "embedded_guidance")
 MOST_STEPS, MOST_GUIDANCE, MOST_SEED = 1000, 1000, 2**32 - 1
 READ = ("input_latents", "noise", "height", "width", "num_inference_steps", "cfg_scale", "seed", "rand_device")
 
@@ -48,7 +48,14 @@ def read_row(row: Mapping[str, Any]) -> Inputs:
     return said
 
 
-@loss(task="direct_distill", requires=READ, columns=COLUMNS, alike=ALIKE, read_row=read_row, draws_levels=False)
+@loss(
+    task="direct_distill",
+    requires=READ,
+    columns=COLUMNS,
+    same_in_batch=SAME_IN_BATCH,
+    read_row=read_row,
+    draws_levels=False,
+)
 def DirectDistillLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     """Denoise from the row's own noise as inference does, and compare where that leads with the row's picture.
 

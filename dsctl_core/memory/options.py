@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Levers:
+class MemorySettings:
     """How many blocks are checkpointed (None: all) and offloaded, whether they are compiled, how attention runs."""
 
     checkpointing_blocks: int | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dsctl_core.options.base import Options
     from dsctl_core.options.cache import CacheOptions, CacheUseOptions
-    from dsctl_core.options.callbacks import SeeingOptions
+    from dsctl_core.options.callbacks import CallbackOptions
     from dsctl_core.options.data import DataOptions, ReadingOptions
     from dsctl_core.options.dataset import DatasetValidateOptions
     from dsctl_core.options.infer import InferOptions
@@ -41,7 +41,7 @@ __all__ = [
     "OutputOptions",
     "ReadingOptions",
     "ReportOptions",
-    "SeeingOptions",
+    "CallbackOptions",
     "TrainOptions",
     "TrainingOptions",
 ]
@@ -56,7 +56,7 @@ _PLACES = {
     "model": ("ModelOptions",),
     "optimizer": ("OptimizerOptions",),
     "report": ("ReportOptions",),
-    "seeing": ("SeeingOptions",),
+    "callbacks": ("CallbackOptions",),
     "show": ("DoctorOptions", "ModelsListOptions", "ModelsShowOptions"),
     "train": ("TASKS", "TrainOptions"),
     "training": ("OutputOptions", "TrainingOptions"),

@@ -100,7 +100,7 @@ ONLY_WITH_SAMPLES = (
 )
 
 
-class SeeingOptions(Options):
+class CallbackOptions(Options):
     """What is shown of a run while it goes on."""
 
     panel: ClassVar[str] = "Watching the run"

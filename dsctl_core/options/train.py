@@ -9,7 +9,7 @@ from typing_extensions import Self
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Argument
 from dsctl_core.options.cache import CacheUseOptions
-from dsctl_core.options.callbacks import SeeingOptions
+from dsctl_core.options.callbacks import CallbackOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.memory import MemoryOptions
@@ -27,7 +27,7 @@ TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, S
 class TrainOptions(
     OutputOptions,
     ProcessOptions,
-    SeeingOptions,
+    CallbackOptions,
     LoraOptions,
     MemoryOptions,
     OptimizerOptions,
@@ -111,7 +111,7 @@ class TrainOptions(
         return self
 
     @model_validator(mode="after")
-    def _levers_that_go_together(self) -> Self:
+    def _memory_options_that_go_together(self) -> Self:
         if self.gradient_checkpointing_blocks is not None and not self.use_gradient_checkpointing:
             raise UsageError(
                 "--gradient-checkpointing-blocks has no effect without --use-gradient-checkpointing",

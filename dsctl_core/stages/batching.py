@@ -1,4 +1,4 @@
-"""Running lanes of the first stage on samples: which of them may share a batch, and what a batch makes of each."""
+"""Running groups of the first stage on samples: which of them may share a batch, and what a batch makes of each."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from dsctl_core.cache.codec import encode
 from dsctl_core.files.digest import digest
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.stages.sample import Sample, collate, padded_outputs, pick, separate, unpick
-from dsctl_core.stages.split import Lane, run
+from dsctl_core.stages.split import EncodeGroup, run
 
 Item = TypeVar("Item")
 
 
-def what_is_alike(pipe: BasePipeline, lane: Lane, sample: Sample) -> str:
-    """Return a text that is the same for samples which go through the lane together as each would alone.
+def batch_key_of(pipe: BasePipeline, group: EncodeGroup, sample: Sample) -> str:
+    """Return a text that is the same for samples which go through the group together as each would alone.
 
-    They have the shapes of their inputs in common, and what the lane's units say of these.
+    They have the shapes of their inputs in common, and what the group's units say of these.
     """
     sides = unpick(sample)
-    return digest([[_shape(value) for value in sample.values()], [unit.alike(pipe, *sides) for unit in lane.units]])
+    return digest(
+        [[_shape(value) for value in sample.values()], [unit.batch_key(pipe, *sides) for unit in group.units]]
+    )
 
 
-def group(items: Sequence[Item], size: int, alike: Callable[[Item], Any]) -> list[list[Item]]:
-    """Put items of which `alike` says the same into batches of at most `size`, in order."""
+def split_into_batches(items: Sequence[Item], size: int, key_of: Callable[[Item], Any]) -> list[list[Item]]:
+    """Return batches of at most `size` items that have the same `key_of`, in order."""
     if size == 1:
         return [[item] for item in items]
     batches: list[list[Item]] = []
     filling: dict[Any, list[Item]] = {}
     for item in items:
-        key = alike(item)
+        key = key_of(item)
         batch = filling.get(key)
         if batch is None or len(batch) == size:
             batch = filling[key] = []
@@ -43,22 +45,22 @@ def group(items: Sequence[Item], size: int, alike: Callable[[Item], Any]) -> lis
     return batches
 
 
-def encode_batch(pipe: BasePipeline, lane: Lane, samples: Sequence[Sample]) -> list[Sample]:
-    """Run a lane on its inputs, of samples that are alike, and return what it makes of each."""
-    if not lane.units:
+def encode_batch(pipe: BasePipeline, group: EncodeGroup, samples: Sequence[Sample]) -> list[Sample]:
+    """Run a group on its inputs, of samples that are alike, and return what it makes of each."""
+    if not group.units:
         return list(samples)
-    padded = padded_outputs(lane.units)
+    padded = padded_outputs(group.units)
     with torch.no_grad():
-        sides = run(lane.units, pipe, unpick(collate(samples, padded)))
-    return separate(pick(sides, lane.keeps), len(samples), padded)
+        sides = run(group.units, pipe, unpick(collate(samples, padded)))
+    return separate(pick(sides, group.keeps), len(samples), padded)
 
 
-def encode_all(pipe: BasePipeline, lane: Lane, samples: Sequence[Sample], size: int) -> list[Sample]:
-    """Run a lane on its inputs, at most `size` together that are alike, and return what it makes of each, in order."""
+def encode_all(pipe: BasePipeline, group: EncodeGroup, samples: Sequence[Sample], size: int) -> list[Sample]:
+    """Run a group on its inputs, at most `size` together that are alike, and return what it makes of each, in order."""
     made: list[Sample] = [{}] * len(samples)
     numbers = range(len(samples))
-    for batch in group(numbers, size, lambda number: what_is_alike(pipe, lane, samples[number])):
-        for number, one in zip(batch, encode_batch(pipe, lane, [samples[n] for n in batch]), strict=True):
+    for batch in split_into_batches(numbers, size, lambda number: batch_key_of(pipe, group, samples[number])):
+        for number, one in zip(batch, encode_batch(pipe, group, [samples[n] for n in batch]), strict=True):
             made[number] = one
     return made
 

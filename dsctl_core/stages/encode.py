@@ -24,10 +24,10 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder, unclaim, write_text
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
-from dsctl_core.stages.batching import encode_batch, group, what_is_alike
+from dsctl_core.stages.batching import batch_key_of, encode_batch, split_into_batches
 from dsctl_core.stages.plan_rows import Job, Plan, plan_rows, read_inputs
 from dsctl_core.stages.sample import Sample
-from dsctl_core.stages.split import Lane, Stages
+from dsctl_core.stages.split import EncodeGroup, Stages
 
 SKIPPED_FILE = "skipped.jsonl"
 READERS = 2  # threads that decode pictures ahead where no number is asked for
@@ -44,7 +44,7 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class FirstStage:
+class EncodeSettings:
     """How stage one is done; nothing here changes what an entry is made of."""
 
     batch_size: int = 1
@@ -68,8 +68,8 @@ class CacheResult:
     is_main_process: bool = True  # of several processes one speaks for all
 
 
-def fill_cache(
-    cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: FirstStage, progress: Progress
+def encode_dataset(
+    cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: EncodeSettings, progress: Progress
 ) -> CacheResult:
     """Make the folder `cache` hold an entry for each row of `dataset`, encoding only what is not there yet.
 
@@ -79,13 +79,15 @@ def fill_cache(
     made = [path for path in folders if not path.exists()] if how.process == 0 else []
     prepare_folder(cache / FOLDER)
     try:
-        return _filled(cache, dataset, encoder, how, progress)
+        return _encode_dataset(cache, dataset, encoder, how, progress)
     except BaseException:
         unclaim(made)
         raise
 
 
-def _filled(cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: FirstStage, progress: Progress) -> CacheResult:
+def _encode_dataset(
+    cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: EncodeSettings, progress: Progress
+) -> CacheResult:
     began = time.perf_counter()
     with locked(cache) if how.process == 0 else nullcontext():
         if how.process == 0:
@@ -111,38 +113,38 @@ def encode_missing(
     cache: Path,
     dataset: UnifiedDataset,
     encoder: Encoder,
-    how: FirstStage,
+    how: EncodeSettings,
     plan: Plan,
     present: set[str],
     progress: Progress,
 ) -> int:
-    """Encode this process's share of the jobs that are not `present`, lane by lane; return how many that were.
+    """Encode this process's share of the jobs that are not `present`, group by group; return how many that were.
 
     Jobs go into shards by their place in the whole list, so an interrupted run is continued with the same shards that
     it would have written, and processes need not talk to share the work.
     """
     dtype = getattr(torch, encoder.recipe.dtype)
-    pictures = Lane((), frozenset(), frozenset())
+    pictures = EncodeGroup((), frozenset(), frozenset())
     work = []
-    for number, lane in enumerate([*encoder.stages.lanes, pictures]):
+    for number, group in enumerate([*encoder.stages.groups, pictures]):
         jobs = list(plan.jobs[number].values())
         shards = [jobs[start : start + PARTS_IN_A_SHARD] for start in range(0, len(jobs), PARTS_IN_A_SHARD)]
         mine = shards[how.process :: how.processes]
         missing = [[job for job in shard if job.key not in present] for shard in mine]
-        work.append((lane, [shard for shard in missing if shard]))
+        work.append((group, [shard for shard in missing if shard]))
     total = sum(len(shard) for _, shards in work for shard in shards)
     if not total:
         return 0
     progress.start("Encoding", total)
     began, done = time.perf_counter(), 0
-    for lane, shards in work:
+    for group, shards in work:
         if not shards:
             continue
-        pipe = encoder.load(lane.components)
-        for batches in read_ahead(dataset, pipe, lane, encoder.recipe, shards, how, plan):
+        pipe = encoder.load(group.components)
+        for batches in read_ahead(dataset, pipe, group, encoder.recipe, shards, how, plan):
             parts: dict[str, Part] = {}
             for jobs, samples in batches:
-                for job, made in zip(jobs, encode_each(pipe, lane, samples), strict=True):
+                for job, made in zip(jobs, encode_each(pipe, group, samples), strict=True):
                     try:
                         values = _required(made, dataset, job)
                         _require_finite(values, dataset, job)
@@ -159,14 +161,14 @@ def encode_missing(
     return done
 
 
-def encode_each(pipe: BasePipeline, lane: Lane, samples: list[Sample]) -> list[Sample | DsctlError]:
-    """Run a lane on its inputs, of one batch; where that fails one by one, to find which of them it is."""
+def encode_each(pipe: BasePipeline, group: EncodeGroup, samples: list[Sample]) -> list[Sample | DsctlError]:
+    """Run a group on its inputs, of one batch; where that fails one by one, to find which of them it is."""
     try:
-        return [*encode_batch(pipe, lane, samples)]
+        return [*encode_batch(pipe, group, samples)]
     except DsctlError as error:
         if len(samples) == 1:
             return [error]
-        return [made for sample in samples for made in encode_each(pipe, lane, [sample])]
+        return [made for sample in samples for made in encode_each(pipe, group, [sample])]
 
 
 def _required(made: Sample | DsctlError, dataset: UnifiedDataset, job: Job) -> Sample:
@@ -181,19 +183,23 @@ Batches = Iterator[tuple[list[Job], list[Sample]]]
 def read_ahead(
     dataset: UnifiedDataset,
     pipe: BasePipeline,
-    lane: Lane,
+    group: EncodeGroup,
     recipe: Recipe,
     shards: list[list[Job]],
-    how: FirstStage,
+    how: EncodeSettings,
     plan: Plan,
 ) -> Iterator[Batches]:
     """Yield each shard's batches of jobs with their inputs, decoded by threads while earlier ones are encoded."""
 
-    def alike(job: Job) -> str:
-        return what_is_alike(pipe, lane, job.sample)
+    def batch_key(job: Job) -> str:
+        return batch_key_of(pipe, group, job.sample)
 
     # One by one: to say what is alike, a unit may have to tokenize a prompt.
-    batches = ((number, batch) for number, shard in enumerate(shards) for batch in group(shard, how.batch_size, alike))
+    batches = (
+        (number, batch)
+        for number, shard in enumerate(shards)
+        for batch in split_into_batches(shard, how.batch_size, batch_key)
+    )
     ahead = 2 + 2 * how.readers // how.batch_size
     waiting: list[tuple[int, list[Job], list[Future[Sample]]]] = []
     with ThreadPoolExecutor(how.readers) as pool:
@@ -234,7 +240,7 @@ def _require_finite(values: Sample, dataset: UnifiedDataset, job: Job) -> None:
             )
 
 
-def _stop_or_skip(plan: Plan, job: Job, error: DsctlError, how: FirstStage) -> None:
+def _stop_or_skip(plan: Plan, job: Job, error: DsctlError, how: EncodeSettings) -> None:
     if not how.skip_bad:
         raise DsctlError(error.problem, hint=f"{error.hint}; or go on without it: --on-bad-sample skip") from error
     for entry in plan.entries:
@@ -242,7 +248,7 @@ def _stop_or_skip(plan: Plan, job: Job, error: DsctlError, how: FirstStage) -> N
             plan.drop(entry.row, error)
 
 
-def _refuse_bad_rows(plan: Plan, dataset: UnifiedDataset, how: FirstStage) -> None:
+def _refuse_bad_rows(plan: Plan, dataset: UnifiedDataset, how: EncodeSettings) -> None:
     if how.skip_bad or not plan.bad:
         return
     row, first = next(iter(sorted(plan.bad.items())))

@@ -23,10 +23,10 @@ from dsctl_core.losses import find_loss
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
 from dsctl_core.stages.sample import SIDES, Sample, pick
-from dsctl_core.stages.split import Lane, Stages, run
+from dsctl_core.stages.split import EncodeGroup, Stages, run
 
 LONGEST_PATH = 1000  # characters
-RAW = "as it is"  # the lane of what the second stage reads from the dataset itself, such as a picture
+RAW = "as it is"  # the group of what the second stage reads from the dataset itself, such as a picture
 
 
 class Unread(Image.Image):
@@ -44,7 +44,7 @@ class Unread(Image.Image):
 
 @dataclass
 class Job:
-    """One input of one lane, to be encoded once for all rows that have it."""
+    """One input of one group, to be encoded once for all rows that have it."""
 
     key: str
     row: int
@@ -53,10 +53,10 @@ class Job:
 
 @dataclass
 class Plan:
-    """What a dataset makes: its entries, the jobs of each lane, and the rows that cannot be used."""
+    """What a dataset makes: its entries, the jobs of each group, and the rows that cannot be used."""
 
     entries: list[Entry] = field(default_factory=list)
-    jobs: dict[int, dict[str, Job]] = field(default_factory=dict)  # number of the lane -> key -> job
+    jobs: dict[int, dict[str, Job]] = field(default_factory=dict)  # number of the group -> key -> job
     bad: dict[int, DsctlError] = field(default_factory=dict)
 
     def drop(self, row: int, error: DsctlError) -> None:
@@ -69,7 +69,7 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
 
     `pipe` needs no components. A row that is wrong goes into `bad`, with the error.
     """
-    plan = Plan(jobs={number: {} for number in range(len(stages.lanes) + 1)})
+    plan = Plan(jobs={number: {} for number in range(len(stages.groups) + 1)})
     files = {row: _files_of(dataset, row, plan) for row in dataset.numbers}
     contents = digest_files(path for found in files.values() for path in found.values())
     checks = stages.checks
@@ -104,25 +104,25 @@ def entry_of(
     raw = pick(sides, stages.raw)
     kept = {name: encode(value, []) for name, value in raw.items() if is_plain(value)}
     parts = []
-    for number, lane in enumerate(stages.lanes):
-        parts.append(_add_job(plan, number, _described(lane, recipe), about, row, pick(sides, lane.reads)))
+    for number, group in enumerate(stages.groups):
+        parts.append(_add_job(plan, number, _described(group, recipe), about, row, pick(sides, group.reads)))
     pictures = {name: value for name, value in raw.items() if not is_plain(value)}
     if pictures:
-        parts.append(_add_job(plan, len(stages.lanes), {"lane": RAW}, about, row, pictures))
+        parts.append(_add_job(plan, len(stages.groups), {"lane": RAW}, about, row, pictures))
     plan.entries.append(Entry(row, digest([kept, *parts]), kept, tuple(parts)))
 
 
-def _described(lane: Lane, recipe: Recipe) -> dict[str, Any]:
+def _described(group: EncodeGroup, recipe: Recipe) -> dict[str, Any]:
     return {
-        "units": [[type(unit).__name__, unit.version] for unit in lane.units],
-        "keeps": sorted(lane.keeps),
-        "components": {name: recipe.components[name] for name in lane.components},
+        "units": [[type(unit).__name__, unit.version] for unit in group.units],
+        "keeps": sorted(group.keeps),
+        "components": {name: recipe.components[name] for name in group.components},
     }
 
 
-def _add_job(plan: Plan, lane: int, what: dict[str, Any], about: dict[str, Any], row: int, sample: Sample) -> str:
+def _add_job(plan: Plan, group: int, what: dict[str, Any], about: dict[str, Any], row: int, sample: Sample) -> str:
     key = digest([what, about, {name: fingerprint(value) for name, value in sample.items()}])
-    plan.jobs[lane].setdefault(key, Job(key, row, sample))
+    plan.jobs[group].setdefault(key, Job(key, row, sample))
     return key
 
 

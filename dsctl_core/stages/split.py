@@ -62,7 +62,7 @@ def read_by(unit: PipelineUnit) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Lane:
+class EncodeGroup:
     """Once units that work on one another's outputs, and on nobody else's: they can run apart from the rest.
 
     `reads` are all names that they look at, `keeps` those of what they write that the second stage needs.
@@ -74,7 +74,7 @@ class Lane:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The components that the lane needs."""
+        """The components that the group needs."""
         return tuple(dict.fromkeys(name for unit in self.units for name in unit.onload_model_names))
 
 
@@ -84,23 +84,23 @@ class Stages:
 
     split: Split
     needs: frozenset[str]
-    lanes: tuple[Lane, ...]
+    groups: tuple[EncodeGroup, ...]
     second_components: tuple[str, ...]
 
     @property
     def checks(self) -> tuple[PipelineUnit, ...]:
-        """The once units that only look at what they are given: no lane has them."""
+        """The once units that only look at what they are given: no group has them."""
         return tuple(unit for unit in self.split.once if not unit.output_params and not unit.onload_model_names)
 
     @property
     def raw(self) -> frozenset[str]:
         """What the second stage reads as the row gives it, because no once unit writes it."""
-        return self.needs - {name for lane in self.lanes for name in lane.keeps}
+        return self.needs - {name for group in self.groups for name in group.keeps}
 
     @property
     def first_components(self) -> tuple[str, ...]:
         """The components that the first stage loads."""
-        return tuple(dict.fromkeys(name for lane in self.lanes for name in lane.components))
+        return tuple(dict.fromkeys(name for group in self.groups for name in group.components))
 
 
 def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> Stages:
@@ -114,7 +114,7 @@ def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> S
     named += [name for unit in parts.every_step for name in unit.onload_model_names]
     order = list(pipe.component_names)
     second = tuple(sorted(dict.fromkeys(named), key=order.index))
-    return Stages(parts, frozenset(needs), lanes(parts.once, needs), second)
+    return Stages(parts, frozenset(needs), encode_groups(parts.once, needs), second)
 
 
 def read_by_loss(pipe: BasePipeline, loss: Loss) -> set[str]:
@@ -123,8 +123,8 @@ def read_by_loss(pipe: BasePipeline, loss: Loss) -> set[str]:
     return parameters - set(FROM_THE_LOSS) - set(pipe.in_iteration_models) | set(loss.requires)
 
 
-def lanes(once: Sequence[PipelineUnit], needs: Collection[str]) -> tuple[Lane, ...]:
-    """Return the lanes of the once units, without the units that nothing of `needs` depends on."""
+def encode_groups(once: Sequence[PipelineUnit], needs: Collection[str]) -> tuple[EncodeGroup, ...]:
+    """Return the groups of the once units, without the units that nothing of `needs` depends on."""
     wanted = set(needs)
     used: list[PipelineUnit] = []
     for unit in reversed(once):
@@ -144,7 +144,7 @@ def lanes(once: Sequence[PipelineUnit], needs: Collection[str]) -> tuple[Lane, .
     for group in sorted((sorted(g, key=lambda u: position[id(u)]) for g in groups), key=lambda g: position[id(g[0])]):
         writes = frozenset(name for unit in group for name in unit.output_params)
         reads = frozenset().union(*(read_by(unit) for unit in group))
-        found.append(Lane(tuple(group), reads, writes & frozenset(needs)))
+        found.append(EncodeGroup(tuple(group), reads, writes & frozenset(needs)))
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.files.digest import digest
 from dsctl_core.options.template import INPUTS, MODEL, TemplateSource
-from dsctl_core.pipeline import BasePipeline, Extension
+from dsctl_core.pipeline import BasePipeline, SideNetwork
 from dsctl_core.template.model import Template, load_template
 from dsctl_core.template.source import config_of
 from dsctl_core.template.trust import Trust
@@ -47,7 +47,7 @@ class TemplateExtension:
                     if tensor is not None and tensor.is_floating_point() and id(tensor) not in trained:
                         tensor.data = tensor.data.to(pipe.torch_dtype)
         units = template_units(self.template, pipe, required=self.required)
-        pipe.extend(Extension(self.name, units, self.columns), model.to(pipe.device))
+        pipe.extend(SideNetwork(self.name, units, self.columns), model.to(pipe.device))
         for part in self.parts:
             _module(self.template, part).requires_grad_(True)
 

@@ -1,4 +1,4 @@
-"""Seeing which parameters a piece of code computes with."""
+"""CallbackPlan which parameters a piece of code computes with."""
 
 from __future__ import annotations
 

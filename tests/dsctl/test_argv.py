@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsctl.argv import checked_words
+from dsctl.argv import checked_argv
 from dsctl_core.errors import UsageError
 
 
 @dataclass
 class Param:
-    """What `checked_words` looks at in a parameter of typer."""
+    """What `checked_argv` looks at in a parameter of typer."""
 
     opts: list[str]
     secondary_opts: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ PARAMS = [
 
 
 def check(*words: str) -> list[str]:
-    return checked_words(words, PARAMS, "dsctl train")
+    return checked_argv(words, PARAMS, "dsctl train")
 
 
 @pytest.mark.parametrize(
@@ -86,4 +86,4 @@ def test_what_is_wrong_with_the_words_is_named(words: list[str], problem: str, h
 
 def test_a_groups_words_end_at_the_commands_name():
     words = ["train", "--lora_rank", "4", "--zzz"]
-    assert checked_words(words, [Param(["--version"], is_flag=True)], "dsctl", is_group=True) == words
+    assert checked_argv(words, [Param(["--version"], is_flag=True)], "dsctl", is_group=True) == words

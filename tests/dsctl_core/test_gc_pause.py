@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from dsctl_core.gc_pause import uncollected
+from dsctl_core.gc_pause import paused_gc
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -14,8 +14,8 @@ def test_the_collector_is_off_inside_and_afterwards_as_it_was(on: bool) -> None:
     was_on = gc.isenabled()
     try:
         (gc.enable if on else gc.disable)()
-        with uncollected():
-            with uncollected():
+        with paused_gc():
+            with paused_gc():
                 assert not gc.isenabled()
             assert not gc.isenabled()
         assert gc.isenabled() is on
@@ -25,6 +25,6 @@ def test_the_collector_is_off_inside_and_afterwards_as_it_was(on: bool) -> None:
 
 def test_an_import_that_fails_leaves_the_collector_on() -> None:
     assert gc.isenabled()
-    with pytest.raises(ModuleNotFoundError), uncollected():
+    with pytest.raises(ModuleNotFoundError), paused_gc():
         import no_such_module  # type: ignore[import-not-found]  # noqa: F401
     assert gc.isenabled()

@@ -14,7 +14,7 @@ from dsctl_core.families.qwen_image import units
 from dsctl_core.families.qwen_image.attention import attention_kwargs_of
 from dsctl_core.families.qwen_image.family import FAMILY
 from dsctl_core.families.qwen_image.latents import SPACE, TILE_SIZE, TILE_STRIDE, pack, unpack
-from dsctl_core.families.qwen_image.single_frame_vae import skip_empty_frames
+from dsctl_core.families.qwen_image.single_frame_vae import encode_single_frames
 from dsctl_core.media import PicturePipeline
 from dsctl_core.media import units as picture_units
 from dsctl_core.media.kv_cache import KvCache
@@ -35,7 +35,7 @@ class QwenImagePipeline(PicturePipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if "vae" in self.components:
-            skip_empty_frames(self.component("vae"))
+            encode_single_frames(self.component("vae"))
         self.model_fn = model_fn_qwen_image
         self.units = [
             picture_units.ShapeChecker(),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 
-def skip_empty_frames(vae: nn.Module) -> None:
+def encode_single_frames(vae: nn.Module) -> None:
     """Have the convolutions of `vae` do a single frame in two dimensions. Names and weights stay as they are."""
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
 

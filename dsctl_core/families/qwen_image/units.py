@@ -60,7 +60,7 @@ class PromptEmbedder(PipelineUnit):
         valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         return {"prompt_embeds": embeds, "prompt_embeds_mask": valid.to(pipe.device)}
 
-    def alike(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> list[list[int]]:
+    def batch_key(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> list[list[int]]:
         """Return the numbers of tokens: attention over padding takes another way, which rounds otherwise."""
         prompts = [each for each in (posi.get("prompt"), nega.get("negative_prompt")) if each is not None]
         read = [_tokenizer(pipe)(_chats(each), truncation=True, max_length=LIMIT).input_ids for each in prompts]

@@ -12,13 +12,13 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import Progress
 from dsctl_core.training.callbacks.base import TrainingHook
-from dsctl_core.training.callbacks.sample_pipeline import prepare_easel
+from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
 from dsctl_core.training.callbacks.sample_prompts import SamplePrompt, captions_of, sample_prompts
 from dsctl_core.training.callbacks.samples import Samples
 from dsctl_core.training.callbacks.trackers import Trackers
 from dsctl_core.training.callbacks.validation import Validation, hold_out
 from dsctl_core.training.model.module import float_dtype
-from dsctl_core.training.plan.caching import Altered, altered_by, shell_of
+from dsctl_core.training.plan.caching import WeightEdits, empty_pipeline, weight_edits_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Seeing:
+class CallbackPlan:
     """What is to be shown of one run; made, and so checked, before anything is loaded."""
 
     options: TrainOptions
@@ -62,25 +62,27 @@ class Seeing:
         if options.sample_every is not None:
             progress.note("Reading the prompts of the samples")
             dtype = float_dtype(accelerator.mixed_precision)
-            shell = shell_of(self.resolved, dtype, accelerator.device)
-            easel = prepare_easel(self.resolved, shell, self.prompts, loaded, _altered(options, dataset))
-            hooks.append(Samples(easel, self.prompts, options.sample_every, trackers))
+            shell = empty_pipeline(self.resolved, dtype, accelerator.device)
+            sample_pipeline = prepare_sample_pipeline(
+                self.resolved, shell, self.prompts, loaded, _altered(options, dataset)
+            )
+            hooks.append(Samples(sample_pipeline, self.prompts, options.sample_every, trackers))
         return hooks
 
 
-def plan_seeing(options: TrainOptions, resolved: ResolvedModel, source: Any) -> Seeing:
+def plan_callbacks(options: TrainOptions, resolved: ResolvedModel, source: Any) -> CallbackPlan:
     """Work out what is to be shown of a run on `source`, a dataset or a cache."""
-    seeing = Seeing(options, resolved, [])
-    training, held_out = seeing.hold_out(source)
+    callback_plan = CallbackPlan(options, resolved, [])
+    training, held_out = callback_plan.hold_out(source)
     if options.sample_every is None:
-        return seeing
-    columns = () if resolved.extension is None else resolved.extension.columns
+        return callback_plan
+    columns = () if resolved.side_network is None else resolved.side_network.columns
     captions = captions_of(training if held_out is None else held_out, columns)
     prompts = sample_prompts(options, resolved.defaults, _trained_size(options, source), captions, columns)
-    shell = shell_of(resolved, float_dtype("no"), "cpu")
+    shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width)
-    return Seeing(options, resolved, prompts)
+    return CallbackPlan(options, resolved, prompts)
 
 
 def _trained_size(options: TrainOptions, source: Any) -> tuple[int, int] | None:
@@ -92,10 +94,10 @@ def _trained_size(options: TrainOptions, source: Any) -> tuple[int, int] | None:
     return None if height is None or width is None else (height, width)
 
 
-def _altered(options: TrainOptions, dataset: Any) -> Altered:
+def _altered(options: TrainOptions, dataset: Any) -> WeightEdits:
     """Return what was done to the components that read prompts: of a cache, what was done when it was made."""
     if not isinstance(dataset, CachedDataset):
-        return altered_by(options)
+        return weight_edits_of(options)
     model = dataset.manifest.recipe.model
     lora = model["preset_lora_path"]
-    return Altered(tuple(model["fp8_models"]), Path(lora) if lora else None, model["preset_lora_model"])
+    return WeightEdits(tuple(model["fp8_models"]), Path(lora) if lora else None, model["preset_lora_model"])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def evaluating(run: TrainingRun) -> Iterator[None]:
+def eval_mode(run: TrainingRun) -> Iterator[None]:
     """Have the model as it would be taken away: evaluation mode, no gradients, `run.shown_weights`.
 
     Afterwards every module is in the mode that it was in, and every random generator of torch where it was.

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
     from dsctl_core.families.resolve import ResolvedModel
     from dsctl_core.pipeline import BasePipeline
-    from dsctl_core.training.plan.caching import Altered
+    from dsctl_core.training.plan.caching import WeightEdits
 
 CPU = torch.device("cpu")
 
 
-class Remembered(UnitRunner):
+class CachedUnitRunner(UnitRunner):
     """Runs the units named in `units` only once for the same inputs: what they wrote is kept, in main memory."""
 
     def __init__(self, units: Iterable[str]) -> None:
@@ -61,7 +61,7 @@ def _moved(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 class GivenColumns(PipelineUnit):
-    """Hands the units of extensions what a sample has for them, as a batch of one."""
+    """Hands the units of side_networks what a sample has for them, as a batch of one."""
 
     def __init__(self, columns: Iterable[str]) -> None:
         self.output_params = tuple(columns)
@@ -75,12 +75,12 @@ class GivenColumns(PipelineUnit):
     @classmethod
     def first_in(cls, pipe: BasePipeline) -> GivenColumns:
         """Return the unit, which is now the first of `pipe`."""
-        given = cls(name for extension in pipe.extensions for name in extension.columns)
+        given = cls(name for side_network in pipe.side_networks for name in side_network.columns)
         pipe.units = [given, *pipe.units]
         return given
 
 
-class Easel:
+class SamplePipeline:
     """Draws with a model in training: `models` and `tokenizer` are what training has not loaded."""
 
     def __init__(self, runner: UnitRunner, models: dict[str, nn.Module], tokenizer: Any) -> None:
@@ -121,9 +121,11 @@ class Easel:
                 return model_fn(*args, **inputs)
 
         pipe.model_fn, pipe.unit_runner = in_precision, self.runner
-        for extension in trained.extensions:
-            units = tuple(_in_precision(unit, autocast) if unit.draws_each_step else unit for unit in extension.units)
-            pipe.extend(replace(extension, units=units), trained.component(extension.name))
+        for side_network in trained.side_networks:
+            units = tuple(
+                _in_precision(unit, autocast) if unit.draws_each_step else unit for unit in side_network.units
+            )
+            pipe.extend(replace(side_network, units=units), trained.component(side_network.name))
         self.given = GivenColumns.first_in(pipe)
         return pipe
 
@@ -140,26 +142,26 @@ def _in_precision(unit: PipelineUnit, autocast: Callable[[], AbstractContextMana
     return own
 
 
-def prepare_easel(
+def prepare_sample_pipeline(
     resolved: ResolvedModel,
     shell: BasePipeline,
     prompts: Sequence[SamplePrompt],
     loaded: Sequence[str] | None,
-    altered: Altered,
-) -> Easel:
+    altered: WeightEdits,
+) -> SamplePipeline:
     """Read `prompts` with what training will not have, and keep what decodes pictures.
 
     `shell` is the pipeline without components, `loaded` names those that training will have (None: all), and
     `altered` says what was done to the others.
     """
     if loaded is None:
-        return Easel(UnitRunner(), {}, None)
+        return SamplePipeline(UnitRunner(), {}, None)
     readers = [unit for unit in shell.units if set(unit.onload_model_names) - set(loaded)]
     named = [*(name for unit in readers for name in unit.onload_model_names), *shell.decoding_models]
     absent = [name for name in dict.fromkeys(named) if name not in loaded]
-    runner = Remembered(type(unit).__name__ for unit in readers)
+    runner = CachedUnitRunner(type(unit).__name__ for unit in readers)
     if not absent:
-        return Easel(runner, {}, None)
+        return SamplePipeline(runner, {}, None)
     with torch.random.fork_rng([shell.device] if shell.device.type == "cuda" else []), torch.no_grad():
         pipe: Any = resolved.load_pipeline(torch_dtype=shell.torch_dtype, device=shell.device, only=absent)
         altered.apply(pipe)
@@ -173,7 +175,7 @@ def prepare_easel(
             with suppress(_Read):
                 pipe(**prompt.inputs())
     kept = {name: pipe.component(name).to(CPU) for name in absent if name in shell.decoding_models}
-    return Easel(runner, kept, pipe.tokenizer)
+    return SamplePipeline(runner, kept, pipe.tokenizer)
 
 
 def _changing(unit: PipelineUnit) -> set[str]:

@@ -39,7 +39,7 @@ class SamplePrompt:
     width: int
     num_inference_steps: int
     cfg_scale: float
-    columns: Mapping[str, Any] = field(default_factory=dict)  # what extensions of the pipeline are given
+    columns: Mapping[str, Any] = field(default_factory=dict)  # what side_networks of the pipeline are given
 
     def inputs(self) -> dict[str, Any]:
         """Return what a pipeline is called with."""
@@ -60,7 +60,7 @@ def sample_prompts(
     """Return what `options` have drawn.
 
     What they leave open is the model's own of `defaults`, but for the size: the (height, width) that is trained at,
-    where there is one. `captions` are what is drawn where no prompt is given, and `columns` those of extensions that
+    where there is one. `captions` are what is drawn where no prompt is given, and `columns` those of side_networks that
     are trained: at least one sample must have something in them.
     """
     rows = _rows(options, captions, columns)

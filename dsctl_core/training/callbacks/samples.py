@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.files.atomic import prepare_folder
 from dsctl_core.media.image_file import write_png
 from dsctl_core.training.callbacks.base import TrainingHook
-from dsctl_core.training.callbacks.eval_mode import evaluating, in_lockstep
+from dsctl_core.training.callbacks.eval_mode import eval_mode, in_lockstep
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dsctl_core.training.callbacks.base import TrainingRun
-    from dsctl_core.training.callbacks.sample_pipeline import Easel
+    from dsctl_core.training.callbacks.sample_pipeline import SamplePipeline
     from dsctl_core.training.callbacks.sample_prompts import SamplePrompt
     from dsctl_core.training.callbacks.trackers import Trackers
 
@@ -30,8 +30,10 @@ class Samples(TrainingHook):
     its share, and the main one writes.
     """
 
-    def __init__(self, easel: Easel, prompts: Sequence[SamplePrompt], every: int, trackers: Trackers) -> None:
-        self.easel, self.prompts, self.every, self.trackers = easel, list(prompts), every, trackers
+    def __init__(
+        self, sample_pipeline: SamplePipeline, prompts: Sequence[SamplePrompt], every: int, trackers: Trackers
+    ) -> None:
+        self.sample_pipeline, self.prompts, self.every, self.trackers = sample_pipeline, list(prompts), every, trackers
         self.drawn = -1  # the step
 
     def on_training_start(self, run: TrainingRun) -> None:
@@ -56,9 +58,9 @@ class Samples(TrainingHook):
         process, processes = run.accelerator.process_index, run.accelerator.num_processes
         together = in_lockstep(run)
         own = range(len(self.prompts)) if together else range(process, len(self.prompts), processes)
-        with evaluating(run):
+        with eval_mode(run):
             pictures = [
-                (number, self.easel.draw(run.model.pipe, self.prompts[number], run.accelerator.autocast))
+                (number, self.sample_pipeline.draw(run.model.pipe, self.prompts[number], run.accelerator.autocast))
                 for number in own
             ]
         if processes > 1 and not together:

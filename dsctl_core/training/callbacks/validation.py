@@ -11,7 +11,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
 from dsctl_core.training.callbacks.base import TrainingHook
-from dsctl_core.training.callbacks.eval_mode import evaluating, in_lockstep
+from dsctl_core.training.callbacks.eval_mode import eval_mode, in_lockstep
 
 if TYPE_CHECKING:
     from dsctl_core.training.callbacks.base import TrainingRun
@@ -81,7 +81,7 @@ class Validation(TrainingHook):
         from accelerate.utils import gather_object
 
         self.measured = run.step
-        with evaluating(run):
+        with eval_mode(run):
             own = self._losses(run)
         told = gather_object([own]) if run.accelerator.num_processes > 1 else [own]
         losses = [loss for losses in told for loss in losses]

@@ -17,7 +17,7 @@ from PIL.Image import Image
 
 from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
-from dsctl_core.checkpoint.load import Places, empty_component, find_places, load_tokenizer
+from dsctl_core.checkpoint.load import ComponentPaths, empty_component, find_component_paths, load_tokenizer
 from dsctl_core.commands.train import build_accelerator, learning_rate, open_samples, samples_repeat, task_module
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
@@ -28,13 +28,13 @@ from dsctl_core.stages.sample import pick, rounded
 from dsctl_core.stages.split import plan_stages, run
 from dsctl_core.training.dry_run.fake_tensors import KnownMasks, LiveBytes, Simulation, tensor_bytes
 from dsctl_core.training.dry_run.process_memory import warm_up
-from dsctl_core.training.loop.batches import Rounds
+from dsctl_core.training.loop.batches import MicroBatches
 from dsctl_core.training.model.module import float_dtype
 from dsctl_core.training.model.task_module import TaskModule, find_loss
 from dsctl_core.training.optim.optimizer import plan_optimizer
 from dsctl_core.training.output.folder import refuse_used
 from dsctl_core.training.output.skipped import SkippedRows
-from dsctl_core.training.plan.caching import shell_of
+from dsctl_core.training.plan.caching import empty_pipeline
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -112,11 +112,11 @@ class _Rehearsal:
         self.dtype = float_dtype(accelerator.mixed_precision)
         cached = isinstance(dataset, CachedDataset)
         self.task = dataset.manifest.recipe.task if isinstance(dataset, CachedDataset) else options.loss_task
-        shell = shell_of(resolved, self.dtype, "cpu")
+        shell = empty_pipeline(resolved, self.dtype, "cpu")
         self.stages = plan_stages(shell, find_loss(self.task), options.trained_components)
         repeats = not cached and samples_repeat(options, dataset, accelerator.num_processes)  # type: ignore[arg-type]
         self.own_cache = bool(
-            repeats and options.cache and not dataset.varies() and self.stages.lanes  # type: ignore[union-attr]
+            repeats and options.cache and not dataset.varies() and self.stages.groups  # type: ignore[union-attr]
         )
         self.two_stages = cached or self.own_cache
         self.places = _places(resolved, self.stages.second_components if cached else None)
@@ -129,8 +129,8 @@ class _Rehearsal:
         process = warm_up(self.dtype) if on_cpu else 0
         sample, index = self._largest()
         encoding, entry = (0, sample[CACHED]) if CACHED in sample else self._encode(pipe, sample)
-        lanes = max((_weights(pipe, lane.components) for lane in self.stages.lanes), default=0)
-        stage_one = lanes + encoding if self.own_cache else 0
+        groups = max((_weights(pipe, group.components) for group in self.stages.groups), default=0)
+        stage_one = groups + encoding if self.own_cache else 0
         if self.two_stages:
             for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
@@ -242,7 +242,7 @@ class _Rehearsal:
             buckets = dataset.buckets()
         plan = BatchPlan(len(dataset), options.batch_size, options.seed, buckets)
         accelerator = self.accelerator
-        rounds = Rounds(plan, 0, accelerator.num_processes, options.gradient_accumulation_steps)
+        rounds = MicroBatches(plan, 0, accelerator.num_processes, options.gradient_accumulation_steps)
         epoch = math.ceil(len(rounds) / options.gradient_accumulation_steps)
         steps = options.max_steps or options.num_epochs * epoch
         if options.save_steps is not None:
@@ -263,11 +263,11 @@ class _Rehearsal:
         return {**module.count_parameters(), **parts}
 
 
-def _places(resolved: ResolvedModel, components: Sequence[str] | None) -> Places:
+def _places(resolved: ResolvedModel, components: Sequence[str] | None) -> ComponentPaths:
     """Find the components on the disk; a dry run downloads nothing."""
     configs = [replace(config, skip_download=True) for config in resolved.configs_of(components)]
     tokenizer = resolved.tokenizer_config
-    places = find_places(
+    places = find_component_paths(
         resolved.family, configs, None if tokenizer is None else replace(tokenizer, skip_download=True)
     )
     for name, place in places.components.items():

@@ -27,7 +27,7 @@ class Loaded:
     errors: list[DsctlError] = field(default_factory=list)
 
 
-class Rounds(Sampler):
+class MicroBatches(Sampler):
     """The batches of one process: in round k, process r of P takes batch k * P + r of the epoch.
 
     A step is `accumulate` rounds, the last of an epoch maybe fewer. Where the last round has no batch for a process,
@@ -113,7 +113,7 @@ def _as_list(samples: list[Loaded]) -> list[Loaded]:
     return samples
 
 
-def batch_loader(dataset: Any, rounds: Rounds, seed: int, num_workers: int, *, replace_bad: bool) -> DataLoader:
+def batch_loader(dataset: Any, rounds: MicroBatches, seed: int, num_workers: int, *, replace_bad: bool) -> DataLoader:
     """Return the batches of each epoch in turn, as lists of Loaded, read ahead by `num_workers` processes."""
     return DataLoader(
         _Samples(dataset, rounds.plan, seed, replace_bad),

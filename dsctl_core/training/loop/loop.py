@@ -21,7 +21,7 @@ from dsctl_core.training.callbacks.base import TrainingHook, TrainingRun
 from dsctl_core.training.callbacks.progress_fields import StepFields
 from dsctl_core.training.distributed.accelerator import peak_memory
 from dsctl_core.training.distributed.fsdp import gradient_norm, keeping_gradients, prepare, shard
-from dsctl_core.training.loop.batches import Loaded, Rounds, batch_loader
+from dsctl_core.training.loop.batches import Loaded, MicroBatches, batch_loader
 from dsctl_core.training.loop.finite_checks import (
     names_of,
     require_finite_gradient,
@@ -29,7 +29,7 @@ from dsctl_core.training.loop.finite_checks import (
     require_some_gradient,
 )
 from dsctl_core.training.loop.signals import SIGNALS, StopSignals, TrainingStopped
-from dsctl_core.training.optim.lr_schedule import RateCourse
+from dsctl_core.training.optim.lr_schedule import LRSchedule
 from dsctl_core.training.output.logger import Continuation, ModelLogger, StepRecord
 from dsctl_core.training.output.preflight import rehearse_save, require_space, weight_bytes
 from dsctl_core.training.state.compare import refuse_changes, require_steps_left
@@ -107,7 +107,7 @@ def launch_training_task(
     built = build(parameters)
     accumulate = accelerator.gradient_accumulation_steps
     plan = BatchPlan(len(dataset), batch_size, seed, buckets)
-    rounds = Rounds(plan, accelerator.process_index, accelerator.num_processes, accumulate)
+    rounds = MicroBatches(plan, accelerator.process_index, accelerator.num_processes, accumulate)
     loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
     total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
     schedule = lr_scheduler(built, total) if lr_scheduler is not None else None
@@ -124,7 +124,7 @@ def launch_training_task(
     if optimizer is None:
         settings.update(learning_rate=learning_rate, weight_decay=weight_decay)
     settings.update((model_logger.run or {}).get("identity", {}))
-    if isinstance(lr_scheduler, RateCourse) and lr_scheduler.follows_length:
+    if isinstance(lr_scheduler, LRSchedule) and lr_scheduler.follows_length:
         settings["max_steps"] = total  # however it was given
     snapshots = Snapshots(run, hooks, state_total_limit, settings)
     loop = _Loop(run, dataset, rounds, loader, hooks, snapshots, batch_size, max_grad_norm, on_bad_sample)
@@ -143,7 +143,7 @@ class _Loop:
         self,
         run: TrainingRun,
         dataset: Any,
-        rounds: Rounds,
+        rounds: MicroBatches,
         loader: Iterable[list[Loaded]],
         hooks: Sequence[TrainingHook],
         snapshots: Snapshots,

@@ -100,8 +100,8 @@ class TaskModule(DiffusionTrainingModule):
         for sides in each:
             run(stages.checks, self.pipe, sides)
         made = [pick(sides, stages.raw) for sides in each]
-        for lane in stages.lanes:
-            found = encode_all(self.pipe, lane, [pick(sides, lane.reads) for sides in each], size)
+        for group in stages.groups:
+            found = encode_all(self.pipe, group, [pick(sides, group.reads) for sides in each], size)
             made = [{**before, **new} for before, new in zip(made, found, strict=True)]
         return [rounded(sample, self.pipe.torch_dtype) for sample in made]
 

@@ -16,7 +16,7 @@ CYCLES, POWER = 2, 1.0  # of cosine_with_restarts and polynomial, where none is 
 
 
 @dataclass(frozen=True)
-class RateCourse:
+class LRSchedule:
     """Builds the schedule that `options` ask for."""
 
     options: OptimizerOptions
@@ -32,12 +32,12 @@ class RateCourse:
         return LambdaLR(optimizer, factors(self.options, total, rate))
 
 
-def plan_schedule(options: OptimizerOptions) -> RateCourse | None:
+def plan_lr_schedule(options: OptimizerOptions) -> LRSchedule | None:
     """Return what builds the schedule of a run, given its optimizer and its number of steps; None for a constant rate.
 
     The state of such a schedule is plain numbers, so that it can be kept as JSON.
     """
-    return None if options.lr_scheduler == "constant" else RateCourse(options)
+    return None if options.lr_scheduler == "constant" else LRSchedule(options)
 
 
 def follows_length(options: OptimizerOptions) -> bool:

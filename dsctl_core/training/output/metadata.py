@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
-from dsctl_core.checkpoint.load import find_places
+from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.digest import weights_identity
@@ -20,13 +20,13 @@ def header_metadata(
     if resolved.preset is not None and resolved.preset.model_id is not None:
         about["base_model_id"] = resolved.preset.model_id
     component = options.lora_base_model or "dit"
-    folder = find_places(resolved.family, resolved.configs_of([component]), None).components.get(component)
+    folder = find_component_paths(resolved.family, resolved.configs_of([component]), None).components.get(component)
     if folder is not None:
         about["base_weights"] = weights_identity(weight_files(folder))
     if isinstance(source, UnifiedDataset):
         about["dataset"] = dataset_identity(source.metadata.rows, source.base_path)
     if options.trigger_words is not None:
         about["trigger_words"] = options.trigger_words
-    if resolved.extension is not None:
-        about |= resolved.extension.about()
+    if resolved.side_network is not None:
+        about |= resolved.side_network.about()
     return about

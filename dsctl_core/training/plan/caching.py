@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.cache.manifest import Recipe
 from dsctl_core.cache.shards import FOLDER
 from dsctl_core.checkpoint.identify import identify_weights
-from dsctl_core.checkpoint.load import find_places
+from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_dataset
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
@@ -28,7 +28,7 @@ from dsctl_core.options.template import MODEL as TEMPLATE
 from dsctl_core.options.template import TemplateSource
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import NoProgress, Progress
-from dsctl_core.stages.encode import READERS, CacheResult, Encoder, FirstStage, fill_cache
+from dsctl_core.stages.encode import READERS, CacheResult, Encoder, EncodeSettings, encode_dataset
 from dsctl_core.stages.split import Stages, plan_stages
 from dsctl_core.template.trust import Trust
 from dsctl_core.training.distributed.accelerator import make_accelerator
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Altered:
+class WeightEdits:
     """What is done to the weights of components after they were loaded."""
 
     fp8: tuple[str, ...] = ()
@@ -62,14 +62,14 @@ class Altered:
 
 
 @dataclass(frozen=True)
-class FirstStageJob:
+class EncodePlan:
     """All that the first stage needs to know but the dataset and the folder."""
 
     resolved: ResolvedModel
     shell: BasePipeline  # the pipeline without any component
     stages: Stages
     recipe: Recipe
-    altered: Altered
+    altered: WeightEdits
     dtype: torch.dtype
 
     def load(self, components: Sequence[str]) -> BasePipeline:
@@ -82,37 +82,37 @@ class FirstStageJob:
         pipe.scheduler.set_timesteps(training=True)
         return pipe
 
-    def fill(self, cache: Path, dataset: UnifiedDataset, how: FirstStage, progress: Progress) -> CacheResult:
+    def fill(self, cache: Path, dataset: UnifiedDataset, how: EncodeSettings, progress: Progress) -> CacheResult:
         """Make `cache` hold an entry for each row of `dataset`."""
-        return fill_cache(cache, dataset, Encoder(self.shell, self.stages, self.recipe, self.load), how, progress)
+        return encode_dataset(cache, dataset, Encoder(self.shell, self.stages, self.recipe, self.load), how, progress)
 
 
-def shell_of(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
+def empty_pipeline(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
     """Return the pipeline of a model without any component of its own: its units can be asked, not run."""
-    return resolved.extended(shell_of_family(resolved.family, dtype, device))
+    return resolved.with_side_network(empty_pipeline_of_family(resolved.family, dtype, device))
 
 
-def shell_of_family(family: Family, dtype: torch.dtype, device: Any) -> BasePipeline:
+def empty_pipeline_of_family(family: Family, dtype: torch.dtype, device: Any) -> BasePipeline:
     """Return the pipeline of a family without any component."""
     pipe = pipeline_class(family)({}, None, family.schedule, torch_dtype=dtype, device=device).eval()
     pipe.scheduler.set_timesteps(training=True)
     return pipe
 
 
-def plan_job(
+def plan_encoding(
     resolved: ResolvedModel,
     options: TrainOptions | CacheOptions,
     task: str,
     trainable: Sequence[str],
     dtype: torch.dtype,
     device: Any,
-) -> FirstStageJob:
+) -> EncodePlan:
     """Work out the first stage of `task` on a model."""
     for name in (*trainable, *options.fp8_models):
         resolved.check_component(name)
-    shell = shell_of(resolved, dtype, device)
+    shell = empty_pipeline(resolved, dtype, device)
     stages = plan_stages(shell, find_loss(task), trainable)
-    altered = altered_by(options)
+    altered = weight_edits_of(options)
     split = stages.split
     named = {name: getattr(options, name) for name in ("model", "model_paths", "tokenizer_path")}
     recipe = Recipe(
@@ -132,7 +132,7 @@ def plan_job(
             "fp8_models": list(altered.fp8),
             "preset_lora_path": str(altered.lora) if altered.lora else None,
             "preset_lora_model": altered.lora_on,
-            "template": resolved.extension.about()["template"] if resolved.extension is not None else None,
+            "template": resolved.side_network.about()["template"] if resolved.side_network is not None else None,
         },
         dataset={
             "dataset_base_path": str(Path(options.dataset_base_path or "").absolute()),
@@ -144,14 +144,14 @@ def plan_job(
             "caption_suffix": options.caption_suffix or None,
         },
     )
-    return FirstStageJob(resolved, shell, stages, recipe, altered, dtype)
+    return EncodePlan(resolved, shell, stages, recipe, altered, dtype)
 
 
-def altered_by(options: TrainOptions | CacheOptions) -> Altered:
+def weight_edits_of(options: TrainOptions | CacheOptions) -> WeightEdits:
     """Return what the options have done to weights after loading."""
     if isinstance(options, CacheOptions):
-        return Altered(options.fp8_models)
-    return Altered(options.fp8_models, options.preset_lora_path, options.preset_lora_model or "dit")
+        return WeightEdits(options.fp8_models)
+    return WeightEdits(options.fp8_models, options.preset_lora_path, options.preset_lora_model or "dit")
 
 
 def with_loras(options: TrainOptions, family: Family) -> set[str]:
@@ -171,8 +171,8 @@ def refuse_loras_on(options: TrainOptions, family: Family, components: Iterable[
 
 
 def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str) -> None:
-    """Refuse an extra input that nothing reads: not the family, its extension or the task's loss."""
-    columns = resolved.extension.columns if resolved.extension else ()
+    """Refuse an extra input that nothing reads: not the family, its side_network or the task's loss."""
+    columns = resolved.side_network.columns if resolved.side_network else ()
     known = (*resolved.family.extra_inputs, *columns, *find_loss(task).columns)
     for name in names:
         if name not in known:
@@ -180,15 +180,15 @@ def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str
             raise unknown_name("extra input", name, known, listing=f"{resolved.family.title} {takes}")
 
 
-def identify(resolved: ResolvedModel, components: Sequence[str], altered: Altered) -> dict[str, str]:
+def identify(resolved: ResolvedModel, components: Sequence[str], altered: WeightEdits) -> dict[str, str]:
     """Return the identity of each component's weights; with those that read text goes the tokenizer."""
-    extension = resolved.extension
-    if extension is not None and extension.name in components:
-        others = [name for name in components if name != extension.name]
-        return {**identify(resolved, others, altered), extension.name: extension.identity}
+    side_network = resolved.side_network
+    if side_network is not None and side_network.name in components:
+        others = [name for name in components if name != side_network.name]
+        return {**identify(resolved, others, altered), side_network.name: side_network.identity}
     if not components:
         return {}
-    places = find_places(resolved.family, resolved.configs_of(components), resolved.tokenizer_config)
+    places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.tokenizer_config)
     found = {}
     for name in components:
         folder = places.components.get(name)
@@ -229,12 +229,12 @@ def refuse_varying(dataset: UnifiedDataset) -> None:
         )
 
 
-def sharing(accelerator: Any, **settings: Any) -> FirstStage:
+def sharing(accelerator: Any, **settings: Any) -> EncodeSettings:
     """Return a first stage that this process shares with the others of `accelerator`."""
     from accelerate.utils import gather_object
 
     several = accelerator.num_processes > 1
-    return FirstStage(
+    return EncodeSettings(
         **settings,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
@@ -272,7 +272,7 @@ def open_model(options: CacheOptions | TrainOptions) -> ResolvedModel:
 def with_template(
     resolved: ResolvedModel, options: CacheOptions | TrainOptions, source: TemplateSource | None
 ) -> ResolvedModel:
-    """Return the model with the template `source`, where there is one, as its extension."""
+    """Return the model with the template `source`, where there is one, as its side_network."""
     if source is None:
         if any(name.split(".")[0] == TEMPLATE for name in options.trained_names):
             raise UsageError(f"{TEMPLATE} is to be trained, but no template is given", hint="give --template DIR too")
@@ -284,7 +284,7 @@ def with_template(
     from dsctl_core.template.training import open_template
 
     trust, required = Trust(options.trust_template), TEMPLATE_COLUMN in options.extra_inputs
-    return replace(resolved, extension=open_template(source, trust, options.trained_names, required=required))
+    return replace(resolved, side_network=open_template(source, trust, options.trained_names, required=required))
 
 
 def make_cache(options: CacheOptions | TrainOptions, progress: Progress) -> CacheResult:
@@ -314,7 +314,7 @@ def make_cache(options: CacheOptions | TrainOptions, progress: Progress) -> Cach
             skip_bad=options.on_bad_sample == "skip",
             prune=options.prune,
         )
-    job = plan_job(resolved, options, task, trainable, dtype, accelerator.device)
+    job = plan_encoding(resolved, options, task, trainable, dtype, accelerator.device)
     if isinstance(options, TrainOptions):
         refuse_loras_on(options, resolved.family, job.stages.first_components)
     try:

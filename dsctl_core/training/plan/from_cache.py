@@ -13,7 +13,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.template import TemplateSource
-from dsctl_core.training.plan.caching import Altered, findable, identify, with_template
+from dsctl_core.training.plan.caching import WeightEdits, findable, identify, with_template
 
 SIZES = ("height", "width", "max_pixels", "bucket_resolutions")
 NAMING = ("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path")
@@ -52,7 +52,7 @@ def refuse_misfit(dataset: CachedDataset, options: TrainOptions, resolved: Resol
             raise _mismatch(folder, options, recipe, name, ",".join(old), ",".join(getattr(options, name)))
     model = recipe.model
     lora = model["preset_lora_path"]
-    altered = Altered(tuple(model["fp8_models"]), Path(lora) if lora else None, model["preset_lora_model"])
+    altered = WeightEdits(tuple(model["fp8_models"]), Path(lora) if lora else None, model["preset_lora_model"])
     for name, old in recipe.components.items():
         try:
             new = identify(resolved, [name], altered)[name]

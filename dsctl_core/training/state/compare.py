@@ -9,7 +9,7 @@ from typing import Any
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
-from dsctl_core.checkpoint.load import find_places
+from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.families.resolve import ResolvedModel
@@ -85,7 +85,7 @@ def _model_identity(resolved: ResolvedModel, components: Sequence[str] | None) -
     found = {}
     for name in dict.fromkeys(names):
         try:
-            folder = find_places(resolved.family, resolved.configs_of([name]), None).components.get(name)
+            folder = find_component_paths(resolved.family, resolved.configs_of([name]), None).components.get(name)
         except DsctlError:
             continue  # not at hand; loading it will say so where it is needed
         if folder is not None:

@@ -154,7 +154,7 @@ def test_two_processes_share_the_work_without_overlap_or_repeats(model, data, tm
 
     def fill(process: int, processes: int) -> None:
         share = {"process": process, "processes": processes, "skip_bad": True}
-        monkeypatch.setattr(caching, "sharing", lambda accelerator, **_: filling.FirstStage(**share))
+        monkeypatch.setattr(caching, "sharing", lambda accelerator, **_: filling.EncodeSettings(**share))
         options = CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "both", device="cpu")
         encoded.append(make_cache(options).encoded)
 

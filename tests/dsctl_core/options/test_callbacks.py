@@ -4,7 +4,7 @@ import pytest
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options import TrainOptions
-from dsctl_core.options.callbacks import ONLY_WITH_SAMPLES, SeeingOptions
+from dsctl_core.options.callbacks import ONLY_WITH_SAMPLES, CallbackOptions
 
 
 def build(**values):
@@ -19,7 +19,7 @@ def test_a_setting_of_samples_without_samples_is_refused(name):
         {"sample_width": 16} if name == "sample_height" else {"sample_height": 16} if name == "sample_width" else {}
     )
     with pytest.raises(UsageError, match="no effect without --sample-every"):
-        SeeingOptions(**given)
+        CallbackOptions(**given)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_setting_of_samples_without_samples_is_refused(name):
 )
 def test_what_has_no_effect_or_no_meaning_is_refused(values, message):
     with pytest.raises(UsageError, match=message):
-        SeeingOptions(**values)
+        CallbackOptions(**values)
 
 
 def test_samples_of_a_cache_need_a_prompt_because_a_cache_has_no_captions():

@@ -13,10 +13,10 @@ from PIL import Image
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.families import families, load_family
 from dsctl_core.options import CacheOptions
-from dsctl_core.stages.batching import group
+from dsctl_core.stages.batching import split_into_batches
 from dsctl_core.stages.plan_rows import Job
 from dsctl_core.training import make_cache
-from dsctl_core.training.plan.caching import shell_of_family
+from dsctl_core.training.plan.caching import empty_pipeline_of_family
 from tests.tiny_models import write_tiny_model
 
 PROMPTS = [
@@ -70,7 +70,7 @@ def encoded(model: Path, data: Path, out: Path, batch_size: int, precision: str 
 
 def spied(monkeypatch: pytest.MonkeyPatch, family: str) -> list[list[str]]:
     """Return a list that every batch of prompts is put into when it is encoded."""
-    shell = shell_of_family(load_family(family), torch.float32, "cpu")
+    shell = empty_pipeline_of_family(load_family(family), torch.float32, "cpu")
     unit: Any = next(type(unit) for unit in shell.units if "prompt" in unit.input_params)
     batches: list[list[str]] = []
     whole = unit.process
@@ -88,7 +88,7 @@ def test_batches_have_every_job_once_and_only_what_is_alike(seed: int) -> None:
     draw = Random(seed)
     jobs = [Job(str(n), n, {"posi.prompt": ["x" * draw.randint(1, 4)]}) for n in range(draw.randint(1, 60))]
     size = draw.randint(1, 8)
-    batches = group(jobs, size, lambda job: len(job.sample["posi.prompt"][0]))
+    batches = split_into_batches(jobs, size, lambda job: len(job.sample["posi.prompt"][0]))
     assert sorted(job.row for batch in batches for job in batch) == [job.row for job in jobs]
     lengths = [{len(job.sample["posi.prompt"][0]) for job in batch} for batch in batches]
     assert all(len(found) == 1 for found in lengths)

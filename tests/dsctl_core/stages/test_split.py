@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dsctl_core.stages.sample import pick, unpick
-from dsctl_core.stages.split import PER_STEP_INPUTS, Lane, Split, lanes, read_by, run, split
+from dsctl_core.stages.split import PER_STEP_INPUTS, EncodeGroup, Split, read_by, run, split
 from dsctl_core.units import PipelineUnit, UnitRunner
 
 NAMES = [*"abcdefghij", *PER_STEP_INPUTS]
@@ -95,11 +95,11 @@ def test_training_from_the_cache_equals_training_without_it(seed: int) -> None:
     whole, parted, parts = Pipe(), Pipe(), split(units, trainable)
     assert sorted(map(id, [*parts.once, *parts.every_step])) == sorted(map(id, units))
     needs = needs_of(parts, required)
-    found = lanes(parts.once, needs)
-    cached = pick((shared, posi, nega), needs.difference(*(lane.keeps for lane in found)))
-    for lane in found:  # each alone, as the first stage runs them
-        assert not set(lane.components) & set(trainable)
-        cached.update(pick(run(lane.units, parted, (shared, posi, nega)), lane.keeps))
+    found = encode_groups(parts.once, needs)
+    cached = pick((shared, posi, nega), needs.difference(*(group.keeps for group in found)))
+    for group in found:  # each alone, as the first stage runs them
+        assert not set(group.components) & set(trainable)
+        cached.update(pick(run(group.units, parted, (shared, posi, nega)), group.keeps))
     for once, again in zip(steps(whole, trainable), steps(parted, trainable), strict=True):
         plain = run(units, whole, ({**shared, **once}, posi, nega))
         first, second, third = unpick(cached)
@@ -109,14 +109,14 @@ def test_training_from_the_cache_equals_training_without_it(seed: int) -> None:
 
 
 def test_the_random_lists_divide_in_every_way() -> None:
-    counts = {"once": 0, "every step": 0, "both": 0, "lanes": 0}
+    counts = {"once": 0, "every step": 0, "both": 0, "groups": 0}
     for seed in range(400):
         units, trainable, required = of(random.Random(seed))
         parts = split(units, trainable)
         counts["once"] += not parts.every_step
         counts["every step"] += not parts.once
         counts["both"] += bool(parts.once and parts.every_step)
-        counts["lanes"] += len(lanes(parts.once, needs_of(parts, required))) > 1
+        counts["groups"] += len(encode_groups(parts.once, needs_of(parts, required))) > 1
     assert min(counts.values()) >= 15, counts
 
 
@@ -167,10 +167,10 @@ def test_lanes_are_what_hangs_together_without_what_nobody_needs() -> None:
         unit("Refine", "raw", "embeds"),
         unit("Useless", "latents", "histogram"),
     ]
-    found = lanes(units, {"embeds", "latents", "height"})
-    assert [names(lane.units) for lane in found] == [["Text", "Refine"], ["Picture"]]
-    assert [lane.components for lane in found] == [("text_encoder",), ("vae",)]
-    assert found[0] == Lane((units[0], units[2]), frozenset({"prompt", "raw"}), frozenset({"embeds"}))
+    found = encode_groups(units, {"embeds", "latents", "height"})
+    assert [names(group.units) for group in found] == [["Text", "Refine"], ["Picture"]]
+    assert [group.components for group in found] == [("text_encoder",), ("vae",)]
+    assert found[0] == EncodeGroup((units[0], units[2]), frozenset({"prompt", "raw"}), frozenset({"embeds"}))
 
 
 def test_a_unit_that_uses_only_what_is_frozen_of_a_trained_component_runs_once() -> None:

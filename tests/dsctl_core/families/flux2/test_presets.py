@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dsctl_core.checkpoint.load import find_places
+from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.commands.infer import infer
 from dsctl_core.commands.lora import merge
 from dsctl_core.errors import DsctlError
@@ -37,7 +37,7 @@ def models(klein: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def test_every_part_is_found_in_its_repository(models: Path) -> None:
     resolved = resolve_model("flux2-klein-base-4b")
-    places = find_places(resolved.family, resolved.model_configs, resolved.tokenizer_config)
+    places = find_component_paths(resolved.family, resolved.model_configs, resolved.tokenizer_config)
     assert places.components == {
         "dit": models / BASE / "transformer",
         "vae": models / DISTILLED / "vae",

@@ -15,10 +15,9 @@ from dsctl_core.families.resolve import resolve_model
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, InferOptions
 from dsctl_core.training import make_cache, train
-from dsctl_core.training.callbacks.eval_mode import evaluating
-from dsctl_core.training.callbacks.sample_pipeline import prepare_easel
+from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
 from dsctl_core.training.callbacks.sample_prompts import SamplePrompt
-from dsctl_core.training.plan.caching import Altered, shell_of
+from dsctl_core.training.plan.caching import WeightEdits, empty_pipeline
 from tests.dsctl_core.training.test_run import options
 
 SAMPLES = {
@@ -98,15 +97,17 @@ def test_a_cache_gives_the_same_samples_as_the_dataset(tiny_folder, dataset_fold
 def test_what_reads_prompts_is_gone_before_training_begins(tiny_folder):
     resolved = resolve_model(str(tiny_folder))
     prompts = [SamplePrompt(text, "", 0, 32, 48, 2, 2.0) for text in ("a", "b")]
-    easel = prepare_easel(resolved, shell_of(resolved, torch.float32, "cpu"), prompts, ("dit",), Altered())
-    assert set(easel.models) == {"vae"}
+    sample_pipeline = prepare_sample_pipeline(
+        resolved, empty_pipeline(resolved, torch.float32, "cpu"), prompts, ("dit",), WeightEdits()
+    )
+    assert set(sample_pipeline.models) == {"vae"}
     trained = resolved.load_pipeline(torch_dtype=torch.float32, device="cpu", only=("dit",))
     with torch.no_grad():
-        first, second = (easel.draw(trained, prompt, torch.no_grad) for prompt in prompts)
+        first, second = (sample_pipeline.draw(trained, prompt, torch.no_grad) for prompt in prompts)
     assert first.tobytes() != second.tobytes()
     assert set(trained.components) == {"dit"}
     with pytest.raises(Exception, match="text_encoder"):
-        easel.draw(trained, SamplePrompt("never read", "", 0, 32, 48, 2, 2.0), torch.no_grad)
+        sample_pipeline.draw(trained, SamplePrompt("never read", "", 0, 32, 48, 2, 2.0), torch.no_grad)
 
 
 def test_captions_of_the_dataset_are_drawn_where_no_prompt_is_given(tiny_folder, dataset_folder, tmp_path):
@@ -136,7 +137,7 @@ def test_inside_evaluating_the_model_is_as_it_is_taken_away_and_outside_as_it_wa
 
     run = SimpleNamespace(model=model, accelerator=SimpleNamespace(device=torch.device("cpu")), shown_weights=Averaged)
     modes, state = [module.training for module in model.modules()], torch.get_rng_state()
-    with pytest.raises(KeyError), evaluating(run):
+    with pytest.raises(KeyError), eval_mode(run):
         assert entered == ["in"]
         assert not any(module.training for module in model.modules())
         assert not torch.is_grad_enabled()

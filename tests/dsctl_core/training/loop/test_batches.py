@@ -14,15 +14,15 @@ import torch
 
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
-from dsctl_core.training.loop.batches import Rounds, batch_loader
+from dsctl_core.training.loop.batches import MicroBatches, batch_loader
 from tests.dsctl_core.training.loop.test_loop import ROWS, run
 
 BUCKETS = list("aababbab")  # what the 8 rows are, unevenly spread over batches
 
 
-def rounds_of(processes: int, **settings: int) -> list[Rounds]:
+def rounds_of(processes: int, **settings: int) -> list[MicroBatches]:
     plan = BatchPlan(30, 4, seed=3, buckets=["a"] * 7 + ["b"] * 3)
-    return [Rounds(plan, process, processes, **settings) for process in range(processes)]
+    return [MicroBatches(plan, process, processes, **settings) for process in range(processes)]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
@@ -123,7 +123,7 @@ def test_a_bucket_in_which_nothing_can_be_loaded_stops_the_run(tmp_path):
 
 def test_a_sample_s_seed_does_not_depend_on_who_loads_it():
     plan = BatchPlan(8, 2, seed=1)
-    loads = [batch_loader(ROWS, Rounds(plan), 5, workers, replace_bad=False) for workers in (0, 2)]
+    loads = [batch_loader(ROWS, MicroBatches(plan), 5, workers, replace_bad=False) for workers in (0, 2)]
     seeds = [[loaded.sample["seed"] for batch in loader for loaded in batch] for loader in loads]
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0])) == 8

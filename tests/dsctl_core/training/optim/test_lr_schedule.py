@@ -11,7 +11,7 @@ import torch
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options import OptimizerOptions
-from dsctl_core.training.optim.lr_schedule import factors, plan_schedule
+from dsctl_core.training.optim.lr_schedule import factors, plan_lr_schedule
 from tests.dsctl_core.training.loop.test_loop import run
 
 COURSES = ["linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -69,7 +69,7 @@ def test_a_rate_below_the_end_of_the_polynomial_is_refused():
 
 def rates(folder: Any, **values: Any) -> list[float]:
     accumulate, steps = values.pop("accumulate", 1), values.pop("max_steps", 8)
-    plan = plan_schedule(OptimizerOptions(**values))
+    plan = plan_lr_schedule(OptimizerOptions(**values))
     _, _, lines = run(folder, accumulate=accumulate, max_steps=steps, lr_scheduler=plan)
     return [line["lr"] for line in lines]
 
@@ -85,13 +85,13 @@ def test_a_constant_rate_is_constant_from_the_first_step(tmp_path: Any):
 
 
 def test_epochs_give_the_number_of_steps_as_well(tmp_path: Any):
-    plan = plan_schedule(OptimizerOptions(lr_scheduler="linear"))
+    plan = plan_lr_schedule(OptimizerOptions(lr_scheduler="linear"))
     _, _, lines = run(tmp_path, accumulate=4, num_epochs=3, lr_scheduler=plan)
     assert [line["lr"] for line in lines] == pytest.approx([1e-2 * (1 - n / 6) for n in range(6)])
 
 
 def test_a_schedule_goes_on_from_its_state_which_is_plain_numbers():
-    plan = plan_schedule(OptimizerOptions(lr_scheduler="cosine", lr_warmup_steps=3))
+    plan = plan_lr_schedule(OptimizerOptions(lr_scheduler="cosine", lr_warmup_steps=3))
     assert plan is not None
 
     def build() -> tuple[Any, Any]:
