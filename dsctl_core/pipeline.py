@@ -126,14 +126,14 @@ class BasePipeline(nn.Module):
         """Turn dataset rows into (shared, posi, nega) inputs of one training batch; every family writes its own."""
         raise NotImplementedError(f"{cls.__name__} has no inputs_from_rows()")
 
-    def extend(self, side_network: SideNetwork, model: nn.Module | None) -> None:
+    def attach_side_network(self, side_network: SideNetwork, model: nn.Module | None) -> None:
         """Put `model` in as a component of its own (None: not loaded), and its units behind those that are there."""
         self.register_module(side_network.name, model)
         self.side_networks = (*self.side_networks, side_network)
         self.units = [*self.units, *side_network.units]
 
     def row_inputs(self, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()) -> tuple[Inputs, Inputs, Inputs]:
-        """Turn rows into (shared, posi, nega): the family's inputs, and the columns of side_networks, a list of each."""
+        """Turn rows into (shared, posi, nega): the family's inputs, and a list of each column of side networks."""
         columns = [name for side_network in self.side_networks for name in side_network.columns]
         own = [name for name in extra_inputs if name not in columns]
         shared, posi, nega = self.inputs_from_rows(rows, own)

@@ -15,8 +15,7 @@ from dsctl_core.files.safetensors import safetensors_header
 from dsctl_core.hub.fetch import fetch
 from dsctl_core.hub.remote import RemoteFile, check_repo_id, companions, filtered, open_hub, select
 from dsctl_core.hub.settings import download_source, model_base_path, skip_download
-from dsctl_core.hub.upload import files_to_upload
-from dsctl_core.hub.upload import upload as upload_files
+from dsctl_core.hub.upload import files_to_upload, upload_to_hub
 from dsctl_core.options.hub import DownloadOptions, UploadOptions
 from dsctl_core.progress import NoTransfers, Transfers
 
@@ -154,10 +153,10 @@ def upload_files(
     if skip_download():
         raise DsctlError("DSCTL_SKIP_DOWNLOAD forbids every use of the network", hint="unset it")
     hub = open_hub(source, options.token)
-    given = upload_files(
+    uploaded = upload_to_hub(
         hub, options.repo, files, private=options.private, revision=options.revision, progress=progress
     )
-    return {"url": given.url, **facts, "uploaded": True}
+    return {"url": uploaded.url, **facts, "uploaded": True}
 
 
 def how_to_try(repo: str, source: str, revision: str | None, files: list[tuple[str, Path]]) -> list[str]:

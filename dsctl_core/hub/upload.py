@@ -75,7 +75,7 @@ def refuse_secrets(file: Path) -> None:
         )
 
 
-def upload(
+def upload_to_hub(
     hub: Hub,
     repo_id: str,
     files: Sequence[tuple[str, Path]],

@@ -47,7 +47,7 @@ class TemplateExtension:
                     if tensor is not None and tensor.is_floating_point() and id(tensor) not in trained:
                         tensor.data = tensor.data.to(pipe.torch_dtype)
         units = template_units(self.template, pipe, required=self.required)
-        pipe.extend(SideNetwork(self.name, units, self.columns), model.to(pipe.device))
+        pipe.attach_side_network(SideNetwork(self.name, units, self.columns), model.to(pipe.device))
         for part in self.parts:
             _module(self.template, part).requires_grad_(True)
 

@@ -125,7 +125,7 @@ class SamplePipeline:
             units = tuple(
                 _in_precision(unit, autocast) if unit.draws_each_step else unit for unit in side_network.units
             )
-            pipe.extend(replace(side_network, units=units), trained.component(side_network.name))
+            pipe.attach_side_network(replace(side_network, units=units), trained.component(side_network.name))
         self.given = GivenColumns.first_in(pipe)
         return pipe
 

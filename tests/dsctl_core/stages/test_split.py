@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dsctl_core.stages.sample import pick, unpick
-from dsctl_core.stages.split import PER_STEP_INPUTS, EncodeGroup, Split, read_by, run, split
+from dsctl_core.stages.split import PER_STEP_INPUTS, EncodeGroup, Split, encode_groups, read_by, run, split
 from dsctl_core.units import PipelineUnit, UnitRunner
 
 NAMES = [*"abcdefghij", *PER_STEP_INPUTS]

@@ -15,6 +15,7 @@ from dsctl_core.families.resolve import resolve_model
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, InferOptions
 from dsctl_core.training import make_cache, train
+from dsctl_core.training.callbacks.eval_mode import eval_mode
 from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
 from dsctl_core.training.callbacks.sample_prompts import SamplePrompt
 from dsctl_core.training.plan.caching import WeightEdits, empty_pipeline
