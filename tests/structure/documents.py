@@ -80,10 +80,10 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsctl_core.training.distributed.launch.run_in_processes", begin)
     monkeypatch.setattr("dsctl_core.commands.infer.infer", begin)
     monkeypatch.setattr("dsctl_core.commands.validate.validate", begin)
-    for name in ("transfer.download", "transfer.upload", "lora_tools.merge", "lora_tools.extract_lora"):
-        monkeypatch.setattr(f"dsctl_core.{name}", begin)
-    for name in ("pack.pack", "upload.upload"):
-        monkeypatch.setattr(f"dsctl_core.template.{name}", begin)
+    for name in ("transfer.download", "transfer.upload", "lora.merge", "lora.extract_lora"):
+        monkeypatch.setattr(f"dsctl_core.commands.{name}", begin)
+    monkeypatch.setattr("dsctl_core.template.pack.pack", begin)
+    monkeypatch.setattr("dsctl_core.commands.template_upload.upload", begin)
     for name in ("info", "convert", "resize"):
         monkeypatch.setattr(f"dsctl_core.commands.lora.{name}", begin)
     main(rest)

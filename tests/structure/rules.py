@@ -12,17 +12,26 @@ HEAVY |= {"pandas", "pyarrow", "numpy", "PIL", "av", "huggingface_hub", "modelsc
 
 # Inside dsctl_core a module may import from its own layer and those above it in this list.
 LAYERS = (
-    ("errors", "collector", "options", "family", "random", "progress", "version", "assets", "page"),
-    ("checkpoint", "data", "hub", "scheduler", "timesteps", "memory", "lora", "cache", "kv_cache"),
-    ("units", "pipeline", "pictures", "losses", "samples", "stages"),
-    ("families",),
-    ("training", "inference", "doctor", "validate", "lora_tools", "transfer", "launch", "template", "report"),
+    ("errors", "gc_pause", "random", "progress", "version", "assets"),
+    ("files",),
+    ("options", "family"),
+    ("data", "hub", "scheduler"),
+    ("checkpoint",),
+    ("cache", "memory"),
+    ("lora",),
+    ("units", "pipeline"),
+    ("media", "losses"),
+    ("families", "control"),
+    ("stages",),
+    ("report", "template"),
+    ("training",),
+    ("commands",),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 # What `dsctl --help` and reading options import, so what must stay free of heavy libraries.
 LIGHT = re.compile(
-    r"dsctl/.*|dsctl_core/(__init__|collector|errors|family|progress|version)\.py|dsctl_core/options/.*"
+    r"dsctl/.*|dsctl_core/(__init__|gc_pause|errors|family|progress|version)\.py|dsctl_core/options/.*"
     r"|dsctl_core/families/__init__\.py|dsctl_core/families/\w+/(__init__|family)\.py"
 )
 

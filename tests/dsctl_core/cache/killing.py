@@ -19,7 +19,7 @@ from dsctl_core.cache.verify import find_problems
 from dsctl_core.checkpoint.load import component_class
 from dsctl_core.families import load_family
 from dsctl_core.options import CacheOptions
-from dsctl_core.stages import encode as filling
+from dsctl_core.stages import encode
 from dsctl_core.training import make_cache
 from dsctl_core.training.plan import caching
 
@@ -54,7 +54,7 @@ def run(model: str, data: str, out: Path) -> float:
 def main() -> None:
     assert caching  # with all that it imports
     model, data, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    filling.PARTS_IN_A_SHARD = shards.PARTS_IN_A_SHARD = 4
+    encode.PARTS_IN_A_SHARD = shards.PARTS_IN_A_SHARD = 4
     # Imported, not run: a process with threads of its own must not be forked.
     for component in load_family("qwen-image").components:
         component_class(component)

@@ -146,30 +146,30 @@ def test_another_command_that_writes_to_the_folder_is_refused(fill, tmp_path):
 
 
 def test_two_processes_share_the_work_without_overlap_or_repeats(model, data, tmp_path, monkeypatch):
-    from dsctl_core.stages import encode as filling
+    from dsctl_core.stages import encode
     from dsctl_core.training.plan import caching
 
-    monkeypatch.setattr(filling, "PARTS_IN_A_SHARD", 2)
+    monkeypatch.setattr(encode, "PARTS_IN_A_SHARD", 2)
     real, encoded = caching.sharing, []
 
     def fill(process: int, processes: int) -> None:
         share = {"process": process, "processes": processes, "skip_bad": True}
-        monkeypatch.setattr(caching, "sharing", lambda accelerator, **_: filling.EncodeSettings(**share))
+        monkeypatch.setattr(caching, "sharing", lambda accelerator, **_: encode.EncodeSettings(**share))
         options = CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "both", device="cpu")
         encoded.append(make_cache(options).encoded)
 
     single = make_cache(
         CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "one", device="cpu")
     )
-    monkeypatch.setattr(filling, "read_manifest", lambda cache: None)
-    monkeypatch.setattr(filling, "finish", lambda *_: (None, 0))
+    monkeypatch.setattr(encode, "read_manifest", lambda cache: None)
+    monkeypatch.setattr(encode, "finish", lambda *_: (None, 0))
     fill(1, 2)
     fill(0, 2)
     monkeypatch.undo()
     assert real is caching.sharing
     assert sum(encoded) == single.encoded
     assert min(encoded) > 0
-    monkeypatch.setattr(filling, "PARTS_IN_A_SHARD", 2)
+    monkeypatch.setattr(encode, "PARTS_IN_A_SHARD", 2)
     last = make_cache(
         CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "both", device="cpu")
     )
