@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.checkpoint.build import component_class
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
@@ -144,22 +144,6 @@ def load_components(
         models[component.name] = loaded.to(device)
     tokenizer = load_tokenizer(places.tokenizer) if reads_text and places.tokenizer is not None else None
     return LoadedComponents(models, tokenizer, read_schedule(family, places.schedule))
-
-
-def component_class(component: Component, folder: Path | None = None) -> type[nn.Module]:
-    """Import the class of a component: the one that the config.json in `folder` names, where it can have several."""
-    name = component.class_name if folder is None or not component.other_classes else class_of(folder)
-    return getattr(importlib.import_module(component.library), name)
-
-
-def empty_component(component: Component, folder: Path) -> nn.Module:
-    """Build a component from the config.json in `folder`, with weights that mean nothing."""
-    cls: Any = component_class(component, folder)
-    if component.library == "diffusers":
-        return cls.from_config(read_json(folder / "config.json"))
-    from transformers import AutoConfig
-
-    return cls(AutoConfig.from_pretrained(str(folder), local_files_only=True))
 
 
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:

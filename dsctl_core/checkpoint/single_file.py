@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.checkpoint.build import component_class
 from dsctl_core.checkpoint.stream import tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
@@ -101,8 +102,6 @@ def _fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, int]:
 def _empty(component: Component, config: Mapping[str, Any]) -> nn.Module:
     """Build a component of the sizes in `config`, without memory for its weights."""
     from accelerate import init_empty_weights
-
-    from dsctl_core.checkpoint.load import component_class
 
     with init_empty_weights():
         return component_class(component)(**config)

@@ -256,7 +256,7 @@ def linear_names(component: Component, folder: Path) -> list[str]:
     import torch
     from torch import nn
 
-    from dsctl_core.checkpoint.load import empty_component
+    from dsctl_core.checkpoint.build import empty_component
 
     with torch.device("meta"):
         model = empty_component(component, folder)

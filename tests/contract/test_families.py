@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import dsctl_core.families as package
-from dsctl_core.checkpoint.load import component_class
+from dsctl_core.checkpoint.build import component_class
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.families import families, identify_folder, pipeline_class
 from dsctl_core.family import Component, Family, Preset

@@ -16,8 +16,9 @@ import torch
 from PIL.Image import Image
 
 from dsctl_core.cache.reader import CACHED, CachedDataset
+from dsctl_core.checkpoint.build import empty_component
 from dsctl_core.checkpoint.identify import weight_files
-from dsctl_core.checkpoint.load import ComponentPaths, empty_component, find_component_paths, load_tokenizer
+from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, load_tokenizer
 from dsctl_core.commands.train import build_accelerator, learning_rate, open_samples, samples_repeat, task_module
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dsctl_core.cache import shards
 from dsctl_core.cache.verify import find_problems
-from dsctl_core.checkpoint.load import component_class
+from dsctl_core.checkpoint.build import component_class
 from dsctl_core.families import load_family
 from dsctl_core.options import CacheOptions
 from dsctl_core.stages import encode

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dsctl_core.checkpoint.load import component_class
+from dsctl_core.checkpoint.build import component_class
 from dsctl_core.families import load_family
 from tests.tiny_models import randomize
 

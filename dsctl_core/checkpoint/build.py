@@ -1,0 +1,30 @@
+"""Build the network of a component: find its class, and make it from a config without its weights."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.checkpoint.identify import class_of
+from dsctl_core.family import Component
+from dsctl_core.files.json import read_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def component_class(component: Component, folder: Path | None = None) -> type[nn.Module]:
+    """Import the class of a component: the one that the config.json in `folder` names, where it can have several."""
+    name = component.class_name if folder is None or not component.other_classes else class_of(folder)
+    return getattr(importlib.import_module(component.library), name)
+
+
+def empty_component(component: Component, folder: Path) -> nn.Module:
+    """Build a component from the config.json in `folder`, with weights that mean nothing."""
+    cls: Any = component_class(component, folder)
+    if component.library == "diffusers":
+        return cls.from_config(read_json(folder / "config.json"))
+    from transformers import AutoConfig
+
+    return cls(AutoConfig.from_pretrained(str(folder), local_files_only=True))
