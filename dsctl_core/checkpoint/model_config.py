@@ -106,7 +106,8 @@ class ModelConfig:
 
     def _download(self) -> None:
         from dsctl_core.hub.fetch import fetch
-        from dsctl_core.hub.remote import check_repo_id, companions, open_hub, select
+        from dsctl_core.hub.open import open_hub
+        from dsctl_core.hub.remote import check_repo_id, companions, select
 
         name, revision = self.repository
         check_repo_id(name)

@@ -13,7 +13,8 @@ from dsctl_core.families import families, find_preset
 from dsctl_core.family import Family, Preset
 from dsctl_core.files.safetensors import safetensors_header
 from dsctl_core.hub.fetch import fetch
-from dsctl_core.hub.remote import RemoteFile, check_repo_id, companions, filtered, open_hub, select
+from dsctl_core.hub.open import open_hub
+from dsctl_core.hub.remote import RemoteFile, check_repo_id, companions, filtered, select
 from dsctl_core.hub.settings import download_source, model_base_path, skip_download
 from dsctl_core.hub.upload import files_to_upload, upload_to_hub
 from dsctl_core.options.hub import DownloadOptions, UploadOptions

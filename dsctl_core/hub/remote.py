@@ -79,17 +79,6 @@ class Hub(Protocol):
         """Return the address of the repository's page."""
 
 
-def open_hub(source: str, token: str | None = None) -> Hub:
-    """Return the hub called `source`; its library is imported here."""
-    if source == "huggingface":
-        from dsctl_core.hub.huggingface import HuggingFace
-
-        return HuggingFace(token)
-    from dsctl_core.hub.modelscope import ModelScope
-
-    return ModelScope(token)
-
-
 def check_repo_id(repo_id: str) -> str:
     """Return `repo_id` if it has the form OWNER/NAME; anything else is a DsctlError."""
     parts = repo_id.split("/")
