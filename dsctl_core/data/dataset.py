@@ -21,6 +21,7 @@ from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.random import derive_seed
 
 TEXT_COLUMNS = ("prompt",)
+ROW_SEED = "_seed"  # in a sample of a training: the seed that its row has, None where it has none
 
 
 class UnifiedDataset(Sequence[Row]):

@@ -12,13 +12,13 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.eval_mode import eval_mode, in_lockstep
+from dsctl_core.training.output.logger import VALIDATION_LOSS
 
 if TYPE_CHECKING:
     from dsctl_core.training.callbacks.base import TrainingRun
     from dsctl_core.training.callbacks.trackers import Trackers
     from dsctl_core.training.model.task_module import TaskModule
 
-VALIDATION_LOSS = "validation_loss"
 LEVELS = 8  # noise levels at which each row is looked at
 TIMES = 10  # in a run, where neither --validation-every nor --save-steps says
 AnyDataset = UnifiedDataset | CachedDataset

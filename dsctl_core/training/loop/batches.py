@@ -10,12 +10,11 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.dataset import ROW_SEED
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
 from dsctl_core.training.loop.signals import leave_interrupts_to_the_main_process
-
-ROW_SEED = "_seed"  # what a row of the dataset itself has as its seed, None where it has none
 
 
 @dataclass

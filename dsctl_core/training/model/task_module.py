@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.cache.reader import CACHED
+from dsctl_core.data.dataset import ROW_SEED
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.lora.dropout import dropouts_of, seed_dropout
 from dsctl_core.losses import Loss, find_loss
@@ -19,7 +20,6 @@ from dsctl_core.pipeline import BasePipeline
 from dsctl_core.stages.batching import encode_all
 from dsctl_core.stages.sample import Sample, collate, padded_outputs, pick, rounded, unpick
 from dsctl_core.stages.split import PER_STEP_INPUTS, plan_stages, run
-from dsctl_core.training.loop.batches import ROW_SEED
 from dsctl_core.training.model.module import DiffusionTrainingModule
 
 
