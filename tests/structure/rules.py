@@ -5,29 +5,22 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
+
+from tests.structure.graph import Sources, imports
 
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "safetensors"}
 HEAVY |= {"pandas", "pyarrow", "numpy", "PIL", "av", "huggingface_hub", "modelscope", "modelscope_hub"}
 
-# Inside dsctl_core a module may import from its own layer and those above it in this list.
-LAYERS = (
-    ("errors", "gc_pause", "random", "progress", "version", "assets"),
-    ("files",),
-    ("options", "family"),
-    ("data", "hub", "scheduler"),
-    ("checkpoint",),
-    ("cache", "memory"),
-    ("lora",),
-    ("units", "pipeline"),
-    ("media", "losses"),
-    ("families", "control"),
-    ("stages",),
-    ("report", "template"),
-    ("training",),
-    ("commands",),
-)
-LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+# The packages and modules of dsctl_core: each imports from itself and from those before it.
+ORDER = ("errors", "gc_pause", "random", "progress", "version", "assets", "files", "options", "family", "scheduler")
+ORDER += ("data", "hub", "checkpoint", "cache", "memory", "lora", "units", "pipeline", "media", "losses", "control")
+ORDER += ("families", "stages", "report", "template", "training", "commands")
+PLACE = {name: number for number, name in enumerate(ORDER)}
+
+# What the command line may have of the library: what its commands do, and what both sides speak in.
+SPOKEN = {"errors", "gc_pause", "options", "progress", "version"}
+# Who starts the processes of a command knows how they are started, before there is a command to call.
+ALSO = {"dsctl/launch.py": "training.distributed.launch"}
 
 # What `dsctl --help` and reading options import, so what must stay free of heavy libraries.
 LIGHT = re.compile(
@@ -35,49 +28,18 @@ LIGHT = re.compile(
     r"|dsctl_core/families/__init__\.py|dsctl_core/families/\w+/(__init__|family)\.py"
 )
 
-Sources = dict[str, str]  # path in the repository -> text
+# What gives a family away without its name: the layouts and parts that only one model has.
+SIGNS = ("two streams", "double blocks", "single blocks", "mistral", "klein")
 
 
-def read_sources(repository: Path) -> Sources:
-    """Return the text of every module of both packages."""
-    paths = sorted(path for package in ("dsctl", "dsctl_core") for path in (repository / package).rglob("*.py"))
-    return {path.relative_to(repository).as_posix(): path.read_text(encoding="utf-8") for path in paths}
-
-
-def imports(text: str, *, on_import: bool = False) -> list[str]:
-    """Return the dotted names that `text` imports; with `on_import`, only those that importing it executes.
-
-    What only a type checker sees is no import: an annotation couples nothing.
-    """
-    found: list[str] = []
-    for node in _executed(ast.parse(text), functions=not on_import):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
-            found += [f"{module}.{alias.name}" for alias in node.names]
-    return found
-
-
-def _executed(node: ast.AST, *, functions: bool) -> Iterator[ast.AST]:
-    """Yield what can run: not what only a type checker sees, and the bodies of functions if `functions`."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not functions:
-            continue
-        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-            continue
-        yield child
-        yield from _executed(child, functions=functions)
-
-
-def upward_imports(sources: Sources) -> list[str]:
-    """List imports of `dsctl` by `dsctl_core`, of a later layer, and relative ones; and modules of no layer."""
+def imports_out_of_order(sources: Sources) -> list[str]:
+    """List imports of `dsctl` by `dsctl_core`, of a later package in ORDER, relative ones, and packages not in it."""
     problems = []
     for path, text in sources.items():
         package, _, inside = path.partition("/")
-        own = _layer(inside) if package == "dsctl_core" else len(LAYERS)
+        own = _place(inside) if package == "dsctl_core" else len(ORDER)
         if own is None:
-            problems.append(f"{path} is in no layer: add it to LAYERS in tests/structure/rules.py")
+            problems.append(f"{path} has no place: add it to ORDER in tests/structure/rules.py")
             continue
         for name in imports(text):
             first, _, rest = name.partition(".")
@@ -87,17 +49,40 @@ def upward_imports(sources: Sources) -> list[str]:
                 problems.append(f"{path} imports {name}: the library does not know the command line")
             elif first in ("tests", "benchmarks", "examples"):
                 problems.append(f"{path} imports {name}, which is not installed")
-            elif first == "dsctl_core" and package == "dsctl_core" and rest:
-                other = _layer(rest)
-                if other is not None and other > own:
-                    problems.append(f"{path} imports {name}, which is of a later layer")
+            elif first == "dsctl_core" and package == "dsctl_core":
+                other = _place(rest)
+                if other is None:
+                    problems.append(f"{path} imports {name}: import it from the module that defines it")
+                elif other > own:
+                    problems.append(f"{path} imports {name}, which comes later in ORDER")
     return problems
 
 
-def _layer(inside: str) -> int | None:
-    """Return the layer of a path or dotted name inside dsctl_core; its `__init__` may name everything."""
+def _place(inside: str) -> int | None:
+    """Return the place in ORDER of a path or dotted name inside dsctl_core; its `__init__` may name everything."""
     first = re.split(r"[/.]", inside)[0]
-    return len(LAYERS) if first == "__init__" else LAYER_OF.get(first)
+    return len(ORDER) if first == "__init__" else PLACE.get(first)
+
+
+def imports_past_commands(sources: Sources) -> list[str]:
+    """List what `dsctl` imports of the library beside dsctl_core.commands, and commands that call no namesake there."""
+    problems = []
+    for path, text in sources.items():
+        if not path.startswith("dsctl/"):
+            continue
+        inside = [name.partition(".")[2] for name in imports(text) if name.split(".")[0] == "dsctl_core"]
+        for name in inside:
+            also = ALSO.get(path)
+            if name.split(".")[0] not in {"commands", *SPOKEN} and not (also and f"{name}.".startswith(f"{also}.")):
+                problems.append(f"{path} imports dsctl_core.{name}: call a function of dsctl_core.commands instead")
+        command = re.fullmatch(r"dsctl/commands/(\w+)\.py", path)
+        if (
+            command
+            and command[1] != "__init__"
+            and not any(f"{n}.".startswith(f"commands.{command[1]}.") for n in inside)
+        ):
+            problems.append(f"{path} does not call dsctl_core.commands.{command[1]}")
+    return problems
 
 
 def heavy_imports(sources: Sources) -> list[str]:
@@ -118,13 +103,17 @@ def family_words(sources: Sources) -> set[str]:
 
 
 def named_families(sources: Sources, families: set[str]) -> list[str]:
-    """List identifiers and strings outside `families/` that name a family; a docstring may give an example."""
+    """List identifiers and strings outside `families/` that name a family or hold one of SIGNS.
+
+    A docstring may give an example.
+    """
     problems = []
     for path, text in sources.items():
         if path.startswith("dsctl_core/families/"):
             continue
         for line, said in _said(ast.parse(text)):
-            if families & set(_words(said)):
+            words = _words(said)
+            if families & set(words) or any(f" {sign} " in f" {' '.join(words)} " for sign in SIGNS):
                 problems.append(f"{path}:{line} names a family: {said[:60]!r}")
     return problems
 

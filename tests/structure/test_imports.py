@@ -10,27 +10,36 @@ from pathlib import Path
 import pytest
 
 from tests.structure import rules
+from tests.structure.graph import Sources, find_cycles, read_sources, strongly_connected
 
 
 @pytest.fixture(scope="module")
-def sources() -> rules.Sources:
-    return rules.read_sources(Path(__file__).parents[2])
+def sources() -> Sources:
+    return read_sources(Path(__file__).parents[2])
 
 
-def test_both_packages_and_a_family_are_seen(sources: rules.Sources):
+def test_both_packages_and_a_family_are_seen(sources: Sources):
     assert {"dsctl/app.py", "dsctl_core/units.py", "dsctl_core/families/__init__.py"} <= set(sources)
     assert "qwen" in rules.family_words(sources)
 
 
-def test_imports_point_one_way(sources: rules.Sources):
-    assert rules.upward_imports(sources) == []
+def test_imports_point_one_way(sources: Sources):
+    assert rules.imports_out_of_order(sources) == []
 
 
-def test_light_modules_import_nothing_heavy(sources: rules.Sources):
+def test_no_modules_and_no_packages_import_one_another(sources: Sources):
+    assert find_cycles(sources) == []
+
+
+def test_the_command_line_calls_the_library_by_its_commands(sources: Sources):
+    assert rules.imports_past_commands(sources) == []
+
+
+def test_light_modules_import_nothing_heavy(sources: Sources):
     assert rules.heavy_imports(sources) == []
 
 
-def test_no_file_outside_families_names_a_family(sources: rules.Sources):
+def test_no_file_outside_families_names_a_family(sources: Sources):
     assert rules.named_families(sources, rules.family_words(sources)) == []
 
 
@@ -45,11 +54,103 @@ def test_no_file_outside_families_names_a_family(sources: rules.Sources):
         ("dsctl_core/families/qwen_image/units.py", "from dsctl_core.training.loop.loop import launch_training_task"),
         ("dsctl_core/units.py", "from .errors import DsctlError"),
         ("dsctl_core/helpers.py", ""),
+        ("dsctl_core/lora/merge.py", "from dsctl_core.pipeline import BasePipeline"),
+        ("dsctl_core/lora/merge.py", "def f():\n    from dsctl_core.pipeline import BasePipeline"),
+        ("dsctl_core/template/check.py", "from dsctl_core.training.loop import loop"),
+        ("dsctl_core/losses/sft.py", "from dsctl_core import ModelLogger"),
         ("dsctl/app.py", "from tests.tiny_models import make"),
     ],
 )
 def test_an_import_the_wrong_way_is_found(path: str, text: str):
-    assert rules.upward_imports({path: text}) != []
+    assert rules.imports_out_of_order({path: text}) != []
+
+
+CYCLES = {
+    "two modules": {"a.py": "from dsctl_core.b import f", "b.py": "import dsctl_core.a"},
+    "three modules": {
+        "p/a.py": "import dsctl_core.p.b",
+        "p/b.py": "import dsctl_core.p.c",
+        "p/c.py": "from dsctl_core.p import a",
+    },
+    "inside functions": {
+        "p/a.py": "def f():\n    from dsctl_core.q.b import g",
+        "q/b.py": "def g():\n    from dsctl_core.p.a import f",
+    },
+    "packages without a circle of modules": {
+        "p/a.py": "import dsctl_core.q.a",
+        "q/a.py": "",
+        "q/b.py": "import dsctl_core.p.b",
+        "p/b.py": "",
+    },
+    "rooms of a package": {
+        "p/r/a.py": "import dsctl_core.p.s.a",
+        "p/s/a.py": "",
+        "p/s/b.py": "import dsctl_core.p.r.b",
+        "p/r/b.py": "",
+    },
+    "a package and its module": {"p/__init__.py": "import dsctl_core.p.a", "p/a.py": "from dsctl_core.p import f"},
+    "where no type checker looks": {
+        "a.py": "if TYPE_CHECKING:\n    pass\nelse:\n    import dsctl_core.b",
+        "b.py": "import dsctl_core.a",
+    },
+}
+
+
+def planted(files: dict[str, str]) -> Sources:
+    return {f"dsctl_core/{path}": text for path, text in files.items()}
+
+
+@pytest.mark.parametrize("files", CYCLES.values(), ids=CYCLES)
+def test_a_circle_of_imports_is_found(files: dict[str, str]):
+    assert len(find_cycles(planted(files))) == 1
+
+
+def test_a_circle_is_told_with_the_imports_that_make_it():
+    (problem,) = find_cycles(planted(CYCLES["packages without a circle of modules"]))
+    assert problem == (
+        "dsctl_core: p, q import one another: dsctl_core.p.a -> dsctl_core.q.a; dsctl_core.q.b -> dsctl_core.p.b"
+    )
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.py": "import dsctl_core.b", "b.py": "import dsctl_core.c", "c.py": ""},
+        {"a.py": "import dsctl_core.b", "b.py": "if TYPE_CHECKING:\n    import dsctl_core.a"},
+        {"p/__init__.py": "from dsctl_core.p.a import f", "p/a.py": "import dsctl_core.p.b", "p/b.py": ""},
+    ],
+)
+def test_what_leads_nowhere_back_is_no_circle(files: dict[str, str]):
+    assert find_cycles(planted(files)) == []
+
+
+def test_each_circle_is_found_once_and_whole():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
+    assert strongly_connected(graph) == [{"a", "b", "c"}, {"d", "e"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("dsctl/commands/infer.py", "from dsctl_core.lora import load_lora\nimport dsctl_core.commands.infer"),
+        (
+            "dsctl/commands/infer.py",
+            "def f():\n    from dsctl_core.commands import infer\n    import dsctl_core.template.trust",
+        ),
+        ("dsctl/commands/infer.py", "from dsctl_core.commands.inference import infer"),
+        ("dsctl/commands/infer.py", "from dsctl_core import load_lora\nimport dsctl_core.commands.infer"),
+        ("dsctl/confirm_trust.py", "from dsctl_core.template import trust"),
+        ("dsctl/launch.py", "from dsctl_core.training.loop.loop import launch_training_task"),
+    ],
+)
+def test_an_import_past_the_commands_is_found(path: str, text: str):
+    assert len(rules.imports_past_commands({path: text})) == 1
+
+
+def test_a_command_may_import_what_it_calls_and_what_both_sides_speak_in():
+    text = "from dsctl_core.options import InferOptions\nfrom dsctl_core.errors import DsctlError\n"
+    text += "def f():\n    from dsctl_core.commands.infer import infer"
+    assert rules.imports_past_commands({"dsctl/commands/infer.py": text}) == []
 
 
 @pytest.mark.parametrize(
@@ -88,6 +189,9 @@ def test_an_import_that_costs_the_command_line_nothing_is_allowed(path: str, tex
         "x = {'text_encoder': 'Qwen2_5_VLForConditionalGeneration'}",
         "def load_qwen(): ...",
         "f(qwen=1)",
+        "LAYOUTS = {'two-streams': TABLE}",
+        "TWO_STREAMS = 1",
+        "table = {'double_blocks.{}.img_attn.proj': 'x'}",
     ],
 )
 def test_a_named_family_is_found(text: str):
