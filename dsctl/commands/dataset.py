@@ -17,7 +17,7 @@ def validate(options: DatasetValidateOptions) -> None:
 
     The exit code is 1 when it has problems.
     """
-    from dsctl_core.commands.validate import validate
+    from dsctl_core.commands.dataset import validate
     from dsctl_core.data.summary import lines_of
 
     result = validate(options, progress=out.progress())

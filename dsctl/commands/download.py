@@ -11,7 +11,7 @@ from dsctl_core.options.hub import DownloadOptions
 @takes(DownloadOptions)
 def download(options: DownloadOptions) -> None:
     """Get models and datasets from a hub: resumed, checked, and only what is missing."""
-    from dsctl_core.commands.transfer import download
+    from dsctl_core.commands.download import download
 
     found = download(options, progress=out.transfers())
     lines = []

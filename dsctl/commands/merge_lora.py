@@ -10,7 +10,7 @@ from dsctl_core.options.lora_tools import MergeLoraOptions
 @takes(MergeLoraOptions)
 def merge_lora(options: MergeLoraOptions) -> None:
     """Merge LoRAs into a model, or into one LoRA."""
-    from dsctl_core.commands.lora import merge
+    from dsctl_core.commands.merge_lora import merge
 
     written = merge(options, progress=out.progress())
     out.result("Merged", output=written.output, **written.facts)

@@ -12,7 +12,7 @@ from dsctl_core.options.hub import UploadOptions
 @takes(UploadOptions)
 def upload(options: UploadOptions) -> None:
     """Put a trained file or folder on a hub, and check that it arrived."""
-    from dsctl_core.commands.transfer import upload
+    from dsctl_core.commands.upload import upload
 
     show_upload(upload(options, progress=out.transfers()))
 

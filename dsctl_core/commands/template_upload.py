@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from dsctl_core.checkpoint.model_config import ModelConfig
-from dsctl_core.commands.transfer import upload_files
+from dsctl_core.commands.upload import upload_files
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import PICKLE_SUFFIXES, safetensors_header
 from dsctl_core.hub.settings import download_source, model_base_path

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from dsctl_core.checkpoint.model_config import ModelConfig
-from dsctl_core.commands.lora import convert, merge
+from dsctl_core.commands.lora import convert
+from dsctl_core.commands.merge_lora import merge
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import load_family
 from dsctl_core.families.flux2.pipeline import Flux2Pipeline

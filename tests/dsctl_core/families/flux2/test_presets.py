@@ -11,7 +11,7 @@ from PIL import Image
 
 from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.commands.infer import infer
-from dsctl_core.commands.lora import merge
+from dsctl_core.commands.merge_lora import merge
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import find_preset
 from dsctl_core.families.resolve import resolve_model

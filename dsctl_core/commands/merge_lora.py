@@ -1,0 +1,145 @@
+"""`dsctl merge-lora`: merge LoRAs into a copy of their model, or into one LoRA."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.checkpoint.identify import class_of, weight_files
+from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
+from dsctl_core.commands.lora_files import (
+    Written,
+    base_shapes,
+    component_names,
+    refuse_existing,
+    refuse_flat,
+    resolve,
+    save,
+)
+from dsctl_core.errors import DsctlError
+from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.files.atomic import prepare_folder, sync_folder, unclaim, write_json
+from dsctl_core.lora.files import read_lora
+from dsctl_core.lora.merge import (
+    ScaledLora,
+    component_shapes,
+    copy_file,
+    matched,
+    merge_into_one,
+    merge_into_weights,
+)
+from dsctl_core.options.lora_tools import MergeLoraOptions
+from dsctl_core.progress import NoProgress, Progress
+
+
+def merge(options: MergeLoraOptions, progress: Progress | None = None) -> Written:
+    """Merge LoRAs into a copy of the base, or into one LoRA."""
+    progress = progress or NoProgress()
+    loras = [ScaledLora(read_lora(each.path, component_names()), each.scale) for each in options.lora]
+    if options.into == "base":
+        return _merge_into_base(options, loras, progress)
+    refuse_existing(options.output)
+    shapes = base_shapes(options)
+    refuse_flat([part.lora for part in loras], shapes)
+    families_named = {part.lora.metadata["family"] for part in loras if "family" in part.lora.metadata}
+    if len(families_named) > 1:
+        raise DsctlError(
+            f"the LoRAs are for different families: {', '.join(sorted(families_named))}",
+            hint="merge LoRAs of one model",
+        )
+    components, kept = merge_into_one(loras, shapes, options.rank)
+    about = _common_metadata([part.lora.metadata for part in loras])
+    about["merged_from"] = json.dumps([[part.lora.path.name, part.scale] for part in loras])
+    return save(options.output, components, about, options.lora_format, options.lora_dtype, shapes, kept)
+
+
+def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progress: Progress) -> Written:
+    refuse_used_folder(options.output)
+    resolved = resolve(options)
+    places = find_component_paths(resolved.family, resolved.model_configs, resolved.tokenizer_config)
+    for name, place in places.components.items():
+        if place.is_file():
+            raise DsctlError(
+                f"the {name} is the single file {place}, which no config.json stands beside",
+                hint="give a model folder in diffusers layout",
+            )
+    wanted = {component for part in loras for component in part.lora.components}
+    shapes = {name: component_shapes(folder) for name, folder in places.components.items() if name in wanted}
+    updates = matched(loras, shapes, allow_partial=options.allow_partial)
+    made = [path for path in options.output.parents if not path.exists()]
+    prepare_folder(options.output.parent)
+    temporary = options.output.with_name(f".{options.output.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        _refuse_full_disk(temporary.parent, places)
+        count = sum(len(shapes[name]) for name in updates)
+        progress.start("Merging", count)
+        _write_model(resolved, places, temporary, updates, lambda name: progress.advance(1))
+        progress.finish()
+        if options.output.is_dir():
+            options.output.rmdir()
+        temporary.replace(options.output)
+        sync_folder(options.output.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        unclaim(made)
+        raise
+    facts = {
+        "layers": {name: len(layers) for name, layers in updates.items()},
+        "base": resolved.label,
+        "loras": [f"{part.lora.path}:{part.scale:g}" for part in loras],
+    }
+    return Written(options.output, facts)
+
+
+def _write_model(
+    resolved: ResolvedModel, places: ComponentPaths, target: Path, updates: Any, tick: Callable[[str], None]
+) -> None:
+    """Write a complete model folder in diffusers layout, the components in `updates` changed and the others copied."""
+    target.mkdir()
+    for component in resolved.family.components:
+        folder = places.components.get(component.name)
+        if folder is not None:
+            merge_into_weights(folder, target / component.folder, updates.get(component.name, {}), tick)
+    for folder, name in ((places.tokenizer, resolved.family.tokenizer_folder), (places.schedule, "scheduler")):
+        if folder is not None:
+            source = folder if folder.is_dir() else folder.parent
+            (target / name).mkdir()
+            for file in sorted(each for each in source.iterdir() if each.is_file() and not each.name.startswith(".")):
+                copy_file(file, target / name / file.name)
+    index = {"_class_name": resolved.family.pipeline_classes[0], **(resolved.preset.index if resolved.preset else {})}
+    whole = next(iter(places.components.values())).parent / "model_index.json"
+    if whole.is_file():
+        copy_file(whole, target / whole.name)
+    else:
+        parts = {
+            part.folder: [part.library, class_of(places.components[part.name])]
+            for part in resolved.family.components
+            if part.name in places.components
+        }
+        write_json(target / "model_index.json", {**index, **parts})
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """Raise a DsctlError if `folder` is a file, or holds anything."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DsctlError(f"{folder} is there already", hint="give another --output, or remove it")
+
+
+def _refuse_full_disk(folder: Path, places: ComponentPaths) -> None:
+    needed = sum(file.stat().st_size for place in places.components.values() for file in weight_files(place))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DsctlError(
+            f"the merged model takes {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free",
+            hint="free some disk space, or give an --output on another disk",
+        )
+
+
+def _common_metadata(headers: list[dict[str, str]]) -> dict[str, str]:
+    names = ("family", "component", "base_model", "base_model_id", "base_weights", "kind")
+    first = headers[0]
+    return {name: first[name] for name in names if name in first and all(h.get(name) == first[name] for h in headers)}
