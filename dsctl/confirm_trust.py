@@ -16,19 +16,12 @@ def confirm_trust(templates: Iterable[TemplateSource], *, trusted: bool) -> None
     """
     if trusted:
         return
-    import hashlib
+    from dsctl_core.commands.trust import trust_code, unconfirmed_code
 
-    from dsctl_core.template.source import CODE, config_of, folder_of
-    from dsctl_core.template.trust import remember, remembered
-
-    for template in templates:
-        code = folder_of(config_of(template.source)) / CODE
-        digest = hashlib.sha256(code.read_bytes()).hexdigest()
-        if digest in remembered():
-            continue
-        what = (f"{code.absolute()} is code: it can do whatever you can.", f"sha256 {digest}")
+    for code in unconfirmed_code(templates):
+        what = (f"{code.file.absolute()} is code: it can do whatever you can.", f"sha256 {code.sha256}")
         agreed = out.ask("Run it, now and whenever it is just this code?", what)
         if agreed is False:
-            raise DsctlError(f"{code} was not run", hint="read it, and answer yes to run it")
+            raise DsctlError(f"{code.file} was not run", hint="read it, and answer yes to run it")
         if agreed:
-            remember(digest)
+            trust_code(code)

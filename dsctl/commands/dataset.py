@@ -18,7 +18,6 @@ def validate(options: DatasetValidateOptions) -> None:
     The exit code is 1 when it has problems.
     """
     from dsctl_core.commands.dataset import validate
-    from dsctl_core.data.summary import lines_of
 
     result = validate(options, progress=out.progress())
     out.show(
@@ -27,7 +26,7 @@ def validate(options: DatasetValidateOptions) -> None:
             "problems": [asdict(problem) for problem in result.found.problems],
             "summary": result.summary,
         },
-        lines_of(result.found, result.summary),
+        result.lines(),
     )
     if not result.clean:
         raise typer.Exit(1)

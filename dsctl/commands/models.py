@@ -2,88 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from dsctl import out
 from dsctl.flags import takes
 from dsctl_core.options import ModelsListOptions, ModelsShowOptions
 
-if TYPE_CHECKING:
-    from dsctl_core.family import Component, Family, Preset
-
 
 @takes(ModelsListOptions)
 def list_models(options: ModelsListOptions) -> None:
     """List the families and presets."""
-    from dsctl_core.families import families
+    from dsctl_core.commands.models import list_models
 
-    known = list(families().values())
-    presets = [(family, preset) for family in known for preset in family.presets]
-    out.show(
-        {
-            "families": [{"name": family.name, "title": family.title} for family in known],
-            "presets": [_described(family, preset) for family, preset in presets],
-        },
-        out.columns([("PRESET", "FAMILY", "WHAT IT IS"), *((p.name, f.name, p.summary) for f, p in presets)]),
-    )
+    listed = list_models(options)
+    rows = [(preset["name"], preset["family"], preset["summary"]) for preset in listed["presets"]]
+    out.show(listed, out.columns([("PRESET", "FAMILY", "WHAT IT IS"), *rows]))
 
 
 @takes(ModelsShowOptions)
 def show_model(options: ModelsShowOptions) -> None:
     """Show one preset, family or model folder."""
-    family, preset, path = _find(options.name)
+    from dsctl_core.commands.models import show_graph, show_model
+
     if options.graph:
-        from dsctl_core.commands.models import describe_stages, drawn
-
-        stages = describe_stages(family, options.trainable_models)
-        out.show({"name": options.name, "family": family.name, **stages}, drawn(stages))
-        return
-    shown = {
-        "name": options.name,
-        "family": family.name,
-        "title": family.title,
-        "summary": preset.summary if preset else None,
-        "path": str(path) if path else None,
-        "model_id": preset.model_id if preset else None,
-        "components": [_component(component, preset, path) for component in family.components],
-        "presets": [each.name for each in family.presets],
-        "defaults": {**family.defaults, **(preset.defaults if preset else {})},
-        "lora_targets": list(family.lora_targets),
-        "division_factor": family.division_factor,
-    }
-    out.show(shown, _lines(shown))
-
-
-def _find(name: str) -> tuple[Family, Preset | None, Path | None]:
-    """Return what `name` is: a preset, a family or a folder in diffusers layout."""
-    from dsctl_core.families import families, find_preset, identify_folder
-
-    if "/" in name or "\\" in name or Path(name).is_dir():
-        return identify_folder(Path(name)), None, Path(name)
-    presets = [preset.name for family in families().values() for preset in family.presets]
-    if name in families() and name not in presets:
-        return families()[name], None, None
-    family, preset = find_preset(name)
-    return family, preset, preset.local_path()
-
-
-def _component(component: Component, preset: Preset | None, path: Path | None) -> dict[str, Any]:
-    return {
-        "name": component.name,
-        "folder": component.folder,
-        "class": f"{component.library}.{_class_name(component, path)}",
-        "path": str(path / component.folder) if path else None,
-        "files": preset.files.get(component.name) if preset else None,
-        "model_id": preset.repository(component.name) if preset and preset.model_id else None,
-    }
-
-
-def _class_name(component: Component, path: Path | None) -> str:
-    from dsctl_core.checkpoint.identify import class_of
-
-    folder = None if path is None else path / component.folder
-    return class_of(folder) if folder is not None and folder.is_dir() else " or ".join(component.class_names)
+        stages = show_graph(options)
+        out.show(stages, _drawn(stages))
+    else:
+        shown = show_model(options)
+        out.show(shown, _lines(shown))
 
 
 def _lines(shown: dict[str, Any]) -> list[str]:
@@ -100,12 +47,28 @@ def _lines(shown: dict[str, Any]) -> list[str]:
     return [*out.columns(rows), "components", *out.columns(parts, indent=2)]
 
 
-def _described(family: Family, preset: Preset) -> dict[str, Any]:
-    path = preset.local_path()
-    return {
-        "name": preset.name,
-        "family": family.name,
-        "summary": preset.summary,
-        "path": str(path) if path else None,
-        "model_id": preset.model_id,
-    }
+def _drawn(stages: dict[str, Any]) -> list[str]:
+    """Return a drawing of what `show_graph` returned, as lines of text."""
+    lines = [f"Training {', '.join(stages['trainable'])} on the task {stages['task']}", ""]
+    lines += ["once for each sample"]
+    lines += _units(stages["once"]) or ["  nothing"]
+    lines += ["", f"kept in the cache: {', '.join(stages['kept']) or 'nothing'}"]
+    lines += [f"new at every step: {', '.join(stages['new_at_every_step'])}", "", "at every step"]
+    lines += _units(stages["every_step"]) or ["  nothing"]
+    model = stages["model_fn"]
+    lines += [f"  model_fn and loss  [{', '.join(model['components'])}]", f"    reads   {_listed(model['reads'])}"]
+    lines += ["", f"the first stage loads: {_listed(stages['first_components'])}"]
+    return [*lines, f"the second stage loads: {_listed(stages['second_components'])}"]
+
+
+def _units(units: Iterable[dict[str, Any]]) -> list[str]:
+    lines = []
+    for unit in units:
+        lines.append(f"  {unit['unit']}" + (f"  [{', '.join(unit['components'])}]" if unit["components"] else ""))
+        lines.append(f"    reads   {_listed(unit['reads'])}")
+        lines.append(f"    writes  {_listed(unit['writes'])}")
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "nothing"

@@ -10,6 +10,6 @@ from dsctl_core.options import ReportOptions
 @takes(ReportOptions)
 def report(options: ReportOptions) -> None:
     """Write a page about a run, or compare several."""
-    from dsctl_core.report import write_report
+    from dsctl_core.commands.report import report
 
-    out.result("Written", report=write_report(options.runs, options.output))
+    out.result("Written", report=report(options).report)

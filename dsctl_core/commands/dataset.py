@@ -1,4 +1,4 @@
-"""What `dsctl dataset validate` does, from the options to what was found. Imports no torch."""
+"""`dsctl dataset validate`: check a dataset, or a cache, and write a page about it. Of a dataset without torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dsctl_core.cache.manifest import INDEX_FILE, MANIFEST_FILE, read_manifest
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_resize
 from dsctl_core.data.problems import DataError
-from dsctl_core.data.summary import CacheBytes, readable_bytes, summarize
+from dsctl_core.data.summary import CacheBytes, lines_of, readable_bytes, summarize
 from dsctl_core.data.validation import Checks, Level, Problem, Validation, cannot_be_read, validate_dataset
 from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.options import DatasetValidateOptions
-from dsctl_core.progress import Progress
+from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.report.dataset import report_page
 
 DIVISION_FACTOR = 16  # of the families that there are, where no --model says which one it will be
@@ -32,9 +32,14 @@ class ValidateResult:
     summary: dict[str, Any]
     clean: bool
 
+    def lines(self) -> list[str]:
+        """Return the problems by kind, then the summary, as text."""
+        return lines_of(self.found, self.summary)
 
-def validate(options: DatasetValidateOptions, progress: Progress) -> ValidateResult:
+
+def validate(options: DatasetValidateOptions, progress: Progress | None = None) -> ValidateResult:
     """Check a dataset, write the report if one is asked for, and return what was found."""
+    progress = progress or NoProgress()
     resolved = None if options.model is None else resolve_model(options.model)
     checks = _checks(options, resolved)
     if options.report is not None:

@@ -73,7 +73,7 @@ def save(
     shapes: dict[str, dict[str, tuple[int, int]]],
     kept: RankTruncation | None,
 ) -> Written:
-    """Write a LoRA and return what was written; a DsctlError, and nothing written, where that fails.
+    """Write a LoRA and return what was written; a UsageError where `output` does not fit the format.
 
     Args:
         output: a file NAME.safetensors, or a folder for a format that is one.

@@ -1,23 +1,109 @@
-"""The units of a family as a graph: what runs once, what at every step, and what is kept in between."""
+"""`dsctl models list` and `dsctl models show`: what can be named with --model, and its units as a graph.
+
+Only the graph needs torch, which is imported when it is asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+from dsctl_core.checkpoint.identify import class_of
+from dsctl_core.families import families, find_preset, identify_folder
+from dsctl_core.family import Component, Family, Preset
+from dsctl_core.gc_pause import paused_gc
+from dsctl_core.options import ModelsListOptions, ModelsShowOptions
 
-from dsctl_core.family import Family
-from dsctl_core.losses import Loss, find_loss
-from dsctl_core.stages.split import PER_STEP_INPUTS, Stages, plan_stages, read_by_loss
-from dsctl_core.training.plan.caching import empty_pipeline_of_family
-from dsctl_core.units import PipelineUnit
+if TYPE_CHECKING:
+    from dsctl_core.stages.split import Stages
+    from dsctl_core.units import PipelineUnit
+
+
+def list_models(options: ModelsListOptions) -> dict[str, Any]:
+    """Return the `families` (name, title) and the `presets` (name, family, summary, path, model_id)."""
+    known = list(families().values())
+    return {
+        "families": [{"name": family.name, "title": family.title} for family in known],
+        "presets": [_preset(family, preset) for family in known for preset in family.presets],
+    }
+
+
+def _preset(family: Family, preset: Preset) -> dict[str, Any]:
+    path = preset.local_path()
+    return {
+        "name": preset.name,
+        "family": family.name,
+        "summary": preset.summary,
+        "path": str(path) if path else None,
+        "model_id": preset.model_id,
+    }
+
+
+def show_model(options: ModelsShowOptions) -> dict[str, Any]:
+    """Return what a preset, a family or a model folder is; of a family, what belongs to a preset is None.
+
+    Raises DsctlError for a name that nothing has, and for a folder that is no model.
+    """
+    family, preset, path = find_model(options.name)
+    return {
+        "name": options.name,
+        "family": family.name,
+        "title": family.title,
+        "summary": preset.summary if preset else None,
+        "path": str(path) if path else None,
+        "model_id": preset.model_id if preset else None,
+        "components": [_component(component, preset, path) for component in family.components],
+        "presets": [each.name for each in family.presets],
+        "defaults": {**family.defaults, **(preset.defaults if preset else {})},
+        "lora_targets": list(family.lora_targets),
+        "division_factor": family.division_factor,
+    }
+
+
+def show_graph(options: ModelsShowOptions) -> dict[str, Any]:
+    """Return which units of the model run once and which at every step, when `trainable_models` are trained."""
+    family, _, _ = find_model(options.name)
+    return {"name": options.name, "family": family.name, **describe_stages(family, options.trainable_models)}
+
+
+def find_model(name: str) -> tuple[Family, Preset | None, Path | None]:
+    """Return the family, the preset and the folder of `name`, which is a preset, a family or a model folder."""
+    if "/" in name or "\\" in name or Path(name).is_dir():
+        return identify_folder(Path(name)), None, Path(name)
+    presets = [preset.name for family in families().values() for preset in family.presets]
+    if name in families() and name not in presets:
+        return families()[name], None, None
+    family, preset = find_preset(name)
+    return family, preset, preset.local_path()
+
+
+def _component(component: Component, preset: Preset | None, path: Path | None) -> dict[str, Any]:
+    return {
+        "name": component.name,
+        "folder": component.folder,
+        "class": f"{component.library}.{_class_name(component, path)}",
+        "path": str(path / component.folder) if path else None,
+        "files": preset.files.get(component.name) if preset else None,
+        "model_id": preset.repository(component.name) if preset and preset.model_id else None,
+    }
+
+
+def _class_name(component: Component, path: Path | None) -> str:
+    folder = None if path is None else path / component.folder
+    return class_of(folder) if folder is not None and folder.is_dir() else " or ".join(component.class_names)
 
 
 def describe_stages(family: Family, trainable: Sequence[str], task: str = "sft") -> dict[str, Any]:
     """Return the two stages of training `trainable`; no weights are needed for it."""
     for name in trainable:
         family.component(name.split(".")[0])
+    with paused_gc():
+        import torch
+
+        from dsctl_core.losses import find_loss
+        from dsctl_core.stages.split import PER_STEP_INPUTS, plan_stages, read_by_loss
+        from dsctl_core.training.plan.caching import empty_pipeline_of_family
     pipe = empty_pipeline_of_family(family, torch.float32, "cpu")
     loss = find_loss(task)
     stages = plan_stages(pipe, loss, trainable)
@@ -25,21 +111,21 @@ def describe_stages(family: Family, trainable: Sequence[str], task: str = "sft")
     return {
         "task": task,
         "trainable": list(trainable),
-        "once": [_described(unit) for unit in stages.split.once],
-        "every_step": [_described(unit) for unit in stages.split.every_step],
+        "once": [_unit(unit) for unit in stages.split.once],
+        "every_step": [_unit(unit) for unit in stages.split.every_step],
         "model_fn": {"components": list(pipe.in_iteration_models), "reads": sorted(read_by_loss(pipe, loss) & made)},
         "new_at_every_step": [name for name in PER_STEP_INPUTS if name not in loss.requires],
         "kept": sorted(
             {name for group in stages.groups for name in group.keeps}
-            | _read_from_rows(stages, made)
-            | _read_by_loss(loss, made)
+            | (_required(stages) - made - set(PER_STEP_INPUTS))
+            | (set(loss.requires) - made)
         ),
         "first_components": list(stages.first_components),
         "second_components": list(stages.second_components),
     }
 
 
-def _described(unit: PipelineUnit) -> dict[str, Any]:
+def _unit(unit: PipelineUnit) -> dict[str, Any]:
     return {
         "unit": type(unit).__name__,
         "reads": list(unit.input_params),
@@ -48,39 +134,6 @@ def _described(unit: PipelineUnit) -> dict[str, Any]:
     }
 
 
-def _read_from_rows(stages: Stages, made: set[str]) -> set[str]:
-    """Return what units of every step cannot do without and no unit makes: it comes from the row itself."""
-    required = {name for unit in stages.split.every_step for name in unit.required}
-    return required - made - set(PER_STEP_INPUTS)
-
-
-def _read_by_loss(loss: Loss, made: set[str]) -> set[str]:
-    """Return what the loss needs and no unit makes."""
-    return set(loss.requires) - made
-
-
-def drawn(stages: dict[str, Any]) -> list[str]:
-    """Return the drawing of what `describe_stages` returned, as lines of text."""
-    lines = [f"Training {', '.join(stages['trainable'])} on the task {stages['task']}", ""]
-    lines += ["once for each sample"]
-    lines += _units(stages["once"]) or ["  nothing"]
-    lines += ["", f"kept in the cache: {', '.join(stages['kept']) or 'nothing'}"]
-    lines += [f"new at every step: {', '.join(stages['new_at_every_step'])}", "", "at every step"]
-    lines += _units(stages["every_step"]) or ["  nothing"]
-    model = stages["model_fn"]
-    lines += [f"  model_fn and loss  [{', '.join(model['components'])}]", f"    reads   {_listed(model['reads'])}"]
-    lines += ["", f"the first stage loads: {_listed(stages['first_components'])}"]
-    return [*lines, f"the second stage loads: {_listed(stages['second_components'])}"]
-
-
-def _units(units: Iterable[dict[str, Any]]) -> list[str]:
-    lines = []
-    for unit in units:
-        lines.append(f"  {unit['unit']}" + (f"  [{', '.join(unit['components'])}]" if unit["components"] else ""))
-        lines.append(f"    reads   {_listed(unit['reads'])}")
-        lines.append(f"    writes  {_listed(unit['writes'])}")
-    return lines
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "nothing"
+def _required(stages: Stages) -> set[str]:
+    """Return what units of every step cannot do without; what no unit makes of it comes from the row itself."""
+    return {name for unit in stages.split.every_step for name in unit.required}
