@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dsctl import out
 from dsctl.flags import takes
+from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
 
 
 @takes(LoraInfoOptions)
 def info(options: LoraInfoOptions) -> None:
     """Show what a LoRA is: format, layers, ranks, metadata."""
-    from dsctl_core.commands.lora import info
+    with paused_gc():
+        from dsctl_core.commands.lora import info
 
     facts = info(options)
     plain = [(name.replace("_", " "), _shown(value)) for name, value in facts.items() if name != "metadata"]
@@ -27,7 +29,8 @@ def _shown(value: object) -> str:
 @takes(LoraConvertOptions)
 def convert(options: LoraConvertOptions) -> None:
     """Write a LoRA in another format."""
-    from dsctl_core.commands.lora import convert
+    with paused_gc():
+        from dsctl_core.commands.lora import convert
 
     written = convert(options)
     out.result("Converted", output=written.output, **written.facts)
@@ -36,7 +39,8 @@ def convert(options: LoraConvertOptions) -> None:
 @takes(LoraResizeOptions)
 def resize(options: LoraResizeOptions) -> None:
     """Bring a LoRA to another rank."""
-    from dsctl_core.commands.lora import resize
+    with paused_gc():
+        from dsctl_core.commands.lora import resize
 
     written = resize(options)
     out.result("Resized", output=written.output, **written.facts)
@@ -45,7 +49,8 @@ def resize(options: LoraResizeOptions) -> None:
 @takes(LoraExtractOptions)
 def extract(options: LoraExtractOptions) -> None:
     """Make a LoRA of the difference between two checkpoints."""
-    from dsctl_core.commands.lora import extract_lora
+    with paused_gc():
+        from dsctl_core.commands.lora import extract_lora
 
     written = extract_lora(options, progress=out.progress())
     out.result("Extracted", output=written.output, **written.facts)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from dataclasses import asdict
 
 from dsctl import out
 from dsctl.commands.upload import show_upload
 from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
+from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options.template import TemplateSource
 from dsctl_core.options.template_tools import (
     TemplateCheckOptions,
@@ -22,19 +21,17 @@ from dsctl_core.options.template_tools import (
 @takes(TemplateInitOptions)
 def init(options: TemplateInitOptions) -> None:
     """Write a template that works, to start your own from."""
-    from dsctl_core.template.skeleton import init
+    with paused_gc():
+        from dsctl_core.commands.template import init
 
-    started = init(options)
-    check = ["dsctl", "template", "check", str(started.folder), "--trust-template"]
-    check += [*(["--model", options.model] if options.given("model") else [])]
-    check += ["--template-inputs", json.dumps(started.example)]
-    out.result("Written", **{**asdict(started), "blocks": list(started.blocks)}, check_it=shlex.join(check))
+    out.result("Written", **init(options))
 
 
 @takes(TemplateCheckOptions)
 def check(options: TemplateCheckOptions) -> None:
     """Run a template once, and say what it takes and returns."""
-    from dsctl_core.template.check import check
+    with paused_gc():
+        from dsctl_core.commands.template import check
 
     confirm_trust([options.template], trusted=options.trust_template)
     facts = check(options)
@@ -58,7 +55,8 @@ def _lines(name: str, value: object) -> list[str]:
 @takes(TemplatePackOptions)
 def pack(options: TemplatePackOptions) -> None:
     """Put a template and its trained weights into one folder, ready to be given away."""
-    from dsctl_core.template.pack import pack
+    with paused_gc():
+        from dsctl_core.commands.template import pack
 
     confirm_trust([TemplateSource(str(options.folder))], trusted=options.trust_template)
     out.result("Packed", **asdict(pack(options)))
@@ -67,7 +65,8 @@ def pack(options: TemplatePackOptions) -> None:
 @takes(TemplateUploadOptions)
 def upload(options: TemplateUploadOptions) -> None:
     """Check a packed template, and put it on a hub, where it is compared again."""
-    from dsctl_core.commands.template_upload import upload
+    with paused_gc():
+        from dsctl_core.commands.template import upload
 
     confirm_trust([TemplateSource(str(options.path))], trusted=options.trust_template)
     show_upload(upload(options, progress=out.transfers()))

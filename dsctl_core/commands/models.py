@@ -94,8 +94,8 @@ def _class_name(component: Component, path: Path | None) -> str:
     return class_of(folder) if folder is not None and folder.is_dir() else " or ".join(component.class_names)
 
 
-def describe_stages(family: Family, trainable: Sequence[str], task: str = "sft") -> dict[str, Any]:
-    """Return the two stages of training `trainable`; no weights are needed for it."""
+def describe_stages(family: Family, trainable: Sequence[str]) -> dict[str, Any]:
+    """Return the two stages of training `trainable` on the task sft; no weights are needed for it."""
     for name in trainable:
         family.component(name.split(".")[0])
     with paused_gc():
@@ -105,11 +105,11 @@ def describe_stages(family: Family, trainable: Sequence[str], task: str = "sft")
         from dsctl_core.stages.split import PER_STEP_INPUTS, plan_stages, read_by_loss
         from dsctl_core.training.plan.caching import empty_pipeline_of_family
     pipe = empty_pipeline_of_family(family, torch.float32, "cpu")
-    loss = find_loss(task)
+    loss = find_loss("sft")
     stages = plan_stages(pipe, loss, trainable)
     made = {name for unit in pipe.units for name in unit.output_params}
     return {
-        "task": task,
+        "task": loss.task,
         "trainable": list(trainable),
         "once": [_unit(unit) for unit in stages.split.once],
         "every_step": [_unit(unit) for unit in stages.split.every_step],

@@ -1,4 +1,4 @@
-"""`dsctl template check`: run a template once and say what it takes, what it returns and what can be trained of it."""
+"""Run a template once, and say what it takes, what it returns and what can be trained of it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,13 @@ from torch import Tensor
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import resolve_model
-from dsctl_core.options.template_tools import TemplateCheckOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.template.card import REQUIRED
-from dsctl_core.template.model import RESERVED, Template, load_template, tensors_in
+from dsctl_core.template.model import RESERVED, Template, tensors_in
 from dsctl_core.template.outputs import join_outputs
-from dsctl_core.template.source import config_of
-from dsctl_core.template.trust import Trust
 from dsctl_core.template.units import GivenTemplateOutputs
 
 SIDE = 2  # of the picture that is drawn to try it, in the family's smallest steps
-
-
-def check(options: TemplateCheckOptions) -> dict[str, Any]:
-    """Load the template, run it beside the model, and return what it does."""
-    source = options.template
-    template = load_template(config_of(source.source), Trust(options.trust_template), checkpoint=source.checkpoint)
-    pipe = open_model(options.model)
-    return {"template": str(source), "model": options.model, **describe(template, pipe, options.template_inputs.values)}
 
 
 def open_model(name: str) -> BasePipeline:

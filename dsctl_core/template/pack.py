@@ -1,4 +1,4 @@
-"""`dsctl template pack`: a trained template as a folder that stands for itself, proven to do what the training's does.
+"""Write a trained template as a folder that stands for itself, proven to do what the training's does.
 
 The trained weights go over those that the template had: whatever was trained wins, and what was not stays.
 """
@@ -23,14 +23,12 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder, sync_folder, write_error, write_text
 from dsctl_core.files.safetensors import PICKLE_SUFFIXES, read_safetensors, write_safetensors
 from dsctl_core.hub.upload import SECRET_NAMES
-from dsctl_core.options.template_tools import TemplatePackOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.template.card import CARD, card_text, public_name
-from dsctl_core.template.check import input_names, open_model
-from dsctl_core.template.contract import read_contract
+from dsctl_core.template.check import input_names
 from dsctl_core.template.model import Template, load_template, tensors_in
 from dsctl_core.template.rewrite import with_weights
-from dsctl_core.template.source import CODE, folder_of
+from dsctl_core.template.source import CODE
 from dsctl_core.template.trust import Trust
 from dsctl_core.version import __version__
 
@@ -49,17 +47,6 @@ class Packed:
     files: list[str]
     parameters: int
     bytes: int
-
-
-def pack(options: TemplatePackOptions) -> Packed:
-    """Write a template and the weights of a training into a new folder, and prove that it does the same as they do."""
-    trust = Trust(options.trust_template)
-    refuse_existing(options.output)
-    contract = read_contract(folder_of(ModelConfig(path=options.folder)), trust)
-    trained = load_template(contract, checkpoint=options.checkpoint)
-    example = options.template_inputs.values
-    pipe = open_model(options.model)
-    return write_pack(trained, options.checkpoint, options.output, pipe, example, license_name=options.license)
 
 
 def write_pack(

@@ -1,4 +1,4 @@
-"""`dsctl template init`: a template that works, small enough to read in a minute, to start one's own from.
+"""Write a template that works, small enough to read in a minute, to start one's own from.
 
 It is written for one model: the names of its blocks, and how many heads of what size they have, stand as constants
 in the code, so that the template needs nothing but torch.
@@ -18,7 +18,6 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families import find_preset, identify_folder
 from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.media.kv_cache import block_heads
-from dsctl_core.options.template_tools import TemplateInitOptions
 from dsctl_core.template.source import CODE
 
 DENOISER = "dit"
@@ -35,15 +34,14 @@ class Started:
     example: dict[str, Any] = field(default_factory=dict)
 
 
-def init(options: TemplateInitOptions) -> Started:
-    """Write the skeleton for the blocks of `--model` into a new folder."""
-    folder = options.name
+def write_skeleton(folder: Path, kind: str, model: str) -> Started:
+    """Write the skeleton of a `kind` in EXAMPLES, for the blocks of the preset or folder `model`, into a new folder."""
     if folder.exists():
         raise DsctlError(f"{folder} is there already", hint="give another name, or remove it")
-    blocks = blocks_of_model(options.model)
+    blocks = blocks_of_model(model)
     prepare_folder(folder)
-    write_text(folder / CODE, skeleton(options.kind, options.model, blocks))
-    return Started(folder, [CODE], blocks, EXAMPLES[options.kind])
+    write_text(folder / CODE, skeleton(kind, model, blocks))
+    return Started(folder, [CODE], blocks, EXAMPLES[kind])
 
 
 def blocks_of_model(name: str) -> dict[str, tuple[int, int]]:

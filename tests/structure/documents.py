@@ -82,8 +82,8 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsctl_core.commands.dataset.validate", begin)
     for name in ("download.download", "upload.upload", "merge_lora.merge", "lora.extract_lora"):
         monkeypatch.setattr(f"dsctl_core.commands.{name}", begin)
-    monkeypatch.setattr("dsctl_core.template.pack.pack", begin)
-    monkeypatch.setattr("dsctl_core.commands.template_upload.upload", begin)
+    monkeypatch.setattr("dsctl_core.commands.template.pack", begin)
+    monkeypatch.setattr("dsctl_core.commands.template.upload", begin)
     for name in ("info", "convert", "resize"):
         monkeypatch.setattr(f"dsctl_core.commands.lora.{name}", begin)
     main(rest)

@@ -11,17 +11,15 @@ from PIL import Image
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import families
-from dsctl_core.options.template_tools import TemplateInitOptions
 from dsctl_core.template.check import describe
 from dsctl_core.template.model import load_template
-from dsctl_core.template.skeleton import blocks_of_model, init
+from dsctl_core.template.skeleton import blocks_of_model, write_skeleton
 from dsctl_core.template.trust import Trust
 
 
 @pytest.mark.parametrize("kind", ["value", "image"])
 def test_a_skeleton_runs_and_all_of_it_is_trained(kind: str, pipe: Any, model_folder: Path, tmp_path: Path) -> None:
-    options = TemplateInitOptions.model_validate({"name": tmp_path / "s", "kind": kind, "model": str(model_folder)})
-    assert init(options).files == ["model.py"]
+    assert write_skeleton(tmp_path / "s", kind, str(model_folder)).files == ["model.py"]
     template = load_template(ModelConfig(path=tmp_path / "s"), Trust(given=True))
     Image.new("RGB", (20, 30), "gray").save(tmp_path / "p.png")
     row = {"image": str(tmp_path / "p.png")}
@@ -32,7 +30,7 @@ def test_a_skeleton_runs_and_all_of_it_is_trained(kind: str, pipe: Any, model_fo
 
 
 def test_the_brightness_of_a_picture_is_measured(model_folder: Path, tmp_path: Path) -> None:
-    init(TemplateInitOptions(name=tmp_path / "s", model=str(model_folder)))
+    write_skeleton(tmp_path / "s", "value", str(model_folder))
     template = load_template(ModelConfig(path=tmp_path / "s"), Trust(given=True))
     Image.new("RGB", (8, 8), (51, 51, 51)).save(tmp_path / "p.png")
     assert template.annotate({"image": str(tmp_path / "p.png")})["scale"] == pytest.approx(0.2, abs=1e-6)
@@ -49,5 +47,5 @@ def test_the_blocks_of_every_published_model_are_known_without_its_weights() -> 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DsctlError, match="is there already"):
-        init(TemplateInitOptions(name=tmp_path))
+        write_skeleton(tmp_path, "value", "tiny")
     assert list(tmp_path.iterdir()) == []

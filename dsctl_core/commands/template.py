@@ -1,9 +1,10 @@
-"""`dsctl template upload`: a template on a hub, after proof that whoever gets it can use it."""
+"""`dsctl template init`, `check`, `pack` and `upload`: a template from its first line to a hub."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import asdict
 from typing import Any
 
 from dsctl_core.checkpoint.model_config import ModelConfig
@@ -13,16 +14,51 @@ from dsctl_core.files.safetensors import PICKLE_SUFFIXES, safetensors_header
 from dsctl_core.hub.settings import download_source, model_base_path
 from dsctl_core.hub.upload import files_to_upload
 from dsctl_core.options.template import WEIGHTS as SAFETENSORS
-from dsctl_core.options.template_tools import TemplateUploadOptions
+from dsctl_core.options.template_tools import (
+    TemplateCheckOptions,
+    TemplateInitOptions,
+    TemplatePackOptions,
+    TemplateUploadOptions,
+)
 from dsctl_core.progress import Transfers
 from dsctl_core.template.card import CARD, REQUIRED, infer_line
-from dsctl_core.template.check import input_names
+from dsctl_core.template.check import describe, input_names, open_model
+from dsctl_core.template.contract import read_contract
 from dsctl_core.template.model import Template, load_template
-from dsctl_core.template.pack import EXAMPLE
-from dsctl_core.template.source import folder_of
+from dsctl_core.template.pack import EXAMPLE, Packed, refuse_existing, write_pack
+from dsctl_core.template.skeleton import write_skeleton
+from dsctl_core.template.source import config_of, folder_of
 from dsctl_core.template.trust import Trust
 
 PACK = "write the folder with `dsctl template pack`"
+
+
+def init(options: TemplateInitOptions) -> dict[str, Any]:
+    """Write a template that works into a new folder; return what was written, and the command that checks it."""
+    started = write_skeleton(options.name, options.kind, options.model)
+    check_it = ["dsctl", "template", "check", str(started.folder), "--trust-template"]
+    check_it += ["--model", options.model] if options.given("model") else []
+    check_it += ["--template-inputs", json.dumps(started.example)]
+    return {**asdict(started), "blocks": list(started.blocks), "check_it": shlex.join(check_it)}
+
+
+def check(options: TemplateCheckOptions) -> dict[str, Any]:
+    """Load the template, run it beside the model, and return what it does; see dsctl_core.template.check.describe."""
+    source = options.template
+    template = load_template(config_of(source.source), Trust(options.trust_template), checkpoint=source.checkpoint)
+    pipe = open_model(options.model)
+    return {"template": str(source), "model": options.model, **describe(template, pipe, options.template_inputs.values)}
+
+
+def pack(options: TemplatePackOptions) -> Packed:
+    """Write a template and the weights of a training into a new folder, and prove that it does the same as they do."""
+    trust = Trust(options.trust_template)
+    refuse_existing(options.output)
+    contract = read_contract(folder_of(ModelConfig(path=options.folder)), trust)
+    trained = load_template(contract, checkpoint=options.checkpoint)
+    example = options.template_inputs.values
+    pipe = open_model(options.model)
+    return write_pack(trained, options.checkpoint, options.output, pipe, example, license_name=options.license)
 
 
 def upload(options: TemplateUploadOptions, progress: Transfers | None = None) -> dict[str, Any]:
