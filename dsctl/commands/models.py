@@ -15,7 +15,7 @@ def list_models(options: ModelsListOptions) -> None:
     """List the families and presets."""
     from dsctl_core.commands.models import list_models
 
-    listed = list_models(options)
+    listed = list_models()
     rows = [(preset["name"], preset["family"], preset["summary"]) for preset in listed["presets"]]
     out.show(listed, out.columns([("PRESET", "FAMILY", "WHAT IT IS"), *rows]))
 

@@ -13,14 +13,14 @@ from dsctl_core.checkpoint.identify import class_of
 from dsctl_core.families import families, find_preset, identify_folder
 from dsctl_core.family import Component, Family, Preset
 from dsctl_core.gc_pause import paused_gc
-from dsctl_core.options import ModelsListOptions, ModelsShowOptions
+from dsctl_core.options import ModelsShowOptions
 
 if TYPE_CHECKING:
     from dsctl_core.stages.split import Stages
     from dsctl_core.units import PipelineUnit
 
 
-def list_models(options: ModelsListOptions) -> dict[str, Any]:
+def list_models() -> dict[str, Any]:
     """Return the `families` (name, title) and the `presets` (name, family, summary, path, model_id)."""
     known = list(families().values())
     return {

@@ -42,6 +42,38 @@ def test_what_a_document_links_to_is_there(page: Path):
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
+MODULE = re.compile(r"(?<![\w./~-])(?:tests/)?dsctl(?:_core)?/[\w/]+(?:\.py)?|(?<![\w./])dsctl_core(?:\.\w+)+")
+
+
+def missing_modules(text: str) -> list[str]:
+    """Return the paths and dotted names of our packages in `text` that are no file, no folder and no name in one."""
+    missing = []
+    for found in MODULE.findall(text):
+        path = REPOSITORY / found.replace(".py", "").replace(".", "/").rstrip("/")
+        holder = path.parent / "__init__.py" if path.parent.is_dir() else path.parent.with_suffix(".py")
+        defined = "/" not in found and holder.is_file() and path.name in holder.read_text(encoding="utf-8")
+        if not (path.exists() or path.with_suffix(".py").is_file() or defined):
+            missing.append(found)
+    return missing
+
+
+@pytest.mark.parametrize("page", [REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "README.md", *PAGES], ids=name_of)
+def test_the_modules_that_a_document_names_are_there(page: Path):
+    assert missing_modules(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_module_that_is_gone_is_found():
+    gone = "`dsctl_core/pictures/`, dsctl_core.transfer, tests/dsctl_core/test_gone.py, dsctl/words.py"
+    assert missing_modules(gone) == [
+        "dsctl_core/pictures/",
+        "dsctl_core.transfer",
+        "tests/dsctl_core/test_gone.py",
+        "dsctl/words.py",
+    ]
+    there = "dsctl_core/media/, dsctl_core.units.UnitRunner, `dsctl/out.py`, ~/.local/state/dsctl/trusted"
+    assert missing_modules(there) == []
+
+
 def test_a_block_is_read_as_a_shell_reads_it():
     text = "<!-- not run by the tests: a GPU -->\n```sh\na \\\n  b  # why\n# only a comment\n\nc\n```\n```sh\nd\n```\n"
     assert shell_blocks(text) == [Block(("a    b  # why", "c"), "a GPU"), Block(("d",), None)]
