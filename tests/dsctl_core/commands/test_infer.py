@@ -17,7 +17,7 @@ from dsctl_core.commands.infer import infer, output_files, read_prompts
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.lora import add_lora, export_lora
-from dsctl_core.media.image_file import grid
+from dsctl_core.media.image_file import GRID_GAP, grid
 from dsctl_core.options import InferOptions
 from dsctl_core.version import __version__
 from tests.tiny_models import write_tiny_model
@@ -128,7 +128,7 @@ def test_a_grid_shows_a_row_for_each_prompt_beside_the_single_pictures(model: Pa
     assert [parameters(file)["prompt"] for file in result.files] == ["a cat"] * 3 + ["a dog"] * 3
     assert [parameters(file)["seed"] for file in result.files] == [0, 1, 2] * 2
     assert result.grid == Path("g.png")
-    sheet, gap = pixels(result.grid), inference.GRID_GAP
+    sheet, gap = pixels(result.grid), GRID_GAP
     assert sheet.size == (3 * 48 + 2 * gap, 2 * 32 + gap)
     corner = (2 * (48 + gap), 32 + gap)
     last = sheet.crop((*corner, corner[0] + 48, corner[1] + 32))
@@ -255,7 +255,7 @@ def test_pictures_are_numbered_when_there_are_several_or_a_grid(count: int, with
 def test_a_grid_is_filled_row_by_row_on_white():
     colours = ["red", "green", "blue"]
     sheet = grid([Image.new("RGB", (4, 2), colour) for colour in colours], columns=2)
-    gap = inference.GRID_GAP
+    gap = GRID_GAP
     assert sheet.size == (8 + gap, 4 + gap)
     assert [sheet.getpixel(at) for at in ((0, 0), (4 + gap, 0), (0, 2 + gap), (4 + gap, 2 + gap), (4, 0))] == [
         (255, 0, 0),
