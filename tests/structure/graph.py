@@ -45,6 +45,20 @@ def _executed(node: ast.AST, *, functions: bool) -> Iterator[ast.AST]:
         yield from _executed(child, functions=functions)
 
 
+def missing_imports(sources: Sources) -> list[str]:
+    """List imports of modules of our packages that are not there; one inside a function shows only when it runs."""
+    modules = {module_name(path).removesuffix(".__init__") for path in sources}
+    packages = {name.split(".")[0] for name in modules}
+    problems = []
+    for path, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            gone = [name for name in named if name.split(".")[0] in packages and name not in modules]
+            problems += [f"{path} imports {name}, which is not there" for name in gone]
+    return problems
+
+
 def module_graph(sources: Sources) -> Graph:
     """Return the modules of `sources`, by dotted name (a package by that of its `__init__`), and what each imports.
 

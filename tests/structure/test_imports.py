@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.structure import rules
-from tests.structure.graph import Sources, find_cycles, read_sources, strongly_connected
+from tests.structure.graph import Sources, find_cycles, missing_imports, read_sources, strongly_connected
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,18 @@ def test_both_packages_and_a_family_are_seen(sources: Sources):
 
 def test_imports_point_one_way(sources: Sources):
     assert rules.imports_out_of_order(sources) == []
+
+
+def test_every_module_that_is_imported_is_there(sources: Sources):
+    assert missing_imports(sources) == []
+
+
+def test_an_import_of_a_module_that_is_gone_is_found():
+    files = {"p/a.py": "", "b.py": "def f():\n    from dsctl_core.p.gone import g\n    import dsctl_core.q, torch.gone"}
+    assert missing_imports(planted(files)) == [
+        "dsctl_core/b.py imports dsctl_core.p.gone, which is not there",
+        "dsctl_core/b.py imports dsctl_core.q, which is not there",
+    ]
 
 
 def test_no_modules_and_no_packages_import_one_another(sources: Sources):
