@@ -42,8 +42,8 @@ class Metronome:
 
 def train(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train a LoRA, a round being `steps` steps of it."""
+    from dsctl_core.commands.train import train
     from dsctl_core.options import TrainOptions
-    from dsctl_core.training import train
 
     with tempfile.TemporaryDirectory() as folder:
         output_path = Path(folder, "run")

@@ -12,8 +12,8 @@ from benchmarks.worker import MicroBatches, main
 
 def step(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train from a cache, a round being `steps` steps."""
+    from dsctl_core.commands.train import train
     from dsctl_core.options import TrainOptions
-    from dsctl_core.training import train
 
     with tempfile.TemporaryDirectory() as folder:
         output_path = Path(folder, "run")

@@ -49,8 +49,8 @@ def infer(settings: dict[str, Any], rounds: MicroBatches) -> None:
 
 def train(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train the template, a round being `steps` steps: from a cache if `settings` has `from_cache`, or in one stage."""
+    from dsctl_core.commands.train import train
     from dsctl_core.options import TrainOptions
-    from dsctl_core.training import train
 
     data: dict[str, Any] = {"model": settings["model"], "dataset_base_path": settings["dataset"], "cache": False}
     data |= {"dataset_metadata_path": settings["metadata"], "extra_inputs": ["template_inputs"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,28 @@ from benchmarks.worker import MicroBatches, main
 
 def encode(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Encode the dataset into a cache, a round being all of it, with everything loaded before."""
-    import torch
-
-    from dsctl_core.families.resolve import resolve_model
     from dsctl_core.options import CacheOptions
     from dsctl_core.progress import NoProgress
-    from dsctl_core.stages.encode import Encoder, EncodeSettings, encode_dataset
-    from dsctl_core.training.plan.caching import build_dataset, plan_encoding
+    from dsctl_core.stages.encode import encode_dataset
+    from dsctl_core.training.plan.encode import plan_encoding
 
     options = CacheOptions(
         model=settings["model"],
         dataset_base_path=settings["dataset"],
         output_path=Path(settings["folder"]) / "cache",
         batch_size=settings["encode_batch_size"],
+        mixed_precision="no",
         device="cpu",
     )
-    resolved = resolve_model(options.model)
-    job = plan_encoding(resolved, options, "sft", ("dit",), torch.float32, "cpu")
-    load = functools.cache(job.load)
-    for group in job.stages.groups:
+    plan = plan_encoding(options)
+    load = functools.cache(plan.load)
+    for group in plan.stages.groups:
         load(group.components)
-    encoder = Encoder(job.shell, job.stages, job.recipe, load)
-    dataset, how = (
-        build_dataset(options, resolved.family, resolved.defaults),
-        EncodeSettings(batch_size=options.batch_size),
-    )
+    encoder = replace(plan.encoder(), load=load)
 
     def once(number: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:
-            encode_dataset(Path(folder), dataset, encoder, how, NoProgress())
+            encode_dataset(Path(folder), plan.dataset, encoder, plan.settings(), NoProgress())
         return {}
 
     rounds.repeat(once)
@@ -49,8 +43,8 @@ def encode(settings: dict[str, Any], rounds: MicroBatches) -> None:
 
 def cached(settings: dict[str, Any], rounds: MicroBatches) -> None:
     """Train from a cache, a round being `steps` steps."""
+    from dsctl_core.commands.train import train
     from dsctl_core.options import TrainOptions
-    from dsctl_core.training import train
 
     with tempfile.TemporaryDirectory() as folder:
         output_path = Path(folder, "run")

@@ -50,8 +50,8 @@ def command_line() -> str:
 def _panels(options: type[Options]) -> dict[str, list[str]]:
     """Return the rows of each heading, in the order in which the options stand in --help."""
     panels: dict[str, list[str]] = {}
-    for name, field in options.model_fields.items():
-        panel = next(kind.panel for kind in options.__mro__ if name in vars(kind).get("__annotations__", {}))
+    for name, field in options.flat_fields().items():
+        panel = options.panel_of(name)
         positional = any(isinstance(mark, Positional) for mark in field.metadata)
         takes = " ".join(f"`{word}`" for word in choices(field)) or requirement(field)
         default = "required" if field.is_required() else _default(field.default)

@@ -39,24 +39,17 @@ def takes(
             common = {name: values.pop(name) for name in ("json", "quiet", "verbose")}
             out.configure(**common)
             file = values.pop("config", None)
-            flags = {
-                name: _text(options.model_fields[name], value) for name, value in values.items() if value is not None
-            }
+            flags = {name: _text(fields[name], value) for name, value in values.items() if value is not None}
             function(options.model_validate(merged(options, flags, Path(file) if file is not None else None)))
 
-        parameters = [_parameter(name, field, _panel(options, name)) for name, field in options.model_fields.items()]
+        fields = options.flat_fields()
+        parameters = [_parameter(name, field, options.panel_of(name)) for name, field in fields.items()]
         parameters += _common_parameters(config)
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command
 
     return decorate
-
-
-def _panel(options: type[Options], name: str) -> str:
-    """Return the heading of the class that declares the field `name`."""
-    kinds = [kind for kind in options.__mro__ if issubclass(kind, Options)]
-    return next(kind.panel for kind in kinds if name in inspect.get_annotations(kind))
 
 
 def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
@@ -143,18 +136,18 @@ def merged(options: type[Options], flags: Mapping[str, Any], file: Path | None) 
 
 def read_config(options: type[Options], file: Path) -> dict[str, Any]:
     """Read a TOML file whose keys are fields of `options`, each of the right type."""
-    values = {}
+    fields, values = options.flat_fields(), {}
     for key, value in _read_toml(file).items():
         if not isinstance(value, str | int | float | list):
             what = "a table" if isinstance(value, dict) else "a date"
             raise UsageError(
                 f"{key} in {file} is {what}, which no option takes", hint="write key = value, without [...]"
             )
-        if key not in options.model_fields:
-            guess = near_miss(key, list(options.model_fields))
+        if key not in fields:
+            guess = near_miss(key, list(fields))
             hint = f"did you mean {guess!r}?" if guess else "its keys are the flags' names, with underscores"
             raise UsageError(f"unknown key {key!r} in {file}", hint=hint)
-        values[key] = _checked(f"{key} in {file}", options.model_fields[key], value)
+        values[key] = _checked(f"{key} in {file}", fields[key], value)
     return values
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dsctl import launch, out
 from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
+from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import CacheOptions
 
 if TYPE_CHECKING:
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 @takes(CacheOptions, config=True)
 def cache(options: CacheOptions) -> None:
     """Encode a dataset once, to train from it without the encoders."""
-    confirm_trust([] if options.template is None else [options.template], trusted=options.trust_template)
-    if launch.in_processes(options, cpu=options.device == "cpu"):
+    templates = options.templates
+    confirm_trust([] if templates.template is None else [templates.template], trusted=templates.trust_template)
+    if launch.in_processes(options.processes, cpu=options.device == "cpu"):
         return
-    from dsctl_core.training import make_cache
+    with paused_gc():
+        from dsctl_core.commands.cache import make_cache
 
     show_cache(make_cache(options, progress=out.progress()), options.output_path)
 

@@ -15,7 +15,7 @@ def infer(options: InferOptions) -> None:
     with paused_gc():
         from dsctl_core.commands.infer import infer
 
-    confirm_trust(options.template, trusted=options.trust_template)
+    confirm_trust(options.templates.template, trusted=options.templates.trust_template)
     result = infer(options, progress=out.progress())
     title = "Made 1 picture" if len(result.files) == 1 else f"Made {len(result.files)} pictures"
     out.result(title, files=result.files, grid=result.grid, seconds=round(result.seconds, 1))

@@ -5,25 +5,25 @@ from __future__ import annotations
 from dsctl import launch, out
 from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
+from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import TrainOptions
 
 
 @takes(TrainOptions, config=True)
 def train(options: TrainOptions) -> None:
     """Train a model, or a LoRA on it."""
-    confirm_trust([] if options.template is None else [options.template], trusted=options.trust_template)
-    if options.dry_run:
+    templates = options.templates
+    confirm_trust([] if templates.template is None else [templates.template], trusted=templates.trust_template)
+    if options.memory.dry_run:
         show_dry_run(options)
         return
-    if launch.in_processes(options, cpu=options.device == "cpu"):
+    if launch.in_processes(options.processes, cpu=options.training.device == "cpu"):
         return
-    from dsctl_core.training import make_cache, train
-
     if options.first_stage:
-        from dsctl.commands.cache import show_cache
-
-        show_cache(make_cache(options, progress=out.progress()), options.output_path)
+        cache_alone(options)
         return
+    with paused_gc():
+        from dsctl_core.commands.train import train
 
     result = train(options, progress=out.progress())
     if not result.is_main_process:
@@ -39,11 +39,22 @@ def train(options: TrainOptions) -> None:
     )
 
 
+def cache_alone(options: TrainOptions) -> None:
+    """Do the first stage alone, and show what it has done."""
+    from dsctl.commands.cache import show_cache
+
+    with paused_gc():
+        from dsctl_core.commands.cache import make_cache
+
+    show_cache(make_cache(options, progress=out.progress()), options.output.output_path)
+
+
 def show_dry_run(options: TrainOptions) -> None:
     """Show what the run would take, in bytes as JSON and else in what is easily read."""
-    from dsctl_core.training import rehearse
+    with paused_gc():
+        from dsctl_core.commands.train import dry_run
 
-    facts = rehearse(options, progress=out.progress()).facts()
+    facts = dry_run(options, progress=out.progress()).facts()
     lines = ["Dry run: nothing was loaded, written or trained", f"  steps  {facts['steps']}"]
     for part, spell in (("parameters", _numbers), ("memory", _bytes), ("disk", _bytes)):
         lines += ["", part]

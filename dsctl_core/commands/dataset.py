@@ -17,7 +17,7 @@ from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text
-from dsctl_core.options import DatasetValidateOptions
+from dsctl_core.options import DatasetValidateOptions, ReadingOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.report.dataset import report_page
 
@@ -41,7 +41,7 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     """Check a dataset, write the report if one is asked for, and return what was found."""
     progress = progress or NoProgress()
     resolved = None if options.model is None else resolve_model(options.model)
-    checks = _checks(options, resolved)
+    checks = _checks(options.reading, options.workers, resolved)
     if options.report is not None:
         if options.report.suffix.lower() not in (".html", ".htm"):
             raise UsageError(f"--report is {str(options.report)!r}, which is no page", hint="give it a name in .html")
@@ -59,9 +59,9 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
         dataset = UnifiedDataset(
             base,
             table,
-            data_file_keys=options.data_file_keys,
-            columns=options.columns,
-            allow_outside=options.allow_outside,
+            data_file_keys=options.reading.data_file_keys,
+            columns=options.reading.columns,
+            allow_outside=options.reading.allow_outside,
         )
     except DataError as error:
         found = cannot_be_read(error)
@@ -100,19 +100,19 @@ def _validated_cache(folder: Path, progress: Progress) -> Validation:
     return Validation(entries, layout, problems, [], {}, {})
 
 
-def _checks(options: DatasetValidateOptions, resolved: ResolvedModel | None) -> Checks:
+def _checks(reading: ReadingOptions, workers: int | None, resolved: ResolvedModel | None) -> Checks:
     """Return what the files must be fit for: one model, or where none is given any that there is."""
     if resolved is None:
-        resize = build_resize(options, DIVISION_FACTOR, None)
-        rule = FrameRule(options.num_frames, 1, 0, options.fps, options.short_clips)
-        return Checks(resize, rule, options.workers)
-    resize = build_resize(options, resolved.family.division_factor, resolved.defaults.get("max_pixels"))
+        resize = build_resize(reading, DIVISION_FACTOR, None)
+        rule = FrameRule(reading.num_frames, 1, 0, reading.fps, reading.short_clips)
+        return Checks(resize, rule, workers)
+    resize = build_resize(reading, resolved.family.division_factor, resolved.defaults.get("max_pixels"))
     division = resolved.family.time_division
     if division is None:
-        return Checks(resize, None, options.workers)
-    count = options.num_frames or resolved.defaults.get("num_frames", 81)
-    rule = FrameRule(count, *division, options.fps, options.short_clips)
-    return Checks(resize, rule, options.workers)
+        return Checks(resize, None, workers)
+    count = reading.num_frames or resolved.defaults.get("num_frames", 81)
+    rule = FrameRule(count, *division, reading.fps, reading.short_clips)
+    return Checks(resize, rule, workers)
 
 
 def _cache_bytes(resolved: ResolvedModel) -> CacheBytes | None:

@@ -25,7 +25,7 @@ from dsctl_core.files.atomic import prepare_folder, unclaim
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.media.image_file import grid, write_png
 from dsctl_core.options import InferOptions
-from dsctl_core.options.template import TemplateInputs
+from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.version import __version__
 
@@ -68,8 +68,9 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     prompts = read_prompts(options)
     files = output_files(options.output, len(prompts) * options.num_images, options.grid)
     check_output(options.output, files)
+    weights = options.weights
     resolved = resolve_model(
-        options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path
+        weights.model, weights.model_paths, weights.model_id_with_origin_paths, weights.tokenizer_path
     )
     refuse_unknown_inputs(options, resolved.family)
     references = read_references(options)
@@ -81,14 +82,14 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     for lora in options.lora:
         lora_weights(lora.path)
     device, dtype = placement(options)
-    templates = open_templates(options, settings, device, dtype)
+    templates = open_templates(options.templates, settings, device, dtype)
     made = [path for path in (options.output.parent, *options.output.parent.parents) if not path.exists()]
     try:
         prepare_folder(options.output.parent)
         progress.note(f"Loading {resolved.label}")
         pipe = load(options, resolved, device, dtype)
         make: Callable[..., Image] = (
-            pipe if templates is None else functools.partial(templates, pipe, **template_inputs(options))
+            pipe if templates is None else functools.partial(templates, pipe, **template_inputs(options.templates))
         )
         progress.start("Denoising", len(files) * settings.num_inference_steps)
         seeds = range(options.seed, options.seed + options.num_images)
@@ -229,7 +230,7 @@ def placement(options: InferOptions) -> tuple[torch.device, torch.dtype]:
 
 
 def open_templates(
-    options: InferOptions, settings: Settings, device: torch.device, dtype: torch.dtype
+    options: TemplateUseOptions, settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> TemplatePipeline | None:
     """Load the templates that steer the pictures, None where there are none."""
     if not options.template:
@@ -251,7 +252,7 @@ def open_templates(
     )
 
 
-def template_inputs(options: InferOptions) -> dict[str, list[dict[str, Any]]]:
+def template_inputs(options: TemplateUseOptions) -> dict[str, list[dict[str, Any]]]:
     """Return what each template is given, for both sides of guidance."""
     given = options.template_inputs or (TemplateInputs(),) * len(options.template)
     sides = {"template_inputs": given, "negative_template_inputs": options.negative_template_inputs}
@@ -284,18 +285,19 @@ def counted(progress: Progress, picture: str) -> Callable[[Iterable[Step]], Iter
 
 def parameters(options: InferOptions, settings: Settings) -> dict[str, Any]:
     """Return what all pictures of a run have in common, for their metadata."""
+    weights, templates = options.weights, options.templates
     shared: dict[str, Any] = {
         "negative_prompt": options.negative_prompt,
         "num_inference_steps": settings.num_inference_steps,
         "cfg_scale": settings.cfg_scale,
         "height": settings.height,
         "width": settings.width,
-        "model": options.model or options.model_paths or options.model_id_with_origin_paths,
+        "model": weights.model or weights.model_paths or weights.model_id_with_origin_paths,
         "loras": [{"path": str(lora.path), "scale": lora.scale} for lora in options.lora],
     }
-    if options.template:
-        shared["templates"] = [str(template) for template in options.template]
-        shared |= template_inputs(options)
+    if templates.template:
+        shared["templates"] = [str(template) for template in templates.template]
+        shared |= template_inputs(templates)
     if options.input_image is not None:
         mask = None if options.inpaint_mask is None else str(options.inpaint_mask)
         shared |= {"input_image": str(options.input_image), "inpaint_mask": mask}

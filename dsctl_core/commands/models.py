@@ -103,7 +103,7 @@ def describe_stages(family: Family, trainable: Sequence[str]) -> dict[str, Any]:
 
         from dsctl_core.losses import find_loss
         from dsctl_core.stages.split import PER_STEP_INPUTS, plan_stages, read_by_loss
-        from dsctl_core.training.plan.caching import empty_pipeline_of_family
+        from dsctl_core.training.model.open import empty_pipeline_of_family
     pipe = empty_pipeline_of_family(family, torch.float32, "cpu")
     loss = find_loss("sft")
     stages = plan_stages(pipe, loss, trainable)

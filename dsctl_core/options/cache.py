@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from dsctl_core.errors import unknown_name
-from dsctl_core.options.base import Alternative, Count, Names, Options
+from dsctl_core.options.base import ComposedOptions, Count, Names, Options
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.processes import ProcessCountOptions
@@ -18,10 +18,6 @@ class CacheUseOptions(Options):
     """Whether training uses a cache, and which."""
 
     panel: ClassVar[str] = "Cache"
-    exclusive: ClassVar[tuple[Alternative, ...]] = (
-        ("from_cache", "dataset_base_path"),
-        ("from_cache", "dataset_metadata_path"),
-    )
 
     from_cache: Path | None = Field(
         None, description="Train from this cache, made by `dsctl cache`, in place of a dataset. It says which model."
@@ -31,10 +27,15 @@ class CacheUseOptions(Options):
     )
 
 
-class CacheOptions(ProcessCountOptions, TemplateOptions, DataOptions, ModelOptions):
+class CacheOptions(ComposedOptions):
     """Options of `dsctl cache`."""
 
     panel: ClassVar[str] = "Cache"
+
+    weights: ModelOptions
+    data: DataOptions
+    templates: TemplateOptions
+    processes: ProcessCountOptions
 
     output_path: Path = Field(description="Folder of the cache. One that is there is continued or brought up to date.")
     task: str = Field("sft", description=f"Task that the cache is for: {', '.join(LOSS_TASKS)}.")
@@ -55,7 +56,7 @@ class CacheOptions(ProcessCountOptions, TemplateOptions, DataOptions, ModelOptio
     @property
     def trained_names(self) -> tuple[str, ...]:
         """Names of the components and modules that will be trained."""
-        by_default = self.template is not None and not self.given("trainable_models")
+        by_default = self.templates.template is not None and not self.given("trainable_models")
         return (MODEL,) if by_default else self.trainable_models
 
     @field_validator("task")
@@ -64,3 +65,8 @@ class CacheOptions(ProcessCountOptions, TemplateOptions, DataOptions, ModelOptio
         if task not in LOSS_TASKS:
             raise unknown_name("task", task, LOSS_TASKS)
         return task
+
+    def check(self) -> None:
+        """Raise a UsageError where there is nothing to encode, or nothing to trust."""
+        self.data.require_dataset()
+        self.templates.refuse_trust_in_nothing()

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
-from typing_extensions import Self
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Alternative, Count, Options, Seed, Side
@@ -151,26 +150,26 @@ class CallbackOptions(Options):
                 raise UsageError(f"--track names {tracker} twice", hint="name each once")
         return track
 
-    @model_validator(mode="after")
-    def _no_sample_settings_without_samples(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for options that do not go together."""
+        self._no_sample_settings_without_samples()
+        self._validation_of_something()
+        self._a_project_for_something()
+
+    def _no_sample_settings_without_samples(self) -> None:
         check_whole_size(self.sample_height, self.sample_width, "--sample-height", "--sample-width")
         if self.sample_every is None:
             for name in ONLY_WITH_SAMPLES:
-                if self._differs(name):
+                if self.differs(name):
                     flag = f"--{name.replace('_', '-')}"
                     raise UsageError(f"{flag} has no effect without --sample-every", hint="give --sample-every 100 too")
-        return self
 
-    @model_validator(mode="after")
-    def _validation_of_something(self) -> Self:
+    def _validation_of_something(self) -> None:
         if self.validation_every is not None and self.validation_split is None:
             raise UsageError(
                 "--validation-every has no effect without --validation-split", hint="give --validation-split 0.1 too"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _a_project_for_something(self) -> Self:
-        if self._differs("track_project") and not any(TRACKERS[tracker.name] for tracker in self.track):
+    def _a_project_for_something(self) -> None:
+        if self.differs("track_project") and not any(TRACKERS[tracker.name] for tracker in self.track):
             raise UsageError("--track-project has no effect without a tracker", hint="give --track wandb too")
-        return self

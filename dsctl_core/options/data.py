@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
-from typing_extensions import Self
+from pydantic import BeforeValidator, Field, field_validator
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, Options, Side
@@ -77,10 +76,9 @@ class ReadingOptions(Options):
                 )
         return resolutions
 
-    @model_validator(mode="after")
-    def _whole_size(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for half a size."""
         check_whole_size(self.height, self.width)
-        return self
 
     @property
     def columns(self) -> dict[str, str]:
@@ -119,18 +117,12 @@ class DataOptions(ReadingOptions):
         "stop", description="What to do with a row that cannot be used: stop, or go on without it."
     )
 
-    @property
-    def needs_dataset(self) -> bool:
-        """Whether a dataset has to be named."""
-        return True
-
-    @model_validator(mode="after")
-    def _some_dataset(self) -> Self:
-        if self.dataset_base_path is None and self.needs_dataset:
+    def require_dataset(self) -> None:
+        """Raise a UsageError where no dataset is named."""
+        if self.dataset_base_path is None:
             raise UsageError(
                 "--dataset-base-path is missing", hint="--dataset-base-path takes a path: Root folder of the dataset."
             )
-        return self
 
 
 def check_whole_size(

@@ -5,14 +5,16 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from dsctl_core.options.base import Argument, Text
+from dsctl_core.options.base import Argument, ComposedOptions, Text
 from dsctl_core.options.data import ReadingOptions
 
 
-class DatasetValidateOptions(ReadingOptions):
+class DatasetValidateOptions(ComposedOptions):
     """Options of `dsctl dataset validate`."""
 
     panel: ClassVar[str] = "Validation"
+
+    reading: ReadingOptions
 
     path: Annotated[Path, Argument()] = Field(description="Dataset folder, or its table; or a cache.")
     metadata: Path | None = Field(

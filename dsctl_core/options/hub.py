@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
-from typing_extensions import Self
+from pydantic import Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Argument, Names, Options, Text
@@ -34,11 +33,10 @@ class DownloadOptions(Options):
     token: Text | None = Field(None, description="Access token. Left out: the hub's own variables and login.")
     list: bool = Field(False, description="Show the files and their sizes, and download nothing.")
 
-    @model_validator(mode="after")
-    def _one_place_for_one_thing(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for one folder that several things are to be put into."""
         if self.local_dir is not None and len(self.what) > 1:
             raise UsageError("--local-dir is given for several things at once", hint="download them one by one")
-        return self
 
 
 class UploadOptions(Options):

@@ -3,22 +3,24 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
-from typing_extensions import Self
+from pydantic import Field, field_validator
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Alternative, Device, Seed, Side, Text
+from dsctl_core.options.base import Alternative, ComposedOptions, Device, Seed, Side, Text
 from dsctl_core.options.data import check_whole_size
 from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.template import TemplateUseOptions
 
 
-class InferOptions(TemplateUseOptions, ModelOptions):
+class InferOptions(ComposedOptions):
     """Options of `dsctl infer`."""
 
     panel: ClassVar[str] = "Picture"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("prompt", "prompts_file"),)
+
+    weights: ModelOptions
+    templates: TemplateUseOptions
 
     prompt: Text | None = Field(None, description="What the picture is to show.")
     prompts_file: Path | None = Field(None, description="Text file with a prompt a line, instead of --prompt.")
@@ -75,14 +77,16 @@ class InferOptions(TemplateUseOptions, ModelOptions):
             raise UsageError(f"--prompt is {prompt!r}, which says nothing", hint="say what the picture is to show")
         return prompt
 
-    @model_validator(mode="after")
-    def _some_prompt_at_all(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for options that do not go together."""
+        self._some_prompt_at_all()
+        self._nothing_without_effect()
+
+    def _some_prompt_at_all(self) -> None:
         if self.prompt is None and self.prompts_file is None:
             raise UsageError("no prompt is given", hint='give --prompt "..." or --prompts-file FILE')
-        return self
 
-    @model_validator(mode="after")
-    def _nothing_without_effect(self) -> Self:
+    def _nothing_without_effect(self) -> None:
         check_whole_size(self.height, self.width)
         if self.input_image is None and self.inpaint_mask is not None:
             raise UsageError("--inpaint-mask is given without a picture", hint="give --input-image FILE too")
@@ -96,4 +100,3 @@ class InferOptions(TemplateUseOptions, ModelOptions):
                 "--input-image has no effect at --denoising-strength 1, which replaces all of it",
                 hint="give a lower --denoising-strength, such as 0.6, or an --inpaint-mask",
             )
-        return self

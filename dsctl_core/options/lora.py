@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
-from typing_extensions import Self
+from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Names, Options, Text
@@ -94,17 +93,22 @@ class LoraOptions(Options):
     trigger_words: Text | None = Field(None, description="Words that call for what was learned, noted in the LoRA.")
 
     @property
+    def trained_component(self) -> str | None:
+        """The component that a LoRA is trained on, None where none is trained."""
+        return (self.lora_base_model or "dit") if self.wants_lora else None
+
+    @property
     def wants_lora(self) -> bool:
         """Whether a LoRA is to be trained."""
         asked = (self.lora_base_model, self.lora_target_modules, self.lora_rank, self.lora_checkpoint)
         return any(value is not None for value in asked)
 
-    @model_validator(mode="after")
-    def _nothing_without_effect(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for settings of a LoRA where there is none, and for what its file cannot hold."""
         if self.lora_alpha is not None and not self.wants_lora:
             raise UsageError(f"--lora-alpha {self.lora_alpha:g} is given, but no LoRA", hint="give --lora-rank too")
         for name in ("lora_format", "lora_dtype", "lora_dropout", "use_dora", "use_rslora"):
-            if self._differs(name) and not self.wants_lora:
+            if self.differs(name) and not self.wants_lora:
                 flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
                 given = flag if value is True else f"{flag} {value}"
                 raise UsageError(f"{given} is given, but no LoRA is trained", hint="give --lora-rank too")
@@ -117,4 +121,3 @@ class LoraOptions(Options):
                 f"--preset-lora-model {self.preset_lora_model} is given without a LoRA to merge",
                 hint="give --preset-lora-path FILE too",
             )
-        return self

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
-from typing_extensions import Self
+from pydantic import Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Argument, Names, Options, Text
@@ -31,19 +30,18 @@ class MergeLoraOptions(SomeModelOptions):
     allow_partial: bool = Field(False, description="Merge a LoRA of which some layers are not in the model.")
     output: Path = Field(description="The new model folder, or with --into lora the LoRA file.")
 
-    @model_validator(mode="after")
-    def _something_that_fits(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for what does not go with --into."""
         if not self.lora:
             raise UsageError("no LoRA is given", hint="give --lora FILE or --lora FILE:SCALE")
         if self.into == "base":
             self.require_model()
             for name in ("rank", "lora_format", "lora_dtype"):
-                if self._differs(name):
+                if self.differs(name):
                     flag = f"--{name.replace('_', '-')}"
                     raise UsageError(f"{flag} has no effect without --into lora", hint="give --into lora too")
         elif self.allow_partial:
             raise UsageError("--allow-partial has no effect with --into lora", hint="leave it out")
-        return self
 
 
 class LoraInfoOptions(Options):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from dsctl_core.errors import UsageError, near_miss, unknown_name
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
@@ -101,22 +100,17 @@ def _range(limits: Mapping[str, float]) -> str:
     return "".join(f" {part}" for part in (low, "and" if low and high else "", high) if part)
 
 
-def explain(
-    fields: Mapping[str, FieldInfo],
-    error: ValidationError,
-    name_of: Callable[[str, FieldInfo], str] = spelled,
-) -> UsageError:
-    """Return the first thing that pydantic found wrong as a usage error; `name_of` says how an option is written.
+def explain(fields: Mapping[str, FieldInfo], found: Sequence[ErrorDetails]) -> UsageError:
+    """Return the first of what pydantic found wrong as a usage error.
 
     A value that does not fit comes before one that is missing.
     """
-    found = error.errors(include_url=False)
     first = min(found, key=lambda each: each["type"] == "missing")
     name = str(first["loc"][0])
     field = fields.get(name)
     if field is None:
         return unknown_name("option", name, list(fields))
-    return explain_value(name_of(name, field), field, first, shown=_without_quotes)
+    return explain_value(spelled(name, field), field, first, shown=_without_quotes)
 
 
 def explain_value(label: str, field: FieldInfo, found: ErrorDetails, shown: Callable[[Any], str] = repr) -> UsageError:

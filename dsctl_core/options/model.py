@@ -3,8 +3,7 @@
 import json
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, model_validator
-from typing_extensions import Self
+from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Options, Text
@@ -82,13 +81,6 @@ class ModelOptions(SomeModelOptions):
 
     panel: ClassVar[str] = "Model"
 
-    @property
-    def needs_model(self) -> bool:
-        """Whether a model has to be named."""
-        return True
-
-    @model_validator(mode="after")
-    def _some_model(self) -> Self:
-        if self.needs_model:
-            self.require_model()
-        return self
+    def check(self) -> None:
+        """Raise a UsageError where no model is named."""
+        self.require_model()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
-from typing_extensions import Self
+from pydantic import Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Options
@@ -40,8 +39,8 @@ class ObjectiveOptions(Options):
         "bell", description="How much each level counts: those in the middle more, or all alike."
     )
 
-    @model_validator(mode="after")
-    def _levels_that_can_be_drawn(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError where no level is left to draw, and for settings of another way of drawing."""
         for name in ("logit_mean", "logit_std"):
             if getattr(self, name) is not None and self.timestep_sampling != "logit_normal":
                 flag = f"--{name.replace('_', '-')}"
@@ -55,4 +54,3 @@ class ObjectiveOptions(Options):
                 f"--max-timestep-boundary {self.max_timestep_boundary:g}",
                 hint="0 is noise and 1 the clean picture: 0 and 0.4 are the noisy levels, 0.4 and 1 the others",
             )
-        return self

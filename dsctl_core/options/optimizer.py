@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
-from typing_extensions import Self
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Count, Options, Text
@@ -173,8 +172,12 @@ class OptimizerOptions(Options):
             )
         return steps
 
-    @model_validator(mode="after")
-    def _a_course_that_uses_them(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for options that do not go together."""
+        self._a_course_that_uses_them()
+        self._some_rate()
+
+    def _a_course_that_uses_them(self) -> None:
         if self.lr_scheduler == "constant_with_warmup" and not self.lr_warmup_steps:
             raise UsageError(
                 "--lr-scheduler constant_with_warmup has no steps to warm up in", hint="give --lr-warmup-steps 100 too"
@@ -190,14 +193,11 @@ class OptimizerOptions(Options):
                 raise UsageError(
                     f"{flag} has no effect with --lr-scheduler {self.lr_scheduler}", hint=f"it is for {course}"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _some_rate(self) -> Self:
+    def _some_rate(self) -> None:
         known = OPTIMIZERS.get(self.optimizer)
         if self.learning_rate is None and (known is None or (known.rate is None and known.rate_scale is None)):
             raise UsageError(
                 f"--optimizer {self.optimizer} is given without --learning-rate: there is no usual one for it",
                 hint="give --learning-rate too",
             )
-        return self

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, model_validator
-from typing_extensions import Self
+from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Options
@@ -101,16 +100,10 @@ class TemplateOptions(Options):
     )
     trust_template: bool = Field(False, description=TRUST)
 
-    @property
-    def may_name_template(self) -> bool:
-        """Whether a template can come from elsewhere than these options."""
-        return False
-
-    @model_validator(mode="after")
-    def _trust_in_something(self) -> Self:
-        if self.trust_template and self.template is None and not self.may_name_template:
+    def refuse_trust_in_nothing(self) -> None:
+        """Raise a UsageError for trust where no template is named."""
+        if self.trust_template and self.template is None:
             raise UsageError("--trust-template has no effect without --template", hint="give --template DIR too")
-        return self
 
 
 class TemplateUseOptions(Options):
@@ -131,8 +124,8 @@ class TemplateUseOptions(Options):
     )
     trust_template: bool = Field(False, description=TRUST)
 
-    @model_validator(mode="after")
-    def _inputs_for_each(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for trust or inputs that no template is given for."""
         if self.trust_template and not self.template:
             raise UsageError("--trust-template has no effect without --template", hint="give --template DIR too")
         for name in ("template_inputs", "negative_template_inputs"):
@@ -144,4 +137,3 @@ class TemplateUseOptions(Options):
                     f"{flag} is given {given} times for {len(self.template)} templates",
                     hint=f"give {flag} once for each --template, in the same order; {{}} is nothing",
                 )
-        return self

@@ -1,19 +1,18 @@
 """All options of `dsctl train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from pydantic import Field, field_validator, model_validator
-from typing_extensions import Self
+from pydantic import Field, field_validator
 
 from dsctl_core.errors import UsageError, unknown_name
-from dsctl_core.options.base import Argument
+from dsctl_core.options.base import Alternative, Argument, ComposedOptions
 from dsctl_core.options.cache import CacheUseOptions
 from dsctl_core.options.callbacks import CallbackOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.memory import MemoryOptions
-from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.model import SomeModelOptions
 from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.options.optimizer import OptimizerOptions
 from dsctl_core.options.processes import ProcessOptions
@@ -24,21 +23,26 @@ from dsctl_core.options.training import OutputOptions, TrainingOptions
 TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, SECOND))
 
 
-class TrainOptions(
-    OutputOptions,
-    ProcessOptions,
-    CallbackOptions,
-    LoraOptions,
-    MemoryOptions,
-    OptimizerOptions,
-    ObjectiveOptions,
-    TrainingOptions,
-    TemplateOptions,
-    CacheUseOptions,
-    DataOptions,
-    ModelOptions,
-):
+class TrainOptions(ComposedOptions):
     """Options of `dsctl train`."""
+
+    exclusive: ClassVar[tuple[Alternative, ...]] = (
+        ("from_cache", "dataset_base_path"),
+        ("from_cache", "dataset_metadata_path"),
+    )
+
+    weights: SomeModelOptions
+    data: DataOptions
+    caching: CacheUseOptions
+    templates: TemplateOptions
+    training: TrainingOptions
+    objective: ObjectiveOptions
+    optim: OptimizerOptions
+    memory: MemoryOptions
+    adapter: LoraOptions
+    callbacks: CallbackOptions
+    processes: ProcessOptions
+    output: OutputOptions
 
     task: Annotated[str, Argument()] = Field("sft", description=f"What to learn: {', '.join(TASKS)}.")
 
@@ -62,17 +66,8 @@ class TrainOptions(
     @property
     def cache_folder(self) -> Path | None:
         """The cache to train from. The task `...:train` takes it as the dataset, too."""
-        return self.dataset_base_path if self.from_cache is None and self.task.endswith(SECOND) else self.from_cache
-
-    @property
-    def needs_dataset(self) -> bool:
-        """Whether a dataset has to be named."""
-        return self.from_cache is None and not self.task.endswith(SECOND)
-
-    @property
-    def needs_model(self) -> bool:
-        """Whether a model has to be named."""
-        return self.needs_dataset
+        named = self.caching.from_cache
+        return self.data.dataset_base_path if named is None and self.task.endswith(SECOND) else named
 
     @property
     def trained_components(self) -> tuple[str, ...]:
@@ -82,82 +77,89 @@ class TrainOptions(
     @property
     def trained_names(self) -> tuple[str, ...]:
         """Names of the components and of the modules in them that are trained; in stage one alone, the usual one."""
-        lora = [self.lora_base_model or "dit"] if self.wants_lora else []
-        named = (*(self.trainable_models or ()), *lora)
-        return named or ("dit" if self.template is None else MODEL,)
+        return self._named_to_train() or ("dit" if self.templates.template is None else MODEL,)
 
-    @property
-    def may_name_template(self) -> bool:
-        """Whether the template can be the one that a cache was made with."""
-        return self.cache_folder is not None
+    def _named_to_train(self) -> tuple[str, ...]:
+        lora_on = self.adapter.trained_component
+        return (*(self.training.trainable_models or ()), *(() if lora_on is None else (lora_on,)))
 
-    @model_validator(mode="after")
-    def _one_way_to_the_samples(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for options that do not go together."""
+        self._a_model_and_samples()
+        self._one_way_to_the_samples()
+        self._something_to_train()
+        self._memory_options_that_go_together()
+        self._training_to_resume()
+        self._something_to_see()
+        self._a_prefix_that_is_there()
+
+    def _a_model_and_samples(self) -> None:
+        if self.caching.from_cache is None and not self.task.endswith(SECOND):
+            self.weights.require_model()
+            self.data.require_dataset()
+        if self.cache_folder is None:  # else the template can be the one that the cache was made with
+            self.templates.refuse_trust_in_nothing()
+
+    def _one_way_to_the_samples(self) -> None:
         if self.task.endswith(SECOND) and self.cache_folder is None:
             raise UsageError(f"{self.task} needs a cache", hint="give --from-cache FOLDER, made by `dsctl cache`")
-        if self.first_stage and self.from_cache is not None:
+        if self.first_stage and self.caching.from_cache is not None:
             raise UsageError(f"{self.task} makes a cache, but --from-cache is given", hint="give --dataset-base-path")
-        if self.cache_folder is not None and not self.cache:
+        if self.cache_folder is not None and not self.caching.cache:
             raise UsageError("--no-cache and a cache to train from are both given", hint="give one of them")
-        return self
 
-    @model_validator(mode="after")
-    def _something_to_train(self) -> Self:
-        if not self.wants_lora and self.trainable_models is None and not self.first_stage:
+    def _something_to_train(self) -> None:
+        if not self._named_to_train() and not self.first_stage:
             raise UsageError(
                 "nothing to train is given",
                 hint="give --lora-rank 32 for a LoRA, or --trainable-models dit for the whole dit",
             )
-        return self
 
-    @model_validator(mode="after")
-    def _memory_options_that_go_together(self) -> Self:
-        if self.gradient_checkpointing_blocks is not None and not self.use_gradient_checkpointing:
+    def _memory_options_that_go_together(self) -> None:
+        memory, training = self.memory, self.training
+        if memory.gradient_checkpointing_blocks is not None and not training.use_gradient_checkpointing:
             raise UsageError(
                 "--gradient-checkpointing-blocks has no effect without --use-gradient-checkpointing",
                 hint="give --use-gradient-checkpointing too",
             )
-        clashes = {"--compile": self.compile, "--use-dora": self.use_dora, "--fp8-models dit": "dit" in self.fp8_models}
+        clashes = {
+            "--compile": memory.compile,
+            "--use-dora": self.adapter.use_dora,
+            "--fp8-models dit": "dit" in training.fp8_models,
+        }
         for flag, on in clashes.items():
-            if on and self.offload_blocks:
+            if on and memory.offload_blocks:
                 raise UsageError(
                     f"--offload-blocks and {flag} are both given, and cannot be combined", hint="give one of them"
                 )
-        if self.offload_blocks and self.device == "cpu":
+        if memory.offload_blocks and training.device == "cpu":
             raise UsageError(
                 "--offload-blocks has no effect on a CPU: the weights are in main memory anyway", hint="leave it out"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _training_to_resume(self) -> Self:
-        if self.resume is not None and self.first_stage:
+    def _training_to_resume(self) -> None:
+        if self.output.resume is not None and self.first_stage:
             raise UsageError(
                 f"--resume has no effect on {self.task}", hint="leave it out: a cache goes on from where it is"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _something_to_see(self) -> Self:
+    def _something_to_see(self) -> None:
+        callbacks = self.callbacks
         for name in ("track", "sample_every", "validation_split") if self.first_stage else ():
-            if self._differs(name):
+            if callbacks.differs(name):
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{flag} has no effect on {self.task}, which trains nothing", hint=f"drop {flag}")
-        prompted = self.sample_prompt or self.sample_prompts_file is not None
-        if self.sample_every is not None and self.cache_folder is not None and not prompted:
+        prompted = callbacks.sample_prompt or callbacks.sample_prompts_file is not None
+        if callbacks.sample_every is not None and self.cache_folder is not None and not prompted:
             raise UsageError(
                 "--sample-every is given without a prompt, and a cache has no captions to take one from",
                 hint='give --sample-prompt "..." or --sample-prompts-file FILE',
             )
-        return self
 
-    @model_validator(mode="after")
-    def _a_prefix_that_is_there(self) -> Self:
+    def _a_prefix_that_is_there(self) -> None:
         """Refuse a prefix that no trained weight has: its name would silently stay as it is."""
-        lora_on = [self.lora_base_model or "dit"] if self.wants_lora else []
-        components = dict.fromkeys(name.split(".")[0] for name in (*(self.trainable_models or ()), *lora_on))
-        prefixes, given = [f"pipe.{name}." for name in components], self.remove_prefix_in_ckpt
+        components = dict.fromkeys(name.split(".")[0] for name in self._named_to_train())
+        prefixes, given = [f"pipe.{name}." for name in components], self.output.remove_prefix_in_ckpt
         if given and not any(prefix.startswith(given) or given.startswith(prefix) for prefix in prefixes):
             problem = f"--remove-prefix-in-ckpt is {given!r}, which no trained weight's name begins with"
             raise UsageError(problem, hint=f"give {' or '.join(prefixes)}")
-        return self

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
-from typing_extensions import Self
+from pydantic import Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, Options, Seed, Text
@@ -41,14 +40,13 @@ class TrainingOptions(Options):
     fp8_models: Names = Field((), description="Frozen components to hold in fp8, separated by commas.")
     device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
 
-    @model_validator(mode="after")
-    def _offload_of_something(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for offloading what is not stored."""
         if self.use_gradient_checkpointing_offload and not self.use_gradient_checkpointing:
             raise UsageError(
                 "--use-gradient-checkpointing-offload has no effect without --use-gradient-checkpointing",
                 hint="give --use-gradient-checkpointing too",
             )
-        return self
 
 
 class OutputOptions(Options):
@@ -74,11 +72,10 @@ class OutputOptions(Options):
         "separated by commas.",
     )
 
-    @model_validator(mode="after")
-    def _changed_since_something(self) -> Self:
+    def check(self) -> None:
+        """Raise a UsageError for changes since no run."""
         if self.allow_changed and self.resume is None:
             raise UsageError(
                 f"--allow-changed {','.join(self.allow_changed)} has no effect without --resume",
                 hint="give --resume latest too",
             )
-        return self

@@ -169,7 +169,7 @@ def _samples(run: RunRecord, level: int) -> str:
 def _about(run: RunRecord, level: int) -> str:
     if not run.about:
         return '<p class="warning">There is no run.json: the options are not known.</p>'
-    defaults = {name: field.default for name, field in TrainOptions.model_fields.items()}
+    defaults = {name: field.default for name, field in TrainOptions.flat_fields().items()}
     chosen: list[tuple[str, str]] = []
     left: list[tuple[str, str]] = []
     for name, value in sorted(run.options.items()):

@@ -13,6 +13,8 @@ from PIL import Image
 
 from dsctl_core.cache.manifest import read_manifest
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.train import train
 from dsctl_core.families import families, load_family, pipeline_class
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, TrainOptions
@@ -20,7 +22,6 @@ from dsctl_core.options.template import TemplateSource
 from dsctl_core.template.pipeline import TemplatePipeline
 from dsctl_core.template.training import open_template
 from dsctl_core.template.trust import Trust
-from dsctl_core.training import make_cache, train
 from dsctl_core.training.model.task_module import TaskModule
 from tests.templates import BRIGHTNESS, WORDS, write_template
 from tests.tiny_models import write_tiny_model

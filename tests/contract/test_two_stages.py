@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.train import train
 from dsctl_core.families import families, find_preset
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, TrainOptions
-from dsctl_core.training import make_cache, train
 from tests.tiny_models import write_tiny_model
 
 STEPS = 20

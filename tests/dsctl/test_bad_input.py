@@ -219,18 +219,18 @@ BAD: dict[str, dict[str, list[Bad]]] = {
 
 
 def numbers(options: type[Options]) -> list[str]:
-    return [name for name, field in options.model_fields.items() if bare_type(field.annotation) in (int, float)]
+    return [name for name, field in options.flat_fields().items() if bare_type(field.annotation) in (int, float)]
 
 
 def switches(options: type[Options]) -> list[str]:
-    return [name for name, field in options.model_fields.items() if bare_type(field.annotation) is bool]
+    return [name for name, field in options.flat_fields().items() if bare_type(field.annotation) is bool]
 
 
 def bad_numbers() -> Iterator[tuple[str, str, str]]:
     """Give (command, option, value) for values beyond each bound of each number, and values that are no number."""
     for command, options in OPTIONS.items():
         for name in numbers(options):
-            field = options.model_fields[name]
+            field = options.flat_fields()[name]
             limits = bounds(field)
             whole = bare_type(field.annotation) is int
             values = [limits["ge"] - 1] if "ge" in limits else [limits["gt"], limits["gt"] - 1]
@@ -244,7 +244,7 @@ def bad_numbers() -> Iterator[tuple[str, str, str]]:
 def test_every_option_of_every_command_has_a_bad_value():
     assert set(OPTIONS) == set(BAD) == set(BASE)
     for command, options in OPTIONS.items():
-        others = set(options.model_fields) - set(numbers(options)) - set(switches(options))
+        others = set(options.flat_fields()) - set(numbers(options)) - set(switches(options))
         assert set(BAD[command]) == others
         assert len(numbers(options)) >= 6
 

@@ -32,7 +32,7 @@ def parse(text: str, **flags: Any) -> TrainOptions:
 )
 def test_every_option_is_a_flag_with_its_description(dsctl: Dsctl, command: str, options: type[Options]):
     shown = " ".join(dsctl(*command.split(), "--help").out.split())
-    for name, field in options.model_fields.items():
+    for name, field in options.flat_fields().items():
         written = name.upper() if name in ("task", "path") else f"--{name.replace('_', '-')}"
         assert f" {written} " in shown
         assert field.description
@@ -41,8 +41,8 @@ def test_every_option_is_a_flag_with_its_description(dsctl: Dsctl, command: str,
 
 def test_numbers_and_pairs_can_be_lists_in_a_file():
     options = parse('bucket_resolutions = [512, 1024]\ncolumn = ["prompt=caption", "image=file"]\n')
-    assert options.resolutions == (512, 1024)
-    assert options.columns == {"prompt": "caption", "image": "file"}
+    assert options.data.resolutions == (512, 1024)
+    assert options.data.columns == {"prompt": "caption", "image": "file"}
 
 
 def test_flags_reach_the_command_as_the_model_reads_them(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
@@ -52,7 +52,7 @@ def test_flags_reach_the_command_as_the_model_reads_them(dsctl: Dsctl, monkeypat
         checkpoint, steps, final_loss, seconds, output_path = Path("o/step-3.safetensors"), 3, 0.25, 1.25, Path("o")
         is_main_process, skipped = True, 2
 
-    monkeypatch.setattr("dsctl_core.training.train", lambda options, progress: seen.append(options) or Result())
+    monkeypatch.setattr("dsctl_core.commands.train.train", lambda options, progress: seen.append(options) or Result())
     words = (
         "train sft --model m --dataset_base_path d --output-path=o --lora_rank 8 --trainable-models text_encoder,vae"
     )
@@ -68,8 +68,8 @@ def test_flags_reach_the_command_as_the_model_reads_them(dsctl: Dsctl, monkeypat
     }
     expected = {"lora_rank": 8, "trainable_models": ("text_encoder", "vae"), "learning_rate": 1e-3, "task": "sft"}
     expected |= {"use_gradient_checkpointing": True, "model": "m"}
-    assert {name: getattr(seen[0], name) for name in expected} == expected
-    assert (seen[0].dataset_base_path, seen[0].output_path) == (Path("d"), Path("o"))
+    assert {name: seen[0].value_of(name) for name in expected} == expected
+    assert (seen[0].data.dataset_base_path, seen[0].output.output_path) == (Path("d"), Path("o"))
 
 
 def test_a_repeated_flag_gathers_its_values(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
@@ -89,38 +89,39 @@ def test_names_separated_by_commas_and_names_of_a_repeated_flag_are_the_same(
     dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[TrainOptions] = []
-    monkeypatch.setattr("dsctl_core.training.train", lambda options, progress: seen.append(options) or {}["stop"])
+    monkeypatch.setattr("dsctl_core.commands.train.train", lambda options, progress: seen.append(options) or {}["stop"])
     needed = "--model m --dataset-base-path d --output-path o --lora-rank 8"
     words = f"train {needed} --trainable-models dit,vae".split()
     dsctl(*words)
     dsctl(*words[:-1], "dit", "--trainable-models", "vae")
     dsctl(*words[:-1], "dit", "--trainable-models", "")
-    assert [options.trainable_models for options in seen] == [("dit", "vae"), ("dit", "vae")]
+    assert [options.training.trainable_models for options in seen] == [("dit", "vae"), ("dit", "vae")]
 
 
 def test_the_file_fills_in_what_no_flag_says():
     options = parse("seed = 3\nbatch_size = 2\nuse_gradient_checkpointing = true\n", batch_size="5")
-    assert (options.seed, options.batch_size, options.use_gradient_checkpointing) == (3, 5, True)
+    training = options.training
+    assert (training.seed, training.batch_size, training.use_gradient_checkpointing) == (3, 5, True)
 
 
 def test_a_flag_can_switch_off_what_the_file_switches_on(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
     seen: list[Any] = []
-    monkeypatch.setattr("dsctl_core.training.train", lambda options, progress: seen.append(options) or {}["stop"])
+    monkeypatch.setattr("dsctl_core.commands.train.train", lambda options, progress: seen.append(options) or {}["stop"])
     write('model = "m"\ndataset_base_path = "d"\noutput_path = "o"\nlora_rank = 4\nfind_unused_parameters = true\n')
     dsctl("train", "--config", "run.toml")
     dsctl("train", "--config", "run.toml", "--no-find-unused-parameters")
-    assert [options.find_unused_parameters for options in seen] == [True, False]
+    assert [options.training.find_unused_parameters for options in seen] == [True, False]
 
 
 def test_names_are_written_as_text_or_as_a_list():
-    assert parse('lora_target_modules = "to_q, to_k"').lora_target_modules == ("to_q", "to_k")
-    assert parse('lora_target_modules = ["to_q", "to_k"]').lora_target_modules == ("to_q", "to_k")
+    assert parse('lora_target_modules = "to_q, to_k"').adapter.lora_target_modules == ("to_q", "to_k")
+    assert parse('lora_target_modules = ["to_q", "to_k"]').adapter.lora_target_modules == ("to_q", "to_k")
 
 
 def test_model_paths_are_written_as_json_or_as_a_list():
     file = write('model_paths = ["dit.safetensors", ["a.safetensors", "b.safetensors"]]')
     values = merged(TrainOptions, {name: value for name, value in NEEDED.items() if name != "model"}, file)
-    paths = TrainOptions.model_validate(values).model_paths
+    paths = TrainOptions.model_validate(values).weights.model_paths
     assert json.loads(paths or "") == ["dit.safetensors", ["a.safetensors", "b.safetensors"]]
 
 

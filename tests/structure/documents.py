@@ -76,7 +76,7 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         accepted.append(options)
         raise DsctlError("far enough")
 
-    monkeypatch.setattr("dsctl_core.training.train", begin)
+    monkeypatch.setattr("dsctl_core.commands.train.train", begin)
     monkeypatch.setattr("dsctl_core.training.distributed.launch.run_in_processes", begin)
     monkeypatch.setattr("dsctl_core.commands.infer.infer", begin)
     monkeypatch.setattr("dsctl_core.commands.dataset.validate", begin)

@@ -23,7 +23,7 @@ def test_the_examples_are_seen():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
 def test_a_run_toml_is_accepted(path: Path):
     options = TrainOptions.model_validate(read_config(TrainOptions, path))
-    assert options.output_path.parts[0] == "runs"
+    assert options.output.output_path.parts[0] == "runs"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError
 from dsctl_core.options import TrainOptions
+from dsctl_core.options.callbacks import CallbackOptions
+from dsctl_core.options.data import DataOptions
 from dsctl_core.progress import Progress
 from dsctl_core.training.callbacks.base import TrainingHook
+from dsctl_core.training.callbacks.ema import AverageWeights
 from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
 from dsctl_core.training.callbacks.sample_prompts import SamplePrompt, captions_of, sample_prompts
 from dsctl_core.training.callbacks.samples import Samples
 from dsctl_core.training.callbacks.trackers import Trackers
 from dsctl_core.training.callbacks.validation import Validation, hold_out
 from dsctl_core.training.model.module import float_dtype
-from dsctl_core.training.plan.caching import WeightEdits, empty_pipeline, weight_edits_of
+from dsctl_core.training.model.open import empty_pipeline
+from dsctl_core.training.model.weight_edits import WeightEdits
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,9 +34,13 @@ if TYPE_CHECKING:
 class CallbackPlan:
     """What is to be shown of one run; made, and so checked, before anything is loaded."""
 
-    options: TrainOptions
+    options: CallbackOptions
     resolved: ResolvedModel
     prompts: list[SamplePrompt]
+    edits: WeightEdits  # of the components that read prompts
+    ema_decay: float | None
+    validation_every: int | None
+    batch_size: int
 
     def hold_out(self, dataset: Any) -> tuple[Any, Any]:
         """Return what to train on, and what to validate with: None without --validation-split."""
@@ -42,7 +50,6 @@ class CallbackPlan:
     def hooks(
         self,
         accelerator: Accelerator,
-        dataset: Any,
         held_out: Any,
         loaded: tuple[str, ...] | None,
         config: dict[str, Any],
@@ -55,49 +62,51 @@ class CallbackPlan:
         """
         options = self.options
         trackers = Trackers([each.name for each in options.track], options.track_project, config)
-        hooks: list[TrainingHook] = [trackers]
+        averaging = [] if self.ema_decay is None else [AverageWeights(self.ema_decay)]
+        hooks: list[TrainingHook] = [*averaging, trackers]
         if held_out is not None:
-            every = options.validation_every or options.save_steps
-            hooks.append(Validation(held_out, every, options.batch_size, trackers, on_bad_sample))
+            hooks.append(Validation(held_out, self.validation_every, self.batch_size, trackers, on_bad_sample))
         if options.sample_every is not None:
             progress.note("Reading the prompts of the samples")
             dtype = float_dtype(accelerator.mixed_precision)
             shell = empty_pipeline(self.resolved, dtype, accelerator.device)
-            sample_pipeline = prepare_sample_pipeline(
-                self.resolved, shell, self.prompts, loaded, _altered(options, dataset)
-            )
+            sample_pipeline = prepare_sample_pipeline(self.resolved, shell, self.prompts, loaded, self.edits)
             hooks.append(Samples(sample_pipeline, self.prompts, options.sample_every, trackers))
         return hooks
 
 
-def plan_callbacks(options: TrainOptions, resolved: ResolvedModel, source: Any) -> CallbackPlan:
-    """Work out what is to be shown of a run on `source`, a dataset or a cache."""
-    callback_plan = CallbackPlan(options, resolved, [])
-    training, held_out = callback_plan.hold_out(source)
-    if options.sample_every is None:
-        return callback_plan
+def plan_callbacks(
+    options: TrainOptions, resolved: ResolvedModel, source: UnifiedDataset | CachedDataset, edits: WeightEdits
+) -> CallbackPlan:
+    """Work out what runs beside a training on `source`; `edits` is what is done to weights after loading."""
+    callbacks, training = options.callbacks, options.training
+    if isinstance(source, CachedDataset):  # what reads prompts is as it was when the cache was made
+        edits = WeightEdits.of_recipe(source.manifest.recipe)
+    plan = CallbackPlan(
+        callbacks,
+        resolved,
+        [],
+        edits,
+        options.optim.ema_decay,
+        callbacks.validation_every or options.output.save_steps,
+        training.batch_size,
+    )
+    training_part, held_out = plan.hold_out(source)
+    if callbacks.sample_every is None:
+        return plan
     columns = () if resolved.side_network is None else resolved.side_network.columns
-    captions = captions_of(training if held_out is None else held_out, columns)
-    prompts = sample_prompts(options, resolved.defaults, _trained_size(options, source), captions, columns)
+    captions = captions_of(training_part if held_out is None else held_out, columns)
+    prompts = sample_prompts(callbacks, resolved.defaults, _trained_size(options.data, source), captions, columns)
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width)
-    return CallbackPlan(options, resolved, prompts)
+    return replace(plan, prompts=prompts)
 
 
-def _trained_size(options: TrainOptions, source: Any) -> tuple[int, int] | None:
+def _trained_size(options: DataOptions, source: UnifiedDataset | CachedDataset) -> tuple[int, int] | None:
     """Return the (height, width) that every picture is trained at, if there is one."""
     height, width = options.height, options.width
     if isinstance(source, CachedDataset):
         processing = source.manifest.recipe.processing
         height, width = processing["height"], processing["width"]
     return None if height is None or width is None else (height, width)
-
-
-def _altered(options: TrainOptions, dataset: Any) -> WeightEdits:
-    """Return what was done to the components that read prompts: of a cache, what was done when it was made."""
-    if not isinstance(dataset, CachedDataset):
-        return weight_edits_of(options)
-    model = dataset.manifest.recipe.model
-    lora = model["preset_lora_path"]
-    return WeightEdits(tuple(model["fp8_models"]), Path(lora) if lora else None, model["preset_lora_model"])

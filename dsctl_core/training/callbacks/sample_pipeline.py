@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dsctl_core.families.resolve import ResolvedModel
     from dsctl_core.pipeline import BasePipeline
-    from dsctl_core.training.plan.caching import WeightEdits
+    from dsctl_core.training.model.weight_edits import WeightEdits
 
 CPU = torch.device("cpu")
 
@@ -147,12 +147,12 @@ def prepare_sample_pipeline(
     shell: BasePipeline,
     prompts: Sequence[SamplePrompt],
     loaded: Sequence[str] | None,
-    altered: WeightEdits,
+    edits: WeightEdits,
 ) -> SamplePipeline:
     """Read `prompts` with what training will not have, and keep what decodes pictures.
 
     `shell` is the pipeline without components, `loaded` names those that training will have (None: all), and
-    `altered` says what was done to the others.
+    `edits` says what was done to the others.
     """
     if loaded is None:
         return SamplePipeline(UnitRunner(), {}, None)
@@ -164,7 +164,7 @@ def prepare_sample_pipeline(
         return SamplePipeline(runner, {}, None)
     with torch.random.fork_rng([shell.device] if shell.device.type == "cuda" else []), torch.no_grad():
         pipe: Any = resolved.load_pipeline(torch_dtype=shell.torch_dtype, device=shell.device, only=absent)
-        altered.apply(pipe)
+        edits.apply(pipe)
         pipe.unit_runner = runner
         pipe.denoise = _stop
         # What training will have is not here; its units run when a picture is drawn, with the weights of that moment.

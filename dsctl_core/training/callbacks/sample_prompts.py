@@ -13,7 +13,7 @@ from dsctl_core.data.prompt_file import prompt_lines, text_lines
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from dsctl_core.options import TrainOptions
+    from dsctl_core.options.callbacks import CallbackOptions
 
 CAPTIONS = 4  # of the dataset, that are drawn where no prompt is given
 KINDS: dict[str, tuple[type, ...]] = {
@@ -51,7 +51,7 @@ class SamplePrompt:
 
 
 def sample_prompts(
-    options: TrainOptions,
+    options: CallbackOptions,
     defaults: Mapping[str, Any],
     trained_size: tuple[int, int] | None,
     captions: Sequence[Mapping[str, Any]],
@@ -109,7 +109,7 @@ def _given(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _rows(
-    options: TrainOptions, captions: Sequence[Mapping[str, Any]], columns: Sequence[str]
+    options: CallbackOptions, captions: Sequence[Mapping[str, Any]], columns: Sequence[str]
 ) -> Sequence[Mapping[str, Any]]:
     file = options.sample_prompts_file
     if file is not None and file.suffix.lower() == ".jsonl":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,37 +19,26 @@ from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.checkpoint.build import empty_component
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, load_tokenizer
-from dsctl_core.commands.train import build_accelerator, learning_rate, open_samples, samples_repeat, task_module
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import pipeline_class
 from dsctl_core.files.safetensors import safetensors_header
+from dsctl_core.losses import find_loss
 from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.stages.sample import pick, rounded
-from dsctl_core.stages.split import plan_stages, run
+from dsctl_core.stages.split import run
 from dsctl_core.training.dry_run.fake_tensors import KnownMasks, LiveBytes, Simulation, tensor_bytes
 from dsctl_core.training.dry_run.process_memory import warm_up
 from dsctl_core.training.loop.batches import MicroBatches
-from dsctl_core.training.model.module import float_dtype
-from dsctl_core.training.model.task_module import TaskModule, find_loss
-from dsctl_core.training.optim.optimizer import plan_optimizer
-from dsctl_core.training.output.folder import refuse_used
-from dsctl_core.training.output.skipped import SkippedRows
-from dsctl_core.training.plan.caching import empty_pipeline
+from dsctl_core.training.model.task_module import TaskModule
+from dsctl_core.training.plan.module import task_module
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from dsctl_core.commands.train import Dataset
     from dsctl_core.families.resolve import ResolvedModel
-    from dsctl_core.options import TrainOptions
     from dsctl_core.pipeline import BasePipeline
-    from dsctl_core.progress import Progress
+    from dsctl_core.training.plan.plan import TrainingPlan
 
 STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # in a safetensors file
-
-# Inputs of a run that change no sizes; their files are not opened.
-NOT_LOOKED_AT = {"lora": (), "preset_lora_path": None, "preset_lora_model": None, "lora_checkpoint": None}
 
 
 @dataclass(frozen=True)
@@ -87,66 +76,44 @@ class DryRun:
         return asdict(self)
 
 
-def dry_run(options: TrainOptions, progress: Progress) -> DryRun:
-    """Find out what `options` would take. Nothing is written, downloaded or trained.
-
-    Raises DsctlError for whatever a run would refuse before it loads weights.
-    """
-    refuse_used(options.output_path)
-    dataset, resolved = open_samples(options, SkippedRows(options.output_path), progress)
-    for name in (*options.trained_components, *options.fp8_models):
-        resolved.family.component(name)
-    accelerator = build_accelerator(options)
-    try:
-        return _Rehearsal(options, resolved, dataset, accelerator).result()
-    finally:
-        accelerator.end_training()
+def estimate(plan: TrainingPlan) -> DryRun:
+    """Find out what the run of `plan` would take. Nothing is written, downloaded or trained."""
+    return _Estimate(plan).result()
 
 
-class _Rehearsal:
+class _Estimate:
     """One dry run."""
 
-    def __init__(
-        self, options: TrainOptions, resolved: ResolvedModel, dataset: Dataset, accelerator: Accelerator
-    ) -> None:
-        self.options, self.resolved, self.dataset, self.accelerator = options, resolved, dataset, accelerator
-        self.dtype = float_dtype(accelerator.mixed_precision)
-        cached = isinstance(dataset, CachedDataset)
-        self.task = dataset.manifest.recipe.task if isinstance(dataset, CachedDataset) else options.loss_task
-        shell = empty_pipeline(resolved, self.dtype, "cpu")
-        self.stages = plan_stages(shell, find_loss(self.task), options.trained_components)
-        repeats = not cached and samples_repeat(options, dataset, accelerator.num_processes)  # type: ignore[arg-type]
-        self.own_cache = bool(
-            repeats and options.cache and not dataset.varies() and self.stages.groups  # type: ignore[union-attr]
-        )
-        self.two_stages = cached or self.own_cache
-        self.places = _places(resolved, self.stages.second_components if cached else None)
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.plan, self.options, self.stages = plan, plan.options, plan.stages
+        cached = isinstance(plan.source, CachedDataset)
+        self.places = _places(plan.model, plan.components if cached else None)
         self.simulation = Simulation()
 
     def result(self) -> DryRun:
         """Run it."""
         pipe = self._pipeline()
-        on_cpu = self.accelerator.device.type == "cpu"
-        process = warm_up(self.dtype) if on_cpu else 0
+        on_cpu = self.plan.accelerator.device.type == "cpu"
+        process = warm_up(self.plan.dtype) if on_cpu else 0
         sample, index = self._largest()
         encoding, entry = (0, sample[CACHED]) if CACHED in sample else self._encode(pipe, sample)
         groups = max((_weights(pipe, group.components) for group in self.stages.groups), default=0)
-        stage_one = groups + encoding if self.own_cache else 0
-        if self.two_stages:
+        stage_one = groups + encoding if self.plan.encoding is not None else 0
+        if self.plan.components is not None:
             for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
-        module = task_module(self.options.model_copy(update=NOT_LOOKED_AT), pipe, self.task)
+        module = task_module(self.plan, pipe, read_loras=False)
         self.simulation.take(module)
-        if self.options.gradient_checkpointing_blocks is not None:
+        if self.options.memory.gradient_checkpointing_blocks is not None:
             for name in pipe.in_iteration_models:
-                checkpoint_some(pipe.component(name), self.options.gradient_checkpointing_blocks)
+                checkpoint_some(pipe.component(name), self.options.memory.gradient_checkpointing_blocks)
         trained = tensor_bytes(module.trainable_modules())
         weights = tensor_bytes([*module.parameters(), *module.buffers()])
         step_peak, activations, state = self._train(module, entry)
         # What is written is copied to the host and, to prove it, read back.
         saving = 2 * trained if on_cpu else 0
-        ema = trained if self.options.ema_decay is not None else 0
-        inside = ema + max(step_peak, saving + state) + (0 if self.two_stages else encoding)
+        ema = trained if self.options.optim.ema_decay is not None else 0
+        inside = ema + max(step_peak, saving + state) + (encoding if self.plan.components is None else 0)
         if on_cpu:
             # While a file is converted to another dtype, its pages count as well as the tensors that are made of it;
             # otherwise these pages are the tensors.
@@ -156,8 +123,8 @@ class _Rehearsal:
         steps, saves = self._steps()
         disk = {
             "checkpoints": saves * self._saved_bytes(module) * (2 if ema else 1),
-            "state": min(saves, self.options.state_total_limit) * (trained + state + ema),
-            "cache": self._entries() * _entry_bytes(entry) if self.own_cache else 0,
+            "state": min(saves, self.options.output.state_total_limit) * (trained + state + ema),
+            "cache": self._entries() * _entry_bytes(entry) if self.plan.encoding is not None else 0,
         }
         disk["total"] = sum(disk.values())
         size = {"row": index, "shapes": {n: list(v.shape) for n, v in entry.items() if isinstance(v, torch.Tensor)}}
@@ -165,7 +132,7 @@ class _Rehearsal:
 
     def _pipeline(self) -> BasePipeline:
         """Return the pipeline with every component that the run loads, without numbers."""
-        family, models = self.resolved.family, {}
+        family, models = self.plan.model.family, {}
         for component in family.components:
             folder = self.places.components.get(component.name)
             if folder is None:
@@ -175,41 +142,47 @@ class _Rehearsal:
             dtype = self._dtype_of(component.name)
             models[component.name] = self.simulation.take(model.eval().requires_grad_(False), dtype)
         tokenizer = None if self.places.tokenizer is None else load_tokenizer(self.places.tokenizer)
-        pipe = pipeline_class(family)(models, tokenizer, family.schedule, torch_dtype=self.dtype, device="cpu").eval()
+        pipe = pipeline_class(family)(
+            models, tokenizer, family.schedule, torch_dtype=self.plan.dtype, device="cpu"
+        ).eval()
         pipe.scheduler.set_timesteps(training=True)
+        if self.plan.model.side_network is not None:
+            self.plan.model.with_side_network(pipe)
+            self.simulation.take(pipe.component(self.plan.model.side_network.name))
         return pipe
 
     def _largest(self) -> tuple[dict[str, Any], int]:
         """Return the sample of the most pixels, and its position."""
-        if isinstance(self.dataset, CachedDataset):
-            sizes = [sum(_numbers(value) for value in self.dataset.sample(e).values()) for e in self.dataset.entries]
+        if isinstance(self.plan.source, CachedDataset):
+            sizes = [
+                sum(_numbers(value) for value in self.plan.source.sample(e).values()) for e in self.plan.source.entries
+            ]
         else:
-            sizes = [_product(bucket) for bucket in self.dataset.buckets()]
+            sizes = [_product(bucket) for bucket in self.plan.source.buckets()]
         index = max(range(len(sizes)), key=sizes.__getitem__)
-        return dict(self.dataset[index]), index
+        return dict(self.plan.source[index]), index
 
     def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Return the most bytes that encoding one row takes beside the weights, and what it gives."""
         live = LiveBytes()
         with KnownMasks(), live, torch.no_grad():
-            sides = pipe.inputs_from_rows([row], self.options.extra_inputs)
+            sides = find_loss(self.plan.task).inputs_from_row(pipe, row, self.options.data.extra_inputs)
             sides = run(self.stages.split.once, pipe, sides)
-            entry = rounded(pick(sides, self.stages.needs), self.dtype)
+            entry = rounded(pick(sides, self.stages.needs), self.plan.dtype)
         return live.peak, entry
 
     def _train(self, module: TaskModule, entry: dict[str, Any]) -> tuple[int, int, int]:
         """Return, beside the weights, the most bytes of a step, its activations and the optimizer's state."""
-        plan = plan_optimizer(self.options, learning_rate(self.options, self.resolved))
         parameters, live = module.trainable_modules(), LiveBytes()
-        optimizer = plan(parameters)
-        batch = [{CACHED: entry, "seed": number} for number in range(self.options.batch_size)]
-        precision = torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32)
+        optimizer = self.plan.optimizer(parameters)
+        batch = [{CACHED: entry, "seed": number} for number in range(self.options.training.batch_size)]
+        precision = torch.autocast("cpu", self.plan.dtype, enabled=self.plan.dtype != torch.float32)
         state = activations = 0
         with KnownMasks(), live:
             for _ in range(2):  # the optimizer has its state from the second on
                 state = live.now
                 live.start_peak()
-                for _ in range(min(self.options.gradient_accumulation_steps, 2)):
+                for _ in range(min(self.options.training.gradient_accumulation_steps, 2)):
                     before = live.now
                     with precision:
                         loss = module(batch)
@@ -218,13 +191,14 @@ class _Rehearsal:
                     del loss
                 gradients = tensor_bytes([p.grad for p in parameters if p.grad is not None])
                 activations = max(kept, live.peak - state - gradients)
-                torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(parameters, self.options.training.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
         return live.peak, activations, state
 
     def _largest_converted_file(self) -> int:
-        names = self.stages.second_components if self.two_stages else self.places.components
+        loaded = self.places.components if self.plan.components is None else self.plan.components
+        names = [name for name in loaded if name in self.places.components]
         files = [(name, file) for name in names for file in weight_files(self.places.components[name])]
         stored = {file: {entry["dtype"] for entry in _entries_of(file)} for _, file in files}
         sizes = [file.stat().st_size for name, file in files if stored[file] != {STORED_AS[self._dtype_of(name)]}]
@@ -232,32 +206,32 @@ class _Rehearsal:
 
     def _dtype_of(self, component: str) -> torch.dtype:
         """Return what a component is loaded in: in float32 where it is trained as a whole."""
-        whole = {name.split(".")[0] for name in self.options.trainable_models or ()}
-        return torch.float32 if component in whole else self.dtype
+        whole = {name.split(".")[0] for name in self.options.training.trainable_models or ()}
+        return torch.float32 if component in whole else self.plan.dtype
 
     def _steps(self) -> tuple[int, int]:
         """Return how many steps the run has and how often it saves."""
-        options, dataset = self.options, self.dataset
+        training, source = self.options.training, self.plan.source
         buckets = None
-        if options.batch_size > 1 and not isinstance(dataset, CachedDataset):
-            buckets = dataset.buckets()
-        plan = BatchPlan(len(dataset), options.batch_size, options.seed, buckets)
-        accelerator = self.accelerator
-        rounds = MicroBatches(plan, 0, accelerator.num_processes, options.gradient_accumulation_steps)
-        epoch = math.ceil(len(rounds) / options.gradient_accumulation_steps)
-        steps = options.max_steps or options.num_epochs * epoch
-        if options.save_steps is not None:
-            return steps, math.ceil(steps / options.save_steps)
-        return steps, 1 if options.max_steps else options.num_epochs
+        if training.batch_size > 1 and not isinstance(source, CachedDataset):
+            buckets = source.buckets()
+        batches = BatchPlan(len(source), training.batch_size, training.seed, buckets)
+        rounds = MicroBatches(batches, 0, self.plan.accelerator.num_processes, training.gradient_accumulation_steps)
+        epoch = math.ceil(len(rounds) / training.gradient_accumulation_steps)
+        steps = training.max_steps or training.num_epochs * epoch
+        save_steps = self.options.output.save_steps
+        if save_steps is not None:
+            return steps, math.ceil(steps / save_steps)
+        return steps, 1 if training.max_steps else training.num_epochs
 
     def _saved_bytes(self, module: TaskModule) -> int:
         size = 4
-        if self.options.wants_lora and self.options.trainable_models is None:
-            size = getattr(torch, self.options.lora_dtype).itemsize
+        if self.options.adapter.wants_lora and self.options.training.trainable_models is None:
+            size = getattr(torch, self.options.adapter.lora_dtype).itemsize
         return size * module.count_parameters()["trained"]
 
     def _entries(self) -> int:
-        return 0 if isinstance(self.dataset, CachedDataset) else len(self.dataset.numbers)
+        return 0 if isinstance(self.plan.source, CachedDataset) else len(self.plan.source.numbers)
 
     def _count(self, module: TaskModule, pipe: BasePipeline) -> dict[str, int]:
         parts = {name: sum(p.numel() for p in model.parameters()) for name, model in pipe.components.items()}
@@ -265,12 +239,8 @@ class _Rehearsal:
 
 
 def _places(resolved: ResolvedModel, components: Sequence[str] | None) -> ComponentPaths:
-    """Find the components on the disk; a dry run downloads nothing."""
-    configs = [replace(config, skip_download=True) for config in resolved.configs_of(components)]
-    tokenizer = resolved.tokenizer_config
-    places = find_component_paths(
-        resolved.family, configs, None if tokenizer is None else replace(tokenizer, skip_download=True)
-    )
+    """Find the components on the disk; the model of a dry run downloads nothing."""
+    places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.tokenizer_config)
     for name, place in places.components.items():
         if place.is_file():
             raise DsctlError(

@@ -17,7 +17,6 @@ from dsctl_core.options.template import MODEL as TEMPLATE
 
 if TYPE_CHECKING:
     from dsctl_core.families.resolve import ResolvedModel
-    from dsctl_core.options import TrainOptions
 
 LORA_RATE, FULL_RATE = 1e-4, 1e-5  # of AdamW: the learning rates that the spec recommends
 OURS = ("self", "params", "lr", "weight_decay")  # parameters that are no --optimizer-args
@@ -108,8 +107,8 @@ def _import_class(known: KnownOptimizer) -> type[Optimizer]:
     return kind
 
 
-def learning_rate(options: TrainOptions, resolved: ResolvedModel) -> float:
-    """Return the rate given, else the usual one of the optimizer.
+def learning_rate(options: OptimizerOptions, trained_whole: Sequence[str], resolved: ResolvedModel) -> float:
+    """Return the rate given, else the usual one of the optimizer; `trained_whole` are what --trainable-models names.
 
     That is mostly that of AdamW: the preset's own or 1e-4 for a LoRA or a template, and 1e-5 when whole components
     are trained.
@@ -119,6 +118,6 @@ def learning_rate(options: TrainOptions, resolved: ResolvedModel) -> float:
     known = OPTIMIZERS[options.optimizer]
     if known.rate is not None:
         return known.rate
-    whole = any(name.split(".")[0] != TEMPLATE for name in options.trainable_models or ())
+    whole = any(name.split(".")[0] != TEMPLATE for name in trained_whole)
     rate = FULL_RATE if whole else float(resolved.defaults.get("learning_rate", LORA_RATE))
     return rate * (known.rate_scale or 1.0)

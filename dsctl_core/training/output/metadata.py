@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.load import find_component_paths
@@ -10,10 +17,17 @@ from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.digest import weights_identity
 from dsctl_core.lora.about import dataset_identity
 from dsctl_core.options import TrainOptions
+from dsctl_core.options.lora import LoraOptions
+from dsctl_core.version import __version__
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dsctl_core.training.optim.optimizer import OptimizerPlan
 
 
 def header_metadata(
-    options: TrainOptions, resolved: ResolvedModel, source: UnifiedDataset | CachedDataset
+    options: LoraOptions, resolved: ResolvedModel, source: UnifiedDataset | CachedDataset
 ) -> dict[str, str]:
     """Return what is the same for all files of a run: the base, the dataset and the trigger words."""
     about = {"base_model": resolved.label}
@@ -30,3 +44,33 @@ def header_metadata(
     if resolved.side_network is not None:
         about |= resolved.side_network.about()
     return about
+
+
+def describe_run(
+    options: TrainOptions, resolved: ResolvedModel, optimizer: OptimizerPlan, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Return what `run.json` says: the options as resolved, the model, the versions and the hardware."""
+    packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
+    device = accelerator.device
+    return {
+        "command": "train",
+        "options": {
+            **options.flat_values("json"),
+            "learning_rate": optimizer.arguments["lr"],
+            "mixed_precision": accelerator.mixed_precision,
+        },
+        "optimizer": optimizer.described(),
+        "family": resolved.family.name,
+        "preset": resolved.preset.name if resolved.preset else None,
+        "versions": {
+            "dsctl": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "hardware": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": accelerator.num_processes,
+            "system": platform.platform(),
+        },
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

@@ -60,14 +60,14 @@ def identity_of(
 
     Dataset, cache and model count by what they are, not by where.
     """
-    given = options.model_dump(mode="json", exclude=set(FREE))
+    given = {name: value for name, value in options.flat_values("json").items() if name not in FREE}
     for name, value in given.items():
-        if isinstance(getattr(options, name), Path):
+        if isinstance(options.value_of(name), Path):
             given[name] = str(Path(value).absolute())
-    given["lora"] = [[str(each.path.absolute()), each.scale] for each in options.lora]
+    given["lora"] = [[str(each.path.absolute()), each.scale] for each in options.adapter.lora]
     cached = isinstance(source, CachedDataset)
-    if follows_length(options) and options.max_steps is not None:
-        given["max_steps"] = options.max_steps
+    if follows_length(options.optim) and options.training.max_steps is not None:
+        given["max_steps"] = options.training.max_steps
     return {
         **given,
         "learning_rate": rate,

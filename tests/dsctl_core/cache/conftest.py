@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dsctl_core.commands.cache import make_cache
 from dsctl_core.options import CacheOptions
-from dsctl_core.training import make_cache
 from tests.tiny_models import write_tiny_model
 
 PROMPTS = ["a red one", "a blue one", "two green ones on a table", "a red one", "nothing", "a cat"]

@@ -17,11 +17,11 @@ from pathlib import Path
 from dsctl_core.cache import shards
 from dsctl_core.cache.verify import find_problems
 from dsctl_core.checkpoint.build import component_class
+from dsctl_core.commands.cache import make_cache
 from dsctl_core.families import load_family
 from dsctl_core.options import CacheOptions
 from dsctl_core.stages import encode
-from dsctl_core.training import make_cache
-from dsctl_core.training.plan import caching
+from dsctl_core.training.plan import encode as encode_plan
 
 POINTS = 20
 
@@ -52,7 +52,7 @@ def run(model: str, data: str, out: Path) -> float:
 
 
 def main() -> None:
-    assert caching  # with all that it imports
+    assert encode_plan  # with all that it imports
     model, data, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     encode.PARTS_IN_A_SHARD = shards.PARTS_IN_A_SHARD = 4
     # Imported, not run: a process with threads of its own must not be forked.

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from dsctl_core.cache.manifest import read_manifest
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.cache.verify import find_problems
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError
 from dsctl_core.options import TrainOptions
-from dsctl_core.training import train
-from dsctl_core.training.plan.from_cache import CacheMismatch
+from dsctl_core.training.plan.cache_check import CacheMismatch
 from tests.tiny_models import write_tiny_model
 
 
@@ -216,7 +216,8 @@ def test_another_family_and_another_version_of_a_unit_are_refused(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dsctl_core.families.qwen_image.units import PromptEmbedder
-    from dsctl_core.training.plan import from_cache
+    from dsctl_core.families.resolve import resolve_model
+    from dsctl_core.training.plan.cache_check import CacheCheck
 
     with monkeypatch.context() as patches:
         patches.setattr(PromptEmbedder, "version", 2)
@@ -227,8 +228,9 @@ def test_another_family_and_another_version_of_a_unit_are_refused(
     dataset = CachedDataset(cache)
     dataset.manifest = manifest
     options = TrainOptions(from_cache=cache, lora_rank=2, output_path=tmp_path / "o")
+    check = CacheCheck(dataset, options.weights, options.data)
     with pytest.raises(CacheMismatch, match="made with the family other, but this run has qwen-image"):
-        from_cache.refuse_misfit(dataset, options, from_cache.resolve_cached(options, manifest.recipe))
+        check.refuse_misfit(resolve_model(**check.model_names()), None)
 
 
 def test_a_value_that_is_not_finite_stops_and_names_the_row_or_leaves_it_out(fill, model, data, tmp_path, monkeypatch):

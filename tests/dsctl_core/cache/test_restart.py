@@ -14,9 +14,9 @@ from PIL import Image
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.cache.verify import find_problems
+from dsctl_core.commands.cache import make_cache
 from dsctl_core.errors import DsctlError
 from dsctl_core.options import CacheOptions
-from dsctl_core.training import make_cache
 from tests.dsctl_core.cache import killing
 from tests.dsctl_core.cache.conftest import PROMPTS, write_rows
 
@@ -147,14 +147,14 @@ def test_another_command_that_writes_to_the_folder_is_refused(fill, tmp_path):
 
 def test_two_processes_share_the_work_without_overlap_or_repeats(model, data, tmp_path, monkeypatch):
     from dsctl_core.stages import encode
-    from dsctl_core.training.plan import caching
+    from dsctl_core.training.plan.encode import EncodePlan
 
     monkeypatch.setattr(encode, "PARTS_IN_A_SHARD", 2)
-    real, encoded = caching.sharing, []
+    real, encoded = EncodePlan.settings, []
 
     def fill(process: int, processes: int) -> None:
         share = {"process": process, "processes": processes, "skip_bad": True}
-        monkeypatch.setattr(caching, "sharing", lambda accelerator, **_: encode.EncodeSettings(**share))
+        monkeypatch.setattr(EncodePlan, "settings", lambda _: encode.EncodeSettings(**share))
         options = CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "both", device="cpu")
         encoded.append(make_cache(options).encoded)
 
@@ -166,7 +166,7 @@ def test_two_processes_share_the_work_without_overlap_or_repeats(model, data, tm
     fill(1, 2)
     fill(0, 2)
     monkeypatch.undo()
-    assert real is caching.sharing
+    assert real is EncodePlan.settings
     assert sum(encoded) == single.encoded
     assert min(encoded) > 0
     monkeypatch.setattr(encode, "PARTS_IN_A_SHARD", 2)

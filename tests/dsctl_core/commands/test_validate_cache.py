@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.validate_cache import validate_cache
 from dsctl_core.options import CacheOptions
-from dsctl_core.training import make_cache
 
 
 @pytest.fixture

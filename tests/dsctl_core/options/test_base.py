@@ -8,8 +8,16 @@ import pytest
 from pydantic import Field, ValidationError
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options import DoctorOptions, InferOptions, ModelsShowOptions, Options, TrainOptions
-from dsctl_core.options.base import Alternative, Argument, Count, Names, Text
+from dsctl_core.options import (
+    CacheOptions,
+    DatasetValidateOptions,
+    DoctorOptions,
+    InferOptions,
+    ModelsShowOptions,
+    Options,
+    TrainOptions,
+)
+from dsctl_core.options.base import Alternative, Argument, ComposedOptions, Count, Names, Text
 from dsctl_core.options.messages import bare_type, bounds, requirement
 
 EVERY = (TrainOptions, InferOptions, ModelsShowOptions, DoctorOptions)
@@ -33,6 +41,36 @@ class Further(Example):
     """Inherits the alternatives and adds one."""
 
     exclusive: ClassVar[tuple[Alternative, ...]] = (("text", "word"),)
+
+
+class Sizes(Options):
+    """A group with a rule of its own."""
+
+    panel: ClassVar[str] = "Sizes"
+
+    height: Count = Field(1, description="A height.")
+    width: Count = Field(1, description="A width.")
+
+    def check(self) -> None:
+        """Refuse what is not square."""
+        if self.height != self.width:
+            raise UsageError("it is not square")
+
+
+class Composed(ComposedOptions):
+    """Two groups, an option of its own, and a pair of alternatives across them."""
+
+    exclusive: ClassVar[tuple[Alternative, ...]] = (("height", "share"),)
+    panel: ClassVar[str] = "Own"
+
+    sizes: Sizes
+    example: Example
+    name: Text = Field(description="A name.")
+
+    def check(self) -> None:
+        """Refuse a name that is a word of the group."""
+        if self.name == self.example.word:
+            raise UsageError("the name is the word")
 
 
 @pytest.mark.parametrize(
@@ -94,15 +132,15 @@ def test_given_tells_what_was_set_from_what_was_left():
 
 @pytest.mark.parametrize("options", EVERY)
 def test_every_option_has_a_description_that_is_a_sentence(options: type[Options]):
-    assert options.model_fields
-    for name, field in options.model_fields.items():
+    assert options.flat_fields()
+    for name, field in options.flat_fields().items():
         assert field.description, name
         assert field.description.endswith("."), name
 
 
 @pytest.mark.parametrize("options", EVERY)
 def test_every_number_has_a_lower_bound(options: type[Options]):
-    for name, field in options.model_fields.items():
+    for name, field in options.flat_fields().items():
         if bare_type(field.annotation) in (int, float):
             assert {"ge", "gt"} & set(bounds(field)), name
             assert requirement(field).startswith(("a whole number", "a number")), name
@@ -110,7 +148,62 @@ def test_every_number_has_a_lower_bound(options: type[Options]):
 
 @pytest.mark.parametrize("options", EVERY)
 def test_every_default_is_itself_allowed(options: type[Options]):
-    defaults = {name: field.default for name, field in options.model_fields.items() if not field.is_required()}
+    defaults = {name: field.default for name, field in options.flat_fields().items() if not field.is_required()}
     needed = {"model": "m", "prompt": "p", "lora_rank": 4, "dataset_base_path": "d", "output_path": "o", "name": "n"}
-    values = {**defaults, **{name: value for name, value in needed.items() if name in options.model_fields}}
-    assert options(**values).model_dump().keys() == options.model_fields.keys()
+    values = {**defaults, **{name: value for name, value in needed.items() if name in options.flat_fields()}}
+    assert options(**values).flat_values().keys() == options.flat_fields().keys()
+
+
+def test_groups_take_their_options_by_flat_names_and_know_which_were_given():
+    options = Composed(name="n", height=2, width=2, word="green")
+    assert (options.sizes.height, options.example.word, options.name) == (2, "green", "n")
+    assert options == Composed.model_validate({"word": "green", "width": "2", "height": "2", "name": "n"})
+    given = [name for name in Composed.flat_fields() if options.given(name)]
+    assert given == ["height", "width", "word", "name"]
+    assert options.sizes.given("height") and not options.example.given("text")
+    assert [name for name in Composed.flat_fields() if options.differs(name)] == ["height", "width", "word", "name"]
+
+
+def test_flat_fields_and_values_stand_in_the_order_of_the_groups_under_their_panels():
+    options = Composed(name="n")
+    names = ["height", "width", *Example.model_fields, "name"]
+    assert list(Composed.flat_fields()) == list(options.flat_values()) == names
+    assert Composed(**options.flat_values()) == options
+    assert options.flat_values("json")["names"] == []
+    panels = [Composed.panel_of(name) for name in ("height", "text", "name")]
+    assert panels == ["Sizes", "Options", "Own"]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        # a value that does not fit comes before one that is missing, and both before what several options say together
+        ({"height": 2, "word": "blue"}, "--word is 'blue', which is unknown"),
+        ({"height": 2}, "--name is missing"),
+        ({"name": "n", "height": 2}, "it is not square"),
+        ({"name": "red", "height": 2}, "it is not square"),
+        ({"name": "red"}, "the name is the word"),
+        ({"name": "n", "height": 2, "share": 0.5}, "--height and --share are both given"),
+        ({"name": "n", "count": 2, "share": 0.5}, "--count and --share are both given"),
+        ({"name": "n", "heigth": 2}, "unknown option 'heigth'"),
+        ({"name": "n", "sizes": {"height": 2}}, "unknown option 'sizes'"),
+        ({"heigth": 2}, "unknown option 'heigth'"),
+    ],
+)
+def test_what_is_wrong_with_composed_options_is_told_as_if_they_were_flat(values: dict, problem: str):
+    with pytest.raises(UsageError) as caught:
+        Composed(**values)
+    assert problem in caught.value.problem
+
+
+@pytest.mark.parametrize("options", [TrainOptions, CacheOptions, InferOptions, DatasetValidateOptions])
+def test_no_group_has_the_name_of_an_option_and_no_option_stands_in_two_groups(options: type[ComposedOptions]):
+    names = [name for group in options.groups().values() for name in group.model_fields]
+    names += [name for name in options.model_fields if name not in options.groups()]
+    assert len(names) == len(set(names)) == len(options.flat_fields())
+    assert options.groups() and not set(options.groups()) & set(names)
+
+
+def test_groups_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        Composed(name="n").sizes.height = 3  # type: ignore[misc]

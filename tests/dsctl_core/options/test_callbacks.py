@@ -45,7 +45,7 @@ def test_samples_of_a_cache_need_a_prompt_because_a_cache_has_no_captions():
     cached = {"model": None, "dataset_base_path": None, "from_cache": "c"}
     with pytest.raises(UsageError, match="a cache has no captions"):
         build(sample_every=5, **cached)
-    assert str(build(sample_every=5, sample_prompt="a cat", **cached).sample_prompt[0]) == "a cat"
+    assert str(build(sample_every=5, sample_prompt="a cat", **cached).callbacks.sample_prompt[0]) == "a cat"
 
 
 @pytest.mark.parametrize("values", [{"track": "csv"}, {"sample_every": 5}, {"validation_split": 0.1}])
@@ -56,5 +56,5 @@ def test_the_first_stage_alone_has_nothing_to_show(values):
 
 def test_prompts_keep_their_commas_and_trackers_are_split_at_them():
     options = build(sample_every=1, sample_prompt=["a cat, asleep", "a dog"], track="csv, tensorboard")
-    assert options.model_dump(mode="json")["sample_prompt"] == ["a cat, asleep", "a dog"]
-    assert [tracker.name for tracker in options.track] == ["csv", "tensorboard"]
+    assert options.flat_values("json")["sample_prompt"] == ["a cat, asleep", "a dog"]
+    assert [tracker.name for tracker in options.callbacks.track] == ["csv", "tensorboard"]

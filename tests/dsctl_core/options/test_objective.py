@@ -35,7 +35,7 @@ def test_what_cannot_be_or_has_no_effect_is_refused(values: dict, problem: str, 
 
 
 def test_the_options_are_those_of_train_and_the_usual_ones_are_the_usual_objective():
-    assert set(ObjectiveOptions.model_fields) <= set(TrainOptions.model_fields)
+    assert set(ObjectiveOptions.model_fields) <= set(TrainOptions.flat_fields())
     assert objective_of(ObjectiveOptions()) == Objective()
     given = ObjectiveOptions(
         timestep_sampling="logit_normal", logit_mean=0.5, logit_std=2, timestep_shift=3, loss_weighting="none"

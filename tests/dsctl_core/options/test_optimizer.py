@@ -101,4 +101,4 @@ def test_what_cannot_be_or_has_no_effect_is_refused(values: dict, problem: str, 
 
 
 def test_the_options_are_those_of_train():
-    assert set(OptimizerOptions.model_fields) <= set(TrainOptions.model_fields)
+    assert set(OptimizerOptions.model_fields) <= set(TrainOptions.flat_fields())

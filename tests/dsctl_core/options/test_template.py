@@ -55,7 +55,7 @@ def test_inputs_are_a_json_object_each() -> None:
     options = InferOptions(
         **INFER, template=["a", "b:"], template_inputs=['{"scale": 0.8}', "{}"], negative_template_inputs=["{}", "{}"]
     )
-    assert [each.values for each in options.template_inputs] == [{"scale": 0.8}, {}]
+    assert [each.values for each in options.templates.template_inputs] == [{"scale": 0.8}, {}]
     for text, said in (("{scale}", "not JSON"), ("[1]", "no JSON object"), ("3", "no JSON object")):
         with pytest.raises(UsageError, match=f"--template-inputs.*{said}"):
             InferOptions(**INFER, template=["a"], template_inputs=[text])
@@ -89,11 +89,11 @@ def test_what_is_trained_is_the_template_where_a_cache_is_for_one() -> None:
 def test_trust_may_be_given_for_the_template_of_a_cache() -> None:
     with pytest.raises(UsageError, match="--trust-template has no effect"):
         TrainOptions(**TRAIN, lora_rank=2, trust_template=True)
-    assert TrainOptions(from_cache="c", output_path="o", lora_rank=2, trust_template=True).trust_template
+    assert TrainOptions(from_cache="c", output_path="o", lora_rank=2, trust_template=True).templates.trust_template
 
 
 def test_values_that_are_parsed_already_stay() -> None:
     source, inputs = TemplateSource("a"), TemplateInputs({"x": 1})
     options = InferOptions(**INFER, template=(source,), template_inputs=(inputs,))
-    assert options.template == (source,)
-    assert options.template_inputs == (inputs,)
+    assert options.templates.template == (source,)
+    assert options.templates.template_inputs == (inputs,)

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.commands.cache import make_cache
 from dsctl_core.families import families, load_family
 from dsctl_core.options import CacheOptions
 from dsctl_core.stages.batching import split_into_batches
 from dsctl_core.stages.plan_rows import Job
-from dsctl_core.training import make_cache
-from dsctl_core.training.plan.caching import empty_pipeline_of_family
+from dsctl_core.training.model.open import empty_pipeline_of_family
 from tests.tiny_models import write_tiny_model
 
 PROMPTS = [

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.template.pipeline import TemplatePipeline
-from dsctl_core.training import make_cache, train
 
 WAY = {"height": 32, "width": 48, "num_inference_steps": 2, "cfg_scale": 2.0}
 PLAIN = {"prompt": "a fox", "seed": 4, **WAY}

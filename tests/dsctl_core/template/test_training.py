@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 
 from dsctl_core.cache.manifest import read_manifest
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.template.pipeline import TemplatePipeline
-from dsctl_core.training import make_cache, train
 from dsctl_core.training.model.task_module import TaskModule
-from dsctl_core.training.plan.from_cache import CacheMismatch
+from dsctl_core.training.plan.cache_check import CacheMismatch
 from tests.templates import BRIGHTNESS, ENCODER, LORA, WORDS
 
 Write = Callable[..., Path]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, PartialState
 
+from dsctl_core.commands.train import train
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress
-from dsctl_core.training import train
 
 
 def main(file: Path) -> None:

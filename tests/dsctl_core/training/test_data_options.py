@@ -7,9 +7,9 @@ import json
 import pytest
 from PIL import Image
 
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.progress import NoProgress
-from dsctl_core.training import train
 from tests.dsctl_core.training.conftest import picture
 from tests.dsctl_core.training.test_run import options
 

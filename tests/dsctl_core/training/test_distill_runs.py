@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, TrainOptions
-from dsctl_core.training import make_cache, train
 from tests.dsctl_core.training.conftest import picture
 from tests.tiny_models import write_tiny_model
 

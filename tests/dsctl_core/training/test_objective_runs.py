@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from dsctl_core.commands.train import train
 from dsctl_core.errors import UsageError
 from dsctl_core.options import TrainOptions
-from dsctl_core.training import train
 
 
 def run(model: Path, data: Path, out: Path, **values: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:

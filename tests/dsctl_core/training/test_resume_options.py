@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import TrainOptions
-from dsctl_core.training import train
 from dsctl_core.training.state import compare as resume
 from tests.dsctl_core.training.runs import metrics
 from tests.dsctl_core.training.test_run import options
@@ -154,4 +154,4 @@ def test_options_without_effect_are_refused(saved, tmp_path):
 
 
 def test_every_option_that_is_not_compared_is_an_option():
-    assert sorted(resume.FREE - set(TrainOptions.model_fields)) == []
+    assert sorted(resume.FREE - set(TrainOptions.flat_fields())) == []

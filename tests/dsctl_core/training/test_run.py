@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from dsctl_core.commands.train import learning_rate
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import TrainOptions
-from dsctl_core.training import train
+from dsctl_core.training.optim.optimizer import learning_rate
 
 
 def options(tiny_folder, dataset_folder, out, **kwargs):
@@ -103,7 +103,8 @@ def test_ids_are_found_below_the_model_base_path(tiny_folder, dataset_folder, tm
 def test_the_default_learning_rate_suits_what_is_trained(tmp_path, settings, rate):
     given = {"model": "qwen-image", "dataset_base_path": tmp_path, "output_path": tmp_path / "o", "lora_rank": 2}
     chosen = TrainOptions(**{**given, **settings})
-    assert learning_rate(chosen, resolve_model(chosen.model)) == rate
+    whole = chosen.training.trainable_models or ()
+    assert learning_rate(chosen.optim, whole, resolve_model(chosen.weights.model)) == rate
 
 
 @pytest.mark.parametrize(

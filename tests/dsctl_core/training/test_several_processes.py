@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dsctl_core.commands.train import train
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress
-from dsctl_core.training import train
 from tests.dsctl_core.training.conftest import picture
 
 # Of the last block's text branch nothing comes out but its keys and values: these never get a gradient.

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.commands.lora import convert
 from dsctl_core.commands.merge_lora import merge
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import load_family
 from dsctl_core.families.flux2.pipeline import Flux2Pipeline
@@ -20,7 +21,6 @@ from dsctl_core.lora import FORMATS, LoraLayer, load_lora, read_lora, save_lora
 from dsctl_core.lora.layers import linear_shapes
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.lora_tools import LoraConvertOptions, MergeLoraOptions
-from dsctl_core.training import train
 from tests.dsctl_core.families.flux2.conftest import Pair
 
 FAMILY = load_family("flux2")

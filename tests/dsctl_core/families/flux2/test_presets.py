@@ -12,12 +12,12 @@ from PIL import Image
 from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.commands.infer import infer
 from dsctl_core.commands.merge_lora import merge
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import find_preset
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.options import InferOptions, TrainOptions
 from dsctl_core.options.lora_tools import MergeLoraOptions
-from dsctl_core.training import train
 from tests.dsctl_core.families.flux2.conftest import Pair
 
 BASE, DISTILLED = "black-forest-labs/FLUX.2-klein-base-4B", "black-forest-labs/FLUX.2-klein-4B"

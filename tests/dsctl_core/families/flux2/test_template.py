@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.train import train
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.template.pipeline import TemplatePipeline
-from dsctl_core.training import make_cache, train
 from tests.dsctl_core.families.flux2.conftest import Pair
 from tests.templates import BRIGHTNESS, write_template
 

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.infer import infer
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, InferOptions, TrainOptions
 from dsctl_core.progress import NoProgress
-from dsctl_core.training import make_cache, train
 from tests.dsctl_core.families.flux2.conftest import Pair
 
 

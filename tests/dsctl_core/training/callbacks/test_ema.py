@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dsctl_core import ModelLogger, launch_training_task
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import OptimizerOptions, TrainOptions
-from dsctl_core.training import train
 from dsctl_core.training.callbacks.base import TrainingHook, TrainingRun
 from dsctl_core.training.callbacks.ema import AverageWeights, decay_after
 from tests.dsctl_core.training.loop.test_loop import ROWS, Module

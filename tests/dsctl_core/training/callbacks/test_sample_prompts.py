@@ -14,7 +14,7 @@ DEFAULTS = {"height": 96, "width": 64, "num_inference_steps": 20, "cfg_scale": 3
 
 def prompts(captions=(), size=None, columns=(), **values):
     given = {"model": "m", "dataset_base_path": "d", "output_path": "o", "lora_rank": 4, "sample_every": 5}
-    return sample_prompts(TrainOptions(**{**given, **values}), DEFAULTS, size, list(captions), columns)
+    return sample_prompts(TrainOptions(**{**given, **values}).callbacks, DEFAULTS, size, list(captions), columns)
 
 
 def test_every_prompt_has_its_own_seed_and_the_rest_is_the_model_s():

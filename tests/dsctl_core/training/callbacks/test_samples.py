@@ -9,16 +9,18 @@ import torch
 from PIL import Image
 from torch import nn
 
+from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.infer import infer
+from dsctl_core.commands.train import train
 from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, InferOptions
-from dsctl_core.training import make_cache, train
 from dsctl_core.training.callbacks.eval_mode import eval_mode
 from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
 from dsctl_core.training.callbacks.sample_prompts import SamplePrompt
-from dsctl_core.training.plan.caching import WeightEdits, empty_pipeline
+from dsctl_core.training.model.open import empty_pipeline
+from dsctl_core.training.model.weight_edits import WeightEdits
 from tests.dsctl_core.training.test_run import options
 
 SAMPLES = {

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress
-from dsctl_core.training import train
 from dsctl_core.training.callbacks import validation as validating
 from dsctl_core.training.callbacks.validation import Validation
 from tests.dsctl_core.training.callbacks.test_samples import pixels

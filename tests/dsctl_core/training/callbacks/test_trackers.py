@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from accelerate import tracking
 
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError
 from dsctl_core.options.callbacks import TRACKERS
-from dsctl_core.training import train
 from dsctl_core.training.callbacks.trackers import CsvTracker, Trackers, Tracking, flat
 from dsctl_core.training.output.logger import StepRecord
 from tests.dsctl_core.training.callbacks.test_samples import SAMPLES

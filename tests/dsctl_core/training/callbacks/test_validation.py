@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.train import train
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError
 from dsctl_core.options import CacheOptions
-from dsctl_core.training import make_cache, train
 from dsctl_core.training.callbacks.validation import LEVELS, TIMES, hold_out
 from tests.dsctl_core.training.callbacks.test_samples import pixels
 from tests.dsctl_core.training.test_run import options

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+from dsctl_core.commands.train import train
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.progress import NoProgress
-from dsctl_core.training import train
 from dsctl_core.training.callbacks.samples import Samples
 from tests.dsctl_core.training.callbacks.test_trackers import events
 from tests.dsctl_core.training.runs import FIELDS_OF_TIME, metrics

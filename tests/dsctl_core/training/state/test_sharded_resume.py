@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from dsctl_core.commands.train import train
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress
-from dsctl_core.training import train
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 

@@ -1,0 +1,132 @@
+"""From options to the model of a run: found, with its template, and as a pipeline that has no weights yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.errors import UsageError, unknown_name
+from dsctl_core.families import pipeline_class
+from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.family import Family
+from dsctl_core.lora.files import read_lora
+from dsctl_core.losses import find_loss
+from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.options.lora import LoraFile
+from dsctl_core.options.model import SomeModelOptions
+from dsctl_core.options.template import INPUTS as TEMPLATE_COLUMN
+from dsctl_core.options.template import MODEL as TEMPLATE
+from dsctl_core.options.template import TemplateOptions, TemplateSource
+from dsctl_core.pipeline import BasePipeline
+from dsctl_core.template.trust import Trust
+from dsctl_core.training.model.weight_edits import WeightEdits
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ModelUse:
+    """What a run does with its model: which components, or modules in them, it trains, and on top of what."""
+
+    trained: tuple[str, ...]
+    edits: WeightEdits
+    lora_on: str | None = None  # the component that --lora-base-model names
+    loras: tuple[LoraFile, ...] = ()  # merged into every component that they have layers for
+
+    @classmethod
+    def of_training(cls, options: TrainOptions) -> ModelUse:
+        """Return what a training does with its model."""
+        adapter = options.adapter
+        edits = WeightEdits(options.training.fp8_models, adapter.preset_lora_path, adapter.preset_lora_model or "dit")
+        return cls(options.trained_names, edits, adapter.lora_base_model, adapter.lora)
+
+    @classmethod
+    def of_cache(cls, options: CacheOptions) -> ModelUse:
+        """Return what is done with the model of a cache."""
+        return cls(options.trained_names, WeightEdits(options.fp8_models))
+
+    def refuse_loras_on(self, components: Iterable[str], family: Family) -> None:
+        """Refuse a LoRA of --lora on a component whose outputs a cache holds: they were made without it."""
+        changed = self.changed_by_loras(family)
+        for name in components:
+            if name in changed:
+                raise UsageError(
+                    f"--lora changes the {name}, whose outputs are in the cache as they were without it",
+                    hint="train without a cache, or merge the LoRA into the model first",
+                )
+
+    def changed_by_loras(self, family: Family) -> set[str]:
+        """Return the components that the LoRAs of --lora have layers for."""
+        names = tuple(component.name for component in family.components)
+        return {name for lora in self.loras for name in read_lora(lora.path, names).components}
+
+
+def open_model(
+    weights: SomeModelOptions, templates: TemplateOptions, use: ModelUse, extra_inputs: Sequence[str], task: str
+) -> ResolvedModel:
+    """Find the model that the options name, with the template that they name, and check the extra inputs for it."""
+    found = resolve_model(
+        weights.model, weights.model_paths, weights.model_id_with_origin_paths, weights.tokenizer_path
+    )
+    required = TEMPLATE_COLUMN in extra_inputs
+    resolved = with_template(found, templates.template, use, trusted=templates.trust_template, required=required)
+    refuse_extra_inputs(extra_inputs, resolved, task)
+    return resolved
+
+
+def with_template(
+    resolved: ResolvedModel, source: TemplateSource | None, use: ModelUse, *, trusted: bool, required: bool
+) -> ResolvedModel:
+    """Return the model with the template `source`, where there is one, as its side network.
+
+    `required` says that every row must have inputs for it.
+    """
+    if source is None:
+        if any(name.split(".")[0] == TEMPLATE for name in use.trained):
+            raise UsageError(f"{TEMPLATE} is to be trained, but no template is given", hint="give --template DIR too")
+        return resolved
+    if TEMPLATE in use.edits.fp8:
+        raise UsageError(f"{TEMPLATE} cannot be stored in float8", hint="name other components in --fp8-models")
+    if use.lora_on == TEMPLATE:
+        raise UsageError(f"{TEMPLATE} cannot get a LoRA", hint=f"train it whole: --trainable-models {TEMPLATE}")
+    from dsctl_core.template.training import open_template
+
+    return replace(resolved, side_network=open_template(source, Trust(trusted), use.trained, required=required))
+
+
+def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str) -> None:
+    """Refuse an extra input that nothing reads: not the family, its side network or the task's loss."""
+    columns = resolved.side_network.columns if resolved.side_network else ()
+    known = (*resolved.family.extra_inputs, *columns, *find_loss(task).columns)
+    for name in names:
+        if name not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no extra inputs"
+            raise unknown_name("extra input", name, known, listing=f"{resolved.family.title} {takes}")
+
+
+def without_downloads(resolved: ResolvedModel) -> ResolvedModel:
+    """Return the model with what is on the disk of it: what is not there is an error and no download."""
+    configs = tuple(replace(config, skip_download=True) for config in resolved.model_configs)
+    tokenizer = resolved.tokenizer_config
+    offline = None if tokenizer is None else replace(tokenizer, skip_download=True)
+    return replace(resolved, model_configs=configs, tokenizer_config=offline)
+
+
+def empty_pipeline(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
+    """Return the pipeline of a model without any component of its own: its units can be asked, not run."""
+    return resolved.with_side_network(empty_pipeline_of_family(resolved.family, dtype, device))
+
+
+def empty_pipeline_of_family(family: Family, dtype: torch.dtype, device: Any) -> BasePipeline:
+    """Return the pipeline of a family without any component."""
+    pipe = pipeline_class(family)({}, None, family.schedule, torch_dtype=dtype, device=device).eval()
+    pipe.scheduler.set_timesteps(training=True)
+    return pipe
+
+
+def findable(model: str | None) -> str | None:
+    """Return a model's name so that it is found from every folder: that of a path as an absolute one."""
+    return str(Path(model).absolute()) if model is not None and Path(model).is_dir() else model

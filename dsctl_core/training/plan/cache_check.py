@@ -1,0 +1,117 @@
+"""Whether a cache fits the run that is to train from it; where it does not, the command that makes it anew."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dsctl_core.cache.manifest import Recipe
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.errors import DsctlError
+from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.options.data import DataOptions
+from dsctl_core.options.model import SomeModelOptions
+from dsctl_core.stages.split import Stages
+from dsctl_core.training.model.open import findable
+from dsctl_core.training.model.weight_edits import WeightEdits, identify
+
+SIZES = ("height", "width", "max_pixels", "bucket_resolutions")
+NAMING = ("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path")
+
+
+class CacheMismatch(DsctlError):
+    """A cache was made of something else than the run is about."""
+
+
+@dataclass(frozen=True)
+class CacheCheck:
+    """Compares a cache with a run: its model, where it names one, and its dataset options, as far as they are given."""
+
+    cache: CachedDataset
+    weights: SomeModelOptions
+    data: DataOptions
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the cache was made of."""
+        return self.cache.manifest.recipe
+
+    def model_names(self) -> dict[str, str | None]:
+        """Return how the run's model is named: by the options, else as the cache was made with."""
+        named = self.weights.flat_values() if self.weights.names_model else self.recipe.model
+        return {name: named[name] for name in NAMING}
+
+    def refuse_misfit(self, resolved: ResolvedModel, task: str | None) -> None:
+        """Raise a CacheMismatch, with both values and the command that makes the cache anew, where it does not fit.
+
+        `task` is None where none is given. Weights that the first stage used are compared where they are at hand:
+        training itself needs none of them.
+        """
+        recipe, data = self.recipe, self.data
+        if resolved.family.name != recipe.family:
+            raise self._mismatch("family", recipe.family, resolved.family.name)
+        if task is not None and task != recipe.task:
+            raise self._mismatch("task", recipe.task, task)
+        for name in SIZES:
+            new = self._size(name)
+            if data.given(name) and new != recipe.processing[name]:
+                old = "pictures of their own size" if recipe.processing[name] is None else recipe.processing[name]
+                raise self._mismatch(name, old, new)
+        for name, old in (("data_file_keys", recipe.dataset["data_file_keys"]), ("extra_inputs", recipe.extra_inputs)):
+            if data.given(name) and list(data.value_of(name)) != list(old):
+                raise self._mismatch(name, ",".join(old), ",".join(data.value_of(name)))
+        edits = WeightEdits.of_recipe(recipe)
+        for name, old in recipe.components.items():
+            try:
+                new = identify(resolved, [name], edits)[name]
+            except DsctlError:
+                continue  # not at hand, and not needed
+            if new != old:
+                raise self._mismatch(name, f"{old[:19]}...", f"{new[:19]}... ({resolved.label})")
+
+    def refuse_other_units(self, stages: Stages, trained: Sequence[str]) -> None:
+        """Raise a CacheMismatch where the run divides into its stages in another way than the cache was made for."""
+        recipe = self.recipe
+        once = [(type(unit).__name__, unit.version) for unit in stages.split.once]
+        every_step = tuple(type(unit).__name__ for unit in stages.split.every_step)
+        if every_step != recipe.every_step or len(once) != len(recipe.once):
+            old, new = ",".join(recipe.trainable), ",".join(trained)
+            raise self._mismatch("trained components", old, new, trainable=trained)
+        for (name, version), (old_name, old_version) in zip(once, recipe.once, strict=True):
+            if (name, version) != (old_name, old_version):
+                raise self._mismatch("unit", f"{old_name} version {old_version}", f"{name} version {version}")
+
+    def rebuild_command(self, trainable: Sequence[str] | None = None) -> str:
+        """Return the `dsctl cache` command that makes the cache fit the run."""
+        recipe, data = self.recipe, self.data
+        values: dict[str, Any] = {**self.model_names()}
+        values["model"] = findable(values["model"])
+        values.update({name: recipe.dataset[name] for name in ("dataset_base_path", "dataset_metadata_path")})
+        if data.given("data_file_keys") or recipe.dataset["data_file_keys"] != ["image"]:
+            keys = data.data_file_keys if data.given("data_file_keys") else recipe.dataset["data_file_keys"]
+            values["data_file_keys"] = ",".join(keys)
+        extra = data.extra_inputs if data.given("extra_inputs") else recipe.extra_inputs
+        values["extra_inputs"] = ",".join(extra) or None
+        values["column"] = ",".join(recipe.dataset["column"]) or None
+        values.update({name: recipe.dataset[name] for name in ("caption_prefix", "caption_suffix")})
+        given = {name: self._size(name) for name in SIZES if data.given(name)}
+        values.update(given or {name: recipe.processing[name] for name in SIZES})
+        if trainable is not None:
+            values["trainable_models"] = ",".join(trainable)
+        values["template"] = recipe.model.get("template")
+        values["fp8_models"] = ",".join(recipe.model["fp8_models"]) or None
+        values["output_path"] = self.cache.folder
+        outside = ["--allow-outside"] if recipe.dataset["allow_outside"] else []
+        flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
+        return shlex.join(["dsctl", "cache", *(word for flag in flags for word in flag), *outside])
+
+    def _size(self, name: str) -> Any:
+        """Return one of SIZES as a recipe has it."""
+        value = self.data.value_of(name)
+        return ",".join(value) if isinstance(value, tuple) else value
+
+    def _mismatch(self, what: str, old: Any, new: Any, *, trainable: Sequence[str] | None = None) -> CacheMismatch:
+        problem = f"{self.cache.folder} was made with the {what.replace('_', ' ')} {old}, but this run has {new}"
+        return CacheMismatch(problem, hint=f"make it anew: {self.rebuild_command(trainable)}")

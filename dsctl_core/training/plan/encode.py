@@ -1,0 +1,189 @@
+"""What is encoded beforehand: the first stage of a task, on which model and dataset, into a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.cache.manifest import Recipe
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.build import build_dataset
+from dsctl_core.errors import UsageError
+from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.losses import find_loss
+from dsctl_core.losses.columns import refuse_unreadable
+from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.options.data import DataOptions
+from dsctl_core.options.model import SomeModelOptions
+from dsctl_core.pipeline import BasePipeline
+from dsctl_core.progress import Progress
+from dsctl_core.stages.encode import READERS, CacheResult, Encoder, EncodeSettings, encode_dataset
+from dsctl_core.stages.split import Stages, plan_stages
+from dsctl_core.training.distributed.accelerator import make_accelerator
+from dsctl_core.training.model.module import float_dtype
+from dsctl_core.training.model.open import ModelUse, empty_pipeline, findable, open_model
+from dsctl_core.training.model.weight_edits import WeightEdits, identify
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """Stage one of a run: all that it takes to encode `dataset` into a cache, but the folder."""
+
+    resolved: ResolvedModel
+    dataset: UnifiedDataset
+    accelerator: Accelerator
+    shell: BasePipeline  # the pipeline without any component
+    stages: Stages
+    task: str
+    trainable: tuple[str, ...]
+    edits: WeightEdits
+    weights: SomeModelOptions
+    data: DataOptions
+    batch_size: int = 1
+    prune: bool = False
+
+    def fill(self, cache: Path, progress: Progress) -> CacheResult:
+        """Make `cache` hold an entry for each row of the dataset."""
+        return encode_dataset(cache, self.dataset, self.encoder(), self.settings(), progress)
+
+    def encoder(self) -> Encoder:
+        """Return what encodes. The weights that it will use are identified here, and downloaded if need be."""
+        return Encoder(self.shell, self.stages, self.recipe(), self.load)
+
+    def load(self, components: Sequence[str]) -> BasePipeline:
+        """Return the pipeline with `components`, as the recipe says."""
+        if not components:
+            return self.shell
+        shell = self.shell
+        pipe = self.resolved.load_pipeline(torch_dtype=shell.torch_dtype, device=shell.device, only=components)
+        self.edits.apply(pipe)
+        # The units' view of where in a run they are must be that of training.
+        pipe.scheduler.set_timesteps(training=True)
+        return pipe
+
+    def settings(self) -> EncodeSettings:
+        """Return how it is done, shared with the other processes of the run."""
+        from accelerate.utils import gather_object
+
+        accelerator = self.accelerator
+        several = accelerator.num_processes > 1
+        return EncodeSettings(
+            batch_size=self.batch_size,
+            readers=self.data.dataset_num_workers or READERS,
+            skip_bad=self.data.on_bad_sample == "skip",
+            prune=self.prune,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            wait=accelerator.wait_for_everyone,
+            **({"gather": gather_object} if several else {}),
+        )
+
+    def recipe(self) -> Recipe:
+        """Return what the entries are made of and how, which tells this cache from every other."""
+        split, weights, data, edits = self.stages.split, self.weights, self.data, self.edits
+        side_network = self.resolved.side_network
+        return Recipe(
+            family=self.resolved.family.name,
+            task=self.task,
+            trainable=self.trainable,
+            once=tuple((type(unit).__name__, unit.version) for unit in split.once),
+            every_step=tuple(type(unit).__name__ for unit in split.every_step),
+            components=identify(self.resolved, self.stages.first_components, edits),
+            dtype=str(self.shell.torch_dtype).removeprefix("torch."),
+            processing=picture_settings(data, self.resolved),
+            extra_inputs=data.extra_inputs,
+            model={
+                "model": findable(weights.model),
+                "model_paths": weights.model_paths,
+                "tokenizer_path": weights.tokenizer_path,
+                "model_id_with_origin_paths": weights.model_id_with_origin_paths,
+                "fp8_models": list(edits.fp8),
+                "preset_lora_path": str(edits.lora) if edits.lora else None,
+                "preset_lora_model": edits.lora_on,
+                "template": side_network.about()["template"] if side_network is not None else None,
+            },
+            dataset={
+                "dataset_base_path": str(Path(data.dataset_base_path or "").absolute()),
+                "dataset_metadata_path": str(data.dataset_metadata_path) if data.dataset_metadata_path else None,
+                "data_file_keys": list(data.data_file_keys),
+                "column": list(data.column),
+                "allow_outside": data.allow_outside,
+                "caption_prefix": data.caption_prefix or None,
+                "caption_suffix": data.caption_suffix or None,
+            },
+        )
+
+
+def plan_encoding(options: CacheOptions | TrainOptions) -> EncodePlan:
+    """Work out stage one alone, of `dsctl cache` or of the task `...:data_process`.
+
+    Raises DsctlError for what cannot be encoded, before any weights are loaded.
+    """
+    if isinstance(options, TrainOptions):
+        use, task, trainable = ModelUse.of_training(options), options.loss_task, options.trained_components
+        device, precision = options.training.device, options.training.mixed_precision
+        batch_size, prune = options.training.batch_size, False
+    else:
+        use, task, trainable = ModelUse.of_cache(options), options.task, options.trained_names
+        device, precision = options.device, options.mixed_precision
+        batch_size, prune = options.batch_size, options.prune
+    weights, data = options.weights, options.data
+    resolved = open_model(weights, options.templates, use, data.extra_inputs, task)
+    dataset = build_dataset(data, resolved.family, resolved.defaults)
+    refuse_varying(dataset)
+    if data.on_bad_sample == "stop":
+        refuse_unreadable(dataset, find_loss(task))
+    accelerator = make_accelerator(device, precision)
+    try:
+        for name in (*trainable, *use.edits.fp8):
+            resolved.check_component(name)
+        shell = empty_pipeline(resolved, float_dtype(accelerator.mixed_precision), accelerator.device)
+        stages = plan_stages(shell, find_loss(task), trainable)
+        use.refuse_loras_on(stages.first_components, resolved.family)
+    except BaseException:
+        accelerator.end_training()
+        raise
+    return EncodePlan(
+        resolved,
+        dataset,
+        accelerator,
+        shell,
+        stages,
+        task,
+        trainable,
+        use.edits,
+        weights,
+        data,
+        batch_size=batch_size,
+        prune=prune,
+    )
+
+
+def picture_settings(data: DataOptions, resolved: ResolvedModel) -> dict[str, Any]:
+    """Return what becomes of pictures: without any size given, a native size of the model limits their pixels."""
+    native = resolved.defaults.get("max_pixels")
+    max_pixels = data.max_pixels if data.given("max_pixels") or native is None else native
+    return {
+        "height": data.height,
+        "width": data.width,
+        "max_pixels": None if data.height is not None or data.resolutions else max_pixels,
+        "bucket_resolutions": ",".join(data.bucket_resolutions) or None,
+        "num_frames": data.num_frames,
+        "fps": data.fps,
+        "short_clips": data.short_clips,
+        "division_factor": resolved.family.division_factor,
+    }
+
+
+def refuse_varying(dataset: UnifiedDataset) -> None:
+    """Refuse to encode once what is drawn anew each time."""
+    if dataset.varies():
+        raise UsageError(
+            "prompts that are drawn anew for every sample (several in a row, or --caption-dropout) cannot be cached",
+            hint="give each row one prompt and leave --caption-dropout out, or train without a cache",
+        )

@@ -1,0 +1,62 @@
+"""Builds the module that a plan trains: with its weights loaded, or on a pipeline that is at hand."""
+
+from __future__ import annotations
+
+import torch
+
+from dsctl_core.errors import UsageError
+from dsctl_core.memory.options import MemorySettings
+from dsctl_core.pipeline import BasePipeline
+from dsctl_core.progress import Progress
+from dsctl_core.training.model.task_module import TaskModule, objective_of
+from dsctl_core.training.plan.plan import TrainingPlan
+
+
+def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
+    """Load the pipeline (frozen weights in the run's precision, trained ones in float32) and make it trainable.
+
+    Of its components those that the plan names. What is to be done to one that is not loaded was done in stage one.
+    """
+    progress.note(f"Loading {plan.model.label}")
+    memory, device = plan.options.memory, plan.accelerator.device
+    whole = {name.split(".")[0]: torch.float32 for name in plan.options.training.trainable_models or ()}
+    # What is to wait in main memory is not sent to the GPU first, which it might not fit into.
+    place = torch.device("cpu") if memory.offload_blocks else device
+    pipe = plan.model.load_pipeline(torch_dtype=plan.dtype, device=place, only=plan.components, component_dtypes=whole)
+    module = task_module(plan, pipe)
+    if memory.offload_blocks and device.type == "cpu":
+        raise UsageError("--offload-blocks has no effect without a GPU", hint="leave it out")
+    settings = MemorySettings(
+        memory.gradient_checkpointing_blocks, memory.offload_blocks, memory.compile, memory.attention_backend
+    )
+    settings.apply([pipe.component(name) for name in pipe.in_iteration_models], device)
+    pipe.to(device)
+    pipe.device = torch.empty(0, device=device).device
+    return module
+
+
+def task_module(plan: TrainingPlan, pipe: BasePipeline, *, read_loras: bool = True) -> TaskModule:
+    """Make trainable on `pipe` what the plan says; without `read_loras`, no LoRA is read: they change no sizes."""
+    training, adapter, edits = plan.options.training, plan.options.adapter, plan.use.edits
+    return TaskModule(
+        pipe,
+        plan.task,
+        extra_inputs=plan.options.data.extra_inputs,
+        use_gradient_checkpointing=training.use_gradient_checkpointing,
+        use_gradient_checkpointing_offload=training.use_gradient_checkpointing_offload,
+        objective=objective_of(plan.options.objective),
+        trainable_models=training.trainable_models,
+        lora_base_model=adapter.trained_component,
+        lora_target_modules=adapter.lora_target_modules,
+        lora_rank=adapter.lora_rank or 32,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        use_dora=adapter.use_dora,
+        use_rslora=adapter.use_rslora,
+        lora_checkpoint=adapter.lora_checkpoint if read_loras else None,
+        preset_lora_path=edits.lora if read_loras and edits.lora_on in pipe.components else None,
+        preset_lora_model=edits.lora_on,
+        loras=[(lora.path, lora.scale) for lora in adapter.lora] if read_loras else [],
+        fp8_models=[name for name in edits.fp8 if name in pipe.components],
+        seed=training.seed,
+    )

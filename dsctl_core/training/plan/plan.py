@@ -1,0 +1,191 @@
+"""The plan of a training: made once from the options, then followed by the run, or by the dry run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.lora.files import lora_weights
+from dsctl_core.losses import find_loss
+from dsctl_core.memory.attention import check_backend
+from dsctl_core.options import TrainOptions
+from dsctl_core.options.training import TrainingOptions
+from dsctl_core.pipeline import BasePipeline
+from dsctl_core.progress import Progress
+from dsctl_core.stages.split import Stages, plan_stages
+from dsctl_core.training.callbacks.build import CallbackPlan, plan_callbacks
+from dsctl_core.training.callbacks.trackers import require_trackers
+from dsctl_core.training.distributed.accelerator import make_accelerator
+from dsctl_core.training.model.module import float_dtype
+from dsctl_core.training.model.open import ModelUse, empty_pipeline, without_downloads
+from dsctl_core.training.optim.lr_schedule import LRSchedule, plan_lr_schedule
+from dsctl_core.training.optim.optimizer import OptimizerPlan, learning_rate, plan_optimizer
+from dsctl_core.training.output.folder import refuse_used
+from dsctl_core.training.output.skipped import SkippedRows
+from dsctl_core.training.plan.cache_check import CacheCheck
+from dsctl_core.training.plan.encode import EncodePlan
+from dsctl_core.training.plan.source import Source, open_cache, open_dataset, samples_repeat
+from dsctl_core.training.state.compare import identity_of, refuse_changes
+from dsctl_core.training.state.folder import SavedState, find_state
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+CACHE_FOLDER = "cache"  # in the output folder of a run that makes its own
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training will do, found out and checked before any weights are loaded or anything is written."""
+
+    options: TrainOptions
+    model: ResolvedModel
+    use: ModelUse
+    source: Source  # of the samples: a dataset, or the cache to train from
+    skipped: SkippedRows
+    accelerator: Accelerator
+    task: str
+    stages: Stages
+    encoding: EncodePlan | None  # the cache that the run makes for itself, where its samples repeat
+    optimizer: OptimizerPlan
+    lr_schedule: LRSchedule | None
+    callbacks: CallbackPlan
+    state: SavedState | None  # that the run goes on from
+    identity: dict[str, Any]  # all that the results depend on
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the frozen weights."""
+        return float_dtype(self.accelerator.mixed_precision)
+
+    @property
+    def components(self) -> tuple[str, ...] | None:
+        """The components that are loaded for training, None for all: from a cache only those of stage two."""
+        cached = self.encoding is not None or isinstance(self.source, CachedDataset)
+        return self.stages.second_components if cached else None
+
+    @property
+    def own_cache(self) -> Path:
+        """The folder of the cache that the run makes for itself."""
+        return self.options.output.output_path / CACHE_FOLDER
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run goes on in the output folder of the state that it goes on from."""
+        return _goes_on(self.options, self.state)
+
+
+def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = False) -> TrainingPlan:
+    """Work out what a training will do. What is cheap to check is checked first.
+
+    Nothing is written; with `offline`, nothing is downloaded either. Who takes the plan ends its `accelerator`.
+    Raises DsctlError for whatever can be known not to work before weights are loaded.
+    """
+    output, training, adapter = options.output, options.training, options.adapter
+    require_trackers([tracker.name for tracker in options.callbacks.track])
+    state = find_state(output.output_path, output.resume, progress.note) if output.resume else None
+    if not _goes_on(options, state):
+        refuse_used(output.output_path)
+    for lora in adapter.lora:
+        lora_weights(lora.path)
+    skipped, use = SkippedRows(output.output_path), ModelUse.of_training(options)
+    source, model = _open_source(options, use, skipped, progress)
+    if offline:
+        model = without_downloads(model)
+    for name in (*options.trained_components, *use.edits.fp8, use.edits.lora_on):
+        model.check_component(name)
+    rate = learning_rate(options.optim, training.trainable_models or (), model)
+    optimizer = plan_optimizer(options.optim, rate)
+    identity = identity_of(options, model, source, rate)
+    if state is not None:
+        refuse_changes(state.about["settings"], identity, output.allow_changed, state.folder)
+    if options.memory.attention_backend is not None:
+        check_backend(options.memory.attention_backend)
+    callbacks = plan_callbacks(options, model, source, use.edits)
+    accelerator = build_accelerator(training)
+    try:
+        shell = empty_pipeline(model, float_dtype(accelerator.mixed_precision), accelerator.device)
+        task = source.manifest.recipe.task if isinstance(source, CachedDataset) else options.loss_task
+        if isinstance(source, CachedDataset):
+            use.refuse_loras_on(source.manifest.recipe.components, model.family)
+        stages = plan_stages(shell, find_loss(task), options.trained_components)
+        if isinstance(source, CachedDataset):
+            CacheCheck(source, options.weights, options.data).refuse_other_units(stages, options.trained_components)
+        encoding = _plan_own_cache(options, use, model, source, accelerator, shell, stages)
+    except BaseException:
+        accelerator.end_training()
+        raise
+    return TrainingPlan(
+        options=options,
+        model=model,
+        use=use,
+        source=source,
+        skipped=skipped,
+        accelerator=accelerator,
+        task=task,
+        stages=stages,
+        encoding=encoding,
+        optimizer=optimizer,
+        lr_schedule=plan_lr_schedule(options.optim),
+        callbacks=callbacks,
+        state=state,
+        identity=identity,
+    )
+
+
+def build_accelerator(options: TrainingOptions) -> Accelerator:
+    """Set up accelerate: device, precision and accumulation."""
+    from accelerate import DistributedDataParallelKwargs
+
+    return make_accelerator(
+        options.device,
+        options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=options.find_unused_parameters)],
+    )
+
+
+def _goes_on(options: TrainOptions, state: SavedState | None) -> bool:
+    return state is not None and state.output_path == options.output.output_path.absolute()
+
+
+def _open_source(
+    options: TrainOptions, use: ModelUse, skipped: SkippedRows, progress: Progress
+) -> tuple[Source, ResolvedModel]:
+    if options.cache_folder is not None:
+        return open_cache(options, use)
+    return open_dataset(options, use, skipped, progress)
+
+
+def _plan_own_cache(
+    options: TrainOptions,
+    use: ModelUse,
+    model: ResolvedModel,
+    source: Source,
+    accelerator: Accelerator,
+    shell: BasePipeline,
+    stages: Stages,
+) -> EncodePlan | None:
+    """Return what is encoded beforehand: all samples, where they are seen more than once and are the same each time."""
+    if isinstance(source, CachedDataset) or not options.caching.cache or source.varies():
+        return None
+    if not samples_repeat(options.training, source, accelerator.num_processes) or not stages.groups:
+        return None
+    if use.changed_by_loras(model.family) & set(stages.first_components):
+        return None
+    return EncodePlan(
+        model,
+        source,
+        accelerator,
+        shell,
+        stages,
+        options.loss_task,
+        options.trained_components,
+        use.edits,
+        options.weights,
+        options.data,
+    )

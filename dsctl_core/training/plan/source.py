@@ -1,0 +1,92 @@
+"""Where the samples of a run come from: a dataset, checked, or a cache, with the model that goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.data import DatasetError, UnifiedDataset, check_dataset, usable_part
+from dsctl_core.data.build import build_dataset
+from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.losses import Loss, find_loss
+from dsctl_core.losses.columns import refuse_unreadable, unreadable_rows, with_columns_alike
+from dsctl_core.options import TrainOptions
+from dsctl_core.options.data import DataOptions
+from dsctl_core.options.template import INPUTS as TEMPLATE_COLUMN
+from dsctl_core.options.template import TemplateSource
+from dsctl_core.options.training import TrainingOptions
+from dsctl_core.progress import Progress
+from dsctl_core.training.model.open import ModelUse, open_model, with_template
+from dsctl_core.training.model.task_module import TaskModule, objective_of, refuse_unused
+from dsctl_core.training.output.skipped import SkippedRows
+from dsctl_core.training.plan.cache_check import CacheCheck
+
+Source = UnifiedDataset | CachedDataset
+MOST_PROBLEMS = 1000  # of a dataset, that are listed
+
+
+def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, ResolvedModel]:
+    """Return the cache to train from, and the model and template that are named, else those it was made with.
+
+    A cache that does not fit the run is a CacheMismatch.
+    """
+    assert options.cache_folder is not None
+    cached = CachedDataset(options.cache_folder, options.data.dataset_repeat)
+    recipe, check = cached.manifest.recipe, CacheCheck(cached, options.weights, options.data)
+    made_with = recipe.model.get("template")
+    template = options.templates.template or (None if made_with is None else TemplateSource.parse(made_with))
+    trusted, required = options.templates.trust_template, TEMPLATE_COLUMN in options.data.extra_inputs
+    named = resolve_model(**check.model_names())
+    resolved = with_template(named, template, use, trusted=trusted, required=required)
+    check.refuse_misfit(resolved, options.loss_task if options.given("task") else None)
+    refuse_unused(objective_of(options.objective), find_loss(recipe.task))
+    return cached, resolved
+
+
+def open_dataset(
+    options: TrainOptions, use: ModelUse, skipped: SkippedRows, progress: Progress
+) -> tuple[UnifiedDataset, ResolvedModel]:
+    """Return the dataset, checked, and the model that is named."""
+    resolved = open_model(options.weights, options.templates, use, options.data.extra_inputs, options.loss_task)
+    loss = find_loss(options.loss_task)
+    refuse_unused(objective_of(options.objective), loss)
+    return checked_dataset(options.data, resolved, loss, skipped, progress), resolved
+
+
+def checked_dataset(
+    options: DataOptions, resolved: ResolvedModel, loss: Loss, skipped: SkippedRows, progress: Progress
+) -> UnifiedDataset:
+    """Build the dataset and check it: a row that cannot be used is refused, or left out and added to `skipped`."""
+    dataset = build_dataset(options, resolved.family, resolved.defaults)
+    progress.note(f"Dataset: {dataset.metadata.layout}")
+    if options.on_bad_sample == "stop":
+        try:
+            check_dataset(dataset, progress, limit=MOST_PROBLEMS)
+        except DatasetError as error:
+            for problem in error.problems if len(error.problems) > 1 else ():
+                progress.note(problem.problem)
+            raise
+        refuse_unreadable(dataset, loss)
+        return dataset
+    usable, problems = usable_part(dataset, progress)
+    unread = unreadable_rows(usable, loss)
+    for problem in problems:
+        skipped.add(problem)
+    for unreadable in unread.values():
+        skipped.add(unreadable)
+    return usable.without(unread) if unread else usable
+
+
+def samples_repeat(options: TrainingOptions, dataset: UnifiedDataset, processes: int) -> bool:
+    """Return whether the run sees its samples more than once."""
+    seen = options.num_epochs * len(dataset)
+    if options.max_steps is not None:
+        seen = options.max_steps * options.batch_size * options.gradient_accumulation_steps * processes
+    return seen > len(dataset.numbers)
+
+
+def buckets_of(source: Source, module: TaskModule) -> list[Hashable]:
+    """Return what the rows of a batch must have in common, of a cache but for what is padded."""
+    if isinstance(source, CachedDataset):
+        return source.buckets(module.padded)
+    return with_columns_alike(source.buckets(), source, module.loss)
