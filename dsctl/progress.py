@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dsctl_core.readable import readable_duration
+
 if TYPE_CHECKING:
     import rich.progress
 
@@ -49,7 +51,7 @@ class Lines:
         count = f"{self.done}/{self.total}" if self.total else f"{self.done}"
         parts = [f"{self.what} {count}", self.fields, f"{pace:.3g} s/step"]
         if self.total is not None and self.done < self.total:
-            parts.append(f"{duration(pace * (self.total - self.done))} left")
+            parts.append(f"{readable_duration(pace * (self.total - self.done))} left")
         self.write("  ".join(part for part in parts if part))
 
 
@@ -101,7 +103,7 @@ class Bar(OnTerminal):
             return
         self.done += n
         pace = (time.monotonic() - self.began) / max(self.done - self.before, 1)
-        left = "" if self.total is None else f"  {duration(pace * (self.total - self.done))} left"
+        left = "" if self.total is None else f"  {readable_duration(pace * (self.total - self.done))} left"
         self.values = shown(fields) or self.values
         self.live.update(self.task, advance=n, pace=f"{pace:.3g} s/step{left}", values=self.values)
 
@@ -110,10 +112,3 @@ def shown(fields: dict[str, float | str]) -> str:
     """Return values as "loss 0.123  lr 0.0001"."""
     texts = {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in fields.items()}
     return "  ".join(f"{name} {text}" for name, text in texts.items())
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as 0:09, 12:34 or 1:02:03."""
-    minutes, rest = divmod(max(round(seconds), 0), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

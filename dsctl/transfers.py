@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from dsctl.progress import EVERY, OnTerminal
+from dsctl_core.readable import readable_bytes
 
 
 class TransferLines:
@@ -20,7 +21,7 @@ class TransferLines:
         """Say what begins."""
         self.what, self.total, self.done = what, sum(sizes.values()), 0
         self.began = self.said = self.clock()
-        self.write(f"{what}: {len(sizes)} file{'s' if len(sizes) != 1 else ''}, {shown_bytes(self.total)}")
+        self.write(f"{what}: {len(sizes)} file{'s' if len(sizes) != 1 else ''}, {readable_bytes(self.total)}")
 
     def advance(self, name: str, n: int) -> None:
         """Count, and say so when it is time."""
@@ -30,7 +31,8 @@ class TransferLines:
                 self.said = self.clock()
                 pace = self.done / max(self.said - self.began, 1e-9)
                 self.write(
-                    f"{self.what}: {shown_bytes(self.done)} of {shown_bytes(self.total)}, {shown_bytes(pace)}/s  {name}"
+                    f"{self.what}: {readable_bytes(self.done)} of {readable_bytes(self.total)}, "
+                    f"{readable_bytes(pace)}/s  {name}"
                 )
 
     def finish(self) -> None:
@@ -81,11 +83,3 @@ class TransferBars(OnTerminal):
             self.live.advance(self.tasks[""], n)
             self.gone[name] = self.gone.get(name, 0) + n
             self.live.update(self.tasks[name], visible=self.gone[name] < self.sizes.get(name, 0))
-
-
-def shown_bytes(count: float) -> str:
-    """Return bytes as "12 kB", "3.4 MB" or "5.67 GB"."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"

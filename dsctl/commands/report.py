@@ -9,7 +9,9 @@ from dsctl_core.options import ReportOptions
 
 @takes(ReportOptions)
 def report(options: ReportOptions) -> None:
-    """Write a page about a run, or compare several."""
+    """Write a page about a run, or compare several; or their metrics as a table."""
     from dsctl_core.commands.report import report
 
-    out.result("Written", report=report(options).report)
+    written = report(options)
+    files = {"report": written.report, "table": written.table}
+    out.result("Written", **{name: path for name, path in files.items() if path is not None})

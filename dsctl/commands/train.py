@@ -7,6 +7,7 @@ from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
 from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import TrainOptions
+from dsctl_core.readable import readable_bytes
 
 
 @takes(TrainOptions, config=True)
@@ -56,7 +57,7 @@ def show_dry_run(options: TrainOptions) -> None:
 
     facts = dry_run(options, progress=out.progress()).facts()
     lines = ["Dry run: nothing was loaded, written or trained", f"  steps  {facts['steps']}"]
-    for part, spell in (("parameters", _numbers), ("memory", _bytes), ("disk", _bytes)):
+    for part, spell in (("parameters", _numbers), ("memory", readable_bytes), ("disk", readable_bytes)):
         lines += ["", part]
         lines += out.columns([(name.replace("_", " "), spell(value)) for name, value in facts[part].items()], indent=2)
     out.show(facts, lines)
@@ -64,7 +65,3 @@ def show_dry_run(options: TrainOptions) -> None:
 
 def _numbers(value: int) -> str:
     return f"{value:,}"
-
-
-def _bytes(value: int) -> str:
-    return f"{value / 1e9:,.2f} GB" if value >= 1e9 else f"{value / 1e6:,.1f} MB"

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from dsctl_core.cache.shards import FOLDER, Part, examine, examine_all, shard_files, structures, write_shard
 from dsctl_core.errors import DsctlError
+from dsctl_core.files import lock
 from dsctl_core.progress import Progress
 
+LOCK_FILE = ".lock"
 
-@contextmanager
-def locked(cache: Path) -> Iterator[None]:
-    """Keep other commands from writing to the folder; the system lifts the lock of a process that is killed."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
 
-    descriptor = os.open(cache, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DsctlError(
-                f"another command is writing to {cache}", hint="wait until it is done, or give another folder"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
+def locked(cache: Path) -> AbstractContextManager[None]:
+    """Keep other commands from writing to the folder."""
+    busy = DsctlError(f"another command is writing to {cache}", hint="wait until it is done, or give another folder")
+    return lock.locked(cache / LOCK_FILE, busy)
 
 
 def clear_temporary_files(cache: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.hub.settings import download_source, model_base_path, skip_download
 from dsctl_core.progress import NoTransfers
+from dsctl_core.readable import readable_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,8 @@ class _Announce(NoTransfers):
 
     def start(self, what: str, sizes: dict[str, int]) -> None:
         """Say it; a person who waits should know what for."""
-        size = sum(sizes.values()) / 1e9
-        logger.warning("%s: %d files, %.2f GB; `dsctl download` shows how far it is", what, len(sizes), size)
+        size = readable_bytes(sum(sizes.values()))
+        logger.warning("%s: %d files, %s; `dsctl download` shows how far it is", what, len(sizes), size)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dsctl_core.cache.manifest import INDEX_FILE, MANIFEST_FILE, read_manifest
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_resize
 from dsctl_core.data.problems import DataError
-from dsctl_core.data.summary import CacheBytes, lines_of, readable_bytes, summarize
+from dsctl_core.data.summary import CacheBytes, lines_of, summarize
 from dsctl_core.data.validation import Checks, Level, Problem, Validation, cannot_be_read, validate_dataset
 from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
@@ -19,6 +19,7 @@ from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.options import DatasetValidateOptions, ReadingOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.readable import readable_bytes
 from dsctl_core.report.dataset import report_page
 
 DIVISION_FACTOR = 16  # of the families that there are, where no --model says which one it will be

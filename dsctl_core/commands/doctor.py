@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dsctl_core.hub.settings import model_base_path
 from dsctl_core.options import DoctorOptions
+from dsctl_core.readable import readable_bytes
 from dsctl_core.version import __version__
 
 PACKAGES: tuple[str, ...] = (
@@ -92,7 +93,7 @@ def devices() -> dict[str, str]:
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
-        found[f"cuda:{index}"] = f"{gpu.name}, {gigabytes(gpu.total_memory)}, sm_{gpu.major}{gpu.minor}, {bf16}"
+        found[f"cuda:{index}"] = f"{gpu.name}, {readable_bytes(gpu.total_memory)}, sm_{gpu.major}{gpu.minor}, {bf16}"
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU"
     return found
@@ -124,13 +125,13 @@ def memory(has_torch: bool) -> dict[str, str]:
         import psutil
 
         state = psutil.virtual_memory()
-        found["main"] = f"{gigabytes(state.available)} free of {gigabytes(state.total)}"
+        found["main"] = f"{readable_bytes(state.available)} free of {readable_bytes(state.total)}"
     if has_torch:
         import torch
 
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
-            found[f"cuda:{index}"] = f"{gigabytes(free)} free of {gigabytes(total)}"
+            found[f"cuda:{index}"] = f"{readable_bytes(free)} free of {readable_bytes(total)}"
     return found
 
 
@@ -140,7 +141,7 @@ def disk() -> dict[str, str]:
     found = {}
     for name, place in places.items():
         existing = next(path for path in (place, *place.parents) if path.exists())
-        found[name] = f"{gigabytes(shutil.disk_usage(existing).free)} free, {place}"
+        found[name] = f"{readable_bytes(shutil.disk_usage(existing).free)} free, {place}"
     return found
 
 
@@ -167,8 +168,3 @@ def hub_addresses() -> dict[str, str]:
     from modelscope.hub.utils.utils import get_endpoint
 
     return {"huggingface": ENDPOINT, "modelscope": get_endpoint()}
-
-
-def gigabytes(count: int) -> str:
-    """Return a number of bytes in GiB."""
-    return f"{count / 2**30:.1f} GiB"

@@ -34,6 +34,7 @@ from dsctl_core.lora.merge import (
 )
 from dsctl_core.options.lora_tools import MergeLoraOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.readable import readable_bytes
 
 
 def merge(options: MergeLoraOptions, progress: Progress | None = None) -> Written:
@@ -134,7 +135,7 @@ def _refuse_full_disk(folder: Path, places: ComponentPaths) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DsctlError(
-            f"the merged model takes {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free",
+            f"the merged model takes {readable_bytes(needed)}, but {folder} has {readable_bytes(free)} free",
             hint="free some disk space, or give an --output on another disk",
         )
 

@@ -1,21 +1,63 @@
-"""`dsctl report`: a page about a run, or one that compares several."""
+"""`dsctl report`: a page about a run, or one that compares several, and their metrics as a table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import atomic_path, prepare_folder, write_text
 from dsctl_core.options import ReportOptions
-from dsctl_core.report import write_report
+
+TABLES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
 class ReportResult:
-    """Where the page is."""
+    """What was written; `report` is None where only the table was asked for."""
 
-    report: Path
+    report: Path | None
+    table: Path | None = None
 
 
 def report(options: ReportOptions) -> ReportResult:
-    """Write the page about the runs in `options`; a DsctlError for a folder that holds no run."""
-    return ReportResult(write_report(options.runs, options.output))
+    """Write the page about the runs in `options`, the table of their metrics, or both.
+
+    The page goes to `output`, else to report.html in the first folder, unless only `csv` is given. Raises DsctlError
+    for a folder that holds no run, and for a file to write that is neither a page nor a table by its suffix.
+    """
+    from dsctl_core.report.run import report_page
+    from dsctl_core.report.runs import metrics_table, names_of, read_runs
+
+    page = None if options.output is None and options.csv is not None else _page_path(options)
+    if options.csv is not None:
+        _refuse_suffix("--csv", options.csv, TABLES)
+    runs = read_runs(options.runs)
+    if options.csv is not None:
+        prepare_folder(options.csv.parent)
+        table = metrics_table(runs, names_of(runs))
+        with atomic_path(options.csv) as temporary:
+            if options.csv.suffix.lower() == ".parquet":
+                table.to_parquet(temporary, index=False)
+            else:
+                table.to_csv(temporary, index=False)
+    if page is not None:
+        prepare_folder(page.parent)
+        write_text(page, report_page(runs))
+    return ReportResult(page, options.csv)
+
+
+def _page_path(options: ReportOptions) -> Path:
+    page = options.output or options.runs[0] / "report.html"
+    _refuse_suffix("--output", page, (".html", ".htm"))
+    return page
+
+
+def _refuse_suffix(flag: str, path: Path, suffixes: tuple[str, ...]) -> None:
+    if path.is_dir():
+        raise DsctlError(f"{path} is a folder", hint=f"give {flag} a name that ends in {suffixes[0]}")
+    if path.suffix.lower() not in suffixes:
+        raise DsctlError(
+            f"{flag} is {str(path)!r}, which does not end in {' or '.join(suffixes)}",
+            hint=f"give it a name that ends in {suffixes[0]}; other files are never written over",
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,13 @@ from PIL import Image
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.cache.verify import Problem, find_problems
-from dsctl_core.data.summary import readable_bytes
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import write_text
-from dsctl_core.report.html import document, facts, picture
+from dsctl_core.report.cache import cache_page
 
 PICTURES = 12  # in a page, from all over the cache
 LATENTS = "shared.input_latents"
-SIDE = 160  # of a picture in the page, in pixels
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def validate_cache(cache: Path, report: Path | None = None, model: str | None = 
     except DsctlError:
         unread = CacheValidation(0, problems, {})
         if report is not None:
-            write_text(report, page(cache, unread, None, []))
+            write_text(report, cache_page(cache, {}, problems, None, []))
         return unread
     manifest, recipe = dataset.manifest, dataset.manifest.recipe
     summary = {
@@ -76,7 +73,8 @@ def validate_cache(cache: Path, report: Path | None = None, model: str | None = 
     found = CacheValidation(len(dataset.entries), problems, summary)
     if report is not None:
         pictures = decoded(dataset, resolve_model(model)) if model is not None and found.clean else []
-        write_text(report, page(cache, found, dataset if found.clean else None, pictures))
+        latents = _sizes(dataset) if found.clean else None
+        write_text(report, cache_page(cache, summary, problems, latents, pictures))
     return found
 
 
@@ -93,35 +91,7 @@ def decoded(dataset: CachedDataset, resolved: ResolvedModel) -> list[tuple[int, 
     return pictures
 
 
-def page(
-    cache: Path, found: CacheValidation, dataset: CachedDataset | None, pictures: list[tuple[int, Image.Image]]
-) -> str:
-    """Return a self-contained page about a cache."""
-    summary = {**found.summary, **({"bytes": readable_bytes(found.summary["bytes"])} if found.summary else {})}
-    rows = [(name.replace("_", " "), str(value)) for name, value in summary.items()]
-    sizes = [("latents", _sizes(dataset))] if dataset is not None else []
-    shown = "".join(
-        f"<figure>{picture(each, SIDE, f'row {row + 1}')}<figcaption>row {row + 1}</figcaption></figure>"
-        for row, each in pictures
-    )
-    parts = [facts([*rows, *sizes]), "<h2>Problems</h2>", _problems(found), "<h2>What the latents decode to</h2>"]
-    parts.append(f'<div class="pictures">{shown}</div>' if shown else f"<p>{_why_none(found)}</p>")
-    return document(f"Cache {cache}", parts)
-
-
-def _problems(found: CacheValidation) -> str:
-    rows = []
-    for each in found.problems:
-        level = "soft" if each.harmless else "error"
-        hint = f'<div class="hint">{escape(each.hint)}</div>' if each.hint else ""
-        rows.append(f'<tr><td class="{level}">{escape(each.kind)}</td><td>{escape(each.message)}{hint}</td></tr>')
-    return f'<table class="wide">{"".join(rows)}</table>' if rows else "<p>None.</p>"
-
-
-def _why_none(found: CacheValidation) -> str:
-    return "Name the model to see pictures." if found.clean else "Nothing, as long as there are problems."
-
-
 def _sizes(dataset: CachedDataset) -> str:
+    """Return how many entries have latents of which shape."""
     shapes = Counter(tuple(dataset.sample(entry)[LATENTS].shape[1:]) for entry in dataset.entries)
     return ", ".join(f"{count} of {'x'.join(map(str, shape))}" for shape, count in shapes.most_common())

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from dsctl_core.data.validation import Validation
+from dsctl_core.readable import readable_bytes
 
 # (width, height, frames, characters of the prompt) -> bytes of what a cache keeps of the picture, and of the prompt
 CacheBytes = Callable[[int, int, int, int], tuple[int, int]]
@@ -102,12 +103,3 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
     errors, warnings = summary["errors"], summary["warnings"]
     lines.append("no problem found" if not errors and not warnings else f"{errors} errors, {warnings} warnings")
     return lines
-
-
-def readable_bytes(count: float) -> str:
-    """Return a number of bytes as people say it."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

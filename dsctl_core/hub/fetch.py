@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder, write_json
+from dsctl_core.files.lock import locked
 from dsctl_core.hub.remote import Hub, RemoteFile, RepoType, checksum_of, safe_path
 from dsctl_core.progress import NoTransfers, Transfers
+from dsctl_core.readable import readable_bytes
 
 NOTES, PARTS = ".dsctl", "parts"
 SPARE = 100_000_000  # bytes that are left free on the disk
@@ -54,7 +54,7 @@ def fetch(
     shown = progress or NoTransfers()
     paths = [folder / safe_path(file.path) for file in files]
     prepare_folder(folder / NOTES)
-    with FileLock(folder / NOTES / "lock"):
+    with locked(folder / NOTES / "lock"):
         notes = _Notes(folder / NOTES / "files.json")
         wanted = []
         for file, path in zip(files, paths, strict=True):
@@ -124,7 +124,7 @@ def _refuse_full_disk(folder: Path, files: Iterable[RemoteFile]) -> None:
     needed, free = sum(file.size for file in files) - started + SPARE, shutil.disk_usage(folder).free
     if needed > free:
         raise DsctlError(
-            f"{needed / 1e9:.1f} GB are needed for {folder}, but {free / 1e9:.1f} GB are free",
+            f"{readable_bytes(needed)} are needed for {folder}, but {readable_bytes(free)} are free",
             hint="free some disk space, or give another place with --local-dir or DSCTL_MODEL_BASE_PATH",
         )
 

@@ -11,6 +11,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import check_safetensors
 from dsctl_core.hub.remote import Hub, check_repo_id, checksum_of
 from dsctl_core.progress import NoTransfers, Transfers
+from dsctl_core.readable import readable_bytes
 
 SECRET_NAMES = re.compile(r"^(\.env(\..*)?|\.netrc|\.git-credentials|id_(rsa|ed25519|ecdsa)|credentials(\.json)?)$")
 # Tokens of the hubs and of those most often lying about, by their fixed beginnings.
@@ -94,7 +95,7 @@ def upload_to_hub(
     for name, size in sizes.items():
         if size > hub.file_limit:
             raise DsctlError(
-                f"{name} has {size / 1e9:.1f} GB, and a file may have {hub.file_limit / 1e9:.0f} GB there",
+                f"{name} has {readable_bytes(size)}, and a file may have {readable_bytes(hub.file_limit)} there",
                 hint="save the model in shards",
             )
     shown.start(f"Uploading to {repo_id}", sizes)

@@ -17,3 +17,8 @@ class ReportOptions(Options):
         min_length=1, description="Output folder of a run, finished or not; of several, the page compares them."
     )
     output: Path | None = Field(None, description="HTML file to write. Left out: report.html in the first folder.")
+    csv: Path | None = Field(
+        None,
+        description="Write the metrics of the runs as one table, a row for each run and step: .csv or .parquet. "
+        "Without --output, no page is written.",
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
 
@@ -26,11 +27,11 @@ class Curve:
     smooth: bool = False
 
 
-def chart(title: str, curves: Sequence[Curve]) -> str:
-    """Return a figure with `curves` over the steps, or nothing where none has a point."""
+def chart(title: str, curves: Sequence[Curve]) -> Markup:
+    """Return a figure with `curves` over the steps as HTML, or nothing where none has a point."""
     drawn = [curve for curve in curves if curve.points]
     if not drawn:
-        return ""
+        return Markup()
     scale = Scale.around([point for curve in drawn for point in curve.points])
     inside = [_axes(scale)]
     for curve in drawn:
@@ -41,10 +42,10 @@ def chart(title: str, curves: Sequence[Curve]) -> str:
         inside.append(_line(scale, main, curve.colour, "main"))
         inside.append(_spots(scale, curve, main))
     label = f"{title}: " + ", ".join(f"{curve.name} ends at {text(curve.points[-1][1])}" for curve in drawn)
-    return (
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(inside)}</svg></figure>'
-    )
+    return Markup(
+        '<figure class="chart"><figcaption>{}</figcaption>'
+        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>'
+    ).format(title, WIDTH, HEIGHT, label, Markup("".join(inside)))
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
-"""A page about a validated dataset that needs nothing beside it: problems, charts and pictures in one HTML file."""
+"""The page about a validated dataset: problems, charts and pictures in one HTML file."""
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.data.inspection import thumbnail
-from dsctl_core.data.summary import readable_bytes
 from dsctl_core.data.validation import Problem, Validation
-from dsctl_core.report.html import document
+from dsctl_core.readable import readable_bytes
+from dsctl_core.report.html import data_url, render
 
 MOST_PROBLEMS, MOST_PICTURES, BARS = 2000, 48, 24
 
@@ -21,66 +19,51 @@ def report_page(found: Validation, summary: Mapping[str, Any], title: str, video
     """Return the page."""
     usable = list(found.files)
     sample = usable[:: max(len(usable) // 24, 1)][:24]
-    errors, warnings = summary["errors"], summary["warnings"]
-    verdict = "No problem found." if not found.problems else f"{errors} errors, {warnings} warnings."
-    parts = [
-        f"<p>{verdict} {summary['rows']} rows ({escape(summary['layout'])}), {summary['files']} files, "
-        f"{readable_bytes(summary['file_bytes'])}.</p>",
-        _cache(summary),
-        "<h2>Problems</h2>",
-        _problems(found, videos),
-        "<h2>Sizes of the files</h2>",
-        _bars(summary["resolutions"]),
-        "<h2>Sizes trained at</h2>",
-        _bars(summary["buckets"]),
-        "<h2>Words in a caption</h2>",
-        _bars(_histogram(len(prompt.split()) for each in found.samples for prompt in each.prompts)),
-        "<h2>A sample</h2>",
-        _pictures(sample, found, videos),
+    errors, warnings, cached = summary["errors"], summary["warnings"], summary["cache_bytes"]
+    words = _histogram(len(prompt.split()) for each in found.samples for prompt in each.prompts)
+    charts = [
+        ("Sizes of the files", _bars(summary["resolutions"])),
+        ("Sizes trained at", _bars(summary["buckets"])),
+        ("Words in a caption", _bars(words)),
     ]
-    return document(title, parts)
+    return render(
+        "dataset.html.j2",
+        title,
+        verdict="No problem found." if not found.problems else f"{errors} errors, {warnings} warnings.",
+        summary=summary,
+        file_bytes=readable_bytes(summary["file_bytes"]),
+        cache_bytes=None if cached is None else readable_bytes(cached),
+        problems=[
+            _problem(problem, videos, with_picture=number < MOST_PICTURES)
+            for number, problem in enumerate(found.problems[:MOST_PROBLEMS])
+        ],
+        more_problems=max(len(found.problems) - MOST_PROBLEMS, 0),
+        charts=charts,
+        sample=_pictures(sample, found, videos),
+    )
 
 
-def _cache(summary: Mapping[str, Any]) -> str:
-    size = summary["cache_bytes"]
-    return "" if size is None else f"<p>A cache of it would have about {readable_bytes(size)} in bfloat16.</p>"
+def _problem(problem: Problem, videos: bool, *, with_picture: bool) -> dict[str, Any]:
+    data = thumbnail(Path(problem.file), videos) if problem.file and with_picture else None
+    return {
+        "row": problem.row or "",
+        "level": problem.level,
+        "kind": problem.kind,
+        "message": problem.message,
+        "hint": problem.hint,
+        "source": None if data is None else data_url(data, "image/jpeg"),
+    }
 
 
-def _problems(found: Validation, videos: bool) -> str:
-    if not found.problems:
-        return "<p>None.</p>"
-    rows = []
-    for number, problem in enumerate(found.problems[:MOST_PROBLEMS]):
-        picture = _image(problem, videos) if number < MOST_PICTURES else ""
-        hint = f'<div class="hint">{escape(problem.hint)}</div>' if problem.hint else ""
-        rows.append(
-            f'<tr><td>{problem.row or ""}</td><td class="{problem.level}">{escape(problem.kind)}</td>'
-            f"<td>{escape(problem.message)}{hint}</td><td>{picture}</td></tr>"
-        )
-    more = len(found.problems) - MOST_PROBLEMS
-    rest = f"<p>... and {more} more.</p>" if more > 0 else ""
-    head = "<tr><th>row</th><th>kind</th><th>problem</th><th></th></tr>"
-    return f'<table class="problems wide">{head}{"".join(rows)}</table>{rest}'
-
-
-def _image(problem: Problem, videos: bool) -> str:
-    data = thumbnail(Path(problem.file), videos) if problem.file else None
-    return "" if data is None else f'<img alt="" src="{_address(data)}">'
-
-
-def _address(data: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
-
-
-def _pictures(paths: list[Path], found: Validation, videos: bool) -> str:
+def _pictures(paths: list[Path], found: Validation, videos: bool) -> list[dict[str, str]]:
     figures = []
     for path in paths:
         data = thumbnail(path, videos)
         if data is not None:
             prompts = found.samples[found.rows_of[path][0]].prompts
-            caption = escape(prompts[0][:200]) if prompts else ""
-            figures.append(f'<figure><img alt="" src="{_address(data)}"><figcaption>{caption}</figcaption></figure>')
-    return f'<div class="pictures">{"".join(figures)}</div>' if figures else "<p>None could be decoded.</p>"
+            caption = prompts[0][:200] if prompts else ""
+            figures.append({"alt": "", "source": data_url(data, "image/jpeg"), "caption": caption})
+    return figures
 
 
 def _histogram(values: Iterable[int]) -> dict[str, int]:
@@ -97,15 +80,9 @@ def _histogram(values: Iterable[int]) -> dict[str, int]:
     return ranges
 
 
-def _bars(counts: Mapping[str, int]) -> str:
-    if not counts:
-        return "<p>None.</p>"
+def _bars(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Return the bars of a chart, at most BARS, and how many are left out."""
     shown = list(counts.items())[:BARS]
-    most = max(counts.values())
-    rows = [
-        f'<div class="bar"><span>{escape(name)}</span><div style="width:{100 * count / most:.1f}%"></div>'
-        f"<span>{count}</span></div>"
-        for name, count in shown
-    ]
-    rest = len(counts) - len(shown)
-    return "".join(rows) + (f"<p>... and {rest} others.</p>" if rest else "")
+    most = max(counts.values(), default=0)
+    bars = [{"name": name, "count": count, "percent": f"{100 * count / most:.1f}"} for name, count in shown]
+    return {"bars": bars, "more": len(counts) - len(shown)}

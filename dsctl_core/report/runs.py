@@ -1,14 +1,18 @@
-"""What a run has left in its output folder, whole or not: a run may be going on, or have failed."""
+"""Read what a run has left in its output folder, whole or not: the run may be in progress, or have failed."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsctl_core.errors import DsctlError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SAMPLE = re.compile(r"step-(\d+)-(\d+)\.png")
 CHECKPOINT = re.compile(r"step-(\d+)(\..+)?\.(safetensors|peft)")
@@ -17,19 +21,21 @@ VALIDATION_LOSS = "validation_loss"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. `steps` are the lines of metrics.jsonl by step, `samples` the pictures by their number and step."""
+    """One run. `metrics` has a row for each step, `samples` the pictures by their number and step.
+
+    A column of `metrics` is a measurement of metrics.jsonl in float64, NaN where a step has none or no finite one.
+    """
 
     folder: Path
     about: dict[str, Any]
-    steps: dict[int, dict[str, Any]]
-    validation: dict[int, float]
+    metrics: DataFrame
     samples: dict[int, dict[int, Path]]
     checkpoints: list[int]
     skipped: int
 
     @property
     def name(self) -> str:
-        """What the run is called."""
+        """The name of the run: that of its folder."""
         return self.folder.absolute().name
 
     @property
@@ -39,43 +45,72 @@ class RunRecord:
 
     @property
     def last_step(self) -> int:
-        """The last step of which there is a line."""
-        return max(self.steps, default=0)
+        """The last step of which there is a line; 0 where there is none."""
+        return max(self.metrics.index.tolist(), default=0)
 
     def curve(self, name: str) -> list[tuple[int, float]]:
-        """Return (step, value) of one measurement, without what is missing or no number."""
-        found = ((step, line.get(name)) for step, line in sorted(self.steps.items()))
-        return [(step, float(value)) for step, value in found if value is not None and _finite(value)]
+        """Return (step, value) of one measurement, without the steps that have none."""
+        if name not in self.metrics:
+            return []
+        known = self.metrics[name].dropna()
+        return list(zip(known.index.tolist(), known.tolist(), strict=True))
 
 
 def read_run(folder: Path) -> RunRecord:
     """Read the run in `folder`.
 
-    Lines of metrics that are cut off are left out, and of two lines of one step the later counts. A folder without
+    Lines of metrics that are cut off are left out, and of two values for one step the later counts. A folder without
     any trace of a run is a DsctlError.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DsctlError(f"{folder} {what}", hint="give the --output-path of a run")
     about = _read_about(folder / "run.json")
-    steps: dict[int, dict[str, Any]] = {}
-    validation: dict[int, float] = {}
-    for line in _lines(folder / "metrics.jsonl"):
-        step = line.get("step")
-        if not isinstance(step, int):
-            continue
-        if VALIDATION_LOSS in line:
-            if _finite(line[VALIDATION_LOSS]):
-                validation[step] = line[VALIDATION_LOSS]
-        else:
-            steps[step] = line
+    metrics = read_metrics(folder / "metrics.jsonl")
     samples = _samples(folder / "samples")
-    if not about and not steps and not samples:
+    if not about and metrics.empty and not samples:
         raise DsctlError(f"{folder} holds no run", hint="give the --output-path of `dsctl train`")
     saved = {int(match[1]) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name))}
-    return RunRecord(
-        folder, about, steps, validation, samples, sorted(saved), len(list(_lines(folder / "skipped.jsonl")))
-    )
+    return RunRecord(folder, about, metrics, samples, sorted(saved), len(list(_lines(folder / "skipped.jsonl"))))
+
+
+def read_metrics(path: Path) -> DataFrame:
+    """Return the table of a metrics.jsonl: a row for each step, in order, a column for each measurement.
+
+    The line of a validation has only its loss, which goes into the row of its step.
+    """
+    import pandas as pd
+
+    lines = [line for line in _lines(path) if isinstance(line.get("step"), int)]
+    table = pd.DataFrame.from_records(lines, columns=list(dict.fromkeys(name for line in lines for name in line)))
+    if table.empty:
+        return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
+    numbers = table.apply(pd.to_numeric, errors="coerce").replace([float("inf"), -float("inf")], float("nan"))
+    return numbers.astype({"step": "int64"}).groupby("step").last().astype("float64")
+
+
+def metrics_table(runs: Sequence[RunRecord], names: Sequence[str]) -> DataFrame:
+    """Return the metrics of all runs as one long table, with the columns `run` (from `names`) and `step` in front."""
+    import pandas as pd
+
+    tables = [run.metrics.assign(run=name).reset_index() for name, run in zip(names, runs, strict=True)]
+    table = pd.concat(tables, ignore_index=True)
+    return table[["run", "step", *(column for column in table if column not in ("run", "step"))]]
+
+
+def names_of(runs: Sequence[RunRecord]) -> list[str]:
+    """Return the names of the runs; where two are the same, their folders."""
+    names = [run.name for run in runs]
+    return [run.name if names.count(run.name) == 1 else str(run.folder) for run in runs]
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read the runs in `folders`, finished or not; one that is named twice, or holds no run, is a DsctlError."""
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise DsctlError(f"{folder} is given twice", hint="name each run once")
+    return [read_run(folder) for folder in folders]
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -114,7 +149,3 @@ def _samples(folder: Path) -> dict[int, dict[int, Path]]:
         if match:
             found.setdefault(int(match[2]), {})[int(match[1])] = path
     return {number: dict(sorted(found[number].items())) for number in sorted(found)}
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and value == value and abs(value) != float("inf")

@@ -4,26 +4,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.report.html import picture
+from dsctl_core.report.html import image_url
 
 MOST_STEPS, MOST_PROMPTS = 10, 12  # that are shown
 SIDE = 224  # of a picture, in pixels
 
 
-def sample_grid(samples: Mapping[int, Mapping[int, Path]]) -> str:
-    """Return the table, or nothing where there are no samples."""
+@dataclass(frozen=True)
+class Cell:
+    """A picture of the grid: its data: URL, and its description."""
+
+    source: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """The samples of one prompt, a cell for each step; None where there is no picture."""
+
+    prompt: str
+    settings: str
+    cells: list[Cell | None]
+
+
+@dataclass(frozen=True)
+class SampleGrid:
+    """The samples of a run: `more` is the number of prompts that are left out."""
+
+    steps: list[int]
+    rows: list[Row]
+    more: int
+
+
+def sample_grid(samples: Mapping[int, Mapping[int, Path]]) -> SampleGrid | None:
+    """Return the grid of samples, given by their number and step; None where there are none."""
     steps = chosen(sorted({step for pictures in samples.values() for step in pictures}))
     if not steps:
-        return ""
-    head = "".join(f"<th>step {step}</th>" for step in steps)
+        return None
     rows = [_row(number, samples[number], steps) for number in sorted(samples)[:MOST_PROMPTS]]
-    more = len(samples) - len(rows)
-    rest = f'<p class="soft">... and {more} more prompts.</p>' if more > 0 else ""
-    return f'<div class="scroll"><table class="samples"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>{rest}'
+    return SampleGrid(steps, rows, len(samples) - len(rows))
 
 
 def chosen(steps: Sequence[int]) -> list[int]:
@@ -34,18 +57,18 @@ def chosen(steps: Sequence[int]) -> list[int]:
     return [steps[round(number * last / (MOST_STEPS - 1))] for number in range(MOST_STEPS)]
 
 
-def _row(number: int, pictures: Mapping[int, Path], steps: Sequence[int]) -> str:
-    told: dict[str, Any] = {}
-    cells = []
+def _row(number: int, pictures: Mapping[int, Path], steps: Sequence[int]) -> Row:
+    metadata: dict[str, Any] = {}
+    cells: list[Cell | None] = []
     for step in steps:
-        image, about = _read(pictures.get(step))
-        told = about or told
-        cells.append(f"<td>{picture(image, SIDE, f'sample {number}, step {step}') if image is not None else ''}</td>")
-    settings = [f"seed {told['seed']}"] if "seed" in told else []
-    settings += [f"{told['width']}x{told['height']}"] if {"width", "height"} <= told.keys() else []
-    settings += [f"cfg {told['cfg_scale']:g}"] if isinstance(told.get("cfg_scale"), int | float) else []
-    words = f'{escape(str(told.get("prompt", number)))}<br><span class="soft">{escape(", ".join(settings))}</span>'
-    return f'<tr><td class="prompt">{words}</td>{"".join(cells)}</tr>'
+        image, own = _read(pictures.get(step))
+        metadata = own or metadata
+        cells.append(None if image is None else Cell(image_url(image, SIDE), f"sample {number}, step {step}"))
+    settings = [f"seed {metadata['seed']}"] if "seed" in metadata else []
+    settings += [f"{metadata['width']}x{metadata['height']}"] if {"width", "height"} <= metadata.keys() else []
+    guidance = metadata.get("cfg_scale")
+    settings += [f"cfg {guidance:g}"] if isinstance(guidance, int | float) else []
+    return Row(str(metadata.get("prompt", number)), ", ".join(settings), cells)
 
 
 def _read(path: Path | None) -> tuple[Any, dict[str, Any]]:

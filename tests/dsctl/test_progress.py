@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from dsctl import progress
-from dsctl.progress import EVERY, Bar, Lines, duration
+from dsctl.progress import EVERY, Bar, Lines
 
 
 class Clock:
@@ -125,10 +125,3 @@ def test_a_bar_shows_values_pace_and_notes(monkeypatch: pytest.MonkeyPatch):
 def test_what_is_reported_outside_a_job_is_ignored():
     Bar().advance()
     Bar().finish()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (9, "0:09"), (754, "12:34"), (3723, "1:02:03"), (-5, "0:00")]
-)
-def test_a_duration_is_written_as_a_clock_shows_it(seconds: float, text: str):
-    assert duration(seconds) == text

@@ -9,22 +9,45 @@ from collections.abc import Iterator
 from tests.structure.graph import Sources, imports
 
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "safetensors"}
-HEAVY |= {"pandas", "pyarrow", "numpy", "PIL", "av", "huggingface_hub", "modelscope", "modelscope_hub"}
+HEAVY |= {
+    "pandas",
+    "pyarrow",
+    "numpy",
+    "PIL",
+    "av",
+    "jinja2",
+    "filelock",
+    "huggingface_hub",
+    "modelscope",
+    "modelscope_hub",
+}
 
 # The packages and modules of dsctl_core: each imports from itself and from those before it.
-ORDER = ("errors", "gc_pause", "random", "progress", "version", "assets", "files", "options", "family", "scheduler")
+ORDER = (
+    "errors",
+    "gc_pause",
+    "random",
+    "readable",
+    "progress",
+    "version",
+    "assets",
+    "files",
+    "options",
+    "family",
+    "scheduler",
+)
 ORDER += ("data", "hub", "checkpoint", "cache", "memory", "lora", "units", "pipeline", "media", "losses", "control")
 ORDER += ("families", "stages", "report", "template", "training", "commands")
 PLACE = {name: number for number, name in enumerate(ORDER)}
 
 # What the command line may have of the library: what its commands do, and what both sides speak in.
-SPOKEN = {"errors", "gc_pause", "options", "progress", "version"}
+SPOKEN = {"errors", "gc_pause", "options", "progress", "readable", "version"}
 # Who starts the processes of a command knows how they are started, before there is a command to call.
 ALSO = {"dsctl/launch.py": "training.distributed.launch"}
 
 # What `dsctl --help` and reading options import, so what must stay free of heavy libraries.
 LIGHT = re.compile(
-    r"dsctl/.*|dsctl_core/(__init__|gc_pause|errors|family|progress|version)\.py|dsctl_core/options/.*"
+    r"dsctl/.*|dsctl_core/(__init__|gc_pause|errors|family|progress|readable|version)\.py|dsctl_core/options/.*"
     r"|dsctl_core/families/__init__\.py|dsctl_core/families/\w+/(__init__|family)\.py"
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dsctl_core.data.summary import readable_bytes
+from dsctl_core.readable import readable_bytes
 
 if TYPE_CHECKING:
     from dsctl_core.training.output.logger import StepRecord

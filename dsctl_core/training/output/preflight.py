@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error
+from dsctl_core.readable import readable_bytes
 from dsctl_core.training.state.values import write_values
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def rehearse_save(run: TrainingRun, snapshots: Snapshots, saves: int) -> None:
         every = saves * weights + (snapshots.limit + 1) * state
         if every > free_bytes(output):
             run.progress.note(
-                f"{output} has {_gib(free_bytes(output))} free, but all {saves} saves of this run take {_gib(every)}"
+                f"{output} has {readable_bytes(free_bytes(output))} free, "
+                f"but all {saves} saves of this run take {readable_bytes(every)}"
             )
     values = snapshots.collect() if weights + state <= WHOLE else {}
     folder = output / f".rehearsal.{uuid.uuid4().hex[:8]}.tmp"
@@ -62,7 +64,7 @@ def require_space(folder: Path, needed: int) -> None:
     free = free_bytes(folder)
     if needed > free:
         raise DsctlError(
-            f"a save of this run takes {_gib(needed)} ({needed} bytes), but {folder} has {_gib(free)} ({free}) free",
+            f"a save of this run takes {readable_bytes(needed)}, but {folder} has {readable_bytes(free)} free",
             hint="free some disk space, or give an --output-path on another disk",
         )
 
@@ -77,7 +79,3 @@ def _write_probe(path: Path) -> None:
         stream.write(bytes(PROBE))
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _gib(number: int) -> str:
-    return f"{number / 2**30:.2f} GiB"

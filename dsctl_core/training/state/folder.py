@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.files import lock
 from dsctl_core.files.atomic import prepare_folder, sync_folder, write_error, write_json
 from dsctl_core.files.digest import digest_files
 from dsctl_core.files.json import read_json
@@ -29,24 +29,13 @@ def locked(output_path: Path) -> Iterator[None]:
 
     The lock is the process's own, so a worker process that outlives it for a moment does not hold it.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
     prepare_folder(output_path / STATE_FOLDER)
-    with (output_path / STATE_FOLDER / LOCK_FILE).open("w") as stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DsctlError(
-                f"another process is training in {output_path}", hint="wait until it has ended, or stop it"
-            ) from None
+    busy = DsctlError(f"another process is training in {output_path}", hint="wait until it has ended, or stop it")
+    with lock.locked(output_path / STATE_FOLDER / LOCK_FILE, busy):
         try:
             yield
         finally:
             if not state_folders(output_path):  # the run never got as far as a save
-                stream.close()
                 shutil.rmtree(output_path / STATE_FOLDER, ignore_errors=True)
 
 

@@ -72,12 +72,12 @@ def test_a_torch_that_cannot_be_imported_is_a_problem_and_the_rest_is_still_told
     assert report.problems == ["torch cannot be imported: libcudart.so: cannot open shared object file"]
     assert report.devices == {}
     assert report.versions["torch"]
-    assert "GiB free of" in report.memory["main"]
+    assert "GB free of" in report.memory["main"]
 
 
 def test_free_disk_is_told_for_a_models_folder_that_does_not_exist_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("DSCTL_MODEL_BASE_PATH", str(tmp_path / "not" / "yet"))
-    assert doctor.disk()["models"].endswith(f"GiB free, {tmp_path / 'not' / 'yet'}")
+    assert doctor.disk()["models"].endswith(f"GB free, {tmp_path / 'not' / 'yet'}")
 
 
 def test_devices_and_attention_are_told():

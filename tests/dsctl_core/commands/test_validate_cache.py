@@ -2,10 +2,10 @@
 
 import base64
 import io
-from html import escape
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from dsctl_core.commands.cache import make_cache

@@ -6,12 +6,14 @@ import re
 from html.parser import HTMLParser
 from io import BytesIO
 
+import pandas as pd
 import pytest
 from PIL import Image
 
+from dsctl_core.commands.report import report
 from dsctl_core.errors import DsctlError
 from dsctl_core.media.image_file import write_png
-from dsctl_core.report import write_report
+from dsctl_core.options import ReportOptions
 
 NASTY = '<script>alert("x")</script> & "two"'
 
@@ -43,6 +45,10 @@ def write_run(folder, steps=20, prompts=("a cat",), **options):
             write_png(folder / "samples" / f"step-{step}-{number}.png", picture, told)
     (folder / "step-20.safetensors").touch()
     return folder
+
+
+def write_report(folders, output=None):
+    return report(ReportOptions(runs=tuple(folders), output=output)).report
 
 
 class Page(HTMLParser):
@@ -81,7 +87,7 @@ def test_a_page_has_curves_samples_options_hardware_and_versions(tmp_path):
     found = page(write_run(tmp_path / "run", prompts=("a cat", "a dog")))
     for said in ("Loss", "Validation loss", "Learning rate", "Gradient norm", "Samples a second", "Peak memory, GB"):
         assert said in found.text
-    for said in ("--lora-rank", "Some GPU", "1,234,567", "0.1.0", "a dog", "seed 2", "20 min 00 s", "step 10", "2 GB"):
+    for said in ("--lora-rank", "Some GPU", "1,234,567", "0.1.0", "a dog", "seed 2", "20:00", "step 10", "2 GB"):
         assert said in found.text
     assert found.tags.count("svg") == 6
     assert found.tags.count("img") == 6
@@ -181,3 +187,42 @@ def test_a_run_that_is_named_twice_and_an_output_that_is_a_folder_are_refused(tm
         write_report([folder, folder / ".." / "run"])
     with pytest.raises(DsctlError, match="is a folder"):
         write_report([folder], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["step-20.safetensors", "run.json", "metrics.csv", "page"])
+def test_a_page_replaces_nothing_that_is_no_page(tmp_path, name):
+    folder = write_run(tmp_path / "run")
+    (folder / name).write_text("precious")
+    with pytest.raises(DsctlError, match="does not end in .html"):
+        write_report([folder], folder / name)
+    with pytest.raises(DsctlError, match="does not end in .csv or .parquet"):
+        report(ReportOptions(runs=(folder,), csv=folder / name.replace(".csv", ".json")))
+    assert (folder / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_the_table_has_a_row_for_each_run_and_step_with_every_measurement(tmp_path, suffix):
+    folders = (write_run(tmp_path / "a", steps=3), write_run(tmp_path / "b", steps=2))
+    with (folders[1] / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 3, "loss": null, "lr": 0.5}\n')
+    written = report(ReportOptions(runs=folders, csv=tmp_path / "deep" / f"all{suffix}"))
+    assert written.report is None and not (folders[0] / "report.html").exists()
+    table = (pd.read_csv if suffix == ".csv" else pd.read_parquet)(written.table)
+    assert list(table.columns[:2]) == ["run", "step"]
+    assert {"loss", "lr", "grad_norm", "seconds", "samples_per_second", "peak_memory_bytes", "validation_loss"} <= {
+        *table.columns
+    }
+    # Validation is at steps 0 and 10 of each run.
+    assert list(zip(table.run, table.step, strict=True)) == [
+        *(("a", step) for step in (0, 1, 2, 3, 10)),
+        *(("b", step) for step in (0, 1, 2, 3, 10)),
+    ]
+    rows = table.set_index(["run", "step"])
+    assert rows.loc[("a", 2), "loss"] == 0.5 and rows.loc[("a", 10), "validation_loss"] == 0.4
+    assert pd.isna(rows.loc[("b", 3), "loss"]) and rows.loc[("b", 3), "lr"] == 0.5
+
+
+def test_a_page_and_a_table_are_written_together(tmp_path):
+    folder = write_run(tmp_path / "run")
+    written = report(ReportOptions(runs=(folder,), output=tmp_path / "page.html", csv=tmp_path / "table.csv"))
+    assert written.report.is_file() and written.table.is_file()

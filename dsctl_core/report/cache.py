@@ -1,0 +1,43 @@
+"""The page about a cache: its numbers, its problems, and pictures decoded from its latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.readable import readable_bytes
+from dsctl_core.report.html import image_url, render
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dsctl_core.cache.verify import Problem
+
+SIDE = 160  # of a picture in the page, in pixels
+
+
+def cache_page(
+    cache: Path,
+    summary: Mapping[str, Any],
+    problems: Sequence[Problem],
+    latents: str | None,
+    pictures: Sequence[tuple[int, Image]],
+) -> str:
+    """Return the page about the folder `cache`.
+
+    `latents` are the shapes of its latents as text (None: not known), `pictures` the decoded ones by row.
+    """
+    shown = {**summary, **({"bytes": readable_bytes(summary["bytes"])} if summary else {})}
+    rows = [(name.replace("_", " "), str(value)) for name, value in shown.items()]
+    figures = [
+        {"alt": f"row {row + 1}", "source": image_url(image, SIDE), "caption": f"row {row + 1}"}
+        for row, image in pictures
+    ]
+    return render(
+        "cache.html.j2",
+        f"Cache {cache}",
+        rows=[*rows, *([] if latents is None else [("latents", latents)])],
+        problems=problems,
+        shown=figures,
+    )
