@@ -10,7 +10,7 @@ import torch
 from dsctl_core.family import Family
 from dsctl_core.losses import Loss, find_loss
 from dsctl_core.stages.split import PER_STEP_INPUTS, Stages, plan_stages, read_by_loss
-from dsctl_core.training.plan.caching import empty_pipeline_of_family
+from dsctl_core.training.model.open import empty_pipeline_of_family
 from dsctl_core.units import PipelineUnit
 
 
