@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Image
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.checkpoint.build import empty_component
@@ -27,7 +28,7 @@ from dsctl_core.losses import find_loss
 from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.stages.sample import pick, rounded
 from dsctl_core.stages.split import run
-from dsctl_core.training.dry_run.fake_tensors import KnownMasks, LiveBytes, Simulation, tensor_bytes
+from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, tensor_bytes
 from dsctl_core.training.dry_run.process_memory import warm_up
 from dsctl_core.training.loop.batches import MicroBatches
 from dsctl_core.training.model.task_module import TaskModule
@@ -77,8 +78,19 @@ class DryRun:
 
 
 def estimate(plan: TrainingPlan) -> DryRun:
-    """Find out what the run of `plan` would take. Nothing is written, downloaded or trained."""
-    return _Estimate(plan).result()
+    """Find out what the run of `plan` would take. Nothing is written, downloaded or trained.
+
+    Raises DsctlError for a template whose code looks at the numbers in tensors.
+    """
+    try:
+        return _Estimate(plan).result()
+    except DsctlError as error:
+        if isinstance(error.__cause__, DataDependentOutputException | DynamicOutputShapeException):
+            hint = (
+                "a dry run has tensors without numbers, so .item(), .tolist() and `if tensor` fail: leave --dry-run out"
+            )
+            raise DsctlError(error.problem, hint=hint) from error
+        raise
 
 
 class _Estimate:
@@ -165,7 +177,7 @@ class _Estimate:
     def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Return the most bytes that encoding one row takes beside the weights, and what it gives."""
         live = LiveBytes()
-        with KnownMasks(), live, torch.no_grad():
+        with KnownAnswers(), live, torch.no_grad():
             sides = find_loss(self.plan.task).inputs_from_row(pipe, row, self.options.data.extra_inputs)
             sides = run(self.stages.split.once, pipe, sides)
             entry = rounded(pick(sides, self.stages.needs), self.plan.dtype)
@@ -178,7 +190,7 @@ class _Estimate:
         batch = [{CACHED: entry, "seed": number} for number in range(self.options.training.batch_size)]
         precision = torch.autocast("cpu", self.plan.dtype, enabled=self.plan.dtype != torch.float32)
         state = activations = 0
-        with KnownMasks(), live:
+        with KnownAnswers(), live:
             for _ in range(2):  # the optimizer has its state from the second on
                 state = live.now
                 live.start_peak()

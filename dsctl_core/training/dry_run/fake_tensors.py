@@ -46,14 +46,19 @@ class Simulation:
         return nn.Parameter(fake, requires_grad=tensor.requires_grad)
 
 
-class KnownMasks(TorchFunctionMode):
-    """Lets a tensor without numbers be indexed by a mask that has them: by the places of its true entries."""
+class KnownAnswers(TorchFunctionMode):
+    """Answers what is asked of tensors without numbers.
+
+    They are finite; and a mask that has numbers indexes one by the places of its true entries.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__getitem__ and isinstance(args[0], FakeTensor):
             mask = args[1]
             if isinstance(mask, Tensor) and mask.dtype == torch.bool and not isinstance(mask, FakeTensor):
                 args = (args[0], mask.nonzero().unbind(-1))
+        if func is torch.isfinite and isinstance(args[0], FakeTensor):
+            return torch.ones((), dtype=torch.bool)
         return func(*args, **(kwargs or {}))
 
 

@@ -12,7 +12,7 @@ from dsctl_core.lora.files import lora_weights
 from dsctl_core.losses import find_loss
 from dsctl_core.memory.attention import check_backend
 from dsctl_core.options import TrainOptions
-from dsctl_core.options.training import TrainingOptions
+from dsctl_core.options.training import OutputOptions, TrainingOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
 from dsctl_core.stages.split import Stages, plan_stages
@@ -76,7 +76,7 @@ class TrainingPlan:
     @property
     def goes_on(self) -> bool:
         """Whether the run goes on in the output folder of the state that it goes on from."""
-        return _goes_on(self.options, self.state)
+        return _goes_on(self.options.output, self.state)
 
 
 def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = False) -> TrainingPlan:
@@ -88,7 +88,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     output, training, adapter = options.output, options.training, options.adapter
     require_trackers([tracker.name for tracker in options.callbacks.track])
     state = find_state(output.output_path, output.resume, progress.note) if output.resume else None
-    if not _goes_on(options, state):
+    if not _goes_on(output, state):
         refuse_used(output.output_path)
     for lora in adapter.lora:
         lora_weights(lora.path)
@@ -109,12 +109,13 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     accelerator = build_accelerator(training)
     try:
         shell = empty_pipeline(model, float_dtype(accelerator.mixed_precision), accelerator.device)
-        task = source.manifest.recipe.task if isinstance(source, CachedDataset) else options.loss_task
+        task, trained = options.loss_task, options.trained_components
         if isinstance(source, CachedDataset):
+            task = source.manifest.recipe.task
             use.refuse_loras_on(source.manifest.recipe.components, model.family)
-        stages = plan_stages(shell, find_loss(task), options.trained_components)
+        stages = plan_stages(shell, find_loss(task), trained)
         if isinstance(source, CachedDataset):
-            CacheCheck(source, options.weights, options.data).refuse_other_units(stages, options.trained_components)
+            CacheCheck(source, options.weights, options.data).refuse_other_units(stages, trained)
         encoding = _plan_own_cache(options, use, model, source, accelerator, shell, stages)
     except BaseException:
         accelerator.end_training()
@@ -149,8 +150,8 @@ def build_accelerator(options: TrainingOptions) -> Accelerator:
     )
 
 
-def _goes_on(options: TrainOptions, state: SavedState | None) -> bool:
-    return state is not None and state.output_path == options.output.output_path.absolute()
+def _goes_on(output: OutputOptions, state: SavedState | None) -> bool:
+    return state is not None and state.output_path == output.output_path.absolute()
 
 
 def _open_source(
