@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.build import component_class
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.checkpoint.schedule import read_schedule
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, Schedule
-from dsctl_core.files.json import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -103,15 +103,6 @@ def _check_shards(folder: Path, paths: list[Path]) -> None:
         )
 
 
-def read_schedule(family: Family, path: Path | None) -> Schedule:
-    """Return the family's schedule with the constants of a diffusers scheduler_config.json, when there is one."""
-    if path is None:
-        return family.schedule
-    config = read_json(path)
-    known = {f.name for f in fields(Schedule)}
-    return replace(family.schedule, **{name: value for name, value in config.items() if name in known})
-
-
 def load_components(
     family: Family,
     model_configs: Sequence[ModelConfig],
@@ -121,10 +112,12 @@ def load_components(
     device: torch.device | str,
     component_dtypes: dict[str, torch.dtype] | None = None,
     only: Sequence[str] | None = None,
+    schedule: Schedule | None = None,
 ) -> LoadedComponents:
     """Load the components that `model_configs` name (of these, those in `only`), frozen and in evaluation mode.
 
     `torch_dtype` is the dtype of the weights; `component_dtypes` overrides it by component.
+    `schedule` holds where there is no scheduler_config.json (None: the family's).
     Raises DsctlError for a missing, damaged, foreign or incomplete component, naming the file.
     """
     # Only the networks that read text use the tokenizer, and its library takes long to import.
@@ -143,7 +136,7 @@ def load_components(
         )
         models[component.name] = loaded.to(device)
     tokenizer = load_tokenizer(places.tokenizer) if reads_text and places.tokenizer is not None else None
-    return LoadedComponents(models, tokenizer, read_schedule(family, places.schedule))
+    return LoadedComponents(models, tokenizer, read_schedule(schedule or family.schedule, places.schedule))
 
 
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
 from dsctl_core.family import Component, Family, Preset, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
@@ -202,7 +203,7 @@ FAMILY = Family(
     variants=VARIANTS,
     tiny=TINY,
     cache_bytes=cache_bytes,
-    original_names="two-streams",
+    original_names=ORIGINAL_NAMES,
     embedded_guidance=True,
     index_defaults=index_defaults,
 )

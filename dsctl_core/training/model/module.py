@@ -104,7 +104,7 @@ class DiffusionTrainingModule(nn.Module):
             kind = {"use_dora": use_dora, "use_rslora": use_rslora}
             add_lora(model, targets, lora_rank, lora_alpha, seed, dropout=lora_dropout, **kind)
             if lora_checkpoint is not None:
-                continue_lora(model, lora_base_model, Path(lora_checkpoint))
+                continue_lora(model, lora_base_model, Path(lora_checkpoint), pipe.family.original_names)
             alpha = lora_rank if lora_alpha is None else lora_alpha
             about = {"rank": str(lora_rank), "alpha": f"{alpha:g}", "target_modules": ",".join(targets)}
             about |= {name: "true" for name, on in kind.items() if on}
