@@ -19,12 +19,22 @@ class Component:
     class_name: str  # class in that library, also `_class_name` or `architectures[0]` of its config.json
     single_file_as: str | None = None  # diffusers class whose conversion of original single files fits this one too
     single_file_renames: Mapping[str, str] = field(default_factory=dict)  # beginnings of names, before that conversion
+    float32_parts: tuple[str, ...] = ()  # of its modules or weights, beside those that its class keeps in float32
     other_classes: tuple[str, ...] = ()  # classes that some weights of the family have instead; config.json says which
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Every class that this component may have."""
         return (self.class_name, *self.other_classes)
+
+
+@dataclass(frozen=True)
+class AttentionBlocks:
+    """A stack of blocks in the denoiser, and the attention in each that takes cached tokens (`media.kv_cache`)."""
+
+    module: str = "transformer_blocks"  # the module list; what a denoiser does not have counts as empty
+    attention: str = "attn"  # the module of each block
+    cache_name: str = "double"  # a kv_cache calls the blocks double_0, double_1, ...
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,8 @@ class Family:
     variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     # The layer names that it was published under first, where other tools' LoRA formats keep to them
     original_names: OriginalNames | None = None
+    # The attention that a kv_cache can add tokens to
+    attention_blocks: tuple[AttentionBlocks, ...] = (AttentionBlocks(),)
     # Whether some weights take a guidance scale as an input of the network.
     embedded_guidance: bool = False
     # model_index.json -> option values for the weights beside it, where they are not `defaults` for all

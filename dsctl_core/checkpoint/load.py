@@ -14,6 +14,7 @@ from dsctl_core.checkpoint.schedule import read_schedule
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, Schedule
+from dsctl_core.memory.dtypes import declare_float32_parts
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +143,7 @@ def load_components(
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Build one component from its folder: exactly the tensors in its files, in `dtype`, frozen, in eval mode."""
     weight_files(folder)
-    cls: Any = component_class(component, folder)
+    cls: Any = with_float32_parts(component_class(component, folder), component.float32_parts)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     # Each library names the argument its own way; the other spelling draws a deprecation warning.
     options["torch_dtype" if component.library == "diffusers" else "dtype"] = dtype
@@ -154,7 +155,16 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn
             hint="its config.json and its weights should come from one place",
         ) from error
     _refuse_misfits(folder, info)
+    declare_float32_parts(model, component.float32_parts)
     return model.eval().requires_grad_(False)
+
+
+def with_float32_parts(cls: Any, parts: Sequence[str]) -> Any:
+    """Return the class `cls`, which keeps `parts` in float32 too when it loads weights."""
+    if not parts:
+        return cls
+    kept = [*(cls._keep_in_fp32_modules or ()), *parts]
+    return type(cls.__name__, (cls,), {"_keep_in_fp32_modules": kept, "__module__": cls.__module__})
 
 
 def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
