@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,22 @@ class Component:
     class_name: str  # class in that library, also `_class_name` or `architectures[0]` of its config.json
     single_file_as: str | None = None  # diffusers class whose conversion of original single files fits this one too
     single_file_renames: Mapping[str, str] = field(default_factory=dict)  # beginnings of names, before that conversion
+    float32_parts: tuple[str, ...] = ()  # of its modules or weights, beside those that its class keeps in float32
     other_classes: tuple[str, ...] = ()  # classes that some weights of the family have instead; config.json says which
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Every class that this component may have."""
         return (self.class_name, *self.other_classes)
+
+
+@dataclass(frozen=True)
+class AttentionBlocks:
+    """A stack of blocks in the denoiser, and the attention in each that takes cached tokens (`media.kv_cache`)."""
+
+    module: str = "transformer_blocks"  # the module list; what a denoiser does not have counts as empty
+    attention: str = "attn"  # the module of each block
+    cache_name: str = "double"  # a kv_cache calls the blocks double_0, double_1, ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class Preset:
     defaults: dict[str, Any] = field(default_factory=dict)
     from_repositories: dict[str, str] = field(default_factory=dict)
     variant: str | None = None
+    schedule: Schedule | None = None  # of weights that were published with another than the family's
     base_preset: str | None = None
     index: dict[str, Any] = field(default_factory=dict)  # what their model_index.json says beside the components
 
@@ -67,7 +79,8 @@ class Schedule:
     mu, the exponent of the shift, goes linearly from `base_shift` at `base_image_seq_len` tokens to `max_shift` at
     `max_image_seq_len`; the last sigma is stretched to `shift_terminal` when that is given.
     `training_mu` is the fixed exponent used for training. Where the line is not all, `sampling_mu` gives the exponent
-    from (image tokens, steps).
+    from (image tokens, steps). With `linear_shift` the line is the shift itself, of which mu is the logarithm
+    (diffusers' `time_shift_type: linear`).
     """
 
     base_shift: float = 0.5
@@ -77,6 +90,24 @@ class Schedule:
     shift_terminal: float | None = None
     training_mu: float = 0.8
     sampling_mu: Callable[[int, int], float] | None = None
+    linear_shift: bool = False
+
+    @classmethod
+    def constant(cls, shift: float) -> Schedule:
+        """Return the schedule with the same shift for every picture, in sampling and in training."""
+        mu = math.log(shift)
+        return cls(base_shift=mu, max_shift=mu, training_mu=mu)
+
+
+@dataclass(frozen=True)
+class OriginalNames:
+    """Layer names that a model was published under before diffusers' own: original -> ours, `{}` the number of a block.
+
+    `fused` layers are several of ours, in order, each as large as the others.
+    """
+
+    single: Mapping[str, str]
+    fused: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -105,8 +136,10 @@ class Family:
     cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]] | None = None
     # Other published sizes, by name: component -> config, where it differs from `published`.
     variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    # The layout of original layer names (dsctl_core.lora.original) that other tools' LoRA formats keep to.
-    original_names: str | None = None
+    # The layer names that it was published under first, where other tools' LoRA formats keep to them
+    original_names: OriginalNames | None = None
+    # The attention that a kv_cache can add tokens to
+    attention_blocks: tuple[AttentionBlocks, ...] = (AttentionBlocks(),)
     # Whether some weights take a guidance scale as an input of the network.
     embedded_guidance: bool = False
     # model_index.json -> option values for the weights beside it, where they are not `defaults` for all

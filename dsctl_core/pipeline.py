@@ -100,6 +100,7 @@ class BasePipeline(nn.Module):
         tokenizer_config: ModelConfig | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
         only: Sequence[str] | None = None,
+        schedule: Schedule | None = None,
     ) -> Self:
         """Load the components that `model_configs` name (of these, those in `only`), frozen and in evaluation mode.
 
@@ -116,6 +117,7 @@ class BasePipeline(nn.Module):
             device=place,
             component_dtypes=component_dtypes,
             only=only,
+            schedule=schedule,
         )
         return cls(loaded.models, loaded.tokenizer, loaded.schedule, torch_dtype=torch_dtype, device=place).eval()
 

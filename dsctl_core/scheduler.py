@@ -123,7 +123,8 @@ class FlowMatchScheduler:
         if s.sampling_mu is not None:
             return s.sampling_mu(image_tokens, steps)
         slope = (s.max_shift - s.base_shift) / (s.max_image_seq_len - s.base_image_seq_len)
-        return image_tokens * slope + (s.base_shift - slope * s.base_image_seq_len)
+        on_line = image_tokens * slope + (s.base_shift - slope * s.base_image_seq_len)
+        return math.log(on_line) if s.linear_shift else on_line
 
     @staticmethod
     def _shift(sigmas: Tensor, mu: float) -> Tensor:

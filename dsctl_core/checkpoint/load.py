@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.build import component_class
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.checkpoint.schedule import read_schedule
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, Schedule
-from dsctl_core.files.json import read_json
+from dsctl_core.memory.dtypes import declare_float32_parts
 
 if TYPE_CHECKING:
     import torch
@@ -103,15 +104,6 @@ def _check_shards(folder: Path, paths: list[Path]) -> None:
         )
 
 
-def read_schedule(family: Family, path: Path | None) -> Schedule:
-    """Return the family's schedule with the constants of a diffusers scheduler_config.json, when there is one."""
-    if path is None:
-        return family.schedule
-    config = read_json(path)
-    known = {f.name for f in fields(Schedule)}
-    return replace(family.schedule, **{name: value for name, value in config.items() if name in known})
-
-
 def load_components(
     family: Family,
     model_configs: Sequence[ModelConfig],
@@ -121,10 +113,12 @@ def load_components(
     device: torch.device | str,
     component_dtypes: dict[str, torch.dtype] | None = None,
     only: Sequence[str] | None = None,
+    schedule: Schedule | None = None,
 ) -> LoadedComponents:
     """Load the components that `model_configs` name (of these, those in `only`), frozen and in evaluation mode.
 
     `torch_dtype` is the dtype of the weights; `component_dtypes` overrides it by component.
+    `schedule` holds where there is no scheduler_config.json (None: the family's).
     Raises DsctlError for a missing, damaged, foreign or incomplete component, naming the file.
     """
     # Only the networks that read text use the tokenizer, and its library takes long to import.
@@ -143,13 +137,13 @@ def load_components(
         )
         models[component.name] = loaded.to(device)
     tokenizer = load_tokenizer(places.tokenizer) if reads_text and places.tokenizer is not None else None
-    return LoadedComponents(models, tokenizer, read_schedule(family, places.schedule))
+    return LoadedComponents(models, tokenizer, read_schedule(schedule or family.schedule, places.schedule))
 
 
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Build one component from its folder: exactly the tensors in its files, in `dtype`, frozen, in eval mode."""
     weight_files(folder)
-    cls: Any = component_class(component, folder)
+    cls: Any = with_float32_parts(component_class(component, folder), component.float32_parts)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     # Each library names the argument its own way; the other spelling draws a deprecation warning.
     options["torch_dtype" if component.library == "diffusers" else "dtype"] = dtype
@@ -161,7 +155,16 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn
             hint="its config.json and its weights should come from one place",
         ) from error
     _refuse_misfits(folder, info)
+    declare_float32_parts(model, component.float32_parts)
     return model.eval().requires_grad_(False)
+
+
+def with_float32_parts(cls: Any, parts: Sequence[str]) -> Any:
+    """Return the class `cls`, which keeps `parts` in float32 too when it loads weights."""
+    if not parts:
+        return cls
+    kept = [*(cls._keep_in_fp32_modules or ()), *parts]
+    return type(cls.__name__, (cls,), {"_keep_in_fp32_modules": kept, "__module__": cls.__module__})
 
 
 def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:

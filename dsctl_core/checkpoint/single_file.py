@@ -18,6 +18,7 @@ from dsctl_core.checkpoint.stream import tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
 from dsctl_core.files.safetensors import read_safetensors
+from dsctl_core.memory.dtypes import cast_weights, declare_float32_parts
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,8 @@ def load_single_file(family: Family, component: Component, path: Path, dtype: to
                 hint="put the config.json that it was published with beside it",
             )
     model.load_state_dict(state, strict=True, assign=True)
-    return model.to(dtype).eval().requires_grad_(False)
+    declare_float32_parts(model, component.float32_parts)
+    return cast_weights(model, dtype).eval().requires_grad_(False)
 
 
 def _fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, int]:

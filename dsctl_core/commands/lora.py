@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.checkpoint.identify import class_of, weight_files
-from dsctl_core.commands.lora_files import Written, base_shapes, component_names, refuse_existing, refuse_flat, save
+from dsctl_core.commands.lora_files import (
+    Written,
+    base_shapes,
+    open_lora,
+    refuse_existing,
+    refuse_flat,
+    save,
+)
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import family_of_class, identify_folder
 from dsctl_core.family import Component, Family
@@ -15,7 +22,7 @@ from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.lora.about import SPEC
 from dsctl_core.lora.algebra import resize_layers
 from dsctl_core.lora.extract import extract
-from dsctl_core.lora.files import lora_weights, read_lora
+from dsctl_core.lora.files import lora_weights
 from dsctl_core.lora.formats import LoraFile, with_dots
 from dsctl_core.lora.merge import component_shapes
 from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
@@ -25,7 +32,7 @@ from dsctl_core.progress import NoProgress, Progress
 
 def info(options: LoraInfoOptions) -> dict[str, Any]:
     """Return what there is to say about a LoRA."""
-    lora = read_lora(options.file, component_names())
+    lora = open_lora(options.file)
     file = lora_weights(options.file)
     tensors, _ = read_safetensors(file)
     layers = [layer for of in lora.components.values() for layer in of.values()]
@@ -90,7 +97,7 @@ def extract_lora(options: LoraExtractOptions, progress: Progress | None = None) 
 
 
 def _read_for_writing(file: Path, options: SomeModelOptions) -> tuple[LoraFile, dict[str, dict[str, tuple[int, int]]]]:
-    lora = read_lora(file, component_names())
+    lora = open_lora(file)
     shapes = base_shapes(options)
     refuse_flat([lora], shapes)
     return lora, shapes

@@ -11,13 +11,14 @@ from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.family import OriginalNames
 from dsctl_core.files.atomic import prepare_folder
 from dsctl_core.lora.about import with_model_spec
 from dsctl_core.lora.algebra import RankTruncation
-from dsctl_core.lora.files import save_lora
+from dsctl_core.lora.files import read_lora, save_lora
 from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile
 from dsctl_core.lora.merge import component_shapes
-from dsctl_core.lora.original import LAYOUTS, has_original_names
+from dsctl_core.lora.original import has_original_names
 from dsctl_core.options.model import SomeModelOptions
 
 
@@ -32,6 +33,11 @@ class Written:
 def component_names() -> tuple[str, ...]:
     """Return the names of all components of all families, which may stand in front of a LoRA's layers."""
     return tuple(dict.fromkeys(part.name for family in families().values() for part in family.components))
+
+
+def open_lora(path: Path) -> LoraFile:
+    """Return the LoRA at `path`, of whichever family it is."""
+    return read_lora(path, component_names(), [family.original_names for family in families().values()])
 
 
 def refuse_existing(output: Path) -> None:
@@ -107,9 +113,10 @@ def save(
 
 def _original_names(
     about: dict[str, str], components: dict[str, Layers], shapes: dict[str, dict[str, tuple[int, int]]]
-) -> str | None:
-    """Return the layout of original names of the model that a LoRA is for, from its header, else from its layers."""
+) -> OriginalNames | None:
+    """Return the original names of the model that a LoRA is for, from its header, else from its layers."""
     if about.get("family") in families():
         return families()[about["family"]].original_names
     names = {*components.get(DENOISER, {}), *shapes.get(DENOISER, {})}
-    return next((layout for layout in LAYOUTS if has_original_names(names, layout)), None)
+    known = [family.original_names for family in families().values() if family.original_names is not None]
+    return next((layout for layout in known if has_original_names(names, layout)), None)

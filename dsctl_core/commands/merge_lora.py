@@ -14,7 +14,7 @@ from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
 from dsctl_core.commands.lora_files import (
     Written,
     base_shapes,
-    component_names,
+    open_lora,
     refuse_existing,
     refuse_flat,
     resolve,
@@ -23,7 +23,6 @@ from dsctl_core.commands.lora_files import (
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.atomic import prepare_folder, sync_folder, unclaim, write_json
-from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.merge import (
     ScaledLora,
     component_shapes,
@@ -40,7 +39,7 @@ from dsctl_core.readable import readable_bytes
 def merge(options: MergeLoraOptions, progress: Progress | None = None) -> Written:
     """Merge LoRAs into a copy of the base, or into one LoRA."""
     progress = progress or NoProgress()
-    loras = [ScaledLora(read_lora(each.path, component_names()), each.scale) for each in options.lora]
+    loras = [ScaledLora(open_lora(each.path), each.scale) for each in options.lora]
     if options.into == "base":
         return _merge_into_base(options, loras, progress)
     refuse_existing(options.output)

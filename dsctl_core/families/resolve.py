@@ -13,7 +13,7 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
-from dsctl_core.family import Family, Preset
+from dsctl_core.family import Family, Preset, Schedule
 from dsctl_core.files.json import read_json
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ class ResolvedModel:
     defaults: dict[str, Any] = field(default_factory=dict)
     side_network: SideNetworkSource | None = None
 
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule that these weights were published with; a scheduler_config.json beside them wins over it."""
+        own = None if self.preset is None else self.preset.schedule
+        return own or self.family.schedule
+
     def with_side_network(self, pipe: BasePipeline) -> BasePipeline:
         """Return `pipe`, with the side_network in it where there is one."""
         if self.side_network is not None:
@@ -97,6 +103,7 @@ class ResolvedModel:
             tokenizer_config=self.tokenizer_config,
             component_dtypes=component_dtypes,
             only=only,
+            schedule=self.schedule,
         )
         return self.with_side_network(pipe)
 

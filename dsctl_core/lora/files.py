@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.family import OriginalNames
 from dsctl_core.files.atomic import atomic_path, sync_folder, write_error, write_json
 from dsctl_core.files.safetensors import PICKLE_SUFFIXES, check_safetensors, read_safetensors, write_safetensors
 from dsctl_core.lora.formats import (
@@ -38,10 +39,13 @@ Shapes = Mapping[str, tuple[int, int]]  # (out, in) of a component's linear laye
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
 
 
-def read_lora(path: Path, component_names: Iterable[str] = (DENOISER,)) -> LoraFile:
+def read_lora(
+    path: Path, component_names: Iterable[str] = (DENOISER,), original_names: Iterable[OriginalNames | None] = ()
+) -> LoraFile:
     """Read a LoRA file, or a folder that peft wrote, in any of the formats.
 
-    Its layers belong to the components named; without a prefix they are the denoiser's.
+    Its layers belong to the components named; without a prefix they are the denoiser's. Layers of the denoiser
+    under names of one of `original_names` get the model's own.
     Raises DsctlError for a file that is damaged, no LoRA, or has a layer with only one of its two matrices.
     """
     file = lora_weights(path)
@@ -53,7 +57,7 @@ def read_lora(path: Path, component_names: Iterable[str] = (DENOISER,)) -> LoraF
             f"{file} lacks magnitudes, but its settings have use_dora = True", hint="download or copy it again"
         )
     if DENOISER in components:
-        dotted = from_original(components[DENOISER], flat=flat)
+        dotted = from_original(components[DENOISER], original_names, flat=flat)
         flat = flat and dotted is components[DENOISER]
         components[DENOISER] = dotted
     beside = (file.parent / ADAPTER_CONFIG).is_file() and file.name == ADAPTER_FILE
@@ -118,11 +122,11 @@ def save_lora(
     form: str = "diffusers",
     dtype: str = "float32",
     shapes: Mapping[str, Shapes] | None = None,
-    original: str | None = None,
+    original: OriginalNames | None = None,
 ) -> Path:
     """Write `components` to `path` and prove that what was written is what should have been.
 
-    `original` is the layout of the denoiser's original names (dsctl_core.lora.original), for the formats that keep to
+    `original` are the denoiser's original names (dsctl_core.lora.original), for the formats that keep to
     these. A layer without a name there is a DsctlError.
     The file is read back before it gets its name: with `shapes`, each key must belong to a layer of the base that it
     fits, and every layer must compute what the original does, up to the rounding of `dtype`. Otherwise nothing is
@@ -133,8 +137,9 @@ def save_lora(
     chosen = FORMATS[form]
     tensors: dict[str, Tensor] = {}
     for component, layers in components.items():
-        renamed = original is not None and chosen.original and component == DENOISER
-        tensors |= encode(to_original(layers, original or "", form) if renamed else layers, component, chosen)
+        if original is not None and chosen.original and component == DENOISER:
+            layers = to_original(layers, original, form)
+        tensors |= encode(layers, component, chosen)
     kept = {
         # A magnitude is the length of a whole row, and would lose as much to rounding as the row.
         key: tensor if key.endswith((".alpha", MAGNITUDE)) else tensor.to(getattr(torch, dtype))
@@ -144,14 +149,14 @@ def save_lora(
     if not chosen.folder:
         with atomic_path(path) as temporary:
             write_safetensors(temporary, kept, about)
-            verify_lora(temporary, path, components, shapes, dtype)
+            verify_lora(temporary, path, components, shapes, dtype, original)
         return path
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir()
         write_safetensors(temporary / ADAPTER_FILE, kept, about)
         write_json(temporary / ADAPTER_CONFIG, adapter_config(components[DENOISER], metadata.get("base_model")))
-        verify_lora(temporary, path, components, shapes, dtype)
+        verify_lora(temporary, path, components, shapes, dtype, original)
         if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
@@ -191,12 +196,17 @@ def adapter_config(layers: Layers, base_model: str | None) -> dict[str, Any]:
 
 
 def verify_lora(
-    written: Path, path: Path, components: Mapping[str, Layers], shapes: Mapping[str, Shapes] | None, dtype: str
+    written: Path,
+    path: Path,
+    components: Mapping[str, Layers],
+    shapes: Mapping[str, Shapes] | None,
+    dtype: str,
+    original: OriginalNames | None = None,
 ) -> None:
     """Raise a DsctlError, naming `path`, unless `written` holds exactly the layers of `components`."""
     import torch
 
-    found = read_lora(written, tuple(components))
+    found = read_lora(written, tuple(components), [original])
     generator = torch.Generator().manual_seed(0)
     for component, layers in components.items():
         base = (shapes or {}).get(component)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.family import OriginalNames
 from dsctl_core.lora.dora import row_norms, update_of, with_strength
 from dsctl_core.lora.dropout import put_dropout
 from dsctl_core.lora.files import read_lora
@@ -105,9 +106,12 @@ def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {name: (layer.out_features, layer.in_features) for name, layer in linear_layers(model).items()}
 
 
-def continue_lora(model: nn.Module, component: str, path: Path) -> None:
-    """Copy the LoRA in `path` into the trainable one on `model`; both must cover the same layers at the same rank."""
-    loaded = _layers_for(model, component, read_lora(path, (component,)))
+def continue_lora(model: nn.Module, component: str, path: Path, original: OriginalNames | None = None) -> None:
+    """Copy the LoRA in `path` into the trainable one on `model`; both must cover the same layers at the same rank.
+
+    `original` are the model's original layer names, which the file may have.
+    """
+    loaded = _layers_for(model, component, read_lora(path, (component,), [original]))
     trained = tuner_layers(model)
     missing, extra = sorted(set(trained) - set(loaded)), sorted(set(loaded) - set(trained))
     if missing or extra:
@@ -175,7 +179,7 @@ def load_lora(pipe: BasePipeline, path: Path, scale: float = 1.0) -> LoraFile:
 
     The weights of the base stay as they are. Scale zero gives the base's output exactly.
     """
-    lora = read_lora(path, tuple(pipe.components))
+    lora = read_lora(path, tuple(pipe.components), [pipe.family.original_names])
     for component in lora.components:
         model = pipe.component(component)
         _attach(model, _layers_for(model, component, lora), scale)
@@ -236,7 +240,7 @@ def fuse_lora(pipe: BasePipeline, path: Path, component: str | None, scale: floa
 
     `component` None means every component that the file has layers for.
     """
-    lora = read_lora(path, tuple(pipe.components))
+    lora = read_lora(path, tuple(pipe.components), [pipe.family.original_names])
     for name in lora.components if component is None else [component]:
         model = pipe.component(name)
         modules = linear_layers(model)

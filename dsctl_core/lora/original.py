@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.family import OriginalNames
 from dsctl_core.lora.dora import rows_of
 from dsctl_core.lora.formats import Layers, LoraLayer
 
@@ -19,52 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class OriginalNames:
-    """The names of one layout: original -> ours, `{}` being the number of a block.
-
-    `fused` layers are several of ours, in order, each as large as the others.
-    """
-
-    single: Mapping[str, str]
-    fused: Mapping[str, tuple[str, ...]]
-
-
-# A transformer whose first blocks have a stream for the picture and one for the text, and whose last have one for
-# both (https://github.com/black-forest-labs/flux2, model.py). The output's modulation is left out: its halves are in
-# another order there.
-TWO_STREAMS = OriginalNames(
-    single={
-        "double_blocks.{}.img_attn.proj": "transformer_blocks.{}.attn.to_out.0",
-        "double_blocks.{}.txt_attn.proj": "transformer_blocks.{}.attn.to_add_out",
-        "double_blocks.{}.img_mlp.0": "transformer_blocks.{}.ff.linear_in",
-        "double_blocks.{}.img_mlp.2": "transformer_blocks.{}.ff.linear_out",
-        "double_blocks.{}.txt_mlp.0": "transformer_blocks.{}.ff_context.linear_in",
-        "double_blocks.{}.txt_mlp.2": "transformer_blocks.{}.ff_context.linear_out",
-        "single_blocks.{}.linear1": "single_transformer_blocks.{}.attn.to_qkv_mlp_proj",
-        "single_blocks.{}.linear2": "single_transformer_blocks.{}.attn.to_out",
-        "img_in": "x_embedder",
-        "txt_in": "context_embedder",
-        "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
-        "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
-        "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
-        "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
-        "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
-        "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
-        "single_stream_modulation.lin": "single_stream_modulation.linear",
-        "final_layer.linear": "proj_out",
-    },
-    fused={
-        f"double_blocks.{{}}.{stream}_attn.qkv": tuple(f"transformer_blocks.{{}}.attn.{part}" for part in parts)
-        for stream, parts in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj")))
-    },
-)
-LAYOUTS = {"two-streams": TWO_STREAMS}
-
-
-def to_original(layers: Layers, layout: str, form: str) -> Layers:
+def to_original(layers: Layers, names: OriginalNames, form: str) -> Layers:
     """Return the same update under the original names; a layer that has none there is a DsctlError."""
-    names = LAYOUTS[layout]
     ours = {pattern: original for original, pattern in names.single.items()}
     parts = {part: original for original, of in names.fused.items() for part in of}
     made: Layers = {}
@@ -85,12 +42,12 @@ def to_original(layers: Layers, layout: str, form: str) -> Layers:
     return made
 
 
-def from_original(layers: Layers, *, flat: bool) -> Layers:
-    """Return `layers` under our names where any of them has an original one, else as they are.
+def from_original(layers: Layers, layouts: Iterable[OriginalNames | None], *, flat: bool) -> Layers:
+    """Return `layers` under our names where any of them has an original one of `layouts`, else as they are.
 
     `flat` names have underscores for dots; what comes back for an original name has its dots.
     """
-    for names in LAYOUTS.values():
+    for names in filter(None, layouts):
         originals: dict[re.Pattern[str], tuple[str, ...]] = {}
         originals |= {_matcher(original, flat): (ours,) for original, ours in names.single.items()}
         originals |= {_matcher(original, flat): ours for original, ours in names.fused.items()}
@@ -110,9 +67,9 @@ def from_original(layers: Layers, *, flat: bool) -> Layers:
     return layers
 
 
-def has_original_names(names: Iterable[str], layout: str) -> bool:
-    """Return whether some of our layer `names` are such as only a model of `layout` has."""
-    own = {pattern for pattern in LAYOUTS[layout].single.values() if "{}" in pattern}
+def has_original_names(names: Iterable[str], layout: OriginalNames) -> bool:
+    """Return whether some of our layer `names` have an original one in a block of `layout`."""
+    own = {pattern for pattern in layout.single.values() if "{}" in pattern}
     return any(_without_number(name)[0] in own for name in names)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from dsctl_core.memory.blocks import repeated_blocks
 
 AUTO = "auto"
 PLAIN = re.compile(r"[A-Za-z0-9_.]+")  # what names of modules are made of; anything else makes a regular expression
+MODULE = re.compile(r"[A-Za-z0-9_.*]+")  # what can name modules with wildcards, where it matches no layer
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -26,8 +28,14 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 def find_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
     """Return the names of the linear layers of `model` that `targets` mean, in the model's order.
 
-    A target is a layer's name or how it ends ("to_q", "attn.to_q"); or a regular expression, which is anything with
-    a character that no name has, and must match a whole name; or "auto", every linear layer of the repeated blocks.
+    A target is one of
+
+    - the name of a layer, or how it ends: "to_q", "attn.to_q";
+    - a regular expression, which is anything with a character that no name has; it must match a whole name;
+    - "auto", every linear layer of the repeated blocks;
+    - where none of these matches a layer, the name of a module, or how it ends, for every linear layer inside it:
+      "vace_blocks", "blocks.0", and with wildcards for parts of the name "vace_blocks.*.attn1".
+
     A target that means no layer is a DsctlError, with the near miss if there is one.
     """
     if not targets:
@@ -36,6 +44,8 @@ def find_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
     found: set[str] = set()
     for target in targets:
         matched = {name for name in linear if _matches(model, target, name)}
+        if not matched and MODULE.fullmatch(target):
+            matched = {name for name in linear if _inside(target, name)}
         if not matched:
             raise _no_match(model, target, linear)
         found |= matched
@@ -62,6 +72,15 @@ def _matches(model: nn.Module, target: str, name: str) -> bool:
             f"LoRA target {target!r} is no regular expression: {error}",
             hint=r"write one such as .*\.attn\.to_[qkv], or the name of a layer",
         ) from error
+
+
+def _inside(target: str, name: str) -> bool:
+    """Return whether the layer `name` is inside a module whose name, or the end of it, is `target` (with wildcards)."""
+    wanted, parts = target.split("."), name.split(".")
+    return any(
+        all(map(fnmatchcase, parts[start : start + len(wanted)], wanted))
+        for start in range(len(parts) - len(wanted))  # the layer's own last part is not the module's
+    )
 
 
 def _no_match(model: nn.Module, target: str, linear: list[str]) -> DsctlError:

@@ -17,24 +17,26 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.family import AttentionBlocks
 
 KvCache = Mapping[str, tuple[Tensor, Tensor]]
 
 
-def attention_blocks(dit: Any) -> dict[str, Any]:
-    """Return the attention of each block of a transformer, by the name that a cache calls the block.
+def attention_modules(dit: Any, blocks: Sequence[AttentionBlocks]) -> dict[str, Any]:
+    """Return the attention of each block of a denoiser, by the name that a cache calls the block.
 
-    The blocks with a stream for text and one for pictures are double_0, double_1, ...; those with one for both, where
-    there are any, are single_0, single_1, ...
+    `blocks` are those that the family declares; their names are double_0, double_1, ..., single_0, ...
     """
-    blocks = {f"double_{number}": block.attn for number, block in enumerate(dit.transformer_blocks)}
-    singles = getattr(dit, "single_transformer_blocks", ())
-    return blocks | {f"single_{number}": block.attn for number, block in enumerate(singles)}
+    return {
+        f"{stack.cache_name}_{number}": block.get_submodule(stack.attention)
+        for stack in blocks
+        for number, block in enumerate(getattr(dit, stack.module, ()))
+    }
 
 
-def block_heads(dit: Any) -> dict[str, tuple[int, int]]:
-    """Return (H, D) of each block of a transformer, by its name."""
-    return {name: (attn.heads, attn.inner_dim // attn.heads) for name, attn in attention_blocks(dit).items()}
+def block_heads(dit: Any, blocks: Sequence[AttentionBlocks]) -> dict[str, tuple[int, int]]:
+    """Return (H, D) of each block of a denoiser, by its name."""
+    return {name: (attn.heads, attn.inner_dim // attn.heads) for name, attn in attention_modules(dit, blocks).items()}
 
 
 def check_kv_cache(cache: Any, heads: Mapping[str, tuple[int, int]], batch: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -81,17 +83,21 @@ class CachedProcessor:
 
 
 def admit_kv_cache(
-    dit: Any, kv_cache: KvCache | None, batch: int, processor: Callable[[str, Any], CachedProcessor]
+    dit: Any,
+    blocks: Sequence[AttentionBlocks],
+    kv_cache: KvCache | None,
+    batch: int,
+    processor: Callable[[str, Any], CachedProcessor],
 ) -> dict[str, Any]:
     """Return the argument for the transformer's attention that holds the cached tokens; {} where there is none.
 
     The first cache that has a token gives every block a processor that can take one: `processor(block name, that of
     before)`.
     """
-    checked = {} if kv_cache is None else check_kv_cache(kv_cache, block_heads(dit), batch)
+    checked = {} if kv_cache is None else check_kv_cache(kv_cache, block_heads(dit, blocks), batch)
     if not checked:
         return {}
-    for name, attn in attention_blocks(dit).items():
+    for name, attn in attention_modules(dit, blocks).items():
         if not isinstance(attn.processor, CachedProcessor):
             attn.set_processor(processor(name, attn.processor))
     return {"kv_cache": checked}

@@ -16,6 +16,7 @@ import torch
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import find_preset, identify_folder
+from dsctl_core.family import Family
 from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.media.kv_cache import block_heads
 from dsctl_core.template.source import CODE
@@ -56,7 +57,7 @@ def blocks_of_model(name: str) -> dict[str, tuple[int, int]]:
         family, preset = find_preset(name)
         found = preset.local_path()
         if found is None:
-            return _blocks(family.component(DENOISER), family.sizes(DENOISER, preset.variant))
+            return _blocks(family, family.sizes(DENOISER, preset.variant))
         own = found
     component = family.component(DENOISER)
     file = own / component.folder / "config.json"
@@ -64,13 +65,14 @@ def blocks_of_model(name: str) -> dict[str, tuple[int, int]]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DsctlError(f"{file} cannot be read: {error}", hint="give --model a whole model folder") from error
-    return _blocks(component, {key: value for key, value in config.items() if not key.startswith("_")})
+    return _blocks(family, {key: value for key, value in config.items() if not key.startswith("_")})
 
 
-def _blocks(component: Any, config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def _blocks(family: Family, config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    component = family.component(DENOISER)
     kind: Any = getattr(importlib.import_module(component.library), component.class_name)
     with torch.device("meta"):
-        return block_heads(kind.from_config(config))
+        return block_heads(kind.from_config(config), family.attention_blocks)
 
 
 def skeleton(kind: str, model: str, blocks: dict[str, tuple[int, int]]) -> str:

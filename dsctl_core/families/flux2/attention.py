@@ -13,6 +13,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor
 from torch import Tensor
 
+from dsctl_core.families.flux2.family import FAMILY
 from dsctl_core.media.kv_cache import CachedProcessor, KvCache, admit_kv_cache
 
 
@@ -28,7 +29,7 @@ def attention_kwargs_of(
     if text_mask is not None:
         mask = torch.cat([text_mask.bool(), text_mask.new_ones(len(text_mask), pictures, dtype=torch.bool)], dim=1)
         found["attention_mask"] = mask[:, None, None, :]
-    return {**found, **admit_kv_cache(dit, kv_cache, batch, _processor)} or None
+    return {**found, **admit_kv_cache(dit, FAMILY.attention_blocks, kv_cache, batch, _processor)} or None
 
 
 def _processor(block: str, plain: Any) -> CachedProcessor:

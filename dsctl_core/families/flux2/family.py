@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsctl_core.family import Component, Family, Preset, Schedule
+from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
+from dsctl_core.family import AttentionBlocks, Component, Family, Preset, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
 # Original files of the VAE are those of Stable Diffusion's, but for two layers that are inside of its halves there.
@@ -202,7 +203,8 @@ FAMILY = Family(
     variants=VARIANTS,
     tiny=TINY,
     cache_bytes=cache_bytes,
-    original_names="two-streams",
+    original_names=ORIGINAL_NAMES,
+    attention_blocks=(AttentionBlocks(), AttentionBlocks("single_transformer_blocks", cache_name="single")),
     embedded_guidance=True,
     index_defaults=index_defaults,
 )

@@ -15,12 +15,13 @@ from diffusers.models.transformers.transformer_qwenimage import (
 )
 from torch import Tensor
 
+from dsctl_core.families.qwen_image.family import FAMILY
 from dsctl_core.media.kv_cache import CachedProcessor, KvCache, admit_kv_cache
 
 
 def attention_kwargs_of(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, Any] | None:
     """Return what the transformer hands to its attention for `kv_cache`, or None where that adds no token."""
-    return admit_kv_cache(dit, kv_cache, batch, CachedAttention) or None
+    return admit_kv_cache(dit, FAMILY.attention_blocks, kv_cache, batch, CachedAttention) or None
 
 
 class CachedAttention(CachedProcessor, QwenDoubleStreamAttnProcessor2_0):

@@ -155,7 +155,7 @@ class _Estimate:
             models[component.name] = self.simulation.take(model.eval().requires_grad_(False), dtype)
         tokenizer = None if self.places.tokenizer is None else load_tokenizer(self.places.tokenizer)
         pipe = pipeline_class(family)(
-            models, tokenizer, family.schedule, torch_dtype=self.plan.dtype, device="cpu"
+            models, tokenizer, self.plan.model.schedule, torch_dtype=self.plan.dtype, device="cpu"
         ).eval()
         pipe.scheduler.set_timesteps(training=True)
         if self.plan.model.side_network is not None:

@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from dsctl_core.memory.dtypes import dtype_of, float32_parts
+
 
 class Simulation:
     """A world of tensors without numbers. What is computed with any of them is such a tensor too."""
@@ -28,19 +30,23 @@ class Simulation:
             yield
 
     def take(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-        """Replace the parameters and buffers of `model` by ones without numbers, in `dtype` where they are floats."""
+        """Replace the parameters and buffers of `model` by ones without numbers.
+
+        Floats get `dtype`, where one is given, but for the parts that stay in float32.
+        """
         shared: dict[int, Tensor] = {}
-        for module in model.modules():
+        parts = float32_parts(model)
+        for prefix, module in model.named_modules():
             for holder in (module._parameters, module._buffers):
                 for name, tensor in list(holder.items()):
                     if tensor is not None:
-                        holder[name] = shared.setdefault(id(tensor), self._taken(tensor, dtype))  # type: ignore[assignment]
+                        wanted = None if dtype is None else dtype_of(f"{prefix}.{name}", tensor, dtype, parts)
+                        holder[name] = shared.setdefault(id(tensor), self._taken(tensor, wanted))
         return model
 
     def _taken(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         with self.mode:
-            fake = torch.empty(tensor.shape, dtype=wanted, device=tensor.device)
+            fake = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=tensor.device)
         if not isinstance(tensor, nn.Parameter):
             return fake
         return nn.Parameter(fake, requires_grad=tensor.requires_grad)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.lora.layers import add_lora, continue_lora, export_lora, fuse_lora, tuner_layers
 from dsctl_core.lora.targets import AUTO
+from dsctl_core.memory.dtypes import cast_weights
 from dsctl_core.memory.offload import offloaded_numbers
 from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.pipeline import BasePipeline
@@ -104,7 +105,7 @@ class DiffusionTrainingModule(nn.Module):
             kind = {"use_dora": use_dora, "use_rslora": use_rslora}
             add_lora(model, targets, lora_rank, lora_alpha, seed, dropout=lora_dropout, **kind)
             if lora_checkpoint is not None:
-                continue_lora(model, lora_base_model, Path(lora_checkpoint))
+                continue_lora(model, lora_base_model, Path(lora_checkpoint), pipe.family.original_names)
             alpha = lora_rank if lora_alpha is None else lora_alpha
             about = {"rank": str(lora_rank), "alpha": f"{alpha:g}", "target_modules": ",".join(targets)}
             about |= {name: "true" for name, on in kind.items() if on}
@@ -126,7 +127,7 @@ class DiffusionTrainingModule(nn.Module):
                 if tensor.is_floating_point() and tensor.dtype != torch.float32:
                     tensor.data = tensor.data.float()
         if "" not in found:
-            hold_frozen_in(model, pipe.torch_dtype)
+            cast_weights(model, pipe.torch_dtype, frozen_only=True)
         about = {} if "" in found else {"trained_parts": ",".join(found)}
         return TrainedComponent(component, lora=False, parts=tuple(found), description=about)
 
@@ -194,18 +195,6 @@ def find_modules(model: nn.Module, component: str, pattern: str) -> dict[str, nn
     if not any(True for module in found.values() for _ in module.parameters()):
         raise UsageError(f"{component}.{pattern} has nothing to train", hint="name a module that has weights")
     return found
-
-
-def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Bring the frozen weights of a model that is trained in part to `dtype`, but for what it wants in float32."""
-    precise = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
-    for name, parameter in model.named_parameters():
-        if (
-            parameter.dtype != dtype
-            and not parameter.requires_grad
-            and not any(part in precise for part in name.split("."))
-        ):
-            parameter.data = parameter.data.to(dtype)
 
 
 def _trained_state(model: nn.Module, component: TrainedComponent) -> Iterator[tuple[str, Tensor]]:

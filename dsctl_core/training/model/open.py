@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
-from dsctl_core.family import Family
+from dsctl_core.family import Family, Schedule
 from dsctl_core.lora.files import read_lora
 from dsctl_core.losses import find_loss
 from dsctl_core.options import CacheOptions, TrainOptions
@@ -61,7 +61,7 @@ class ModelUse:
     def changed_by_loras(self, family: Family) -> set[str]:
         """Return the components that the LoRAs of --lora have layers for."""
         names = tuple(component.name for component in family.components)
-        return {name for lora in self.loras for name in read_lora(lora.path, names).components}
+        return {name for lora in self.loras for name in read_lora(lora.path, names, [family.original_names]).components}
 
 
 def open_model(
@@ -117,12 +117,16 @@ def without_downloads(resolved: ResolvedModel) -> ResolvedModel:
 
 def empty_pipeline(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
     """Return the pipeline of a model without any component of its own: its units can be asked, not run."""
-    return resolved.with_side_network(empty_pipeline_of_family(resolved.family, dtype, device))
+    return resolved.with_side_network(
+        empty_pipeline_of_family(resolved.family, dtype, device, schedule=resolved.schedule)
+    )
 
 
-def empty_pipeline_of_family(family: Family, dtype: torch.dtype, device: Any) -> BasePipeline:
-    """Return the pipeline of a family without any component."""
-    pipe = pipeline_class(family)({}, None, family.schedule, torch_dtype=dtype, device=device).eval()
+def empty_pipeline_of_family(
+    family: Family, dtype: torch.dtype, device: Any, schedule: Schedule | None = None
+) -> BasePipeline:
+    """Return the pipeline of a family without any component; `schedule` None is the family's."""
+    pipe = pipeline_class(family)({}, None, schedule or family.schedule, torch_dtype=dtype, device=device).eval()
     pipe.scheduler.set_timesteps(training=True)
     return pipe
 

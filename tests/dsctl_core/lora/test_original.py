@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
 from dsctl_core.lora.formats import Layers, LoraLayer
 from dsctl_core.lora.original import from_original, has_original_names, to_original
 
@@ -33,11 +34,11 @@ def test_three_projections_become_one_layer_with_the_same_update(ranks: tuple[in
     parts = {
         f"{ATTENTION}.to_{p}": layer(r, n, scale=0.5 + n) for n, (p, r) in enumerate(zip("qkv", ranks, strict=True))
     }
-    made = to_original(parts, "two-streams", "kohya")
+    made = to_original(parts, ORIGINAL_NAMES, "kohya")
     assert list(made) == ["double_blocks.3.img_attn.qkv"]
     stacked = torch.cat([update(each) for each in parts.values()])
     torch.testing.assert_close(update(made["double_blocks.3.img_attn.qkv"]), stacked, atol=1e-6, rtol=1e-6)
-    back = from_original(made, flat=False)
+    back = from_original(made, [ORIGINAL_NAMES], flat=False)
     close(back, parts)
     assert tuple(each.rank for each in back.values()) == ranks
 
@@ -45,19 +46,19 @@ def test_three_projections_become_one_layer_with_the_same_update(ranks: tuple[in
 @pytest.mark.parametrize("missing", ["q", "k", "v"])
 def test_a_projection_that_is_not_there_does_not_come_back(missing: str) -> None:
     parts = {f"{ATTENTION}.add_{p}_proj": layer(2, n) for n, p in enumerate("qkv") if p != missing}
-    close(from_original(to_original(parts, "two-streams", "comfyui"), flat=False), parts)
+    close(from_original(to_original(parts, ORIGINAL_NAMES, "comfyui"), [ORIGINAL_NAMES], flat=False), parts)
 
 
 def test_a_projection_whose_up_is_still_zero_comes_back() -> None:
     parts = {f"{ATTENTION}.to_{p}": layer(2, n) for n, p in enumerate("qkv")}
     parts[f"{ATTENTION}.to_k"] = LoraLayer(torch.ones(2, 5), torch.zeros(6, 2))
-    close(from_original(to_original(parts, "two-streams", "kohya"), flat=False), parts)
+    close(from_original(to_original(parts, ORIGINAL_NAMES, "kohya"), [ORIGINAL_NAMES], flat=False), parts)
 
 
 @pytest.mark.parametrize("rank", [4, 6])
 def test_one_update_of_all_three_is_split_without_loss(rank: int) -> None:
     whole = layer(rank, 0, shape=(18, 5), scale=0.7)  # as a tool that trains the original layer makes it
-    found = from_original({"double_blocks.0.txt_attn.qkv": whole}, flat=False)
+    found = from_original({"double_blocks.0.txt_attn.qkv": whole}, [ORIGINAL_NAMES], flat=False)
     assert list(found) == [f"transformer_blocks.0.attn.add_{part}_proj" for part in "qkv"]
     torch.testing.assert_close(torch.cat([update(each) for each in found.values()]), update(whole))
 
@@ -72,19 +73,19 @@ def test_every_layer_of_the_blocks_comes_back_under_its_name(flat: bool) -> None
     names += [f"single_transformer_blocks.{n}.attn.{part}" for n in (1, 20) for part in ("to_qkv_mlp_proj", "to_out")]
     names += ["x_embedder", "context_embedder", "proj_out", "single_stream_modulation.linear"]
     layers = {name: layer(2, number) for number, name in enumerate(names)}
-    written = to_original(layers, "two-streams", "kohya")
+    written = to_original(layers, ORIGINAL_NAMES, "kohya")
     assert not set(written) & set(layers)
     shown = {name.replace(".", "_") if flat else name: each for name, each in written.items()}
-    close(from_original(shown, flat=flat), layers)
+    close(from_original(shown, [ORIGINAL_NAMES], flat=flat), layers)
 
 
 def test_a_layer_without_an_original_name_is_refused() -> None:
     with pytest.raises(DsctlError, match="kohya has no name for the layer norm_out.linear"):
-        to_original({"norm_out.linear": layer(1, 0)}, "two-streams", "kohya")
+        to_original({"norm_out.linear": layer(1, 0)}, ORIGINAL_NAMES, "kohya")
 
 
 def test_names_of_other_models_stay_as_they_are() -> None:
     layers = {name: layer(1, 0) for name in ("transformer_blocks.0.attn.to_q", "img_in", "proj_out")}
-    assert from_original(layers, flat=False) is layers
-    assert not has_original_names(layers, "two-streams")
-    assert has_original_names(["single_transformer_blocks.7.attn.to_out"], "two-streams")
+    assert from_original(layers, [ORIGINAL_NAMES], flat=False) is layers
+    assert not has_original_names(layers, ORIGINAL_NAMES)
+    assert has_original_names(["single_transformer_blocks.7.attn.to_out"], ORIGINAL_NAMES)

@@ -38,6 +38,13 @@ INSIDE = [f"blocks.{n}.{layer}" for n in (0, 1) for layer in ("to_q", "to_k", "o
         ([r"blocks\.1\..*"], [name for name in INSIDE if ".1." in name]),
         (["^to_q$"], ["to_q"]),
         (["to_q"], ["blocks.0.to_q", "blocks.1.to_q", "to_q"]),
+        # Modules, for every linear layer inside: only where no layer matches.
+        (["blocks"], INSIDE),
+        (["blocks.1"], [name for name in INSIDE if ".1." in name]),
+        (["out"], ["blocks.0.out.0", "blocks.1.out.0"]),
+        (["1.out", "head"], ["blocks.1.out.0", "head"]),
+        (["blocks.*.out"], ["blocks.0.out.0", "blocks.1.out.0"]),
+        (["blocks.*"], INSIDE),  # a regular expression, and the same as the modules
     ],
 )
 def test_a_target_means_these_layers_and_no_others(targets, expected):
@@ -47,7 +54,7 @@ def test_a_target_means_these_layers_and_no_others(targets, expected):
     assert list(tuner_layers(model)) == expected
 
 
-@pytest.mark.parametrize("wrong", ["to_qq", r".*\.to_v", "blocks", "norm"])
+@pytest.mark.parametrize("wrong", ["to_qq", r".*\.to_v", "block", "norm", "blocks.2", "blocks.*.attn1", "head.x"])
 def test_one_target_among_several_that_means_nothing_is_an_error_naming_it(wrong):
     with pytest.raises(DsctlError, match="matches no linear layer of the Net") as caught:
         find_targets(Net(), ["to_k", wrong, "to_q"])

@@ -15,8 +15,8 @@ from dsctl_core.checkpoint.load import load_components
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file
 from dsctl_core.families import families, load_family
+from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
 from dsctl_core.family import Family
-from dsctl_core.lora.original import TWO_STREAMS
 from tests.dsctl_core.families.flux2.conftest import Pair
 
 OFFICIAL = load_family("flux2")
@@ -36,11 +36,11 @@ def original_dit(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the transformer's tensors as the original files have them: fused, and the last modulation turned round."""
     state, made = dict(state), {}
     for number in range(2):
-        for original, parts in TWO_STREAMS.fused.items():
+        for original, parts in ORIGINAL_NAMES.fused.items():
             names = [f"{part.format(number)}.weight" for part in parts]
             if names[0] in state:
                 made[f"{original.format(number)}.weight"] = torch.cat([state.pop(name) for name in names])
-        for original, ours in TWO_STREAMS.single.items():
+        for original, ours in ORIGINAL_NAMES.single.items():
             if f"{ours.format(number)}.weight" in state:
                 made[f"{original.format(number)}.weight"] = state.pop(f"{ours.format(number)}.weight")
         for ours, original in NORMS.items():

@@ -1,0 +1,35 @@
+"""The layer names under which FLUX.2 was published first, which other tools' LoRA files keep to."""
+
+from __future__ import annotations
+
+from dsctl_core.family import OriginalNames
+
+# A transformer whose first blocks have a stream for the picture and one for the text, and whose last have one for
+# both (https://github.com/black-forest-labs/flux2, model.py). The output's modulation is left out: its halves are in
+# another order there.
+ORIGINAL_NAMES = OriginalNames(
+    single={
+        "double_blocks.{}.img_attn.proj": "transformer_blocks.{}.attn.to_out.0",
+        "double_blocks.{}.txt_attn.proj": "transformer_blocks.{}.attn.to_add_out",
+        "double_blocks.{}.img_mlp.0": "transformer_blocks.{}.ff.linear_in",
+        "double_blocks.{}.img_mlp.2": "transformer_blocks.{}.ff.linear_out",
+        "double_blocks.{}.txt_mlp.0": "transformer_blocks.{}.ff_context.linear_in",
+        "double_blocks.{}.txt_mlp.2": "transformer_blocks.{}.ff_context.linear_out",
+        "single_blocks.{}.linear1": "single_transformer_blocks.{}.attn.to_qkv_mlp_proj",
+        "single_blocks.{}.linear2": "single_transformer_blocks.{}.attn.to_out",
+        "img_in": "x_embedder",
+        "txt_in": "context_embedder",
+        "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+        "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+        "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+        "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+        "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+        "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+        "single_stream_modulation.lin": "single_stream_modulation.linear",
+        "final_layer.linear": "proj_out",
+    },
+    fused={
+        f"double_blocks.{{}}.{stream}_attn.qkv": tuple(f"transformer_blocks.{{}}.attn.{part}" for part in parts)
+        for stream, parts in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj")))
+    },
+)
