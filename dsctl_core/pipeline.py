@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.family import Family, Schedule
+from dsctl_core.family import Family, ModelParts, Schedule
 from dsctl_core.lora.applied import AppliedLora, lora_applied
 from dsctl_core.scheduler import FlowMatchScheduler
 from dsctl_core.units import Inputs, PipelineUnit, UnitRunner
@@ -73,16 +74,28 @@ class BasePipeline(nn.Module):
     def __init__(
         self,
         models: Mapping[str, nn.Module],
-        tokenizer: Any,
+        readers: Readers | None,
         schedule: Schedule,
         *,
         torch_dtype: torch.dtype,
         device: torch.device | str,
+        parts: ModelParts | None = None,
     ) -> None:
+        """Put the pipeline together.
+
+        Args:
+            models: The components that are loaded, by name.
+            readers: Its tokenizers and processors (None: it has none).
+            schedule: The constants of its noise levels.
+            torch_dtype: The dtype of the weights, and of what units compute.
+            device: Where it computes.
+            parts: What the model consists of, loaded or not (None: what is loaded of what is optional).
+        """
         super().__init__()
         for component in self.family.components:
             self.register_module(component.name, models.get(component.name))
-        self.tokenizer = tokenizer
+        self.readers = readers or Readers(self.family)
+        self.parts = parts or self.family.parts(models)
         self.scheduler = FlowMatchScheduler(schedule)
         self.unit_runner = UnitRunner()
         self.side_networks: tuple[SideNetwork, ...] = ()
@@ -98,26 +111,42 @@ class BasePipeline(nn.Module):
         device: torch.device | str | None = None,
         model_configs: Sequence[ModelConfig],
         tokenizer_config: ModelConfig | None = None,
+        processor_config: ModelConfig | None = None,
+        reader_configs: Mapping[str, ModelConfig] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
         only: Sequence[str] | None = None,
+        parts: ModelParts | None = None,
     ) -> Self:
-        """Load the components that `model_configs` name (of these, those in `only`), frozen and in evaluation mode.
+        """Load the components that `model_configs` name, frozen and in evaluation mode.
 
-        `device` is the GPU when there is one, else the CPU. `component_dtypes` overrides `torch_dtype` by component.
+        Args:
+            torch_dtype: The dtype of the weights.
+            device: Where the pipeline computes (None: the GPU when there is one, else the CPU).
+            model_configs: Where the components are.
+            tokenizer_config: Where the reader "tokenizer" is, if not beside the components.
+            processor_config: Where the reader "processor" is, if not beside the components.
+            reader_configs: Where any reader is, by name.
+            component_dtypes: The dtype of single components, by name.
+            only: The components to load of those that are named (None: all).
+            parts: What the model consists of (None: what is named, with what its model_index.json says).
         """
         from dsctl_core.checkpoint.load import load_components
 
         place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        named = {"tokenizer": tokenizer_config, "processor": processor_config}
+        given = {name: config for name, config in named.items() if config is not None}
         loaded = load_components(
             cls.family,
             model_configs,
-            tokenizer_config,
+            {**(reader_configs or {}), **given},
             torch_dtype=torch_dtype,
             device=place,
             component_dtypes=component_dtypes,
             only=only,
+            parts=parts,
         )
-        return cls(loaded.models, loaded.tokenizer, loaded.schedule, torch_dtype=torch_dtype, device=place).eval()
+        about: dict[str, Any] = {"torch_dtype": torch_dtype, "device": place, "parts": loaded.parts}
+        return cls(loaded.models, loaded.readers, loaded.schedule, **about).eval()
 
     @classmethod
     def inputs_from_rows(
@@ -142,6 +171,19 @@ class BasePipeline(nn.Module):
     def decode_latents(self, latents: Tensor) -> list[Image.Image]:
         """Return the pictures of clean latents (B, C, h, w) as training has them; every family writes its own."""
         raise NotImplementedError(f"{type(self).__name__} has no decode_latents()")
+
+    @property
+    def tokenizer(self) -> Any:
+        """The reader called "tokenizer", None where there is none."""
+        return self.reader("tokenizer") if "tokenizer" in self.readers else None
+
+    def reader(self, name: str) -> Any:
+        """Return the tokenizer or processor called `name`, loaded now if need be; an absent one is a DsctlError."""
+        return self.readers.get(name)
+
+    def has(self, name: str) -> bool:
+        """Return whether the model has the component called `name`, be it loaded or not."""
+        return self.family.component(name).name in self.parts.components
 
     @property
     def components(self) -> dict[str, nn.Module]:
@@ -178,7 +220,7 @@ class BasePipeline(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse a picture size that the model cannot work at, naming the nearest that it can."""
-        factor = self.family.division_factor
+        factor = self.parts.division_factor
         for name, value in (("height", height), ("width", width)):
             if value < factor or value % factor:
                 low = max(value // factor, 1) * factor
@@ -187,7 +229,7 @@ class BasePipeline(nn.Module):
 
     def image_tokens(self, height: int, width: int) -> int:
         """Return how many tokens a picture is to the denoiser, from which the shift of its schedule follows."""
-        return (height // self.family.division_factor) * (width // self.family.division_factor)
+        return (height // self.parts.division_factor) * (width // self.parts.division_factor)
 
     def preprocess_image(self, image: Image.Image) -> Tensor:
         """Return a picture as (1, 3, H, W) float32 in [-1, 1]; where it is transparent it becomes white."""

@@ -101,7 +101,7 @@ def _checks(options: DatasetValidateOptions, resolved: ResolvedModel | None) -> 
         resize = build_resize(options, DIVISION_FACTOR, None)
         rule = FrameRule(options.num_frames, 1, 0, options.fps, options.short_clips)
         return Checks(resize, rule, options.workers)
-    resize = build_resize(options, resolved.family.division_factor, resolved.defaults.get("max_pixels"))
+    resize = build_resize(options, resolved.parts.division_factor, resolved.defaults.get("max_pixels"))
     division = resolved.family.time_division
     if division is None:
         return Checks(resize, None, options.workers)

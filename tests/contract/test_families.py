@@ -125,8 +125,11 @@ def test_a_preset_is_either_embedded_or_published(family: Family, preset: Preset
         assert not preset.files
     else:
         assert folder is None
-        assert set(preset.files) == {component.name for component in family.components}
-        assert set(preset.from_repositories) <= {*preset.files, "tokenizer"}
+        files, readers = family.component_files(preset), family.reader_files(preset)
+        always = {component.name for component in family.components if not component.optional}
+        assert always <= set(files) <= {component.name for component in family.components}
+        assert {reader.name for reader in family.readers if not reader.optional} <= set(readers)
+        assert set(preset.from_repositories) <= {*files, *readers}
 
 
 @pytest.mark.parametrize(("family", "preset"), PRESETS, ids=ids(PRESETS))
@@ -142,15 +145,16 @@ def test_distilled_weights_name_those_to_train_instead(family: Family, preset: P
 def test_file_patterns_match_the_published_repository(family: Family, preset: Preset) -> None:
     if preset.model_id is None:
         return
-    for name, pattern in preset.files.items():
+    for name, pattern in family.component_files(preset).items():
         files = REPOSITORIES[preset.repository(name)]
         matches = fnmatch.filter(files, pattern)
         folder = family.component(name).folder
         assert matches, f"{pattern} matches nothing in {preset.repository(name)}"
         weights = [file for file in files if file.endswith(".safetensors") and Path(file).parent.name == folder]
         assert sorted(matches) == sorted(weights), "a component is all weight files of its folder, and no other"
-    assert any(file.startswith(family.tokenizer_files) for file in REPOSITORIES[preset.repository("tokenizer")])
-    assert family.tokenizer_files.rstrip("/") == family.tokenizer_folder
+    for name, pattern in family.reader_files(preset).items():
+        assert any(file.startswith(pattern) for file in REPOSITORIES[preset.repository(name)])
+        assert pattern.rstrip("/") == family.reader(name).folder
 
 
 @pytest.mark.parametrize(("family", "preset"), PRESETS, ids=ids(PRESETS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsctl_core.family import Component, Family, Preset, Schedule
+from dsctl_core.family import Component, Family, Preset, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
 # Original files of the VAE are those of Stable Diffusion's, but for two layers that are inside of its halves there.
@@ -170,8 +170,7 @@ FAMILY = Family(
     pipeline="dsctl_core.families.flux2.pipeline:Flux2Pipeline",
     pipeline_classes=(KLEIN, DEV),
     components=(DIT, VAE, TEXT_ENCODER),
-    tokenizer_folder="tokenizer",
-    tokenizer_files="tokenizer/",
+    readers=(Reader("tokenizer", "tokenizer", "tokenizer/"),),
     presets=(
         _klein("4b", base=True),
         _klein("4b", base=False),

@@ -70,7 +70,7 @@ class PromptEmbedder(PipelineUnit):
         """Return `prompt_embeds` (B, 512, 3 D), the padding among them, so that `prompt_embeds_mask` is None."""
         pipe.load_models_to_device(self.onload_model_names)
         encoder = pipe.component("text_encoder")
-        ids, mask = tokenize(pipe.tokenizer, encoder, [prompt] if isinstance(prompt, str) else prompt)
+        ids, mask = tokenize(pipe.reader("tokenizer"), encoder, [prompt] if isinstance(prompt, str) else prompt)
         embeds = embed(encoder, ids.to(pipe.device), mask.to(pipe.device))
         return {"prompt_embeds": embeds, "prompt_embeds_mask": None}
 

@@ -27,6 +27,7 @@ from dsctl_core.units import Inputs, PipelineUnit, UnitRunner
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dsctl_core.checkpoint.readers import Readers
     from dsctl_core.families.resolve import ResolvedModel
     from dsctl_core.pipeline import BasePipeline
     from dsctl_core.training.plan.caching import WeightEdits
@@ -81,10 +82,10 @@ class GivenColumns(PipelineUnit):
 
 
 class SamplePipeline:
-    """Draws with a model in training: `models` and `tokenizer` are what training has not loaded."""
+    """Draws with a model in training: `models` and `readers` are what training has not loaded."""
 
-    def __init__(self, runner: UnitRunner, models: dict[str, nn.Module], tokenizer: Any) -> None:
-        self.runner, self.models, self.tokenizer = runner, models, tokenizer
+    def __init__(self, runner: UnitRunner, models: dict[str, nn.Module], readers: Readers | None) -> None:
+        self.runner, self.models, self.readers = runner, models, readers
         self.pipe: Any = None
         self.given = GivenColumns(())
 
@@ -108,10 +109,11 @@ class SamplePipeline:
         """Return a pipeline of the modules of `trained` and of those that are here, with a schedule of its own."""
         pipe: Any = type(trained)(
             {**self.models, **trained.components},
-            trained.tokenizer or self.tokenizer,
+            trained.readers if self.readers is None else trained.readers.with_others(self.readers),
             trained.scheduler.schedule,
             torch_dtype=trained.torch_dtype,
             device=trained.device,
+            parts=trained.parts,
         )
         model_fn = pipe.model_fn
 
@@ -175,7 +177,7 @@ def prepare_sample_pipeline(
             with suppress(_Read):
                 pipe(**prompt.inputs())
     kept = {name: pipe.component(name).to(CPU) for name in absent if name in shell.decoding_models}
-    return SamplePipeline(runner, kept, pipe.tokenizer)
+    return SamplePipeline(runner, kept, pipe.readers)
 
 
 def _changing(unit: PipelineUnit) -> set[str]:

@@ -17,7 +17,8 @@ from PIL.Image import Image
 
 from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
-from dsctl_core.checkpoint.load import ComponentPaths, empty_component, find_component_paths, load_tokenizer
+from dsctl_core.checkpoint.load import ComponentPaths, empty_component, find_component_paths
+from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.commands.train import build_accelerator, learning_rate, open_samples, samples_repeat, task_module
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
@@ -173,8 +174,11 @@ class _Rehearsal:
                 model = empty_component(component, folder)
             dtype = self._dtype_of(component.name)
             models[component.name] = self.simulation.take(model.eval().requires_grad_(False), dtype)
-        tokenizer = None if self.places.tokenizer is None else load_tokenizer(self.places.tokenizer)
-        pipe = pipeline_class(family)(models, tokenizer, family.schedule, torch_dtype=self.dtype, device="cpu").eval()
+        readers = Readers(family, self.places.readers)
+        for name in self.places.readers:
+            readers.get(name)  # now, where nothing is measured
+        about: dict[str, Any] = {"torch_dtype": self.dtype, "device": "cpu", "parts": self.resolved.parts}
+        pipe = pipeline_class(family)(models, readers, family.schedule, **about).eval()
         pipe.scheduler.set_timesteps(training=True)
         return pipe
 
@@ -266,10 +270,8 @@ class _Rehearsal:
 def _places(resolved: ResolvedModel, components: Sequence[str] | None) -> ComponentPaths:
     """Find the components on the disk; a dry run downloads nothing."""
     configs = [replace(config, skip_download=True) for config in resolved.configs_of(components)]
-    tokenizer = resolved.tokenizer_config
-    places = find_component_paths(
-        resolved.family, configs, None if tokenizer is None else replace(tokenizer, skip_download=True)
-    )
+    readers = {name: replace(config, skip_download=True) for name, config in resolved.reader_configs.items()}
+    places = find_component_paths(resolved.family, configs, readers)
     for name, place in places.components.items():
         if place.is_file():
             raise DsctlError(

@@ -20,7 +20,7 @@ def header_metadata(
     if resolved.preset is not None and resolved.preset.model_id is not None:
         about["base_model_id"] = resolved.preset.model_id
     component = options.lora_base_model or "dit"
-    folder = find_component_paths(resolved.family, resolved.configs_of([component]), None).components.get(component)
+    folder = find_component_paths(resolved.family, resolved.configs_of([component])).components.get(component)
     if folder is not None:
         about["base_weights"] = weights_identity(weight_files(folder))
     if isinstance(source, UnifiedDataset):

@@ -16,7 +16,7 @@ from dsctl_core.data.build import build_dataset
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
-from dsctl_core.family import Family
+from dsctl_core.family import Family, ModelParts
 from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.layers import fuse_lora
 from dsctl_core.losses import find_loss
@@ -89,12 +89,17 @@ class EncodePlan:
 
 def empty_pipeline(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
     """Return the pipeline of a model without any component of its own: its units can be asked, not run."""
-    return resolved.with_side_network(empty_pipeline_of_family(resolved.family, dtype, device))
+    shell = empty_pipeline_of_family(resolved.family, dtype, device, resolved.parts)
+    return resolved.with_side_network(shell)
 
 
-def empty_pipeline_of_family(family: Family, dtype: torch.dtype, device: Any) -> BasePipeline:
-    """Return the pipeline of a family without any component."""
-    pipe = pipeline_class(family)({}, None, family.schedule, torch_dtype=dtype, device=device).eval()
+def empty_pipeline_of_family(
+    family: Family, dtype: torch.dtype, device: Any, parts: ModelParts | None = None
+) -> BasePipeline:
+    """Return the pipeline of a family without any component, for a model that consists of `parts` (None: of all)."""
+    parts = parts or family.parts()
+    about: dict[str, Any] = {"torch_dtype": dtype, "device": device, "parts": parts}
+    pipe = pipeline_class(family)({}, None, family.schedule, **about).eval()
     pipe.scheduler.set_timesteps(training=True)
     return pipe
 
@@ -181,14 +186,14 @@ def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str
 
 
 def identify(resolved: ResolvedModel, components: Sequence[str], altered: WeightEdits) -> dict[str, str]:
-    """Return the identity of each component's weights; with those that read text goes the tokenizer."""
+    """Return the identity of each component's weights, with the files of the readers that its inputs come from."""
     side_network = resolved.side_network
     if side_network is not None and side_network.name in components:
         others = [name for name in components if name != side_network.name]
         return {**identify(resolved, others, altered), side_network.name: side_network.identity}
     if not components:
         return {}
-    places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.tokenizer_config)
+    places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.reader_configs)
     found = {}
     for name in components:
         folder = places.components.get(name)
@@ -198,8 +203,9 @@ def identify(resolved: ResolvedModel, components: Sequence[str], altered: Weight
                 hint=f"name its weights too: {resolved.family.component(name).folder}/ in a model folder",
             )
         words, files = altered.notes(name)
-        if resolved.family.component(name).library == "transformers" and places.tokenizer is not None:
-            files = [*files, *sorted(path for path in places.tokenizer.iterdir() if path.is_file())]
+        for reader in resolved.family.readers:
+            if name in reader.components and reader.name in places.readers:
+                files += sorted(path for path in places.readers[reader.name].iterdir() if path.is_file())
         found[name] = identify_weights(folder, files, words)
     return found
 
@@ -216,7 +222,7 @@ def picture_settings(options: TrainOptions | CacheOptions, resolved: ResolvedMod
         "num_frames": options.num_frames,
         "fps": options.fps,
         "short_clips": options.short_clips,
-        "division_factor": resolved.family.division_factor,
+        "division_factor": resolved.parts.division_factor,
     }
 
 
@@ -293,7 +299,7 @@ def make_cache(options: CacheOptions | TrainOptions, progress: Progress) -> Cach
     resolved = open_model(options)
     task = options.loss_task if isinstance(options, TrainOptions) else options.task
     refuse_extra_inputs(options.extra_inputs, resolved, task)
-    dataset = build_dataset(options, resolved.family, resolved.defaults)
+    dataset = build_dataset(options, resolved.family, resolved.defaults, resolved.parts.division_factor)
     refuse_varying(dataset)
     if options.on_bad_sample == "stop":
         refuse_unreadable(dataset, find_loss(task))
