@@ -1,13 +1,14 @@
 """BasePipeline: components, the units that prepare what the denoiser reads, and the denoising loop.
 
-Legend: latents, noise and velocity are (B, C, h, w) float32; images are (B, 3, H, W) in [-1, 1].
+Legend: latents, noise and velocity are (B, C, h, w) float32, of clips (B, C, T, h, w); images are (B, 3, H, W) in
+[-1, 1].
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +21,7 @@ from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.family import Family, ModelParts, Schedule
 from dsctl_core.lora.applied import AppliedLora, lora_applied
+from dsctl_core.placement import Placement
 from dsctl_core.scheduler import FlowMatchScheduler
 from dsctl_core.units import Inputs, PipelineUnit, UnitRunner
 
@@ -28,10 +30,13 @@ if TYPE_CHECKING:
 
     from dsctl_core.checkpoint.model_config import ModelConfig
 
+DENOISER_ARGUMENT = "dit"  # what `model_fn` calls the denoiser that acts, whichever of the family's it is
+
 ProgressBar = Callable[[Iterable[Tensor]], Iterable[Tensor]]
-
-
+CfgScale = float | Sequence[float]  # one for all denoisers, or one for each, from the highest noise levels down
 Step = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> latents at the next level
+# (side network, denoiser, inputs of model_fn) -> a block in which these inputs, with what it adds, are in force
+Control = Callable[[nn.Module, nn.Module, Inputs], AbstractContextManager[Inputs]]
 
 
 def run_step_directly(step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
@@ -44,28 +49,44 @@ def no_progress_bar(timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
     return timesteps
 
 
+def cfg_scales(cfg_scale: CfgScale, denoisers: Sequence[str]) -> dict[str, float]:
+    """Return the guidance scale of each of `denoisers`, from one number for all, or one for each."""
+    scales = [cfg_scale] * len(denoisers) if isinstance(cfg_scale, int | float) else list(cfg_scale)
+    if len(scales) != len(denoisers):
+        raise UsageError(
+            f"{len(scales)} guidance scales for {len(denoisers)} denoisers ({', '.join(denoisers)})",
+            hint="give one for all, or one for each, from the highest noise levels down",
+        )
+    return dict(zip(denoisers, scales, strict=True))
+
+
 @dataclass(frozen=True)
 class SideNetwork:
     """A network beside the family's own components, with the units that use it.
 
     `columns` are those of a row that its units read; a row in which one is missing is refused by them, not here.
+    `control` is what the network does during each call of `model_fn`, and `reads` the inputs that it looks at for that;
+    see dsctl_core.control.
     """
 
     name: str
     units: tuple[PipelineUnit, ...]
     columns: tuple[str, ...] = ()
+    control: Control | None = None
+    reads: tuple[str, ...] = ()
 
 
 class BasePipeline(nn.Module):
     """The components of one model and how they make a picture.
 
     Components are attributes under their family's names (`self.dit`), None where not loaded. A family's class sets
-    `family`, `units`, `model_fn`, `in_iteration_models` (the components that `model_fn` takes) and `decoding_models`
-    (those that make pictures of latents), and writes `__call__` and `inputs_from_rows`.
+    `family`, `units`, `model_fn` and `decoding_models` (the components that make pictures of latents), and writes
+    `__call__` and `inputs_from_rows`. `model_fn` takes the denoiser that acts as `dit`, and may take others of
+    `beside_the_denoiser` under their own names.
     """
 
     family: ClassVar[Family]
-    in_iteration_models: ClassVar[tuple[str, ...]] = ("dit",)
+    beside_the_denoiser: ClassVar[tuple[str, ...]] = ()
     decoding_models: ClassVar[tuple[str, ...]] = ("vae",)
 
     units: list[PipelineUnit]
@@ -99,6 +120,7 @@ class BasePipeline(nn.Module):
         self.scheduler = FlowMatchScheduler(schedule)
         self.unit_runner = UnitRunner()
         self.side_networks: tuple[SideNetwork, ...] = ()
+        self.placement = Placement()
         self.torch_dtype = torch_dtype
         # As a tensor there names it: "cuda" is "cuda:0", so that devices can be compared.
         self.device = torch.empty(0, device=device).device
@@ -186,6 +208,23 @@ class BasePipeline(nn.Module):
         return self.family.component(name).name in self.parts.components
 
     @property
+    def in_iteration_models(self) -> tuple[str, ...]:
+        """The names of the components that `model_fn` runs: the denoisers, and what it takes beside them."""
+        return (*(denoiser.name for denoiser in self.parts.denoisers), *self.beside_the_denoiser)
+
+    def iteration_modules(self) -> dict[str, nn.Module]:
+        """Return the loaded components that `model_fn` runs; without any denoiser, raise a DsctlError."""
+        denoisers = [denoiser.name for denoiser in self.parts.denoisers]
+        if not any(name in self.components for name in denoisers):
+            self.component(denoisers[0])
+        return {name: model for name, model in self.components.items() if name in self.in_iteration_models}
+
+    def models_of(self, unit: PipelineUnit) -> tuple[str, ...]:
+        """Return the components that `unit` uses, without the optional ones that this model does not have."""
+        absent = {component.name for component in self.family.components} - set(self.parts.components)
+        return tuple(name for name in unit.onload_model_names if name not in absent)
+
+    @property
     def components(self) -> dict[str, nn.Module]:
         """The components that are loaded, by name."""
         models = {name: getattr(self, name) for name in self.component_names}
@@ -261,14 +300,41 @@ class BasePipeline(nn.Module):
         finally:
             self.units = before
 
-    def call_model_fn(self, *, latents: Tensor, timestep: Tensor, **inputs: Any) -> Tensor:
-        """Return the velocity that the model predicts, (B, C, h, w) float32.
+    def denoiser_of(self, timestep: Tensor) -> str:
+        """Return the name of the denoiser for `timestep` (B,) or (); levels of two denoisers are a DsctlError."""
+        if len(self.parts.denoisers) == 1:
+            return self.parts.denoisers[0].name
+        first, *others = dict.fromkeys(self.parts.denoiser_at(each).name for each in timestep.flatten().tolist())
+        if others:
+            raise DsctlError(
+                f"one batch has noise levels of the {first} and of the {others[0]}",
+                hint="give a batch the levels of one denoiser",
+            )
+        return first
 
-        Hands `model_fn` the components it takes and, of `inputs`, those that its signature names. An AppliedLora in
-        `inputs["lora"]` is in force for this call alone.
+    def call_model_fn(self, *, latents: Tensor, timestep: Tensor, denoiser: str | None = None, **inputs: Any) -> Tensor:
+        """Return the velocity that the model predicts, float32 of the shape of `latents`.
+
+        Hands `model_fn` the network called `denoiser` (None: the one that acts at `timestep`) as `dit`, the other
+        components that it takes and, of `inputs`, those that its signature names. An AppliedLora in `inputs["lora"]`
+        is in force for this call alone.
         """
-        available = {**inputs, "latents": latents, "timestep": timestep}
-        available.update((name, self.component(name)) for name in self.in_iteration_models)
+        acting = denoiser or self.denoiser_of(timestep)
+        running = {name: self.component(name) for name in (acting, *self.beside_the_denoiser)}
+        available = {**inputs, **running, "latents": latents, "timestep": timestep, DENOISER_ARGUMENT: running[acting]}
+        with ExitStack() as stack:
+            lora: AppliedLora | None = inputs.get("lora")
+            if lora is not None:
+                own = {name: layers for name, layers in lora.items() if name in running}
+                stack.enter_context(lora_applied(running, own))
+            for side in self.side_networks:
+                if side.control is not None:
+                    network = self.component(side.name)
+                    available = stack.enter_context(side.control(network, running[acting], available))
+            return self.model_fn(**self._chosen(available, inputs))
+
+    def _chosen(self, available: Inputs, inputs: Inputs) -> Inputs:
+        """Return what of `available` the signature of `model_fn` names."""
         chosen = {}
         for parameter in inspect.signature(self.model_fn).parameters.values():
             if parameter.name in available:
@@ -278,11 +344,7 @@ class BasePipeline(nn.Module):
                     f"{self.family.title} needs the input {parameter.name!r}, which was not given",
                     hint=f"given: {', '.join(sorted(inputs)) or 'nothing'}",
                 )
-        lora: AppliedLora | None = inputs.get("lora")
-        if lora is None:
-            return self.model_fn(**chosen)
-        with lora_applied({name: self.component(name) for name in self.in_iteration_models}, lora):
-            return self.model_fn(**chosen)
+        return chosen
 
     def guide(self, posi: Tensor, nega: Tensor, cfg_scale: float) -> Tensor:
         """Combine the velocities with and without the prompt (classifier-free guidance, arXiv:2207.12598)."""
@@ -294,7 +356,7 @@ class BasePipeline(nn.Module):
         posi: Inputs,
         nega: Inputs,
         *,
-        cfg_scale: float,
+        cfg_scale: CfgScale,
         progress_bar_cmd: ProgressBar = no_progress_bar,
         scheduler: FlowMatchScheduler | None = None,
         run_step: Callable[[Step, Tensor, Tensor], Tensor] = run_step_directly,
@@ -302,16 +364,25 @@ class BasePipeline(nn.Module):
         """Follow the velocity from `shared["latents"]` along the scheduler's levels down to clean latents.
 
         Where `shared["latents_mask"]` is 0 the result is `shared["input_latents"]`. `scheduler` is the pipeline's own
-        unless another is given; `run_step(step, latents, timestep)` runs a step.
+        unless another is given; `run_step(step, latents, timestep)` runs a step. Each level is the business of the
+        denoiser in whose range it is, which alone is on the device then, with its own `cfg_scale`.
         """
-        self.load_models_to_device(self.in_iteration_models)
+        controls = [side.name for side in self.side_networks if side.control is not None]
+        self.load_models_to_device((*self.beside_the_denoiser, *controls))
         levels, mask = scheduler or self.scheduler, shared.get("latents_mask")
+        scales = cfg_scales(cfg_scale, [denoiser.name for denoiser in self.parts.denoisers])
+        placed: str | None = None
 
         def step(latents: Tensor, timestep: Tensor) -> Tensor:
-            state = {"latents": latents, "timestep": timestep.to(latents.device)}
+            nonlocal placed
+            denoiser = self.parts.denoiser_at(float(timestep)).name
+            if denoiser != placed:
+                self.placement.use(self, denoiser)
+                placed = denoiser
+            state = {"latents": latents, "timestep": timestep.to(latents.device), "denoiser": denoiser}
             velocity = self.call_model_fn(**{**shared, **posi, **state})
-            if cfg_scale != 1:
-                velocity = self.guide(velocity, self.call_model_fn(**{**shared, **nega, **state}), cfg_scale)
+            if scales[denoiser] != 1:
+                velocity = self.guide(velocity, self.call_model_fn(**{**shared, **nega, **state}), scales[denoiser])
             if mask is not None:
                 # The straight way from here to the input picture: at sigma = 0 it is there.
                 home = (latents - shared["input_latents"]) / (timestep / 1000).to(latents.device)

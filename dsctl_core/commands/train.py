@@ -30,7 +30,7 @@ from dsctl_core.memory.options import MemorySettings
 from dsctl_core.options import TrainOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import NoProgress, Progress
-from dsctl_core.stages.split import plan_stages
+from dsctl_core.stages.split import idle_denoisers, plan_stages
 from dsctl_core.training.callbacks.build import plan_callbacks
 from dsctl_core.training.callbacks.ema import AverageWeights
 from dsctl_core.training.callbacks.trackers import require_trackers
@@ -42,7 +42,7 @@ from dsctl_core.training.optim.lr_schedule import plan_lr_schedule
 from dsctl_core.training.optim.optimizer import OptimizerPlan, learning_rate, plan_optimizer
 from dsctl_core.training.output.folder import claim, refuse_used
 from dsctl_core.training.output.logger import ModelLogger
-from dsctl_core.training.output.metadata import header_metadata
+from dsctl_core.training.output.metadata import base_weights, header_metadata
 from dsctl_core.training.output.skipped import SkippedRows
 from dsctl_core.training.plan.caching import (
     empty_pipeline,
@@ -95,7 +95,8 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     for lora in options.lora:
         lora_weights(lora.path)
     source, resolved = open_samples(options, skipped, progress)
-    for name in (*options.trained_components, *options.fp8_models, options.preset_lora_model or "dit"):
+    named = (*options.trained_components, *options.fp8_models)
+    for name in (*named, options.preset_lora_model or resolved.family.denoisers[0].name):
         resolved.check_component(name)
     optimizer = plan_optimizer(options, learning_rate(options, resolved))
     identity = identity_of(options, resolved, source, optimizer.arguments["lr"])
@@ -114,6 +115,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
     made = claim(options.output_path) if accelerator.is_main_process and not goes_on else []
     try:
         dataset, task, only = first_stage(options, source, resolved, accelerator, progress)
+        only = only or without_idle(options, resolved, task)
         for each in dataset.manifest.skipped if isinstance(dataset, CachedDataset) else ():
             skipped.add(DataError(each["problem"], hint=each["hint"], kind=each["kind"]))
         about = describe_run(options, resolved, optimizer, accelerator)
@@ -129,6 +131,7 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             run={**about, "identity": identity},
             lora_format=options.lora_format,
             lora_dtype=options.lora_dtype,
+            base_weights=base_weights(options, resolved),
         )
         skipped.start(is_main_process=accelerator.is_main_process)
         if checked is not None:
@@ -250,6 +253,13 @@ def first_stage(
     return CachedDataset(cache, options.dataset_repeat), task, job.stages.second_components
 
 
+def without_idle(options: TrainOptions, resolved: ResolvedModel, task: str) -> tuple[str, ...] | None:
+    """Return the components to load where training encodes by itself: without idle denoisers (None: all)."""
+    shell = empty_pipeline(resolved, torch.float32, "cpu")
+    idle = idle_denoisers(shell, find_loss(task), options.trained_components)
+    return tuple(name for name in shell.component_names if name not in idle) if idle else None
+
+
 def samples_repeat(options: TrainOptions, dataset: UnifiedDataset, processes: int) -> bool:
     """Return whether the run sees its samples more than once."""
     seen = options.num_epochs * len(dataset)
@@ -335,7 +345,7 @@ def apply_memory_settings(options: TrainOptions, module: TaskModule, accelerator
     memory_settings = MemorySettings(
         options.gradient_checkpointing_blocks, options.offload_blocks, options.compile, options.attention_backend
     )
-    memory_settings.apply([pipe.component(name) for name in pipe.in_iteration_models], accelerator.device)
+    memory_settings.apply(list(pipe.iteration_modules().values()), accelerator.device)
     pipe.to(accelerator.device)
     pipe.device = torch.empty(0, device=accelerator.device).device
 

@@ -116,10 +116,11 @@ def _cache_bytes(resolved: ResolvedModel) -> CacheBytes | None:
     reckon_with = family.cache_bytes
     if reckon_with is None:
         return None
-    config = family.sizes("dit", resolved.preset.variant if resolved.preset else None)
+    denoiser = family.denoisers[0].name
+    config = family.sizes(denoiser, resolved.preset.variant if resolved.preset else None)
     folders = [Path(path) for each in resolved.model_configs for path in (each.path,) if isinstance(path, str | Path)]
     for folder in folders:
-        file = folder / family.component("dit").folder / "config.json"
+        file = folder / family.component(denoiser).folder / "config.json"
         if file.is_file():
             try:
                 config = {**config, **json.loads(file.read_text(encoding="utf-8"))}

@@ -82,8 +82,7 @@ class TrainOptions(
     @property
     def trained_names(self) -> tuple[str, ...]:
         """Names of the components and of the modules in them that are trained; in stage one alone, the usual one."""
-        lora = [self.lora_base_model or "dit"] if self.wants_lora else []
-        named = (*(self.trainable_models or ()), *lora)
+        named = (*(self.trainable_models or ()), *self.lora_components)
         return named or ("dit" if self.template is None else MODEL,)
 
     @property
@@ -154,8 +153,9 @@ class TrainOptions(
     @model_validator(mode="after")
     def _a_prefix_that_is_there(self) -> Self:
         """Refuse a prefix that no trained weight has: its name would silently stay as it is."""
-        lora_on = [self.lora_base_model or "dit"] if self.wants_lora else []
-        components = dict.fromkeys(name.split(".")[0] for name in (*(self.trainable_models or ()), *lora_on))
+        components = dict.fromkeys(
+            name.split(".")[0] for name in (*(self.trainable_models or ()), *self.lora_components)
+        )
         prefixes, given = [f"pipe.{name}." for name in components], self.remove_prefix_in_ckpt
         if given and not any(prefix.startswith(given) or given.startswith(prefix) for prefix in prefixes):
             problem = f"--remove-prefix-in-ckpt is {given!r}, which no trained weight's name begins with"

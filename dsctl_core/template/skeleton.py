@@ -21,7 +21,6 @@ from dsctl_core.media.kv_cache import block_heads
 from dsctl_core.options.template_tools import TemplateInitOptions
 from dsctl_core.template.source import CODE
 
-DENOISER = "dit"
 EXAMPLES: dict[str, dict[str, Any]] = {"value": {"scale": 0.8}, "image": {"image": "picture.png"}}
 
 
@@ -58,9 +57,10 @@ def blocks_of_model(name: str) -> dict[str, tuple[int, int]]:
         family, preset = find_preset(name)
         found = preset.local_path()
         if found is None:
-            return _blocks(family.component(DENOISER), family.sizes(DENOISER, preset.variant))
+            denoiser = family.denoisers[0].name
+            return _blocks(family.component(denoiser), family.sizes(denoiser, preset.variant))
         own = found
-    component = family.component(DENOISER)
+    component = family.component(family.denoisers[0].name)
     file = own / component.folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

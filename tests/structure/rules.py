@@ -19,7 +19,7 @@ LAYERS = (
     ("checkpoint",),
     ("cache", "memory"),
     ("lora",),
-    ("units", "pipeline"),
+    ("units", "placement", "pipeline"),
     ("media", "losses"),
     ("families", "control"),
     ("stages",),

@@ -1,8 +1,8 @@
 """Drawing with the model in training: the pipeline of inference, around the very modules that are being trained.
 
 What reads prompts is not needed for training from a cache, and large. It is loaded before the rest, reads the prompts
-once, and is gone when training begins: what it said is kept in main memory. What decodes pictures is small; it waits
-in main memory too, and is on the device only while a picture is drawn.
+once, and is gone when training begins: what it said is kept in main memory. What decodes pictures, and denoisers beside
+the trained one, wait in main memory too, and are on the device only while a picture is drawn.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from dsctl_core.files.digest import digest
+from dsctl_core.placement import Placement
 from dsctl_core.stages.plan_rows import fingerprint
 from dsctl_core.stages.sample import pick, unpick
 from dsctl_core.stages.split import read_by
@@ -123,6 +124,7 @@ class SamplePipeline:
                 return model_fn(*args, **inputs)
 
         pipe.model_fn, pipe.unit_runner = in_precision, self.runner
+        pipe.placement = Placement(staying=trained.components)
         for side_network in trained.side_networks:
             units = tuple(
                 _in_precision(unit, autocast) if unit.draws_each_step else unit for unit in side_network.units
@@ -158,8 +160,10 @@ def prepare_sample_pipeline(
     """
     if loaded is None:
         return SamplePipeline(UnitRunner(), {}, None)
-    readers = [unit for unit in shell.units if set(unit.onload_model_names) - set(loaded)]
-    named = [*(name for unit in readers for name in unit.onload_model_names), *shell.decoding_models]
+    readers = [unit for unit in shell.units if set(shell.models_of(unit)) - set(loaded)]
+    denoisers = [denoiser.name for denoiser in shell.parts.denoisers]
+    waiting = [*denoisers, *shell.decoding_models]
+    named = [*(name for unit in readers for name in shell.models_of(unit)), *waiting]
     absent = [name for name in dict.fromkeys(named) if name not in loaded]
     runner = CachedUnitRunner(type(unit).__name__ for unit in readers)
     if not absent:
@@ -176,7 +180,7 @@ def prepare_sample_pipeline(
             given.values = prompt.columns
             with suppress(_Read):
                 pipe(**prompt.inputs())
-    kept = {name: pipe.component(name).to(CPU) for name in absent if name in shell.decoding_models}
+    kept = {name: pipe.component(name).to(CPU) for name in absent if name in waiting}
     return SamplePipeline(runner, kept, pipe.readers)
 
 

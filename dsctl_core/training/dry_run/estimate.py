@@ -138,8 +138,8 @@ class _Rehearsal:
         module = task_module(self.options.model_copy(update=NOT_LOOKED_AT), pipe, self.task)
         self.simulation.take(module)
         if self.options.gradient_checkpointing_blocks is not None:
-            for name in pipe.in_iteration_models:
-                checkpoint_some(pipe.component(name), self.options.gradient_checkpointing_blocks)
+            for network in pipe.iteration_modules().values():
+                checkpoint_some(network, self.options.gradient_checkpointing_blocks)
         trained = tensor_bytes(module.trainable_modules())
         weights = tensor_bytes([*module.parameters(), *module.buffers()])
         step_peak, activations, state = self._train(module, entry)
@@ -168,7 +168,7 @@ class _Rehearsal:
         family, models = self.resolved.family, {}
         for component in family.components:
             folder = self.places.components.get(component.name)
-            if folder is None:
+            if folder is None or component.name in self.stages.idle:
                 continue
             with self.simulation.building():
                 model = empty_component(component, folder)
@@ -227,7 +227,7 @@ class _Rehearsal:
         return live.peak, activations, state
 
     def _largest_converted_file(self) -> int:
-        names = self.stages.second_components if self.two_stages else self.places.components
+        names = self.stages.second_components if self.two_stages else set(self.places.components) - self.stages.idle
         files = [(name, file) for name in names for file in weight_files(self.places.components[name])]
         stored = {file: {entry["dtype"] for entry in _entries_of(file)} for _, file in files}
         sizes = [file.stat().st_size for name, file in files if stored[file] != {STORED_AS[self._dtype_of(name)]}]
