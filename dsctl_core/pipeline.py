@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dsctl_core.checkpoint.readers import Readers
+from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.family import Family, ModelParts, Schedule
 from dsctl_core.lora.applied import AppliedLora, lora_applied
@@ -190,8 +191,8 @@ class BasePipeline(nn.Module):
         shared, posi, nega = self.inputs_from_rows(rows, own)
         return {**shared, **{name: [row.get(name) for row in rows] for name in columns}}, posi, nega
 
-    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
-        """Return the pictures of clean latents (B, C, h, w) as training has them; every family writes its own."""
+    def decode_latents(self, latents: Tensor) -> list[Any]:
+        """Return the pictures or clips of clean latents as training has them; every family writes its own."""
         raise NotImplementedError(f"{type(self).__name__} has no decode_latents()")
 
     @property
@@ -257,17 +258,21 @@ class BasePipeline(nn.Module):
             if any(parameter.device != self.device for parameter in model.parameters()):
                 model.to(self.device)
 
-    def check_size(self, height: int, width: int) -> None:
-        """Refuse a picture size that the model cannot work at, naming the nearest that it can."""
+    def check_size(self, height: int, width: int, frames: int = 1) -> None:
+        """Refuse a size, or a number of frames, that the model cannot work at, naming the nearest that it can."""
         factor = self.parts.division_factor
         for name, value in (("height", height), ("width", width)):
             if value < factor or value % factor:
                 low = max(value // factor, 1) * factor
                 nearest = f"{low}" if value <= low else f"{low} or {low + factor}"
                 raise UsageError(f"the {name} {value} is not a multiple of {factor}", hint=f"nearest: {nearest}")
+        if self.family.time_division is not None:
+            FrameRule(frames, *self.family.time_division)
+        elif frames != 1:
+            raise UsageError(f"{self.family.title} makes pictures, not {frames} frames", hint="leave the frames out")
 
-    def image_tokens(self, height: int, width: int) -> int:
-        """Return how many tokens a picture is to the denoiser, from which the shift of its schedule follows."""
+    def tokens(self, height: int, width: int, frames: int = 1) -> int:
+        """Return how many tokens a sample is to the denoiser, from which the shift of its schedule follows."""
         return (height // self.parts.division_factor) * (width // self.parts.division_factor)
 
     def preprocess_image(self, image: Image.Image) -> Tensor:

@@ -51,6 +51,7 @@ def read_row(row: Mapping[str, Any]) -> Inputs:
 @loss(
     task="direct_distill",
     requires=READ,
+    optional=("num_frames",),
     columns=COLUMNS,
     same_in_batch=SAME_IN_BATCH,
     read_row=read_row,
@@ -69,7 +70,7 @@ def DirectDistillLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     refuse_uneven_passes(pipe, inputs["num_inference_steps"] * (1 + guided))
     # The pipeline's own schedule stays that of training; and the backward pass needs these levels once more.
     scheduler = copy.copy(pipe.scheduler)
-    tokens = pipe.image_tokens(inputs["height"], inputs["width"])
+    tokens = pipe.tokens(inputs["height"], inputs["width"], inputs.get("num_frames", 1))
     scheduler.set_timesteps(inputs["num_inference_steps"], dynamic_shift_len=tokens)
     negative = inputs.pop("negative", {})
     offload = bool(inputs.get("use_gradient_checkpointing_offload"))
