@@ -13,9 +13,8 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.pipeline import Control, SideNetwork
 from dsctl_core.units import Inputs, PipelineUnit
 
-USES = (
-    "controls"  # the input that has a ControlUse for each control network by name; without one it acts as it was made
-)
+# The input that has a ControlUse for control networks by name; without one a network acts as it is.
+USES = "controls"
 
 
 @dataclass(frozen=True)
