@@ -90,6 +90,10 @@ def collate(samples: Sequence[Sample], padded: Mapping[str, str]) -> Sample:
         values = [sample[key] for sample in samples]
         if name in padded.values() and all(value is None for value in values):
             batch.setdefault(key, None)
+        elif len({value is None for value in values}) > 1:
+            raise DsctlError(
+                f"one batch has samples with and without {name}", hint="give every row what it is made of, or none"
+            )
         elif isinstance(values[0], Tensor):
             if name in padded and len({value.shape[1] for value in values}) > 1:
                 values, batch[f"{side}.{padded[name]}"] = _pad(values)
