@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from dsctl_core.checkpoint.readers import Readers
     from dsctl_core.families.resolve import ResolvedModel
+    from dsctl_core.media.clip import Clip
     from dsctl_core.pipeline import BasePipeline
     from dsctl_core.training.plan.caching import WeightEdits
 
@@ -92,8 +93,8 @@ class SamplePipeline:
 
     def draw(
         self, trained: BasePipeline, prompt: SamplePrompt, autocast: Callable[[], AbstractContextManager[None]]
-    ) -> Image:
-        """Return the picture, predicted in the precision of training; `trained` keeps its schedule.
+    ) -> Image | Clip:
+        """Return the picture or clip, predicted in the precision of training; `trained` keeps its schedule.
 
         It is the same pipeline at every call.
         """
