@@ -1,9 +1,9 @@
-"""What a family of models declares about itself: components, presets, schedule, LoRA targets. Imports no torch."""
+"""A family of models: its components, readers, denoisers, presets, schedule and LoRA targets. Imports no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,21 +11,69 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Component:
-    """One network of a family and where diffusers keeps it in a model folder."""
+    """One network of a family and where diffusers keeps it in a model folder.
+
+    An `optional` one is only in some presets and folders; units ask `pipe.has(name)`. `library` is "transformers",
+    "diffusers", or a module of the family's own, whose classes are diffusers' `ModelMixin` and are loaded as such.
+    """
 
     name: str  # as the pipeline knows it: "dit", "vae", "text_encoder"
     folder: str  # sub-folder in diffusers layout: "transformer"
-    library: Literal["diffusers", "transformers"]
+    library: str
     class_name: str  # class in that library, also `_class_name` or `architectures[0]` of its config.json
     single_file_as: str | None = None  # diffusers class whose conversion of original single files fits this one too
     single_file_renames: Mapping[str, str] = field(default_factory=dict)  # beginnings of names, before that conversion
     float32_parts: tuple[str, ...] = ()  # of its modules or weights, beside those that its class keeps in float32
     other_classes: tuple[str, ...] = ()  # classes that some weights of the family have instead; config.json says which
+    optional: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Every class that this component may have."""
         return (self.class_name, *self.other_classes)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What turns text or pictures into the inputs of `components`; it has no weights, and is loaded when it is used.
+
+    An `optional` one is only in some presets and folders.
+    """
+
+    name: str  # as the pipeline knows it: "tokenizer", "tokenizer_2", "processor", "image_processor"
+    folder: str  # sub-folder in diffusers layout
+    files: str  # pattern of its files inside a repository: "tokenizer/"
+    kind: Literal["tokenizer", "processor", "image_processor"] = "tokenizer"  # the Auto class that loads it
+    optional: bool = False
+    components: tuple[str, ...] = ("text_encoder",)  # whose outputs depend on its files
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A component that predicts the velocity, and the noise levels at which it does: from `low` up to `high`.
+
+    Both are sigmas. `low` belongs to it, and `high` to the one above, but for 1, which is the highest level.
+    """
+
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """What one model of a family consists of, where models differ: see `Family.parts`.
+
+    `denoisers` go from the highest noise levels down, and together they cover all levels.
+    """
+
+    components: tuple[str, ...]
+    denoisers: tuple[Denoiser, ...]
+    division_factor: int
+
+    def denoiser_at(self, timestep: float) -> Denoiser:
+        """Return the denoiser that acts at `timestep` = 1000 * sigma; the level of a boundary is the upper one's."""
+        return next((each for each in self.denoisers if timestep >= 1000 * each.low), self.denoisers[-1])
 
 
 @dataclass(frozen=True)
@@ -41,8 +89,9 @@ class AttentionBlocks:
 class Preset:
     """Published (or embedded) weights of a family.
 
-    `files` maps a component's name to the file pattern inside the repository `model_id`; what is in another one
-    (a component, or "tokenizer") is in `from_repositories`. An embedded preset has `folder` (relative to the package's
+    `files` maps the name of a component, or of an optional reader, to the file pattern inside the repository
+    `model_id`: what is optional and not named there is not part of these weights. What is in another repository (a
+    component or a reader) is in `from_repositories`. An embedded preset has `folder` (relative to the package's
     assets) instead. `defaults` are option values that suit these weights. `variant` is their size among those that
     the family has published (None: the first). Weights that were distilled name in `base_preset` the ones that they
     were distilled from, which are the better ones to train.
@@ -61,7 +110,7 @@ class Preset:
     index: dict[str, Any] = field(default_factory=dict)  # what their model_index.json says beside the components
 
     def repository(self, part: str) -> str:
-        """Return the repository that a component, or the "tokenizer", of a published preset is in."""
+        """Return the repository that a component, or a reader, of a published preset is in."""
         assert self.model_id is not None, "an embedded preset is in no repository"
         return self.from_repositories.get(part, self.model_id)
 
@@ -119,11 +168,10 @@ class Family:
     pipeline: str  # "dsctl_core.families.qwen_image.pipeline:QwenImagePipeline"
     pipeline_classes: tuple[str, ...]  # `_class_name` values of model_index.json that are this family
     components: tuple[Component, ...]
-    tokenizer_folder: str
-    tokenizer_files: str
+    readers: tuple[Reader, ...]
     presets: tuple[Preset, ...]
     lora_targets: tuple[str, ...]
-    division_factor: int  # height and width must be multiples of this
+    division_factor: int  # height and width must be multiples of this, but see `index_division_factor`
     schedule: Schedule
     defaults: dict[str, Any]  # option values for weights that are no preset
     extra_inputs: tuple[str, ...]  # inputs beyond image and prompt that training rows may have
@@ -144,6 +192,12 @@ class Family:
     embedded_guidance: bool = False
     # model_index.json -> option values for the weights beside it, where they are not `defaults` for all
     index_defaults: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    # The networks that predict the velocity, from the highest noise levels down.
+    denoisers: tuple[Denoiser, ...] = (Denoiser("dit"),)
+    # model_index.json -> the denoisers of the weights beside it, where they are not `denoisers` for all
+    index_denoisers: Callable[[Mapping[str, Any]], tuple[Denoiser, ...]] | None = None
+    # model_index.json -> the division factor of the weights beside it, where it is not `division_factor` for all
+    index_division_factor: Callable[[Mapping[str, Any]], int] | None = None
 
     def sizes(self, component: str, variant: str | None = None) -> dict[str, Any]:
         """Return the published config of `component` in `variant` (None: the first one that was published)."""
@@ -166,3 +220,48 @@ class Family:
         from dsctl_core.errors import unknown_name
 
         raise unknown_name(f"component of {self.name}", name, [c.name for c in self.components])
+
+    def reader(self, name: str) -> Reader:
+        """Return the reader called `name`; an unknown name is a usage error with the near miss."""
+        for reader in self.readers:
+            if reader.name == name:
+                return reader
+        from dsctl_core.errors import unknown_name
+
+        raise unknown_name(f"reader of {self.name}", name, [reader.name for reader in self.readers])
+
+    @property
+    def differs(self) -> bool:
+        """Whether models of the family can consist of other parts than one another."""
+        functions = (self.index_denoisers, self.index_division_factor)
+        return any(functions) or any(component.optional for component in self.components)
+
+    def component_files(self, preset: Preset) -> dict[str, str]:
+        """Return the file pattern of each component that a published preset has, by name."""
+        readers = [reader.name for reader in self.readers]
+        return {name: pattern for name, pattern in preset.files.items() if name not in readers}
+
+    def reader_files(self, preset: Preset) -> dict[str, str]:
+        """Return the file pattern of each reader that a published preset has, by name."""
+        chosen = [reader for reader in self.readers if not reader.optional or reader.name in preset.files]
+        return {reader.name: preset.files.get(reader.name, reader.files) for reader in chosen}
+
+    def preset_index(self, preset: Preset) -> dict[str, Any]:
+        """Return what the model_index.json of a published preset says, as far as `index_...` functions read it."""
+        found: dict[str, Any] = {"_class_name": self.pipeline_classes[0], **preset.index}
+        for component in self.components:
+            there = component.name in preset.files
+            found[component.folder] = [component.library, component.class_name] if there else [None, None]
+        return found
+
+    def parts(self, present: Collection[str] | None = None, index: Mapping[str, Any] | None = None) -> ModelParts:
+        """Return what a model consists of that has the components `present` (None: all) and this model_index.json.
+
+        A component that is not optional counts as present, whether or not its weights were named.
+        """
+        names = tuple(c.name for c in self.components if not c.optional or present is None or c.name in present)
+        denoisers, factor = self.denoisers, self.division_factor
+        if index is not None:
+            denoisers = denoisers if self.index_denoisers is None else self.index_denoisers(index)
+            factor = factor if self.index_division_factor is None else self.index_division_factor(index)
+        return ModelParts(names, denoisers, factor)

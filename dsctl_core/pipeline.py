@@ -1,13 +1,14 @@
 """BasePipeline: components, the units that prepare what the denoiser reads, and the denoising loop.
 
-Legend: latents, noise and velocity are (B, C, h, w) float32; images are (B, 3, H, W) in [-1, 1].
+Legend: latents, noise and velocity are (B, C, h, w) float32, of clips (B, C, T, h, w); images are (B, 3, H, W) in
+[-1, 1].
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,9 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dsctl_core.checkpoint.readers import Readers
+from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.family import Family, Schedule
+from dsctl_core.family import Family, ModelParts, Schedule
 from dsctl_core.lora.applied import AppliedLora, lora_applied
+from dsctl_core.placement import Placement
 from dsctl_core.scheduler import FlowMatchScheduler
 from dsctl_core.units import Inputs, PipelineUnit, UnitRunner
 
@@ -27,10 +31,13 @@ if TYPE_CHECKING:
 
     from dsctl_core.checkpoint.model_config import ModelConfig
 
+DENOISER_ARGUMENT = "dit"  # what `model_fn` calls the denoiser that acts, whichever of the family's it is
+
 ProgressBar = Callable[[Iterable[Tensor]], Iterable[Tensor]]
-
-
+CfgScale = float | Sequence[float]  # one for all denoisers, or one for each, from the highest noise levels down
 Step = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> latents at the next level
+# (side network, denoiser, inputs of model_fn) -> a block in which these inputs, with what it adds, are in force
+Control = Callable[[nn.Module, nn.Module, Inputs], AbstractContextManager[Inputs]]
 
 
 def run_step_directly(step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
@@ -43,28 +50,44 @@ def no_progress_bar(timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
     return timesteps
 
 
+def cfg_scales(cfg_scale: CfgScale, denoisers: Sequence[str]) -> dict[str, float]:
+    """Return the guidance scale of each of `denoisers`, from one number for all, or one for each."""
+    scales = [cfg_scale] * len(denoisers) if isinstance(cfg_scale, int | float) else list(cfg_scale)
+    if len(scales) != len(denoisers):
+        raise UsageError(
+            f"{len(scales)} guidance scales for {len(denoisers)} denoisers ({', '.join(denoisers)})",
+            hint="give one for all, or one for each, from the highest noise levels down",
+        )
+    return dict(zip(denoisers, scales, strict=True))
+
+
 @dataclass(frozen=True)
 class SideNetwork:
     """A network beside the family's own components, with the units that use it.
 
     `columns` are those of a row that its units read; a row in which one is missing is refused by them, not here.
+    `control` is what the network does during each call of `model_fn`, and `reads` the inputs that it looks at for that;
+    see dsctl_core.control.
     """
 
     name: str
     units: tuple[PipelineUnit, ...]
     columns: tuple[str, ...] = ()
+    control: Control | None = None
+    reads: tuple[str, ...] = ()
 
 
 class BasePipeline(nn.Module):
     """The components of one model and how they make a picture.
 
     Components are attributes under their family's names (`self.dit`), None where not loaded. A family's class sets
-    `family`, `units`, `model_fn`, `in_iteration_models` (the components that `model_fn` takes) and `decoding_models`
-    (those that make pictures of latents), and writes `__call__` and `inputs_from_rows`.
+    `family`, `units`, `model_fn` and `decoding_models` (the components that make pictures of latents), and writes
+    `__call__` and `inputs_from_rows`. `model_fn` takes the denoiser that acts as `dit`, and may take others of
+    `beside_the_denoiser` under their own names.
     """
 
     family: ClassVar[Family]
-    in_iteration_models: ClassVar[tuple[str, ...]] = ("dit",)
+    beside_the_denoiser: ClassVar[tuple[str, ...]] = ()
     decoding_models: ClassVar[tuple[str, ...]] = ("vae",)
 
     units: list[PipelineUnit]
@@ -73,19 +96,32 @@ class BasePipeline(nn.Module):
     def __init__(
         self,
         models: Mapping[str, nn.Module],
-        tokenizer: Any,
+        readers: Readers | None,
         schedule: Schedule,
         *,
         torch_dtype: torch.dtype,
         device: torch.device | str,
+        parts: ModelParts | None = None,
     ) -> None:
+        """Put the pipeline together.
+
+        Args:
+            models: The components that are loaded, by name.
+            readers: Its tokenizers and processors (None: it has none).
+            schedule: The constants of its noise levels.
+            torch_dtype: The dtype of the weights, and of what units compute.
+            device: Where it computes.
+            parts: What the model consists of, loaded or not (None: what is loaded of what is optional).
+        """
         super().__init__()
         for component in self.family.components:
             self.register_module(component.name, models.get(component.name))
-        self.tokenizer = tokenizer
+        self.readers = readers or Readers(self.family)
+        self.parts = parts or self.family.parts(models)
         self.scheduler = FlowMatchScheduler(schedule)
         self.unit_runner = UnitRunner()
         self.side_networks: tuple[SideNetwork, ...] = ()
+        self.placement = Placement()
         self.torch_dtype = torch_dtype
         # As a tensor there names it: "cuda" is "cuda:0", so that devices can be compared.
         self.device = torch.empty(0, device=device).device
@@ -98,28 +134,45 @@ class BasePipeline(nn.Module):
         device: torch.device | str | None = None,
         model_configs: Sequence[ModelConfig],
         tokenizer_config: ModelConfig | None = None,
+        processor_config: ModelConfig | None = None,
+        reader_configs: Mapping[str, ModelConfig] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
         only: Sequence[str] | None = None,
         schedule: Schedule | None = None,
+        parts: ModelParts | None = None,
     ) -> Self:
-        """Load the components that `model_configs` name (of these, those in `only`), frozen and in evaluation mode.
+        """Load the components that `model_configs` name, frozen and in evaluation mode.
 
-        `device` is the GPU when there is one, else the CPU. `component_dtypes` overrides `torch_dtype` by component.
+        Args:
+            torch_dtype: The dtype of the weights.
+            device: Where the pipeline computes (None: the GPU when there is one, else the CPU).
+            model_configs: Where the components are.
+            tokenizer_config: Where the reader "tokenizer" is, if not beside the components.
+            processor_config: Where the reader "processor" is, if not beside the components.
+            reader_configs: Where any reader is, by name.
+            component_dtypes: The dtype of single components, by name.
+            only: The components to load of those that are named (None: all).
+            schedule: The schedule where there is no scheduler_config.json (None: the family's).
+            parts: What the model consists of (None: what is named, with what its model_index.json says).
         """
         from dsctl_core.checkpoint.load import load_components
 
         place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        named = {"tokenizer": tokenizer_config, "processor": processor_config}
+        given = {name: config for name, config in named.items() if config is not None}
         loaded = load_components(
             cls.family,
             model_configs,
-            tokenizer_config,
+            {**(reader_configs or {}), **given},
             torch_dtype=torch_dtype,
             device=place,
             component_dtypes=component_dtypes,
             only=only,
             schedule=schedule,
+            parts=parts,
         )
-        return cls(loaded.models, loaded.tokenizer, loaded.schedule, torch_dtype=torch_dtype, device=place).eval()
+        about: dict[str, Any] = {"torch_dtype": torch_dtype, "device": place, "parts": loaded.parts}
+        return cls(loaded.models, loaded.readers, loaded.schedule, **about).eval()
 
     @classmethod
     def inputs_from_rows(
@@ -141,9 +194,39 @@ class BasePipeline(nn.Module):
         shared, posi, nega = self.inputs_from_rows(rows, own)
         return {**shared, **{name: [row.get(name) for row in rows] for name in columns}}, posi, nega
 
-    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
-        """Return the pictures of clean latents (B, C, h, w) as training has them; every family writes its own."""
+    def decode_latents(self, latents: Tensor) -> list[Any]:
+        """Return the pictures or clips of clean latents as training has them; every family writes its own."""
         raise NotImplementedError(f"{type(self).__name__} has no decode_latents()")
+
+    @property
+    def tokenizer(self) -> Any:
+        """The reader called "tokenizer", None where there is none."""
+        return self.reader("tokenizer") if "tokenizer" in self.readers else None
+
+    def reader(self, name: str) -> Any:
+        """Return the tokenizer or processor called `name`, loaded now if need be; an absent one is a DsctlError."""
+        return self.readers.get(name)
+
+    def has(self, name: str) -> bool:
+        """Return whether the model has the component called `name`, be it loaded or not."""
+        return self.family.component(name).name in self.parts.components
+
+    @property
+    def in_iteration_models(self) -> tuple[str, ...]:
+        """The names of the components that `model_fn` runs: the denoisers, and what it takes beside them."""
+        return (*(denoiser.name for denoiser in self.parts.denoisers), *self.beside_the_denoiser)
+
+    def iteration_modules(self) -> dict[str, nn.Module]:
+        """Return the loaded components that `model_fn` runs; without any denoiser, raise a DsctlError."""
+        denoisers = [denoiser.name for denoiser in self.parts.denoisers]
+        if not any(name in self.components for name in denoisers):
+            self.component(denoisers[0])
+        return {name: model for name, model in self.components.items() if name in self.in_iteration_models}
+
+    def models_of(self, unit: PipelineUnit) -> tuple[str, ...]:
+        """Return the components that `unit` uses, without the optional ones that this model does not have."""
+        absent = {component.name for component in self.family.components} - set(self.parts.components)
+        return tuple(name for name in unit.onload_model_names if name not in absent)
 
     @property
     def components(self) -> dict[str, nn.Module]:
@@ -178,18 +261,22 @@ class BasePipeline(nn.Module):
             if any(parameter.device != self.device for parameter in model.parameters()):
                 model.to(self.device)
 
-    def check_size(self, height: int, width: int) -> None:
-        """Refuse a picture size that the model cannot work at, naming the nearest that it can."""
-        factor = self.family.division_factor
+    def check_size(self, height: int, width: int, frames: int = 1) -> None:
+        """Refuse a size, or a number of frames, that the model cannot work at, naming the nearest that it can."""
+        factor = self.parts.division_factor
         for name, value in (("height", height), ("width", width)):
             if value < factor or value % factor:
                 low = max(value // factor, 1) * factor
                 nearest = f"{low}" if value <= low else f"{low} or {low + factor}"
                 raise UsageError(f"the {name} {value} is not a multiple of {factor}", hint=f"nearest: {nearest}")
+        if self.family.time_division is not None:
+            FrameRule(frames, *self.family.time_division)
+        elif frames != 1:
+            raise UsageError(f"{self.family.title} makes pictures, not {frames} frames", hint="leave the frames out")
 
-    def image_tokens(self, height: int, width: int) -> int:
-        """Return how many tokens a picture is to the denoiser, from which the shift of its schedule follows."""
-        return (height // self.family.division_factor) * (width // self.family.division_factor)
+    def tokens(self, height: int, width: int, frames: int = 1) -> int:
+        """Return how many tokens a sample is to the denoiser, from which the shift of its schedule follows."""
+        return (height // self.parts.division_factor) * (width // self.parts.division_factor)
 
     def preprocess_image(self, image: Image.Image) -> Tensor:
         """Return a picture as (1, 3, H, W) float32 in [-1, 1]; where it is transparent it becomes white."""
@@ -221,14 +308,41 @@ class BasePipeline(nn.Module):
         finally:
             self.units = before
 
-    def call_model_fn(self, *, latents: Tensor, timestep: Tensor, **inputs: Any) -> Tensor:
-        """Return the velocity that the model predicts, (B, C, h, w) float32.
+    def denoiser_of(self, timestep: Tensor) -> str:
+        """Return the name of the denoiser for `timestep` (B,) or (); levels of two denoisers are a DsctlError."""
+        if len(self.parts.denoisers) == 1:
+            return self.parts.denoisers[0].name
+        first, *others = dict.fromkeys(self.parts.denoiser_at(each).name for each in timestep.flatten().tolist())
+        if others:
+            raise DsctlError(
+                f"one batch has noise levels of the {first} and of the {others[0]}",
+                hint="give a batch the levels of one denoiser",
+            )
+        return first
 
-        Hands `model_fn` the components it takes and, of `inputs`, those that its signature names. An AppliedLora in
-        `inputs["lora"]` is in force for this call alone.
+    def call_model_fn(self, *, latents: Tensor, timestep: Tensor, denoiser: str | None = None, **inputs: Any) -> Tensor:
+        """Return the velocity that the model predicts, float32 of the shape of `latents`.
+
+        Hands `model_fn` the network called `denoiser` (None: the one that acts at `timestep`) as `dit`, the other
+        components that it takes and, of `inputs`, those that its signature names. An AppliedLora in `inputs["lora"]`
+        is in force for this call alone.
         """
-        available = {**inputs, "latents": latents, "timestep": timestep}
-        available.update((name, self.component(name)) for name in self.in_iteration_models)
+        acting = denoiser or self.denoiser_of(timestep)
+        running = {name: self.component(name) for name in (acting, *self.beside_the_denoiser)}
+        available = {**inputs, **running, "latents": latents, "timestep": timestep, DENOISER_ARGUMENT: running[acting]}
+        with ExitStack() as stack:
+            lora: AppliedLora | None = inputs.get("lora")
+            if lora is not None:
+                own = {name: layers for name, layers in lora.items() if name in running}
+                stack.enter_context(lora_applied(running, own))
+            for side in self.side_networks:
+                if side.control is not None:
+                    network = self.component(side.name)
+                    available = stack.enter_context(side.control(network, running[acting], available))
+            return self.model_fn(**self._chosen(available, inputs))
+
+    def _chosen(self, available: Inputs, inputs: Inputs) -> Inputs:
+        """Return what of `available` the signature of `model_fn` names."""
         chosen = {}
         for parameter in inspect.signature(self.model_fn).parameters.values():
             if parameter.name in available:
@@ -238,11 +352,7 @@ class BasePipeline(nn.Module):
                     f"{self.family.title} needs the input {parameter.name!r}, which was not given",
                     hint=f"given: {', '.join(sorted(inputs)) or 'nothing'}",
                 )
-        lora: AppliedLora | None = inputs.get("lora")
-        if lora is None:
-            return self.model_fn(**chosen)
-        with lora_applied({name: self.component(name) for name in self.in_iteration_models}, lora):
-            return self.model_fn(**chosen)
+        return chosen
 
     def guide(self, posi: Tensor, nega: Tensor, cfg_scale: float) -> Tensor:
         """Combine the velocities with and without the prompt (classifier-free guidance, arXiv:2207.12598)."""
@@ -254,7 +364,7 @@ class BasePipeline(nn.Module):
         posi: Inputs,
         nega: Inputs,
         *,
-        cfg_scale: float,
+        cfg_scale: CfgScale,
         progress_bar_cmd: ProgressBar = no_progress_bar,
         scheduler: FlowMatchScheduler | None = None,
         run_step: Callable[[Step, Tensor, Tensor], Tensor] = run_step_directly,
@@ -262,16 +372,25 @@ class BasePipeline(nn.Module):
         """Follow the velocity from `shared["latents"]` along the scheduler's levels down to clean latents.
 
         Where `shared["latents_mask"]` is 0 the result is `shared["input_latents"]`. `scheduler` is the pipeline's own
-        unless another is given; `run_step(step, latents, timestep)` runs a step.
+        unless another is given; `run_step(step, latents, timestep)` runs a step. Each level is the business of the
+        denoiser in whose range it is, which alone is on the device then, with its own `cfg_scale`.
         """
-        self.load_models_to_device(self.in_iteration_models)
+        controls = [side.name for side in self.side_networks if side.control is not None]
+        self.load_models_to_device((*self.beside_the_denoiser, *controls))
         levels, mask = scheduler or self.scheduler, shared.get("latents_mask")
+        scales = cfg_scales(cfg_scale, [denoiser.name for denoiser in self.parts.denoisers])
+        placed: str | None = None
 
         def step(latents: Tensor, timestep: Tensor) -> Tensor:
-            state = {"latents": latents, "timestep": timestep.to(latents.device)}
+            nonlocal placed
+            denoiser = self.parts.denoiser_at(float(timestep)).name
+            if denoiser != placed:
+                self.placement.use(self, denoiser)
+                placed = denoiser
+            state = {"latents": latents, "timestep": timestep.to(latents.device), "denoiser": denoiser}
             velocity = self.call_model_fn(**{**shared, **posi, **state})
-            if cfg_scale != 1:
-                velocity = self.guide(velocity, self.call_model_fn(**{**shared, **nega, **state}), cfg_scale)
+            if scales[denoiser] != 1:
+                velocity = self.guide(velocity, self.call_model_fn(**{**shared, **nega, **state}), scales[denoiser])
             if mask is not None:
                 # The straight way from here to the input picture: at sigma = 0 it is there.
                 home = (latents - shared["input_latents"]) / (timestep / 1000).to(latents.device)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 Inputs = dict[str, Any]
 
 
+def is_guided(cfg_scale: Any) -> bool:
+    """Return whether a guidance scale, or one of those of several denoisers, asks for the negative prompt."""
+    return any(scale != 1 for scale in (cfg_scale if isinstance(cfg_scale, list | tuple) else [cfg_scale]))
+
+
 class PipelineUnit:
     """One step of a pipeline's preparation.
 
@@ -96,7 +101,7 @@ class UnitRunner:
             return {**inputs_shared, **self._checked(unit, outputs)}, inputs_posi, inputs_nega
         outputs = unit.process(pipe, **self._gather(unit, inputs_shared, inputs_posi))
         inputs_posi = {**inputs_posi, **self._checked(unit, outputs)}
-        if inputs_shared.get("cfg_scale", 1) != 1:
+        if is_guided(inputs_shared.get("cfg_scale", 1)):
             renamed = {name.removeprefix("negative_"): value for name, value in inputs_nega.items()}
             outputs = unit.process(pipe, **self._gather(unit, inputs_shared, renamed))
             inputs_nega = {**inputs_nega, **self._checked(unit, outputs)}

@@ -23,7 +23,7 @@ def component_class(component: Component, folder: Path | None = None) -> type[nn
 def empty_component(component: Component, folder: Path) -> nn.Module:
     """Build a component from the config.json in `folder`, with weights that mean nothing."""
     cls: Any = component_class(component, folder)
-    if component.library == "diffusers":
+    if component.library != "transformers":
         return cls.from_config(read_json(folder / "config.json"))
     from transformers import AutoConfig
 

@@ -30,11 +30,15 @@ def class_of(folder: Path) -> str:
 
 
 def identify_component(family: Family, folder: Path) -> Component:
-    """Return the component of `family` whose weights are in `folder`."""
+    """Return the component of `family` whose weights are in `folder`.
+
+    Of several that have one class, as two denoisers have, it is the one that is kept in a folder of this name, else the
+    first.
+    """
     name = class_of(folder)
-    for component in family.components:
-        if name in component.class_names:
-            return component
+    found = [component for component in family.components if name in component.class_names]
+    if found:
+        return next((component for component in found if component.folder == folder.name), found[0])
     wanted = ", ".join(f"{c.name} ({' or '.join(c.class_names)})" for c in family.components)
     raise DsctlError(f"{folder} holds a {name}, which is no part of {family.name}", hint=f"{family.name} has {wanted}")
 

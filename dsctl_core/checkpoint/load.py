@@ -1,19 +1,21 @@
-"""Loading the components of a pipeline, strictly: every weight there, none left over, none invented."""
+"""Load the components of a pipeline, strictly: every weight there, none left over, none invented."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.build import component_class
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.checkpoint.schedule import read_schedule
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
 from dsctl_core.errors import DsctlError
-from dsctl_core.family import Component, Family, Schedule
+from dsctl_core.family import Component, Family, ModelParts, Schedule
+from dsctl_core.files.json import read_json
 from dsctl_core.memory.dtypes import declare_float32_parts
 
 if TYPE_CHECKING:
@@ -26,24 +28,36 @@ class LoadedComponents:
     """What a pipeline is made of. A component that was not asked for is not in `models`."""
 
     models: dict[str, nn.Module]
-    tokenizer: Any
+    readers: Readers
     schedule: Schedule
+    parts: ModelParts
 
 
 @dataclass
 class ComponentPaths:
-    """Where everything is: a folder (or a single file without a config) for each component, tokenizer, schedule."""
+    """Where everything is: a folder (or a single file without a config) for each component, readers, schedule.
+
+    `index` is what the model_index.json of a whole folder says.
+    """
 
     components: dict[str, Path]
-    tokenizer: Path | None = None
+    readers: dict[str, Path] = field(default_factory=dict)
     schedule: Path | None = None
+    index: dict[str, Any] | None = None
 
 
 def find_component_paths(
-    family: Family, model_configs: Sequence[ModelConfig], tokenizer_config: ModelConfig | None
+    family: Family, model_configs: Sequence[ModelConfig], reader_configs: Mapping[str, ModelConfig] | None = None
 ) -> ComponentPaths:
-    """Find the folder of each component that `model_configs` name. Two places for one component are an error."""
+    """Find the folder of each component that `model_configs` name, and of the readers beside them.
+
+    `reader_configs` say where readers are, by name, and go before what is found. Two places for one component are an
+    error.
+    """
     places = ComponentPaths({})
+    for name, config in (reader_configs or {}).items():
+        found = config.resolve()[0]
+        places.readers[family.reader(name).name] = found if found.is_dir() else found.parent
     for config in model_configs:
         paths = config.resolve()
         if paths[0].is_dir() and (paths[0] / "model_index.json").is_file():
@@ -57,15 +71,14 @@ def find_component_paths(
         if not paths[0].is_dir():
             _check_shards(folder, paths)
         _add(places, component.name, folder)
-    if tokenizer_config is not None:
-        found = tokenizer_config.resolve()[0]
-        places.tokenizer = found if found.is_dir() else found.parent
     return places
 
 
 def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> None:
+    places.index = read_json(folder / "model_index.json")
     for component in family.components:
-        if (folder / component.folder).is_dir():
+        left_out = component.optional and places.index.get(component.folder) == [None, None]
+        if (folder / component.folder).is_dir() and not left_out:
             actual = identify_component(family, folder / component.folder)
             if actual != component:
                 found = class_of(folder / component.folder)
@@ -74,8 +87,9 @@ def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> N
                     hint="restore the folder from where it came",
                 )
             _add(places, component.name, folder / component.folder)
-    if (folder / family.tokenizer_folder).is_dir():
-        places.tokenizer = places.tokenizer or folder / family.tokenizer_folder
+    for reader in family.readers:
+        if (folder / reader.folder).is_dir():
+            places.readers.setdefault(reader.name, folder / reader.folder)
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         places.schedule = folder / "scheduler" / "scheduler_config.json"
 
@@ -107,24 +121,40 @@ def _check_shards(folder: Path, paths: list[Path]) -> None:
 def load_components(
     family: Family,
     model_configs: Sequence[ModelConfig],
-    tokenizer_config: ModelConfig | None = None,
+    reader_configs: Mapping[str, ModelConfig] | None = None,
     *,
     torch_dtype: torch.dtype,
     device: torch.device | str,
     component_dtypes: dict[str, torch.dtype] | None = None,
     only: Sequence[str] | None = None,
     schedule: Schedule | None = None,
+    parts: ModelParts | None = None,
 ) -> LoadedComponents:
-    """Load the components that `model_configs` name (of these, those in `only`), frozen and in evaluation mode.
+    """Load the components that `model_configs` name, frozen and in evaluation mode.
 
-    `torch_dtype` is the dtype of the weights; `component_dtypes` overrides it by component.
-    `schedule` holds where there is no scheduler_config.json (None: the family's).
     Raises DsctlError for a missing, damaged, foreign or incomplete component, naming the file.
+
+    Args:
+        family: The family that they are of.
+        model_configs: Where the components are.
+        reader_configs: Where readers are, by name; those in a whole folder, or beside what it names, are found.
+        torch_dtype: The dtype of the weights.
+        device: Where they go; of several denoisers the first alone, the others wait in main memory.
+        component_dtypes: The dtype of single components, by name.
+        only: The components to load of those that are named (None: all).
+        schedule: The schedule where there is no scheduler_config.json (None: the family's).
+        parts: What the model consists of (None: what is named, with what model_index.json says of it).
     """
-    # Only the networks that read text use the tokenizer, and its library takes long to import.
-    readers = [component.name for component in family.components if component.library == "transformers"]
-    reads_text = only is None or any(name in only for name in readers)
-    places = find_component_paths(family, model_configs, tokenizer_config if reads_text else None)
+    # A reader may have to be downloaded, for which there is no reason unless a component uses it.
+    used = {
+        reader.name
+        for reader in family.readers
+        if only is None or any(component in only for component in reader.components)
+    }
+    configs = {name: config for name, config in (reader_configs or {}).items() if name in used}
+    places = find_component_paths(family, model_configs, configs)
+    parts = parts or family.parts(places.components, places.index)
+    waiting = {denoiser.name for denoiser in parts.denoisers[1:]}
     models = {}
     for component in family.components:
         folder = places.components.get(component.name)
@@ -135,9 +165,10 @@ def load_components(
         loaded = (
             load_single_file(family, component, folder, dtype) if single else load_component(component, folder, dtype)
         )
-        models[component.name] = loaded.to(device)
-    tokenizer = load_tokenizer(places.tokenizer) if reads_text and places.tokenizer is not None else None
-    return LoadedComponents(models, tokenizer, read_schedule(schedule or family.schedule, places.schedule))
+        models[component.name] = loaded.to("cpu" if component.name in waiting else device)
+    readers = Readers(family, {name: path for name, path in places.readers.items() if name in used})
+    found = read_schedule(schedule or family.schedule, places.schedule)
+    return LoadedComponents(models, readers, found, parts)
 
 
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -146,7 +177,7 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn
     cls: Any = with_float32_parts(component_class(component, folder), component.float32_parts)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     # Each library names the argument its own way; the other spelling draws a deprecation warning.
-    options["torch_dtype" if component.library == "diffusers" else "dtype"] = dtype
+    options["dtype" if component.library == "transformers" else "torch_dtype"] = dtype
     try:
         model, info = cls.from_pretrained(str(folder), **options)
     except (RuntimeError, ValueError, OSError) as error:
@@ -179,18 +210,6 @@ def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
             )
     if info.get("error_msgs"):
         raise DsctlError(f"{folder}: {info['error_msgs'][0]}", hint="download the model again")
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer in `folder`."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise DsctlError(
-            f"{folder} holds no tokenizer: {_first_line(error)}", hint="download the tokenizer again"
-        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -107,7 +107,7 @@ def _checks(reading: ReadingOptions, workers: int | None, resolved: ResolvedMode
         resize = build_resize(reading, DIVISION_FACTOR, None)
         rule = FrameRule(reading.num_frames, 1, 0, reading.fps, reading.short_clips)
         return Checks(resize, rule, workers)
-    resize = build_resize(reading, resolved.family.division_factor, resolved.defaults.get("max_pixels"))
+    resize = build_resize(reading, resolved.parts.division_factor, resolved.defaults.get("max_pixels"))
     division = resolved.family.time_division
     if division is None:
         return Checks(resize, None, workers)
@@ -122,10 +122,11 @@ def _cache_bytes(resolved: ResolvedModel) -> CacheBytes | None:
     reckon_with = family.cache_bytes
     if reckon_with is None:
         return None
-    config = family.sizes("dit", resolved.preset.variant if resolved.preset else None)
+    denoiser = family.denoisers[0].name
+    config = family.sizes(denoiser, resolved.preset.variant if resolved.preset else None)
     folders = [Path(path) for each in resolved.model_configs for path in (each.path,) if isinstance(path, str | Path)]
     for folder in folders:
-        file = folder / family.component("dit").folder / "config.json"
+        file = folder / family.component(denoiser).folder / "config.json"
         if file.is_file():
             try:
                 config = {**config, **json.loads(file.read_text(encoding="utf-8"))}

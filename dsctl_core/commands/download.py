@@ -66,7 +66,7 @@ def _parsed(what: str, options: DownloadOptions) -> Sequence[Wanted | Downloaded
 
 
 def _of_preset(family: Family, preset: Preset, options: DownloadOptions) -> list[Wanted]:
-    parts = {**preset.files, "tokenizer": family.tokenizer_files}
+    parts = {**family.component_files(preset), **family.reader_files(preset)}
     patterns: dict[str, list[str]] = {}
     for part, pattern in parts.items():
         patterns.setdefault(preset.repository(part), []).append(pattern)

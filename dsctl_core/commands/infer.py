@@ -75,7 +75,7 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     refuse_unknown_inputs(options, resolved.family)
     references = read_references(options)
     settings = fill_in(options, resolved, references)
-    inputs = read_pictures(options, settings, resolved.family.division_factor)
+    inputs = read_pictures(options, settings, resolved.parts.division_factor)
     inputs |= {"edit_image": references} if references else {}
     if options.embedded_guidance is not None:
         inputs["embedded_guidance"] = options.embedded_guidance
@@ -182,7 +182,7 @@ def fill_in(options: InferOptions, resolved: ResolvedModel, references: Sequence
 
     height, width = chosen("height"), chosen("width")
     if references and options.height is None:
-        factor = resolved.family.division_factor
+        factor = resolved.parts.division_factor
         width, height = ImageCropAndResize(None, None, height * width, factor, factor).target_size(*references[0].size)
     settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"))
     if options.negative_prompt and settings.cfg_scale == 1:

@@ -56,7 +56,7 @@ def base_shapes(options: SomeModelOptions) -> dict[str, dict[str, tuple[int, int
     if options.model is None and options.model_paths is None and options.model_id_with_origin_paths is None:
         return {}
     resolved = resolve(options)
-    places = find_component_paths(resolved.family, resolved.model_configs, resolved.tokenizer_config)
+    places = find_component_paths(resolved.family, resolved.model_configs, resolved.reader_configs)
     return {name: component_shapes(folder) for name, folder in places.components.items()}
 
 

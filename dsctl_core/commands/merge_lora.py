@@ -60,7 +60,7 @@ def merge(options: MergeLoraOptions, progress: Progress | None = None) -> Writte
 def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progress: Progress) -> Written:
     refuse_used_folder(options.output)
     resolved = resolve(options)
-    places = find_component_paths(resolved.family, resolved.model_configs, resolved.tokenizer_config)
+    places = find_component_paths(resolved.family, resolved.model_configs, resolved.reader_configs)
     for name, place in places.components.items():
         if place.is_file():
             raise DsctlError(
@@ -104,7 +104,8 @@ def _write_model(
         folder = places.components.get(component.name)
         if folder is not None:
             merge_into_weights(folder, target / component.folder, updates.get(component.name, {}), tick)
-    for folder, name in ((places.tokenizer, resolved.family.tokenizer_folder), (places.schedule, "scheduler")):
+    readers = [(places.readers.get(reader.name), reader.folder) for reader in resolved.family.readers]
+    for folder, name in (*readers, (places.schedule, "scheduler")):
         if folder is not None:
             source = folder if folder.is_dir() else folder.parent
             (target / name).mkdir()
@@ -115,11 +116,13 @@ def _write_model(
     if whole.is_file():
         copy_file(whole, target / whole.name)
     else:
-        parts = {
+        parts: dict[str, list[str | None]] = {
             part.folder: [part.library, class_of(places.components[part.name])]
             for part in resolved.family.components
             if part.name in places.components
         }
+        absent = (part for part in resolved.family.components if part.optional and part.folder not in parts)
+        parts |= {part.folder: [None, None] for part in absent}
         write_json(target / "model_index.json", {**index, **parts})
 
 

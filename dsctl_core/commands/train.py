@@ -22,7 +22,7 @@ from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.training.loop.loop import TrainingSummary, launch_training_task
 from dsctl_core.training.output.folder import claim
 from dsctl_core.training.output.logger import ModelLogger
-from dsctl_core.training.output.metadata import describe_run, header_metadata
+from dsctl_core.training.output.metadata import base_weights, describe_run, header_metadata
 from dsctl_core.training.plan.module import build_module
 from dsctl_core.training.plan.plan import TrainingPlan, plan_training
 from dsctl_core.training.plan.source import Source, buckets_of
@@ -104,6 +104,7 @@ def run_training(plan: TrainingPlan, progress: Progress) -> TrainingSummary:
             run={**about, "identity": plan.identity},
             lora_format=options.adapter.lora_format,
             lora_dtype=options.adapter.lora_dtype,
+            base_weights=base_weights(options.adapter, plan.model),
         )
         plan.skipped.start(is_main_process=plan.accelerator.is_main_process)
         check_cache()

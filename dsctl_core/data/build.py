@@ -14,11 +14,16 @@ from dsctl_core.family import Family
 from dsctl_core.options.data import DataOptions, ReadingOptions
 
 
-def build_dataset(options: DataOptions, family: Family, defaults: Mapping[str, Any]) -> UnifiedDataset:
-    """Return the dataset as `options` say, for a family and the option values that suit its weights."""
+def build_dataset(
+    options: DataOptions, family: Family, defaults: Mapping[str, Any], division_factor: int | None = None
+) -> UnifiedDataset:
+    """Return the dataset as `options` say, for a family and the option values that suit its weights.
+
+    `division_factor` is that of these weights (None: the family's).
+    """
     assert options.dataset_base_path is not None  # the options require it where there is no cache
     base = options.dataset_base_path
-    resize = build_resize(options, family.division_factor, defaults.get("max_pixels"))
+    resize = build_resize(options, division_factor or family.division_factor, defaults.get("max_pixels"))
     if family.time_division is None:
         _refuse_video_options(options, family)
         operator = UnifiedDataset.default_image_operator(base, allow_outside=options.allow_outside, resize=resize)

@@ -1,4 +1,4 @@
-"""The model families, each a folder here, found by its name. Imports no torch until a pipeline is asked for."""
+"""The model families, each a folder here or in one that was added. Imports no torch until a pipeline is asked for."""
 
 from __future__ import annotations
 
@@ -19,10 +19,23 @@ if TYPE_CHECKING:
 
 @functools.cache
 def families() -> dict[str, Family]:
-    """Return every family by name: one for each folder beside this file that has a `family.py`."""
+    """Return every family by name: one for each folder beside this file, or in an added one, with a `family.py`."""
     folders = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
     found = [importlib.import_module(f"{__name__}.{folder}.family").FAMILY for folder in folders]
     return {family.name: family for family in found}
+
+
+def add_families(folder: Path) -> None:
+    """Find families in `folder` too, each a package in it as those here are: `dsctl_core.families.NAME.family`."""
+    if str(folder) not in __path__:
+        __path__.append(str(folder))
+        families.cache_clear()
+
+
+def remove_families(folder: Path) -> None:
+    """Undo `add_families`."""
+    __path__.remove(str(folder))
+    families.cache_clear()
 
 
 def load_family(name: str) -> Family:

@@ -1,19 +1,21 @@
-"""From what a user names (a preset, a folder, files, hub ids) to a family and the places of its components."""
+"""From what a user names (a preset, a folder, files, hub ids) to a family and where its components are."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dsctl_core.checkpoint.identify import class_of
+from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
-from dsctl_core.family import Family, Preset, Schedule
+from dsctl_core.family import Family, ModelParts, Preset, Schedule
 from dsctl_core.files.json import read_json
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class ResolvedModel:
     family: Family
     preset: Preset | None
     model_configs: tuple[ModelConfig, ...]
-    tokenizer_config: ModelConfig | None
+    reader_configs: Mapping[str, ModelConfig] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     side_network: SideNetworkSource | None = None
 
@@ -64,6 +66,16 @@ class ResolvedModel:
         """The schedule that these weights were published with; a scheduler_config.json beside them wins over it."""
         own = None if self.preset is None else self.preset.schedule
         return own or self.family.schedule
+
+    @functools.cached_property
+    def parts(self) -> ModelParts:
+        """What this model consists of: which optional components it has, and where its denoisers act."""
+        if self.preset is not None and self.preset.model_id is not None:
+            return self.family.parts(self.family.component_files(self.preset), self.family.preset_index(self.preset))
+        if not self.family.differs:  # so that nothing is looked for
+            return self.family.parts()
+        places = find_component_paths(self.family, self.model_configs)
+        return self.family.parts(places.components, places.index)
 
     def with_side_network(self, pipe: BasePipeline) -> BasePipeline:
         """Return `pipe`, with the side_network in it where there is one."""
@@ -78,7 +90,7 @@ class ResolvedModel:
 
     def configs_of(self, components: Sequence[str] | None) -> list[ModelConfig]:
         """Return where the components are (None: all); of a published model the others need not be there at all."""
-        files = self.preset.files if self.preset else {}
+        files = self.family.component_files(self.preset) if self.preset else {}
         if components is None or not files:
             return list(self.model_configs)
         named = zip(files, self.model_configs, strict=True)
@@ -100,10 +112,11 @@ class ResolvedModel:
             torch_dtype=torch_dtype,
             device=device,
             model_configs=self.configs_of(only),
-            tokenizer_config=self.tokenizer_config,
+            reader_configs=self.reader_configs,
             component_dtypes=component_dtypes,
             only=only,
             schedule=self.schedule,
+            parts=self.parts,
         )
         return self.with_side_network(pipe)
 
@@ -120,35 +133,35 @@ def resolve_model(
     lists of shards, and `model_id_with_origin_paths` is "ID:PATTERN,ID:PATTERN"; these two can be mixed.
     `tokenizer_path` overrides the tokenizer.
     """
-    tokenizer = ModelConfig.from_string(tokenizer_path) if tokenizer_path else None
+    readers = {"tokenizer": ModelConfig.from_string(tokenizer_path)} if tokenizer_path else {}
     if (model is None) == (model_paths is None and model_id_with_origin_paths is None):
         raise UsageError(
             "either --model, or --model-paths and --model-id-with-origin-paths, is needed",
             hint="for example --model qwen-image",
         )
     if model is not None:
-        return _from_folder(Path(model), tokenizer) if _is_path(model) else _from_preset(model, tokenizer)
+        return _from_folder(Path(model), readers) if _is_path(model) else _from_preset(model, readers)
     configs = _parse_paths(model_paths) if model_paths is not None else []
     parts = (model_id_with_origin_paths or "").split(",")
     configs += [ModelConfig.from_string(part.strip()) for part in parts if part.strip()]
     label = " ".join(text for text in (model_paths, model_id_with_origin_paths) if text)
-    return _from_configs(label, configs, tokenizer)
+    return _from_configs(label, configs, readers)
 
 
 def _is_path(model: str) -> bool:
     return any(mark in model for mark in ("/", "\\")) or model.startswith((".", "~")) or Path(model).is_dir()
 
 
-def _from_folder(folder: Path, tokenizer: ModelConfig | None) -> ResolvedModel:
+def _from_folder(folder: Path, readers: dict[str, ModelConfig]) -> ResolvedModel:
     family = identify_folder(folder.expanduser())
     config = ModelConfig(path=folder.expanduser())
     defaults = dict(family.defaults)
     if family.index_defaults is not None:
         defaults |= family.index_defaults(read_json(folder.expanduser() / "model_index.json"))
-    return ResolvedModel(str(folder), family, None, (config,), tokenizer, defaults)
+    return ResolvedModel(str(folder), family, None, (config,), readers, defaults)
 
 
-def _from_preset(name: str, tokenizer: ModelConfig | None) -> ResolvedModel:
+def _from_preset(name: str, readers: dict[str, ModelConfig]) -> ResolvedModel:
     family, preset = find_preset(name)
     local = preset.local_path()
     if local is not None:
@@ -156,12 +169,14 @@ def _from_preset(name: str, tokenizer: ModelConfig | None) -> ResolvedModel:
     else:
         configs = tuple(
             ModelConfig(model_id=preset.repository(part), origin_file_pattern=pattern)
-            for part, pattern in preset.files.items()
+            for part, pattern in family.component_files(preset).items()
         )
-        tokenizer = tokenizer or ModelConfig(
-            model_id=preset.repository("tokenizer"), origin_file_pattern=family.tokenizer_files
-        )
-    return ResolvedModel(name, family, preset, configs, tokenizer, {**family.defaults, **preset.defaults})
+        published = {
+            reader: ModelConfig(model_id=preset.repository(reader), origin_file_pattern=pattern)
+            for reader, pattern in family.reader_files(preset).items()
+        }
+        readers = {**published, **readers}
+    return ResolvedModel(name, family, preset, configs, readers, {**family.defaults, **preset.defaults})
 
 
 def _parse_paths(text: str) -> list[ModelConfig]:
@@ -183,8 +198,8 @@ def _parse_paths(text: str) -> list[ModelConfig]:
     return [ModelConfig(path=entry) for entry in entries]
 
 
-def _from_configs(label: str, configs: Sequence[ModelConfig], tokenizer: ModelConfig | None) -> ResolvedModel:
-    """Find the family whose components have the class of the first config, and the tokenizer beside them."""
+def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str, ModelConfig]) -> ResolvedModel:
+    """Find the family whose components have the class of the first config, and the readers beside them."""
     if not configs:
         raise UsageError(f"{label!r} names no model files", hint='write it as "ID:PATTERN,ID:PATTERN"')
     first = configs[0].resolve()[0]
@@ -196,7 +211,6 @@ def _from_configs(label: str, configs: Sequence[ModelConfig], tokenizer: ModelCo
             family = identify_single_file(families().values(), first)[0]
         else:
             family = family_of_class(class_of(folder), folder)
-        beside = folder.parent / family.tokenizer_folder
-        if tokenizer is None and beside.is_dir():
-            tokenizer = ModelConfig(path=beside)
-    return ResolvedModel(label, family, None, tuple(configs), tokenizer, dict(family.defaults))
+        beside = {reader.name: folder.parent / reader.folder for reader in family.readers}
+        readers = {name: ModelConfig(path=path) for name, path in beside.items() if path.is_dir()} | readers
+    return ResolvedModel(label, family, None, tuple(configs), readers, dict(family.defaults))

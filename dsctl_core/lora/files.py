@@ -39,13 +39,21 @@ Shapes = Mapping[str, tuple[int, int]]  # (out, in) of a component's linear laye
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
 
 
+def unnamed_layers(component: str, denoisers: Iterable[str]) -> str:
+    """Return the denoiser that the layers of a file for `component` are of where their names name no component."""
+    return component if component in denoisers else DENOISER
+
+
 def read_lora(
-    path: Path, component_names: Iterable[str] = (DENOISER,), original_names: Iterable[OriginalNames | None] = ()
+    path: Path,
+    component_names: Iterable[str] = (DENOISER,),
+    original_names: Iterable[OriginalNames | None] = (),
+    unnamed: str = DENOISER,
 ) -> LoraFile:
     """Read a LoRA file, or a folder that peft wrote, in any of the formats.
 
-    Its layers belong to the components named; without a prefix they are the denoiser's. Layers of the denoiser
-    under names of one of `original_names` get the model's own.
+    Its layers belong to the components named; without a prefix they are of the component that the header names, else
+    of the denoiser `unnamed`. Layers of the denoiser under names of one of `original_names` get the model's own.
     Raises DsctlError for a file that is damaged, no LoRA, or has a layer with only one of its two matrices.
     """
     file = lora_weights(path)
@@ -59,7 +67,11 @@ def read_lora(
     if DENOISER in components:
         dotted = from_original(components[DENOISER], original_names, flat=flat)
         flat = flat and dotted is components[DENOISER]
+        # A foreign header may use the word for something else.
+        owner = metadata["component"] if {"component", "family"} <= metadata.keys() else unnamed
+        owner = DENOISER if owner in components else owner
         components[DENOISER] = dotted
+        components = {owner if name == DENOISER else name: layers for name, layers in components.items()}
     beside = (file.parent / ADAPTER_CONFIG).is_file() and file.name == ADAPTER_FILE
     return LoraFile(path, components, metadata, format_of(tensors, beside), flat)
 
@@ -123,11 +135,13 @@ def save_lora(
     dtype: str = "float32",
     shapes: Mapping[str, Shapes] | None = None,
     original: OriginalNames | None = None,
+    unnamed: str = DENOISER,
 ) -> Path:
     """Write `components` to `path` and prove that what was written is what should have been.
 
     `original` are the denoiser's original names (dsctl_core.lora.original), for the formats that keep to
-    these. A layer without a name there is a DsctlError.
+    these. A layer without a name there is a DsctlError. `unnamed` is the denoiser that the layers are of, where there
+    are several: its name is in the header alone, which `metadata` has as "component".
     The file is read back before it gets its name: with `shapes`, each key must belong to a layer of the base that it
     fits, and every layer must compute what the original does, up to the rounding of `dtype`. Otherwise nothing is
     written and a DsctlError says what is wrong. The format "peft" makes `path` a folder.
@@ -137,9 +151,9 @@ def save_lora(
     chosen = FORMATS[form]
     tensors: dict[str, Tensor] = {}
     for component, layers in components.items():
-        if original is not None and chosen.original and component == DENOISER:
-            layers = to_original(layers, original, form)
-        tensors |= encode(layers, component, chosen)
+        renamed = original is not None and chosen.original and component == unnamed
+        named = to_original(layers, original, form) if original is not None and renamed else layers
+        tensors |= encode(named, component, chosen, unnamed)
     kept = {
         # A magnitude is the length of a whole row, and would lose as much to rounding as the row.
         key: tensor if key.endswith((".alpha", MAGNITUDE)) else tensor.to(getattr(torch, dtype))
@@ -155,7 +169,7 @@ def save_lora(
     try:
         temporary.mkdir()
         write_safetensors(temporary / ADAPTER_FILE, kept, about)
-        write_json(temporary / ADAPTER_CONFIG, adapter_config(components[DENOISER], metadata.get("base_model")))
+        write_json(temporary / ADAPTER_CONFIG, adapter_config(components[unnamed], metadata.get("base_model")))
         verify_lora(temporary, path, components, shapes, dtype, original)
         if path.is_dir():
             shutil.rmtree(path)

@@ -117,14 +117,15 @@ DOWN, UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up"
 OTHER_KINDS = {"lokr_": "LoKr", "hada_": "LoHa", "dora_scale": "kohya's DoRA", "oft_": "OFT"}
 
 
-def encode(layers: Layers, component: str, form: LoraFormat) -> dict[str, Tensor]:
+def encode(layers: Layers, component: str, form: LoraFormat, unnamed: str = DENOISER) -> dict[str, Tensor]:
     """Return `layers` as tensors named as `form` names them, in float32.
 
-    Only the format "diffusers" has names for a component other than the denoiser: the component's own in front.
+    Only the format "diffusers" has names for a component other than the denoiser: the component's own in front. Of
+    several denoisers the layers of `unnamed` are named as if it were the only one: each has a file of its own.
     """
     import torch
 
-    if component != DENOISER:
+    if component != unnamed:
         if form.name != "diffusers":
             raise DsctlError(
                 f"the format {form.name} has no names for a LoRA on the {component}", hint="write it as diffusers"

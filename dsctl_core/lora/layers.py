@@ -21,8 +21,8 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
 from dsctl_core.lora.dora import row_norms, update_of, with_strength
 from dsctl_core.lora.dropout import put_dropout
-from dsctl_core.lora.files import read_lora
-from dsctl_core.lora.formats import FORMATS, Layers, LoraFile, LoraLayer, encode, with_dots
+from dsctl_core.lora.files import read_lora, unnamed_layers
+from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile, LoraLayer, encode, with_dots
 from dsctl_core.lora.targets import exactly, find_targets, linear_layers
 
 if TYPE_CHECKING:
@@ -96,9 +96,12 @@ def trained_layers(model: nn.Module) -> Layers:
     }
 
 
-def export_lora(model: nn.Module, component: str) -> dict[str, Tensor]:
-    """Return the trained LoRA of `model` as tensors of the default format: float32, alpha folded into lora_B."""
-    return encode(trained_layers(model), component, FORMATS["diffusers"])
+def export_lora(model: nn.Module, component: str, unnamed: str = DENOISER) -> dict[str, Tensor]:
+    """Return the trained LoRA of `model` as tensors of the default format: float32, alpha folded into lora_B.
+
+    See dsctl_core.lora.formats.encode for `unnamed`.
+    """
+    return encode(trained_layers(model), component, FORMATS["diffusers"], unnamed)
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -106,12 +109,19 @@ def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {name: (layer.out_features, layer.in_features) for name, layer in linear_layers(model).items()}
 
 
-def continue_lora(model: nn.Module, component: str, path: Path, original: OriginalNames | None = None) -> None:
+def continue_lora(
+    model: nn.Module,
+    component: str,
+    path: Path,
+    original: OriginalNames | None = None,
+    unnamed: str = DENOISER,
+) -> None:
     """Copy the LoRA in `path` into the trainable one on `model`; both must cover the same layers at the same rank.
 
-    `original` are the model's original layer names, which the file may have.
+    `original` are the model's original layer names, which the file may have; see dsctl_core.lora.files.read_lora for
+    `unnamed`.
     """
-    loaded = _layers_for(model, component, read_lora(path, (component,), [original]))
+    loaded = _layers_for(model, component, read_lora(path, (component,), [original], unnamed))
     trained = tuner_layers(model)
     missing, extra = sorted(set(trained) - set(loaded)), sorted(set(loaded) - set(trained))
     if missing or extra:
@@ -174,16 +184,24 @@ def layers_for(shapes: dict[str, tuple[int, int]], component: str, lora: LoraFil
     return layers
 
 
-def load_lora(pipe: BasePipeline, path: Path, scale: float = 1.0) -> LoraFile:
+def load_lora(pipe: BasePipeline, path: Path, scale: float = 1.0, component: str | None = None) -> LoraFile:
     """Add the LoRA in `path` to the components of `pipe` it is for, at `scale`, beside those that are there already.
 
-    The weights of the base stay as they are. Scale zero gives the base's output exactly.
+    The weights of the base stay as they are. Scale zero gives the base's output exactly. `component` is the one that it
+    is for (None: those that its header, or else its layers, name): a file that other tools made for one of several
+    denoisers does not say for which, and one that says another is a DsctlError.
     """
-    lora = read_lora(path, tuple(pipe.components), [pipe.family.original_names])
-    for component in lora.components:
-        model = pipe.component(component)
-        _attach(model, _layers_for(model, component, lora), scale)
+    lora = _read_for(pipe, path, component)
+    for name in lora.components if component is None else [component]:
+        model = pipe.component(name)
+        _attach(model, _layers_for(model, name, lora), scale)
     return lora
+
+
+def _read_for(pipe: BasePipeline, path: Path, component: str | None) -> LoraFile:
+    denoisers = [denoiser.name for denoiser in pipe.parts.denoisers]
+    unnamed = DENOISER if component is None else unnamed_layers(component, denoisers)
+    return read_lora(path, tuple(pipe.components), [pipe.family.original_names], unnamed)
 
 
 def _attach(model: nn.Module, layers: dict[str, LoraLayer], scale: float) -> None:
@@ -240,7 +258,7 @@ def fuse_lora(pipe: BasePipeline, path: Path, component: str | None, scale: floa
 
     `component` None means every component that the file has layers for.
     """
-    lora = read_lora(path, tuple(pipe.components), [pipe.family.original_names])
+    lora = _read_for(pipe, path, component)
     for name in lora.components if component is None else [component]:
         model = pipe.component(name)
         modules = linear_layers(model)

@@ -23,7 +23,8 @@ Sides = tuple[Inputs, Inputs, Inputs]
 class Loss:
     """The loss of `task`, called with a pipeline and the inputs that its units made.
 
-    `requires` are the inputs it reads beyond those of `model_fn`. `columns` are those of the dataset's row that it
+    `requires` are the inputs it reads beyond those of `model_fn`, `optional` those that it reads where a unit writes
+    them. `columns` are those of the dataset's row that it
     reads itself, `alike` those of them in which the rows of one batch must agree. `read_row` makes inputs of them,
     those for the negative prompt called `negative_...`; what is wrong with a row is a DsctlError that says so without
     naming the row. `draws_levels` says that it draws a noise level for each sample, so
@@ -33,6 +34,7 @@ class Loss:
     function: Callable[..., Tensor]
     task: str
     requires: tuple[str, ...]
+    optional: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     same_in_batch: tuple[str, ...] = ()
     read_row: Callable[[Mapping[str, Any]], Inputs] | None = None

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from dsctl_core.errors import DsctlError
 from dsctl_core.losses.contract import loss
 from dsctl_core.memory import gradient_checkpoint_forward
-from dsctl_core.units import Inputs
+from dsctl_core.units import Inputs, is_guided
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -51,6 +51,7 @@ def read_row(row: Mapping[str, Any]) -> Inputs:
 @loss(
     task="direct_distill",
     requires=READ,
+    optional=("num_frames",),
     columns=COLUMNS,
     same_in_batch=SAME_IN_BATCH,
     read_row=read_row,
@@ -65,11 +66,11 @@ def DirectDistillLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     pass, so that memory hardly grows with their number (Chen et al. 2016, arXiv:1604.06174). Returns the scalar mean
     squared error of the latents, computed in float32.
     """
-    guided = inputs["cfg_scale"] != 1
+    guided = is_guided(inputs["cfg_scale"])
     refuse_uneven_passes(pipe, inputs["num_inference_steps"] * (1 + guided))
     # The pipeline's own schedule stays that of training; and the backward pass needs these levels once more.
     scheduler = copy.copy(pipe.scheduler)
-    tokens = pipe.image_tokens(inputs["height"], inputs["width"])
+    tokens = pipe.tokens(inputs["height"], inputs["width"], inputs.get("num_frames", 1))
     scheduler.set_timesteps(inputs["num_inference_steps"], dynamic_shift_len=tokens)
     negative = inputs.pop("negative", {})
     offload = bool(inputs.get("use_gradient_checkpointing_offload"))
@@ -93,7 +94,7 @@ def refuse_uneven_passes(pipe: BasePipeline, passes: int) -> None:
 
     FSDP2 brings a block's pieces together with the help of all processes, so they would wait for one another for ever.
     """
-    if not any(isinstance(pipe.component(name), FSDPModule) for name in pipe.in_iteration_models):
+    if not any(isinstance(model, FSDPModule) for model in pipe.iteration_modules().values()):
         return
     everyone: list[int] = [0] * distributed.get_world_size()
     distributed.all_gather_object(everyone, passes)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from dsctl_core.errors import DsctlError
 from dsctl_core.losses.contract import loss
 from dsctl_core.losses.timesteps import Objective
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
 
 
-@loss(task="sft", requires=("input_latents", "noise"))
+@loss(task="sft", requires=("input_latents", "noise"), optional=("loss_mask",))
 def FlowMatchSFTLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     """Flow-matching regression: predict the velocity `noise - x0` at a random noise level.
 
@@ -22,6 +23,8 @@ def FlowMatchSFTLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
 
     Reads `input_latents` x0 and `noise`, both (B, ...); `timestep` (B,) = 1000 * sigma is drawn for each sample as
     `objective` says (None: evenly from the schedule's table) when it is not given, from its `seed` where there is one.
+    `loss_mask`, where a unit writes one, says how much the error at each place of the latents counts: it is at least 0,
+    of a shape that expands to theirs, such as (B, 1, t, 1, 1), and a sample's mean is over what counts.
     Returns the scalar mean over the batch of each sample's weighted mean squared error, computed in float32.
     """
     x0, noise = inputs["input_latents"], inputs["noise"]
@@ -33,5 +36,19 @@ def FlowMatchSFTLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     inputs["latents"] = pipe.scheduler.add_noise(x0, noise, timestep)
     target = pipe.scheduler.training_target(x0, noise, timestep)
     prediction = pipe.call_model_fn(timestep=timestep, **inputs)
-    errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+    errors = mean_by_sample((prediction.float() - target.float()).square(), inputs.get("loss_mask"))
     return (errors * objective.weight(pipe.scheduler, timestep).to(errors)).mean()
+
+
+def mean_by_sample(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """Return each sample's mean of `errors` (B, ...), (B,): over what counts, and as much as it does, with a `mask`.
+
+    A sample of which nothing counts is a DsctlError.
+    """
+    if mask is None:
+        return errors.flatten(1).mean(dim=1)
+    counted = mask.to(errors).expand_as(errors).flatten(1)
+    total = counted.sum(dim=1)
+    if not bool((total > 0).all()):
+        raise DsctlError("the loss_mask of a sample leaves nothing that counts", hint="leave out such rows")
+    return (errors.flatten(1) * counted).sum(dim=1) / total

@@ -1,6 +1,9 @@
-"""What families of pictures share: the latents' space, the units around it, and how a pipeline goes through them."""
+"""What families share: the space of latents, the units around it, reference pictures, and pipelines for both media."""
 
+from dsctl_core.media.clip import Clip
 from dsctl_core.media.latent_space import LatentSpace
-from dsctl_core.media.pipeline import PicturePipeline
+from dsctl_core.media.pipeline import LatentPipeline, PicturePipeline
+from dsctl_core.media.references import EditImageEmbedder
+from dsctl_core.media.video import VideoPipeline
 
-__all__ = ["LatentSpace", "PicturePipeline"]
+__all__ = ["Clip", "EditImageEmbedder", "LatentPipeline", "LatentSpace", "PicturePipeline", "VideoPipeline"]

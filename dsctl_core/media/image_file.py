@@ -1,4 +1,4 @@
-"""Write pictures to PNG files, alone or as a grid."""
+"""Write pictures to PNG files, alone or as a grid; clips as the row of their frames."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.files.atomic import atomic_path
+from dsctl_core.media.clip import Clip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,6 +25,11 @@ def write_png(file: Path, picture: Image, about: dict[str, Any]) -> None:
     info.add_text("parameters", json.dumps(about))
     with atomic_path(file) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info)
+
+
+def as_picture(made: Image | Clip) -> Image:
+    """Return a picture as it is, and a clip as its frames in a row."""
+    return grid(made.frames, len(made.frames)) if isinstance(made, Clip) else made
 
 
 def grid(pictures: Sequence[Image], columns: int) -> Image:

@@ -1,6 +1,6 @@
-"""PicturePipeline: from a prompt to latents to pictures, and from dataset rows to inputs, for families of pictures.
+"""LatentPipeline: from a prompt to latents, for every family; PicturePipeline: to pictures, and from dataset rows.
 
-Legend: latents are (B, c, h, w) float32 in the family's `latent_space`.
+Legend: latents are (B, c, h, w) float32 in the family's `latent_space`, those of clips (B, c, t, h, w).
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from dsctl_core.pipeline import BasePipeline, ProgressBar
 from dsctl_core.units import Inputs
 
 
-class PicturePipeline(BasePipeline):
+class LatentPipeline(BasePipeline):
     """A pipeline over the latents of a VAE; a family sets `latent_space` beside what BasePipeline asks for."""
 
     latent_space: ClassVar[LatentSpace]
+
+    def tokens(self, height: int, width: int, frames: int = 1) -> int:
+        """Return how many tokens a picture, or a clip of so many frames, is to the denoiser."""
+        return super().tokens(height, width) * self.latent_space.latent_frames(frames)
 
     def generate(
         self,
@@ -33,8 +37,8 @@ class PicturePipeline(BasePipeline):
         progress_bar_cmd: ProgressBar,
         shared: Inputs,
     ) -> Tensor:
-        """Return the clean latents, (B, c, h, w), of what a family's `__call__` decodes."""
-        tokens = self.image_tokens(shared["height"], shared["width"])
+        """Return the clean latents, (B, c, h, w) or (B, c, t, h, w), of what a family's `__call__` decodes."""
+        tokens = self.tokens(shared["height"], shared["width"], shared.get("num_frames", 1))
         self.scheduler.set_timesteps(num_inference_steps, denoising_strength, dynamic_shift_len=tokens)
         posi: Inputs = {"prompt": prompt}
         nega: Inputs = {"negative_prompt": for_each_prompt("negative prompt", negative_prompt, prompt)}
@@ -45,21 +49,40 @@ class PicturePipeline(BasePipeline):
         self, pictures: Sequence[Image.Image], tiled: bool, tile_size: int | None, tile_stride: int | None
     ) -> Tensor:
         """Return the latents of pictures of one size; None for a size of tiles is the VAE's own."""
+        pixels = torch.cat([self.preprocess_image(picture) for picture in pictures])
+        if self.latent_space.time_scale is not None:
+            pixels = pixels.unsqueeze(2)
+        return self.encode_pixels(pixels, tiled, tile_size, tile_stride)
+
+    def clip_pixels(self, frames: Sequence[Image.Image]) -> Tensor:
+        """Return the pixels of a clip, (1, 3, T, H, W) in [-1, 1]."""
+        return torch.stack([self.preprocess_image(frame) for frame in frames], dim=2)
+
+    def encode_pixels(self, pixels: Tensor, tiled: bool, tile_size: int | None, tile_stride: int | None) -> Tensor:
+        """Return the latents of pixels (B, 3, H, W), or of clips (B, 3, T, H, W), in [-1, 1]."""
         self.load_models_to_device(("vae",))
-        pixels = torch.cat([self.preprocess_image(picture) for picture in pictures]).to(self.device)
-        return self.latent_space.encode(self.component("vae"), pixels, tiled, *self._tiles(tile_size, tile_stride))
+        sizes = self._tiles(tile_size, tile_stride)
+        return self.latent_space.encode(self.component("vae"), pixels.to(self.device), tiled, *sizes)
+
+    def decode_pixels(self, latents: Tensor, tiled: bool, tile_size: int | None, tile_stride: int | None) -> Tensor:
+        """Return the pixels of clean latents, (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1]."""
+        self.load_models_to_device(("vae",))
+        placed, sizes = latents.to(self.device, torch.float32), self._tiles(tile_size, tile_stride)
+        return self.latent_space.decode(self.component("vae"), placed, tiled, *sizes)
+
+    def _tiles(self, size: int | None, stride: int | None) -> tuple[int, int]:
+        own = (self.latent_space.tile_size, self.latent_space.tile_stride)
+        return own[0] if size is None else size, own[1] if stride is None else stride
+
+
+class PicturePipeline(LatentPipeline):
+    """A pipeline that makes pictures."""
 
     def decode_latents(
         self, latents: Tensor, tiled: bool = False, tile_size: int | None = None, tile_stride: int | None = None
     ) -> list[Image.Image]:
         """Return the pictures of clean latents."""
-        self.load_models_to_device(("vae",))
-        placed, sizes = latents.to(self.device, torch.float32), self._tiles(tile_size, tile_stride)
-        return self.vae_output_to_image(self.latent_space.decode(self.component("vae"), placed, tiled, *sizes))
-
-    def _tiles(self, size: int | None, stride: int | None) -> tuple[int, int]:
-        own = (self.latent_space.tile_size, self.latent_space.tile_stride)
-        return own[0] if size is None else size, own[1] if stride is None else stride
+        return self.vae_output_to_image(self.decode_pixels(latents, tiled, tile_size, tile_stride))
 
 
 def for_each_prompt(what: str, value: Any, prompt: str | list[str]) -> Any:
@@ -81,7 +104,7 @@ def picture_inputs(rows: Sequence[Inputs]) -> tuple[Inputs, Inputs, Inputs]:
     for image in images[1:]:
         if image.size != images[0].size:
             raise DsctlError(
-                f"one batch has pictures of {_size(images[0])} and of {_size(image)}",
+                f"one batch has pictures of {size_of(images[0])} and of {size_of(image)}",
                 hint="give a fixed --height and --width, or a batch size of 1",
             )
     shared: Inputs = {
@@ -105,5 +128,6 @@ def from_row(row: Inputs, name: str) -> Any:
     return row[name]
 
 
-def _size(image: Image.Image) -> str:
+def size_of(image: Image.Image) -> str:
+    """Return the size of a picture as WIDTHxHEIGHT."""
     return f"{image.width}x{image.height}"

@@ -23,9 +23,17 @@ _around: ContextVar[Around | None] = ContextVar("around", default=None)
 def recomputed_inside(around: Around) -> Iterator[None]:
     """Have every block that is called in here be computed again inside of `around()`.
 
-    For what changes a model during one call: by the time of the backward pass that call is long over.
+    For what changes a model during one call: by the time of the backward pass that call is long over. Inside of another
+    such block, both are in force.
     """
-    token = _around.set(around)
+    outer = _around.get()
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with nullcontext() if outer is None else outer(), around():
+            yield
+
+    token = _around.set(both)
     try:
         yield
     finally:

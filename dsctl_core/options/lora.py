@@ -55,7 +55,11 @@ class LoraOptions(Options):
 
     panel: ClassVar[str] = "LoRA"
 
-    lora_base_model: Text | None = Field(None, description="Component that the LoRA is put on. Left out: dit.")
+    lora_base_model: Text | None = Field(
+        None,
+        description="Component that the LoRA is put on, or several, separated by commas, such as both denoisers of a "
+        "model that has two. Left out: dit.",
+    )
     lora_target_modules: Names | None = Field(
         None,
         min_length=1,
@@ -93,9 +97,10 @@ class LoraOptions(Options):
     trigger_words: Text | None = Field(None, description="Words that call for what was learned, noted in the LoRA.")
 
     @property
-    def trained_component(self) -> str | None:
-        """The component that a LoRA is trained on, None where none is trained."""
-        return (self.lora_base_model or "dit") if self.wants_lora else None
+    def lora_components(self) -> tuple[str, ...]:
+        """Names of the components that get a LoRA."""
+        named = tuple(part.strip() for part in (self.lora_base_model or "dit").split(",") if part.strip())
+        return named if self.wants_lora else ()
 
     @property
     def wants_lora(self) -> bool:

@@ -80,8 +80,7 @@ class TrainOptions(ComposedOptions):
         return self._named_to_train() or ("dit" if self.templates.template is None else MODEL,)
 
     def _named_to_train(self) -> tuple[str, ...]:
-        lora_on = self.adapter.trained_component
-        return (*(self.training.trainable_models or ()), *(() if lora_on is None else (lora_on,)))
+        return (*(self.training.trainable_models or ()), *self.adapter.lora_components)
 
     def check(self) -> None:
         """Raise a UsageError for options that do not go together."""

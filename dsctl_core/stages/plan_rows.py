@@ -182,6 +182,12 @@ def _files_of(dataset: UnifiedDataset, row: int, plan: Plan) -> dict[tuple[str, 
     return found
 
 
+def _unread(size: tuple[int, ...], content: str) -> Unread | list[Unread]:
+    """Return a picture of (width, height), or the frames of a clip of (width, height, frames), unread."""
+    picture = Unread((size[0], size[1]), content)
+    return picture if len(size) == 2 else [picture] * size[2]
+
+
 def _unread_row(
     dataset: UnifiedDataset,
     row: int,
@@ -198,7 +204,7 @@ def _unread_row(
         sizes = dataset.preview(row, key)
         several = isinstance(sizes, list)
         made = [
-            Unread(size, digest([contents[files[key, place]], recipe.processing]))
+            _unread(size, digest([contents[files[key, place]], recipe.processing]))
             for place, size in enumerate(sizes if several else [sizes])
             if isinstance(size, tuple)
         ]

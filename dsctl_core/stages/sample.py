@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.units import Inputs, PipelineUnit
+from dsctl_core.units import Inputs, PipelineUnit, is_guided
 
 Sample = dict[str, Any]
 SIDES = ("shared", "posi", "nega")
@@ -21,7 +21,7 @@ SIDES = ("shared", "posi", "nega")
 
 def pick(sides: Sequence[Inputs], names: Collection[str]) -> Sample:
     """Return what (shared, posi, nega) hold under `names`; the negative side only where guidance reads it."""
-    count = 3 if sides[0].get("cfg_scale", 1) != 1 else 2
+    count = 3 if is_guided(sides[0].get("cfg_scale", 1)) else 2
     found = zip(SIDES[:count], sides[:count], strict=True)
     return {f"{side}.{name}": values[name] for side, values in found for name in sorted(names) if name in values}
 
@@ -90,6 +90,10 @@ def collate(samples: Sequence[Sample], padded: Mapping[str, str]) -> Sample:
         values = [sample[key] for sample in samples]
         if name in padded.values() and all(value is None for value in values):
             batch.setdefault(key, None)
+        elif len({value is None for value in values}) > 1:
+            raise DsctlError(
+                f"one batch has samples with and without {name}", hint="give every row what it is made of, or none"
+            )
         elif isinstance(values[0], Tensor):
             if name in padded and len({value.shape[1] for value in values}) > 1:
                 values, batch[f"{side}.{padded[name]}"] = _pad(values)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.pipeline import DENOISER_ARGUMENT
 from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:
@@ -65,27 +66,34 @@ def read_by(unit: PipelineUnit) -> set[str]:
 class EncodeGroup:
     """Once units that work on one another's outputs, and on nobody else's: they can run apart from the rest.
 
-    `reads` are all names that they look at, `keeps` those of what they write that the second stage needs.
+    `reads` are all names that they look at, `keeps` those of what they write that the second stage needs, and `absent`
+    the optional components that the model does not have.
     """
 
     units: tuple[PipelineUnit, ...]
     reads: frozenset[str]
     keeps: frozenset[str]
+    absent: frozenset[str] = frozenset()
 
     @property
     def components(self) -> tuple[str, ...]:
         """The components that the group needs."""
-        return tuple(dict.fromkeys(name for unit in self.units for name in unit.onload_model_names))
+        named = dict.fromkeys(name for unit in self.units for name in unit.onload_model_names)
+        return tuple(name for name in named if name not in self.absent)
 
 
 @dataclass(frozen=True)
 class Stages:
-    """How one task divides: `needs` is what the second stage reads of what the first one leaves."""
+    """How one task divides: `needs` is what the second stage reads of what the first one leaves.
+
+    `idle` are the denoisers that training runs in neither stage, because another one is trained.
+    """
 
     split: Split
     needs: frozenset[str]
     groups: tuple[EncodeGroup, ...]
     second_components: tuple[str, ...]
+    idle: frozenset[str] = frozenset()
 
     @property
     def checks(self) -> tuple[PipelineUnit, ...]:
@@ -110,21 +118,38 @@ def plan_stages(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> S
     for unit in parts.every_step:
         needs |= read_by(unit)
     needs -= set(PER_STEP_INPUTS) - set(loss.requires)
+    idle = idle_denoisers(pipe, loss, trainable)
     named = [*pipe.in_iteration_models, *(name.split(".")[0] for name in trainable)]
-    named += [name for unit in parts.every_step for name in unit.onload_model_names]
+    named += [name for unit in parts.every_step for name in pipe.models_of(unit)]
+    named += [side_network.name for side_network in pipe.side_networks if side_network.control is not None]
     order = list(pipe.component_names)
-    second = tuple(sorted(dict.fromkeys(named), key=order.index))
-    return Stages(parts, frozenset(needs), encode_groups(parts.once, needs), second)
+    second = tuple(sorted(set(named) - idle, key=order.index))
+    absent = frozenset(component.name for component in pipe.family.components) - set(pipe.parts.components)
+    return Stages(parts, frozenset(needs), encode_groups(parts.once, needs, absent), second, idle)
+
+
+def idle_denoisers(pipe: BasePipeline, loss: Loss, trainable: Collection[str]) -> frozenset[str]:
+    """Return the denoisers that training never runs: those beside a trained one, whose levels are not drawn."""
+    names = {denoiser.name for denoiser in pipe.parts.denoisers}
+    trained = names & {name.split(".")[0] for name in trainable}
+    return frozenset(names - trained if trained and loss.draws_levels else ())
 
 
 def read_by_loss(pipe: BasePipeline, loss: Loss) -> set[str]:
-    """Return every name that `model_fn` and the loss may look at."""
+    """Return every name that `model_fn`, the loss and side networks at their side may look at."""
     parameters = set(inspect.signature(pipe.model_fn).parameters)
-    return parameters - set(FROM_THE_LOSS) - set(pipe.in_iteration_models) | set(loss.requires)
+    parameters |= {name for side_network in pipe.side_networks for name in side_network.reads}
+    handed = {*FROM_THE_LOSS, DENOISER_ARGUMENT, *pipe.in_iteration_models}
+    return parameters - handed | set(loss.requires) | set(loss.optional)
 
 
-def encode_groups(once: Sequence[PipelineUnit], needs: Collection[str]) -> tuple[EncodeGroup, ...]:
-    """Return the groups of the once units, without the units that nothing of `needs` depends on."""
+def encode_groups(
+    once: Sequence[PipelineUnit], needs: Collection[str], absent: frozenset[str] = frozenset()
+) -> tuple[EncodeGroup, ...]:
+    """Return the groups of the once units, without the units that nothing of `needs` depends on.
+
+    `absent` are the optional components that the model does not have.
+    """
     wanted = set(needs)
     used: list[PipelineUnit] = []
     for unit in reversed(once):
@@ -144,7 +169,7 @@ def encode_groups(once: Sequence[PipelineUnit], needs: Collection[str]) -> tuple
     for group in sorted((sorted(g, key=lambda u: position[id(u)]) for g in groups), key=lambda g: position[id(g[0])]):
         writes = frozenset(name for unit in group for name in unit.output_params)
         reads = frozenset().union(*(read_by(unit) for unit in group))
-        found.append(EncodeGroup(tuple(group), reads, writes & frozenset(needs)))
+        found.append(EncodeGroup(tuple(group), reads, writes & frozenset(needs), absent))
     return tuple(found)
 
 

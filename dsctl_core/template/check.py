@@ -103,7 +103,7 @@ def _detached(value: Any) -> Any:
 @torch.no_grad()
 def _changes_the_picture(pipe: BasePipeline, template: Template, outputs: Mapping[str, Any]) -> bool:
     """Draw a small picture in one step with the template's outputs and without; return whether they differ."""
-    side = SIDE * pipe.family.division_factor
+    side = SIDE * pipe.parts.division_factor
     settings: dict[str, Any] = {"prompt": "a cat", "seed": 0, "height": side, "width": side}
     settings |= {"num_inference_steps": 1, "cfg_scale": 1.0}
     made = join_outputs(pipe, [(template.contract, outputs)])

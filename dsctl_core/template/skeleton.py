@@ -21,7 +21,6 @@ from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.media.kv_cache import block_heads
 from dsctl_core.template.source import CODE
 
-DENOISER = "dit"
 EXAMPLES: dict[str, dict[str, Any]] = {"value": {"scale": 0.8}, "image": {"image": "picture.png"}}
 
 
@@ -57,9 +56,9 @@ def blocks_of_model(name: str) -> dict[str, tuple[int, int]]:
         family, preset = find_preset(name)
         found = preset.local_path()
         if found is None:
-            return _blocks(family, family.sizes(DENOISER, preset.variant))
+            return _blocks(family, family.sizes(family.denoisers[0].name, preset.variant))
         own = found
-    component = family.component(DENOISER)
+    component = family.component(family.denoisers[0].name)
     file = own / component.folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -69,7 +68,7 @@ def blocks_of_model(name: str) -> dict[str, tuple[int, int]]:
 
 
 def _blocks(family: Family, config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    component = family.component(DENOISER)
+    component = family.component(family.denoisers[0].name)
     kind: Any = getattr(importlib.import_module(component.library), component.class_name)
     with torch.device("meta"):
         return block_heads(kind.from_config(config), family.attention_blocks)

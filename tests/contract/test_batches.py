@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,20 +14,25 @@ from torch import Tensor
 
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
-from dsctl_core.families import families, pipeline_class
+from dsctl_core.families import families, load_family, pipeline_class
 from dsctl_core.family import Family
 from dsctl_core.lora.layers import tuner_layers
 from dsctl_core.training.model.task_module import TaskModule
+from tests.families_fixture.tiny import added_families, write_dawn
 from tests.tiny_models import write_tiny_model
 
 PROMPTS = ["a", "a small yellow star in the top left corner of a field", "two foxes", ""]
 
 
-@pytest.fixture(scope="module", params=families().values(), ids=lambda family: family.name)
-def module(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TaskModule:
+@pytest.fixture(scope="module", params=[*families(), "dawn"])
+def module(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaskModule]:
     """A LoRA, with weights that do something, on a tiny random model of the family in float32."""
-    family: Family = request.param
-    folder = write_tiny_model(family.name, tmp_path_factory.mktemp(family.name))
+    with added_families():
+        yield module_of(load_family(request.param), tmp_path_factory.mktemp("tiny") / request.param)
+
+
+def module_of(family: Family, folder: Path) -> TaskModule:
+    write_dawn(folder) if family.name == "dawn" else write_tiny_model(family.name, folder)
     pipe = pipeline_class(family).from_pretrained(
         torch_dtype=torch.float32, device="cpu", model_configs=[ModelConfig(path=folder)]
     )
@@ -74,7 +81,7 @@ def test_the_order_within_a_batch_does_not_matter(module: TaskModule):
 
 def test_a_batch_of_several_sizes_is_refused_by_name(module: TaskModule):
     rows = [rows_of(module, (2, 2))[0], rows_of(module, (3, 2))[1]]
-    with pytest.raises(DsctlError, match="one batch has (pictures|samples)"):
+    with pytest.raises(DsctlError, match="one batch has (pictures|samples|clips)"):
         module(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,19 +17,25 @@ from dsctl_core.commands.train import train
 from dsctl_core.families import families, find_preset
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, TrainOptions
+from tests.families_fixture.tiny import added_families, write_dawn
 from tests.tiny_models import write_tiny_model
 
 STEPS = 20
-MODELS = [*families(), *(p.name for family in families().values() for p in family.presets if p.folder)]
+MODELS = [*families(), "dawn", *(p.name for family in families().values() for p in family.presets if p.folder)]
 PROMPTS = ["a red one", "a blue one", "two green ones on a table", "a red one"]
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A tiny random model of a family, or the name of an embedded one."""
-    if request.param in families():
-        return str(write_tiny_model(request.param, tmp_path_factory.mktemp("models") / "tiny"))
-    return find_preset(request.param)[1].name
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    with added_families():
+        if request.param == "dawn":
+            yield str(write_dawn(folder))
+        elif request.param in families():
+            yield str(write_tiny_model(request.param, folder))
+        else:
+            yield find_preset(request.param)[1].name
 
 
 @pytest.fixture(scope="module")

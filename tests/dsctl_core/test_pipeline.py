@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.family import Component, Family, Schedule
+from dsctl_core.family import Component, Family, Reader, Schedule
 from dsctl_core.pipeline import BasePipeline
 
 TOY = Family(
@@ -20,8 +20,7 @@ TOY = Family(
     pipeline="",
     pipeline_classes=(),
     components=(Component("dit", "transformer", "diffusers", "Dit"), Component("vae", "vae", "diffusers", "Vae")),
-    tokenizer_folder="tokenizer",
-    tokenizer_files="tokenizer/",
+    readers=(Reader("tokenizer", "tokenizer", "tokenizer/"),),
     presets=(),
     lora_targets=(),
     division_factor=16,

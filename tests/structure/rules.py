@@ -36,7 +36,20 @@ ORDER = (
     "family",
     "scheduler",
 )
-ORDER += ("data", "hub", "memory", "checkpoint", "cache", "lora", "units", "pipeline", "media", "losses", "control")
+ORDER += (
+    "data",
+    "hub",
+    "memory",
+    "checkpoint",
+    "cache",
+    "lora",
+    "units",
+    "placement",
+    "pipeline",
+    "media",
+    "losses",
+    "control",
+)
 ORDER += ("families", "stages", "report", "template", "training", "commands")
 PLACE = {name: number for number, name in enumerate(ORDER)}
 

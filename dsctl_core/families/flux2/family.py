@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
-from dsctl_core.family import AttentionBlocks, Component, Family, Preset, Schedule
+from dsctl_core.family import AttentionBlocks, Component, Family, Preset, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
 # Original files of the VAE are those of Stable Diffusion's, but for two layers that are inside of its halves there.
@@ -171,8 +171,7 @@ FAMILY = Family(
     pipeline="dsctl_core.families.flux2.pipeline:Flux2Pipeline",
     pipeline_classes=(KLEIN, DEV),
     components=(DIT, VAE, TEXT_ENCODER),
-    tokenizer_folder="tokenizer",
-    tokenizer_files="tokenizer/",
+    readers=(Reader("tokenizer", "tokenizer", "tokenizer/"),),
     presets=(
         _klein("4b", base=True),
         _klein("4b", base=False),

@@ -26,6 +26,7 @@ from dsctl_core.media import PicturePipeline
 from dsctl_core.media import units as picture_units
 from dsctl_core.media.kv_cache import KvCache
 from dsctl_core.media.pipeline import for_each_prompt, from_row, picture_inputs
+from dsctl_core.media.references import EditImageEmbedder, Pictures
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
 from dsctl_core.pipeline import ProgressBar, no_progress_bar
@@ -42,7 +43,6 @@ class Flux2Pipeline(PicturePipeline):
 
     family = FAMILY
     latent_space = SPACE
-    in_iteration_models = ("dit",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,7 +51,7 @@ class Flux2Pipeline(PicturePipeline):
             picture_units.ShapeChecker(),
             picture_units.NoiseInitializer(),
             picture_units.InputImageEmbedder(),
-            units.EditImageEmbedder(),
+            EditImageEmbedder(units.fitted, pack),
             picture_units.LatentsInitializer(),
             picture_units.InpaintMask(),
             units.PromptEmbedder(),
@@ -64,7 +64,7 @@ class Flux2Pipeline(PicturePipeline):
         negative_prompt: str | list[str] = "",
         cfg_scale: float = 4.0,
         embedded_guidance: float | None = None,
-        edit_image: units.Pictures | None = None,
+        edit_image: Pictures | None = None,
         input_image: Image.Image | list[Image.Image] | None = None,
         denoising_strength: float = 1.0,
         inpaint_mask: Image.Image | None = None,

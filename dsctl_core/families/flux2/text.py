@@ -22,11 +22,6 @@ def tokenize(tokenizer: Any, encoder: Any, prompts: list[str]) -> tuple[Tensor, 
 
     The transformer sees the padding too: it was trained that way.
     """
-    if tokenizer is None:
-        raise DsctlError(
-            "there is no tokenizer to read the prompt with",
-            hint="name its folder too: --tokenizer-path, or tokenizer_config in Python",
-        )
     if not tokenizer.chat_template:
         raise DsctlError("the tokenizer has no chat template", hint="use the tokenizer that the model came with")
     chats, settings = _chats(encoder, prompts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsctl_core.family import Component, Family, Preset, Schedule
+from dsctl_core.family import Component, Family, Preset, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "QwenImageTransformer2DModel")
 # The VAE is Wan's, so original and ComfyUI files of it have the names that diffusers converts for Wan.
@@ -128,8 +128,7 @@ FAMILY = Family(
     pipeline="dsctl_core.families.qwen_image.pipeline:QwenImagePipeline",
     pipeline_classes=("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
     components=(DIT, VAE, TEXT_ENCODER),
-    tokenizer_folder="tokenizer",
-    tokenizer_files="tokenizer/",
+    readers=(Reader("tokenizer", "tokenizer", "tokenizer/"),),
     presets=(
         Preset(
             name="tiny",

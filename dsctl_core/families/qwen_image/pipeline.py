@@ -30,7 +30,6 @@ class QwenImagePipeline(PicturePipeline):
 
     family = FAMILY
     latent_space = SPACE
-    in_iteration_models = ("dit",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from dsctl_core.errors import DsctlError
 from dsctl_core.media import units as pictures
 from dsctl_core.units import Inputs, PipelineUnit
 
@@ -47,7 +46,7 @@ class PromptEmbedder(PipelineUnit):
         """Return `prompt_embeds` (B, T, D), and `prompt_embeds_mask` (B, T) bool or None when nothing is padded."""
         pipe.load_models_to_device(self.onload_model_names)
         texts = _chats(prompt)
-        tokens = _tokenizer(pipe)(texts, padding=True, truncation=True, max_length=LIMIT, return_tensors="pt")
+        tokens = pipe.reader("tokenizer")(texts, padding=True, truncation=True, max_length=LIMIT, return_tensors="pt")
         _warn_of_cut_prompts(pipe, texts, tokens.attention_mask.sum(dim=1).tolist(), LIMIT)
         mask = tokens.attention_mask.to(pipe.device)
         # Without the language-model head: its (B, T, 152064) logits are not needed.
@@ -63,7 +62,7 @@ class PromptEmbedder(PipelineUnit):
     def batch_key(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> list[list[int]]:
         """Return the numbers of tokens: attention over padding takes another way, which rounds otherwise."""
         prompts = [each for each in (posi.get("prompt"), nega.get("negative_prompt")) if each is not None]
-        read = [_tokenizer(pipe)(_chats(each), truncation=True, max_length=LIMIT).input_ids for each in prompts]
+        read = [pipe.reader("tokenizer")(_chats(each), truncation=True, max_length=LIMIT).input_ids for each in prompts]
         return [[len(ids) for ids in each] for each in read]
 
 
@@ -71,19 +70,10 @@ def _chats(prompt: str | list[str]) -> list[str]:
     return [TEMPLATE.format(each) for each in ([prompt] if isinstance(prompt, str) else prompt)]
 
 
-def _tokenizer(pipe: BasePipeline) -> Any:
-    if pipe.tokenizer is None:
-        raise DsctlError(
-            "there is no tokenizer to read the prompt with",
-            hint="name its folder too: --tokenizer-path, or tokenizer_config in Python",
-        )
-    return pipe.tokenizer
-
-
 def _warn_of_cut_prompts(pipe: QwenImagePipeline, texts: list[str], lengths: list[int], limit: int) -> None:
     for text, length in zip(texts, lengths, strict=True):
         if length >= limit:
-            actual = len(pipe.tokenizer(text).input_ids)
+            actual = len(pipe.reader("tokenizer")(text).input_ids)
             if actual > limit:
                 logger.warning(
                     "a prompt of %d tokens is cut to %d, the most that the model takes", actual - PREFIX, MAX_TOKENS

@@ -1,8 +1,8 @@
 """Drawing with the model in training: the pipeline of inference, around the very modules that are being trained.
 
 What reads prompts is not needed for training from a cache, and large. It is loaded before the rest, reads the prompts
-once, and is gone when training begins: what it said is kept in main memory. What decodes pictures is small; it waits
-in main memory too, and is on the device only while a picture is drawn.
+once, and is gone when training begins: what it said is kept in main memory. What decodes pictures, and denoisers beside
+the trained one, wait in main memory too, and are on the device only while a picture is drawn.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from dsctl_core.files.digest import digest
+from dsctl_core.placement import Placement
 from dsctl_core.stages.plan_rows import fingerprint
 from dsctl_core.stages.sample import pick, unpick
 from dsctl_core.stages.split import read_by
@@ -27,7 +28,9 @@ from dsctl_core.units import Inputs, PipelineUnit, UnitRunner
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dsctl_core.checkpoint.readers import Readers
     from dsctl_core.families.resolve import ResolvedModel
+    from dsctl_core.media.clip import Clip
     from dsctl_core.pipeline import BasePipeline
     from dsctl_core.training.model.weight_edits import WeightEdits
 
@@ -81,17 +84,17 @@ class GivenColumns(PipelineUnit):
 
 
 class SamplePipeline:
-    """Draws with a model in training: `models` and `tokenizer` are what training has not loaded."""
+    """Draws with a model in training: `models` and `readers` are what training has not loaded."""
 
-    def __init__(self, runner: UnitRunner, models: dict[str, nn.Module], tokenizer: Any) -> None:
-        self.runner, self.models, self.tokenizer = runner, models, tokenizer
+    def __init__(self, runner: UnitRunner, models: dict[str, nn.Module], readers: Readers | None) -> None:
+        self.runner, self.models, self.readers = runner, models, readers
         self.pipe: Any = None
         self.given = GivenColumns(())
 
     def draw(
         self, trained: BasePipeline, prompt: SamplePrompt, autocast: Callable[[], AbstractContextManager[None]]
-    ) -> Image:
-        """Return the picture, predicted in the precision of training; `trained` keeps its schedule.
+    ) -> Image | Clip:
+        """Return the picture or clip, predicted in the precision of training; `trained` keeps its schedule.
 
         It is the same pipeline at every call.
         """
@@ -108,10 +111,11 @@ class SamplePipeline:
         """Return a pipeline of the modules of `trained` and of those that are here, with a schedule of its own."""
         pipe: Any = type(trained)(
             {**self.models, **trained.components},
-            trained.tokenizer or self.tokenizer,
+            trained.readers if self.readers is None else trained.readers.with_others(self.readers),
             trained.scheduler.schedule,
             torch_dtype=trained.torch_dtype,
             device=trained.device,
+            parts=trained.parts,
         )
         model_fn = pipe.model_fn
 
@@ -121,6 +125,7 @@ class SamplePipeline:
                 return model_fn(*args, **inputs)
 
         pipe.model_fn, pipe.unit_runner = in_precision, self.runner
+        pipe.placement = Placement(staying=trained.components)
         for side_network in trained.side_networks:
             units = tuple(
                 _in_precision(unit, autocast) if unit.draws_each_step else unit for unit in side_network.units
@@ -156,8 +161,10 @@ def prepare_sample_pipeline(
     """
     if loaded is None:
         return SamplePipeline(UnitRunner(), {}, None)
-    readers = [unit for unit in shell.units if set(unit.onload_model_names) - set(loaded)]
-    named = [*(name for unit in readers for name in unit.onload_model_names), *shell.decoding_models]
+    readers = [unit for unit in shell.units if set(shell.models_of(unit)) - set(loaded)]
+    denoisers = [denoiser.name for denoiser in shell.parts.denoisers]
+    waiting = [*denoisers, *shell.decoding_models]
+    named = [*(name for unit in readers for name in shell.models_of(unit)), *waiting]
     absent = [name for name in dict.fromkeys(named) if name not in loaded]
     runner = CachedUnitRunner(type(unit).__name__ for unit in readers)
     if not absent:
@@ -174,8 +181,8 @@ def prepare_sample_pipeline(
             given.values = prompt.columns
             with suppress(_Read):
                 pipe(**prompt.inputs())
-    kept = {name: pipe.component(name).to(CPU) for name in absent if name in shell.decoding_models}
-    return SamplePipeline(runner, kept, pipe.tokenizer)
+    kept = {name: pipe.component(name).to(CPU) for name in absent if name in waiting}
+    return SamplePipeline(runner, kept, pipe.readers)
 
 
 def _changing(unit: PipelineUnit) -> set[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.files.atomic import prepare_folder
-from dsctl_core.media.image_file import write_png
+from dsctl_core.media.image_file import as_picture, write_png
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.eval_mode import eval_mode, in_lockstep
 from dsctl_core.version import __version__
@@ -26,8 +26,8 @@ SAMPLES_FOLDER = "samples"
 class Samples(TrainingHook):
     """Draws `prompts` before the first step, every `every` steps, and after the last.
 
-    They are written to `samples/step-N-I.png`, with prompt and settings in the file. Of several processes each draws
-    its share, and the main one writes.
+    They are written to `samples/step-N-I.png`, with prompt and settings in the file; of a clip, its frames in a row. Of
+    several processes each draws its share, and the main one writes.
     """
 
     def __init__(
@@ -58,9 +58,10 @@ class Samples(TrainingHook):
         process, processes = run.accelerator.process_index, run.accelerator.num_processes
         together = in_lockstep(run)
         own = range(len(self.prompts)) if together else range(process, len(self.prompts), processes)
+        pipe = run.model.pipe
         with eval_mode(run):
             pictures = [
-                (number, self.sample_pipeline.draw(run.model.pipe, self.prompts[number], run.accelerator.autocast))
+                (number, as_picture(self.sample_pipeline.draw(pipe, self.prompts[number], run.accelerator.autocast)))
                 for number in own
             ]
         if processes > 1 and not together:

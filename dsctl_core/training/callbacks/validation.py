@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from math import fsum
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,7 @@ class Validation(TrainingHook):
         if not module.loss.draws_levels:
             return float(module([row]))
         encoded = row[CACHED] if CACHED in row else module.encode([row])[0]
-        table = module.pipe.scheduler.timesteps
+        table = module.trained_levels()
         samples = [
             {
                 "_row": row["_row"],
@@ -136,7 +137,10 @@ class Validation(TrainingHook):
             for level in range(LEVELS)
         ]
         total = 0.0
-        for first in range(0, LEVELS, self.batch_size):
-            batch = samples[first : first + self.batch_size]
-            total += float(module(batch)) * len(batch)
+        # A batch has the levels of one denoiser.
+        for _, some in groupby(samples, lambda sample: module.pipe.denoiser_of(sample["_timestep"])):
+            own = list(some)
+            for first in range(0, len(own), self.batch_size):
+                batch = own[first : first + self.batch_size]
+                total += float(module(batch)) * len(batch)
         return total / LEVELS

@@ -51,7 +51,14 @@ def shard(accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
     }
     pipe = module.pipe
-    for name in dict.fromkeys([*pipe.in_iteration_models, *(each.name for each in module.trained)]):
+    trained = [each.name for each in module.trained]
+    denoisers = [name for name in trained if name in {denoiser.name for denoiser in pipe.parts.denoisers}]
+    if len(denoisers) > 1:
+        raise UsageError(
+            f"FSDP2 cannot train {' and '.join(denoisers)} in one run: each process would run another of them",
+            hint="train them one by one",
+        )
+    for name in dict.fromkeys([*pipe.iteration_modules(), *trained]):
         component = pipe.component(name)
         _refuse_small_floats(name, component)
         units = set(component._no_split_modules or ())

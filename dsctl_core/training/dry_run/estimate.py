@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.checkpoint.build import empty_component
 from dsctl_core.checkpoint.identify import weight_files
-from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, load_tokenizer
+from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
+from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import pipeline_class
@@ -111,21 +112,21 @@ class _Estimate:
         encoding, entry = (0, sample[CACHED]) if CACHED in sample else self._encode(pipe, sample)
         groups = max((_weights(pipe, group.components) for group in self.stages.groups), default=0)
         stage_one = groups + encoding if self.plan.encoding is not None else 0
-        if self.plan.components is not None:
+        if self.plan.cached:
             for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
         module = task_module(self.plan, pipe, read_loras=False)
         self.simulation.take(module)
         if self.options.memory.gradient_checkpointing_blocks is not None:
-            for name in pipe.in_iteration_models:
-                checkpoint_some(pipe.component(name), self.options.memory.gradient_checkpointing_blocks)
+            for network in pipe.iteration_modules().values():
+                checkpoint_some(network, self.options.memory.gradient_checkpointing_blocks)
         trained = tensor_bytes(module.trainable_modules())
         weights = tensor_bytes([*module.parameters(), *module.buffers()])
         step_peak, activations, state = self._train(module, entry)
         # What is written is copied to the host and, to prove it, read back.
         saving = 2 * trained if on_cpu else 0
         ema = trained if self.options.optim.ema_decay is not None else 0
-        inside = ema + max(step_peak, saving + state) + (encoding if self.plan.components is None else 0)
+        inside = ema + max(step_peak, saving + state) + (0 if self.plan.cached else encoding)
         if on_cpu:
             # While a file is converted to another dtype, its pages count as well as the tensors that are made of it;
             # otherwise these pages are the tensors.
@@ -147,16 +148,18 @@ class _Estimate:
         family, models = self.plan.model.family, {}
         for component in family.components:
             folder = self.places.components.get(component.name)
-            if folder is None:
+            if folder is None or component.name in self.stages.idle:
                 continue
             with self.simulation.building():
                 model = empty_component(component, folder)
             dtype = self._dtype_of(component.name)
             models[component.name] = self.simulation.take(model.eval().requires_grad_(False), dtype)
-        tokenizer = None if self.places.tokenizer is None else load_tokenizer(self.places.tokenizer)
-        pipe = pipeline_class(family)(
-            models, tokenizer, self.plan.model.schedule, torch_dtype=self.plan.dtype, device="cpu"
-        ).eval()
+        readers = Readers(family, self.places.readers)
+        for name in self.places.readers:
+            readers.get(name)  # now, where nothing is measured
+        plan = self.plan
+        about: dict[str, Any] = {"torch_dtype": plan.dtype, "device": "cpu", "parts": plan.model.parts}
+        pipe = pipeline_class(family)(models, readers, plan.model.schedule, **about).eval()
         pipe.scheduler.set_timesteps(training=True)
         if self.plan.model.side_network is not None:
             self.plan.model.with_side_network(pipe)
@@ -252,7 +255,7 @@ class _Estimate:
 
 def _places(resolved: ResolvedModel, components: Sequence[str] | None) -> ComponentPaths:
     """Find the components on the disk; the model of a dry run downloads nothing."""
-    places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.tokenizer_config)
+    places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.reader_configs)
     for name, place in places.components.items():
         if place.is_file():
             raise DsctlError(

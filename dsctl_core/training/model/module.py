@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from dsctl_core.errors import UsageError, unknown_name
+from dsctl_core.lora.files import unnamed_layers
 from dsctl_core.lora.layers import add_lora, continue_lora, export_lora, fuse_lora, tuner_layers
 from dsctl_core.lora.targets import AUTO
 from dsctl_core.memory.dtypes import cast_weights
 from dsctl_core.memory.offload import offloaded_numbers
 from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.pipeline import BasePipeline
+from dsctl_core.random import derive_seed
 
 TRAINING_LEVELS = 1000  # noise levels that training draws from, as every published flow-matching model has
 
@@ -57,7 +59,7 @@ class DiffusionTrainingModule(nn.Module):
         pipe: BasePipeline,
         *,
         trainable_models: str | Sequence[str] | None = None,
-        lora_base_model: str | None = None,
+        lora_base_model: str | Sequence[str] | None = None,
         lora_target_modules: str | Sequence[str] | None = None,
         lora_rank: int = 32,
         lora_alpha: float | None = None,
@@ -75,41 +77,50 @@ class DiffusionTrainingModule(nn.Module):
 
         `trainable_models` are components ("dit") or modules in them ("dit.proj_out", "dit.transformer_blocks.*.attn").
         `lora_base_model` gets a LoRA on `lora_target_modules` (see `find_targets`; None: the family's published list
-        for its denoiser, "auto" for anything else), started from `lora_checkpoint` if given.
+        for a denoiser, "auto" for anything else), started from `lora_checkpoint` if given. Several components, such as
+        two denoisers, get one each.
         `preset_lora_path` is fused into `preset_lora_model` first, so that only what is beyond it is learned.
         `loras` are files and scales that are fused into every component they are for.
         `fp8_models` are stored in float8; they must not be trained themselves, a LoRA on them may be.
         """
         full = split_names(trainable_models)
-        eight_bit = split_names(fp8_models)
-        if lora_base_model is not None and any(name.split(".")[0] == lora_base_model for name in full):
+        eight_bit, adapted = split_names(fp8_models), split_names(lora_base_model)
+        for each in adapted:
+            if any(name.split(".")[0] == each for name in full):
+                raise UsageError(f"{each} cannot be trained whole and get a LoRA at once", hint="choose one of the two")
+        if lora_checkpoint is not None and len(adapted) > 1:
             raise UsageError(
-                f"{lora_base_model} cannot be trained whole and get a LoRA at once", hint="choose one of the two"
+                f"one LoRA to go on from is given, but {' and '.join(adapted)} get one each",
+                hint="train them one by one",
             )
         for name in eight_bit:
             if any(other.split(".")[0] == name for other in full):
                 raise UsageError(f"{name} is trained, so it cannot be stored in float8", hint="drop it from fp8 models")
-        if use_dora and lora_base_model in eight_bit:
-            problem = f"a DoRA reads the weights of the {lora_base_model}, so it cannot be stored in float8"
-            raise UsageError(problem, hint=f"leave --use-dora out, or take {lora_base_model} out of --fp8-models")
+        for each in adapted if use_dora else ():
+            if each in eight_bit:
+                problem = f"a DoRA reads the weights of the {each}, so it cannot be stored in float8"
+                raise UsageError(problem, hint=f"leave --use-dora out, or take {each} out of --fp8-models")
         pipe.requires_grad_(False).eval()
         if preset_lora_path is not None:
-            fuse_lora(pipe, Path(preset_lora_path), preset_lora_model or "dit")
+            fuse_lora(pipe, Path(preset_lora_path), preset_lora_model or pipe.family.denoisers[0].name)
         for path, scale in loras:
             fuse_lora(pipe, Path(path), None, scale)
         self.trained = [self._train_whole(pipe, name, full) for name in dict.fromkeys(n.split(".")[0] for n in full)]
-        if lora_base_model is not None:
-            published = list(pipe.family.lora_targets) if lora_base_model in pipe.in_iteration_models else [AUTO]
+        denoisers = [denoiser.name for denoiser in pipe.parts.denoisers]
+        for number, name in enumerate(adapted):
+            published = list(pipe.family.lora_targets) if name in denoisers else [AUTO]
             targets = split_names(lora_target_modules) or published
-            model = pipe.component(lora_base_model)
+            model = pipe.component(name)
             kind = {"use_dora": use_dora, "use_rslora": use_rslora}
-            add_lora(model, targets, lora_rank, lora_alpha, seed, dropout=lora_dropout, **kind)
+            own_seed = derive_seed(seed, name) if number else seed
+            add_lora(model, targets, lora_rank, lora_alpha, own_seed, dropout=lora_dropout, **kind)
             if lora_checkpoint is not None:
-                continue_lora(model, lora_base_model, Path(lora_checkpoint), pipe.family.original_names)
+                original = pipe.family.original_names
+                continue_lora(model, name, Path(lora_checkpoint), original, unnamed=unnamed_layers(name, denoisers))
             alpha = lora_rank if lora_alpha is None else lora_alpha
             about = {"rank": str(lora_rank), "alpha": f"{alpha:g}", "target_modules": ",".join(targets)}
             about |= {name: "true" for name, on in kind.items() if on}
-            self.trained.append(TrainedComponent(lora_base_model, lora=True, description=about))
+            self.trained.append(TrainedComponent(name, lora=True, description=about))
         if not self.trained:
             raise UsageError("nothing is trainable", hint="give lora_base_model or trainable_models")
         for name in eight_bit:
@@ -149,7 +160,9 @@ class DiffusionTrainingModule(nn.Module):
         for component in self.trained:
             model = self.pipe.component(component.name)
             if component.lora:
-                exported[component.name] = export_lora(model, component.name)
+                denoisers = [denoiser.name for denoiser in self.pipe.parts.denoisers]
+                unnamed = unnamed_layers(component.name, denoisers)
+                exported[component.name] = export_lora(model, component.name, unnamed)
                 continue
             own = f"pipe.{component.name}."
             prefix = own if remove_prefix is None else remove_prefix

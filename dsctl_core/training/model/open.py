@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
-from dsctl_core.family import Family, Schedule
+from dsctl_core.family import Family, ModelParts, Schedule
 from dsctl_core.lora.files import read_lora
 from dsctl_core.losses import find_loss
 from dsctl_core.options import CacheOptions, TrainOptions
@@ -110,23 +110,30 @@ def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str
 def without_downloads(resolved: ResolvedModel) -> ResolvedModel:
     """Return the model with what is on the disk of it: what is not there is an error and no download."""
     configs = tuple(replace(config, skip_download=True) for config in resolved.model_configs)
-    tokenizer = resolved.tokenizer_config
-    offline = None if tokenizer is None else replace(tokenizer, skip_download=True)
-    return replace(resolved, model_configs=configs, tokenizer_config=offline)
+    readers = {name: replace(config, skip_download=True) for name, config in resolved.reader_configs.items()}
+    return replace(resolved, model_configs=configs, reader_configs=readers)
 
 
 def empty_pipeline(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
     """Return the pipeline of a model without any component of its own: its units can be asked, not run."""
     return resolved.with_side_network(
-        empty_pipeline_of_family(resolved.family, dtype, device, schedule=resolved.schedule)
+        empty_pipeline_of_family(resolved.family, dtype, device, resolved.schedule, resolved.parts)
     )
 
 
 def empty_pipeline_of_family(
-    family: Family, dtype: torch.dtype, device: Any, schedule: Schedule | None = None
+    family: Family,
+    dtype: torch.dtype,
+    device: Any,
+    schedule: Schedule | None = None,
+    parts: ModelParts | None = None,
 ) -> BasePipeline:
-    """Return the pipeline of a family without any component; `schedule` None is the family's."""
-    pipe = pipeline_class(family)({}, None, schedule or family.schedule, torch_dtype=dtype, device=device).eval()
+    """Return the pipeline of a family without any component.
+
+    `schedule` None is the family's, and `parts` None means a model that has all that is optional.
+    """
+    about: dict[str, Any] = {"torch_dtype": dtype, "device": device, "parts": parts or family.parts()}
+    pipe = pipeline_class(family)({}, None, schedule or family.schedule, **about).eval()
     pipe.scheduler.set_timesteps(training=True)
     return pipe
 

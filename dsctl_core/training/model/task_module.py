@@ -14,9 +14,10 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.lora.dropout import dropouts_of, seed_dropout
 from dsctl_core.losses import Loss, find_loss
 from dsctl_core.losses.contract import Sides
-from dsctl_core.losses.timesteps import Objective
+from dsctl_core.losses.timesteps import Objective, choose_denoiser
 from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.pipeline import BasePipeline
+from dsctl_core.placement import Placement
 from dsctl_core.stages.batching import encode_all
 from dsctl_core.stages.sample import Sample, collate, padded_outputs, pick, rounded, unpick
 from dsctl_core.stages.split import PER_STEP_INPUTS, plan_stages, run
@@ -58,6 +59,9 @@ class TaskModule(DiffusionTrainingModule):
         }
         self.switch_pipe_to_training_mode(pipe, **training_mode)
         self.stages = plan_stages(pipe, self.loss, [component.name for component in self.trained])
+        self.denoisers = [each for each in pipe.parts.denoisers if each.name not in self.stages.idle]
+        # What is trained has an optimizer that holds its tensors, and what is not trained may be next to it in a step.
+        pipe.placement = Placement(staying=[each.name for each in self.denoisers])
         self.padded = padded_outputs(pipe.units)
         self.dropouts = dropouts_of(pipe)
 
@@ -68,14 +72,33 @@ class TaskModule(DiffusionTrainingModule):
         shared, posi, nega = unpick(collate(samples, self.padded))
         own = [name for name in PER_STEP_INPUTS if name not in self.loss.requires]
         drawn = {name: [row.get(name) for row in rows] for name in own}
-        shared = {**self._placed(shared), **drawn, **self.run_time_inputs}
+        shared = {**self._placed(shared), **drawn, **self.run_time_inputs, **self._levels(rows)}
         seed_dropout(self.dropouts, [row.get("seed") for row in rows])
-        if "_timestep" in rows[0]:  # chosen by validation, instead of drawn by the loss
-            shared["timestep"] = torch.stack([row["_timestep"] for row in rows])
         shared, posi, nega = run(
             self.stages.split.every_step, self.pipe, (shared, self._placed(posi), self._placed(nega))
         )
         return self.loss(self.pipe, **shared, **posi, negative=nega)
+
+    def _levels(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return what says at which noise levels a micro-batch is, and by which of several denoisers.
+
+        Validation has chosen the timestep of each row. Otherwise the loss draws it, in the range of the denoiser that
+        the seed of the first row chooses among those that are trained.
+        """
+        if "_timestep" in rows[0]:
+            timestep = torch.stack([row["_timestep"] for row in rows])
+            return {"timestep": timestep, "denoiser": self.pipe.denoiser_of(timestep)}
+        if len(self.pipe.parts.denoisers) == 1 or not self.loss.draws_levels:
+            return {}
+        denoiser, objective = choose_denoiser(self.objective, self.pipe.scheduler, self.denoisers, rows[0].get("seed"))
+        return {"objective": objective, "denoiser": denoiser.name}
+
+    def trained_levels(self) -> Tensor:
+        """Return the timesteps of the training table at which a denoiser acts that is not idle, (n,) float32."""
+        table, idle = self.pipe.scheduler.timesteps, self.stages.idle
+        if not idle:
+            return table
+        return torch.stack([each for each in table if self.pipe.parts.denoiser_at(float(each)).name not in idle])
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> list[Sample]:
         """Return what the first stage makes of each row.

@@ -47,14 +47,14 @@ class WeightEdits:
 
 
 def identify(resolved: ResolvedModel, components: Sequence[str], edits: WeightEdits) -> dict[str, str]:
-    """Return the identity of each component's weights; with those that read text goes the tokenizer."""
+    """Return the identity of each component's weights, with the files of the readers that its inputs come from."""
     side_network = resolved.side_network
     if side_network is not None and side_network.name in components:
         others = [name for name in components if name != side_network.name]
         return {**identify(resolved, others, edits), side_network.name: side_network.identity}
     if not components:
         return {}
-    places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.tokenizer_config)
+    places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.reader_configs)
     found = {}
     for name in components:
         folder = places.components.get(name)
@@ -64,7 +64,8 @@ def identify(resolved: ResolvedModel, components: Sequence[str], edits: WeightEd
                 hint=f"name its weights too: {resolved.family.component(name).folder}/ in a model folder",
             )
         words, files = edits.notes(name)
-        if resolved.family.component(name).library == "transformers" and places.tokenizer is not None:
-            files = [*files, *sorted(path for path in places.tokenizer.iterdir() if path.is_file())]
+        for reader in resolved.family.readers:
+            if name in reader.components and reader.name in places.readers:
+                files += sorted(path for path in places.readers[reader.name].iterdir() if path.is_file())
         found[name] = identify_weights(folder, files, words)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from dsctl_core.files.atomic import write_error, write_json, write_text
 from dsctl_core.files.json import read_json
 from dsctl_core.files.safetensors import write_safetensors
 from dsctl_core.lora.about import with_model_spec
-from dsctl_core.lora.files import save_lora
+from dsctl_core.lora.files import save_lora, unnamed_layers
 from dsctl_core.lora.formats import FORMATS
 from dsctl_core.lora.layers import linear_shapes, trained_layers
 from dsctl_core.training.distributed.fsdp import whole_weights
@@ -26,6 +26,7 @@ from dsctl_core.version import __version__
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from dsctl_core.pipeline import BasePipeline
     from dsctl_core.training.model.module import DiffusionTrainingModule, TrainedComponent
 
 
@@ -57,12 +58,14 @@ class Continuation:
 class ModelLogger:
     """Writes `metrics.jsonl` and `step-N.safetensors` into `output_path`; N counts optimizer updates.
 
-    When several components are trained each gets a file of its own, `step-N.COMPONENT.safetensors`.
+    When several components are trained each gets a file of its own, `step-N.COMPONENT.safetensors`; so does one of
+    several denoisers, trained alone or not.
     A LoRA is written as `lora_format` (see dsctl_core.lora.formats) in `lora_dtype`, and read back to prove it; the
     format "peft" makes a folder `step-N.peft`.
-    `metadata` is added to the header of every file; `run` says how the run was made and goes into `run.json`.
-    A folder that holds a run already is refused. `variants` are further kinds of weights to save, as what puts them
-    into the model for a while; their files are `step-N.VARIANT.safetensors`.
+    `metadata` is added to the header of every file, and `base_weights`, by component, to that of its own; `run` says
+    how the run was made and goes into `run.json`. A folder that holds a run already is refused. `variants` are further
+    kinds of weights to save, as what puts them into the model for a while; their files are
+    `step-N.VARIANT.safetensors`.
     """
 
     def __init__(
@@ -73,7 +76,9 @@ class ModelLogger:
         run: dict[str, Any] | None = None,
         lora_format: str = "diffusers",
         lora_dtype: str = "float32",
+        base_weights: Mapping[str, str] | None = None,
     ) -> None:
+        self.base_weights = dict(base_weights or {})
         self.output_path = Path(output_path)
         self.remove_prefix_in_ckpt = remove_prefix_in_ckpt
         self.metadata = dict(metadata or {})
@@ -161,7 +166,8 @@ class ModelLogger:
         return self.files
 
     def _path(self, module: DiffusionTrainingModule, component: TrainedComponent, step: int, variant: str = "") -> Path:
-        names = [component.name if len(module.trained) > 1 else "", variant]
+        several = len(module.trained) > 1 or component.name in several_denoisers(module.pipe)
+        names = [component.name if several else "", variant]
         middle = "".join(f".{name}" for name in names if name)
         suffix = ".peft" if component.lora and FORMATS[self.lora_format].folder else ".safetensors"
         return self.output_path / f"step-{step}{middle}{suffix}"
@@ -187,6 +193,8 @@ class ModelLogger:
             **component.description,
             **self.metadata,
         }
+        if component.name in self.base_weights:
+            about["base_weights"] = self.base_weights[component.name]
         if not component.lora:
             weights = module.export_trained(self.remove_prefix_in_ckpt)[component.name]
             write_safetensors(path, weights, about)
@@ -201,11 +209,18 @@ class ModelLogger:
             dtype=self.lora_dtype,
             shapes={component.name: shapes},
             original=module.pipe.family.original_names,
+            unnamed=unnamed_layers(component.name, several_denoisers(module.pipe)),
         )
 
     def on_training_end(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> None:
         """Write the final weights."""
         self.save(accelerator, module, step)
+
+
+def several_denoisers(pipe: BasePipeline) -> tuple[str, ...]:
+    """Return the names of the denoisers of `pipe` if it has more than one, else nothing."""
+    names = tuple(denoiser.name for denoiser in pipe.parts.denoisers)
+    return names if len(names) > 1 else ()
 
 
 def _without_nan(line: dict[str, Any]) -> dict[str, Any]:

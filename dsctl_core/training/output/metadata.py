@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from dsctl_core.files.digest import weights_identity
 from dsctl_core.lora.about import dataset_identity
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.lora import LoraOptions
+from dsctl_core.training.model.module import split_names
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
@@ -33,10 +35,10 @@ def header_metadata(
     about = {"base_model": resolved.label}
     if resolved.preset is not None and resolved.preset.model_id is not None:
         about["base_model_id"] = resolved.preset.model_id
-    component = options.lora_base_model or "dit"
-    folder = find_component_paths(resolved.family, resolved.configs_of([component]), None).components.get(component)
-    if folder is not None:
-        about["base_weights"] = weights_identity(weight_files(folder))
+    named = split_names(options.lora_base_model) or [resolved.family.denoisers[0].name]
+    found = _weights(resolved, named)
+    if named[0] in found:
+        about["base_weights"] = found[named[0]]
     if isinstance(source, UnifiedDataset):
         about["dataset"] = dataset_identity(source.metadata.rows, source.base_path)
     if options.trigger_words is not None:
@@ -74,3 +76,14 @@ def describe_run(
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def base_weights(options: LoraOptions, resolved: ResolvedModel) -> dict[str, str]:
+    """Return, where several components get a LoRA, what tells the weights of each of them."""
+    named = split_names(options.lora_base_model)
+    return _weights(resolved, named) if len(named) > 1 else {}
+
+
+def _weights(resolved: ResolvedModel, components: Sequence[str]) -> dict[str, str]:
+    places = find_component_paths(resolved.family, resolved.configs_of(components)).components
+    return {name: weights_identity(weight_files(places[name])) for name in components if name in places}

@@ -134,7 +134,7 @@ def plan_encoding(options: CacheOptions | TrainOptions) -> EncodePlan:
         batch_size, prune = options.batch_size, options.prune
     weights, data = options.weights, options.data
     resolved = open_model(weights, options.templates, use, data.extra_inputs, task)
-    dataset = build_dataset(data, resolved.family, resolved.defaults)
+    dataset = build_dataset(data, resolved.family, resolved.defaults, resolved.parts.division_factor)
     refuse_varying(dataset)
     if data.on_bad_sample == "stop":
         refuse_unreadable(dataset, find_loss(task))
@@ -176,7 +176,7 @@ def picture_settings(data: DataOptions, resolved: ResolvedModel) -> dict[str, An
         "num_frames": data.num_frames,
         "fps": data.fps,
         "short_clips": data.short_clips,
-        "division_factor": resolved.family.division_factor,
+        "division_factor": resolved.parts.division_factor,
     }
 
 

@@ -29,7 +29,7 @@ def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
     settings = MemorySettings(
         memory.gradient_checkpointing_blocks, memory.offload_blocks, memory.compile, memory.attention_backend
     )
-    settings.apply([pipe.component(name) for name in pipe.in_iteration_models], device)
+    settings.apply(list(pipe.iteration_modules().values()), device)
     pipe.to(device)
     pipe.device = torch.empty(0, device=device).device
     return module
@@ -46,7 +46,7 @@ def task_module(plan: TrainingPlan, pipe: BasePipeline, *, read_loras: bool = Tr
         use_gradient_checkpointing_offload=training.use_gradient_checkpointing_offload,
         objective=objective_of(plan.options.objective),
         trainable_models=training.trainable_models,
-        lora_base_model=adapter.trained_component,
+        lora_base_model=adapter.lora_components or None,
         lora_target_modules=adapter.lora_target_modules,
         lora_rank=adapter.lora_rank or 32,
         lora_alpha=adapter.lora_alpha,

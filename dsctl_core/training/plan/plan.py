@@ -63,10 +63,22 @@ class TrainingPlan:
         return float_dtype(self.accelerator.mixed_precision)
 
     @property
+    def cached(self) -> bool:
+        """Whether training reads its samples from a cache, its own or another."""
+        return self.encoding is not None or isinstance(self.source, CachedDataset)
+
+    @property
     def components(self) -> tuple[str, ...] | None:
-        """The components that are loaded for training, None for all: from a cache only those of stage two."""
-        cached = self.encoding is not None or isinstance(self.source, CachedDataset)
-        return self.stages.second_components if cached else None
+        """The components that are loaded for training, None for all: from a cache only those of stage two.
+
+        Denoisers that are not trained, beside one that is, are not needed either.
+        """
+        if self.cached:
+            return self.stages.second_components
+        idle = self.stages.idle
+        names = [component.name for component in self.model.family.components]
+        names += [] if self.model.side_network is None else [self.model.side_network.name]
+        return tuple(name for name in names if name not in idle) if idle else None
 
     @property
     def own_cache(self) -> Path:

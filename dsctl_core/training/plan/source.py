@@ -57,7 +57,7 @@ def checked_dataset(
     options: DataOptions, resolved: ResolvedModel, loss: Loss, skipped: SkippedRows, progress: Progress
 ) -> UnifiedDataset:
     """Build the dataset and check it: a row that cannot be used is refused, or left out and added to `skipped`."""
-    dataset = build_dataset(options, resolved.family, resolved.defaults)
+    dataset = build_dataset(options, resolved.family, resolved.defaults, resolved.parts.division_factor)
     progress.note(f"Dataset: {dataset.metadata.layout}")
     if options.on_bad_sample == "stop":
         try:

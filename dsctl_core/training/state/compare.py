@@ -75,8 +75,15 @@ def identity_of(
         "dataset": digest([entry.key for entry in source.entries])
         if isinstance(source, CachedDataset)
         else dataset_identity(source.metadata.rows, source.base_path),
-        "model": _model_identity(resolved, [*options.trained_components, "dit"] if cached else None),
+        "model": _model_identity(resolved, _running(options, resolved) if cached else None),
     }
+
+
+def _running(options: TrainOptions, resolved: ResolvedModel) -> list[str]:
+    """Return the components that training from a cache runs: what is trained, and the denoisers if none of them is."""
+    denoisers = [denoiser.name for denoiser in resolved.parts.denoisers]
+    trained = options.trained_components
+    return [*trained, *(() if set(trained) & set(denoisers) else denoisers)]
 
 
 def _model_identity(resolved: ResolvedModel, components: Sequence[str] | None) -> str:
@@ -85,7 +92,7 @@ def _model_identity(resolved: ResolvedModel, components: Sequence[str] | None) -
     found = {}
     for name in dict.fromkeys(names):
         try:
-            folder = find_component_paths(resolved.family, resolved.configs_of([name]), None).components.get(name)
+            folder = find_component_paths(resolved.family, resolved.configs_of([name])).components.get(name)
         except DsctlError:
             continue  # not at hand; loading it will say so where it is needed
         if folder is not None:

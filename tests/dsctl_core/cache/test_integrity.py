@@ -138,13 +138,13 @@ def test_a_whole_cache_has_no_problem(cache: Path) -> None:
 def test_training_needs_no_pictures_and_no_encoders(
     cache: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsctl_core.checkpoint import load
+    from dsctl_core.checkpoint import load, readers
 
     only_dit = tmp_path / "only-dit"
     shutil.copytree(model, only_dit, ignore=shutil.ignore_patterns("vae", "text_encoder", "tokenizer"))
     loaded, real = [], load.load_component
     monkeypatch.setattr(load, "load_component", lambda c, *rest: loaded.append(c.name) or real(c, *rest))
-    monkeypatch.setattr(load, "load_tokenizer", lambda folder: pytest.fail("the tokenizer was loaded"))
+    monkeypatch.setattr(readers, "load_reader", lambda *_: pytest.fail("the tokenizer was loaded"))
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("a picture was read"))
     assert start(cache, tmp_path / "a").steps == 2
     assert start(cache, tmp_path / "b", model=str(only_dit)).steps == 2

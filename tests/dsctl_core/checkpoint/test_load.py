@@ -29,13 +29,14 @@ def folder(published, tmp_path):
 
 def load(*configs, tokenizer=None, **kwargs):
     settings = {"torch_dtype": torch.float32, "device": "cpu", **kwargs}
-    return load_components(FAMILY, [ModelConfig(config) for config in configs], tokenizer, **settings)
+    readers = None if tokenizer is None else {"tokenizer": tokenizer}
+    return load_components(FAMILY, [ModelConfig(config) for config in configs], readers, **settings)
 
 
 def test_a_folder_gives_every_component_frozen_with_exactly_its_tensors(folder):
     loaded = load(folder)
     assert set(loaded.models) == {"dit", "vae", "text_encoder"}
-    assert loaded.tokenizer is not None
+    assert loaded.readers.get("tokenizer") is not None
     stored = load_file(folder / DIT)
     parameters = dict(loaded.models["dit"].named_parameters())
     assert parameters.keys() == stored.keys()
@@ -66,7 +67,7 @@ def test_the_schedule_comes_from_the_folder(folder):
 def test_files_are_recognised_by_the_config_beside_them(folder):
     loaded = load(folder / DIT, folder / "vae", tokenizer=ModelConfig(folder / "tokenizer" / "tokenizer.json"))
     assert set(loaded.models) == {"dit", "vae"}
-    assert loaded.tokenizer is not None
+    assert loaded.readers.get("tokenizer") is not None
 
 
 def shard(folder):
@@ -130,7 +131,7 @@ def change_tensors(folder, change):
 def test_a_model_that_is_not_whole_is_refused_by_name(folder, damage, message):
     damage(folder)
     with pytest.raises(DsctlError, match=message) as caught:
-        load(folder)
+        load(folder).readers.get("tokenizer")
     assert str(folder) in caught.value.problem
     assert caught.value.hint
     assert "\n" not in caught.value.problem

@@ -21,7 +21,7 @@ def test_a_published_preset_names_every_component_and_the_tokenizer():
     patterns = {config.origin_file_pattern for config in resolved.model_configs}
     assert {config.model_id for config in resolved.model_configs} == {"Qwen/Qwen-Image"}
     assert len(patterns) == len(resolved.family.components)
-    assert resolved.tokenizer_config.origin_file_pattern == "tokenizer/"
+    assert resolved.reader_configs["tokenizer"].origin_file_pattern == "tokenizer/"
 
 
 def test_a_folder_files_and_a_mixture_are_recognised(tmp_path, monkeypatch):
@@ -29,7 +29,7 @@ def test_a_folder_files_and_a_mixture_are_recognised(tmp_path, monkeypatch):
     assert resolve_model(str(folder)).family.name == "qwen-image"
     files = json.dumps([str(folder / "vae/diffusion_pytorch_model.safetensors")])
     resolved = resolve_model(model_paths=files)
-    assert resolved.tokenizer_config.path == folder / "tokenizer"
+    assert resolved.reader_configs["tokenizer"].path == folder / "tokenizer"
     (tmp_path / "O").mkdir()
     (tmp_path / "O" / "M").symlink_to(folder)
     monkeypatch.setenv("DSCTL_MODEL_BASE_PATH", str(tmp_path))

@@ -22,7 +22,7 @@ def put(hub: LocalHub, name: str) -> dict[str, set[str]]:
     family, preset = find_preset(name)
     assert preset.model_id is not None
     wanted: dict[str, set[str]] = {preset.model_id: {"model_index.json", "scheduler/scheduler_config.json"}}
-    for part, pattern in {**preset.files, "tokenizer": f"{family.tokenizer_files}vocab.json"}.items():
+    for part, pattern in {**preset.files, "tokenizer": f"{family.reader('tokenizer').files}vocab.json"}.items():
         files = {pattern.replace("*", "-00001-of-00001"), f"{pattern.rpartition('/')[0]}/config.json"}
         wanted.setdefault(preset.repository(part), set()).update(files)
     for repository, files in wanted.items():
@@ -62,7 +62,7 @@ def test_what_was_downloaded_is_what_the_preset_resolves_to(hub, dsctl, name, mo
     found = {path.as_posix() for config in resolved.model_configs for path in config.resolve()}
     weights = {f"models/{repository}/{file}" for repository, files in wanted.items() for file in files}
     assert found == {path for path in weights if path.endswith(".safetensors")}
-    assert resolved.tokenizer_config.resolve()[0].is_dir()
+    assert resolved.reader_configs["tokenizer"].resolve()[0].is_dir()
 
 
 def test_the_embedded_preset_is_there_already(hub, dsctl):

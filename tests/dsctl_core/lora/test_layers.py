@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.family import Denoiser, ModelParts
 from dsctl_core.files.safetensors import write_safetensors
 from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.layers import add_lora, continue_lora, export_lora, fuse_lora, load_lora, tuner_layers
@@ -25,6 +26,8 @@ class Net(nn.Module):
 
 class Pipe:
     """As much of a pipeline as loading a LoRA needs."""
+
+    parts = ModelParts((), (Denoiser("dit"),), 1)
 
     def __init__(self, **components):
         self.components = components

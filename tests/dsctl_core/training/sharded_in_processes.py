@@ -43,7 +43,11 @@ class Module(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.dit, self.encoder = Network().to(dtype=dtype), nn.Linear(3, 3).requires_grad_(False)
-        self.pipe = SimpleNamespace(in_iteration_models=("dit",), component=lambda name: getattr(self, name))
+        self.pipe = SimpleNamespace(
+            parts=SimpleNamespace(denoisers=[SimpleNamespace(name="dit")]),
+            iteration_modules=lambda: {"dit": self.dit},
+            component=lambda name: getattr(self, name),
+        )
         self.trained = [SimpleNamespace(name="dit")]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.flux2.latents import decode, encode
 from tests.dsctl_core.families.flux2.conftest import Pair
@@ -142,6 +143,6 @@ def test_a_tokenizer_without_a_chat_template_is_refused(klein: Pair, monkeypatch
     monkeypatch.setattr(klein.ours.tokenizer, "chat_template", None)
     with pytest.raises(DsctlError, match="no chat template"):
         klein.ours("a", **SMALL)
-    monkeypatch.setattr(klein.ours, "tokenizer", None)
+    monkeypatch.setattr(klein.ours, "readers", Readers(klein.ours.family))
     with pytest.raises(DsctlError, match="no tokenizer"):
         klein.ours("a", **SMALL)

@@ -37,13 +37,13 @@ def models(klein: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def test_every_part_is_found_in_its_repository(models: Path) -> None:
     resolved = resolve_model("flux2-klein-base-4b")
-    places = find_component_paths(resolved.family, resolved.model_configs, resolved.tokenizer_config)
+    places = find_component_paths(resolved.family, resolved.model_configs, resolved.reader_configs)
     assert places.components == {
         "dit": models / BASE / "transformer",
         "vae": models / DISTILLED / "vae",
         "text_encoder": models / DISTILLED / "text_encoder",
     }
-    assert places.tokenizer == models / DISTILLED / "tokenizer"
+    assert places.readers["tokenizer"] == models / DISTILLED / "tokenizer"
 
 
 def test_a_part_that_is_not_there_is_named_with_the_command_that_gets_it(models: Path) -> None:

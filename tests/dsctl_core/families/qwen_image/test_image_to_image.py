@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.qwen_image.latents import decode, encode
 from dsctl_core.families.qwen_image.pipeline import QwenImagePipeline
@@ -223,6 +224,6 @@ def test_a_component_that_was_not_loaded_is_named(
 
 
 def test_a_tokenizer_that_was_not_loaded_is_named(pipe: QwenImagePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipe, "tokenizer", None)
+    monkeypatch.setattr(pipe, "readers", Readers(pipe.family))
     with pytest.raises(DsctlError, match="no tokenizer"):
         pipe("a", **FAST)

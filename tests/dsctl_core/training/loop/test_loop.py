@@ -21,6 +21,7 @@ class Pipe(nn.Module):
     """As much of a pipeline as the loop and the logger need: one linear component."""
 
     family = SimpleNamespace(name="some-family")
+    parts = SimpleNamespace(denoisers=[SimpleNamespace(name="dit")])
 
     def __init__(self):
         super().__init__()

@@ -1,0 +1,63 @@
+"""Tokenizers and processors: found with the components of a model, and loaded when they are first used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.family import Family, Reader
+
+# How each kind is loaded by transformers, and how its folder is named beside files of components.
+AUTO_CLASS = {"tokenizer": "AutoTokenizer", "processor": "AutoProcessor", "image_processor": "AutoImageProcessor"}
+NAMED_BY = {
+    "tokenizer": "--tokenizer-path, or tokenizer_config in Python",
+    "processor": "processor_config in Python, or a model folder that has {folder}/",
+}
+
+
+class Readers:
+    """The readers of one model by name; `folders` says where those are that it has."""
+
+    def __init__(self, family: Family, folders: Mapping[str, Path] | None = None) -> None:
+        self.family, self.folders = family, dict(folders or {})
+        self._loaded: dict[str, Any] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.folders
+
+    def get(self, name: str) -> Any:
+        """Return the reader called `name`; a model that has none is a DsctlError that says how to name one."""
+        reader = self.family.reader(name)
+        if name not in self.folders:
+            how = NAMED_BY.get(name, "reader_configs in Python, or a model folder that has {folder}/")
+            raise DsctlError(
+                f"this needs the {name} of {self.family.title}, but there is no {name}",
+                hint=f"name its folder too: {how.format(folder=reader.folder)}",
+            )
+        if name not in self._loaded:
+            self._loaded[name] = load_reader(reader, self.folders[name])
+        return self._loaded[name]
+
+    def with_others(self, others: Readers) -> Readers:
+        """Return these readers and those of `others` that are not among them; what is loaded stays loaded."""
+        both = Readers(self.family, {**others.folders, **self.folders})
+        both._loaded = {**others._loaded, **self._loaded}
+        return both
+
+
+def load_reader(reader: Reader, folder: Path) -> Any:
+    """Load the reader in `folder`; one that is not there, or damaged, is a DsctlError."""
+    import transformers
+
+    kind: Any = getattr(transformers, AUTO_CLASS[reader.kind])
+    try:
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        what = reader.kind.replace("_", " ")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise DsctlError(
+            f"{folder} holds no {what}: {lines[0] if lines else type(error).__name__}",
+            hint=f"download the {what} again",
+        ) from error

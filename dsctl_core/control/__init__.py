@@ -1,0 +1,8 @@
+"""Control networks: side networks that steer the denoiser at each step, by residuals or by hooks, alone or several."""
+
+from dsctl_core.control.hooks import HookControl
+from dsctl_core.control.residuals import ResidualControl
+from dsctl_core.control.units import ControlImageEmbedder
+from dsctl_core.control.use import ControlUse, control_network
+
+__all__ = ["ControlImageEmbedder", "ControlUse", "HookControl", "ResidualControl", "control_network"]

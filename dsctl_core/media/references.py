@@ -1,0 +1,71 @@
+"""Reference pictures, which are edited or combined: they go to the denoiser beside the picture that is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.units import Inputs, PipelineUnit
+
+if TYPE_CHECKING:
+    from dsctl_core.media.pipeline import LatentPipeline
+
+Pictures = Image.Image | list[Image.Image] | list[list[Image.Image]]
+
+
+class EditImageEmbedder(PipelineUnit):
+    """Encode the reference pictures.
+
+    `fitted` brings a picture to a size that the family takes, and `packed` makes tokens (B, N, D) of its latents.
+    """
+
+    output_params = ("edit_latents", "edit_sizes")
+    onload_model_names = ("vae",)
+
+    def __init__(self, fitted: Callable[[Image.Image], Image.Image], packed: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fitted, self.packed = fitted, packed
+
+    def process(
+        self,
+        pipe: LatentPipeline,
+        edit_image: Pictures | None = None,
+        tiled: bool = False,
+        tile_size: int | None = None,
+        tile_stride: int | None = None,
+    ) -> Inputs:
+        """Return the tokens `edit_latents` (B, N, D) float32 and `edit_sizes` ((h, w), ...), or None for both.
+
+        One picture, or a list of them, serves every sample (B is 1); a list of lists has each sample's own, and the
+        first picture of every sample must be of one size, and so on.
+        """
+        if edit_image is None:
+            return {"edit_latents": None, "edit_sizes": None}
+        samples = [[self.fitted(picture) for picture in own] for own in by_sample(edit_image)]
+        for own in samples[1:]:
+            if [picture.size for picture in own] != [picture.size for picture in samples[0]]:
+                raise DsctlError(
+                    "one batch has reference pictures of different numbers or sizes",
+                    hint="give a fixed --height and --width, or a batch size of 1",
+                )
+        tokens, sizes = [], []
+        for pictures in zip(*samples, strict=True):  # the first of every sample, the second of every sample, ...
+            latents = pipe.encode_pictures(pictures, tiled, tile_size, tile_stride)
+            tokens.append(self.packed(latents))
+            sizes.append((latents.shape[-2], latents.shape[-1]))
+        return {"edit_latents": torch.cat(tokens, dim=1), "edit_sizes": tuple(sizes)}
+
+
+def by_sample(pictures: Pictures) -> Sequence[Sequence[Image.Image]]:
+    """Return the reference pictures of each sample; one list alone where all have the same."""
+    listed = pictures if isinstance(pictures, list) else [pictures]
+    if not listed:
+        raise UsageError("the list of reference pictures is empty", hint="leave it out, or give one at least")
+    if isinstance(listed[0], list):
+        return [each if isinstance(each, list) else [each] for each in listed]
+    return [[each for each in listed if isinstance(each, Image.Image)]]

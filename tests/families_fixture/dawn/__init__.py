@@ -1,0 +1,1 @@
+"""Dawn, a family that exists for tests alone."""
