@@ -19,7 +19,7 @@ LAYERS = (
     ("checkpoint",),
     ("cache", "memory"),
     ("lora",),
-    ("units", "placement", "pipeline"),
+    ("units", "placement", "denoising", "pipeline"),
     ("media", "losses"),
     ("families", "control"),
     ("stages",),
