@@ -7,7 +7,7 @@ Legend: latents, noise and velocity are (B, C, h, w) float32, of clips (B, C, T,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.data.video import FrameRule
+from dsctl_core.denoising import CfgScale, ProgressBar, Step, denoise, no_progress_bar, run_step_directly
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.family import Family, ModelParts, Schedule
 from dsctl_core.lora.applied import AppliedLora, lora_applied
@@ -33,32 +34,8 @@ if TYPE_CHECKING:
 
 DENOISER_ARGUMENT = "dit"  # what `model_fn` calls the denoiser that acts, whichever of the family's it is
 
-ProgressBar = Callable[[Iterable[Tensor]], Iterable[Tensor]]
-CfgScale = float | Sequence[float]  # one for all denoisers, or one for each, from the highest noise levels down
-Step = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> latents at the next level
 # (side network, denoiser, inputs of model_fn) -> a block in which these inputs, with what it adds, are in force
 Control = Callable[[nn.Module, nn.Module, Inputs], AbstractContextManager[Inputs]]
-
-
-def run_step_directly(step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
-    """Run a denoising step as it is."""
-    return step(latents, timestep)
-
-
-def no_progress_bar(timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
-    """Return `timesteps` as they are: the progress bar of those who want none."""
-    return timesteps
-
-
-def cfg_scales(cfg_scale: CfgScale, denoisers: Sequence[str]) -> dict[str, float]:
-    """Return the guidance scale of each of `denoisers`, from one number for all, or one for each."""
-    scales = [cfg_scale] * len(denoisers) if isinstance(cfg_scale, int | float) else list(cfg_scale)
-    if len(scales) != len(denoisers):
-        raise UsageError(
-            f"{len(scales)} guidance scales for {len(denoisers)} denoisers ({', '.join(denoisers)})",
-            hint="give one for all, or one for each, from the highest noise levels down",
-        )
-    return dict(zip(denoisers, scales, strict=True))
 
 
 @dataclass(frozen=True)
@@ -375,29 +352,13 @@ class BasePipeline(nn.Module):
         unless another is given; `run_step(step, latents, timestep)` runs a step. Each level is the business of the
         denoiser in whose range it is, which alone is on the device then, with its own `cfg_scale`.
         """
-        controls = [side.name for side in self.side_networks if side.control is not None]
-        self.load_models_to_device((*self.beside_the_denoiser, *controls))
-        levels, mask = scheduler or self.scheduler, shared.get("latents_mask")
-        scales = cfg_scales(cfg_scale, [denoiser.name for denoiser in self.parts.denoisers])
-        placed: str | None = None
-
-        def step(latents: Tensor, timestep: Tensor) -> Tensor:
-            nonlocal placed
-            denoiser = self.parts.denoiser_at(float(timestep)).name
-            if denoiser != placed:
-                self.placement.use(self, denoiser)
-                placed = denoiser
-            state = {"latents": latents, "timestep": timestep.to(latents.device), "denoiser": denoiser}
-            velocity = self.call_model_fn(**{**shared, **posi, **state})
-            if scales[denoiser] != 1:
-                velocity = self.guide(velocity, self.call_model_fn(**{**shared, **nega, **state}), scales[denoiser])
-            if mask is not None:
-                # The straight way from here to the input picture: at sigma = 0 it is there.
-                home = (latents - shared["input_latents"]) / (timestep / 1000).to(latents.device)
-                velocity = mask * velocity + (1 - mask) * home
-            return levels.step(velocity, timestep, latents)
-
-        latents: Tensor = shared["latents"]
-        for timestep in progress_bar_cmd(levels.timesteps):
-            latents = run_step(step, latents, timestep)
-        return latents
+        return denoise(
+            self,
+            shared,
+            posi,
+            nega,
+            cfg_scale=cfg_scale,
+            progress_bar_cmd=progress_bar_cmd,
+            levels=scheduler or self.scheduler,
+            run_step=run_step,
+        )

@@ -147,7 +147,12 @@ def check_output(output: Path, files: Sequence[Path]) -> None:
 
 
 def refuse_unknown_inputs(options: InferOptions, family: Family) -> None:
-    """Refuse an input that the family does not take."""
+    """Refuse an input that the family does not take, and a family whose clips no PNG can hold."""
+    if family.time_division is not None:
+        raise UsageError(
+            f"this command writes pictures, and {family.title} makes clips",
+            hint="use its pipeline in Python: `pipe(prompt=...)` returns a Clip with `frames` and `fps`",
+        )
     if options.edit_image and "edit_image" not in family.extra_inputs:
         raise UsageError(
             f"--edit-image has no effect: {family.title} takes no pictures to edit",

@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dsctl_core.commands.infer import infer
 from dsctl_core.control import ControlUse, HookControl, control_network
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, find_preset
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.family import Denoiser
+from dsctl_core.options import InferOptions
 from dsctl_core.placement import Placement
 from tests.conftest import REPOSITORY
 from tests.contract.conftest import load_dawn
@@ -168,6 +170,11 @@ def test_clips_have_4n_plus_1_frames_and_a_batch_is_its_samples(dawn: Any) -> No
     together = dawn(["a", "a small fox"], seed=[1, 2])
     for made, prompt, seed in zip(together, ["a", "a small fox"], [1, 2], strict=True):
         assert np.abs(frames(made) - frames(dawn(prompt, seed=seed))).max() <= 1
+
+
+def test_the_command_that_writes_pictures_refuses_a_family_of_clips(dawn_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="this command writes pictures, and Dawn makes clips"):
+        infer(InferOptions(model=str(dawn_folder), prompt="a", output=tmp_path / "a.png"))
 
 
 def test_an_inpaint_mask_keeps_frames_and_places(dawn: Any) -> None:

@@ -10,23 +10,26 @@ from random import Random
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.train import dry_run, train
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import read_safetensors, safetensors_header
 from dsctl_core.lora.layers import fuse_lora, load_lora, tuner_layers
 from dsctl_core.losses.timesteps import Objective
+from dsctl_core.media.image_file import GRID_GAP, as_picture
 from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.placement import Placement
 from dsctl_core.progress import NoProgress
-from dsctl_core.training import make_cache, train
-from dsctl_core.training.dry_run.estimate import dry_run
 from dsctl_core.training.model.task_module import TaskModule
 from tests.contract.conftest import load_dawn
-from tests.contract.test_new_family import BOUNDARY, with_control
+from tests.contract.test_new_family import BOUNDARY, calls_of, with_control
 
 PROMPTS = ["a red one", "a blue one", "two green ones", "a red one"]
 
@@ -274,6 +277,17 @@ def test_a_control_network_learns_while_the_denoisers_are_frozen(dawn: Any) -> N
         module([some[0], rows(2)[1]])
 
 
+def test_direct_distillation_goes_through_both_denoisers_with_a_gradient_to_each(dawn: Any) -> None:
+    module = TaskModule(dawn, "direct_distill", lora_base_model="dit,dit_2", lora_rank=2)
+    calls = calls_of(dawn)
+    way = {"num_inference_steps": 4, "cfg_scale": 2.0, "negative_prompt": "blue"}
+    module([{**rows(1)[0], **way}]).backward()
+    assert {name for name, _ in calls} == {"dit", "dit_2"}
+    for name in ("dit", "dit_2"):
+        layers = tuner_layers(dawn.component(name)).values()
+        assert any(layer.lora_B["default"].weight.grad.abs().max() > 0 for layer in layers)
+
+
 def test_a_dry_run_tells_what_training_one_of_two_takes(dawn_folder: Path, data: Path, tmp_path: Path) -> None:
     options = {**settings_of(dawn_folder, data), "lora_rank": 2, "max_steps": 2, "dataset_repeat": 4}
     counts = {
@@ -283,6 +297,33 @@ def test_a_dry_run_tells_what_training_one_of_two_takes(dawn_folder: Path, data:
     assert "dit" not in counts["dit_2"].parameters
     assert counts["dit,dit_2"].parameters["trained"] == 2 * counts["dit"].parameters["trained"] > 0
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_samples_of_a_run_are_drawn_with_the_denoiser_that_is_not_trained_too(
+    dawn_folder: Path, data: Path, tmp_path: Path, cache: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[str, bool]] = []
+    use = Placement.use
+
+    def noted(self: Placement, pipe: Any, name: str) -> None:
+        used.append((name, name in self.staying))
+        use(self, pipe, name)
+
+    monkeypatch.setattr(Placement, "use", noted)
+    settings = {"sample_every": 2, "sample_prompt": ("a fox",), "lora_base_model": "dit_2", "max_steps": 2}
+    trained(dawn_folder, data, tmp_path / "out", **settings, cache=cache)
+    assert used == [("dit", False), ("dit_2", True)] * 2, "before the first step, and after the second"
+    made = [sample(tmp_path / "out" / "samples" / f"step-{step}-1.png") for step in (0, 2)]
+    assert [pixels.shape for pixels, _ in made] == [(32, 5 * 32 + 4 * GRID_GAP, 3)] * 2
+    expected = load_dawn(dawn_folder)("a fox", seed=made[0][1])
+    assert np.array_equal(made[0][0], np.array(as_picture(expected)))
+
+
+def sample(file: Path) -> tuple[np.ndarray, int]:
+    """Return the pixels of a sample, and the seed that it says it was drawn with."""
+    with Image.open(file) as picture:
+        return np.array(picture), int(json.loads(picture.text["parameters"])["seed"])  # type: ignore[attr-defined]
 
 
 def test_validation_and_levels_outside_of_the_range(dawn_folder: Path, data: Path, tmp_path: Path) -> None:

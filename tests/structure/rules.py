@@ -45,6 +45,7 @@ ORDER += (
     "lora",
     "units",
     "placement",
+    "denoising",
     "pipeline",
     "media",
     "losses",

@@ -1,5 +1,7 @@
 """LoRA layers against the formula, and against models they do not fit."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -28,6 +30,7 @@ class Pipe:
     """As much of a pipeline as loading a LoRA needs."""
 
     parts = ModelParts((), (Denoiser("dit"),), 1)
+    family = SimpleNamespace(original_names=None)
 
     def __init__(self, **components):
         self.components = components

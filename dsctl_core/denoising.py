@@ -1,0 +1,80 @@
+"""The denoising loop: follow the velocity along the levels of a schedule, each with the denoiser that acts there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from dsctl_core.errors import UsageError
+from dsctl_core.scheduler import FlowMatchScheduler
+from dsctl_core.units import Inputs
+
+if TYPE_CHECKING:
+    from dsctl_core.pipeline import BasePipeline
+
+ProgressBar = Callable[[Iterable[Tensor]], Iterable[Tensor]]
+CfgScale = float | Sequence[float]  # one for all denoisers, or one for each, from the highest noise levels down
+Step = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> latents at the next level
+
+
+def run_step_directly(step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
+    """Run a denoising step as it is."""
+    return step(latents, timestep)
+
+
+def no_progress_bar(timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
+    """Return `timesteps` as they are: the progress bar of those who want none."""
+    return timesteps
+
+
+def cfg_scales(cfg_scale: CfgScale, denoisers: Sequence[str]) -> dict[str, float]:
+    """Return the guidance scale of each of `denoisers`, from one number for all, or one for each."""
+    scales = [cfg_scale] * len(denoisers) if isinstance(cfg_scale, int | float) else list(cfg_scale)
+    if len(scales) != len(denoisers):
+        raise UsageError(
+            f"{len(scales)} guidance scales for {len(denoisers)} denoisers ({', '.join(denoisers)})",
+            hint="give one for all, or one for each, from the highest noise levels down",
+        )
+    return dict(zip(denoisers, scales, strict=True))
+
+
+def denoise(
+    pipe: BasePipeline,
+    shared: Inputs,
+    posi: Inputs,
+    nega: Inputs,
+    *,
+    cfg_scale: CfgScale,
+    progress_bar_cmd: ProgressBar,
+    levels: FlowMatchScheduler,
+    run_step: Callable[[Step, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return the clean latents to which `shared["latents"]` lead; see BasePipeline.denoise."""
+    controls = [side.name for side in pipe.side_networks if side.control is not None]
+    pipe.load_models_to_device((*pipe.beside_the_denoiser, *controls))
+    mask = shared.get("latents_mask")
+    scales = cfg_scales(cfg_scale, [denoiser.name for denoiser in pipe.parts.denoisers])
+    placed: str | None = None
+
+    def step(latents: Tensor, timestep: Tensor) -> Tensor:
+        nonlocal placed
+        denoiser = pipe.parts.denoiser_at(float(timestep)).name
+        if denoiser != placed:
+            pipe.placement.use(pipe, denoiser)
+            placed = denoiser
+        state = {"latents": latents, "timestep": timestep.to(latents.device), "denoiser": denoiser}
+        velocity = pipe.call_model_fn(**{**shared, **posi, **state})
+        if scales[denoiser] != 1:
+            velocity = pipe.guide(velocity, pipe.call_model_fn(**{**shared, **nega, **state}), scales[denoiser])
+        if mask is not None:
+            # The straight way from here to the input picture: at sigma = 0 it is there.
+            home = (latents - shared["input_latents"]) / (timestep / 1000).to(latents.device)
+            velocity = mask * velocity + (1 - mask) * home
+        return levels.step(velocity, timestep, latents)
+
+    latents: Tensor = shared["latents"]
+    for timestep in progress_bar_cmd(levels.timesteps):
+        latents = run_step(step, latents, timestep)
+    return latents
