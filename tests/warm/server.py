@@ -28,7 +28,10 @@ LIBRARIES = (
     "diffusers.hooks",
     "peft",
     "pandas",
-    "dsctl_core.training",
+    "dsctl.commands.train",
+    "dsctl.commands.infer",
+    "dsctl_core.commands.train",
+    "dsctl_core.commands.infer",
     "dsctl_core.template",
 )
 THREADS = "OMP_NUM_THREADS"
