@@ -28,7 +28,9 @@ def test_the_commands_of_a_document_work(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], python: str
 ):
     enter_root(tmp_path, monkeypatch)
-    for block in blocks_of(page):
+    blocks = blocks_of(page)
+    assert [block for block in blocks if block.commands] == blocks != []
+    for block in blocks:
         for command in block.commands:
             if block.reason is None:
                 run(command, capfd, python)
