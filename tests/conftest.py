@@ -21,6 +21,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 REPOSITORY = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take longest, so that the processes that share the tests end at the same time."""
+    lines = (Path(__file__).parent / "longest.txt").read_text(encoding="utf-8").splitlines()
+    order = {name: number for number, (_, name) in enumerate(line.split() for line in lines)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(REPOSITORY).as_posix(), len(order)))
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Clear what the person running the tests has set for dsctl, and keep stray output out of the repository."""

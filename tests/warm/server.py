@@ -89,7 +89,8 @@ def become(request: dict[str, Any], files: list[int], interpreter: str) -> None:
     import numpy as np
     import torch
 
-    np.random.seed()  # as of a process of its own; torch begins with the same numbers in every process
+    np.random.seed()  # as in a process of its own; Python's generator is seeded anew by the fork itself
+    torch.default_generator.seed()
     if torch.get_num_threads() != int(os.environ.get(THREADS, torch.get_num_threads())):
         torch.set_num_threads(int(os.environ[THREADS]))
     run_program(request["words"])
