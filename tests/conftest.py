@@ -19,11 +19,12 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 REPOSITORY = Path(__file__).parents[1]
+LONGEST = Path(__file__).parent / "longest.txt"  # seconds and module, of those that take most
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the modules that take longest, so that the processes that share the tests end at the same time."""
-    lines = (Path(__file__).parent / "longest.txt").read_text(encoding="utf-8").splitlines()
+    lines = LONGEST.read_text(encoding="utf-8").splitlines()
     order = {name: number for number, (_, name) in enumerate(line.split() for line in lines)}
     items.sort(key=lambda item: order.get(item.path.relative_to(REPOSITORY).as_posix(), len(order)))
 
