@@ -22,7 +22,7 @@ demo: $(READY) ## Train a LoRA on the embedded model and draw pictures before an
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo/run.sh build/demo
 
 test: $(READY) ## Run the tests.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 check: $(READY) ## Lint, format, types, import direction and weight, generated docs: all must be clean.
 	@$(BIN)/ruff check

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_it_measures_validation_beside_decoding_and_the_start_of_the_order(tmp_path):
+def test_it_measures_validation_beside_decoding_and_the_start_of_the_order(python, tmp_path):
     output = tmp_path / "new" / "data.json"
     settings = ["--pictures", "4", "--side", "128", "--rounds", "1", "--output", str(output)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.data", *settings], capture_output=True, text=True, cwd=REPOSITORY
-    )
+    done = subprocess.run([python, "-m", "benchmarks.data", *settings], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     assert "of plain Pillow decoding" in done.stdout
     measured = json.loads(output.read_text())

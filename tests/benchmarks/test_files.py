@@ -10,9 +10,11 @@ import pytest
 
 
 @pytest.mark.parametrize(("part", "rows"), [("merge", 2), ("download", 4)])
-def test_a_part_measures_both_sides(part: str, rows: int):
+def test_a_part_measures_both_sides(python: str, part: str, rows: int):
     sizes = ("--merge-gigabytes", "0.01", "--download-gigabytes", "0.002", "--rounds", "1")
-    command = [sys.executable, "-m", "benchmarks.files", "--only", part, *sizes]
+    # What the hubs' clients read of the environment, they read when they are imported: by each process itself.
+    interpreter = python if part == "merge" else sys.executable
+    command = [interpreter, "-m", "benchmarks.files", "--only", part, *sizes]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, cwd=Path(__file__).parents[2]
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,9 +88,9 @@ def test_a_variant_that_does_not_fit_is_said_so():
 @pytest.mark.parametrize(
     ("words", "problem"), [((), "this needs a GPU"), (("--only", "fast"), "unknown variant 'fast'")]
 )
-def test_what_cannot_be_measured_is_refused_with_a_hint(words, problem):
+def test_what_cannot_be_measured_is_refused_with_a_hint(python, words, problem):
     environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": "", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "benchmarks.real_size", *words]
+    command = [python, "-m", "benchmarks.real_size", *words]
     done = subprocess.run(
         command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from benchmarks import templates
 
 
 @pytest.mark.parametrize("part", templates.PARTS)
-def test_both_sides_do_their_rounds(tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]):
+def test_both_sides_do_their_rounds(
+    tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str], python: str, monkeypatch
+):
+    monkeypatch.setattr(sys, "executable", python)
     numbers = tmp_path / "numbers.json"
     sizes = ["--rounds", "1", "--steps", "1", "--inference-steps", "1", "--samples", "2", "--size", "32"]
     templates.main(["--tiny", *sizes, "--only", part, "--json", str(numbers)])

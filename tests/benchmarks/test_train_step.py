@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from benchmarks.train_step import report
@@ -13,9 +12,9 @@ REPOSITORY = Path(__file__).parents[2]
 TINY = ["--tiny", "--rounds", "1", "--steps", "1", "--samples", "2", "--size", "32"]
 
 
-def test_both_sides_do_their_rounds(tmp_path: Path):
+def test_both_sides_do_their_rounds(python: str, tmp_path: Path):
     numbers = tmp_path / "numbers.json"
-    command = [sys.executable, "-m", "benchmarks.train_step", *TINY, "--only", "bf16-recompute", "--only", "first"]
+    command = [python, "-m", "benchmarks.train_step", *TINY, "--only", "bf16-recompute", "--only", "first"]
     done = subprocess.run(
         [*command, "--json", numbers], cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False
     )
@@ -25,7 +24,7 @@ def test_both_sides_do_their_rounds(tmp_path: Path):
     assert len(rows) == 2
     for row in rows:
         assert min(*row["ours"], *row["plain"], *row["ours_cpu"], *row["plain_cpu"]) > 0
-        assert min(row["ours_memory"], row["plain_memory"]) > 10**8
+        assert min(row["ours_memory"], row["plain_memory"]) > 10**6  # of whole processes: see test_run.py
 
 
 def test_half_the_time_is_twice_as_fast():

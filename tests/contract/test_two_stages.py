@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -63,6 +63,40 @@ def cached(out: Path, model: str, data: Path, **settings: Any) -> Path:
     return out
 
 
+class Once:
+    """Trainings in one stage and caches of one model, each made once and shared by the tests that only read it."""
+
+    def __init__(self, folder: Path, model: str, data: Path) -> None:
+        self.folder, self.model, self.data = folder, model, data
+        self.made: dict[str, Any] = {}
+
+    def plain(self, **settings: Any) -> tuple[list[float], dict[str, Any]]:
+        """Return what a training without a cache gives."""
+        settings = {"batch_size": 1, **settings}
+
+        def make(out: Path) -> tuple[list[float], dict[str, Any]]:
+            result = trained(out, cache=False, model=self.model, dataset_base_path=self.data, **settings)
+            assert not (out / "cache").exists()
+            return result
+
+        return self._once("plain", settings, make)
+
+    def cache(self, **settings: Any) -> Path:
+        """Return the folder of a cache."""
+        return self._once("cache", settings, lambda out: cached(out, self.model, self.data, **settings))
+
+    def _once(self, kind: str, settings: dict[str, Any], make: Callable[[Path], Any]) -> Any:
+        name = f"{kind} {sorted(settings.items())}"
+        if name not in self.made:
+            self.made[name] = make(self.folder / str(len(self.made)))
+        return self.made[name]
+
+
+@pytest.fixture(scope="module")
+def once(model: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    return Once(tmp_path_factory.mktemp("once"), model, data)
+
+
 def distance(a: tuple[list[float], dict[str, Any]], b: tuple[list[float], dict[str, Any]]) -> float:
     """Return the largest difference of any weight, and of any loss as a part of it where it is above 1."""
     assert len(a[0]) == len(b[0]) == STEPS
@@ -77,39 +111,36 @@ def test_every_family_and_the_embedded_model_are_seen() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_cache_encoded_one_by_one_gives_the_same_numbers_to_the_bit(
-    model: str, data: Path, tmp_path: Path, batch_size: int
+    once: Once, model: str, data: Path, tmp_path: Path, batch_size: int
 ) -> None:
     source = {"model": model, "dataset_base_path": data, "mixed_precision": "no", "batch_size": batch_size}
-    plain = trained(tmp_path / "plain", cache=False, **source)
-    assert not (tmp_path / "plain" / "cache").exists()
+    plain = once.plain(mixed_precision="no", batch_size=batch_size)
     assert distance(plain, trained(tmp_path / "auto", **source)) == 0
     assert CachedDataset(tmp_path / "auto" / "cache").manifest.counts["entries"] == len(PROMPTS)
-    cache = cached(tmp_path / "cache", model, data, mixed_precision="no")
+    cache = once.cache(mixed_precision="no")
     again = trained(tmp_path / "again", from_cache=cache, mixed_precision="no", batch_size=batch_size)
     assert distance(plain, again) == 0
 
 
 @pytest.mark.parametrize(("precision", "most"), [("no", 1e-5), ("bf16", 1e-3)])
 def test_a_cache_encoded_in_batches_gives_the_same_losses_and_weights_but_for_rounding(
-    model: str, data: Path, tmp_path: Path, precision: str, most: float
+    once: Once, model: str, data: Path, tmp_path: Path, precision: str, most: float
 ) -> None:
     settings = {"mixed_precision": precision}
-    plain = trained(tmp_path / "plain", cache=False, model=model, dataset_base_path=data, **settings)
+    plain = once.plain(**settings)
     cache = cached(tmp_path / "cache", model, data, batch_size=4, mixed_precision=precision)
     assert distance(plain, trained(tmp_path / "again", from_cache=cache, **settings)) <= most
 
 
-def test_in_bfloat16_a_cache_encoded_one_by_one_gives_the_same_numbers_to_the_bit(
-    model: str, data: Path, tmp_path: Path
-) -> None:
+def test_in_bfloat16_a_cache_encoded_one_by_one_gives_the_same_numbers_to_the_bit(once: Once, tmp_path: Path) -> None:
     settings = {"mixed_precision": "bf16"}
-    plain = trained(tmp_path / "plain", cache=False, model=model, dataset_base_path=data, **settings)
-    cache = cached(tmp_path / "cache", model, data, mixed_precision="bf16")
-    assert distance(plain, trained(tmp_path / "again", from_cache=cache, **settings)) == 0
+    again = trained(tmp_path / "again", from_cache=once.cache(**settings), **settings)
+    assert distance(once.plain(**settings), again) == 0
 
 
-def test_an_entry_is_what_the_second_stage_reads_and_nothing_else(model: str, data: Path, tmp_path: Path) -> None:
-    dataset = CachedDataset(cached(tmp_path / "cache", model, data, mixed_precision="bf16"))
+def test_an_entry_is_what_the_second_stage_reads_and_nothing_else(once: Once) -> None:
+    dataset = CachedDataset(once.cache(mixed_precision="bf16"))
+    assert len(dataset.entries) == len(PROMPTS)
     for entry in dataset.entries:
         names = {name.partition(".")[2] for name in dataset.sample(entry)}
         assert not names & {"input_image", "noise", "latents", "prompt", "negative_prompt", "seed"}

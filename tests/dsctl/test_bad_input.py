@@ -9,6 +9,7 @@ import pytest
 
 from dsctl_core.options import CacheOptions, InferOptions, Options, TrainOptions
 from dsctl_core.options.messages import bare_type, bounds
+from tests.cases import try_each
 from tests.dsctl.bad_values import BAD_OBJECTIVE, BAD_RUN, BAD_TEMPLATE, BAD_TEMPLATE_INPUTS, Bad
 from tests.dsctl.refusing import BASE, refused, words
 from tests.dsctl.running import Dsctl
@@ -226,19 +227,18 @@ def switches(options: type[Options]) -> list[str]:
     return [name for name, field in options.flat_fields().items() if bare_type(field.annotation) is bool]
 
 
-def bad_numbers() -> Iterator[tuple[str, str, str]]:
-    """Give (command, option, value) for values beyond each bound of each number, and values that are no number."""
-    for command, options in OPTIONS.items():
-        for name in numbers(options):
-            field = options.flat_fields()[name]
-            limits = bounds(field)
-            whole = bare_type(field.annotation) is int
-            values = [limits["ge"] - 1] if "ge" in limits else [limits["gt"], limits["gt"] - 1]
-            values += [limits["le"] + 1] if "le" in limits else []
-            texts = [f"{value:.0f}" if float(value).is_integer() else str(value) for value in values]
-            negative = [] if limits.get("ge", 0) <= -1 else ["-1"]
-            for text in [*texts, *negative, "abc", "", "nan", "inf", *(["1.5"] if whole else [])]:
-                yield command, name, text
+def bad_numbers(options: type[Options]) -> Iterator[tuple[str, str]]:
+    """Give (option, value) for values beyond each bound of each number, and values that are no number."""
+    for name in numbers(options):
+        field = options.flat_fields()[name]
+        limits = bounds(field)
+        whole = bare_type(field.annotation) is int
+        values = [limits["ge"] - 1] if "ge" in limits else [limits["gt"], limits["gt"] - 1]
+        values += [limits["le"] + 1] if "le" in limits else []
+        texts = [f"{value:.0f}" if float(value).is_integer() else str(value) for value in values]
+        negative = [] if limits.get("ge", 0) <= -1 else ["-1"]
+        for text in [*texts, *negative, "abc", "", "nan", "inf", *(["1.5"] if whole else [])]:
+            yield name, text
 
 
 def test_every_option_of_every_command_has_a_bad_value():
@@ -249,38 +249,38 @@ def test_every_option_of_every_command_has_a_bad_value():
         assert len(numbers(options)) >= 6
 
 
-@pytest.mark.parametrize(("command", "name", "value"), list(bad_numbers()))
-def test_a_number_out_of_bounds_is_refused(dsctl: Dsctl, model: Path, command: str, name: str, value: str):
-    error, hint = refused(lambda: dsctl(*words(command, model, **{name: value})), 2)
-    flag = f"--{name.replace('_', '-')}"
-    assert error.startswith(f"{flag} is ")
-    assert value in error
-    assert hint.startswith(f"{flag} takes a")
-    assert "number" in hint
+# What is counted in each test: the cases of `train`, `cache` and `infer`.
+@pytest.mark.parametrize(("command", "count"), [("train", 312), ("cache", 79), ("infer", 62)])
+def test_a_number_out_of_bounds_is_refused(dsctl: Dsctl, model: Path, command: str, count: int):
+    def check(name: str, value: str) -> None:
+        error, hint = refused(lambda: dsctl(*words(command, model, **{name: value})), 2)
+        flag = f"--{name.replace('_', '-')}"
+        assert error.startswith(f"{flag} is ")
+        assert value in error
+        assert hint.startswith(f"{flag} takes a")
+        assert "number" in hint
+
+    try_each(bad_numbers(OPTIONS[command]), check, at_least=count)
 
 
-@pytest.mark.parametrize(
-    ("command", "name"), [(command, name) for command, options in OPTIONS.items() for name in switches(options)]
-)
-def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, name: str):
-    error, hint = refused(lambda: dsctl(*words(command, model, **{name: "maybe"})), 2)
-    flag = f"--{name.replace('_', '-')}"
-    assert error == f"{flag} takes no value, but 'maybe' is given"
-    assert hint == f"write {flag} alone"
+@pytest.mark.parametrize(("command", "count"), [("train", 10), ("cache", 3), ("infer", 3)])
+def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count: int):
+    def check(name: str) -> None:
+        error, hint = refused(lambda: dsctl(*words(command, model, **{name: "maybe"})), 2)
+        flag = f"--{name.replace('_', '-')}"
+        assert error == f"{flag} takes no value, but 'maybe' is given"
+        assert hint == f"write {flag} alone"
+
+    try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(
-    ("command", "name", "bad"),
-    [
-        pytest.param(command, name, bad, id=f"{command}-{name}-{bad[0]}")
-        for command, table in BAD.items()
-        for name, cases in table.items()
-        for bad in cases
-    ],
-)
-def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, name: str, bad: Bad):
-    value, code, problem, remedy, *further = bad
-    changes = further[0] if further else {}
-    error, hint = refused(lambda: dsctl(*words(command, model, **{**changes, name: value})), code)
-    assert problem in error
-    assert remedy in hint
+@pytest.mark.parametrize(("command", "count"), [("train", 87), ("cache", 45), ("infer", 45)])
+def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
+    def check(name: str, bad: Bad) -> None:
+        value, code, problem, remedy, *further = bad
+        changes = further[0] if further else {}
+        error, hint = refused(lambda: dsctl(*words(command, model, **{**changes, name: value})), code)
+        assert problem in error
+        assert remedy in hint
+
+    try_each([(name, bad) for name, cases in BAD[command].items() for bad in cases], check, count=count)

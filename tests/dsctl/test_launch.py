@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,19 @@ COMMON = ("train", "--dataset-base-path", "data", "--max-steps", "2", "--device"
 TRAIN = (*COMMON, "--lora-rank", "2")
 
 
-def dsctl_process(repository: Path, *words: object, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *start, "dsctl", *map(str, words)]
+def dsctl_process(
+    python: str, repository: Path, *words: object, start: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    command = [python, "-m", *start, "dsctl", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.usefixtures("files")
-def test_two_processes_train_and_report_once(repository: Path, model: Path):
-    done = dsctl_process(repository, *TRAIN, "--model", model, "--output-path", "out", "--num_processes", 2, "--json")
+def test_two_processes_train_and_report_once(python: str, repository: Path, model: Path):
+    done = dsctl_process(
+        python, repository, *TRAIN, "--model", model, "--output-path", "out", "--num_processes", 2, "--json"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 2
     assert done.stderr.count("Loading") == 1
@@ -34,9 +37,9 @@ def test_two_processes_train_and_report_once(repository: Path, model: Path):
 
 
 @pytest.mark.usefixtures("files")
-def test_what_every_process_finds_wrong_is_said_once_with_its_exit_code(repository: Path, model: Path):
+def test_what_every_process_finds_wrong_is_said_once_with_its_exit_code(python: str, repository: Path, model: Path):
     words = ("--model", model, "--output-path", "out", "--num-processes", 2, "--trainable-models", "dit.nope")
-    done = dsctl_process(repository, *COMMON, *words, "--json")
+    done = dsctl_process(python, repository, *COMMON, *words, "--json")
     assert done.returncode == 2, done.stderr
     assert list(json.loads(done.stdout)) == ["error", "hint"]
     assert done.stderr.count("error: unknown module of dit 'nope'") == 1
@@ -44,13 +47,13 @@ def test_what_every_process_finds_wrong_is_said_once_with_its_exit_code(reposito
 
 
 @pytest.mark.usefixtures("files")
-def test_accelerate_launch_starts_dsctl_too(repository: Path, model: Path, tmp_path: Path):
+def test_accelerate_launch_starts_dsctl_too(python: str, repository: Path, model: Path, tmp_path: Path):
     config = tmp_path / "two.yaml"
     text = (repository / "examples" / "accelerate" / "fsdp2.yaml").read_text()
     config.write_text(text.replace("num_processes: 8", "num_processes: 2").replace("bf16", '"no"'))
     launch = ("accelerate.commands.launch", "--config_file", str(config), "-m")
     words = (*TRAIN, "--model", model, "--output-path", "out", "--json")
-    done = dsctl_process(repository, *words, start=launch)
+    done = dsctl_process(python, repository, *words, start=launch)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 2
 

@@ -3,12 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 
 
-def test_the_simple_script_trains_through_accelerate_launch(repository, tmp_path):
+def test_the_simple_script_trains_through_accelerate_launch(python, repository, tmp_path):
     script = repository / "examples" / "simple_training" / "train.py"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", str(script)]
+    launch = [python, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(repository), "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run([*launch, str(tmp_path / "out")], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

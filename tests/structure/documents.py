@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,14 +34,14 @@ def enter_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
-def run(command: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Run one command of a document in this process, with few steps; it must succeed."""
+def run(command: str, capfd: pytest.CaptureFixture[str], python: str) -> None:
+    """Run one command of a document in this process, a script by `python`, with few steps; it must succeed."""
     kind, *rest = words(shortened(command))
     if kind == "make":
         assert_make_knows(rest)
         return
     if kind == "python":
-        subprocess.run([sys.executable, *rest], check=True)
+        subprocess.run([python, *rest], check=True)
         return
     assert kind == "dsctl", f"{command!r} is neither dsctl, nor python, nor make: give a reason not to run it"
     capfd.readouterr()
@@ -90,9 +89,12 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert accepted, f"{command!r} is refused"
 
 
-def run_in_shell(command: str) -> None:
-    """Run one command of a document as a person would, with few steps; it must succeed."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def run_in_shell(command: str, python: str) -> None:
+    """Run one command of a document as a person would, with few steps; it must succeed.
+
+    The programs `python` and `dsctl` are those in the folder of the interpreter `python`.
+    """
+    path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         shortened(command),
         shell=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,15 @@ def test_the_guides_and_the_examples_are_seen():
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
 def test_the_commands_of_a_document_work(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], python: str
 ):
     enter_root(tmp_path, monkeypatch)
-    for block in blocks_of(page):
+    blocks = blocks_of(page)
+    assert [block for block in blocks if block.commands] == blocks != []
+    for block in blocks:
         for command in block.commands:
             if block.reason is None:
-                run(command, capfd)
+                run(command, capfd, python)
             else:
                 with monkeypatch.context() as patches:
                     assert_is_accepted(command, patches)
@@ -92,6 +95,6 @@ def test_a_command_with_a_wrong_flag_is_found(
 ):
     enter_root(tmp_path, monkeypatch)
     with pytest.raises(AssertionError, match="unknown flag --colour"):
-        run("dsctl models --colour", capfd)
+        run("dsctl models --colour", capfd, sys.executable)
     with pytest.raises(AssertionError, match="is refused"):
         assert_is_accepted("dsctl train sft --model tiny --lora-rnk 3", monkeypatch)

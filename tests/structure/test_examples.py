@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,10 +30,10 @@ def test_an_example_says_what_it_is(path: Path):
     assert (path.parent / "README.md").is_file()
 
 
-def test_the_demo_draws_its_grid_before_and_after(tmp_path: Path):
+def test_the_demo_draws_its_grid_before_and_after(python: str, tmp_path: Path):
     from PIL import Image, ImageChops
 
-    environment = {**os.environ, "STEPS": "2", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**os.environ, "STEPS": "2", "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}
     script = REPOSITORY / "examples" / "demo" / "run.sh"
     done = subprocess.run(
         ["sh", script, tmp_path / "demo"], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ def test_the_readme_shows_the_two_words_and_a_command_of_each_kind():
         assert any(command.startswith(start) for command in commands), start
 
 
-def test_the_commands_of_the_readme_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_commands_of_the_readme_work(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     enter_root(tmp_path, monkeypatch)
+    interpreter = sys.executable  # whose `dsctl` is the one that is installed; of the first command only, for time
     for block in blocks_of(README):
         for command in block.commands:
             if block.reason is not None:
@@ -35,7 +37,9 @@ def test_the_commands_of_the_readme_work(tmp_path: Path, monkeypatch: pytest.Mon
             elif words(command)[0] == "make":
                 assert_make_knows(words(command)[1:])
             else:
-                run_in_shell(command)
+                run_in_shell(command, interpreter)
+                interpreter = python
+    assert interpreter == python, "no command was run"
 
 
 def test_what_the_readme_links_to_is_there():

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from dsctl_core.cache.verify import find_problems
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.errors import DsctlError
 from dsctl_core.options import CacheOptions
+from tests.conftest import REPOSITORY
 from tests.dsctl_core.cache import killing
 from tests.dsctl_core.cache.conftest import PROMPTS, write_rows
 
@@ -25,14 +25,14 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_20_kills_at_random_points_leave_nothing_that_a_rerun_does_not_make_whole(model, pictures, tmp_path):
+def test_20_kills_at_random_points_leave_nothing_that_a_rerun_does_not_make_whole(python, model, pictures, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for picture in pictures.glob("*.png"):
         (data / picture.name).symlink_to(picture)
     write_rows(data, [f"picture {n} of many" for n in range(24)])
-    command = [sys.executable, "-W", "ignore", killing.__file__, model, data, tmp_path / "caches"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [python, killing.__file__, model, data, tmp_path / "caches"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "caches" / "told.json").read_text())

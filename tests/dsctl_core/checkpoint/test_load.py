@@ -90,6 +90,7 @@ def test_shards_load_as_the_whole_file_does(folder, published):
     expected = load_file(published / DIT)
     for config in (folder, shards):
         parameters = dict(load(config).models["dit"].named_parameters())
+        assert parameters.keys() == expected.keys() != set()
         assert all(torch.equal(parameters[name], expected[name]) for name in expected)
 
 

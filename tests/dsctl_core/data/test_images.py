@@ -7,10 +7,13 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dsctl_core.data import ImageCropAndResize, LoadImage
 from dsctl_core.errors import DsctlError, UsageError
+from tests.cases import try_each
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -29,24 +32,29 @@ def corners(image: Image.Image) -> list[tuple[int, int, int]]:
     return [image.getpixel(at) for at in [(0, 0), (right, 0), (right, bottom), (0, bottom)]]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+UNDONE_BY = [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM]
+UNDONE_BY += [Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE]
+UNDONE_BY += [Image.Transpose.ROTATE_270]  # how a picture is stored that EXIF orientation 1, 2, ... 8 turns upright
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
-def test_a_picture_is_upright_as_its_exif_says(tmp_path, orientation, suffix):
+def test_a_picture_is_upright_as_its_exif_says(tmp_path, suffix):
     upright = Image.new("RGB", (32, 48))
     for at, colour in [((0, 0), RED), ((16, 0), GREEN), ((16, 24), BLUE), ((0, 24), WHITE)]:
         upright.paste(colour, (*at, at[0] + 16, at[1] + 24))
-    turns = Image.Transpose
-    undo = [None, None, turns.FLIP_LEFT_RIGHT, turns.ROTATE_180, turns.FLIP_TOP_BOTTOM, turns.TRANSPOSE]
-    undo += [turns.ROTATE_90, turns.TRANSVERSE, turns.ROTATE_270]
-    stored = upright if orientation == 1 else upright.transpose(undo[orientation])
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    options = {"lossless": True} if suffix == "webp" else {"quality": 100} if suffix == "jpg" else {}
-    path = saved(tmp_path / f"a.{suffix}", stored, exif=exif, **options)
-    image = LoadImage()(path)
-    assert image.size == LoadImage().preview(path) == (32, 48)
-    for got, wanted in zip(corners(image), [RED, GREEN, BLUE, WHITE], strict=True):
-        assert max(abs(a - b) for a, b in zip(got, wanted, strict=True)) <= 3
+
+    def check(orientation, turn):
+        stored = upright if turn is None else upright.transpose(turn)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options = {"lossless": True} if suffix == "webp" else {"quality": 100} if suffix == "jpg" else {}
+        path = saved(tmp_path / f"{orientation}.{suffix}", stored, exif=exif, **options)
+        image = LoadImage()(path)
+        assert image.size == LoadImage().preview(path) == (32, 48)
+        for got, wanted in zip(corners(image), [RED, GREEN, BLUE, WHITE], strict=True):
+            assert max(abs(a - b) for a, b in zip(got, wanted, strict=True)) <= 3
+
+    try_each(enumerate(UNDONE_BY, 1), check, count=8)
 
 
 def transparent(mode: str) -> Image.Image:
@@ -85,11 +93,13 @@ def test_half_transparent_is_blended_with_white(tmp_path):
     assert LoadImage()(path).getpixel((0, 0)) == (255, 127, 127)
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
-@pytest.mark.parametrize(("value", "wanted"), [(0, 0), (257, 1), (32768, 128), (65535, 255), (300, 1)])
-def test_sixteen_bits_are_scaled_to_eight(tmp_path, suffix, value, wanted):
-    path = saved(tmp_path / f"a.{suffix}", Image.new("I;16", (16, 16), value))
-    assert LoadImage()(path).getpixel((3, 3)) == (wanted, wanted, wanted)
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    def check(suffix, value, wanted):
+        path = saved(tmp_path / f"{value}.{suffix}", Image.new("I;16", (16, 16), value))
+        assert LoadImage()(path).getpixel((3, 3)) == (wanted, wanted, wanted)
+
+    values = [(0, 0), (257, 1), (32768, 128), (65535, 255), (300, 1)]
+    try_each([(suffix, *each) for suffix in ("png", "tiff", "pgm") for each in values], check, count=15)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -148,7 +158,9 @@ def test_a_cut_off_picture_is_refused_by_loading_and_by_the_preview(tmp_path, im
     buffer = io.BytesIO()
     noise(64, 64).save(buffer, image_format)
     data, path = buffer.getvalue(), tmp_path / "a.png"
-    for length in range(1, len(data) - 2, max(1, len(data) // 60)):
+    lengths = range(1, len(data) - 2, max(1, len(data) // 60))
+    assert len(lengths) >= 60
+    for length in lengths:
         path.write_bytes(data[:length])
         for use in (LoadImage(), LoadImage().preview):
             with pytest.raises(DsctlError) as caught:
@@ -230,11 +242,12 @@ def test_dynamic_sizes_are_never_larger_than_the_picture_or_the_limit(size, max_
     assert operator.preview(size) == operator(Image.new("RGB", size)).size == wanted
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_dynamic_size_properties(seed):
-    draw = random.Random(seed)
-    width, height, factor = draw.randint(64, 5000), draw.randint(64, 5000), draw.choice([8, 16, 32])
-    limit = draw.randint(200_000, 2_000_000)
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@given(st.integers(64, 5000), st.integers(64, 5000), st.sampled_from([8, 16, 32]), st.integers(200_000, 2_000_000))
+@example(5000, 5000, 8, 200_000)  # far above the limit
+@example(64, 64, 32, 2_000_000)  # far below it
+@example(1400, 700, 16, 1400 * 700)  # at it
+def test_a_dynamic_size_is_the_largest_that_fits_in_picture_and_limit(width, height, factor, limit):
     operator = ImageCropAndResize(max_pixels=limit, height_division_factor=factor, width_division_factor=factor)
     got = operator.preview((width, height))
     assert got[0] % factor == got[1] % factor == 0

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dsctl_core.cache.reader import CachedDataset
@@ -83,11 +85,12 @@ def spied(monkeypatch: pytest.MonkeyPatch, family: str) -> list[list[str]]:
     return batches
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_batches_have_every_job_once_and_only_what_is_alike(seed: int) -> None:
-    draw = Random(seed)
-    jobs = [Job(str(n), n, {"posi.prompt": ["x" * draw.randint(1, 4)]}) for n in range(draw.randint(1, 60))]
-    size = draw.randint(1, 8)
+@settings(max_examples=100, derandomize=True, deadline=None, database=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=60), st.integers(1, 8))
+@example([1, 2] * 9, 4)  # full batches, and one that is not, of each length
+@example([3], 8)
+def test_batches_have_every_job_once_and_only_what_is_alike(prompts: list[int], size: int) -> None:
+    jobs = [Job(str(n), n, {"posi.prompt": ["x" * length]}) for n, length in enumerate(prompts)]
     batches = split_into_batches(jobs, size, lambda job: len(job.sample["posi.prompt"][0]))
     assert sorted(job.row for batch in batches for job in batch) == [job.row for job in jobs]
     lengths = [{len(job.sample["posi.prompt"][0]) for job in batch} for batch in batches]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dsctl_core.stages.sample import pick, unpick
 from dsctl_core.stages.split import PER_STEP_INPUTS, EncodeGroup, Split, encode_groups, read_by, run, split
@@ -84,39 +87,42 @@ def steps(pipe: Pipe, trainable: list[str]) -> Iterator[dict[str, int]]:
             pipe.weights[name] += 1
 
 
-@pytest.mark.parametrize("seed", range(400))
-def test_training_from_the_cache_equals_training_without_it(seed: int) -> None:
-    rng = random.Random(seed)
-    units, trainable, required = of(rng)
-    cfg = rng.choice([1, 1, 2])
-    shared = {"cfg_scale": cfg, **{name: name for name in rng.sample([*"abcdefghij"], rng.randint(0, 4))}}
-    posi = {name: f"posi {name}" for name in rng.sample([*"abcdefghij"], rng.randint(0, 2))}
-    nega = {f"negative_{name}": f"nega {name}" for name in rng.sample([*"abcdefghij"], rng.randint(0, 2))}
-    whole, parted, parts = Pipe(), Pipe(), split(units, trainable)
-    assert sorted(map(id, [*parts.once, *parts.every_step])) == sorted(map(id, units))
-    needs = needs_of(parts, required)
-    found = encode_groups(parts.once, needs)
-    cached = pick((shared, posi, nega), needs.difference(*(group.keeps for group in found)))
-    for group in found:  # each alone, as the first stage runs them
-        assert not set(group.components) & set(trainable)
-        cached.update(pick(run(group.units, parted, (shared, posi, nega)), group.keeps))
-    for once, again in zip(steps(whole, trainable), steps(parted, trainable), strict=True):
-        plain = run(units, whole, ({**shared, **once}, posi, nega))
-        first, second, third = unpick(cached)
-        divided = run(parts.every_step, parted, ({**first, **again}, second, third))
-        # The loss reads the positive side.
-        assert pick((*plain[:2], {}), required) == pick((*divided[:2], {}), required)
+def kinds_of(parts: Split, found: list[EncodeGroup]) -> set[str]:
+    """Say in which ways a list of units is divided."""
+    both = bool(parts.once and parts.every_step)
+    ways = {"once": not parts.every_step, "every step": not parts.once, "both": both, "groups": len(found) > 1}
+    return {name for name, so in ways.items() if so}
 
 
-def test_the_random_lists_divide_in_every_way() -> None:
-    counts = {"once": 0, "every step": 0, "both": 0, "groups": 0}
-    for seed in range(400):
-        units, trainable, required = of(random.Random(seed))
-        parts = split(units, trainable)
-        counts["once"] += not parts.every_step
-        counts["every step"] += not parts.once
-        counts["both"] += bool(parts.once and parts.every_step)
-        counts["groups"] += len(encode_groups(parts.once, needs_of(parts, required))) > 1
+def test_training_from_the_cache_equals_training_without_it() -> None:
+    counts = Counter({"once": 0, "every step": 0, "both": 0, "groups": 0})
+
+    @settings(max_examples=400, derandomize=True, deadline=None, database=None)
+    @given(st.randoms(use_true_random=False))
+    def divided_equals_whole(rng: random.Random) -> None:
+        units, trainable, required = of(rng)
+        cfg = rng.choice([1, 1, 2])
+        shared = {"cfg_scale": cfg, **{name: name for name in rng.sample([*"abcdefghij"], rng.randint(0, 4))}}
+        posi = {name: f"posi {name}" for name in rng.sample([*"abcdefghij"], rng.randint(0, 2))}
+        nega = {f"negative_{name}": f"nega {name}" for name in rng.sample([*"abcdefghij"], rng.randint(0, 2))}
+        whole, parted, parts = Pipe(), Pipe(), split(units, trainable)
+        assert sorted(map(id, [*parts.once, *parts.every_step])) == sorted(map(id, units))
+        needs = needs_of(parts, required)
+        found = encode_groups(parts.once, needs)
+        counts.update(kinds_of(parts, found))
+        cached = pick((shared, posi, nega), needs.difference(*(group.keeps for group in found)))
+        for group in found:  # each alone, as the first stage runs them
+            assert not set(group.components) & set(trainable)
+            cached.update(pick(run(group.units, parted, (shared, posi, nega)), group.keeps))
+        for once, again in zip(steps(whole, trainable), steps(parted, trainable), strict=True):
+            plain = run(units, whole, ({**shared, **once}, posi, nega))
+            first, second, third = unpick(cached)
+            divided = run(parts.every_step, parted, ({**first, **again}, second, third))
+            # The loss reads the positive side.
+            assert pick((*plain[:2], {}), required) == pick((*divided[:2], {}), required)
+
+    divided_equals_whole()
+    # The lists that were drawn divide in every way.
     assert min(counts.values()) >= 15, counts
 
 

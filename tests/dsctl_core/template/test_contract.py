@@ -144,7 +144,9 @@ def test_weights_are_read_from_one_file_or_several(template: Write, files: int) 
     folder = template(TEMPLATE_MODEL_PATH=f"TEMPLATE_MODEL_PATH = {names if files > 1 else names[0]!r}\nUNUSED")
     for number, name in enumerate(names):
         save_file(dict(list(state.items())[number::files]), folder / name)
-    for name, tensor in opened(folder).model.state_dict().items():
+    read = opened(folder).model.state_dict()
+    assert read.keys() == state.keys() != set()
+    for name, tensor in read.items():
         assert torch.equal(tensor, state[name])
 
 

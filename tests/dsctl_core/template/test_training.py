@@ -321,7 +321,7 @@ def test_a_forward_without_gradient_is_told_before_the_backward_pass(template: W
 def test_frozen_components_can_be_held_in_eight_bits(template: Write, data: Any, run: Any, tmp_path: Path) -> None:
     folder, source = template(), data()
     result = run(folder, dataset_base_path=source, cache=False, fp8_models=("dit", "text_encoder"), max_steps=2)
-    assert all(tensor.dtype == torch.float32 for tensor in weights(result).values())
+    assert {tensor.dtype for tensor in weights(result).values()} == {torch.float32}
     run(folder, "cache", first=True, dataset_base_path=source, fp8_models=("text_encoder",))
     run(folder, "second", from_cache=tmp_path / "cache", fp8_models=("dit",), max_steps=2)
     with pytest.raises(UsageError, match="template_model cannot be stored in float8"):
@@ -330,7 +330,7 @@ def test_frozen_components_can_be_held_in_eight_bits(template: Write, data: Any,
 
 def test_bfloat16_trains_the_template_in_float32(template: Write, data: Any, run: Any) -> None:
     result = run(template(), dataset_base_path=data(), mixed_precision="bf16", max_steps=3)
-    assert all(tensor.dtype == torch.float32 for tensor in weights(result).values())
+    assert {tensor.dtype for tensor in weights(result).values()} == {torch.float32}
 
 
 def test_options_without_a_template_are_refused(data: Any, run: Any, template: Write) -> None:

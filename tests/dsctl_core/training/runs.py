@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import accelerate
@@ -55,11 +54,11 @@ def metrics(folder):
     return [{name: value for name, value in line.items() if name not in FIELDS_OF_TIME} for line in lines]
 
 
-def start(*words, processes=1, program="tests.dsctl_core.training.resuming"):
-    """Start a run of `program` in processes of its own."""
+def start(python, *words, processes=1, program="tests.dsctl_core.training.resuming"):
+    """Start a run of `program` in processes of its own, each a `python`."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     return subprocess.Popen(
-        [sys.executable, *(launch if processes > 1 else []), "-m", program, *map(str, words)],
+        [python, *(launch if processes > 1 else []), "-m", program, *map(str, words)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

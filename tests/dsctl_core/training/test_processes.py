@@ -3,11 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 
 
-def test_two_processes_train_one_lora_and_report_once(tiny_folder, dataset_folder, repository, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def test_two_processes_train_one_lora_and_report_once(python, tiny_folder, dataset_folder, repository, tmp_path):
+    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags = ["--model", str(tiny_folder), "--dataset-base-path", str(dataset_folder), "--lora-rank", "2"]
     flags += ["--max-steps", "3", "--device", "cpu", "--output-path", str(tmp_path / "out"), "--json"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(repository)}
@@ -21,8 +20,8 @@ def test_two_processes_train_one_lora_and_report_once(tiny_folder, dataset_folde
     assert (tmp_path / "out" / "step-3.safetensors").is_file()
 
 
-def test_two_processes_share_a_cache_and_report_once(tiny_folder, dataset_folder, repository, tmp_path):
-    alone = [sys.executable, "-m"]
+def test_two_processes_share_a_cache_and_report_once(python, tiny_folder, dataset_folder, repository, tmp_path):
+    alone = [python, "-m"]
     launch = [*alone, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(repository)}
     told = []

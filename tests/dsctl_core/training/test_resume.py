@@ -97,17 +97,17 @@ def test_every_generator_of_the_process_goes_on_where_it_was(tmp_path):
     assert len(set(whole)) == 8
 
 
-def test_two_processes_go_on_as_they_would_have_and_one_can_take_over(tmp_path):
-    finished(start(tmp_path / "straight", 20, processes=2))
-    finished(start(tmp_path / "resumed", 10, processes=2))
+def test_two_processes_go_on_as_they_would_have_and_one_can_take_over(python, tmp_path):
+    finished(start(python, tmp_path / "straight", 20, processes=2))
+    finished(start(python, tmp_path / "resumed", 10, processes=2))
     shutil.copytree(tmp_path / "resumed", tmp_path / "alone")
-    finished(start(tmp_path / "resumed", 20, "latest", processes=2))
+    finished(start(python, tmp_path / "resumed", 20, "latest", processes=2))
     assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
-    finished(start(tmp_path / "alone", 20, "latest", 0, 5, 4))  # one process with batches of twice the size
+    finished(start(python, tmp_path / "alone", 20, "latest", 0, 5, 4))  # one process with batches of twice the size
     together, alone = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("straight", "alone"))
     assert alone[:10] == together[:10]
     assert len(alone) == 20
-    done = start(tmp_path / "alone", 30, "latest", 0, 5, 2)
+    done = start(python, tmp_path / "alone", 30, "latest", 0, 5, 2)
     out, _ = done.communicate(timeout=300)
     assert done.returncode == 2
     assert "number of samples a step (processes x batch size x accumulation) was 4, now it is 2" in out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def settings(case: str, model: Path, data: Path, folder: Path, batch_size: int, 
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_folder, tmp_path_factory) -> dict[str, Path]:
+def runs(python, tiny_folder, tmp_path_factory) -> dict[str, Path]:
     """The folders of the runs: of one process in batches of 4, and of two in pairs of batches of 1."""
     root = tmp_path_factory.mktemp("runs")
     data = root / "data"
@@ -67,7 +66,7 @@ def runs(tiny_folder, tmp_path_factory) -> dict[str, Path]:
         (root / f"{name}.json").write_text(
             json.dumps([settings(case, tiny_folder, data, root / name, 1, 2) for case in CASES])
         )
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+        launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
         done = subprocess.run(
             [*launch, "tests.dsctl_core.training.runs_in_processes", str(root / f"{name}.json")],
             env={**os.environ, **engine, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(repository)},

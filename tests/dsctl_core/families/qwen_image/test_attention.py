@@ -85,6 +85,7 @@ def test_our_attention_computes_what_diffusers_does(dit: Any) -> None:
     processor = CachedAttention("double_0", attn.processor)
     for mask in (None, torch.tensor([[True] * PROMPT, [True, True, False, False, False]])):
         expected = attn.processor(attn, hidden, prompt, mask, image_rotary_emb=freqs)
+        assert len(expected) == 2
         for made, other in zip(_without(attn, processor, hidden, prompt, mask, freqs), expected, strict=True):
             torch.testing.assert_close(made, other, atol=1e-6, rtol=1e-6)
 
@@ -111,6 +112,7 @@ def test_the_cached_tokens_are_the_keys_and_values_as_they_are(dit: Any, monkeyp
         patched.setattr(attention, "dispatch_attention_fn", spy)
         _without(attn, processor, hidden, prompt, None, freqs)
     twice = processor(attn, hidden, prompt, None, image_rotary_emb=freqs, kv_cache={"double_0": seen[0]})
+    assert len(twice) == 2
     for made, expected in zip(twice, attn.processor(attn, hidden, prompt, image_rotary_emb=freqs), strict=True):
         torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
 
@@ -178,6 +180,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(dit: Any, offload: bool
 
     plain = gradients()
     recomputed = gradients(use_gradient_checkpointing=True, use_gradient_checkpointing_offload=offload)
+    assert len(plain) == 2 * len(cache()) > 0
     for one, other in zip(recomputed, plain, strict=True):
         torch.testing.assert_close(one, other)
 

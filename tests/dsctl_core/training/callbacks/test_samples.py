@@ -93,8 +93,10 @@ def test_a_cache_gives_the_same_samples_as_the_dataset(tiny_folder, dataset_fold
     train(options(tiny_folder, dataset_folder, tmp_path / "a", **LEARN, **SAMPLES))
     cached = {"model": None, "dataset_base_path": None, "from_cache": folder}
     train(options(tiny_folder, None, tmp_path / "b", **LEARN, **SAMPLES, **cached))
-    for path in (tmp_path / "a" / "samples").iterdir():
-        assert np.array_equal(pixels(path), pixels(tmp_path / "b" / "samples" / path.name))
+    first, second = (sorted((tmp_path / name / "samples").iterdir()) for name in "ab")
+    assert [path.name for path in first] == [path.name for path in second] != []
+    for path, other in zip(first, second, strict=True):
+        assert np.array_equal(pixels(path), pixels(other))
 
 
 def test_what_reads_prompts_is_gone_before_training_begins(tiny_folder):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +39,7 @@ SEEING = {
 
 
 @pytest.fixture
-def runs(tiny_folder, dataset_folder, repository, tmp_path):
+def runs(python, tiny_folder, dataset_folder, repository, tmp_path):
     """The folders of four steps in two processes, of two and two more, of four unseen, and of four in one process."""
     common: dict[str, Any] = {
         "model": str(tiny_folder),
@@ -58,7 +57,7 @@ def runs(tiny_folder, dataset_folder, repository, tmp_path):
     unseen = {**common, "validation_split": 0.25, "validation_every": 9, "output_path": str(tmp_path / "unseen")}
     todo = [straight, {**twice, "max_steps": 2}, {**twice, "resume": "latest"}, unseen]
     (tmp_path / "runs.json").write_text(json.dumps(todo))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     done = subprocess.run(
         [*launch, "tests.dsctl_core.training.runs_in_processes", str(tmp_path / "runs.json")],
         env={**os.environ, **FSDP, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(repository)},

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -134,8 +133,8 @@ def test_a_loss_without_levels_is_taken_once_for_each_row(tiny_folder, tmp_path,
     assert sorted(lines(tmp_path / "out")) == [0, 1]
 
 
-def test_two_processes_measure_and_draw_what_one_does(tiny_folder, dataset_folder, repository, tmp_path):
-    alone = [sys.executable, "-m"]
+def test_two_processes_measure_and_draw_what_one_does(python, tiny_folder, dataset_folder, repository, tmp_path):
+    alone = [python, "-m"]
     launch = [*alone, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(repository)}
     flags = ["--model", str(tiny_folder), "--dataset-base-path", str(dataset_folder), "--lora-rank", "2"]

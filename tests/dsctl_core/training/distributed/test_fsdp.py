@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import accelerate
@@ -20,8 +19,8 @@ from tests.dsctl_core.training.sharded_in_processes import Module
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
-def test_two_processes_divide_a_model_and_put_it_together_again(tmp_path: Path, repository: Path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+def test_two_processes_divide_a_model_and_put_it_together_again(python: str, tmp_path: Path, repository: Path):
+    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     done = subprocess.run(
         [*launch, "tests.dsctl_core.training.sharded_in_processes", str(tmp_path)],
         env={**os.environ, **FSDP, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(repository)},

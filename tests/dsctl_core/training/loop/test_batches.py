@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -129,7 +128,7 @@ def test_a_sample_s_seed_does_not_depend_on_who_loads_it():
     assert len(set(seeds[0])) == 8
 
 
-def test_two_processes_train_what_one_trains_in_twice_the_batches(tmp_path):
+def test_two_processes_train_what_one_trains_in_twice_the_batches(python, tmp_path):
     sgd = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1)}
     alone, summary, lines = run(
         tmp_path / "one", batch_size=2, buckets=BUCKETS, accumulate=4, num_epochs=2, learning_rate=1e-2, **sgd
@@ -137,7 +136,7 @@ def test_two_processes_train_what_one_trains_in_twice_the_batches(tmp_path):
     root = Path(__file__).parents[3]
     launch = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "tests.dsctl_core.training.two_processes", str(tmp_path)],
+        [python, "-m", *launch, "-m", "tests.dsctl_core.training.two_processes", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,

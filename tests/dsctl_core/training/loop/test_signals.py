@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -90,8 +89,8 @@ def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     assert summary.steps == 3
 
 
-def test_two_processes_stop_after_the_same_step(tmp_path):
-    process = start(tmp_path / "stopped", 2000, "", 0.05, 2000, processes=2)
+def test_two_processes_stop_after_the_same_step(python, tmp_path):
+    process = start(python, tmp_path / "stopped", 2000, "", 0.05, 2000, processes=2)
     _wait_for(tmp_path / "stopped" / "metrics.jsonl")
     process.terminate()
     out, errors = process.communicate(timeout=120)
@@ -101,11 +100,11 @@ def test_two_processes_stop_after_the_same_step(tmp_path):
     assert len(metrics(tmp_path / "stopped")) == step
 
 
-def test_the_command_line_says_how_to_go_on(tiny_folder, dataset_folder, repository, tmp_path):
+def test_the_command_line_says_how_to_go_on(python, tiny_folder, dataset_folder, repository, tmp_path):
     flags = ["--model", str(tiny_folder), "--dataset-base-path", str(dataset_folder), "--lora-rank", "2"]
     flags += ["--max-steps", "5000", "--device", "cpu", "--output-path", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dsctl", "train", *flags],
+        [python, "-m", "dsctl", "train", *flags],
         env={**os.environ, "PYTHONPATH": str(repository)},
         stderr=subprocess.PIPE,
         text=True,

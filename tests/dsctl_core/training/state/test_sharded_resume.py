@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ def metrics(folder: Path) -> list[tuple[float, float]]:
     return [(line["loss"], line["grad_norm"]) for line in lines]
 
 
-def test_a_divided_run_resumes_to_the_bit_and_its_state_is_whole(tiny_folder, dataset_folder, repository, tmp_path):
+def test_a_divided_run_resumes_to_the_bit_and_its_state_is_whole(
+    python, tiny_folder, dataset_folder, repository, tmp_path
+):
     common: dict[str, Any] = {
         "model": str(tiny_folder),
         "dataset_base_path": str(dataset_folder),
@@ -39,7 +40,7 @@ def test_a_divided_run_resumes_to_the_bit_and_its_state_is_whole(tiny_folder, da
     begun = {**common, "max_steps": 2, "output_path": str(tmp_path / "twice")}
     runs = [straight, begun, {**begun, "max_steps": 4, "resume": "latest"}]
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     done = subprocess.run(
         [*launch, "tests.dsctl_core.training.runs_in_processes", str(tmp_path / "runs.json")],
         env={**os.environ, **FSDP, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(repository)},
