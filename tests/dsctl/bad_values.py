@@ -58,7 +58,7 @@ BAD_RUN: dict[str, list[Bad]] = {
             "nowhere.txt",
             1,
             "--sample-prompts-file nowhere.txt cannot be read",
-            "a prompt a line",
+            "one prompt per line",
             {"sample_every": "1"},
         ),
     ],

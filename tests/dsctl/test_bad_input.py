@@ -69,7 +69,7 @@ BAD_DATA: dict[str, list[Bad]] = {
         ("prompt", 2, "--column is given 'prompt'", "NEW=OLD"),
         ("prompt=", 2, "--column is given 'prompt='", "NEW=OLD"),
         ("prompt=a,prompt=b", 2, "one of them twice", "once"),
-        ("text=promt", 1, "no column 'promt' to be called 'text'", "--column text=prompt"),
+        ("text=promt", 1, "no column 'promt' to rename to 'text'", "--column text=prompt"),
     ],
     "bucket_resolutions": [
         ("512,big", 2, "--bucket-resolutions is given 'big'", "512,1024"),
@@ -179,9 +179,9 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             (" ", 2, "--prompt is ' ', which says nothing", "say what"),
         ],
         "prompts_file": [
-            ("nowhere.txt", 1, "--prompts-file nowhere.txt cannot be read", "a prompt a line", {"prompt": None}),
+            ("nowhere.txt", 1, "--prompts-file nowhere.txt cannot be read", "one prompt per line", {"prompt": None}),
             ("data/a.png", 1, "--prompts-file data/a.png is not UTF-8 text", "UTF-8", {"prompt": None}),
-            ("data", 1, "--prompts-file data cannot be read", "a prompt a line", {"prompt": None}),
+            ("data", 1, "--prompts-file data cannot be read", "one prompt per line", {"prompt": None}),
         ],
         "negative_prompt": [
             ("a dog", 2, "--negative-prompt has no effect at --cfg-scale 1", "above 1", {"cfg_scale": "1"})
