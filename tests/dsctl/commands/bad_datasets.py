@@ -242,7 +242,10 @@ BAD = {
         metadata("metadata.jsonl", '{"image": "a.png", "prompt": 7}'), "caption", "the number 7, not text", "quotes"
     ),
     "half a character": Bad(
-        metadata("metadata.jsonl", '{"image": "a.png", "prompt": "\\ud83d"}'), "caption", "half a character", "again"
+        metadata("metadata.jsonl", '{"image": "a.png", "prompt": "\\ud83d"}'),
+        "caption",
+        "an unpaired surrogate",
+        "again",
     ),
     "only a header": Bad(metadata("metadata.csv", "image,prompt\n"), "table", "has a header but no rows", "one row"),
     "empty table": Bad(metadata("metadata.csv", ""), "table", "metadata.csv is empty", "one row"),
@@ -271,11 +274,11 @@ BAD = {
         parquet([{"image": b"x", "prompt": "x"}]), "table", "has the files themselves", "save them as files"
     ),
     "several tables": Bad(two_tables, "table", "several metadata files", "--dataset-metadata-path"),
-    "no table": Bad(lambda folder: (folder / "metadata.csv").unlink(), "table", "no file in it has a caption file", "1.txt"),
-    "caption missing": Bad(captions_beside(("b.txt", None)), "caption", "row 2 (b.png)", "write the caption to this file"),
-    "caption empty": Bad(captions_beside(("b.txt", b" ")), "caption", "b.txt is empty", "write the caption to this file"),
+    "no table": Bad(lambda folder: (folder / "metadata.csv").unlink(), "table", "no file in it has a caption", "1.txt"),
+    "caption missing": Bad(captions_beside(("b.txt", None)), "caption", "row 2 (b.png)", "caption to this file"),
+    "caption empty": Bad(captions_beside(("b.txt", b" ")), "caption", "b.txt is empty", "caption to this file"),
     "caption in latin-1": Bad(captions_beside(("b.txt", b"\xe9")), "caption", "b.txt is not UTF-8: byte 0xe9", "UTF-8"),
-    "folders in a circle": Bad(loop_of_folders, "path", "again is a link to a folder that contains it", "remove the link"),
+    "folders in a circle": Bad(loop_of_folders, "path", "is a link to a folder that contains it", "remove the link"),
     "absolute path": Bad(row("/etc/hosts,x"), "path", "image '/etc/hosts': the path is absolute", "--allow-outside"),
     "path out of the folder": Bad(row("../x.png,x"), "path", "leads out of the dataset folder", "--allow-outside"),
     "address": Bad(row("https://host/a.png,x"), "path", "is a URL, not a file", "download the file"),
