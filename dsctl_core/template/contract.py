@@ -64,7 +64,9 @@ def read_contract(folder: Path, trust: Trust) -> Contract:
         _check_method(code, model, name)
     config = defined.get(CONFIG) or {}
     if not isinstance(config, Mapping):
-        raise DsctlError(f"{code}: {CONFIG} is a {type(config).__name__}", hint="make it a dict of the arguments of the class")
+        raise DsctlError(
+            f"{code}: {CONFIG} is a {type(config).__name__}", hint="make it a dict of the arguments of the class"
+        )
     processor = defined.get(PROCESSOR)
     if processor is not None and not callable(processor):
         raise DsctlError(f"{code}: {PROCESSOR} is {processor!r}", hint="assign a class with a __call__ method")

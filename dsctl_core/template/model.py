@@ -140,9 +140,7 @@ class Template:
         parts = ",".join(f"template_model.{name}" for name in others)
         return DsctlError(
             f"{self.contract.code}: process_inputs uses {used[0]}, which is trained, but it runs without gradients",
-            hint=f"use it in forward, or keep it frozen: --trainable-models {parts}"
-            if parts
-            else "use it in forward",
+            hint=f"use it in forward, or keep it frozen: --trainable-models {parts}" if parts else "use it in forward",
         )
 
 

@@ -1,7 +1,7 @@
 """Combine the outputs of templates: of several templates, of the samples of a batch, and with the prompt embeddings.
 
-The tokens of a `kv_cache` are concatenated, LoRAs are summed, and prompt embeddings are appended to those of the prompt.
-Any other output is an input of the model of the same name, which only one template may write.
+The tokens of a `kv_cache` are concatenated, LoRAs are summed, and prompt embeddings are appended to those of the
+prompt. Any other output is an input of the model of the same name, which only one template may write.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Layers = dict[str, dict[str, list[LoraLayer]]]  # {component: {layer: the update
 
 
 def prompt_outputs(units: Sequence[PipelineUnit]) -> dict[str, str | None]:
-    """Return the outputs that units compute per prompt (sequences of tokens), each with the name of its mask or None."""
+    """Return the outputs that units compute per prompt (tokens), each with the name of its mask or None."""
     masks = padded_outputs(units)
     written = [name for unit in units if unit.separate_cfg for name in unit.output_params]
     return {name: masks.get(name) for name in written if name not in masks.values()}
@@ -177,4 +177,6 @@ def _stack_layers(samples: Sequence[Layers]) -> dict[str, dict[str, list[list[Lo
 
 
 def _cannot_stack(name: str) -> DsctlError:
-    return DsctlError(f"the {name} of the samples of a batch differ, so they cannot be stacked", hint="use a batch size of 1")
+    return DsctlError(
+        f"the {name} of the samples of a batch differ, so they cannot be stacked", hint="use a batch size of 1"
+    )
