@@ -1,4 +1,4 @@
-"""Asking, the first time that a template's code is to run, whether it may."""
+"""Ask for permission before the code of a template runs for the first time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dsctl_core.options.template import TemplateSource
 
 
 def confirm_trust(templates: Iterable[TemplateSource], *, trusted: bool) -> None:
-    """Ask for each template whose code nobody has agreed to yet, and keep a yes; a no is a DsctlError.
+    """Ask for each template whose code is not trusted yet, and store a yes; raise `DsctlError` for a no.
 
-    Where there is no terminal nothing is asked: the library refuses such code.
+    Without a terminal there is no question, and the library refuses such code.
     """
     if trusted:
         return
@@ -26,9 +26,9 @@ def confirm_trust(templates: Iterable[TemplateSource], *, trusted: bool) -> None
         digest = hashlib.sha256(code.read_bytes()).hexdigest()
         if digest in remembered():
             continue
-        what = (f"{code.absolute()} is code: it can do whatever you can.", f"sha256 {digest}")
-        agreed = out.ask("Run it, now and whenever it is just this code?", what)
-        if agreed is False:
+        lines = (f"{code.absolute()} is code: it can do whatever you can.", f"sha256 {digest}")
+        answer = out.ask("Run it, now and in the future as long as it does not change?", lines)
+        if answer is False:
             raise DsctlError(f"{code} was not run", hint="read it, and answer yes to run it")
-        if agreed:
+        if answer:
             remember(digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dsctl import out
 from dsctl.flags import takes
-from dsctl.transfers import shown_bytes
+from dsctl.transfers import format_bytes
 from dsctl_core.options.hub import DownloadOptions
 
 
@@ -17,8 +17,8 @@ def download(options: DownloadOptions) -> None:
     lines = []
     for each in found:
         if options.list:
-            rows = [(name, shown_bytes(size)) for name, size in each.files.items()]
-            lines += out.columns([*rows, (f"{each.what}: {len(rows)} files", shown_bytes(sum(each.files.values())))])
+            rows = [(name, format_bytes(size)) for name, size in each.files.items()]
+            lines += out.columns([*rows, (f"{each.what}: {len(rows)} files", format_bytes(sum(each.files.values())))])
         else:
             lines.append(str(each.folder))
     things = [

@@ -140,7 +140,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         "remove_prefix_in_ckpt": [("pipe.dti.", 2, "pipe.dti.", "pipe.dit.")],
         "from_cache": [
             ("nowhere", 1, "nowhere does not exist or is a file", "dsctl cache", NO_DATASET),
-            ("data", 1, "data is no cache: it has no manifest.json", "dsctl cache", NO_DATASET),
+            ("data", 1, "data is not a cache: it has no manifest.json", "dsctl cache", NO_DATASET),
             ("file.txt", 1, "file.txt does not exist or is a file", "dsctl cache", NO_DATASET),
             ("data", 2, "--from-cache and --dataset-base-path are both given", "one of them"),
         ],
@@ -265,7 +265,7 @@ def test_a_number_out_of_bounds_is_refused(dsctl: Dsctl, model: Path, command: s
 def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, name: str):
     error, hint = refused(lambda: dsctl(*words(command, model, **{name: "maybe"})), 2)
     flag = f"--{name.replace('_', '-')}"
-    assert error == f"{flag} takes no value, but 'maybe' is given"
+    assert error == f"{flag} takes no value, but it has the value 'maybe'"
     assert hint == f"write {flag} alone"
 
 

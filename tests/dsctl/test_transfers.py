@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsctl.transfers import TransferBars, TransferLines, shown_bytes
+from dsctl.transfers import TransferBars, TransferLines, format_bytes
 
 
 def test_lines_say_what_begins_and_then_now_and_again():
@@ -34,4 +34,4 @@ def test_bars_show_a_file_until_it_is_done_and_all_of_them_together():
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (5.67e9, "5.67 GB")])
 def test_bytes_are_short(count: float, text: str):
-    assert shown_bytes(count) == text
+    assert format_bytes(count) == text
