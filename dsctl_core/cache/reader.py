@@ -80,7 +80,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
                     values.append((name, repr(shapes if shapes or is_list else structure)))
         return tuple(sorted(values))
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         """Return the location of row `row` (from 0) of the original dataset, for messages."""
         return f"{self.folder} row {row + 1}"
 

@@ -58,7 +58,7 @@ def find_problems(cache: Path) -> Iterator[Problem]:
         lacking = [
             k for k in entry.parts if dataset.places.get(k) not in present or k not in present[dataset.places[k]]
         ]
-        location = dataset.place(entry.row)
+        location = dataset.location(entry.row)
         again = "run the `dsctl cache` command again"
         if lacking:
             yield Problem(cache, "entry", f"{location} has no part {lacking[0][:12]}", again, entry.row)

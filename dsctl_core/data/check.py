@@ -76,7 +76,7 @@ def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowPr
             row = dataset.metadata.rows[number]
             for key in TEXT_COLUMNS:
                 try:
-                    with dataset.placed(number, key):
+                    with dataset.cell_errors(number, key):
                         dataset.captions.texts(row.get(key))
                 except DsctlError as error:
                     yield RowProblem.of(number, error)

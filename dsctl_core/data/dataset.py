@@ -31,7 +31,7 @@ class UnifiedDataset(Sequence[Row]):
 
     A row is a dict from column name to value. `row["prompt"]` is made by `captions`. Three keys are not in the table
     as such: a column of `data_file_keys` has the result of its operator, `row["_row"]` is the number of the row in
-    the metadata (from 0; see `place`), and `row["_fit"]` has the crop and the scale of each image (`Fit`).
+    the metadata (from 0; see `location`), and `row["_fit"]` has the crop and the scale of each image (`Fit`).
 
     Args:
         base_path: The dataset folder; file names in the table are relative to it.
@@ -100,10 +100,10 @@ class UnifiedDataset(Sequence[Row]):
         row = dict(self.metadata.rows[number])
         for key in TEXT_COLUMNS:
             if key in self.metadata.columns:
-                with self.placed(number, key):
+                with self.cell_errors(number, key):
                     row[key] = self.captions.choose(row.get(key), seed)
         for key, operator in self.operators.items():
-            with self.placed(number, key):
+            with self.cell_errors(number, key):
                 row[key] = operator(row.get(key))
         row["_row"] = number
         row["_fit"] = {key: fit for key in self.operators if (fit := fits_of(row[key])) is not None}
@@ -115,14 +115,14 @@ class UnifiedDataset(Sequence[Row]):
         The preview of an image is the (width, height) with which it will be loaded; an operator that is a plain
         function has none (None).
         """
-        with self.placed(number, key):
+        with self.cell_errors(number, key):
             return preview_of(self.operators[key], self.metadata.rows[number].get(key))
 
     def files(self, number: int, key: str) -> list[Path]:
         """Return the paths in the cell `key` of row `number`: one for a file name, several for a list of them."""
         to_path = ToAbsolutePath(self.base_path, self.allow_outside)
         to_paths = RouteByType(((str, lambda name: [to_path(name)]), (list, SequentialProcess(to_path))))
-        with self.placed(number, key):
+        with self.cell_errors(number, key):
             return to_paths(self.metadata.rows[number].get(key))
 
     def varies(self) -> bool:
@@ -150,19 +150,19 @@ class UnifiedDataset(Sequence[Row]):
             )
         return subset
 
-    def place(self, number: int) -> str:
-        """Say where row `number` (from 0, as in `row["_row"]`) is in the metadata."""
-        return self.metadata.place(number)
+    def location(self, number: int) -> str:
+        """Return the location of row `number` (from 0, as in `row["_row"]`) in the metadata, for messages."""
+        return self.metadata.location(number)
 
     @contextmanager
-    def placed(self, number: int, key: str) -> Iterator[None]:
-        """Add row and value to an error that comes from the cell `key` of row `number`."""
+    def cell_errors(self, number: int, key: str) -> Iterator[None]:
+        """Add the location and the value of the cell `key` of row `number` to errors of this block."""
         try:
             yield
         except DsctlError as error:
             row = self.metadata.rows[number]
             shown = f"{key} {reprlib.repr(row[key])}" if key in row else key
-            problem = f"{self.place(number)}, {shown}: {error.problem}"
+            problem = f"{self.location(number)}, {shown}: {error.problem}"
             raise DataError(problem, hint=error.hint, kind=kind_of_problem(error)) from error
 
 

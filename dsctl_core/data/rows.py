@@ -39,7 +39,7 @@ class Metadata:
     layout: str = ""
     names: tuple[str, ...] | None = None
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         """Return the location of row `row` (from 0) for messages: "FILE row 2 (line 3)", counted from 1."""
         if self.names is not None:
             return f"{self.path} row {row + 1} ({self.names[row]})"

@@ -136,14 +136,14 @@ def _check_row(
     for key in TEXT_COLUMNS:
         if key in dataset.metadata.columns:
             try:
-                with dataset.placed(number, key):
+                with dataset.cell_errors(number, key):
                     sample.prompts = dataset.captions.texts(dataset.metadata.rows[number].get(key))
             except DsctlError as error:
                 _add(validation, number, error)
     for key, paths in cells.items():
         for path in paths:
             try:
-                with dataset.placed(number, key):
+                with dataset.cell_errors(number, key):
                     if path in errors:
                         raise errors[path]
                     sample.sizes.append(_size(path, validation.files[path], checks))

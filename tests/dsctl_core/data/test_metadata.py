@@ -63,8 +63,8 @@ def test_quoted_csv_text_may_hold_commas_quotes_and_line_breaks(tmp_path):
 
 def test_places_count_rows_and_lines_from_one(tmp_path):
     metadata = read(tmp_path, "m.jsonl", b'\n{"a": "x"}\n\n{"a": "y"}\n')
-    assert metadata.place(1) == f"{tmp_path}/m.jsonl row 2 (line 4)"
-    assert read(tmp_path, "m.json", b'[{"a": "x"}]').place(0) == f"{tmp_path}/m.json row 1"
+    assert metadata.location(1) == f"{tmp_path}/m.jsonl row 2 (line 4)"
+    assert read(tmp_path, "m.json", b'[{"a": "x"}]').location(0) == f"{tmp_path}/m.json row 1"
 
 
 BAD = {
