@@ -41,7 +41,7 @@ def clear_temporary_files(cache: Path) -> None:
 
 
 class Parts:
-    """The parts in a cache folder, and the shard of each (`places`). Damaged shards count as missing."""
+    """The parts in a cache folder, and the shard of each (`paths`). Damaged shards count as missing."""
 
     def __init__(self, cache: Path, progress: Progress) -> None:
         self.cache = cache
@@ -50,14 +50,14 @@ class Parts:
             if error is not None:
                 self.damaged.add(path.name)
                 progress.note(f"{error.problem}; its entries are encoded again")
-        self.places = self._find()
+        self.paths = self._find()
 
     def refresh(self) -> None:
         """Read the folder again, after parts were written."""
-        self.places = self._find()
+        self.paths = self._find()
 
     def _find(self) -> dict[str, Path]:
-        places: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         for path in shard_files(self.cache):
             if path.name in self.damaged:
                 try:
@@ -65,20 +65,20 @@ class Parts:
                 except DsctlError:
                     continue
             for key in structures(path):
-                places.setdefault(key, path)
-        return places
+                paths.setdefault(key, path)
+        return paths
 
     def prune(self, used: set[str]) -> int:
         """Remove the parts whose keys are not in `used`, and damaged shards; return the number of bytes freed."""
         before = sum(path.stat().st_size for path in shard_files(self.cache))
-        used_shards = {path for key, path in self.places.items() if key in used}
+        used_shards = {path for key, path in self.paths.items() if key in used}
         for path in sorted(used_shards):
-            keys = [key for key in structures(path) if key in used and self.places[key] == path]
+            keys = [key for key in structures(path) if key in used and self.paths[key] == path]
             if len(keys) < len(structures(path)):
                 write_shard(self.cache, _read_parts(path, keys))
                 used_shards.discard(path)
         kept = {path.name for path in used_shards}
-        old = {path.name for path in self.places.values()} | self.damaged
+        old = {path.name for path in self.paths.values()} | self.damaged
         for path in shard_files(self.cache):
             if path.name in old and path.name not in kept:
                 path.unlink()

@@ -63,7 +63,7 @@ def write_manifest(
     cache: Path,
     recipe: Recipe,
     entries: list[Entry],
-    places: dict[str, str],
+    shard_names: dict[str, str],
     shards: dict[str, int],
     tensor_bytes: int,
     skipped: list[dict[str, Any]],
@@ -74,12 +74,12 @@ def write_manifest(
         cache: The cache folder.
         recipe: The settings of the entries.
         entries: The entries.
-        places: The name of the shard of each part, by the key of the part.
+        shard_names: The name of the shard of each part, by the key of the part.
         shards: The bytes of each shard, by its name.
         tensor_bytes: The total bytes of the tensors.
         skipped: The rows that were left out, with their problems.
     """
-    used = {key: places[key] for entry in entries for key in entry.parts}
+    used = {key: shard_names[key] for entry in entries for key in entry.parts}
     index = {"entries": [asdict(entry) for entry in entries], "parts": dict(sorted(used.items()))}
     write_text(cache / INDEX_FILE, json.dumps(index, separators=(",", ":")) + "\n")
     counts = {"entries": len(entries), "parts": len(used), "shards": len(shards), "skipped": len(skipped)}

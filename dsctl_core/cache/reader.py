@@ -28,7 +28,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
     def __init__(self, folder: str | Path, repeat: int = 1) -> None:
         self.folder, self.repeat = Path(folder), repeat
         self.manifest = read_manifest(self.folder)
-        self.entries, self.places = read_index(self.folder, self.manifest)
+        self.entries, self.shard_names = read_index(self.folder, self.manifest)
         if not self.entries:
             raise DsctlError(f"the cache in {self.folder} has no entries", hint="rebuild it from a dataset with rows")
         self._open: OrderedDict[str, tuple[Any, dict[str, Any]]] = OrderedDict()
@@ -50,7 +50,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
         """Return the values of an entry by name."""
         values = {name: decode(structure, None) for name, structure in entry.values.items()}
         for key in entry.parts:
-            file, parts = self._shard(self.places[key])
+            file, parts = self._shard(self.shard_names[key])
             for name, structure in parts[key].items():
                 values[name] = decode(structure, lambda n, key=key, file=file: file.get_tensor(f"{key}/{n}"))
         return values
@@ -71,7 +71,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
     def _bucket(self, entry: Entry, padded: Collection[str]) -> Hashable:
         values = [(name, repr(value)) for name, value in entry.values.items() if not isinstance(value, dict)]
         for key in entry.parts:
-            file, parts = self._shard(self.places[key])
+            file, parts = self._shard(self.shard_names[key])
             for name, structure in parts[key].items():
                 if name.partition(".")[2] not in padded:
                     shapes = [file.get_slice(f"{key}/{number}").get_shape() for number in tensors_of(structure)]

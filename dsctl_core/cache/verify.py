@@ -53,10 +53,12 @@ def find_problems(cache: Path) -> Iterator[Problem]:
     present = {path.name: structures(path) for path in dataset.shards() if path.name not in bad}
     names = {name for entry in dataset.entries[:1] for name in _names(dataset, entry.parts, present)}
     for entry in dataset.entries:
-        if any(dataset.places.get(key) in bad for key in entry.parts):
+        if any(dataset.shard_names.get(key) in bad for key in entry.parts):
             continue
         lacking = [
-            k for k in entry.parts if dataset.places.get(k) not in present or k not in present[dataset.places[k]]
+            k
+            for k in entry.parts
+            if dataset.shard_names.get(k) not in present or k not in present[dataset.shard_names[k]]
         ]
         location = dataset.location(entry.row)
         again = "run the `dsctl cache` command again"
@@ -76,7 +78,7 @@ def find_problems(cache: Path) -> Iterator[Problem]:
 
 
 def _names(dataset: CachedDataset, parts: tuple[str, ...], present: dict[str, dict[str, Any]]) -> set[str]:
-    structures_of_parts = (present.get(dataset.places.get(key, ""), {}).get(key, {}) for key in parts)
+    structures_of_parts = (present.get(dataset.shard_names.get(key, ""), {}).get(key, {}) for key in parts)
     return {name for structure in structures_of_parts for name in structure}
 
 

@@ -97,7 +97,7 @@ def _encode_dataset(
         _refuse_bad_rows(plan, dataset, how)
         parts = Parts(cache, progress)
         how.wait()
-        own = encode_missing(cache, dataset, encoder, how, plan, set(parts.places), progress)
+        own = encode_missing(cache, dataset, encoder, how, plan, set(parts.paths), progress)
         told = how.gather([(own, dict(plan.bad))])
         bad = {row: error for _, rows in told for row, error in rows.items()}
         freed = 0
@@ -276,7 +276,7 @@ def finish(
         raise DsctlError("no row of the dataset could be used", hint=f"see {cache / SKIPPED_FILE}")
     used = {key for entry in entries for key in entry.parts}
     freed = parts.prune(used) if prune else 0
-    names = {key: parts.places[key].name for key in used}
+    names = {key: parts.paths[key].name for key in used}
     files = {name: cache / FOLDER / name for name in sorted(set(names.values()))}
     sizes = {name: tensor_bytes(path) for name, path in files.items()}
     total = sum(sizes[name].get(key, 0) for key, name in names.items())  # a part can be without tensors
