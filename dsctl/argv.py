@@ -1,4 +1,4 @@
-"""The words of a command line before they are parsed: `--lora_rank` rewritten, unknown and incomplete flags refused."""
+"""Check a command line before it is parsed: rewrite `--lora_rank`, refuse unknown and incomplete flags."""
 
 from __future__ import annotations
 
@@ -9,64 +9,64 @@ from dsctl_core.errors import UsageError, near_miss
 
 
 def checked_argv(words: Sequence[str], params: Sequence[Any], path: str, *, is_group: bool = False) -> list[str]:
-    """Return `words` with dashes for the underscores of flags, never touching a value.
+    """Return the arguments `words` with dashes instead of underscores in flags; values are not changed.
 
-    `params` are the command's parameters and `path` is its name, as in "dsctl train". A group's words end at the
-    name of a command. Raises UsageError for a flag that is unknown, lacks its value or has one too many, and for a
-    word too many.
+    `params` are the parameters of the command and `path` is its name, such as "dsctl train". In a group, checking ends
+    at the name of the command. Raises `UsageError` for an unknown flag, for a flag without its value or with a value it
+    does not take, and for too many positional arguments.
     """
     flags = {name: param for param in params for name in (*param.opts, *param.secondary_opts) if name[:1] == "-"}
     arguments = [param for param in params if param.param_type_name == "argument"]
-    places = len(words) if any(param.nargs == -1 for param in arguments) else len(arguments)
+    max_positional = len(words) if any(param.nargs == -1 for param in arguments) else len(arguments)
     checked: list[str] = []
-    alone: list[str] = []  # the words that are neither a flag nor a flag's value
-    left = list(words)
-    while left:
-        word = left.pop(0)
+    positional: list[str] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
         if word == "--":
-            checked, alone, left = [*checked, word, *left], [*alone, *left], []
+            checked, positional, remaining = [*checked, word, *remaining], [*positional, *remaining], []
         elif word.startswith("--"):
-            checked += _flag_and_value(word, flags, left, path, is_group)
+            checked += _flag_and_value(word, flags, remaining, path, is_group)
         else:
-            checked, alone = [*checked, word], [*alone, word]
+            checked, positional = [*checked, word], [*positional, word]
             if is_group:
-                return [*checked, *left]
-    if len(alone) > places:
-        hint = f"put a value that has spaces in quotes; see `{path} --help`"
-        raise UsageError(f"{alone[places]!r} is one word too many", hint=hint)
+                return [*checked, *remaining]
+    if len(positional) > max_positional:
+        hint = f"put a value with spaces in quotes; see `{path} --help`"
+        raise UsageError(f"unexpected argument {positional[max_positional]!r}", hint=hint)
     return checked
 
 
-def _flag_and_value(word: str, flags: Mapping[str, Any], left: list[str], path: str, is_group: bool) -> list[str]:
-    """Return the flag in `word` as it is declared, with its value, which may have to be taken off `left`."""
+def _flag_and_value(word: str, flags: Mapping[str, Any], remaining: list[str], path: str, is_group: bool) -> list[str]:
+    """Return the flag in `word` with its declared name, and its value, which may be removed from `remaining`."""
     written, equals, value = word.partition("=")
     name = written.replace("_", "-")
     if name not in flags:
         raise _unknown_flag(written, list(flags), path, is_group)
     if flags[name].is_flag:
         if equals:
-            raise UsageError(f"{name} takes no value, but {value!r} is given", hint=f"write {name} alone")
+            raise UsageError(f"{name} takes no value, but it has the value {value!r}", hint=f"write {name} alone")
         return [name]
     if equals:
         return [f"{name}={value}"]
-    if not left:
-        raise UsageError(f"{name} is given without a value", hint=f"{name}: {flags[name].help}")
-    following = left[0].partition("=")[0]
+    if not remaining:
+        raise UsageError(f"{name} has no value", hint=f"{name}: {flags[name].help}")
+    following = remaining[0].partition("=")[0]
     if following.startswith("--") and following.replace("_", "-") in flags:
-        problem = f"{name} is given without a value: the next word is the flag {following}"
-        raise UsageError(problem, hint=f"give it one; if it is to be the text {following}, write {name}={following}")
-    return [name, left.pop(0)]
+        problem = f"{name} has no value: the next argument is the flag {following}"
+        raise UsageError(problem, hint=f"add a value; if the value is the text {following}, write {name}={following}")
+    return [name, remaining.pop(0)]
 
 
 def _unknown_flag(flag: str, known: list[str], path: str, is_group: bool) -> UsageError:
     guess = near_miss(flag.replace("_", "-"), known)
     hint = f"did you mean {guess}?" if guess is not None else f"see `{path} --help`"
-    where = "; the flags of a command stand after its name" if is_group else ""
-    return UsageError(f"unknown flag {flag}", hint=hint + where)
+    order = "; write the flags of a command after its name" if is_group else ""
+    return UsageError(f"unknown flag {flag}", hint=hint + order)
 
 
 def unknown_command(name: str, known: list[str], path: str) -> UsageError:
-    """Build the error for a command that does not exist."""
+    """Return the error for a command that does not exist."""
     guess = near_miss(name, known)
     hint = f"did you mean `{path} {guess}`?" if guess is not None else f"known: {', '.join(known)}"
     return UsageError(f"unknown command {name!r}", hint=hint)

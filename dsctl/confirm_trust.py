@@ -1,4 +1,4 @@
-"""Asking, the first time that a template's code is to run, whether it may."""
+"""Ask for permission before the code of a template runs for the first time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dsctl_core.options.template import TemplateSource
 
 
 def confirm_trust(templates: Iterable[TemplateSource], *, trusted: bool) -> None:
-    """Ask for each template whose code nobody has agreed to yet, and keep a yes; a no is a DsctlError.
+    """Ask for each template whose code is not trusted yet, and store a yes; raise `DsctlError` for a no.
 
-    Where there is no terminal nothing is asked: the library refuses such code.
+    Without a terminal there is no question, and the library refuses such code.
     """
     if trusted:
         return
     from dsctl_core.commands.trust import trust_code, unconfirmed_code
 
     for code in unconfirmed_code(templates):
-        what = (f"{code.file.absolute()} is code: it can do whatever you can.", f"sha256 {code.sha256}")
-        agreed = out.ask("Run it, now and whenever it is just this code?", what)
-        if agreed is False:
+        lines = (f"{code.file.absolute()} is code: it can do whatever you can.", f"sha256 {code.sha256}")
+        answer = out.ask("Run it, now and in the future as long as it does not change?", lines)
+        if answer is False:
             raise DsctlError(f"{code.file} was not run", hint="read it, and answer yes to run it")
-        if agreed:
+        if answer:
             trust_code(code)

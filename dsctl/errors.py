@@ -1,4 +1,4 @@
-"""What went wrong, as `error: ...` and `hint: ...` on stderr, and the exit code that says so."""
+"""Show an exception as `error: ...` and `hint: ...` on stderr, and return its exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEBUG = "DSCTL_DEBUG"
 
 
 class Outcome:
-    """Wraps a run: whatever it raises is shown, and becomes the exit code in `code`."""
+    """A context manager for a run: it shows any exception and sets the exit code `code`."""
 
     code: int = 0
 
@@ -25,7 +25,7 @@ class Outcome:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        """Show `error`, if there is one, and let it go no further."""
+        """Show `error`, if there is one, and suppress it."""
         if isinstance(error, SystemExit):
             self.code = error.code if isinstance(error.code, int) else FAILED
         elif error is not None:
@@ -38,11 +38,11 @@ class Outcome:
 
 
 def report(error: BaseException) -> int:
-    """Show `error` and return the exit code; a traceback comes with it only when DSCTL_DEBUG=1."""
+    """Show `error`, with a traceback if DSCTL_DEBUG=1, and return the exit code."""
     if os.environ.get(DEBUG) == "1":
         out.trace("".join(traceback.format_exception(error)))
     if isinstance(error, BrokenPipeError):
-        # Whoever read the output has gone; the interpreter must not try to flush the rest at exit.
+        # The reader of the output has closed the pipe; the interpreter must not flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     problem, hint, code = explained(error)
@@ -52,7 +52,7 @@ def report(error: BaseException) -> int:
 
 
 def explained(error: BaseException) -> tuple[str, str | None, int]:
-    """Return the problem, what to do about it, and the exit code."""
+    """Return the problem, the hint and the exit code for an exception."""
     if isinstance(error, DsctlError):
         return error.problem, error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -70,7 +70,7 @@ def explained(error: BaseException) -> tuple[str, str | None, int]:
         return f"{what}: {error.strerror}", "check the path, its permissions and the free space", FAILED
     return (
         f"{type(error).__name__}: {_first_line(error)}",
-        f"this is a mistake in dsctl: run it again with {DEBUG}=1 and report what it shows",
+        f"this is a bug in dsctl: run the command again with {DEBUG}=1 and report the traceback",
         FAILED,
     )
 

@@ -1,4 +1,4 @@
-"""The only place that prints: results on stdout; progress, notes and errors on stderr."""
+"""Print results to stdout, and progress, notes and errors to stderr. Only this module prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dsctl.progress import Bar, Lines
 from dsctl.transfers import TransferBars, TransferLines
 from dsctl_core.progress import NoProgress, NoTransfers, Progress, Transfers
 
-# What keeps the libraries underneath silent; each reads its own when it is imported. A value from outside stays.
+# Environment variables that silence other libraries, which read them when they are imported. Values that are set stay.
 SILENCE = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
@@ -29,12 +29,14 @@ SILENCE = {
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
-MUTE = logging.NullHandler()  # with it, what other libraries log does not go to stderr for want of a handler
+MUTE = (
+    logging.NullHandler()
+)  # with a handler on the root logger, logging does not print the records of other libraries to stderr
 
 
 @dataclass
 class Mode:
-    """How this run of the command line shows things."""
+    """The output settings of this run."""
 
     json: bool = False
     quiet: bool = False
@@ -47,23 +49,23 @@ _mode: ContextVar[Mode] = ContextVar("mode")
 
 @contextmanager
 def session(words: Sequence[str]) -> Iterator[None]:
-    """Hold the mode of one run. Errors of parsing itself already follow `--json` and `--quiet` in `words`."""
+    """Set the output settings of one run. `--json` and `--quiet` in `words` apply even if parsing `words` fails."""
     flags = set(words[: words.index("--")] if "--" in words else words)
     token = _mode.set(Mode(json="--json" in flags, quiet="--quiet" in flags))
-    ours, handler = logging.getLogger("dsctl_core"), _ShowRecords(logging.WARNING)
-    ours.addHandler(handler)
+    library_logger, handler = logging.getLogger("dsctl_core"), _ShowRecords(logging.WARNING)
+    library_logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
             yield
     finally:
         _finish()
-        ours.removeHandler(handler)
+        library_logger.removeHandler(handler)
         logging.getLogger().removeHandler(MUTE)
         _mode.reset(token)
 
 
 def configure(*, json: bool, quiet: bool, verbose: bool) -> None:
-    """Take over the flags that every command has; unless --verbose, silence the libraries underneath."""
+    """Apply the flags that every command has; without --verbose, silence the warnings and logs of other libraries."""
     mode = _mode.get()
     mode.json, mode.quiet = json, quiet
     if not verbose:
@@ -74,7 +76,7 @@ def configure(*, json: bool, quiet: bool, verbose: bool) -> None:
 
 
 class _ShowRecords(logging.Handler):
-    """Shows what the library logs."""
+    """Shows the log records of dsctl_core as notes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
@@ -82,7 +84,7 @@ class _ShowRecords(logging.Handler):
 
 
 def result(title: str, **values: Any) -> None:
-    """Show what a command has done: a title and its values, or with --json one object of the values."""
+    """Show the result of a command: a title and its values, or with --json one object of the values."""
     rows = [(name.replace("_", " "), _text(value)) for name, value in values.items() if value is not None]
     show(values, [title, *columns(rows, indent=2)])
 
@@ -94,7 +96,7 @@ def show(values: Mapping[str, Any], lines: Sequence[str]) -> None:
 
 
 def columns(rows: Sequence[Sequence[str]], *, indent: int = 0) -> list[str]:
-    """Return `rows` as lines whose columns stand below each other."""
+    """Return `rows` as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
     return [" " * indent + "  ".join(row).rstrip() for row in cells]
@@ -114,7 +116,7 @@ def note(message: str) -> None:
 
 
 def ask(question: str, lines: Sequence[str]) -> bool | None:
-    """Show `lines` and ask a question on the terminal, for a yes; None where there is no terminal to ask on."""
+    """Show `lines`, ask a question on the terminal and return whether the answer is yes; None without a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or _mode.get().json:
         return None
     _finish()
@@ -127,7 +129,7 @@ def _to_stderr(line: str) -> None:
 
 
 def error(problem: str, hint: str | None) -> None:
-    """Show what went wrong, on stderr; with --json also as one object on stdout."""
+    """Show an error and its hint on stderr; with --json also as one object on stdout."""
     _finish()
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(f"{_paint('error:', 31, colour)} {_one_line(problem)}", file=sys.stderr)
@@ -152,16 +154,16 @@ def _one_line(text: str) -> str:
 
 
 def progress() -> Progress:
-    """Return what a long job reports to: a bar on a terminal, else a line now and then; nothing with --quiet."""
+    """Return the display of long jobs: a bar on a terminal, else lines at intervals; nothing with --quiet."""
     mode = _mode.get()
     if mode.progress is None:
-        silent = mode.quiet or processes.rank() != 0  # of several processes one speaks for all
+        silent = mode.quiet or processes.rank() != 0  # only the first of several processes shows progress
         mode.progress = NoProgress() if silent else Bar() if sys.stderr.isatty() else Lines(_to_stderr)
     return mode.progress
 
 
 def transfers() -> Transfers:
-    """Return what a download or an upload reports to."""
+    """Return the display of downloads and uploads; see `progress`."""
     mode = _mode.get()
     if mode.transfers is None:
         bars = TransferBars() if sys.stderr.isatty() else TransferLines(_to_stderr)
@@ -170,7 +172,7 @@ def transfers() -> Transfers:
 
 
 def _finish() -> None:
-    """End a bar that is still on the screen."""
+    """Remove the bars that are still on the terminal."""
     for running in (_mode.get().progress, _mode.get().transfers):
         if running is not None:
             running.finish()

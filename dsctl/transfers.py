@@ -1,4 +1,4 @@
-"""How a download or an upload looks: a bar for each file and one for all on a terminal, some lines in a log."""
+"""Show a download or an upload: a bar for each file and one for all on a terminal, lines at intervals in a log."""
 
 from __future__ import annotations
 
@@ -11,29 +11,27 @@ from dsctl_core.readable import readable_bytes
 
 
 class TransferLines:
-    """Reports a transfer as plain lines."""
+    """Shows a transfer as plain lines."""
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.write, self.clock, self.lock = write, clock, threading.Lock()
         self.what: str | None = None
 
     def start(self, what: str, sizes: dict[str, int]) -> None:
-        """Say what begins."""
+        """Begin a transfer; `sizes` are the bytes of its files by name."""
         self.what, self.total, self.done = what, sum(sizes.values()), 0
-        self.began = self.said = self.clock()
+        self.started_at = self.written_at = self.clock()
         self.write(f"{what}: {len(sizes)} file{'s' if len(sizes) != 1 else ''}, {readable_bytes(self.total)}")
 
     def advance(self, name: str, n: int) -> None:
-        """Count, and say so when it is time."""
+        """Count `n` bytes of the file `name`; write a line if the last one is old enough."""
         with self.lock:
             self.done += n
-            if self.clock() - self.said >= EVERY:
-                self.said = self.clock()
-                pace = self.done / max(self.said - self.began, 1e-9)
-                self.write(
-                    f"{self.what}: {readable_bytes(self.done)} of {readable_bytes(self.total)}, "
-                    f"{readable_bytes(pace)}/s  {name}"
-                )
+            if self.clock() - self.written_at >= EVERY:
+                self.written_at = self.clock()
+                pace = self.done / max(self.written_at - self.started_at, 1e-9)
+                done, total = readable_bytes(self.done), readable_bytes(self.total)
+                self.write(f"{self.what}: {done} of {total}, {readable_bytes(pace)}/s  {name}")
 
     def finish(self) -> None:
         """End the transfer."""
@@ -45,10 +43,10 @@ class TransferLines:
 
 
 class TransferBars(OnTerminal):
-    """Reports a transfer as bars."""
+    """Shows a transfer as bars."""
 
     def start(self, what: str, sizes: dict[str, int]) -> None:
-        """Show a bar for each file, the first time that something of it comes, and one for all."""
+        """Show a bar for all files; each file gets its own bar when its first bytes are transferred."""
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -68,12 +66,12 @@ class TransferBars(OnTerminal):
         )
         self.live = Progress(*columns, console=Console(stderr=True))
         self.sizes, self.lock = sizes, threading.Lock()
-        self.gone: dict[str, int] = {}
+        self.transferred: dict[str, int] = {}
         self.tasks = {"": self.live.add_task(what, total=sum(sizes.values()))}
         self.live.start()
 
     def advance(self, name: str, n: int) -> None:
-        """Move the bars; the bar of a file that is done goes away."""
+        """Advance the bars by `n` bytes of the file `name`; the bar of a complete file is hidden."""
         if self.live is None:
             return
         with self.lock:
@@ -81,5 +79,5 @@ class TransferBars(OnTerminal):
                 self.tasks[name] = self.live.add_task(name, total=self.sizes.get(name))
             self.live.advance(self.tasks[name], n)
             self.live.advance(self.tasks[""], n)
-            self.gone[name] = self.gone.get(name, 0) + n
-            self.live.update(self.tasks[name], visible=self.gone[name] < self.sizes.get(name, 0))
+            self.transferred[name] = self.transferred.get(name, 0) + n
+            self.live.update(self.tasks[name], visible=self.transferred[name] < self.sizes.get(name, 0))

@@ -1,1 +1,1 @@
-"""What the first stage of training leaves: entries at rest, addressed by what they were made of, safe to open."""
+"""The cache of encoded samples: entries on disk, addressed by a hash of everything that determines them."""

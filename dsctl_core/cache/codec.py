@@ -1,6 +1,6 @@
-"""Values of a sample at rest: a structure of plain JSON, and the tensors that it points to by number.
+"""Encode the values of a sample as a JSON structure and a list of tensors, which the structure refers to by number.
 
-Pictures become (H, W, 3) uint8, so that they come back to the bit. Nothing else is stored, least of all objects.
+Images are stored as (H, W, 3) uint8, without loss. No other Python objects are stored (no pickle).
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ PLAIN = (bool, int, float, str)
 def encode(value: Any, tensors: list[Tensor], dtype: torch.dtype | None = None) -> Any:
     """Return the structure of `value` and append its tensors to `tensors`.
 
-    Floating-point tensors are held in `dtype` where that is smaller than their own, and come back in their own.
+    Floating-point tensors are stored in `dtype` if that is smaller than their own dtype; `decode` returns them in their
+    own. Raises `DsctlError` for a type that cannot be stored.
     """
     if value is None or isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
-        own = value.detach().cpu()
-        if dtype is not None and own.is_floating_point() and dtype.itemsize < own.dtype.itemsize:
-            tensors.append(own.to(dtype).contiguous())
+        tensor = value.detach().cpu()
+        if dtype is not None and tensor.is_floating_point() and dtype.itemsize < tensor.dtype.itemsize:
+            tensors.append(tensor.to(dtype).contiguous())
         else:
-            tensors.append(own.contiguous().clone())
-        return {"tensor": len(tensors) - 1, "dtype": str(own.dtype).removeprefix("torch.")}
+            tensors.append(tensor.contiguous().clone())
+        return {"tensor": len(tensors) - 1, "dtype": str(tensor.dtype).removeprefix("torch.")}
     if isinstance(value, Image.Image):
         tensors.append(torch.from_numpy(np.array(value.convert("RGB"))))
         return {"picture": len(tensors) - 1}
@@ -42,13 +43,11 @@ def encode(value: Any, tensors: list[Tensor], dtype: torch.dtype | None = None) 
         return {"dict": {str(key): encode(entry, tensors, dtype) for key, entry in value.items()}}
     if isinstance(value, torch.device | torch.dtype):
         return {type(value).__name__: str(value).removeprefix("torch.")}
-    raise DsctlError(
-        f"a {type(value).__name__} cannot be kept in a cache", hint="train without one: --no-cache, and no dsctl cache"
-    )
+    raise DsctlError(f"a {type(value).__name__} cannot be stored in a cache", hint="train without a cache: --no-cache")
 
 
 def decode(structure: Any, tensors: Any) -> Any:
-    """Undo `encode`; `tensors` returns a tensor by its number."""
+    """Return the value of a structure: the inverse of `encode`. `tensors` is a function from number to tensor."""
     if not isinstance(structure, dict):
         return structure
     ((kind, content), *rest) = structure.items()
@@ -66,7 +65,7 @@ def decode(structure: Any, tensors: Any) -> Any:
 
 
 def tensors_of(structure: Any) -> list[int]:
-    """Return the numbers of the tensors that a structure points to."""
+    """Return the numbers of the tensors in a structure."""
     if not isinstance(structure, dict):
         return []
     kind, content = next(iter(structure.items()))
@@ -77,7 +76,7 @@ def tensors_of(structure: Any) -> list[int]:
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether `value` is kept without any tensor."""
+    """Return whether `value` is stored without tensors."""
     if isinstance(value, list | tuple):
         return all(is_plain(entry) for entry in value)
     if isinstance(value, dict):

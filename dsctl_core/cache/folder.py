@@ -1,4 +1,4 @@
-"""A cache folder as a whole: one writer at a time, which parts are there, and what is there for nothing."""
+"""Manage a cache folder: lock it for one writer, list its parts, and prune unused ones."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ LOCK_FILE = ".lock"
 
 
 def locked(cache: Path) -> AbstractContextManager[None]:
-    """Keep other commands from writing to the folder."""
-    busy = DsctlError(f"another command is writing to {cache}", hint="wait until it is done, or give another folder")
+    """Lock the folder against other writers; the operating system releases the lock of a process that is killed."""
+    busy = DsctlError(f"another command is writing to {cache}", hint="wait until it is done, or use another folder")
     return lock.locked(cache / LOCK_FILE, busy)
 
 
 def clear_temporary_files(cache: Path) -> None:
-    """Remove what a command that was killed left half written; only one that holds the lock may do so."""
+    """Remove incomplete files of a command that was killed. The caller must hold the lock."""
     for path in [*cache.glob(".*.tmp"), *(cache / FOLDER).glob(".*.tmp"), *(cache / FOLDER).glob(".probe.*")]:
         path.unlink(missing_ok=True)
 
 
 class Parts:
-    """The parts in a cache folder. What is damaged is as good as not there: it is made again."""
+    """The parts in a cache folder, and the shard of each (`paths`). Damaged shards count as missing."""
 
     def __init__(self, cache: Path, progress: Progress) -> None:
         self.cache = cache
@@ -35,36 +35,36 @@ class Parts:
         for path, error in examine_all(shard_files(cache)):
             if error is not None:
                 self.damaged.add(path.name)
-                progress.note(f"{error.problem}; what it held is encoded again")
-        self.places = self._find()
+                progress.note(f"{error.problem}; its entries are encoded again")
+        self.paths = self._find()
 
     def refresh(self) -> None:
-        """Look again, after parts were written."""
-        self.places = self._find()
+        """Read the folder again, after parts were written."""
+        self.paths = self._find()
 
     def _find(self) -> dict[str, Path]:
-        found: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         for path in shard_files(self.cache):
             if path.name in self.damaged:
                 try:
-                    examine(path)  # it may have been written anew
+                    examine(path)  # it may have been written again
                 except DsctlError:
                     continue
             for key in structures(path):
-                found.setdefault(key, path)
-        return found
+                paths.setdefault(key, path)
+        return paths
 
     def prune(self, used: set[str]) -> int:
-        """Remove every part that is not `used`, and every damaged shard; return how many bytes that freed."""
+        """Remove the parts whose keys are not in `used`, and damaged shards; return the number of bytes freed."""
         before = sum(path.stat().st_size for path in shard_files(self.cache))
-        holders = {path for key, path in self.places.items() if key in used}
-        for path in sorted(holders):
-            keys = [key for key in structures(path) if key in used and self.places[key] == path]
+        used_shards = {path for key, path in self.paths.items() if key in used}
+        for path in sorted(used_shards):
+            keys = [key for key in structures(path) if key in used and self.paths[key] == path]
             if len(keys) < len(structures(path)):
                 write_shard(self.cache, _read_parts(path, keys))
-                holders.discard(path)
-        kept = {path.name for path in holders}
-        old = {path.name for path in self.places.values()} | self.damaged
+                used_shards.discard(path)
+        kept = {path.name for path in used_shards}
+        old = {path.name for path in self.paths.values()} | self.damaged
         for path in shard_files(self.cache):
             if path.name in old and path.name not in kept:
                 path.unlink()
@@ -75,12 +75,12 @@ class Parts:
 def _read_parts(path: Path, keys: list[str]) -> Mapping[str, Part]:
     from safetensors import safe_open
 
-    found, parts = structures(path), {}
-    with safe_open(path, framework="pt") as opened:
-        names = list(opened.keys())
+    by_key, parts = structures(path), {}
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
         for key in keys:
-            own = sorted(
+            tensor_names = sorted(
                 (name for name in names if name.startswith(f"{key}/")), key=lambda name: int(name[len(key) + 1 :])
             )
-            parts[key] = Part(found[key], tuple(opened.get_tensor(name).clone() for name in own))
+            parts[key] = Part(by_key[key], tuple(file.get_tensor(name).clone() for name in tensor_names))
     return parts

@@ -1,4 +1,4 @@
-"""manifest.json and index.json: what a cache was made of, which entries it has, and where their parts are."""
+"""Read and write manifest.json and index.json: the settings of a cache, its entries, and the shards of their parts."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from dsctl_core.files.digest import digest, digest_file
 from dsctl_core.files.json import read_json
 from dsctl_core.version import __version__
 
-FORMAT = 1  # goes up when files written before cannot be read any more
+FORMAT = 1  # increased when older files can no longer be read
 MANIFEST_FILE, INDEX_FILE = "manifest.json", "index.json"
-AGAIN = "make the cache again with `dsctl cache`"
+REBUILD = "rebuild the cache with `dsctl cache`"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What entries are made of beside the rows: what decides whether a cache fits a run."""
+    """The settings that determine the entries, besides the rows; a run can use a cache only if they are equal."""
 
     family: str
     task: str
     trainable: tuple[str, ...]
-    once: tuple[tuple[str, int], ...]  # units and their versions
-    every_step: tuple[str, ...]
-    components: dict[str, str]  # of the first stage, with their identities
-    dtype: str  # of the weights that encoded, and of what is kept
-    processing: dict[str, Any]  # what becomes of pictures before they are encoded
+    once: tuple[tuple[str, int], ...]  # the units that run once per sample, with their versions
+    every_step: tuple[str, ...]  # the units that run in every step
+    components: dict[str, str]  # the components of the first stage, with their identities
+    dtype: str  # of the weights that encoded, and of the stored tensors
+    processing: dict[str, Any]  # the preprocessing of images and videos
     extra_inputs: tuple[str, ...]
-    model: dict[str, Any]  # how the model was named
-    dataset: dict[str, Any]  # how the dataset was named
+    model: dict[str, Any]  # the options that name the model
+    dataset: dict[str, Any]  # the options that name the dataset
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample: the row it was made from, its address, its plain values, and the keys of its parts."""
+    """One sample: its row in the dataset (from 0), its key, its plain values, and the keys of its parts."""
 
     row: int
     key: str
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that manifest.json says."""
+    """The content of manifest.json."""
 
     recipe: Recipe
     counts: dict[str, int]
@@ -63,13 +63,23 @@ def write_manifest(
     cache: Path,
     recipe: Recipe,
     entries: list[Entry],
-    places: dict[str, str],
+    shard_names: dict[str, str],
     shards: dict[str, int],
     tensor_bytes: int,
     skipped: list[dict[str, Any]],
 ) -> Manifest:
-    """Write index.json, then manifest.json, each atomically. `places` says which shard has which part."""
-    used = {key: places[key] for entry in entries for key in entry.parts}
+    """Write index.json, then manifest.json, each atomically.
+
+    Args:
+        cache: The cache folder.
+        recipe: The settings of the entries.
+        entries: The entries.
+        shard_names: The name of the shard of each part, by the key of the part.
+        shards: The bytes of each shard, by its name.
+        tensor_bytes: The total bytes of the tensors.
+        skipped: The rows that were left out, with their problems.
+    """
+    used = {key: shard_names[key] for entry in entries for key in entry.parts}
     index = {"entries": [asdict(entry) for entry in entries], "parts": dict(sorted(used.items()))}
     write_text(cache / INDEX_FILE, json.dumps(index, separators=(",", ":")) + "\n")
     counts = {"entries": len(entries), "parts": len(used), "shards": len(shards), "skipped": len(skipped)}
@@ -81,35 +91,35 @@ def write_manifest(
 
 
 def is_cache(folder: Path) -> bool:
-    """Return whether `folder` is, or is becoming, a cache."""
+    """Return whether `folder` is a cache, complete or not."""
     return (folder / MANIFEST_FILE).is_file() or (folder / "shards").is_dir()
 
 
 def read_manifest(cache: Path) -> Manifest:
-    """Read manifest.json; one that is absent, changed or of another format is a DsctlError naming it."""
+    """Read manifest.json; raise `DsctlError` if it is missing, was changed, or has another format."""
     path = cache / MANIFEST_FILE
     if not path.is_file():
         if (cache / "shards").is_dir():
-            raise DsctlError(f"the cache in {cache} is not finished", hint="run the same `dsctl cache` command again")
+            raise DsctlError(f"the cache in {cache} is not complete", hint="run the same `dsctl cache` command again")
         problem = (
-            f"{cache} is no cache: it has no {MANIFEST_FILE}"
+            f"{cache} is not a cache: it has no {MANIFEST_FILE}"
             if cache.is_dir()
             else f"{cache} does not exist or is a file"
         )
-        raise DsctlError(problem, hint="give the --output-path of a `dsctl cache` command")
+        raise DsctlError(problem, hint="use the --output-path of a `dsctl cache` command")
     content = read_json(path)
     if content.get("format") != FORMAT:
         raise DsctlError(
             f"{path} has the format {content.get('format')!r} (written by dsctl {content.get('dsctl_version')}), "
             f"but dsctl {__version__} reads format {FORMAT}",
-            hint=AGAIN,
+            hint=REBUILD,
         )
     checksum = content.pop("checksum", None)
     if digest(content) != checksum:
         raise DsctlError(
-            f"{path} is damaged or was changed: its checksum does not fit (written by dsctl "
+            f"{path} is damaged or was changed: its checksum does not match (written by dsctl "
             f"{content.get('dsctl_version')}, this is {__version__})",
-            hint=AGAIN,
+            hint=REBUILD,
         )
     recipe: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.pop("recipe").items()}
     recipe["once"] = tuple((name, version) for name, version in recipe["once"])
@@ -117,7 +127,7 @@ def read_manifest(cache: Path) -> Manifest:
 
 
 def read_index(cache: Path, manifest: Manifest) -> tuple[list[Entry], dict[str, str]]:
-    """Return the entries, and the shard of each part; an index that is not the manifest's own is a DsctlError."""
+    """Return the entries and the shard of each part; raise `DsctlError` if the index is not that of the manifest."""
     path = cache / INDEX_FILE
     if not path.is_file():
         raise DsctlError(f"{path} is missing", hint="copy it back, or run the same `dsctl cache` command again")

@@ -1,4 +1,4 @@
-"""CachedDataset: the entries of a cache as the rows of a dataset, memory-mapped, in any order."""
+"""CachedDataset: a dataset of the entries of a cache, memory-mapped, with random access."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from dsctl_core.cache.manifest import Entry, read_index, read_manifest
 from dsctl_core.cache.shards import FOLDER, examine_all, structures
 from dsctl_core.errors import DsctlError
 
-CACHED = "_cached"  # where a row from a cache has its sample
-MOST_OPEN = 256  # shards that are mapped at a time
+CACHED = "_cached"  # key of the sample in a row from a cache
+MAX_OPEN_SHARDS = 256  # shards that are mapped at the same time
 
 
 class CachedDataset(Sequence[dict[str, Any]]):
-    """The entries of the cache in `folder`, `repeat` times over.
+    """The entries of the cache in `folder`, repeated `repeat` times.
 
-    A row is {"_row": its number in the table it came from, "_cached": its sample}. Opening reads manifest and index;
-    `check_shards` also reads every byte, and should be called before the first row is trusted.
+    A row is `{"_row": number of the row in the original dataset, "_cached": sample}`. Opening reads manifest and index
+    only. Call `check_shards` before the first row: it verifies every byte. Raises `DsctlError` for a cache that is
+    damaged or has no entries.
     """
 
     def __init__(self, folder: str | Path, repeat: int = 1) -> None:
         self.folder, self.repeat = Path(folder), repeat
         self.manifest = read_manifest(self.folder)
-        self.entries, self.places = read_index(self.folder, self.manifest)
+        self.entries, self.shard_names = read_index(self.folder, self.manifest)
         if not self.entries:
-            raise DsctlError(
-                f"the cache in {self.folder} has no entries", hint="make it again from a dataset with rows"
-            )
+            raise DsctlError(f"the cache in {self.folder} has no entries", hint="rebuild it from a dataset with rows")
         self._open: OrderedDict[str, tuple[Any, dict[str, Any]]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -44,53 +43,53 @@ class CachedDataset(Sequence[dict[str, Any]]):
         return {"_row": entry.row, CACHED: self.sample(entry)}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Hand no open files to a worker process."""
+        """Leave out open files, which cannot be sent to a worker process."""
         return {**self.__dict__, "_open": OrderedDict()}
 
     def sample(self, entry: Entry) -> dict[str, Any]:
-        """Return the values of an entry."""
+        """Return the values of an entry by name."""
         values = {name: decode(structure, None) for name, structure in entry.values.items()}
         for key in entry.parts:
-            opened, found = self._shard(self.places[key])
-            for name, structure in found[key].items():
-                values[name] = decode(structure, lambda n, key=key, opened=opened: opened.get_tensor(f"{key}/{n}"))
+            file, parts = self._shard(self.shard_names[key])
+            for name, structure in parts[key].items():
+                values[name] = decode(structure, lambda n, key=key, file=file: file.get_tensor(f"{key}/{n}"))
         return values
 
     def without(self, rows: Collection[int]) -> CachedDataset:
-        """Return this dataset less the entries of these rows of the table that it came from."""
-        kept = copy.copy(self)
-        kept.entries = [entry for entry in self.entries if entry.row not in rows]
-        return kept
+        """Return this dataset without the entries of the rows `rows` (from 0) of the original dataset."""
+        subset = copy.copy(self)
+        subset.entries = [entry for entry in self.entries if entry.row not in rows]
+        return subset
 
     def buckets(self, padded: Collection[str]) -> list[Hashable]:
-        """Return, for each entry, what entries of one batch must have in common.
+        """Return the bucket of each entry: its plain values and the shapes of its tensors, except those in `padded`.
 
-        That is every plain value, and the shape of every tensor that is not in `padded`.
+        A batch has entries of one bucket. Tensors in `padded` can be padded to the same shape.
         """
         return [self._bucket(entry, padded) for entry in self.entries]
 
     def _bucket(self, entry: Entry, padded: Collection[str]) -> Hashable:
         values = [(name, repr(value)) for name, value in entry.values.items() if not isinstance(value, dict)]
         for key in entry.parts:
-            opened, found = self._shard(self.places[key])
-            for name, structure in found[key].items():
+            file, parts = self._shard(self.shard_names[key])
+            for name, structure in parts[key].items():
                 if name.partition(".")[2] not in padded:
-                    shapes = [opened.get_slice(f"{key}/{number}").get_shape() for number in tensors_of(structure)]
-                    # A list has one entry for each sample, so those need not agree; any other plain value is for all.
-                    listed = isinstance(structure, dict) and "list" in structure
-                    values.append((name, repr(shapes if shapes or listed else structure)))
+                    shapes = [file.get_slice(f"{key}/{number}").get_shape() for number in tensors_of(structure)]
+                    # A list has one entry per sample, so these may differ; other plain values apply to the whole batch.
+                    is_list = isinstance(structure, dict) and "list" in structure
+                    values.append((name, repr(shapes if shapes or is_list else structure)))
         return tuple(sorted(values))
 
-    def place(self, row: int) -> str:
-        """Say where a row came from, for an error message."""
+    def location(self, row: int) -> str:
+        """Return the location of row `row` (from 0) of the original dataset, for messages."""
         return f"{self.folder} row {row + 1}"
 
     def shards(self) -> list[Path]:
-        """Return the files that hold the entries."""
+        """Return the paths of the shards, sorted by name."""
         return [self.folder / FOLDER / name for name in sorted(self.manifest.shards)]
 
     def check_shards(self) -> None:
-        """Raise the first thing that is wrong with any shard."""
+        """Verify all shards and raise the first error."""
         for _, error in examine_all(self.shards()):
             if error is not None:
                 raise error
@@ -102,7 +101,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
         from safetensors import safe_open
 
         path = self.folder / FOLDER / name
-        if len(self._open) >= MOST_OPEN:
+        if len(self._open) >= MAX_OPEN_SHARDS:
             self._open.popitem(last=False)
         self._open[name] = (safe_open(path, framework="pt"), structures(path))
         return self._open[name]

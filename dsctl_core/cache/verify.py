@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a cache on disk, as a list of problems."""
+"""Verify a cache on disk and list its problems."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEFT_OVER = "left over"
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: which file, which row (from 0, where it is about one), and what to do."""
+    """One problem of a cache: its file, its row (from 0; None if it is not about a row), and a hint."""
 
     file: Path
     kind: str  # "manifest", "shard", "entry", "not finite", "left over"
@@ -29,52 +29,57 @@ class Problem:
 
     @property
     def harmless(self) -> bool:
-        """Whether the cache can be trained from all the same."""
+        """Whether a run can train from the cache in spite of this problem."""
         return self.kind == LEFT_OVER
 
 
 def find_problems(cache: Path) -> Iterator[Problem]:
-    """Yield what is wrong with the cache in the folder `cache`: nothing, when it can be trained from.
+    """Yield the problems of the cache in the folder `cache`.
 
-    Reads every byte: manifest, index, the checksum of every shard, and that each entry has its parts, of the shapes
-    that its like have, with finite values. A shard that no entry uses is "left over", which is no harm.
+    Every byte is read. Checked are the manifest, the index, the checksum of each shard, that each entry has its parts
+    and the same names as the others, and that all values are finite. A shard that no entry uses is "left over", which
+    is harmless.
     """
     try:
         dataset = CachedDataset(cache)
-    except DsctlError as error:
-        yield Problem(cache, "manifest", error.problem, error.hint)
+    except DsctlError as unreadable:
+        yield Problem(cache, "manifest", unreadable.problem, unreadable.hint)
         return
     bad = set()
-    for path, fault in examine_all(dataset.shards()):
-        if fault is not None:
+    for path, error in examine_all(dataset.shards()):
+        if error is not None:
             bad.add(path.name)
-            yield Problem(path, "shard", fault.problem, fault.hint)
+            yield Problem(path, "shard", error.problem, error.hint)
     present = {path.name: structures(path) for path in dataset.shards() if path.name not in bad}
     names = {name for entry in dataset.entries[:1] for name in _names(dataset, entry.parts, present)}
     for entry in dataset.entries:
-        if any(dataset.places.get(key) in bad for key in entry.parts):
+        if any(dataset.shard_names.get(key) in bad for key in entry.parts):
             continue
-        lost = [k for k in entry.parts if dataset.places.get(k) not in present or k not in present[dataset.places[k]]]
-        place = dataset.place(entry.row)
+        lacking = [
+            k
+            for k in entry.parts
+            if dataset.shard_names.get(k) not in present or k not in present[dataset.shard_names[k]]
+        ]
+        location = dataset.location(entry.row)
         again = "run the `dsctl cache` command again"
-        if lost:
-            yield Problem(cache, "entry", f"{place} has no part {lost[0][:12]}", again, entry.row)
+        if lacking:
+            yield Problem(cache, "entry", f"{location} has no part {lacking[0][:12]}", again, entry.row)
             continue
         if _names(dataset, entry.parts, present) != names:
-            yield Problem(cache, "entry", f"{place} does not have the values that other rows have", again, entry.row)
+            yield Problem(cache, "entry", f"{location} does not have the same values as other rows", again, entry.row)
         for name, value in dataset.sample(entry).items():
             if isinstance(value, Tensor) and len(value) != 1:
-                yield Problem(cache, "entry", f"{place}: its {name} is {tuple(value.shape)}", again, entry.row)
+                yield Problem(cache, "entry", f"{location}: its {name} is {tuple(value.shape)}", again, entry.row)
             if not is_finite(value):
-                yield Problem(cache, "not finite", f"{place}: its {name} is not finite", "check that row", entry.row)
+                yield Problem(cache, "not finite", f"{location}: its {name} is not finite", "check the row", entry.row)
     for path in shard_files(cache):
         if path.name not in dataset.manifest.shards:
-            yield Problem(path, LEFT_OVER, f"{path} is used by no entry", "`dsctl cache --prune` removes it")
+            yield Problem(path, LEFT_OVER, f"{path} is not used by any entry", "`dsctl cache --prune` removes it")
 
 
 def _names(dataset: CachedDataset, parts: tuple[str, ...], present: dict[str, dict[str, Any]]) -> set[str]:
-    found = (present.get(dataset.places.get(key, ""), {}).get(key, {}) for key in parts)
-    return {name for structure in found for name in structure}
+    structures_of_parts = (present.get(dataset.shard_names.get(key, ""), {}).get(key, {}) for key in parts)
+    return {name for structure in structures_of_parts for name in structure}
 
 
 def is_finite(value: Any) -> bool:

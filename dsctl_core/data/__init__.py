@@ -1,4 +1,4 @@
-"""Datasets: tables and folders of samples, operators from a cell to pictures, and checks before training."""
+"""Datasets: metadata tables and folders of files, the operators that load them, and checks before training."""
 
 from dsctl_core.data.buckets import ImageToBucket
 from dsctl_core.data.captions import Captions

@@ -1,4 +1,4 @@
-"""From options and a family to the dataset that they mean."""
+"""Build the dataset that the options describe, with the sizes that a model family needs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from dsctl_core.options.data import DataOptions, ReadingOptions
 def build_dataset(
     options: DataOptions, family: Family, defaults: Mapping[str, Any], division_factor: int | None = None
 ) -> UnifiedDataset:
-    """Return the dataset as `options` say, for a family and the option values that suit its weights.
+    """Build the dataset of `options` for a model family.
 
-    `division_factor` is that of these weights (None: the family's).
+    `defaults` are option values of the preset; they apply where the user set none. `division_factor` is that of these
+    weights (None: the family's). Raises `UsageError` for a video option with a family of image models.
     """
     assert options.dataset_base_path is not None  # the options require it where there is no cache
     base = options.dataset_base_path
@@ -52,11 +53,14 @@ def build_dataset(
 
 
 def build_resize(options: ReadingOptions, division_factor: int, native_max_pixels: int | None) -> Resize:
-    """Return what brings pictures to size; without any size given, a model with a native size limits the pixels."""
+    """Return the operator that resizes images.
+
+    `native_max_pixels` is the limit of the model; it applies unless the user set `max_pixels` or a size.
+    """
     if options.resolutions:
         return ImageToBucket(options.resolutions, division_factor)
-    chosen = options.given("max_pixels") or native_max_pixels is None
-    max_pixels = options.max_pixels if chosen else native_max_pixels
+    use_option = options.given("max_pixels") or native_max_pixels is None
+    max_pixels = options.max_pixels if use_option else native_max_pixels
     return ImageCropAndResize(
         options.height,
         options.width,
@@ -70,6 +74,6 @@ def _refuse_video_options(options: ReadingOptions, family: Family) -> None:
     for name in ("num_frames", "fps", "short_clips"):
         if getattr(options, name) != type(options).model_fields[name].default:
             raise UsageError(
-                f"--{name.replace('_', '-')} has no effect: {family.title} takes pictures, not videos",
+                f"--{name.replace('_', '-')} has no effect: {family.title} generates images, not videos",
                 hint="leave it out, or choose a model for videos",
             )

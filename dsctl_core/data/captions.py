@@ -1,4 +1,4 @@
-"""Captions: what a sample's prompt becomes of what its row says."""
+"""Make the prompt of a sample from the captions in its row: prefix, suffix, random choice and dropout."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from dsctl_core.random import derive_seed
 
 @dataclass(frozen=True)
 class Captions:
-    """How prompts are made: words around each, and how often a sample goes without.
+    """The settings that turn a caption into a prompt.
 
-    `prefix` and `suffix` (a trigger word) are joined to a caption with a space unless they bring their own. A sample
-    has the empty prompt with probability `dropout`, which is how a model learns to do without one, as guidance needs.
+    `prefix` and `suffix` (a trigger word, for example) are joined to the caption with a space, unless they have one
+    or begin with punctuation. With probability `dropout`, in [0, 1], the prompt of a sample is empty: classifier-free
+    guidance needs a model that was trained without prompts too.
     """
 
     prefix: str = ""
@@ -26,31 +27,36 @@ class Captions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout <= 1:
-            raise UsageError(f"a caption dropout of {self.dropout} is no probability", hint="give 0 to 1")
+            raise UsageError(
+                f"a caption dropout of {self.dropout} is not a probability", hint="use a value from 0 to 1"
+            )
 
     def texts(self, cell: Any) -> tuple[str, ...]:
-        """Return every prompt that a cell can become, without dropout: one, or one for each entry of a list."""
+        """Return every prompt that a cell can become, without dropout: one, or one per entry of a list.
+
+        Raises `DataError` for an empty list and for an entry that is not text.
+        """
         if isinstance(cell, list | tuple):
             if not cell:
                 raise DataError(
-                    "the list of captions is empty", hint="write a caption there, or remove the row", kind="caption"
+                    "the list of captions is empty", hint="add a caption, or remove the row", kind="caption"
                 )
-            return tuple(self._dressed(text_cell(entry)) for entry in cell)
-        return (self._dressed(text_cell(cell)),)
+            return tuple(self._add_prefix_and_suffix(text_cell(entry)) for entry in cell)
+        return (self._add_prefix_and_suffix(text_cell(cell)),)
 
     def choose(self, cell: Any, seed: int) -> str:
-        """Return the prompt of the sample with this seed: a pure function, so the same in every process."""
+        """Choose the prompt of a sample. It depends on `cell` and `seed` alone, so all processes agree."""
         texts = self.texts(cell)
-        draw = random.Random(derive_seed(seed, "caption"))
-        if draw.random() < self.dropout:
+        generator = random.Random(derive_seed(seed, "caption"))
+        if generator.random() < self.dropout:
             return ""
-        return draw.choice(texts)
+        return generator.choice(texts)
 
-    def _dressed(self, text: str) -> str:
-        return _joined(_joined(self.prefix, text), self.suffix)
+    def _add_prefix_and_suffix(self, text: str) -> str:
+        return _join(_join(self.prefix, text), self.suffix)
 
 
-def _joined(first: str, second: str) -> str:
+def _join(first: str, second: str) -> str:
     if not first or not second or first[-1].isspace() or second[0].isspace() or second[0] in ",.;:":
         return first + second
     return f"{first} {second}"

@@ -1,4 +1,4 @@
-"""Checks of a whole dataset that cost little, for before any model is loaded."""
+"""Check a whole dataset at little cost, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dsctl_core.data.problems import DataError, Kind, kind_of_problem
 from dsctl_core.errors import DsctlError
 from dsctl_core.progress import NoProgress, Progress
 
-ROWS_NAMED = 5
+MAX_ROWS_LISTED = 5
 
 
 class DatasetError(DataError):
-    """A dataset with bad rows; `problems` has an error for each of them, up to the limit at which the check stopped."""
+    """A dataset with bad rows. `problems` has one error per problem, up to the limit of the check."""
 
     def __init__(self, problem: str, *, hint: str | None = None, problems: tuple[RowProblem, ...] = ()) -> None:
         super().__init__(problem, hint=hint)
@@ -23,7 +23,7 @@ class DatasetError(DataError):
 
 
 class RowProblem(DataError):
-    """What is wrong with one row (a number from 0) of a dataset."""
+    """An error in one row of a dataset; `row` counts from 0."""
 
     def __init__(self, problem: str, *, hint: str | None = None, kind: Kind = "other", row: int = 0) -> None:
         super().__init__(problem, hint=hint, kind=kind)
@@ -36,47 +36,47 @@ class RowProblem(DataError):
 
 
 def check_dataset(dataset: UnifiedDataset, progress: Progress | None = None, limit: int = 100) -> None:
-    """Refuse a dataset that would stop a training run: a column, text or file that is missing, unreadable, too small.
+    """Raise `DatasetError` if a column, caption or file is missing, unreadable or too small to train on.
 
-    Only the beginnings and ends of files are read, and a file is decoded only if it does not end as it should, so
-    damage in the middle of a picture still shows when the row is loaded. The error tells the first problem and where
-    the next ones are; it has all of them, up to `limit`, in `problems`.
+    Only the beginning and the end of each file are read; a file is decoded only if its end is not that of its
+    format. So damage in the middle of an image is found only when the row is loaded. The message has the first
+    problem and the numbers of the next rows; `problems` of the error has all problems, up to `limit`.
     """
     dataset.metadata.require_columns(TEXT_COLUMNS)
-    with closing(row_problems(dataset, progress or NoProgress())) as found:
-        problems = tuple(islice(found, limit))
+    with closing(row_problems(dataset, progress or NoProgress())) as all_problems:
+        problems = tuple(islice(all_problems, limit))
     if not problems:
         return
     first, others = problems[0], problems[1:]
     problem = first.problem
     if others:
         rows = [str(number + 1) for number in dict.fromkeys(other.row for other in others)]
-        named = ", ".join(rows[:ROWS_NAMED]) + (", ..." if len(rows) > ROWS_NAMED else "")
+        listed = ", ".join(rows[:MAX_ROWS_LISTED]) + (", ..." if len(rows) > MAX_ROWS_LISTED else "")
         count = f"{len(others)} more" if len(problems) < limit else f"at least {len(others)} more"
-        problem += f" (and {count}: rows {named})"
+        problem += f" (and {count}: rows {listed})"
     raise DatasetError(problem, hint=first.hint, problems=problems)
 
 
 def usable_part(
     dataset: UnifiedDataset, progress: Progress | None = None
 ) -> tuple[UnifiedDataset, tuple[RowProblem, ...]]:
-    """Return the dataset without the rows that `check_dataset` would refuse, and what is wrong with those."""
+    """Return the dataset without the rows that `check_dataset` rejects, and the problems of those rows."""
     dataset.metadata.require_columns(TEXT_COLUMNS)
-    with closing(row_problems(dataset, progress or NoProgress())) as found:
-        problems = tuple(found)
+    with closing(row_problems(dataset, progress or NoProgress())) as all_problems:
+        problems = tuple(all_problems)
     return (dataset.without({problem.row for problem in problems}), problems) if problems else (dataset, ())
 
 
 def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowProblem, None, None]:
-    """Give every problem in the order of the rows."""
-    seen: set[tuple[str, str]] = set()  # the same file in many rows is looked at once
+    """Yield every problem of a dataset, in the order of the rows."""
+    seen: set[tuple[str, str]] = set()  # a file that many rows name is checked once
     progress.start("Checking the dataset", len(dataset.numbers))
     try:
         for number in dataset.numbers:
             row = dataset.metadata.rows[number]
             for key in TEXT_COLUMNS:
                 try:
-                    with dataset.placed(number, key):
+                    with dataset.cell_errors(number, key):
                         dataset.captions.texts(row.get(key))
                 except DsctlError as error:
                     yield RowProblem.of(number, error)

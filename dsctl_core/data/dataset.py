@@ -1,4 +1,4 @@
-"""UnifiedDataset: the rows of a dataset with their pictures loaded, as a plain sequence."""
+"""UnifiedDataset: a sequence of the rows of a dataset, with their images and videos loaded."""
 
 from __future__ import annotations
 
@@ -25,15 +25,25 @@ ROW_SEED = "_seed"  # in a sample of a training: the seed that its row has, None
 
 
 class UnifiedDataset(Sequence[Row]):
-    """The rows of a dataset, `repeat` times over; a row is read, checked and loaded when it is asked for.
+    """The rows of a dataset, repeated `repeat` times. A row is loaded when it is indexed.
 
-    The rows are those of `metadata_path`, else of the folder's own metadata.csv, .json, .jsonl or .parquet, else its
-    files with captions beside them. `columns` maps names that are wanted to those in the table.
+    The rows come from `metadata_path`, or else from metadata.csv, .json, .jsonl or .parquet in the folder, or else
+    from the files of the folder that have a caption in a .txt file of the same name.
 
-    A row is a dict of the columns in which those named in `data_file_keys` went through an operator: that of
-    `special_operator_map` if the column is in it, else `main_data_operator`, by default an image as large as it is.
-    `row["prompt"]` is made by `captions`. `row["_row"]` is the number of the row in the metadata, from 0;
-    `place(row)` says where that is. `row["_fit"]` says how each picture was cut and scaled.
+    A row is a dict from column name to value. `row["prompt"]` is made by `captions`. Three keys are not in the table
+    as such: a column of `data_file_keys` has the result of its operator, `row["_row"]` is the number of the row in
+    the metadata (from 0; see `location`), and `row["_fit"]` has the crop and the scale of each image (`Fit`).
+
+    Args:
+        base_path: The dataset folder; file names in the table are relative to it.
+        metadata_path: The table, if it is not the metadata file of the folder.
+        repeat: The number of repetitions, 1 or more.
+        data_file_keys: The columns that hold file names.
+        main_data_operator: Turns a cell of such a column into its value. By default it loads an image at its own size.
+        special_operator_map: Operators of single columns, used instead of `main_data_operator`.
+        columns: Renames columns: from the name that training uses to the name in the table.
+        captions: The settings that turn captions into prompts.
+        allow_outside: Whether file names may lead out of `base_path`.
     """
 
     def __init__(
@@ -83,74 +93,77 @@ class UnifiedDataset(Sequence[Row]):
         return self.sample(index, derive_seed("sample", index))
 
     def sample(self, index: int, seed: int) -> Row:
-        """Load the row at `index`; what is random about it depends on `seed` alone."""
+        """Load the row at `index`. Its random choices (the prompt) depend on `seed` alone."""
         return self.row(self.numbers[index % len(self.numbers)], seed)
 
     def row(self, number: int, seed: int = 0) -> Row:
-        """Load row `number` of the metadata."""
+        """Load row `number` (from 0) of the metadata; raise `DataError` with its location where that fails."""
         row = dict(self.metadata.rows[number])
         for key in TEXT_COLUMNS:
             if key in self.metadata.columns:
-                with self.placed(number, key):
+                with self.cell_errors(number, key):
                     row[key] = self.captions.choose(row.get(key), seed)
         for key, operator in self.operators.items():
-            with self.placed(number, key):
+            with self.cell_errors(number, key):
                 row[key] = operator(row.get(key))
         row["_row"] = number
         row["_fit"] = {key: fit for key in self.operators if (fit := fits_of(row[key])) is not None}
         return row
 
     def preview(self, number: int, key: str) -> Any:
-        """Check the cell `key` of row `number` as loading would, but cheaply; return what its operator's preview does.
+        """Check the cell `key` of row `number` without decoding its file, and return the preview of its operator.
 
-        That is the (width, height) it will be loaded with for an image, None for an operator that is a plain function.
+        The preview of an image is the (width, height) with which it will be loaded; an operator that is a plain
+        function has none (None).
         """
-        with self.placed(number, key):
+        with self.cell_errors(number, key):
             return preview_of(self.operators[key], self.metadata.rows[number].get(key))
 
     def files(self, number: int, key: str) -> list[Path]:
-        """Return the paths that the cell `key` of row `number` names: of one file, or of each in a list."""
+        """Return the paths in the cell `key` of row `number`: one for a file name, several for a list of them."""
         to_path = ToAbsolutePath(self.base_path, self.allow_outside)
-        one_or_several = RouteByType(((str, lambda name: [to_path(name)]), (list, SequentialProcess(to_path))))
-        with self.placed(number, key):
-            return one_or_several(self.metadata.rows[number].get(key))
+        to_paths = RouteByType(((str, lambda name: [to_path(name)]), (list, SequentialProcess(to_path))))
+        with self.cell_errors(number, key):
+            return to_paths(self.metadata.rows[number].get(key))
 
     def varies(self) -> bool:
-        """Return whether a row can give another prompt each time, so that it cannot be encoded once for all."""
+        """Return whether a row can have different prompts in different epochs, so that it cannot be encoded once."""
         cells = (row.get(key) for row in self.metadata.rows for key in TEXT_COLUMNS)
         return self.captions.dropout > 0 or any(isinstance(cell, list) and len(cell) > 1 for cell in cells)
 
     def buckets(self) -> list[Hashable]:
-        """Return, for each row of one repetition, what rows of one batch must have in common: the sizes of its files.
+        """Return the bucket of each row of one repetition: the sizes of its files. A batch has rows of one bucket.
 
-        Reads the beginning of every file. A row that cannot be used is an error.
+        Reads the beginning of every file; raises `DataError` for a row that cannot be used.
         """
         return [tuple(_hashable(self.preview(number, key)) for key in self.data_file_keys) for number in self.numbers]
 
     def without(self, numbers: Collection[int]) -> UnifiedDataset:
-        """Return this dataset less the rows with these numbers in the metadata."""
-        kept = copy.copy(self)
-        left_out = set(numbers)
-        kept.numbers = [number for number in self.numbers if number not in left_out]
-        if not kept.numbers:
+        """Return this dataset without the rows `numbers` of the metadata (from 0)."""
+        subset = copy.copy(self)
+        excluded = set(numbers)
+        subset.numbers = [number for number in self.numbers if number not in excluded]
+        if not subset.numbers:
             raise DataError(
-                f"{self.metadata.path} has no row that can be used", hint="see `dsctl dataset validate`", kind="table"
+                f"{self.metadata.path} has no row that can be used",
+                hint="list the problems with `dsctl dataset validate`",
+                kind="table",
             )
-        return kept
+        return subset
 
-    def place(self, number: int) -> str:
-        """Say where row `number` (from 0, as in `row["_row"]`) is in the metadata."""
-        return self.metadata.place(number)
+    def location(self, number: int) -> str:
+        """Return the location of row `number` (from 0, as in `row["_row"]`) in the metadata, for messages."""
+        return self.metadata.location(number)
 
     @contextmanager
-    def placed(self, number: int, key: str) -> Iterator[None]:
-        """Add row and value to an error that comes from the cell `key` of row `number`."""
+    def cell_errors(self, number: int, key: str) -> Iterator[None]:
+        """Add the location and the value of the cell `key` of row `number` to errors of this block."""
         try:
             yield
         except DsctlError as error:
             row = self.metadata.rows[number]
             shown = f"{key} {reprlib.repr(row[key])}" if key in row else key
-            problem = f"{self.place(number)}, {shown}: {error.problem}"
+            problem = f"{self.location(number)}, {shown}: {error.problem}"
             raise DataError(problem, hint=error.hint, kind=kind_of_problem(error)) from error
 
 
@@ -160,12 +173,12 @@ def _hashable(value: Any) -> Hashable:
 
 def _existing_folder(base_path: str | Path) -> Path:
     if not str(base_path):
-        raise UsageError("the dataset's base path is empty", hint="give the folder that holds the pictures")
+        raise UsageError("the dataset's base path is empty", hint="give the folder of the images")
     path = Path(base_path)
     if path.is_dir():
         return path
     if path.exists():
-        raise DsctlError(f"the dataset's base path {path} is not a folder", hint="give the folder that holds the file")
+        raise DsctlError(f"the dataset's base path {path} is not a folder", hint="give the folder of the file")
     raise DsctlError(f"the dataset folder {path} does not exist", hint="check the path given with --dataset-base-path")
 
 
@@ -185,7 +198,7 @@ def _column_names(data_file_keys: str | Iterable[str]) -> tuple[str, ...]:
         raise UsageError(
             f"data_file_keys {data_file_keys!r} names an empty column", hint="separate column names by single commas"
         )
-    repeated = next((name for place, name in enumerate(names) if names.index(name) != place), None)
+    repeated = next((name for index, name in enumerate(names) if names.index(name) != index), None)
     if repeated is not None:
         raise UsageError(f"data_file_keys names the column {repeated!r} twice", hint="name each column once")
     return names

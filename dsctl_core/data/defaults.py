@@ -1,4 +1,4 @@
-"""The operators that fit most datasets: from what a cell holds to pictures, or to the frames of a video."""
+"""Build the default operators: from the file names in a cell to images, or to the frames of videos."""
 
 from __future__ import annotations
 
@@ -24,12 +24,20 @@ def default_image_operator(
     allow_outside: bool = False,
     resize: Resize | None = None,
 ) -> RouteByType:
-    """Return the operator from a file name below `base_path`, or a list of them, to RGB pictures that fit the model.
+    """Return the operator from a file name, or a list of file names, to RGB images of a size that the model takes.
 
-    `resize` replaces the one that the sizes describe.
+    Args:
+        base_path: The folder that file names are relative to.
+        max_pixels: Larger images are scaled down to this area; None: no limit.
+        height: The height of every image; None: each keeps its own size.
+        width: The width of every image, together with `height`.
+        height_division_factor: Heights are cropped to a multiple of this.
+        width_division_factor: Widths are cropped to a multiple of this.
+        allow_outside: Whether file names may lead out of `base_path`.
+        resize: Resizes images instead of the five sizes above.
     """
     resize = resize or ImageCropAndResize(height, width, max_pixels, height_division_factor, width_division_factor)
-    return _of_one_or_several(ToAbsolutePath(base_path, allow_outside) >> LoadImage() >> resize)
+    return _for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> LoadImage() >> resize)
 
 
 def default_video_operator(
@@ -47,9 +55,24 @@ def default_video_operator(
     allow_outside: bool = False,
     resize: Resize | None = None,
 ) -> RouteByType:
-    """Return the operator from a file name below `base_path`, or a list of them, to lists of frames.
+    """Return the operator from a file name, or a list of file names, to lists of RGB frames.
 
-    A picture becomes a list of one frame.
+    An image becomes a list of one frame.
+
+    Args:
+        base_path: The folder that file names are relative to.
+        max_pixels: Larger frames are scaled down to this area; None: no limit.
+        height: The height of every frame; None: each video keeps its own size.
+        width: The width of every frame, together with `height`.
+        height_division_factor: Heights are cropped to a multiple of this.
+        width_division_factor: Widths are cropped to a multiple of this.
+        num_frames: The number of frames of a clip; None: the whole clip.
+        time_division_factor: Clips have `time_division_factor` * n + `time_division_remainder` frames.
+        time_division_remainder: See `time_division_factor`.
+        fps: Frames per second to sample; None: every frame.
+        short: Whether a clip with too few frames is refused or shortened.
+        allow_outside: Whether file names may lead out of `base_path`.
+        resize: Resizes frames instead of the five sizes above.
     """
     resize = resize or ImageCropAndResize(height, width, max_pixels, height_division_factor, width_division_factor)
     frames: tuple[Any, ...] = (num_frames, time_division_factor, time_division_remainder, resize, fps, short)
@@ -60,10 +83,10 @@ def default_video_operator(
             (_without_dot(VIDEO_SUFFIXES), LoadVideo(*frames)),
         )
     )
-    return _of_one_or_several(ToAbsolutePath(base_path, allow_outside) >> by_suffix)
+    return _for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> by_suffix)
 
 
-def _of_one_or_several(operator: Operator) -> RouteByType:
+def _for_one_or_several(operator: Operator) -> RouteByType:
     return RouteByType(((str, operator), (list, SequentialProcess(operator))))
 
 

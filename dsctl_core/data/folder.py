@@ -1,4 +1,4 @@
-"""A plain folder of pictures or videos, each with its caption beside it: `dog.png` and `dog.txt`."""
+"""Read a plain folder of images or videos with a caption file for each: `dog.png` and `dog.txt`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MEDIA_SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 
 
 def read_folder(base_path: Path, key: str) -> Metadata | None:
-    """Return a row {key: file, "prompt": its caption} for each media file below `base_path`, by name.
+    """Return a row `{key: file, "prompt": caption}` for each media file below `base_path`, sorted by name.
 
-    Returns None when no file has a caption beside it. A file without one, when others have, is a bad cell.
+    Return None if no file has a caption. If only some have one, the prompt of the others is a `BadCell`.
     """
     files = [path for path in walk(base_path) if path.suffix.lower() in MEDIA_SUFFIXES]
     captions = [path.with_suffix(".txt") for path in files]
@@ -31,11 +31,11 @@ def read_folder(base_path: Path, key: str) -> Metadata | None:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below `folder` by name, also those in folders that are links; hidden ones are left out."""
+    """Yield the files below `folder`, sorted by name. Links to folders are followed, hidden files left out."""
     yield from _walk(folder, (_identity(folder),))
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+def _walk(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     with explained_os_errors(folder):
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     for entry in entries:
@@ -45,13 +45,13 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
         if not entry.is_dir():
             yield path
             continue
-        if (identity := _identity(path)) in above:
+        if (identity := _identity(path)) in parents:
             raise DataError(
-                f"{path} is a link to a folder that it is in, which would never end",
+                f"{path} is a link to a folder that contains it",
                 hint="remove the link",
                 kind="path",
             )
-        yield from _walk(path, (*above, identity))
+        yield from _walk(path, (*parents, identity))
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -68,8 +68,8 @@ def _caption(path: Path) -> str | BadCell:
         problem = f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
         return BadCell(DataError(problem, hint="save it as UTF-8", kind="caption"))
     except DataError as error:
-        hint = "write the caption there, or remove the file that it would describe"
+        hint = "write the caption to this file, or remove the image or video of the same name"
         return BadCell(DataError(error.problem, hint=hint, kind="caption"))
     if not text:
-        return BadCell(DataError(f"{path} is empty", hint="write the caption there", kind="caption"))
+        return BadCell(DataError(f"{path} is empty", hint="write the caption to this file", kind="caption"))
     return text

@@ -1,4 +1,4 @@
-"""LoadImage: reads any picture as 8-bit RGB (or RGBA), and says what is wrong with a file that is none."""
+"""LoadImage: load an image file as 8-bit RGB or RGBA, with errors that name what is wrong with the file."""
 
 from __future__ import annotations
 
@@ -16,44 +16,55 @@ from dsctl_core.data.problems import DataError, explained_os_errors
 if TYPE_CHECKING:
     from PIL import Image as PilImage
 
-# What Pillow was seen to raise on files of every common format with bytes cut off or changed.
-DAMAGE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, TypeError, OverflowError, struct.error)
-AGAIN = "copy or download the file again, or remove the row"
+# Pillow raises these for files of the common formats that are cut off or have changed bytes (tried by experiment).
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    struct.error,
+)
+COPY_AGAIN = "copy or download the file again, or remove the row"
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 are the quarter turns
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
 
 
 class LoadImage(Operator):
-    """Read a picture as RGB: upright as its EXIF says, transparency on white, 16 bits scaled to 8, first frame.
+    """Load an image as 8-bit RGB.
 
-    With `convert_RGBA` it is read as RGBA, and what is transparent stays so.
+    The EXIF orientation is applied, transparent pixels are blended with white, 16-bit values are scaled to 8 bits, and
+    only the first frame of an animation is read. With `convert_RGBA` the result is RGBA and keeps its transparency.
     """
 
     def __init__(self, convert_RGBA: bool = False) -> None:
         self.convert_RGBA = convert_RGBA
 
     def __call__(self, value: str | Path) -> PilImage.Image:
-        """Decode the whole picture."""
+        """Decode the image; raise `DataError` for a file that is missing, damaged or not an image."""
         path = Path(value)
-        with opened(path) as image:
-            return decoded(image, path, self.convert_RGBA)
+        with open_image(path) as image:
+            return to_8_bit(image, path, self.convert_RGBA)
 
     def preview(self, value: str | Path) -> tuple[int, int]:
-        """Return (width, height) from the file's header; a file that does not end as its format does is decoded."""
+        """Return (width, height) from the header. A file without the end of its format is decoded to check it."""
         path = Path(value)
-        with opened(path) as image:
+        with open_image(path) as image:
             size = upright_size(image)
             if not ends_properly(path, image.format):
-                decoded(image, path)
+                to_8_bit(image, path)
         return size
 
 
 @contextmanager
-def opened(path: Path, data: bytes | None = None) -> Iterator[PilImage.Image]:
-    """Open a picture; whatever is wrong with the file, now or while it is decoded, becomes an error that names it.
+def open_image(path: Path, data: bytes | None = None) -> Iterator[PilImage.Image]:
+    """Open an image with Pillow; errors of opening and decoding it become a `DataError` that names the file.
 
-    `data` is the content of the file, where that has been read already.
+    `data` is the content of the file, if it has been read already.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -74,28 +85,28 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[PilImage.Image]:
         ) from error
     except UnidentifiedImageError as error:
         raise _not_an_image(path) from error
-    except DAMAGE as error:
+    except DECODING_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             with explained_os_errors(path):
                 raise
         raise DataError(
             f"{path} is damaged or cut off ({path.stat().st_size} bytes): {error}",
-            hint=AGAIN,
+            hint=COPY_AGAIN,
             kind="damaged file",
         ) from error
 
 
-def decoded(image: PilImage.Image, path: Path, with_alpha: bool = False) -> PilImage.Image:
-    """Decode `image` into 8-bit RGB as a viewer would show it on white paper, or into RGBA."""
+def to_8_bit(image: PilImage.Image, path: Path, keep_alpha: bool = False) -> PilImage.Image:
+    """Return `image` upright as 8-bit RGB, blended with white where it is transparent, or as RGBA."""
     from PIL import Image, ImageOps
 
-    require_known_pixels(image, path)
+    require_known_range(image, path)
     image_format, image = image.format, ImageOps.exif_transpose(image)
     if image.mode in SIXTEEN_BIT_MODES or (image.mode == "I" and image_format in SIXTEEN_BIT_FORMATS):
         image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
     if image.mode == "La":
         image = image.convert("LA")
-    if with_alpha:
+    if keep_alpha:
         return image.convert("RGBA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -103,21 +114,21 @@ def decoded(image: PilImage.Image, path: Path, with_alpha: bool = False) -> PilI
     return image.convert("RGB")
 
 
-def require_known_pixels(image: PilImage.Image, path: Path) -> None:
-    """Refuse numbers that do not say which of them is white."""
+def require_known_range(image: PilImage.Image, path: Path) -> None:
+    """Raise `DataError` for pixel values (float, LAB, 32-bit integer) whose range, black to white, is unknown."""
     # A 16-bit grey PNG or PGM is mode "I" in some versions of Pillow; elsewhere "I" is 32 bits of unknown range.
     if image.mode in ("F", "LAB") or (image.mode == "I" and image.format not in SIXTEEN_BIT_FORMATS):
         raise DataError(
-            f"{path} has pixels of the kind {image.mode!r}, whose range is not known",
+            f"{path} has pixels of mode {image.mode!r}, whose range of values is unknown",
             hint="save it as an 8-bit RGB png or jpeg",
             kind="not a picture",
         )
 
 
 def upright_size(image: PilImage.Image) -> tuple[int, int]:
-    """Return (width, height) as they are once the EXIF orientation is applied, without decoding."""
-    # Pillow decodes a whole PNG to look for EXIF behind the pixels, where hardly any program writes it; of a TIFF it
-    # gives the size upright already.
+    """Return (width, height) with the EXIF orientation applied, without decoding the image."""
+    # Pillow decodes a whole PNG to find EXIF data after the pixels, where hardly any program writes it. The size of a
+    # TIFF has the orientation applied already.
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return image.size
     turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
@@ -125,7 +136,7 @@ def upright_size(image: PilImage.Image) -> tuple[int, int]:
 
 
 def ends_properly(path: Path, image_format: str | None) -> bool:
-    """Say whether the file ends as its format says it must; False also where that cannot be told."""
+    """Return whether the file has the end marker or the length of its format; False for formats with neither."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(12)
@@ -141,10 +152,10 @@ def ends_properly(path: Path, image_format: str | None) -> bool:
 
 
 def _not_an_image(path: Path) -> DataError:
-    """Say what the file is instead of a picture, for the cases that happen to people."""
+    """Return the error for a file that Pillow does not recognize; it names the common mistakes."""
     with path.open("rb") as file:
         head = file.read(64)
-    problem, hint = f"{path} is not a picture, or its beginning is damaged", AGAIN
+    problem, hint = f"{path} is not a picture, or its beginning is damaged", COPY_AGAIN
     if not head:
         problem = f"{path} is empty (0 bytes)"
     elif head.startswith(b"version https://git-lfs"):
@@ -152,7 +163,7 @@ def _not_an_image(path: Path) -> DataError:
     elif head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         problem, hint = f"{path} is a web page, not a picture", "download the picture itself"
     elif head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1"):
-        problem, hint = f"{path} is a HEIC picture, which cannot be read", "convert it to png or jpeg"
+        problem, hint = f"{path} is a HEIC picture, a format that is not supported", "convert it to png or jpeg"
     elif head[4:8] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3") or head[8:12] == b"AVI ":
-        problem, hint = f"{path} is a video, not a picture", "this needs a picture: take a frame of it, or another file"
+        problem, hint = f"{path} is a video, not a picture", "use a picture, such as a frame of the video"
     return DataError(problem, hint=hint, kind="not a picture")

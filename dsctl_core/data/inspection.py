@@ -1,4 +1,4 @@
-"""Looks at one file as closely as can be: decodes all of it, and keeps what duplicates are found by."""
+"""Inspect a file: decode all of it, and compute the hashes that duplicates are found by."""
 
 from __future__ import annotations
 
@@ -8,45 +8,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsctl_core.data.folder import VIDEO_SUFFIXES
-from dsctl_core.data.images import ORIENTATION, decoded, opened, require_known_pixels
+from dsctl_core.data.images import ORIENTATION, open_image, require_known_range, to_8_bit
 from dsctl_core.data.operators import require_file
 from dsctl_core.data.problems import DataError, explained_os_errors
-from dsctl_core.data.video import LoadGIF, watch
+from dsctl_core.data.video import LoadGIF, decode_all
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
 
-LOOK = 8  # a picture's look is its colours at LOOK x LOOK pixels
-SAMPLED = ("L", "P", "RGB", "RGBA", "CMYK")  # kinds of pixels that stay what they are when most are left out
+HASH_SIDE = 8  # the perceptual hash of an image is computed at HASH_SIDE x HASH_SIDE pixels
+SUBSAMPLED_MODES = ("L", "P", "RGB", "RGBA", "CMYK")  # Pillow modes that nearest-neighbour resizing leaves as they are
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a whole file turned out to be.
+    """The facts about a file that was decoded completely.
 
-    `look` is its colours at 8x8 pixels (192 bytes) and `outline` has a bit for each of 8x8 places, whether it gets
-    brighter to the right; both are empty for a video. `times` are those of a video's frames, in seconds.
+    `colors` are the RGB values of the image at 8x8 pixels (192 bytes). `difference_hash` has one bit for each of 8x8
+    pixels: whether its right neighbour is brighter. Both are empty for a video. `times` are the times of the frames of
+    a video and `end` is the end of the last one, in seconds.
     """
 
-    size: tuple[int, int]  # upright
+    size: tuple[int, int]  # (width, height), with the EXIF orientation applied
     file_bytes: int
-    digest: bytes
+    digest: bytes  # SHA-256
     format: str
-    expected_format: str | None  # of its suffix; None where that is of no known format
+    expected_format: str | None  # the format of the suffix; None for an unknown suffix
     frames: int = 1
-    look: bytes = b""
-    outline: int = 0
+    colors: bytes = b""
+    difference_hash: int = 0
     times: tuple[float, ...] = ()
     end: float = 0.0
 
     @property
     def is_video(self) -> bool:
-        """Whether this has frames in time rather than one picture."""
+        """Whether the file is read as a video."""
         return bool(self.times)
 
 
 def inspect(path: Path, videos: bool) -> FileFacts | DataError:
-    """Decode all of a file and return what it is, or what is wrong with it; `videos` may be read as such."""
+    """Decode all of a file and return its facts, or the error if it cannot be used.
+
+    With `videos` the suffixes of videos, and GIFs, are read as videos.
+    """
     try:
         require_file(path)
         if videos and path.suffix.lower() in VIDEO_SUFFIXES:
@@ -61,7 +65,7 @@ def inspect(path: Path, videos: bool) -> FileFacts | DataError:
 
 
 def inspect_all(paths: list[Path], videos: bool) -> list[FileFacts | DataError]:
-    """Inspect several files: the work of a process between two messages."""
+    """Inspect several files: one task of a worker process."""
     return [inspect(path, videos) for path in paths]
 
 
@@ -70,60 +74,61 @@ def _inspect_picture(path: Path) -> FileFacts:
 
     with explained_os_errors(path):
         data = path.read_bytes()
-    with opened(path, data) as image:
-        require_known_pixels(image, path)
+    with open_image(path, data) as image:
+        require_known_range(image, path)
         picture_format, frames = str(image.format), int(getattr(image, "n_frames", 1))
         image.load()
-        # Looked up after decoding, which finds EXIF behind the pixels too; a TIFF is upright by then.
+        # Read after decoding, which also finds EXIF data after the pixels and turns a TIFF upright.
         turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         size = (image.height, image.width) if turned else image.size
-        look, outline = look_of(decoded(_reduced(image), path))
+        colors, difference_hash = perceptual_hash(to_8_bit(_subsample(image), path))
     expected = Image.registered_extensions().get(path.suffix.lower())
     digest = hashlib.sha256(data).digest()
-    return FileFacts(size, len(data), digest, picture_format, expected, frames, look, outline)
+    return FileFacts(size, len(data), digest, picture_format, expected, frames, colors, difference_hash)
 
 
-def _reduced(image: PilImage.Image) -> PilImage.Image:
-    """Return `image` with 128 pixels on its shorter side, or as many as it has: every so many of its own.
+def _subsample(image: PilImage.Image) -> PilImage.Image:
+    """Return `image` with at most 128 pixels on its shorter side, by nearest-neighbour subsampling.
 
-    Averaging them all would take a tenth of the time of decoding; the look averages 256 of these for each of its own.
+    The perceptual hash then averages 16x16 of these pixels for each of its own. Averaging all pixels of the image
+    would cost about a tenth of the time of decoding it.
     """
     from PIL import Image
 
     shorter = min(image.size)
-    if shorter <= 16 * LOOK or image.mode not in SAMPLED:
+    if shorter <= 16 * HASH_SIDE or image.mode not in SUBSAMPLED_MODES:
         return image
-    size = tuple(max(round(side * 16 * LOOK / shorter), 1) for side in image.size)
+    size = tuple(max(round(side * 16 * HASH_SIDE / shorter), 1) for side in image.size)
     return image.resize((size[0], size[1]), Image.Resampling.NEAREST)
 
 
-def look_of(image: PilImage.Image) -> tuple[bytes, int]:
-    """Return the look and the outline of an RGB picture."""
+def perceptual_hash(image: PilImage.Image) -> tuple[bytes, int]:
+    """Return the colors at 8x8 pixels and the difference hash of an RGB image; see `FileFacts`."""
     from PIL import Image
 
     box = Image.Resampling.BOX
-    grey = image.convert("L").resize((LOOK + 1, LOOK), box).tobytes()
-    outline = 0
-    for row in range(LOOK):
-        for column in range(LOOK):
-            at = row * (LOOK + 1) + column
-            outline = outline << 1 | (grey[at + 1] > grey[at] + 1)
-    return image.resize((LOOK, LOOK), box).tobytes(), outline
+    grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), box).tobytes()
+    difference_hash = 0
+    for row in range(HASH_SIDE):
+        for column in range(HASH_SIDE):
+            index = row * (HASH_SIDE + 1) + column
+            difference_hash = difference_hash << 1 | (grey[index + 1] > grey[index] + 1)
+    return image.resize((HASH_SIDE, HASH_SIDE), box).tobytes(), difference_hash
 
 
 def _inspect_video(path: Path) -> FileFacts:
-    digest, total = hashlib.sha256(), 0
+    digest, file_bytes = hashlib.sha256(), 0
     with explained_os_errors(path), path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-            total += len(block)
-    times, end, size = watch(path)
+            file_bytes += len(block)
+    times, end, size = decode_all(path)
     suffix = path.suffix.removeprefix(".").lower()
-    return FileFacts(size, total, digest.digest(), suffix, suffix, len(times), times=tuple(times), end=end)
+    return FileFacts(size, file_bytes, digest.digest(), suffix, suffix, len(times), times=tuple(times), end=end)
 
 
 def thumbnail(path: Path, videos: bool, side: int = 160) -> bytes | None:
-    """Return a small JPEG of a file, None where it cannot be decoded."""
+    """Return a JPEG of a file with sides of at most `side` pixels, or None if the file cannot be decoded."""
     from io import BytesIO
 
     from dsctl_core.data.images import LoadImage

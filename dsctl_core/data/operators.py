@@ -1,4 +1,4 @@
-"""Operators: small steps from what a metadata cell holds to what a pipeline takes, composed with `>>`."""
+"""Operators: small steps, composed with `>>`, that turn a cell of the metadata into an input of the pipeline."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from dsctl_core.errors import near_miss
 
 
 class Operator(ABC):
-    """One step; `a >> b` feeds what `a` returns to `b`, which may be any function."""
+    """One step. `a >> b` passes the result of `a` to `b`, which may be any function."""
 
     @abstractmethod
     def __call__(self, value: Any) -> Any:
-        """Turn `value` into what the next step takes."""
+        """Return the input of the next step, made from `value`."""
 
     @abstractmethod
     def preview(self, value: Any) -> Any:
-        """Refuse what `__call__` would refuse, as far as that shows without the costly work.
+        """Raise the errors of `__call__` that can be found without its costly work, such as decoding.
 
-        Takes what the preview of the step before returned, and returns what the next one's takes: a path stays a
-        path, a picture is only its (width, height).
+        `value` is the preview of the step before, and the result is the input of the next preview: a path is a path,
+        an image is its (width, height).
         """
 
-    def __rshift__(self, after: Callable[[Any], Any]) -> Chain:
-        return Chain((self, after))
+    def __rshift__(self, following: Callable[[Any], Any]) -> Chain:
+        return Chain((self, following))
 
 
 class Chain(Operator):
-    """Several steps, one after the other."""
+    """A sequence of steps; each gets the result of the one before."""
 
     def __init__(self, steps: tuple[Callable[[Any], Any], ...]) -> None:
         self.steps = steps
 
     def __call__(self, value: Any) -> Any:
-        """Run all steps."""
+        """Return the result of the last step."""
         for step in self.steps:
             value = step(value)
         return value
 
     def preview(self, value: Any) -> Any:
-        """Preview up to the first step that is a plain function; what that would return is not known (None)."""
+        """Preview the steps in turn. A plain function has no preview: the result is None from there on."""
         for step in self.steps:
             if not isinstance(step, Operator):
                 return None
@@ -55,17 +55,17 @@ class Chain(Operator):
 
 
 class SequentialProcess(Operator):
-    """Do the same with each entry of a list."""
+    """Apply an operator to each entry of a list."""
 
     def __init__(self, operator: Callable[[Any], Any]) -> None:
         self.operator = operator
 
     def __call__(self, value: Any) -> list[Any]:
-        """Return the list of results."""
+        """Return the list of results; raise `DataError` for a value that is not a list, or is empty."""
         return [self.operator(entry) for entry in self._entries(value)]
 
     def preview(self, value: Any) -> list[Any]:
-        """Preview each entry."""
+        """Return the previews of the entries."""
         entries = self._entries(value)
         return [self.operator.preview(entry) for entry in entries] if isinstance(self.operator, Operator) else []
 
@@ -81,51 +81,52 @@ class SequentialProcess(Operator):
 
 
 class ToAbsolutePath(Operator):
-    """Turn a file name of the dataset into a path below `base_path`, and nowhere else unless `allow_outside`.
+    """Turn a file name in the dataset into a path below `base_path`.
 
-    Absolute paths and `..` that leaves the folder are refused: a dataset from somewhere else must not read this
-    machine's other files. The test is on the name alone, since datasets kept as links into a store are common.
+    Unless `allow_outside` is set, absolute paths and `..` that lead out of the folder are refused: a downloaded dataset
+    must not read other files of this machine. Only the name is checked, not the target of a link, because many
+    datasets are stored as links.
     """
 
     def __init__(self, base_path: str | Path = "", allow_outside: bool = False) -> None:
         self.base_path, self.allow_outside = Path(base_path), allow_outside
 
     def __call__(self, value: Any) -> Path:
-        """Return the path; whether the file exists is for the next step to see."""
+        """Return the path. The next step checks that the file exists."""
         name = text_cell(value)
         if name.startswith(("http://", "https://")):
             raise DataError(
-                "the path is an address, not a file",
-                hint="download the file into the dataset folder first",
+                "the path is a URL, not a file",
+                hint="download the file to the dataset folder first",
                 kind="path",
             )
         if self.allow_outside:
             return self.base_path / name
         if Path(name).anchor or PureWindowsPath(name).is_absolute():
             raise DataError(
-                f"the path is absolute, but files are named from the dataset folder {self.base_path}",
-                hint="write the path as seen from the dataset folder, or give --allow-outside",
+                f"the path is absolute, but paths must be relative to the dataset folder {self.base_path}",
+                hint="make the path relative to the dataset folder, or give --allow-outside",
                 kind="path",
             )
         inside = Path(os.path.normpath(name))
         if inside.parts[:1] == ("..",):
             raise DataError(
                 f"the path leads out of the dataset folder {self.base_path}",
-                hint="move the file into the dataset folder, give a --dataset-base-path that holds both, "
+                hint="move the file to the dataset folder, use a --dataset-base-path that contains both, "
                 "or give --allow-outside",
                 kind="path",
             )
         return self.base_path / inside
 
     def preview(self, value: Any) -> Path:
-        """Return the path, and refuse one that leads to no file."""
+        """Return the path; raise `DataError` if there is no file."""
         path = self(value)
         require_file(path)
         return path
 
 
 def require_file(path: Path) -> None:
-    """Refuse a path at which there is no plain file, naming the file that was most likely meant."""
+    """Raise `DataError` if `path` is not a file; the hint names the file that was probably meant."""
     with explained_os_errors(path):
         if path.is_file():
             return
@@ -133,17 +134,17 @@ def require_file(path: Path) -> None:
             raise DataError(f"{path} is a folder, not a file", hint="name a file in it", kind="path")
         if not path.is_symlink():
             raise DataError(f"{path} does not exist", hint=_missing_hint(path), kind="missing file")
-        path.stat()  # a link that leads nowhere or in a circle: the system says which
+        path.stat()  # raises for a broken or circular link
 
 
 def _missing_hint(path: Path) -> str:
     if "\\" in path.name:
-        return "write the path with forward slashes"
+        return "use forward slashes in the path"
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}: check the path in the row and --dataset-base-path"
     names = _names_in(path.parent, path.parent.stat().st_mtime_ns)
     same_stem = next((name for name in names if Path(name).stem.lower() == path.stem.lower()), None)
-    # Comparing letter by letter with every name would take seconds for a folder of many thousands.
+    # An edit distance to every name of a folder with many thousands of files would take seconds.
     guess = same_stem or (near_miss(path.name, names) if len(names) <= 2000 else None)
     if guess is None:
         return "check the file name, or remove the row"

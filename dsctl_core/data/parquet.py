@@ -1,4 +1,4 @@
-"""Reader of Parquet tables; pyarrow is imported here and nowhere else."""
+"""Read Parquet tables. This is the only module that imports pyarrow."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dsctl_core.data.rows import BadCell, Metadata
 
 
 def read_parquet(path: Path) -> Metadata:
-    """Read a table whose cells are texts, numbers and lists of them.
+    """Read a Parquet table of texts, numbers and lists of them.
 
-    A column that holds bytes or objects (as of a dataset with its pictures inside the table) is not loaded; using it
-    is an error.
+    A column of bytes or structs (a dataset with the images in the table, for example) is not loaded: its cells are
+    `BadCell`s, which raise `DataError` when they are used.
     """
     import pyarrow
     import pyarrow.parquet
 
     try:
         schema = pyarrow.parquet.read_schema(path)
-        plain = [field.name for field in schema if not _holds_bytes(field.type)]
+        loaded = [field.name for field in schema if not _holds_bytes(field.type)]
         _refuse_duplicates(path, schema.names)
-        # Row by row: a missing value is None there, where pandas would make a number of it.
-        table = pyarrow.parquet.read_table(path, columns=plain)
+        # `to_pylist` keeps a missing value as None; pandas would turn it into NaN.
+        table = pyarrow.parquet.read_table(path, columns=loaded)
         rows: list[dict[str, Any]] = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -33,36 +33,36 @@ def read_parquet(path: Path) -> Metadata:
             hint="copy or download the file again",
             kind="table",
         ) from error
-    inside = BadCell(
+    file_cell = BadCell(
         DataError(
-            "the column holds the files themselves, not their names",
-            hint="save them as files beside the table, and name them in the column",
+            "the column has the files themselves, not their names",
+            hint="save them as files next to the table, and put their names in the column",
             kind="table",
         )
     )
     for name in schema.names:
-        if name not in plain:
+        if name not in loaded:
             for row in rows:
-                row[name] = inside
+                row[name] = file_cell
     return Metadata(path, tuple(schema.names), tuple(rows), None)
 
 
-def _holds_bytes(kind: Any) -> bool:
+def _holds_bytes(arrow_type: Any) -> bool:
     from pyarrow import types
 
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return _holds_bytes(kind.value_type)
+    if types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type):
+        return _holds_bytes(arrow_type.value_type)
     return (
-        types.is_struct(kind)
-        or types.is_map(kind)
-        or types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_fixed_size_binary(kind)
+        types.is_struct(arrow_type)
+        or types.is_map(arrow_type)
+        or types.is_binary(arrow_type)
+        or types.is_large_binary(arrow_type)
+        or types.is_fixed_size_binary(arrow_type)
     )
 
 
 def _refuse_duplicates(path: Path, names: list[str]) -> None:
-    repeated = next((name for place, name in enumerate(names) if names.index(name) != place), None)
+    repeated = next((name for index, name in enumerate(names) if names.index(name) != index), None)
     if repeated is not None:
         raise DataError(
             f"{path} has the column {repeated!r} twice", hint="rename or remove one of the two", kind="table"

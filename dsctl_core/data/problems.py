@@ -1,4 +1,4 @@
-"""The error of everything that is wrong with a dataset: it has a kind, by which a report can sort."""
+"""Define the error for problems of a dataset. Its `kind` groups the problems of a report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Kind = Literal[
 
 
 class DataError(DsctlError):
-    """Something in a dataset that cannot be used; `kind` says what it is about."""
+    """A part of a dataset that cannot be used; `kind` is the category of the problem."""
 
     def __init__(self, problem: str, *, hint: str | None = None, kind: Kind = "other") -> None:
         super().__init__(problem, hint=hint)
@@ -34,24 +34,24 @@ class DataError(DsctlError):
 
 
 def kind_of_problem(error: DsctlError) -> Kind:
-    """Return the kind of a problem; an error that was not made for datasets has none of its own."""
+    """Return the kind of a problem: "other" for an error that is not a `DataError`."""
     return error.kind if isinstance(error, DataError) else "other"
 
 
 @contextmanager
 def explained_os_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to give `path` into an error that names it."""
+    """Turn an `OSError` of reading `path` into a `DataError` that names it."""
     try:
         yield
     except FileNotFoundError as error:
         raise DataError(
             f"{path} does not exist",
-            hint="check the path; it is seen from the current folder",
+            hint="check the path; it is relative to the current folder",
             kind="missing file",
         ) from error
     except PermissionError as error:
         raise DataError(
-            f"{path} may not be read (permission denied)", hint=f"chmod u+r {path}", kind="unreadable file"
+            f"{path} cannot be read (permission denied)", hint=f"chmod u+r {path}", kind="unreadable file"
         ) from error
     except OSError as error:
         raise DataError(

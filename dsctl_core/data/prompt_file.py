@@ -8,20 +8,23 @@ from dsctl_core.errors import DsctlError
 
 
 def prompt_lines(file: Path, flag: str) -> list[str]:
-    """Return the prompts in the file given with `flag`: one a line, empty lines left out."""
+    """Return the prompts in a text file, one per line, without empty lines.
+
+    `flag` is the option that named the file, for messages. Raises `DsctlError` for a file without a prompt.
+    """
     prompts = [line.strip() for line in text_lines(file, flag) if line.strip()]
     if not prompts:
-        raise DsctlError(f"{flag} {file} has no prompt in it", hint="write one prompt a line")
+        raise DsctlError(f"{flag} {file} has no prompt in it", hint="write one prompt per line")
     return prompts
 
 
 def text_lines(file: Path, flag: str) -> list[str]:
-    """Return the lines of the UTF-8 file given with `flag`."""
+    """Return the lines of a UTF-8 text file; raise `DsctlError` if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise DsctlError(
-            f"{flag} {file} cannot be read: {error.strerror}", hint="give a text file with a prompt a line"
+            f"{flag} {file} cannot be read: {error.strerror}", hint="use a text file with one prompt per line"
         ) from error
     except UnicodeDecodeError as error:
         raise DsctlError(f"{flag} {file} is not UTF-8 text: {error}", hint="save it as UTF-8") from error

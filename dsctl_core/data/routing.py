@@ -1,4 +1,4 @@
-"""Operators that choose another operator by what they are given, and the one that makes a list of it."""
+"""Operators that choose another operator by the type or the suffix of a value, and `ToList`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Step = Callable[[Any], Any]
 
 
 class ToList(Operator):
-    """Put what comes into a list of one, for pipelines that take several."""
+    """Put a value into a list of one entry, for inputs that are lists."""
 
     def __call__(self, value: Any) -> list[Any]:
         """Return `[value]`."""
@@ -26,17 +26,20 @@ class ToList(Operator):
 
 
 class RouteByType(Operator):
-    """Choose by the type of the value: `operator_map` is pairs (type, operator), in which the type None takes all."""
+    """Choose an operator by the type of the value.
+
+    `operator_map` has pairs (type, operator); the type None matches every value. The first match is used.
+    """
 
     def __init__(self, operator_map: Sequence[tuple[type | None, Step]]) -> None:
         self.operator_map = tuple(operator_map)
 
     def __call__(self, value: Any) -> Any:
-        """Run the first operator whose type fits."""
+        """Call the first operator whose type matches; raise `DataError` if none does."""
         return self._find(value)(value)
 
     def preview(self, value: Any) -> Any:
-        """Preview with the first operator whose type fits."""
+        """Return the preview of the first operator whose type matches."""
         return preview_of(self._find(value), value)
 
     def _find(self, value: Any) -> Step:
@@ -46,27 +49,28 @@ class RouteByType(Operator):
             if kind is None or isinstance(value, kind):
                 return operator
         if value is None:
-            raise DataError("the cell is empty", hint="write a file name there, or remove the row", kind="missing file")
+            raise DataError("the cell is empty", hint="add a file name, or remove the row", kind="missing file")
         raise DataError(
-            f"the value is {kind_of(value)}, which names no file", hint='write it as "a.png"', kind="missing file"
+            f"the value is {kind_of(value)}, not a file name", hint='write it as "a.png"', kind="missing file"
         )
 
 
 class RouteByExtensionName(Operator):
-    """Choose by the suffix of a file name: pairs (suffixes, operator), in which the suffixes None take all.
+    """Choose an operator by the suffix of a file name.
 
-    Suffixes are written without a dot and in small letters: `(("jpg", "png"), LoadImage())`.
+    `operator_map` has pairs (suffixes, operator); None instead of suffixes matches every name. The first match is
+    used. Suffixes are in lower case, without the dot: `(("jpg", "png"), LoadImage())`.
     """
 
     def __init__(self, operator_map: Sequence[tuple[Sequence[str] | None, Step]]) -> None:
         self.operator_map = tuple(operator_map)
 
     def __call__(self, value: Any) -> Any:
-        """Run the first operator whose suffixes fit."""
+        """Call the first operator whose suffixes match; raise `DataError` if none do."""
         return self._find(value)(value)
 
     def preview(self, value: Any) -> Any:
-        """Preview with the first operator whose suffixes fit."""
+        """Return the preview of the first operator whose suffixes match."""
         return preview_of(self._find(value), value)
 
     def _find(self, value: Any) -> Step:
@@ -74,14 +78,14 @@ class RouteByExtensionName(Operator):
         for suffixes, operator in self.operator_map:
             if suffixes is None or suffix in suffixes:
                 return operator
-        known = [known for suffixes, _ in self.operator_map for known in suffixes or ()]
+        known = [each for suffixes, _ in self.operator_map for each in suffixes or ()]
         raise DataError(
-            f"{value} has the suffix {suffix!r}, which is none that can be read",
+            f"{value} has the suffix {suffix!r}, which is not supported",
             hint=f"known: {', '.join(known)}",
             kind="not a picture",
         )
 
 
 def preview_of(operator: Step, value: Any) -> Any:
-    """Return what `operator` previews; of a plain function that is not known (None)."""
+    """Return the preview of `operator`, or None for a plain function, which has none."""
     return operator.preview(value) if isinstance(operator, Operator) else None

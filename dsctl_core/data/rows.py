@@ -1,4 +1,4 @@
-"""Rows: what a dataset's table holds, where each row stands in it, and the text of a cell."""
+"""The rows of a dataset, their locations in the metadata file, and checks of their cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class BadCell:
-    """Stands in a row for a value that could not be read; asking for its text says why."""
+    """A placeholder for a cell that could not be read; using it as text or file name raises `error`."""
 
     error: DataError
 
@@ -25,10 +25,11 @@ class BadCell:
 
 @dataclass(frozen=True)
 class Metadata:
-    """The rows of a dataset and where each of them stands.
+    """The rows of a dataset, with their locations in the metadata file.
 
-    `layout` says in words what kind of dataset this is. `lines` has the line on which each row starts, or is None
-    where lines say nothing. Rows that have a name of their own (the files of a folder) have it in `names`.
+    `layout` describes the kind of the dataset for people. `lines` has the line number on which each row starts, or is
+    None for files without lines of rows (json, Parquet). `names` has a name for each row if there is one: the file
+    name in a folder of files with captions.
     """
 
     path: Path
@@ -38,15 +39,15 @@ class Metadata:
     layout: str = ""
     names: tuple[str, ...] | None = None
 
-    def place(self, row: int) -> str:
-        """Say where row number `row` (from 0) is, counting from 1 as people and editors do."""
+    def location(self, row: int) -> str:
+        """Return the location of row `row` (from 0) for messages: "FILE row 2 (line 3)", counted from 1."""
         if self.names is not None:
             return f"{self.path} row {row + 1} ({self.names[row]})"
         line = "" if self.lines is None else f" (line {self.lines[row]})"
         return f"{self.path} row {row + 1}{line}"
 
     def require_columns(self, names: Iterable[str], hint: str | None = None) -> None:
-        """Refuse metadata without one of the columns `names`; `hint` adds what else could be meant."""
+        """Raise `DataError` if one of the columns `names` is missing; `hint` is added to the hint of the error."""
         for name in names:
             if name not in self.columns:
                 raise DataError(
@@ -56,19 +57,22 @@ class Metadata:
                 )
 
     def renamed(self, columns: Mapping[str, str]) -> Metadata:
-        """Return the same rows with the column `columns[new]` called `new`."""
+        """Return the same rows with each column `columns[new]` renamed to `new`.
+
+        Raises `DataError` if a column is missing or the new name is taken.
+        """
         for new, old in columns.items():
             if old not in self.columns:
                 guess = near_miss(old, self.columns)
                 raise DataError(
-                    f"{self.path} has no column {old!r} to be called {new!r} (its columns: {_listed(self.columns)})",
+                    f"{self.path} has no column {old!r} to rename to {new!r} (its columns: {_listed(self.columns)})",
                     hint=f"did you mean --column {new}={guess}?" if guess else f"give --column {new}=COLUMN",
                     kind="column",
                 )
             if new in self.columns and new not in columns.values():
                 raise DataError(
-                    f"{self.path} has a column {new!r} already, so {old!r} cannot be called that",
-                    hint=f"leave --column {new}={old} out, or rename one of the two in the file",
+                    f"{self.path} already has a column {new!r}, so {old!r} cannot be renamed to it",
+                    hint=f"leave out --column {new}={old}, or rename one of the two in the file",
                     kind="column",
                 )
         names = {old: new for new, old in columns.items()}
@@ -77,11 +81,11 @@ class Metadata:
 
 
 def text_cell(value: Any) -> str:
-    """Return `value` when it is a text that says something; refuse anything else rather than turn it into text."""
+    """Return `value` if it is text and not blank; raise `DataError` for anything else, without converting it."""
     if isinstance(value, str) and value.strip():
         if any("\ud800" <= character <= "\udfff" or character == "\0" for character in value):
             raise DataError(
-                "the text holds a NUL or half a character (an unpaired surrogate)",
+                "the text has a NUL character or an unpaired surrogate",
                 hint="write the text again",
                 kind="caption",
             )
@@ -89,17 +93,17 @@ def text_cell(value: Any) -> str:
     if isinstance(value, BadCell):
         raise value.error
     if value is None or isinstance(value, str):
-        raise DataError("the cell is empty", hint="write a text there, or remove the row", kind="caption")
+        raise DataError("the cell is empty", hint="add a text, or remove the row", kind="caption")
     raise DataError(f"the value is {kind_of(value)}, not text", hint="put it in double quotes", kind="caption")
 
 
 def union_of_keys(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Return every key of any row, in the order in which they first appear."""
+    """Return the keys of all rows, in the order in which they first appear."""
     return tuple(dict.fromkeys(key for row in rows for key in row))
 
 
 def kind_of(value: Any) -> str:
-    """Say what a value is, in the words of json."""
+    """Return the JSON type of a value for messages, such as "a list"."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), f"the number {value}")
 
@@ -113,7 +117,7 @@ def _column_hint(name: str, columns: tuple[str, ...]) -> str:
         return f"rename the column {guess!r} to {name!r}, or give --column {name}={guess}"
     return (
         f"the first line of a csv, or the keys of a json object, must name the columns: add {name!r}, "
-        f"or say which column it is with --column {name}=COLUMN"
+        f"or give --column {name}=COLUMN for the column that has it"
     )
 
 

@@ -1,8 +1,9 @@
-"""The order of samples: a pure function of (seed, epoch, position), without a list of all of them.
+"""Compute the order of samples as a pure function of (seed, epoch, position), without a list of all samples.
 
-A shuffled list of 10^9 positions takes minutes and gigabytes before the first step. Here a position is looked up: a
-Feistel network is a permutation whatever its round function (Luby and Rackoff 1988), of a x b numbers for any a and b
-(Black and Rogaway 2002), and of n < a x b of them by walking on until the result is below n.
+A shuffled list of 10^9 positions takes minutes and gigabytes before the first step. A Feistel network computes one
+position at a time instead: it is a permutation for any round function (Luby and Rackoff 1988), of a x b numbers for any
+a and b (Black and Rogaway 2002), and of n < a x b numbers when it is applied until the result is below n ("cycle
+walking").
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ MASK = (1 << 64) - 1
 
 
 class Permutation:
-    """A shuffle of range(length): `permutation[position]`, in constant time and memory."""
+    """A random permutation of range(length). `permutation[position]` takes constant time and memory."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length = length
-        self.left = max(isqrt(max(length - 1, 0)) + 1, 1)  # left * right >= length, by as little as can be
+        self.left = max(isqrt(max(length - 1, 0)) + 1, 1)  # the smallest left * right >= length of about equal factors
         self.right = max(-(-length // self.left), 1)
         self.keys = tuple(derive_seed(seed, number) for number in range(ROUNDS))
 
@@ -39,16 +40,16 @@ class Permutation:
                 return position
 
     def _step(self, number: int) -> int:
-        """Permute range(left * right)."""
-        sides = [self.left, self.right]
+        """Apply the Feistel network, a permutation of range(left * right), once."""
+        sizes = [self.left, self.right]
         high, low = number % self.left, number // self.left
-        for place, key in enumerate(self.keys):
-            side = sides[place % 2]
-            high, low = low, (high + _mixed(low ^ key)) % side
+        for index, key in enumerate(self.keys):
+            size = sizes[index % 2]
+            high, low = low, (high + _mix_bits(low ^ key)) % size
         return high + low * self.left
 
 
-def _mixed(number: int) -> int:
+def _mix_bits(number: int) -> int:
     """Return 64 bits that depend on every bit of `number` (the finalizer of SplitMix64, Steele et al. 2014)."""
     number = (number + 0x9E3779B97F4A7C15) & MASK
     number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & MASK
@@ -57,10 +58,11 @@ def _mixed(number: int) -> int:
 
 
 class BatchPlan:
-    """Which samples make up each batch of each epoch, found without making those before it.
+    """The positions in each batch of each epoch, computed without the batches before it.
 
-    `length` positions are repetitions of as many rows as `buckets` has, and a batch holds samples of one bucket only
-    (all are alike when it is None). In an epoch every position comes once; the last batch of a bucket may be smaller.
+    `length` is the number of positions: repetitions of the rows of the dataset. `buckets` has the bucket of each row,
+    and a batch has samples of one bucket only; None means one bucket. Every position comes once per epoch. The last
+    batch of a bucket may be smaller than `batch_size`.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int = 0, buckets: Sequence[Hashable] | None = None) -> None:
@@ -77,41 +79,41 @@ class BatchPlan:
         self._orders: dict[tuple[int, int], Permutation] = {}
 
     def __len__(self) -> int:
-        """Return how many batches an epoch has."""
+        """Return the number of batches of an epoch."""
         return self.ends[-1]
 
     def batch(self, epoch: int, number: int) -> list[int]:
         """Return the positions in batch `number` (from 0) of an epoch."""
-        group, first, last = self._place(epoch, number)
+        group, first, last = self._locate(epoch, number)
         order, rows = self._order(epoch, group), self.members[group]
-        drawn = (order[place] for place in range(first, last))
-        return [place // len(rows) * self.rows + rows[place % len(rows)] for place in drawn]
+        shuffled = (order[index] for index in range(first, last))
+        return [index // len(rows) * self.rows + rows[index % len(rows)] for index in shuffled]
 
     def batch_length(self, epoch: int, number: int) -> int:
-        """Return how many samples batch `number` of an epoch has."""
-        _, first, last = self._place(epoch, number)
+        """Return the number of samples in batch `number` (from 0) of an epoch."""
+        _, first, last = self._locate(epoch, number)
         return last - first
 
     def substitutes(self, position: int) -> Iterator[int]:
-        """Yield the other positions of the same bucket and repetition, from the next row on."""
+        """Yield the other positions of the same bucket and repetition, starting after `position`, with wrap-around."""
         repetition, row = divmod(position, self.rows)
         rows = self.members[self.group_of.get(row, 0)]
-        at = bisect_right(rows, row)
+        following = bisect_right(rows, row)
         for step in range(len(rows) - 1):
-            yield repetition * self.rows + rows[(at + step) % len(rows)]
+            yield repetition * self.rows + rows[(following + step) % len(rows)]
 
-    def _place(self, epoch: int, number: int) -> tuple[int, int, int]:
-        """Return the bucket of a batch, and which of the bucket's shuffled samples are in it."""
-        if len(self.members) > 1:  # else the samples are shuffled already
+    def _locate(self, epoch: int, number: int) -> tuple[int, int, int]:
+        """Return (bucket, first, last): the batch has the shuffled samples first to last - 1 of the bucket."""
+        if len(self.members) > 1:  # with one bucket, shuffling the samples is enough
             number = self._order(epoch, -1)[number]
         group = bisect_right(self.ends, number)
-        within = number - (self.ends[group - 1] if group else 0)
-        first = within * self.batch_size
+        first = (number - (self.ends[group - 1] if group else 0)) * self.batch_size
         return group, first, min(first + self.batch_size, self.sizes[group])
 
     def _order(self, epoch: int, group: int) -> Permutation:
+        """Return the order of the samples of a bucket in an epoch; of all batches for the group -1."""
         if (epoch, group) not in self._orders:
-            if len(self._orders) > 2 * len(self.members):  # of epochs that are over
+            if len(self._orders) > 2 * len(self.members):  # most belong to earlier epochs
                 self._orders.clear()
             length = len(self) if group < 0 else self.sizes[group]
             self._orders[epoch, group] = Permutation(length, derive_seed(self.seed, "order", epoch, group))

@@ -1,4 +1,4 @@
-"""Sizes: which part of a picture is used, and how large it comes out."""
+"""Resize and crop images to the sizes that a model takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Fit(NamedTuple):
-    """How a picture was brought to its size: `box` (left, top, right, bottom) of it, times `scale`."""
+    """The crop and the scale of a resized image: the part `box` of the original, scaled by `scale`.
+
+    `original` and `size` are (width, height); `box` is (left, top, right, bottom) in pixels of the original.
+    """
 
     original: tuple[int, int]
     size: tuple[int, int]
@@ -24,32 +27,32 @@ class Fit(NamedTuple):
 
 
 class Resize(Operator):
-    """Bring a picture to a size that is chosen from its own, keeping its shape and its centre.
+    """Resize an image to `target_size`, keeping its aspect ratio and its centre.
 
-    It is scaled until it covers that size, antialiased, and cut off evenly; `fit` says how, and so does
-    `info["fit"]` of the picture that comes out.
+    The image is scaled (Lanczos) until it covers the target size, then cropped at the centre. `fit` returns the crop
+    and the scale; the result has them in `info["fit"]` too.
     """
 
     @abstractmethod
     def target_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) that a picture of this size comes out with."""
+        """Return the (width, height) after resizing an image of this size; raise `DataError` if it is too small."""
 
     def fit(self, width: int, height: int) -> Fit:
-        """Return how a picture of this size is cut and scaled."""
+        """Return the crop and the scale of an image of this size."""
         across, down = self.target_size(width, height)
         scale = self.scale(width, height, (across, down))
         box_width, box_height = min(across / scale, width), min(down / scale, height)
         left, top = (width - box_width) / 2, (height - box_height) / 2
-        if scale == 1.0:  # only cut: whole pixels, so that each stays as it was
+        if scale == 1.0:  # cropping only: whole pixels, so that their values do not change
             left, top = (width - across) // 2, (height - down) // 2
         return Fit((width, height), (across, down), scale, (left, top, left + box_width, top + box_height))
 
     def scale(self, width: int, height: int, target: tuple[int, int]) -> float:
-        """Return the smallest scale at which a picture covers `target`."""
+        """Return the smallest scale at which an image covers `target`, a (width, height)."""
         return max(target[0] / width, target[1] / height)
 
     def __call__(self, value: PilImage.Image) -> PilImage.Image:
-        """Return the picture at its target size."""
+        """Return the image, resized to its target size."""
         from PIL import Image
 
         fit = self.fit(*value.size)
@@ -67,11 +70,11 @@ class Resize(Operator):
 
 
 class ImageCropAndResize(Resize):
-    """Bring a picture to a size that the model takes, keeping its shape and its centre.
+    """Resize an image to one size for all, or crop it to a size near its own.
 
-    With `height` and `width` every picture gets that size: scaled to cover it, then cropped at the centre. Without
-    them each keeps its own size, unless it has more than `max_pixels` and is scaled down to that; it is never
-    enlarged. Both sides are cropped to multiples of the division factors.
+    With `height` and `width` every image gets that size: it is scaled to cover it, then cropped at the centre. Without
+    them an image of more than `max_pixels` is scaled down to that area, and no image is enlarged. Both sides are then
+    cropped to multiples of the division factors. Raises `UsageError` for sizes that are not such multiples.
     """
 
     def __init__(
@@ -83,8 +86,8 @@ class ImageCropAndResize(Resize):
         width_division_factor: int = 16,
     ) -> None:
         if (height is None) != (width is None):
-            given, missing = ("height", "width") if width is None else ("width", "height")
-            raise UsageError(f"{given} is given without {missing}", hint="give both, or neither for dynamic sizes")
+            present, missing = ("height", "width") if width is None else ("width", "height")
+            raise UsageError(f"{present} is set without {missing}", hint="give both, or neither for dynamic sizes")
         for name, side, factor in (("height", height, height_division_factor), ("width", width, width_division_factor)):
             if side is not None and (side < factor or side % factor):
                 lower = max(side // factor, 1) * factor
@@ -95,13 +98,13 @@ class ImageCropAndResize(Resize):
         smallest = height_division_factor * width_division_factor
         if max_pixels is not None and max_pixels < smallest:
             raise UsageError(
-                f"max_pixels {max_pixels} is less than the smallest picture", hint=f"use {smallest} or more"
+                f"max_pixels {max_pixels} is less than the smallest image size", hint=f"use {smallest} or more"
             )
         self.height, self.width, self.max_pixels = height, width, max_pixels
         self.height_division_factor, self.width_division_factor = height_division_factor, width_division_factor
 
     def target_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) that a picture of this size comes out with."""
+        """Return the (width, height) after resizing an image of this size; raise `DataError` if it is too small."""
         across, down = self.width_division_factor, self.height_division_factor
         require_sides(width, height, across, down)
         if self.width is not None and self.height is not None:
@@ -120,14 +123,14 @@ class ImageCropAndResize(Resize):
         return scaled[0] // across * across, scaled[1] // down * down
 
     def scale(self, width: int, height: int, target: tuple[int, int]) -> float:
-        """Return 1 for a picture that keeps its size, else the smallest scale at which it covers `target`."""
+        """Return 1 for an image that is only cropped, else the smallest scale at which it covers `target`."""
         if self.height is None and (self.max_pixels is None or width * height <= self.max_pixels):
             return 1.0
         return super().scale(width, height, target)
 
 
 def require_sides(width: int, height: int, across: int, down: int) -> None:
-    """Refuse a picture that is smaller than the smallest piece that the model works in."""
+    """Raise `DataError` for an image that is narrower than `across` or lower than `down` pixels."""
     if width < across or height < down:
         raise DataError(
             f"the picture is {width}x{height} pixels, but both sides must have at least {max(across, down)}",
@@ -137,7 +140,7 @@ def require_sides(width: int, height: int, across: int, down: int) -> None:
 
 
 def fits_of(value: Any) -> Any:
-    """Return how a picture, or each of several, was fitted; None for what was not."""
+    """Return the `Fit` of an image, or a list of them for a list of images; None for values that were not resized."""
     from PIL import Image
 
     if isinstance(value, list):

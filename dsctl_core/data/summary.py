@@ -1,4 +1,4 @@
-"""What a validated dataset is like: sizes, buckets, captions, duplicates, and how large a cache of it would be."""
+"""Summarize a validated dataset: sizes, buckets, captions, duplicates, and the estimated size of its cache."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from dsctl_core.data.validation import Validation
 from dsctl_core.readable import readable_bytes
 
-# (width, height, frames, characters of the prompt) -> bytes of what a cache keeps of the picture, and of the prompt
+# (width, height, frames, characters of the prompt) -> (bytes of the image or video in a cache, bytes of the prompt)
 CacheBytes = Callable[[int, int, int, int], tuple[int, int]]
 SHOWN = 12
 
 
 def summarize(found: Validation, cache_bytes: CacheBytes | None = None) -> dict[str, Any]:
-    """Return everything that there is to say in numbers; `cache_bytes` says what a sample takes in a cache."""
+    """Return the statistics of a validated dataset. With `cache_bytes` they include the size of a cache of it."""
     prompts = [prompt for sample in found.samples for prompt in sample.prompts]
     kinds = Counter(problem.kind for problem in found.problems)
     return {
@@ -37,7 +37,7 @@ def summarize(found: Validation, cache_bytes: CacheBytes | None = None) -> dict[
 
 
 def spread(values: Sequence[int]) -> dict[str, float] | None:
-    """Return the least, the middle and the most of some numbers; None where there are none."""
+    """Return the minimum, median, mean and maximum of `values`; None if there are none."""
     if not values:
         return None
     return {
@@ -49,17 +49,17 @@ def spread(values: Sequence[int]) -> dict[str, float] | None:
 
 
 def _counted(sizes: Any) -> dict[str, int]:
-    """Return how often each size occurs, the most frequent first."""
+    """Return the number of occurrences of each size, the most frequent first."""
     return {shown(size): count for size, count in Counter(sizes).most_common()}
 
 
 def shown(size: Any) -> str:
-    """Return a size as 512x768, of a video 512x768x81, of several files one after the other."""
+    """Return a size as text: 512x768 for an image, 512x768x81 for a video, joined by " + " for several files."""
     return "x".join(map(str, size)) if isinstance(size[0], int) else " + ".join(map(shown, size))
 
 
 def _cached(found: Validation, cache_bytes: CacheBytes) -> int:
-    """Return about how many bytes a cache of the usable rows has; a prompt that comes twice is kept once."""
+    """Return the estimated bytes of a cache of the usable rows; a prompt of several rows is stored once."""
     total = 0
     prompts: set[str] = set()
     for sample in found.samples:
@@ -70,7 +70,7 @@ def _cached(found: Validation, cache_bytes: CacheBytes) -> int:
 
 
 def lines_of(found: Validation, summary: dict[str, Any], per_kind: int = 20) -> list[str]:
-    """Return problems by kind, then the summary, as text."""
+    """Return lines of text: the problems by kind, at most `per_kind` of each, then the summary."""
     lines = []
     for kind in sorted({problem.kind for problem in found.problems}):
         problems = [problem for problem in found.problems if problem.kind == kind]

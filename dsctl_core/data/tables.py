@@ -1,7 +1,7 @@
-"""Readers of csv, json and jsonl; every way in which one can be wrong is one clear error.
+"""Read csv, json and jsonl tables, with an error that names the line for each kind of mistake.
 
-Values come out as they are written: a csv has no types, so each of its cells is text and `NA`, `null` or `007` stay
-what they say. That is why the standard library reads the csv.
+Values are not converted: a csv has no types, so every cell is text, and `NA`, `null` or `007` remain these strings.
+Therefore csv is read with the standard library rather than with pandas.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dsctl_core.data.rows import Metadata, Row, kind_of, union_of_keys
 
 
 def read_csv(path: Path) -> Metadata:
-    """Read a csv whose first line names the columns."""
+    """Read a csv file; its first line has the column names."""
     columns: list[str] = []
     rows: list[Row] = []
     lines: list[int] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
-        start = 1  # a record may span lines: it starts one line after the one before it ended
+        start = 1  # the line on which the record starts; a record may span several lines
         try:
             for cells in reader:
                 if not cells:  # a blank line
@@ -42,14 +42,14 @@ def read_csv(path: Path) -> Metadata:
         except csv.Error as error:
             raise DataError(
                 f"{path} row {len(rows) + 1} (line {start}) cannot be read as csv: {error}",
-                hint='a text with a comma, a line break or a quote goes in double quotes, and a quote inside is ""',
+                hint='put a text with a comma, a line break or a quote in double quotes, and write a quote in it as ""',
                 kind="table",
             ) from error
     return Metadata(path, tuple(columns), tuple(rows), tuple(lines))
 
 
 def read_json(path: Path) -> Metadata:
-    """Read a json list of objects."""
+    """Read a json file with a list of objects."""
     text = _read_text(path)
     if not text.strip():
         return Metadata(path, (), (), None)
@@ -67,7 +67,7 @@ def read_json(path: Path) -> Metadata:
         raise DataError(f"{path} cannot be read as json: {error}", hint="write plain json", kind="table") from error
     if not isinstance(rows, list):
         raise DataError(
-            f"{path} holds {kind_of(rows)}, not a list of objects",
+            f"{path} is {kind_of(rows)}, not a list of objects",
             hint='write it as [{"image": "a.png", "prompt": "..."}, ...]',
             kind="table",
         )
@@ -77,7 +77,7 @@ def read_json(path: Path) -> Metadata:
 
 
 def read_jsonl(path: Path) -> Metadata:
-    """Read a file with a json object a line."""
+    """Read a jsonl file with one json object per line."""
     rows: list[Row] = []
     lines: list[int] = []
     with path.open(encoding="utf-8-sig") as file:
@@ -85,7 +85,7 @@ def read_jsonl(path: Path) -> Metadata:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                place = f"{path} row {len(rows) + 1} (line {number})"
+                location = f"{path} row {len(rows) + 1} (line {number})"
                 try:
                     row = _decode(line)
                 except json.JSONDecodeError as error:
@@ -93,12 +93,14 @@ def read_jsonl(path: Path) -> Metadata:
                         hint = f"a list of objects is json: rename the file to {path.with_suffix('.json').name}"
                     else:
                         hint = _json_hint(line, error)
-                    raise DataError(f"{place}, column {error.colno}: {error.msg}", hint=hint, kind="table") from error
+                    raise DataError(
+                        f"{location}, column {error.colno}: {error.msg}", hint=hint, kind="table"
+                    ) from error
                 except (ValueError, RecursionError) as error:
                     raise DataError(
-                        f"{place} cannot be read as json: {error}", hint="write plain json", kind="table"
+                        f"{location} cannot be read as json: {error}", hint="write plain json", kind="table"
                     ) from error
-                _refuse_bad_object(place, row)
+                _refuse_bad_object(location, row)
                 rows.append(row)
                 lines.append(number)
         except UnicodeDecodeError as error:
@@ -107,7 +109,7 @@ def read_jsonl(path: Path) -> Metadata:
 
 
 class _RepeatedKey(dict[str, Any]):
-    """An object in which a key stands twice; it is refused where its row number is known."""
+    """A json object with a duplicate key; it is refused where the row number is known."""
 
     key: str
 
@@ -128,34 +130,34 @@ def _decode(text: str) -> Any:
     return json.loads(text, object_pairs_hook=build, parse_constant=refuse)
 
 
-def _refuse_bad_object(place: str, row: Any) -> None:
+def _refuse_bad_object(location: str, row: Any) -> None:
     if isinstance(row, _RepeatedKey):
-        raise DataError(f"{place} has the key {row.key!r} twice", hint="keep one of the two", kind="table")
+        raise DataError(f"{location} has the key {row.key!r} twice", hint="keep one of the two", kind="table")
     if not isinstance(row, dict):
         raise DataError(
-            f"{place} is {kind_of(row)}, not an object",
+            f"{location} is {kind_of(row)}, not an object",
             hint='write it as {"image": "a.png", "prompt": ...}',
             kind="table",
         )
 
 
 def _refuse_duplicate_columns(path: Path, columns: list[str]) -> None:
-    for place, name in enumerate(columns):
+    for index, name in enumerate(columns):
         first = columns.index(name)
-        if first != place:
+        if first != index:
             raise DataError(
-                f"{path} has the column {name!r} twice in its header (columns {first + 1} and {place + 1})",
+                f"{path} has the column {name!r} twice in its header (columns {first + 1} and {index + 1})",
                 hint="rename or remove one of the two",
                 kind="table",
             )
 
 
-def _wrong_cell_count(place: str, cells: list[str], columns: list[str]) -> DataError:
+def _wrong_cell_count(location: str, cells: list[str], columns: list[str]) -> DataError:
     if len(cells) > len(columns):
-        hint = 'put a text that holds a comma in double quotes: a.png,"a red, round ball"'
+        hint = 'put a text with a comma in double quotes: a.png,"a red, round ball"'
     else:
-        hint = f"give a value for {columns[len(cells)]!r}, or put the comma that marks it as empty"
-    return DataError(f"{place} has {len(cells)} cells, but the header has {len(columns)}", hint=hint, kind="table")
+        hint = f"add a value for {columns[len(cells)]!r}, or a comma for an empty one"
+    return DataError(f"{location} has {len(cells)} cells, but the header has {len(columns)}", hint=hint, kind="table")
 
 
 def _read_text(path: Path) -> str:
@@ -166,7 +168,7 @@ def _read_text(path: Path) -> str:
 
 
 def _not_utf8(path: Path) -> DataError:
-    """Find the line that a decoding error came from; the decoder itself only knows a place in its buffer."""
+    """Return the error for the first line that is not UTF-8; the decoder only knows the position in its buffer."""
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return DataError(
@@ -188,5 +190,5 @@ def _not_utf8(path: Path) -> DataError:
 
 def _json_hint(text: str, error: json.JSONDecodeError) -> str:
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-        return "the text ends in the middle of a value; was the file cut off?"
-    return "correct the json there: double quotes, a comma between values and none after the last"
+        return "the text ends in the middle of a value; is the file cut off?"
+    return "correct the json: double quotes, a comma between values and none after the last"

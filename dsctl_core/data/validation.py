@@ -1,4 +1,4 @@
-"""`dsctl dataset validate`: every row checked, every file decoded, on all cores and without torch."""
+"""Validate a dataset: check every row and decode every file, on all cores and without torch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError
 from dsctl_core.progress import NoProgress, Progress
 
-ENLARGED = 1.05  # from this scale on a picture is said to be enlarged
-CHUNK = 16  # files that a process is sent at once
-FEWEST_FOR_PROCESSES = 64  # below that, starting processes takes longer than they save
+ENLARGED = 1.05  # images that are scaled by more than this get a warning
+CHUNK = 16  # files per task of a worker process
+MIN_FILES_FOR_PROCESSES = 64  # with fewer files, starting processes takes longer than they save
 
 Level = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: with row number `row` (counting from 1), or with the whole dataset (None)."""
+    """One problem: of row `row` (counting from 1), or of the whole dataset (None)."""
 
     kind: str
     level: Level
@@ -39,7 +39,7 @@ class Problem:
 
 @dataclass
 class Sample:
-    """A row's files that could be used, each with the size that it comes out with."""
+    """A row with its prompts and the sizes of its usable files after resizing: (width, height[, frames])."""
 
     number: int
     prompts: tuple[str, ...]
@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass
 class Validation:
-    """What was found."""
+    """The result of `validate_dataset`; it is filled while the dataset is checked."""
 
     rows: int
     layout: str
@@ -58,13 +58,13 @@ class Validation:
     rows_of: dict[Path, list[int]]  # the rows that name a file, from 0
 
     def count(self, level: Level) -> int:
-        """Return how many problems are errors, or warnings."""
+        """Return the number of problems of a level."""
         return sum(problem.level == level for problem in self.problems)
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What the files of a dataset must be fit for. `frames` is None where videos are not taken."""
+    """The settings of a validation: the resizing, the frames of videos (None: images only), the worker processes."""
 
     resize: Resize
     frames: FrameRule | None = None
@@ -72,79 +72,88 @@ class Checks:
 
 
 def cannot_be_read(error: DsctlError) -> Validation:
-    """Return what is found of a dataset whose table cannot be read at all."""
+    """Return the validation of a dataset whose metadata cannot be read: `error` is its only problem."""
     problem = Problem(kind_of_problem(error), "error", error.problem, error.hint)
     return Validation(0, "", [problem], [], {}, {})
 
 
 def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress | None = None) -> Validation:
-    """Check every row of a dataset and decode every file of it."""
-    found = Validation(len(dataset.metadata.rows), dataset.metadata.layout, [], [], {}, {})
+    """Check every row of a dataset and decode every file. Problems are collected, not raised."""
+    validation = Validation(len(dataset.metadata.rows), dataset.metadata.layout, [], [], {}, {})
     try:
         dataset.metadata.require_columns(TEXT_COLUMNS)
     except DsctlError as error:
-        found.problems.append(Problem(kind_of_problem(error), "error", error.problem, error.hint))
-    named = [_files_of_row(dataset, number, found) for number in range(found.rows)]
-    paths = list(dict.fromkeys(path for cells in named for entries in cells.values() for path in entries))
-    faults: dict[Path, DataError] = {}
-    for path, fact in _inspected(paths, checks, progress or NoProgress()):
-        if isinstance(fact, FileFacts):
-            found.files[path] = fact
+        validation.problems.append(Problem(kind_of_problem(error), "error", error.problem, error.hint))
+    files_by_row = [_files_of_row(dataset, number, validation) for number in range(validation.rows)]
+    paths = list(dict.fromkeys(path for cells in files_by_row for entries in cells.values() for path in entries))
+    errors: dict[Path, DataError] = {}
+    for path, inspected in _inspect_files(paths, checks, progress or NoProgress()):
+        if isinstance(inspected, FileFacts):
+            validation.files[path] = inspected
         else:
-            faults[path] = fact
-    for number, cells in enumerate(named):
-        found.samples.append(_judged(dataset, number, cells, faults, checks, found))
-    found.problems += _warnings_of_files(found, checks.resize)
-    found.problems += _same_files(dataset, found)
-    found.problems += _swapped_columns(dataset, named, found)
-    found.problems.sort(key=lambda problem: (problem.row is not None, problem.row or 0))
-    return found
+            errors[path] = inspected
+    for number, cells in enumerate(files_by_row):
+        validation.samples.append(_check_row(dataset, number, cells, errors, checks, validation))
+    validation.problems += _warnings_of_files(validation, checks.resize)
+    validation.problems += _same_files(dataset, validation)
+    validation.problems += _swapped_columns(dataset, files_by_row, validation)
+    validation.problems.sort(key=lambda problem: (problem.row is not None, problem.row or 0))
+    return validation
 
 
-def _files_of_row(dataset: UnifiedDataset, number: int, found: Validation) -> dict[str, list[Path]]:
-    """Return the files that each column of a row names; what names none is a problem."""
+def _files_of_row(dataset: UnifiedDataset, number: int, validation: Validation) -> dict[str, list[Path]]:
+    """Return the paths in each file column of a row, and add a problem for each cell without a valid path."""
     cells: dict[str, list[Path]] = {}
     for key in dataset.data_file_keys:
         try:
             cells[key] = dataset.files(number, key)
         except DsctlError as error:
-            _add(found, number, error)
+            _add(validation, number, error)
         for path in cells.get(key, ()):
-            found.rows_of.setdefault(path, []).append(number)
+            validation.rows_of.setdefault(path, []).append(number)
     return cells
 
 
-def _judged(
+def _check_row(
     dataset: UnifiedDataset,
     number: int,
     cells: dict[str, list[Path]],
-    faults: dict[Path, DataError],
+    errors: dict[Path, DataError],
     checks: Checks,
-    found: Validation,
+    validation: Validation,
 ) -> Sample:
-    """Check what the files of a row turned out to be, and its prompt."""
+    """Check the prompt and the inspected files of a row, and add its problems to `validation`.
+
+    Args:
+        dataset: The dataset.
+        number: The row, from 0.
+        cells: The paths in each file column of the row.
+        errors: The files that cannot be used, with their errors.
+        checks: The settings of the validation.
+        validation: The result so far.
+    """
     sample = Sample(number, ())
     for key in TEXT_COLUMNS:
         if key in dataset.metadata.columns:
             try:
-                with dataset.placed(number, key):
+                with dataset.cell_errors(number, key):
                     sample.prompts = dataset.captions.texts(dataset.metadata.rows[number].get(key))
             except DsctlError as error:
-                _add(found, number, error)
+                _add(validation, number, error)
     for key, paths in cells.items():
         for path in paths:
             try:
-                with dataset.placed(number, key):
-                    if path in faults:
-                        raise faults[path]
-                    sample.sizes.append(_size(path, found.files[path], checks))
+                with dataset.cell_errors(number, key):
+                    if path in errors:
+                        raise errors[path]
+                    sample.sizes.append(_size(path, validation.files[path], checks))
             except DsctlError as error:
-                _add(found, number, error, path)
+                _add(validation, number, error, path)
     return sample
 
 
 def _size(path: Path, facts: FileFacts, checks: Checks) -> tuple[int, ...]:
-    """Return (width, height), or (width, height, frames), that a file comes out with."""
+    """Return the size of a file after resizing: (width, height), or (width, height, frames) for a video."""
     try:
         size = checks.resize.target_size(*facts.size)
         if not facts.is_video or checks.frames is None:
@@ -154,8 +163,10 @@ def _size(path: Path, facts: FileFacts, checks: Checks) -> tuple[int, ...]:
         raise DataError(f"{path}: {error.problem}", hint=error.hint, kind=error.kind) from error
 
 
-def _inspected(paths: list[Path], checks: Checks, progress: Progress) -> Iterator[tuple[Path, FileFacts | DataError]]:
-    """Inspect files on all cores and yield what they are, in the order of `paths`."""
+def _inspect_files(
+    paths: list[Path], checks: Checks, progress: Progress
+) -> Iterator[tuple[Path, FileFacts | DataError]]:
+    """Inspect files on all cores and yield (path, facts or error), in the order of `paths`."""
     videos = checks.frames is not None
     workers = checks.workers or cores()
     chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
@@ -169,14 +180,14 @@ def _inspected(paths: list[Path], checks: Checks, progress: Progress) -> Iterato
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _in_processes(
     chunks: list[list[Path]], videos: bool, workers: int, files: int
 ) -> Iterator[list[FileFacts | DataError]]:
-    if workers == 1 or files < FEWEST_FOR_PROCESSES:
+    if workers == 1 or files < MIN_FILES_FOR_PROCESSES:
         for chunk in chunks:
             yield inspect_all(chunk, videos)
         return
@@ -185,38 +196,38 @@ def _in_processes(
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    # Spawned: a fork would copy whatever threads of this process are doing, such as drawing a progress bar.
+    # Spawned: a fork would copy the state of other threads, such as one that draws a progress bar.
     pool = ProcessPoolExecutor(
         min(workers, len(chunks)),
         mp_context=get_context("spawn"),
-        initializer=signal.signal,  # Ctrl-C is for this process to see
+        initializer=signal.signal,  # only the parent process handles Ctrl-C
         initargs=(signal.SIGINT, signal.SIG_IGN),
     )
     try:
         yield from pool.map(inspect_all, chunks, [videos] * len(chunks))
     except BrokenProcessPool as error:
         raise DsctlError(
-            "a process that decodes files was ended from outside, most likely for want of memory",
-            hint="use fewer of them: --workers 1",
+            "a worker process that decodes files was killed, probably because memory ran out",
+            hint="use fewer worker processes: --workers 1",
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _add(found: Validation, number: int, error: DsctlError, path: Path | None = None) -> None:
+def _add(validation: Validation, number: int, error: DsctlError, path: Path | None = None) -> None:
     file = str(path) if path else None
-    found.problems.append(Problem(kind_of_problem(error), "error", error.problem, error.hint, number + 1, file))
+    validation.problems.append(Problem(kind_of_problem(error), "error", error.problem, error.hint, number + 1, file))
 
 
-def _warnings_of_files(found: Validation, resize: Resize) -> Iterator[Problem]:
-    """Yield what is odd about a file, once for each file."""
-    for path, facts in found.files.items():
-        row = found.rows_of[path][0] + 1
+def _warnings_of_files(validation: Validation, resize: Resize) -> Iterator[Problem]:
+    """Yield warnings about single files, each file once: wrong suffix, animation, enlarged image."""
+    for path, facts in validation.files.items():
+        row = validation.rows_of[path][0] + 1
         jpegs = {"JPEG", "MPO"}  # some cameras write JPEGs with a second picture in them
         expected = facts.expected_format
         if expected is not None and facts.format != expected and not {facts.format, expected} <= jpegs:
             message = f"row {row}: {path} is a {facts.format}, but its name says {expected}"
-            yield Problem("wrong suffix", "warning", message, "give it the right suffix", row, str(path))
+            yield Problem("wrong suffix", "warning", message, "rename it with the right suffix", row, str(path))
         if facts.frames > 1 and not facts.is_video and facts.format != "MPO":
             message = f"row {row}: {path} has {facts.frames} frames, of which only the first is used"
             yield Problem("animation", "warning", message, "use a picture, or remove the row", row, str(path))
@@ -227,22 +238,22 @@ def _enlarged(path: Path, facts: FileFacts, row: int, resize: Resize) -> Iterato
     try:
         fit = resize.fit(*facts.size)
     except DataError:
-        return  # too small at all, which is said already
+        return  # too small at all: reported already
     if fit.scale > ENLARGED:
         (width, height), (across, down) = facts.size, fit.size
         message = f"row {row}: {path} is {width}x{height} and is enlarged {fit.scale:.2g} times to {across}x{down}"
         yield Problem("enlarged", "warning", message, "use a larger picture, or a smaller size", row, str(path))
 
 
-def _same_files(dataset: UnifiedDataset, found: Validation) -> Iterator[Problem]:
-    """Yield files that are the same, and rows that are."""
-    for kind, pairs, how in (
-        ("same bytes", same_bytes(found.files), "has the same bytes as"),
-        ("same picture", same_pictures(found.files), "shows the same picture as"),
+def _same_files(dataset: UnifiedDataset, validation: Validation) -> Iterator[Problem]:
+    """Yield warnings about duplicate files and duplicate rows."""
+    for kind, pairs, relation in (
+        ("same bytes", same_bytes(validation.files), "has the same bytes as"),
+        ("same picture", same_pictures(validation.files), "shows the same picture as"),
     ):
         for path, earlier in pairs:
-            row, other = (found.rows_of[each][0] + 1 for each in (path, earlier))
-            message = f"row {row}: {path} {how} {earlier} (row {other})"
+            row, other = (validation.rows_of[each][0] + 1 for each in (path, earlier))
+            message = f"row {row}: {path} {relation} {earlier} (row {other})"
             yield Problem(
                 kind, "warning", message, "remove one of the two, unless it is meant to count twice", row, str(path)
             )
@@ -250,23 +261,23 @@ def _same_files(dataset: UnifiedDataset, found: Validation) -> Iterator[Problem]
     for number, row_values in enumerate(dataset.metadata.rows):
         other = first.setdefault(repr(sorted(row_values.items(), key=lambda item: item[0])), number)
         if other != number:
-            message = f"row {number + 1} says the same as row {other + 1}"
+            message = f"row {number + 1} is the same as row {other + 1}"
             yield Problem("same row", "warning", message, "remove one of the two", number + 1)
 
 
 def _swapped_columns(
-    dataset: UnifiedDataset, named: list[dict[str, list[Path]]], found: Validation
+    dataset: UnifiedDataset, files_by_row: list[dict[str, list[Path]]], validation: Validation
 ) -> Iterator[Problem]:
-    """Yield a warning for a column whose every file is another row's target: the two were most likely swapped."""
+    """Yield a warning for a column in which every file is the target of another row: the two were probably swapped."""
     target, *others = dataset.data_file_keys
     digests: dict[Any, set[int]] = {}
-    for number, cells in enumerate(named):
+    for number, cells in enumerate(files_by_row):
         for path in cells.get(target, ()):
-            if path in found.files:
-                digests.setdefault(found.files[path].digest, set()).add(number)
+            if path in validation.files:
+                digests.setdefault(validation.files[path].digest, set()).add(number)
     for key in others:
-        entries = [(number, path) for number, cells in enumerate(named) for path in cells.get(key, ())]
-        known = [(number, found.files[path].digest) for number, path in entries if path in found.files]
+        entries = [(number, path) for number, cells in enumerate(files_by_row) for path in cells.get(key, ())]
+        known = [(number, validation.files[path].digest) for number, path in entries if path in validation.files]
         if len(known) < 2 or len(known) < len(entries):
             continue
         if all(digests.get(digest, set()) - {number} for number, digest in known):

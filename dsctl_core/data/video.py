@@ -1,4 +1,4 @@
-"""Video operators: exactly the frames asked for, by their time stamps, or one error that names the file."""
+"""Load the frames of videos and animated GIFs, selected by count or by time stamp."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dsctl_core.data.images import AGAIN, opened
+from dsctl_core.data.images import COPY_AGAIN, open_image
 from dsctl_core.data.operators import Operator, require_file
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.routing import preview_of
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from PIL import Image as PilImage
 
 ShortClips = Literal["refuse", "shorten"]
-TOLERANCE = 1e-3  # seconds by which rounded time stamps may miss the time they stand for
+TOLERANCE = 1e-3  # seconds; containers round time stamps, some to milliseconds
 
 
 @dataclass(frozen=True)
 class FrameRule:
-    """Which frames of a clip are taken.
+    """The rule that selects the frames of a clip.
 
-    The count is `time_division_factor` * n + `time_division_remainder`, at most `num_frames` (None: the whole clip).
-    With `fps` the frames are those on screen at 0, 1/fps, 2/fps, ...; without, every frame counts. A clip with fewer
-    frames than `num_frames` is refused, or with `short` "shorten" gives as many as it can.
+    The number of frames is `time_division_factor` * n + `time_division_remainder`: `num_frames`, or for None as many as
+    the clip has. With `fps` these are the frames on screen at 0, 1/fps, 2/fps, ... seconds, without it consecutive
+    frames. A clip with fewer frames than `num_frames` is refused, or used as far as it goes if `short` is "shorten".
+    Raises `UsageError` for a `num_frames` that is not such a number.
     """
 
     num_frames: int | None = 81
@@ -46,29 +47,32 @@ class FrameRule:
             )
 
     def rounded(self, count: int) -> int:
-        """Return the largest count that fits the rule and is not above `count`; 0 or less where there is none."""
+        """Return the largest allowed number of frames that is at most `count`; 0 or less if there is none."""
         return count - (count - self.time_division_remainder) % self.time_division_factor
 
     def pick(self, times: Sequence[float], end: float) -> list[int]:
-        """Return which frames to take of a clip with frames at `times` (seconds, rising), the last until `end`."""
+        """Return the indices of the frames to use; raise `DataError` for a clip that is too short.
+
+        `times` are the times of the frames of the clip in seconds, ascending; the last frame lasts until `end`.
+        """
         if self.fps is None:
             available = list(range(len(times)))
         else:
             count = int((end - times[0]) * self.fps + TOLERANCE)
-            moments = (times[0] + number / self.fps + TOLERANCE for number in range(max(count, 1)))
-            available = [bisect_right(times, moment) - 1 for moment in moments]
+            sample_times = (times[0] + number / self.fps + TOLERANCE for number in range(max(count, 1)))
+            available = [bisect_right(times, time) - 1 for time in sample_times]
         wanted = self.num_frames if self.num_frames is not None else self.rounded(len(available))
         at_rate = "" if self.fps is None else f" at {self.fps:g} frames a second"
         if len(available) < wanted and self.short == "refuse":
             raise DataError(
-                f"the clip has {len(available)} frames{at_rate}, but {wanted} are asked for",
+                f"the clip has {len(available)} frames{at_rate}, but {wanted} are needed",
                 hint="use a longer clip, lower --num-frames, give --short-clips shorten, or remove the row",
                 kind="video",
             )
         count = min(wanted, self.rounded(len(available)))
         if count < 1:
             raise DataError(
-                f"the clip has {len(available)} frames{at_rate}, fewer than the model's least",
+                f"the clip has {len(available)} frames{at_rate}, fewer than the model's minimum",
                 hint="use a longer clip, or remove the row",
                 kind="video",
             )
@@ -76,7 +80,16 @@ class FrameRule:
 
 
 class FrameLoader(Operator):
-    """What the loaders of moving pictures share: which frames, and what each of them goes through."""
+    """The base of the video loaders: it selects frames by a `FrameRule` and processes each of them.
+
+    Args:
+        num_frames: The number of frames; None: the whole clip.
+        time_division_factor: Clips have `time_division_factor` * n + `time_division_remainder` frames.
+        time_division_remainder: See `time_division_factor`.
+        frame_processor: Applied to each frame, such as a `Resize`.
+        fps: Frames per second to sample; None: every frame.
+        short: Whether a clip with too few frames is refused or shortened.
+    """
 
     def __init__(
         self,
@@ -91,9 +104,12 @@ class FrameLoader(Operator):
         self.frame_processor = frame_processor
 
     def preview(self, value: str | Path) -> Any:
-        """Return (width, height, frames) as they will be loaded; nothing but the first frame is decoded."""
+        """Return the (width, height, frames) of the clip when loaded; only the first frame is decoded.
+
+        The result is None if `frame_processor` is a plain function, which has no preview.
+        """
         path = Path(value)
-        with _named(path):
+        with _naming(path):
             times, end, size = self.survey(path)
             count = len(self.rule.pick(times, end))
         if self.frame_processor is not None:
@@ -101,7 +117,7 @@ class FrameLoader(Operator):
         return None if size is None else (*size, count)
 
     def survey(self, path: Path) -> tuple[list[float], float, tuple[int, int]]:
-        """Return the times of all frames, the end of the last one, and (width, height)."""
+        """Return the times of all frames and the end of the last one, in seconds, and (width, height)."""
         raise NotImplementedError
 
     def _processed(self, frames: Iterator[PilImage.Image]) -> list[Any]:
@@ -109,49 +125,49 @@ class FrameLoader(Operator):
 
 
 class LoadVideo(FrameLoader):
-    """Read frames of a video (mp4, webm, mov, mkv, avi, gif, ...) as upright RGB pictures."""
+    """Load frames of a video (mp4, webm, mov, mkv, avi, gif, ...) as RGB images with the rotation applied."""
 
     def __call__(self, value: str | Path) -> list[Any]:
         """Decode and return the frames."""
         path = Path(value)
-        with _named(path):
+        with _naming(path):
             times, end, _ = self.survey(path)
             return self._processed(_decode(path, self.rule.pick(times, end)))
 
     def survey(self, path: Path) -> tuple[list[float], float, tuple[int, int]]:
-        """Read the time stamps of all packets, which decodes nothing, and the first frame."""
-        with _container(path) as (container, stream):
+        """Read the time stamps of all packets, without decoding them, and decode the first frame."""
+        with _open_video(path) as (container, stream):
             step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
             packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
             stamps = [None if p.pts is None else float(p.pts * p.time_base) for p in packets]
             lengths = [float(p.duration * p.time_base) if p.duration else step for p in packets]
-            announced, length = stream.frames, _announced_length(container, stream)
+            expected, length = stream.frames, _header_duration(container, stream)
         known = [stamp for stamp in stamps if stamp is not None]
         times = sorted(known) if len(known) == len(stamps) else [number * step for number in range(len(stamps))]
         if not times:
-            raise _cut_off(path, 0, announced)
+            raise _cut_off_error(path, 0, expected)
         end = times[-1] + lengths[-1]
-        if len(times) < announced or (length is not None and end - times[0] < length - max(0.1, 2 * step)):
-            raise _cut_off(path, len(times), announced)
+        if len(times) < expected or (length is not None and end - times[0] < length - max(0.1, 2 * step)):
+            raise _cut_off_error(path, len(times), expected)
         first = next(_decode(path, [0]))
         return times, end, first.size
 
 
 class LoadGIF(FrameLoader):
-    """Read frames of an animated GIF as RGB pictures, transparency on white."""
+    """Load frames of an animated GIF as RGB images, blended with white where they are transparent."""
 
     def __call__(self, value: str | Path) -> list[Any]:
         """Decode and return the frames."""
         path = Path(value)
-        with _named(path):
+        with _naming(path):
             times, end, _ = self.survey(path)
             return self._processed(_gif_frames(path, self.rule.pick(times, end)))
 
     def survey(self, path: Path) -> tuple[list[float], float, tuple[int, int]]:
-        """Read how long each frame is shown."""
+        """Read the durations of all frames."""
         times, now = [], 0.0
-        with opened(path) as image:
-            _require_gif_end(path)
+        with open_image(path) as image:
+            _require_gif_trailer(path)
             for number in range(getattr(image, "n_frames", 1)):
                 image.seek(number)
                 times.append(now)
@@ -159,21 +175,21 @@ class LoadGIF(FrameLoader):
             return times, now, image.size
 
 
-def watch(path: Path) -> tuple[list[float], float, tuple[int, int]]:
-    """Decode a whole video; return the times of its frames, the end of the last one, and (width, height)."""
+def decode_all(path: Path) -> tuple[list[float], float, tuple[int, int]]:
+    """Decode all frames of a video; return their times and the end of the last one (seconds), and (width, height)."""
     times, end, size = LoadVideo(None).survey(path)
-    with _container(path) as (container, stream):
+    with _open_video(path) as (container, stream):
         stream.thread_type = "AUTO"
-        found = sum(1 for _ in container.decode(stream))
-    if found < len(times):
-        raise _cut_off(path, found, len(times))
+        decoded = sum(1 for _ in container.decode(stream))
+    if decoded < len(times):
+        raise _cut_off_error(path, decoded, len(times))
     return times, end, size
 
 
 def _gif_frames(path: Path, wanted: list[int]) -> Iterator[PilImage.Image]:
     from PIL import Image
 
-    with opened(path) as image:
+    with open_image(path) as image:
         for number in wanted:
             image.seek(number)
             frame = image.convert("RGBA")
@@ -181,20 +197,20 @@ def _gif_frames(path: Path, wanted: list[int]) -> Iterator[PilImage.Image]:
 
 
 def _decode(path: Path, wanted: list[int]) -> Iterator[PilImage.Image]:
-    """Yield the frames whose numbers are in `wanted`, which rises; one that is named twice comes twice."""
-    with _container(path) as (container, stream):
+    """Yield the frames with the indices `wanted`, which ascend; an index that is repeated yields its frame again."""
+    with _open_video(path) as (container, stream):
         stream.thread_type = "AUTO"
-        left = iter(wanted)
-        number = next(left, None)
-        done = 0
+        remaining = iter(wanted)
+        number = next(remaining, None)
+        decoded = 0
         for frame in container.decode(stream):
-            while number == done:
+            while number == decoded:
                 yield _upright(frame)
-                number = next(left, None)
-            done += 1
+                number = next(remaining, None)
+            decoded += 1
             if number is None:
                 return
-    raise _cut_off(path, done, wanted[-1] + 1)
+    raise _cut_off_error(path, decoded, wanted[-1] + 1)
 
 
 def _upright(frame: Any) -> PilImage.Image:
@@ -207,50 +223,50 @@ def _upright(frame: Any) -> PilImage.Image:
 
 
 @contextmanager
-def _container(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Open a video and its first video stream; what is wrong with the file becomes an error that names it."""
+def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Open a video and its first video stream; errors of the file become a `DataError` that names it."""
     try:
         import av
     except ImportError as error:
         raise DataError(
-            f"{path} is a video, and PyAV, which reads them, is not installed",
+            f"{path} is a video, and PyAV, which reads videos, is not installed",
             hint='install it with: pip install "dsctl[video]"',
             kind="video",
         ) from error
     require_file(path)
-    _require_gif_end(path)
+    _require_gif_trailer(path)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise DataError(f"{path} has no video in it", hint="use another file, or remove the row", kind="video")
+                raise DataError(f"{path} has no video stream", hint="use another file, or remove the row", kind="video")
             yield container, container.streams.video[0]
     except (av.FFmpegError, ValueError) as error:
         if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty (0 bytes)", hint=AGAIN, kind="damaged file") from error
+            raise DataError(f"{path} is empty (0 bytes)", hint=COPY_AGAIN, kind="damaged file") from error
         reason = getattr(error, "strerror", None) or error
         raise DataError(
             f"{path} is not a video, or is damaged or cut off ({path.stat().st_size} bytes): {reason}",
-            hint=AGAIN,
+            hint=COPY_AGAIN,
             kind="damaged file",
         ) from error
 
 
-def _require_gif_end(path: Path) -> None:
-    """Refuse a GIF without its last byte: what reads GIFs takes its frames up to there for the whole."""
+def _require_gif_trailer(path: Path) -> None:
+    """Raise `DataError` for a GIF without its trailer; the decoders would treat a truncated GIF as a complete one."""
     with explained_os_errors(path), path.open("rb") as file:
         if file.read(4) != b"GIF8":
             return
         file.seek(-1, 2)
         if file.read(1) != b";":
             raise DataError(
-                f"{path} is damaged or cut off ({path.stat().st_size} bytes): it does not end as a GIF does",
-                hint=AGAIN,
+                f"{path} is damaged or cut off ({path.stat().st_size} bytes): the end of the GIF is missing",
+                hint=COPY_AGAIN,
                 kind="damaged file",
             )
 
 
-def _announced_length(container: Any, stream: Any) -> float | None:
-    """Return how many seconds of video the header announces; None where it does not say."""
+def _header_duration(container: Any, stream: Any) -> float | None:
+    """Return the duration of the video in its header, in seconds, or None if there is none."""
     text = stream.metadata.get("DURATION")  # matroska: "00:00:01.280000000"
     if text is not None:
         hours, minutes, seconds = text.split(":")
@@ -260,14 +276,16 @@ def _announced_length(container: Any, stream: Any) -> float | None:
     return None if container.duration is None or len(container.streams) > 1 else container.duration / 1e6
 
 
-def _cut_off(path: Path, found: int, announced: int) -> DataError:
-    of = f" of {announced}" if announced > found else ""
-    return DataError(f"{path} is cut off: it ends after {found}{of} frames", hint=AGAIN, kind="damaged file")
+def _cut_off_error(path: Path, frames: int, expected: int) -> DataError:
+    of_expected = f" of {expected}" if expected > frames else ""
+    return DataError(
+        f"{path} is cut off: it ends after {frames}{of_expected} frames", hint=COPY_AGAIN, kind="damaged file"
+    )
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name the file in an error that comes from its frames."""
+def _naming(path: Path) -> Iterator[None]:
+    """Add the path to a `DataError` that does not have it."""
     try:
         yield
     except DataError as error:

@@ -1,1 +1,1 @@
-"""Model hubs: what is there, getting it whole, and giving results."""
+"""Model hubs (ModelScope, Hugging Face): list, download and upload files."""

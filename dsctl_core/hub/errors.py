@@ -1,6 +1,7 @@
-"""What can go wrong with a hub, in one line with a remedy, whichever library raised it.
+"""Turn exceptions of the hub libraries into errors of one line with a hint.
 
-Exceptions are told by class and status, never by their text: that is partly Chinese, and may name signed addresses.
+Exceptions are recognized by class and HTTP status, not by their text: it is partly Chinese, and may contain signed
+URLs.
 """
 
 from __future__ import annotations
@@ -19,57 +20,60 @@ TOKENS = {
 }
 TITLES = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
-OFFLINE = "check the connection; files that are there already are used with DSCTL_SKIP_DOWNLOAD=1"
+OFFLINE = "check the connection; DSCTL_SKIP_DOWNLOAD=1 uses the files that are downloaded already"
 
 
 class HubUnreachable(DsctlError):
-    """The hub did not answer, so what is on the disk is all there is."""
+    """The hub does not answer, so only files on the disk can be used."""
 
 
 class WrongContent(Exception):
-    """What arrived is not what the hub announced."""
+    """The content of a downloaded file does not have the checksum that the hub lists."""
 
 
 @contextmanager
 def explained(hub: str, what: str, folder: Path | None = None) -> Iterator[None]:
-    """Turn whatever a hub's library raises in this block, while working on `what`, into a DsctlError."""
+    """Turn exceptions of a hub library in this block into a `DsctlError`.
+
+    `what` is the repository or file in use, and `folder` the local folder, for messages.
+    """
     try:
         yield
     except DsctlError:
         raise
     except Exception as error:
-        found = explain(hub, what, error, folder)
-        if found is None:
+        explanation = explain(hub, what, error, folder)
+        if explanation is None:
             raise
-        raise found from error
+        raise explanation from error
 
 
 def explain(hub: str, what: str, error: BaseException, folder: Path | None = None) -> DsctlError | None:
-    """Return what `error` means for a person, or None when it is no fault of hub, network or disk."""
+    """Return the `DsctlError` for `error`; None if it is not an error of hub, network or disk."""
     names = {kind.__name__ for kind in type(error).__mro__}
     title = TITLES[hub]
     failed = getattr(error, "failed_files", None)
     if "FileDownloadError" in names and failed:
         path, first = next(iter(failed.items()))
         return explain(hub, f"{what}: {path}", first, folder)
-    full = _disk_fault(error)
-    if full is not None:
-        return write_error(Path(full.filename) if full.filename else (folder or Path()), full)
+    disk_error = _disk_error(error)
+    if disk_error is not None:
+        return write_error(Path(disk_error.filename) if disk_error.filename else (folder or Path()), disk_error)
     if isinstance(error, WrongContent) or "FileIntegrityError" in names or "Consistency check failed" in str(error):
         return DsctlError(
-            f"{what} arrived with other content than {title} announced, and was not kept",
-            hint="run it again; if it happens again, the file on the hub is damaged",
+            f"{what} does not have the checksum that {title} lists, and was not kept",
+            hint="run the command again; if it happens again, the file on the hub is damaged",
         )
     if "GatedRepoError" in names:
-        return DsctlError(f"{what} is gated on {title}", hint=f"accept its terms on its page, then {TOKENS[hub]}")
+        return DsctlError(f"{what} is gated on {title}", hint=f"accept the terms on its page, then {TOKENS[hub]}")
     if "RevisionNotFoundError" in names:
         return DsctlError(f"{what} has no such revision on {title}", hint="check --revision")
     status = _status(error)
     if status == 401 or "AuthenticationError" in names:
-        return DsctlError(f"{title} does not accept the token for {what}, or wants one", hint=TOKENS[hub])
+        return DsctlError(f"{title} needs a token for {what}, or does not accept this one", hint=TOKENS[hub])
     if status == 403 or "PermissionDeniedError" in names:
         return DsctlError(
-            f"{title} does not allow this for {what}", hint=f"check the rights of the token: {TOKENS[hub]}"
+            f"{title} does not allow this for {what}", hint=f"check the permissions of the token: {TOKENS[hub]}"
         )
     if status == 404 or names & {"NotExistError", "RepositoryNotFoundError", "EntryNotFoundError"}:
         return DsctlError(
@@ -77,39 +81,42 @@ def explain(hub: str, what: str, error: BaseException, folder: Path | None = Non
             hint=f"check the name, try the other hub with --source, or {TOKENS[hub]}",
         )
     if status == 429 or "RateLimitError" in names:
-        return DsctlError(f"{title} asks to slow down ({what})", hint="wait some minutes, then run it again")
+        return DsctlError(
+            f"{title} limits the rate of requests ({what})", hint="wait some minutes, then run the command again"
+        )
     if (status is not None and status >= 500) or names & {"ServerError", "StorageError"}:
         code = f" (status {status})" if status is not None else ""
         return HubUnreachable(
-            f"{title} is out of order{code}: {what}", hint="run it again later: what is there is kept"
+            f"{title} is out of order{code}: {what}",
+            hint="run the command again later: it continues with the files that are downloaded already",
         )
     if "OfflineModeIsEnabled" in names:
         return HubUnreachable(
-            f"{what} is not here, and HF_HUB_OFFLINE forbids the network", hint="unset HF_HUB_OFFLINE"
+            f"{what} is not downloaded, and HF_HUB_OFFLINE forbids the network", hint="unset HF_HUB_OFFLINE"
         )
     if _is_network(error, names):
         return HubUnreachable(f"{title} cannot be reached for {what}", hint=OFFLINE)
     if status is not None:
-        return DsctlError(f"{title} refused this with status {status}: {what}", hint="check the names given")
+        return DsctlError(f"{title} refused the request with status {status}: {what}", hint="check the names")
     if "HFValidationError" in names or "InvalidParameter" in names:
-        return DsctlError(f"{title} takes no such name: {what}", hint="write it as OWNER/NAME")
+        return DsctlError(f"{what} is not a valid name on {title}", hint="write it as OWNER/NAME")
     cause = error.__cause__ or error.__context__
     return explain(hub, what, cause, folder) if cause is not None and cause is not error else None
 
 
-def _disk_fault(error: BaseException) -> OSError | None:
-    """Return what the disk said, if that is at the bottom of `error`."""
-    seen: BaseException | None = error
+def _disk_error(error: BaseException) -> OSError | None:
+    """Return the error of the disk in the chain of causes of `error`, if there is one."""
+    current: BaseException | None = error
     for _ in range(10):
-        if isinstance(seen, OSError) and seen.errno in DISK:
-            return seen
-        seen = None if seen is None else seen.__cause__ or seen.__context__
+        if isinstance(current, OSError) and current.errno in DISK:
+            return current
+        current = None if current is None else current.__cause__ or current.__context__
     return None
 
 
 def _status(error: BaseException) -> int | None:
-    for place in (getattr(error, "response", None), error):
-        status = getattr(place, "status_code", None)
+    for source in (getattr(error, "response", None), error):
+        status = getattr(source, "status_code", None)
         if isinstance(status, int) and status >= 400:
             return status
     return None

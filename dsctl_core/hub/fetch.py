@@ -1,7 +1,7 @@
-"""Getting files from a hub into a folder: only what is missing or not whole, and nothing half at the end.
+"""Download files from a hub to a folder: only those that are missing or incomplete, each verified by its checksum.
 
-`.dsctl/files.json` in the folder notes each file that was checked, with its size, time and checksum, so that the next
-run need not read 50 GB to know that they are what the hub has.
+`.dsctl/files.json` in the folder records size, modification time and checksum of each verified file, so that the next
+run does not have to read 50 GB to verify them again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dsctl_core.progress import NoTransfers, Transfers
 from dsctl_core.readable import readable_bytes
 
 NOTES, PARTS = ".dsctl", "parts"
-SPARE = 100_000_000  # bytes that are left free on the disk
+SPARE = 100_000_000  # bytes that stay free on the disk
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a download came to: all files that were asked for, and how many of them and bytes came over the network."""
+    """The result of a download: all requested files, and the numbers of files and bytes that were downloaded."""
 
     folder: Path
     files: list[Path]
@@ -46,75 +46,87 @@ def fetch(
     max_workers: int = 4,
     progress: Transfers | None = None,
 ) -> Fetched:
-    """Make `files` of a repository be in `folder`, each whole and with the checksum that the hub has.
+    """Download `files` of a repository to `folder`, and verify their checksums.
 
-    What is there already is checked, and kept when it is right; a part of a file is continued. One process at a time
-    works in a folder. Raises DsctlError with the remedy; what was finished by then stays.
+    Files in the folder are verified and not downloaded again; a partial file is continued. A lock keeps other processes
+    out of the folder. Files that were completed before an error remain.
+
+    Args:
+        hub: The hub.
+        repo_id: The repository, OWNER/NAME.
+        revision: The revision of the listing that `files` are from.
+        files: The files to download.
+        folder: The local folder.
+        repo_type: The type of the repository.
+        max_workers: The number of files to download at the same time.
+        progress: Shows the transfer.
+
+    Raises `DsctlError` if the hub refuses, if the disk is full, and if a file does not have its checksum.
     """
-    shown = progress or NoTransfers()
+    transfers = progress or NoTransfers()
     paths = [folder / safe_path(file.path) for file in files]
     prepare_folder(folder / NOTES)
     with locked(folder / NOTES / "lock"):
-        notes = _Notes(folder / NOTES / "files.json")
-        wanted = []
+        verified = _VerifiedFiles(folder / NOTES / "files.json")
+        missing = []
         for file, path in zip(files, paths, strict=True):
-            if not notes.is_whole(file, path, shown):
-                wanted.append(file)
-        if wanted:
-            _refuse_full_disk(folder, wanted)
-            shown.start(f"Downloading {repo_id}", {file.path: file.size for file in wanted})
+            if not verified.is_whole(file, path, transfers):
+                missing.append(file)
+        if missing:
+            _refuse_full_disk(folder, missing)
+            transfers.start(f"Downloading {repo_id}", {file.path: file.size for file in missing})
             try:
                 hub.fetch(
                     repo_id,
                     repo_type,
                     revision,
-                    wanted,
+                    missing,
                     folder,
                     max_workers=max_workers,
-                    advance=shown.advance,
-                    done=lambda file: notes.add(file, folder / file.path),
+                    advance=transfers.advance,
+                    done=lambda file: verified.add(file, folder / file.path),
                 )
             finally:
-                shown.finish()
-            for file in wanted:
+                transfers.finish()
+            for file in missing:
                 if not (folder / file.path).is_file() or (folder / file.path).stat().st_size != file.size:
-                    raise DsctlError(f"{folder / file.path} did not arrive whole", hint="run it again")
-        _sweep(folder)
-    return Fetched(folder, paths, len(wanted), sum(file.size for file in wanted))
+                    raise DsctlError(f"{folder / file.path} is incomplete", hint="run the command again")
+        _remove_parts_folder(folder)
+    return Fetched(folder, paths, len(missing), sum(file.size for file in missing))
 
 
-class _Notes:
-    """What is known of the files in a folder."""
+class _VerifiedFiles:
+    """The record of the verified files in a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
         try:
-            read = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            read = {}  # without notes every file is read once more, and noted again
-        self.known: dict[str, Any] = read if isinstance(read, dict) else {}
+            content = {}  # without the record every file is read and verified again
+        self.known: dict[str, Any] = content if isinstance(content, dict) else {}
 
     def is_whole(self, file: RemoteFile, path: Path, progress: Transfers) -> bool:
-        """Return whether `path` is what the hub has; where the notes do not say so, its bytes do."""
+        """Return whether `path` has the content that the hub lists; compute its checksum if it is not in the record."""
         if not path.is_file() or path.stat().st_size != file.size:
             return False
-        if file.checksum is None or self.known.get(file.path) == _note(file, path):
+        if file.checksum is None or self.known.get(file.path) == _record(file, path):
             return True
         if file.size > SPARE:
-            progress.note(f"Checking {path}")
+            progress.note(f"Verifying {path}")
         if checksum_of(path, file) != file.checksum:
             return False
         self.add(file, path)
         return True
 
     def add(self, file: RemoteFile, path: Path) -> None:
-        """Note that `path` is whole."""
+        """Record that `path` is verified."""
         with self.lock:
-            self.known[file.path] = _note(file, path)
+            self.known[file.path] = _record(file, path)
             write_json(self.path, self.known)
 
 
-def _note(file: RemoteFile, path: Path) -> dict[str, Any]:
+def _record(file: RemoteFile, path: Path) -> dict[str, Any]:
     return {"size": file.size, "checksum": file.checksum, "mtime_ns": path.stat().st_mtime_ns}
 
 
@@ -125,12 +137,12 @@ def _refuse_full_disk(folder: Path, files: Iterable[RemoteFile]) -> None:
     if needed > free:
         raise DsctlError(
             f"{readable_bytes(needed)} are needed for {folder}, but {readable_bytes(free)} are free",
-            hint="free some disk space, or give another place with --local-dir or DSCTL_MODEL_BASE_PATH",
+            hint="free some disk space, or choose another folder with --local-dir or DSCTL_MODEL_BASE_PATH",
         )
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the folder of parts when nothing is in it."""
+def _remove_parts_folder(folder: Path) -> None:
+    """Remove the folder of partial files if it is empty."""
     parts = folder / NOTES / PARTS
     if parts.is_dir() and not any(parts.iterdir()):
         parts.rmdir()

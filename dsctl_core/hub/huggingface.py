@@ -1,7 +1,7 @@
-"""Hugging Face, through huggingface_hub: its listing and http_get, with resume and checksums of our own.
+"""Hugging Face, through the listing and the http_get of huggingface_hub, with our own resume and checksums.
 
-snapshot_download starts a file anew after every interruption, accepts wrong bytes of the right number, and calls a
-folder that is not empty a success when the hub does not answer. The parts used here do none of that.
+snapshot_download is not used: it restarts a file after every interruption, does not verify checksums, and succeeds if
+the hub does not answer and the folder is not empty.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from dsctl_core.hub.errors import WrongContent, explained
 from dsctl_core.hub.parts import Part, Stopped
 from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType, safe_path
 
-TRIES = 5  # without a single new byte in between
-TIMEOUT = 30.0  # seconds of silence; the library itself would wait for ever
+TRIES = 5  # attempts in a row without a new byte
+TIMEOUT = 30.0  # seconds without an answer; some requests of the library have no timeout
 
 
 class HuggingFace:
-    """huggingface.co, or what HF_ENDPOINT names."""
+    """huggingface.co, or the endpoint in HF_ENDPOINT."""
 
     name = "huggingface"
     file_limit = 50_000_000_000
@@ -38,17 +38,17 @@ class HuggingFace:
         self.endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self.token = token
         self.api = huggingface_hub.HfApi(endpoint=self.endpoint, token=token)
-        _give_up_on_silence()
+        _set_default_timeout()
 
     def list_files(self, repo_id: str, repo_type: RepoType, revision: str | None) -> Listing:
-        """Return the files of a repository at the commit that `revision` (None: main) is now."""
+        """Return the files of a repository at the current commit of `revision` (None: main)."""
         from huggingface_hub.hf_api import RepoFile
 
-        at = f"@{revision}" if revision else ""
-        with explained(self.name, f"{repo_id}{at}"):
-            commit = _retried(lambda: self.api.repo_info(repo_id, repo_type=repo_type, revision=revision)).sha
+        suffix = f"@{revision}" if revision else ""
+        with explained(self.name, f"{repo_id}{suffix}"):
+            commit = _retry(lambda: self.api.repo_info(repo_id, repo_type=repo_type, revision=revision)).sha
             assert commit is not None
-            tree = _retried(
+            tree = _retry(
                 lambda: list(self.api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type))
             )
         files = (
@@ -75,7 +75,7 @@ class HuggingFace:
         advance: Advance,
         done: Callable[[RemoteFile], None],
     ) -> None:
-        """Download files, several at once; the first that fails, and Ctrl-C, stop the others at their next chunk."""
+        """Download files, several at once. The first error, or Ctrl-C, stops the others at their next chunk."""
         stop = threading.Event()
 
         def one(file: RemoteFile) -> None:
@@ -111,23 +111,24 @@ class HuggingFace:
 
         target = folder / safe_path(file.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # By content, so that a part is not continued with another version; by path, as two files may be equal.
-        place_of = hashlib.sha256(file.path.encode()).hexdigest()[:16]
-        waiting = folder / ".dsctl" / "parts" / f"{place_of}-{file.checksum or 'unknown'}-{file.size}"
+        # The name has the checksum, so that a part is not continued with another version of the file, and a hash of
+        # the path, because two files may have the same content.
+        path_digest = hashlib.sha256(file.path.encode()).hexdigest()[:16]
+        partial = folder / ".dsctl" / "parts" / f"{path_digest}-{file.checksum or 'unknown'}-{file.size}"
         url = hf_hub_url(repo_id, file.path, repo_type=repo_type, revision=revision, endpoint=self.endpoint)
-        part: Any = Part(waiting, file, advance, stop)
+        part: Any = Part(partial, file, advance, stop)
         try:
             tries = 0
             while part.size < file.size or tries == 0:
                 before, tries = part.size, tries + 1
                 try:
-                    # Anew for each try: the address of the storage is signed for a while only.
-                    place = get_hf_file_metadata(url, token=self.token, timeout=TIMEOUT, endpoint=self.endpoint)
+                    # For each attempt, because the signed URL of the storage expires.
+                    metadata = get_hf_file_metadata(url, token=self.token, timeout=TIMEOUT, endpoint=self.endpoint)
                     headers = build_hf_headers(token=self.token)
-                    if urlparse(place.location).netloc != urlparse(url).netloc:
+                    if urlparse(metadata.location).netloc != urlparse(url).netloc:
                         headers.pop("authorization", None)
                     http_get(
-                        place.location,
+                        metadata.location,
                         part,
                         resume_size=part.size,
                         headers=headers,
@@ -138,15 +139,15 @@ class HuggingFace:
                 except Exception as error:
                     if part.size > before:
                         tries = 1
-                    if tries >= TRIES or not _worth_another_try(error):
+                    if tries >= TRIES or not _is_retryable(error):
                         raise
                     time.sleep(min(2 ** (tries - 1), 8))
         finally:
             checksum = part.close()
         if file.checksum is not None and checksum != file.checksum:
-            waiting.unlink()
+            partial.unlink()
             raise WrongContent
-        os.replace(waiting, target)  # noqa: PTH105
+        os.replace(partial, target)  # noqa: PTH105
 
     def upload(
         self,
@@ -158,26 +159,26 @@ class HuggingFace:
         message: str,
         advance: Advance,
     ) -> None:
-        """Upload files one by one, then commit them together."""
+        """Upload files one by one, then add all of them in one commit; see `Hub.upload`."""
         from huggingface_hub import CommitOperationAdd
 
         with explained(self.name, repo_id):
-            _retried(lambda: self.api.create_repo(repo_id, private=private, exist_ok=True))
+            _retry(lambda: self.api.create_repo(repo_id, private=private, exist_ok=True))
             if revision is not None:
-                _retried(lambda: self.api.create_branch(repo_id, branch=revision, exist_ok=True))
+                _retry(lambda: self.api.create_branch(repo_id, branch=revision, exist_ok=True))
             additions = [CommitOperationAdd(path, str(local)) for path, local in files]
             for addition, (path, local) in zip(additions, files, strict=True):
                 self.api.preupload_lfs_files(repo_id, additions=[addition], revision=revision)
                 advance(path, local.stat().st_size)
-            _retried(lambda: self.api.create_commit(repo_id, additions, commit_message=message, revision=revision))
+            _retry(lambda: self.api.create_commit(repo_id, additions, commit_message=message, revision=revision))
 
     def url(self, repo_id: str) -> str:
-        """Return the address of the repository's page."""
+        """Return the URL of the repository's page."""
         return f"{self.endpoint}/{repo_id}"
 
 
 class _NoBar:
-    """As much of a tqdm bar as http_get needs."""
+    """A progress bar that shows nothing, with the methods of tqdm that http_get calls."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.n = self.total = 0
@@ -189,25 +190,25 @@ class _NoBar:
         return None
 
     def update(self, n: int | float | None = 1) -> None:
-        """Ignore an advance."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Ignore the end."""
+        """Do nothing."""
 
 
-def _retried(ask: Callable[[], Any]) -> Any:
-    """Ask up to three times, while the hub is out of order or the connection drops."""
+def _retry(request: Callable[[], Any]) -> Any:
+    """Call `request` up to three times while the hub has a server error or the connection fails."""
     for attempt in range(2):
         try:
-            return ask()
+            return request()
         except Exception as error:
-            if not _worth_another_try(error) or _refused(error):
+            if not _is_retryable(error) or _refused(error):
                 raise
             time.sleep(2**attempt)
-    return ask()
+    return request()
 
 
-def _worth_another_try(error: Exception) -> bool:
+def _is_retryable(error: Exception) -> bool:
     if isinstance(error, Stopped):
         return False
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -217,13 +218,13 @@ def _worth_another_try(error: Exception) -> bool:
 
 
 def _refused(error: Exception) -> bool:
-    """Return whether nothing listens at all, which another try a second later does not change."""
+    """Return whether the connection was refused, which does not change within a second."""
     return type(error).__name__ == "ConnectError"
 
 
 @functools.cache
-def _give_up_on_silence() -> None:
-    """Give every request of the library a timeout; most of its calls ask for none, and would wait for ever."""
+def _set_default_timeout() -> None:
+    """Set a timeout for every request of huggingface_hub; most of its calls have none."""
     from huggingface_hub.utils import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -232,8 +233,8 @@ def _give_up_on_silence() -> None:
         send = client.send
 
         def send_with_timeout(request: Any, **settings: Any) -> Any:
-            asked = request.extensions.get("timeout") or {}
-            limits = {name: asked.get(name) or TIMEOUT for name in ("connect", "read", "write", "pool")}
+            requested = request.extensions.get("timeout") or {}
+            limits = {name: requested.get(name) or TIMEOUT for name in ("connect", "read", "write", "pool")}
             request.extensions = {**request.extensions, "timeout": limits}
             return send(request, **settings)
 

@@ -1,4 +1,4 @@
-"""ModelScope, through modelscope_hub, which resumes and checks by itself. The package modelscope would import torch."""
+"""ModelScope, through modelscope_hub, which resumes and verifies downloads; the package modelscope imports torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.hub.errors import explained
 from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType, safe_path
 
-# Read by the library when it is imported. Its own limit would stop a file that takes more than an hour.
+# Environment variables that the library reads when it is imported. By default a file may take at most an hour.
 SETTINGS = {"MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(30 * 24 * 3600), "TQDM_DISABLE": "1"}
 TRIES = 3
-SETTINGS["MODELSCOPE_DOWNLOAD_INTRA_CLOUD"] = "false"  # a question to the hub that only its own cloud needs
+SETTINGS["MODELSCOPE_DOWNLOAD_INTRA_CLOUD"] = "false"  # a request that is useful in the hub's own cloud only
 
 
 class ModelScope:
-    """modelscope.cn, or what MODELSCOPE_ENDPOINT names."""
+    """modelscope.cn, or the endpoint in MODELSCOPE_ENDPOINT."""
 
     name = "modelscope"
     file_limit = 50_000_000_000
@@ -38,14 +38,15 @@ class ModelScope:
         self.api = modelscope_hub.HubApi(endpoint=self.endpoint, token=token)
 
     def list_files(self, repo_id: str, repo_type: RepoType, revision: str | None) -> Listing:
-        """Return the files of a repository. An empty answer is how this hub says that there is no such revision."""
+        """Return the files of a repository. For an unknown revision this hub returns an empty list: a `DsctlError`."""
         with explained(self.name, repo_id):
-            found = self.api.list_repo_files(repo_id, repo_type, revision=revision)
-        files = tuple(RemoteFile(each.path, each.size, each.sha256) for each in found if each.type == "blob")
+            entries = self.api.list_repo_files(repo_id, repo_type, revision=revision)
+        files = tuple(RemoteFile(each.path, each.size, each.sha256) for each in entries if each.type == "blob")
         if not files:
-            at = f"@{revision}" if revision else ""
+            suffix = f"@{revision}" if revision else ""
             raise DsctlError(
-                f"{repo_id}{at} has no files on ModelScope", hint="check the name and the revision (`master` is usual)"
+                f"{repo_id}{suffix} has no files on ModelScope",
+                hint="check the name and the revision (`master` is usual)",
             )
         return Listing(revision or "master", files)
 
@@ -61,7 +62,7 @@ class ModelScope:
         advance: Advance,
         done: Callable[[RemoteFile], None],
     ) -> None:
-        """Download files, several at once."""
+        """Download files, several at once; see `Hub.fetch`."""
         entries = [{"Path": file.path, "Size": file.size, "Sha256": file.sha256, "Type": "blob"} for file in files]
         for file in files:
             safe_path(file.path)
@@ -108,21 +109,21 @@ class ModelScope:
         message: str,
         advance: Advance,
     ) -> None:
-        """Upload files one by one. The repository is made first: the library's own way makes it public, always."""
+        """Upload files one by one; see `Hub.upload`. The library would create the repository as public, always."""
         from modelscope_hub.errors import AlreadyExistsError
 
         with explained(self.name, repo_id):
             with contextlib.suppress(AlreadyExistsError):
                 self.api.create_repo(repo_id, "model", visibility="private" if private else "public")
             for path, local in files:
-                self._give_one(repo_id, path, local, revision, message)
+                self._upload_one(repo_id, path, local, revision, message)
                 advance(path, local.stat().st_size)
 
-    def _give_one(self, repo_id: str, path: str, local: Path, revision: str | None, message: str) -> None:
-        """Upload one file, three times over while the hub is out of order."""
+    def _upload_one(self, repo_id: str, path: str, local: Path, revision: str | None, message: str) -> None:
+        """Upload one file, with up to three attempts while the hub has server errors."""
         for attempt in range(TRIES):
             try:
-                # The library prints what it does.
+                # The library prints to stdout.
                 with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
                     self.api.upload_file(
                         repo_id, "model", local, path, commit_message=message, revision=revision, disable_tqdm=True
@@ -135,5 +136,5 @@ class ModelScope:
                 return
 
     def url(self, repo_id: str) -> str:
-        """Return the address of the repository's page."""
+        """Return the URL of the repository's page."""
         return f"{self.endpoint}/models/{repo_id}"

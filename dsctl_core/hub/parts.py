@@ -1,4 +1,4 @@
-"""A file that is being downloaded: what is there already counts, and its checksum is ready when it is."""
+"""Write a file while it is downloaded: continue a partial file, and compute the checksum at the same time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from dsctl_core.hub.remote import BLOCK, RemoteFile, new_digest
 
 
 class Stopped(Exception):
-    """Somebody asked for the download to end."""
+    """The download was stopped."""
 
 
 class Part:
-    """The bytes of a file that have arrived so far, as much of a binary file as huggingface_hub's http_get needs.
+    """A partial file, with the methods of a binary file that http_get of huggingface_hub calls.
 
-    The checksum is computed in a thread of its own, beside the network. `stop` ends the download at the next chunk.
+    The checksum is computed in a second thread during the download. `advance` is called with the number of new bytes.
+    When `stop` is set, the next chunk raises `Stopped`.
     """
 
     def __init__(self, path: Path, file: RemoteFile, advance: Callable[[int], None], stop: threading.Event) -> None:
@@ -28,13 +29,13 @@ class Part:
             path.unlink()
         self.stream = path.open("ab+")
         self.size = 0
-        self._begin()
+        self._start_hashing()
         self.stream.seek(0)
         while data := self.stream.read(BLOCK):
             self._count(data)
 
     def write(self, data: bytes) -> int:
-        """Append `data`."""
+        """Append `data`; raise `Stopped` if the download is to stop."""
         if self.stop.is_set():
             raise Stopped
         self.stream.write(data)
@@ -42,26 +43,26 @@ class Part:
         return len(data)
 
     def tell(self) -> int:
-        """Return how many bytes there are."""
+        """Return the number of bytes in the file."""
         return self.size
 
-    def seek(self, place: int, whence: int = 0) -> int:
-        """Accept the only place that http_get goes back to: the beginning."""
-        return place
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Do nothing: http_get only seeks to the beginning, and then truncates."""
+        return offset
 
     def truncate(self, size: int | None = None) -> int:
-        """Forget everything: the server sends the file from its beginning."""
+        """Remove all bytes: the server sends the file from the beginning."""
         self.advance(-self.size)
         self.stream.truncate(0)
         self.size = 0
-        self._end()
-        self._begin()
+        self._finish_hashing()
+        self._start_hashing()
         return 0
 
     def close(self) -> str:
-        """Finish, and return the checksum of all bytes."""
+        """Close the file and return the checksum of all bytes."""
         self.stream.close()
-        self._end()
+        self._finish_hashing()
         return self.digest.hexdigest()
 
     def _count(self, data: bytes) -> None:
@@ -69,7 +70,7 @@ class Part:
         self.queue.put(data)
         self.advance(len(data))
 
-    def _begin(self) -> None:
+    def _start_hashing(self) -> None:
         self.digest: Any = new_digest(self.file)
         self.queue: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
         self.thread = threading.Thread(target=self._hash, args=(self.queue, self.digest), daemon=True)
@@ -80,6 +81,6 @@ class Part:
         while (data := source.get()) is not None:
             digest.update(data)
 
-    def _end(self) -> None:
+    def _finish_hashing(self) -> None:
         self.queue.put(None)
         self.thread.join()

@@ -1,4 +1,4 @@
-"""What a hub is to the rest: files with sizes and checksums that can be listed, fetched and given."""
+"""The interface of a hub (list, fetch and upload files), and the selection of files in a listing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Literal, Protocol
 from dsctl_core.errors import DsctlError
 
 RepoType = Literal["model", "dataset"]
-Advance = Callable[[str, int], None]  # a file's path, and how many more bytes of it are done
-COMPANION_BYTES = 50_000_000  # configs and indices are smaller than this; what is larger is no companion
+Advance = Callable[[str, int], None]  # called with the path of a file and the number of new bytes
+COMPANION_BYTES = 50_000_000  # the most bytes of a config or index file
 BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on a hub. Its checksum is the SHA-256 of its bytes, or git's SHA-1 of it as a blob."""
+    """A file on a hub. Its checksum is the SHA-256 of its bytes, or the SHA-1 of its git blob."""
 
     path: str
     size: int
@@ -28,7 +28,7 @@ class RemoteFile:
 
     @property
     def checksum(self) -> str | None:
-        """The checksum, whichever kind it is."""
+        """The SHA-256 or else the SHA-1; None if the hub lists neither."""
         return self.sha256 or self.git_sha1
 
 
@@ -41,13 +41,13 @@ class Listing:
 
 
 class Hub(Protocol):
-    """A model hub."""
+    """A model hub. All methods raise `DsctlError` for errors of the hub, the network or the disk."""
 
     name: str
-    file_limit: int  # bytes
+    file_limit: int  # the most bytes of a file
 
     def list_files(self, repo_id: str, repo_type: RepoType, revision: str | None) -> Listing:
-        """Return what is in a repository."""
+        """Return the files of a repository at `revision`; None is its main branch."""
 
     def fetch(
         self,
@@ -61,7 +61,18 @@ class Hub(Protocol):
         advance: Advance,
         done: Callable[[RemoteFile], None],
     ) -> None:
-        """Put files into `folder`, each whole and with the right checksum; call `done` with each when it is there."""
+        """Download files to `folder` and verify their checksums.
+
+        Args:
+            repo_id: The repository, OWNER/NAME.
+            repo_type: The type of the repository.
+            revision: The revision of the listing that `files` are from.
+            files: The files to download.
+            folder: The local folder.
+            max_workers: The number of files to download at the same time.
+            advance: Called with the path of a file and the number of new bytes.
+            done: Called with each file that is complete.
+        """
 
     def upload(
         self,
@@ -73,36 +84,45 @@ class Hub(Protocol):
         message: str,
         advance: Advance,
     ) -> None:
-        """Put local files, each under a path in the repository, which is made if it does not exist."""
+        """Upload local files; create the repository if it does not exist.
+
+        Args:
+            repo_id: The repository, OWNER/NAME.
+            files: Pairs of the path in the repository and the local file.
+            private: Whether a new repository is private.
+            revision: The branch; None is the main branch.
+            message: The commit message.
+            advance: Called with the path of a file and the number of new bytes.
+        """
 
     def url(self, repo_id: str) -> str:
-        """Return the address of the repository's page."""
+        """Return the URL of the repository's page."""
 
 
 def check_repo_id(repo_id: str) -> str:
-    """Return `repo_id` if it has the form OWNER/NAME; anything else is a DsctlError."""
+    """Return `repo_id` if it has the form OWNER/NAME; raise `DsctlError` otherwise."""
     parts = repo_id.split("/")
     if (
         len(parts) != 2
         or not all(parts)
         or any(part in (".", "..") or set(part) & set(' \\:*?"<>|@') for part in parts)
     ):
-        raise DsctlError(f"{repo_id!r} is no repository", hint="write it as OWNER/NAME")
+        raise DsctlError(f"{repo_id!r} is not the name of a repository", hint="write it as OWNER/NAME")
     return repo_id
 
 
 def safe_path(path: str) -> PurePosixPath:
-    """Return a path in a repository, refusing one that would lead out of the folder it is put into."""
+    """Return a path in a repository; raise `DsctlError` if it would lead out of the download folder."""
     pure = PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
         raise DsctlError(
-            f"the repository has a file called {path!r}, which leads out of its folder", hint="tell its owner"
+            f"the repository has a file {path!r}, whose path leads out of the folder", hint="report it to the owner"
         )
     return pure
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Return whether `path` matches a glob whose `*` does not cross folders; a path always matches itself."""
+    """Return whether `path` matches a glob; `*` does not match "/". A path always matches itself."""
     parts, wanted = path.split("/"), pattern.split("/")
     return path == pattern or (
         len(parts) == len(wanted) and all(fnmatch.fnmatchcase(a, b) for a, b in zip(parts, wanted, strict=True))
@@ -110,7 +130,10 @@ def matches(path: str, pattern: str) -> bool:
 
 
 def select(files: Iterable[RemoteFile], pattern: str | None) -> list[RemoteFile]:
-    """Return the files that a ModelConfig's pattern means: None, "" and "./" all, "dir/" all below, else a glob."""
+    """Return the files that match the pattern of a `ModelConfig`.
+
+    None, "" and "./" match all files, "dir/" all files below the folder, and other patterns are globs (`matches`).
+    """
     wanted = (pattern or "").removeprefix("./")
     if not wanted:
         return list(files)
@@ -120,7 +143,7 @@ def select(files: Iterable[RemoteFile], pattern: str | None) -> list[RemoteFile]
 
 
 def companions(files: Iterable[RemoteFile], chosen: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """Return the configs and index files beside `chosen` weights, without which these are of no use."""
+    """Return the JSON files (configs, indices) in the folders of the `chosen` weights, which loading them needs."""
     folders = {file.path.rpartition("/")[0] for file in chosen if file.path.endswith(".safetensors")}
     return [
         file
@@ -130,7 +153,7 @@ def companions(files: Iterable[RemoteFile], chosen: Iterable[RemoteFile]) -> lis
 
 
 def filtered(files: Iterable[RemoteFile], include: Sequence[str], exclude: Sequence[str]) -> list[RemoteFile]:
-    """Return the files that match an `include` glob (all, without any) and no `exclude` glob; `*` crosses folders."""
+    """Return the files that match an `include` glob (all, without any) and no `exclude` glob; `*` matches "/" too."""
     return [
         file
         for file in files
@@ -140,7 +163,7 @@ def filtered(files: Iterable[RemoteFile], include: Sequence[str], exclude: Seque
 
 
 def checksum_of(path: Path, like: RemoteFile) -> str:
-    """Return the checksum of a local file, of the kind that `like` has."""
+    """Return the checksum of a local file, with the algorithm of the checksum of `like`."""
     digest = new_digest(like)
     with path.open("rb") as stream:
         while data := stream.read(BLOCK):
@@ -149,5 +172,5 @@ def checksum_of(path: Path, like: RemoteFile) -> str:
 
 
 def new_digest(file: RemoteFile) -> hashlib._Hash:
-    """Begin a checksum of the kind that `file` has."""
+    """Return a new hash object for the checksum of `file`: SHA-256, or SHA-1 of a git blob."""
     return hashlib.sha256() if file.sha256 or not file.git_sha1 else hashlib.sha1(f"blob {file.size}\0".encode())

@@ -1,4 +1,4 @@
-"""Giving files to a hub: what goes is checked and listed before, and compared with what is there afterwards."""
+"""Upload files to a hub: check them before, and compare the files on the hub with them afterwards."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dsctl_core.progress import NoTransfers, Transfers
 from dsctl_core.readable import readable_bytes
 
 SECRET_NAMES = re.compile(r"^(\.env(\..*)?|\.netrc|\.git-credentials|id_(rsa|ed25519|ecdsa)|credentials(\.json)?)$")
-# Tokens of the hubs and of those most often lying about, by their fixed beginnings.
+# Access tokens of the hubs and of other common services, recognized by their fixed prefixes.
 SECRETS = re.compile(
     rb"\bhf_[A-Za-z0-9]{30,}|\bms-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b|\bAKIA[0-9A-Z]{16}\b"
     rb"|\bgh[pousr]_[A-Za-z0-9]{36}|\bsk-[A-Za-z0-9_-]{32,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-SEARCHED = 20_000_000  # bytes; what is larger is no text that somebody wrote a token into
+MAX_SEARCHED_BYTES = 20_000_000  # larger files are data, not text with a token in it
 BINARY = (".safetensors", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4")
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What is on the hub now."""
+    """The result of an upload: the URL of the repository, the paths of the files in it, and their total bytes."""
 
     url: str
     files: list[str]
@@ -33,45 +33,49 @@ class Uploaded:
 
 
 def files_to_upload(path: Path) -> list[tuple[str, Path]]:
-    """Return the files that uploading `path` means, each with its path in the repository; nothing hidden.
+    """Return (path in the repository, file) for the file `path`, or for all files in the folder `path` but hidden ones.
 
-    A file with a secret's name, or with what looks like a token in it, a link that leads out of the folder, and a
-    safetensors file that is not whole are errors.
+    Raises `DsctlError` for a file with the name of a file with secrets, a file with a token in it, a link out of the
+    folder, and a safetensors file that is incomplete.
     """
     if path.is_file():
-        found = [(path.name, path)]
+        candidates = [(path.name, path)]
     elif path.is_dir():
-        found = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if not file.is_dir()]
+        candidates = [
+            (file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if not file.is_dir()
+        ]
     else:
         raise DsctlError(f"{path} does not exist", hint="check the path")
-    for name, file in found:
+    for name, file in candidates:
         if SECRET_NAMES.match(file.name):
-            raise DsctlError(f"{file} is a file for secrets", hint="move it out of the folder; nothing was uploaded")
+            raise DsctlError(
+                f"{file} has the name of a file with secrets", hint="move it out of the folder; nothing was uploaded"
+            )
         if path.is_dir() and not file.resolve().is_relative_to(path.resolve()):
-            raise DsctlError(f"{file} is a link to a place outside {path}", hint="put the file itself there")
+            raise DsctlError(f"{file} is a link out of {path}", hint="replace it by the file")
         if not file.is_file():
-            raise DsctlError(f"{file} leads nowhere", hint="remove it, or put the file there")
+            raise DsctlError(f"{file} is a broken link", hint="remove it, or replace it by the file")
         assert name
-    seen = [(name, file) for name, file in found if not any(part.startswith(".") for part in name.split("/"))]
-    if not seen:
-        raise DsctlError(f"{path} holds no files to upload", hint="check the path; hidden files do not count")
-    for _, file in seen:
+    visible = [(name, file) for name, file in candidates if not any(part.startswith(".") for part in name.split("/"))]
+    if not visible:
+        raise DsctlError(f"{path} has no files to upload", hint="check the path; hidden files are not uploaded")
+    for _, file in visible:
         refuse_secrets(file)
         if file.suffix == ".safetensors":
             check_safetensors(file)
-    return seen
+    return visible
 
 
 def refuse_secrets(file: Path) -> None:
-    """Raise a DsctlError, which does not show it, if there is something in a text file that looks like a token."""
-    if file.suffix.lower() in BINARY or file.stat().st_size > SEARCHED:
+    """Raise `DsctlError` if a text file contains an access token or a private key; the message does not show it."""
+    if file.suffix.lower() in BINARY or file.stat().st_size > MAX_SEARCHED_BYTES:
         return
     data = file.read_bytes()
     match = SECRETS.search(data)
     if match is not None:
         line = data.count(b"\n", 0, match.start()) + 1
         raise DsctlError(
-            f"{file}, line {line}, has what looks like an access token or a key",
+            f"{file}, line {line}, contains what looks like an access token or a key",
             hint="remove it, and revoke it if anyone else has seen the file; nothing was uploaded",
         )
 
@@ -85,20 +89,29 @@ def upload_to_hub(
     revision: str | None = None,
     progress: Transfers | None = None,
 ) -> Uploaded:
-    """Upload `files` to a repository, which is made if it does not exist, and prove that they arrived.
+    """Upload `files` to a repository, create it if it does not exist, and verify the files on the hub.
 
-    Raises DsctlError when a file is over the hub's limit, and when size or checksum differ there afterwards.
+    Args:
+        hub: The hub.
+        repo_id: The repository, OWNER/NAME.
+        files: Pairs of the path in the repository and the local file.
+        private: Whether a new repository is private.
+        revision: The branch; None is the main branch.
+        progress: Shows the transfer.
+
+    Raises `DsctlError` if a file is larger than the hub allows, and if size or checksum on the hub differ afterwards.
     """
     check_repo_id(repo_id)
-    shown = progress or NoTransfers()
+    transfers = progress or NoTransfers()
     sizes = {name: file.stat().st_size for name, file in files}
     for name, size in sizes.items():
         if size > hub.file_limit:
             raise DsctlError(
-                f"{name} has {readable_bytes(size)}, and a file may have {readable_bytes(hub.file_limit)} there",
+                f"{name} has {readable_bytes(size)}, but a file on {hub.name} may have at most "
+                f"{readable_bytes(hub.file_limit)}",
                 hint="save the model in shards",
             )
-    shown.start(f"Uploading to {repo_id}", sizes)
+    transfers.start(f"Uploading to {repo_id}", sizes)
     try:
         hub.upload(
             repo_id,
@@ -106,16 +119,16 @@ def upload_to_hub(
             private=private,
             revision=revision,
             message=f"Upload {files[0][0] if len(files) == 1 else f'{len(files)} files'} with dsctl",
-            advance=shown.advance,
+            advance=transfers.advance,
         )
     finally:
-        shown.finish()
-    there = {file.path: file for file in hub.list_files(repo_id, "model", revision).files}
+        transfers.finish()
+    remote_files = {file.path: file for file in hub.list_files(repo_id, "model", revision).files}
     for name, file in files:
-        remote = there.get(name)
+        remote = remote_files.get(name)
         if remote is None or remote.size != sizes[name]:
-            has = "is not there" if remote is None else f"has {remote.size} bytes there, not {sizes[name]}"
-            raise DsctlError(f"{repo_id}: {name} {has} after the upload", hint="run it again")
+            difference = "is missing" if remote is None else f"has {remote.size} bytes instead of {sizes[name]}"
+            raise DsctlError(f"{repo_id}: {name} {difference} after the upload", hint="run the command again")
         if remote.checksum is not None and checksum_of(file, remote) != remote.checksum:
-            raise DsctlError(f"{repo_id}: {name} has another checksum there after the upload", hint="run it again")
+            raise DsctlError(f"{repo_id}: {name} has another checksum after the upload", hint="run the command again")
     return Uploaded(hub.url(repo_id), list(sizes), sum(sizes.values()))

@@ -18,7 +18,7 @@ def unreadable_rows(dataset: UnifiedDataset, loss: Loss) -> dict[int, DataError]
         try:
             loss.read_row(dataset.metadata.rows[number])
         except DsctlError as error:
-            found[number] = DataError(f"{dataset.place(number)} {error.problem}", hint=error.hint, kind="column")
+            found[number] = DataError(f"{dataset.location(number)} {error.problem}", hint=error.hint, kind="column")
     return found
 
 

@@ -97,7 +97,7 @@ def _encode_dataset(
         _refuse_bad_rows(plan, dataset, how)
         parts = Parts(cache, progress)
         how.wait()
-        own = encode_missing(cache, dataset, encoder, how, plan, set(parts.places), progress)
+        own = encode_missing(cache, dataset, encoder, how, plan, set(parts.paths), progress)
         told = how.gather([(own, dict(plan.bad))])
         bad = {row: error for _, rows in told for row, error in rows.items()}
         freed = 0
@@ -173,7 +173,7 @@ def encode_each(pipe: BasePipeline, group: EncodeGroup, samples: list[Sample]) -
 
 def _required(made: Sample | DsctlError, dataset: UnifiedDataset, job: Job) -> Sample:
     if isinstance(made, DsctlError):
-        raise DsctlError(f"{dataset.place(job.row)}: {made.problem}", hint=made.hint) from made
+        raise DsctlError(f"{dataset.location(job.row)}: {made.problem}", hint=made.hint) from made
     return made
 
 
@@ -235,7 +235,7 @@ def _require_finite(values: Sample, dataset: UnifiedDataset, job: Job) -> None:
     for name, value in values.items():
         if not is_finite(value):
             raise DsctlError(
-                f"{dataset.place(job.row)}: its {name.partition('.')[2]} is not finite",
+                f"{dataset.location(job.row)}: its {name.partition('.')[2]} is not finite",
                 hint="check that row's picture and prompt; with float16, use another --mixed-precision",
             )
 
@@ -253,7 +253,9 @@ def _refuse_bad_rows(plan: Plan, dataset: UnifiedDataset, how: EncodeSettings) -
         return
     row, first = next(iter(sorted(plan.bad.items())))
     more = f" (and {len(plan.bad) - 1} more rows)" if len(plan.bad) > 1 else ""
-    problem = first.problem if str(dataset.metadata.path) in first.problem else f"{dataset.place(row)}: {first.problem}"
+    problem = (
+        first.problem if str(dataset.metadata.path) in first.problem else f"{dataset.location(row)}: {first.problem}"
+    )
     raise DsctlError(f"{problem}{more}", hint=f"{first.hint}; or go on without: --on-bad-sample skip") from first
 
 
@@ -274,7 +276,7 @@ def finish(
         raise DsctlError("no row of the dataset could be used", hint=f"see {cache / SKIPPED_FILE}")
     used = {key for entry in entries for key in entry.parts}
     freed = parts.prune(used) if prune else 0
-    names = {key: parts.places[key].name for key in used}
+    names = {key: parts.paths[key].name for key in used}
     files = {name: cache / FOLDER / name for name in sorted(set(names.values()))}
     sizes = {name: tensor_bytes(path) for name, path in files.items()}
     total = sum(sizes[name].get(key, 0) for key, name in names.items())  # a part can be without tensors

@@ -173,7 +173,7 @@ def _files_of(dataset: UnifiedDataset, row: int, plan: Plan) -> dict[tuple[str, 
     for key in dataset.data_file_keys:
         try:
             for place, path in enumerate(dataset.files(row, key)):
-                with dataset.placed(row, key):
+                with dataset.cell_errors(row, key):
                     require_file(path)
                 found[key, place] = path
         except DsctlError as error:
@@ -198,7 +198,7 @@ def _unread_row(
     """Return a row as the dataset would give it, its pictures unread."""
     values = {**dataset.metadata.rows[row], "_row": row}
     for key in TEXT_COLUMNS:
-        with dataset.placed(row, key):
+        with dataset.cell_errors(row, key):
             values[key] = dataset.captions.choose(values.get(key), 0)
     for key in dataset.data_file_keys:
         sizes = dataset.preview(row, key)

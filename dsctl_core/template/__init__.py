@@ -1,4 +1,7 @@
-"""Template models: networks in a folder of their own that steer a frozen model; see docs/concepts/templates.md."""
+"""Template models: small networks, each with its code in a folder, that steer a frozen base model.
+
+See docs/concepts/templates.md.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ __all__ = [*sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name on its first use."""
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'dsctl_core.template' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Run a template once, and say what it takes, what it returns and what can be trained of it."""
+"""Run a template once and report its inputs, outputs and trainable parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dsctl_core.template.model import RESERVED, Template, tensors_in
 from dsctl_core.template.outputs import join_outputs
 from dsctl_core.template.units import GivenTemplateOutputs
 
-SIDE = 2  # of the picture that is drawn to try it, in the family's smallest steps
+SIDE = 2  # side of the test image, in multiples of the family's division factor
 
 
 def open_model(name: str) -> BasePipeline:
@@ -26,9 +26,9 @@ def open_model(name: str) -> BasePipeline:
 
 
 def describe(template: Template, pipe: BasePipeline, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Run both halves of `template` on `inputs`, hand what they make to the model, and return the facts.
+    """Run `process_inputs` and `forward` of `template` on `inputs`, generate an image with the result, and report.
 
-    What gets a gradient is found by a backward pass through `forward`, with all that the template has trainable.
+    The parameters with a gradient are found by a backward pass through `forward` with all parameters trainable.
     """
     state = template.process_inputs(pipe, inputs)
     model = template.model
@@ -37,11 +37,11 @@ def describe(template: Template, pipe: BasePipeline, inputs: Mapping[str, Any]) 
     try:
         with torch.enable_grad():
             outputs = template.forward(pipe, state)
-        reached = _reached(parameters, outputs)
+        with_gradient = _parameters_with_gradient(parameters, outputs)
     finally:
         model.requires_grad_(False)
-    settled = {name: _detached(value) for name, value in outputs.items()}
-    changed = _changes_the_picture(pipe, template, settled)
+    detached = {name: _detached(value) for name, value in outputs.items()}
+    changes_image = _changes_the_image(pipe, template, detached)
     return {
         "sha256": template.contract.digest,
         "class": template.contract.model.__name__,
@@ -50,18 +50,18 @@ def describe(template: Template, pipe: BasePipeline, inputs: Mapping[str, Any]) 
         "weights": [file.name for file in template.contract.weights],
         "parameters": sum(each.numel() for each in parameters.values()),
         "parts": {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
-        "process_inputs": described(state),
-        "forward": described(settled),
-        "gradient": [name for name in parameters if name in reached],
-        "no_gradient": [name for name in parameters if name not in reached],
-        "changes_the_picture": changed,
+        "process_inputs": describe_values(state),
+        "forward": describe_values(detached),
+        "gradient": [name for name in parameters if name in with_gradient],
+        "no_gradient": [name for name in parameters if name not in with_gradient],
+        "changes_the_picture": changes_image,
     }
 
 
 def input_names(template: Template) -> dict[str, str]:
-    """Return the inputs that process_inputs names, each with its default, or "required" where it has none."""
-    found = inspect.signature(template.contract.model.process_inputs).parameters.values()  # type: ignore[attr-defined]
-    named = [each for each in found if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    """Return the named parameters of process_inputs with the repr of their defaults, or `REQUIRED` without one."""
+    parameters = inspect.signature(template.contract.model.process_inputs).parameters.values()  # type: ignore[attr-defined]
+    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     return {
         each.name: REQUIRED if each.default is each.empty else repr(each.default)
         for each in named
@@ -69,8 +69,8 @@ def input_names(template: Template) -> dict[str, str]:
     }
 
 
-def described(value: Any, name: str = "") -> dict[str, str]:
-    """Return each tensor of a nest by its place in it, as its shape and type; anything else as its value."""
+def describe_values(value: Any, name: str = "") -> dict[str, str]:
+    """Describe a nested value: shape and dtype of each tensor, repr of other values, by paths such as "kv.block[0]"."""
     if isinstance(value, Tensor):
         return {name: f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"}
     if isinstance(value, Mapping):
@@ -79,15 +79,15 @@ def described(value: Any, name: str = "") -> dict[str, str]:
         entries = [(f"{name}[{number}]", each) for number, each in enumerate(value)]
     else:
         return {name: repr(value)}
-    return {key: text for place, each in entries for key, text in described(each, place).items()}
+    return {key: text for path, each in entries for key, text in describe_values(each, path).items()}
 
 
-def _reached(parameters: Mapping[str, Tensor], outputs: Mapping[str, Any]) -> set[str]:
-    """Return the names of the parameters from which a gradient path leads to `outputs`."""
-    ends = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
-    if not ends or not parameters:
+def _parameters_with_gradient(parameters: Mapping[str, Tensor], outputs: Mapping[str, Any]) -> set[str]:
+    """Return the names of the parameters that `outputs` depend on."""
+    differentiable = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
+    if not differentiable or not parameters:
         return set()
-    total = torch.stack([end.float().sum() for end in ends]).sum()
+    total = torch.stack([tensor.float().sum() for tensor in differentiable]).sum()
     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     return {name for name, each in zip(parameters, gradients, strict=True) if each is not None}
 
@@ -101,16 +101,16 @@ def _detached(value: Any) -> Any:
 
 
 @torch.no_grad()
-def _changes_the_picture(pipe: BasePipeline, template: Template, outputs: Mapping[str, Any]) -> bool:
-    """Draw a small picture in one step with the template's outputs and without; return whether they differ."""
+def _changes_the_image(pipe: BasePipeline, template: Template, outputs: Mapping[str, Any]) -> bool:
+    """Generate a small image in one step with the outputs of the template and without; return whether they differ."""
     side = SIDE * pipe.parts.division_factor
     settings: dict[str, Any] = {"prompt": "a cat", "seed": 0, "height": side, "width": side}
     settings |= {"num_inference_steps": 1, "cfg_scale": 1.0}
-    made = join_outputs(pipe, [(template.contract, outputs)])
-    draw: Any = pipe
-    plain = draw(**settings)
-    with pipe.more_units([GivenTemplateOutputs(pipe, made, {})]):
-        steered = draw(**settings)
-    if not made:
+    joined = join_outputs(pipe, [(template.contract, outputs)])
+    generate: Any = pipe
+    plain = generate(**settings)
+    with pipe.more_units([GivenTemplateOutputs(pipe, joined, {})]):
+        steered = generate(**settings)
+    if not joined:
         raise DsctlError(f"{template.contract.code}: forward returns nothing", hint='return {"kv_cache": ...}')
     return bool(plain.tobytes() != steered.tobytes())

@@ -1,4 +1,4 @@
-"""What a template's model.py defines: TEMPLATE_MODEL, and maybe its weights, config and data processor."""
+"""Read the contract of a template: the TEMPLATE_MODEL class in its model.py, its weights, config and data processor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.template.errors import blamed_on
+from dsctl_core.template.errors import template_errors
 from dsctl_core.template.source import CODE
 from dsctl_core.template.trust import Trust
 
@@ -25,12 +25,12 @@ METHODS = ("process_inputs", "forward")
 
 @dataclass(frozen=True)
 class Contract:
-    """A template as its code describes it. `digest` is the SHA-256 of that code, which is what was run."""
+    """The definitions in a template's model.py. `digest` is the SHA-256 of the code that was run."""
 
     folder: Path
     digest: str
     model: type[nn.Module]
-    weights: tuple[Path, ...]  # none: it starts at random
+    weights: tuple[Path, ...]  # empty: randomly initialized
     config: dict[str, Any] = field(default_factory=dict)
     processor: Callable[[], Callable[..., Any]] | None = None
     source: str = ""
@@ -42,10 +42,10 @@ class Contract:
 
 
 def read_contract(folder: Path, trust: Trust) -> Contract:
-    """Run the model.py in `folder`, if `trust` allows it, and return what it defines, checked.
+    """Run the model.py in `folder`, if `trust` allows it, and return its definitions.
 
-    What runs is what was hashed: the file is read once. Raises a DsctlError, in one line, for code that does not run
-    and for whatever of the contract it breaks.
+    The file is read once, so the code that runs is the code that was hashed. Raises `DsctlError` for code that fails,
+    and for definitions that are missing or of a wrong type.
     """
     code = folder / CODE
     try:
@@ -59,15 +59,17 @@ def read_contract(folder: Path, trust: Trust) -> Contract:
     if model is None:
         raise DsctlError(f"{code} defines no {MODEL}", hint=f"end it with: {MODEL} = NameOfYourModule")
     if not (isinstance(model, type) and issubclass(model, nn.Module)):
-        raise DsctlError(f"{code}: {MODEL} is {model!r}, which is no torch.nn.Module class", hint="name the class")
+        raise DsctlError(f"{code}: {MODEL} is {model!r}, not a class of torch.nn.Module", hint="assign the class")
     for name in METHODS:
         _check_method(code, model, name)
     config = defined.get(CONFIG) or {}
     if not isinstance(config, Mapping):
-        raise DsctlError(f"{code}: {CONFIG} is a {type(config).__name__}", hint="make it a dict of arguments")
+        raise DsctlError(
+            f"{code}: {CONFIG} is a {type(config).__name__}", hint="make it a dict of the arguments of the class"
+        )
     processor = defined.get(PROCESSOR)
     if processor is not None and not callable(processor):
-        raise DsctlError(f"{code}: {PROCESSOR} is {processor!r}", hint="name a class whose objects can be called")
+        raise DsctlError(f"{code}: {PROCESSOR} is {processor!r}", hint="assign a class with a __call__ method")
     weights = _weights(folder, code, defined.get(WEIGHTS))
     return Contract(folder, digest, model, weights, dict(config), processor, content.decode("utf-8", "replace"))
 
@@ -75,9 +77,9 @@ def read_contract(folder: Path, trust: Trust) -> Contract:
 def _run(code: Path, content: bytes, digest: str) -> dict[str, Any]:
     module = types.ModuleType(f"dsctl_template_{digest[:16]}")
     module.__file__ = str(code)
-    # Where dataclasses, pickling and typing look up the module of a class.
+    # dataclasses, pickle and typing look up the module of a class here.
     sys.modules[module.__name__] = module
-    with blamed_on(code, "it cannot be run"):
+    with template_errors(code, "it cannot be run"):
         exec(compile(content, str(code), "exec"), module.__dict__)
     return module.__dict__
 
@@ -96,19 +98,19 @@ def _check_method(code: Path, model: type[nn.Module], name: str) -> None:
         )
 
 
-def _weights(folder: Path, code: Path, given: Any) -> tuple[Path, ...]:
-    names = given if isinstance(given, list | tuple) else [] if given is None else [given]
-    if not all(isinstance(name, str) and name for name in names) or (not names and given is not None):
-        raise DsctlError(f"{code}: {WEIGHTS} is {given!r}", hint="make it a file name, a list of file names, or None")
+def _weights(folder: Path, code: Path, value: Any) -> tuple[Path, ...]:
+    names = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    if not all(isinstance(name, str) and name for name in names) or (not names and value is not None):
+        raise DsctlError(f"{code}: {WEIGHTS} is {value!r}", hint="make it a file name, a list of file names, or None")
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DsctlError(
-                f"{code}: {WEIGHTS} is {name!r}, outside of the template's folder",
-                hint="put the weights into the folder",
+                f"{code}: {WEIGHTS} is {name!r}, which is outside the template's folder",
+                hint="move the weights to the folder",
             )
         if not (folder / name).is_file():
             raise DsctlError(
                 f"{folder / name} is missing, but {WEIGHTS} in {CODE} names it",
-                hint=f"put the weights there, or write {WEIGHTS} = None to start at random",
+                hint=f"add that file, or write {WEIGHTS} = None for random initial weights",
             )
     return tuple(folder / name for name in names)

@@ -1,4 +1,4 @@
-"""What a template's own code does wrong, in one line that says where; its traceback stays the cause of the error."""
+"""Turn exceptions of a template's code into errors of one line with file and line number."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dsctl_core.errors import DsctlError
 
 
 @contextmanager
-def blamed_on(code: Path, what: str, hint: str | None = None) -> Iterator[None]:
-    """Turn any exception of the code in `code` into a DsctlError that says that `what` failed, and in which line.
+def template_errors(code: Path, what: str, hint: str | None = None) -> Iterator[None]:
+    """Turn an exception in this block into a `DsctlError` with the file `code`, its line, and `what`.
 
-    Errors that are for the user already, and a full memory, pass as they are.
+    The exception remains the cause of the error. A `DsctlError` and out-of-memory errors are not changed.
     """
     try:
         yield
@@ -23,20 +23,20 @@ def blamed_on(code: Path, what: str, hint: str | None = None) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             raise
-        raise DsctlError(f"{_place(code, error)}: {what}: {_in_short(error)}", hint=hint or _HINT) from error
+        raise DsctlError(f"{_location(code, error)}: {what}: {_summary(error)}", hint=hint or _HINT) from error
 
 
 _HINT = "correct that file, or ask its author; DSCTL_DEBUG=1 shows the whole traceback"
 
 
-def _place(code: Path, error: BaseException) -> str:
+def _location(code: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(code):
         return f"{code}, line {error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(code)]
     return f"{code}, line {lines[-1]}" if lines else str(code)
 
 
-def _in_short(error: BaseException) -> str:
+def _summary(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg}"
     if isinstance(error, SystemExit):

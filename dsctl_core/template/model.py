@@ -1,4 +1,4 @@
-"""A template that is loaded: its network, and the two halves of what it does."""
+"""Load a template, and run the two halves of its network: `process_inputs` and `forward`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError, near_miss
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.template.contract import CONFIG, MODEL, PROCESSOR, WEIGHTS, Contract, read_contract
-from dsctl_core.template.errors import blamed_on
+from dsctl_core.template.errors import template_errors
 from dsctl_core.template.source import folder_of
 from dsctl_core.template.trust import Trust
 from dsctl_core.template.used_parameters import parameters_used
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 CHECKPOINTING = ("use_gradient_checkpointing", "use_gradient_checkpointing_offload")
 RESERVED = ("pipe", *CHECKPOINTING)
-START = 0  # seed of what a template draws when it is made
-MODEL_ID = "model_id"  # says which template an input is for; no template gets to see it
-TRAINED_PARTS = "trained_parts"  # in the header of a trained file: which modules of the template it has
+INIT_SEED = 0  # seed of the random initial weights
+MODEL_ID = "model_id"  # key of the inputs: the number of the template that they are for; not passed to the template
+TRAINED_PARTS = "trained_parts"  # key of the header of a trained file: the modules of the template that it has
 
 
 @dataclass(frozen=True)
 class Template:
-    """A template's contract and its network, with the weights that it is to have."""
+    """A loaded template: its contract, its network with its weights, and its data processor."""
 
     contract: Contract
     model: nn.Module
@@ -40,36 +40,37 @@ class Template:
 
     @property
     def name(self) -> str:
-        """The folder, for messages."""
+        """The folder of the template, for messages."""
         return str(self.contract.folder)
 
     def annotate(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the data processor makes of what a row of the dataset has."""
+        """Apply the data processor, if there is one, to the inputs in a row of the dataset."""
         self._refuse_reserved("a row", inputs)
         values = {name: value for name, value in inputs.items() if name != MODEL_ID}
         if self.processor is None:
             return values
-        with blamed_on(self.contract.code, f"the data processor failed on {_shown(values)}"):
-            made = self.processor(**values)
-        return self._mapping("the data processor", made)
+        with template_errors(self.contract.code, f"the data processor failed on {_shown(values)}"):
+            result = self.processor(**values)
+        return self._mapping("the data processor", result)
 
     @torch.no_grad()
     def process_inputs(self, pipe: BasePipeline, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the first half, without gradients, makes of `inputs`.
+        """Run the first half of the template, without gradients, and return its state.
 
-        What is trained must have no part in it: it is computed once for a sample, and would go stale.
+        It runs once per sample, so it must not use trained parameters: their values would become outdated. Raises
+        `DsctlError` if it does, if an input is missing, or if the code fails.
         """
-        self._refuse_reserved("what a template is given", inputs)
-        given = {name: value for name, value in inputs.items() if name != MODEL_ID}
-        self._require(given)
+        self._refuse_reserved("an input of a template", inputs)
+        values = {name: value for name, value in inputs.items() if name != MODEL_ID}
+        self._require(values)
         trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         with (
             parameters_used(trained) as used,
-            blamed_on(self.contract.code, f"process_inputs failed on {_shown(given)}"),
+            template_errors(self.contract.code, f"process_inputs failed on {_shown(values)}"),
         ):
-            made = self.model.process_inputs(pipe=pipe, **given)  # type: ignore[operator]
-        state = self._mapping("process_inputs", made)
-        self._refuse_reserved("what process_inputs returns", state)
+            result = self.model.process_inputs(pipe=pipe, **values)  # type: ignore[operator]
+        state = self._mapping("process_inputs", result)
+        self._refuse_reserved("the result of process_inputs", state)
         if used:
             raise self._needs_grad(sorted(used))
         for name, value in state.items():
@@ -82,53 +83,55 @@ class Template:
         return state
 
     def forward(self, pipe: BasePipeline, state: Mapping[str, Any], **checkpointing: bool) -> dict[str, Any]:
-        """Return what the second half makes of what `process_inputs` returned: kv_cache, lora, ..."""
+        """Run the second half of the template on the state of `process_inputs`; return kv_cache, lora, ..."""
         flags = {name: bool(checkpointing.get(name, False)) for name in CHECKPOINTING}
-        with blamed_on(self.contract.code, "forward failed"):
-            made = self.model(pipe=pipe, **flags, **state)
-        outputs = self._mapping("forward", made)
+        with template_errors(self.contract.code, "forward failed"):
+            result = self.model(pipe=pipe, **flags, **state)
+        outputs = self._mapping("forward", result)
         self.refuse_nan("forward", outputs)
         return outputs
 
     def refuse_nan(self, what: str, values: Mapping[str, Any]) -> None:
-        """Raise a DsctlError for a value that is not finite; the device is waited for once."""
-        found = [(name, tensor) for name, value in values.items() for tensor in tensors_in(value)]
-        floats = [(name, tensor) for name, tensor in found if tensor.is_floating_point() and tensor.numel()]
+        """Raise `DsctlError` if a tensor in `values` has NaN or infinity; `what` returned them."""
+        tensors = [(name, tensor) for name, value in values.items() for tensor in tensors_in(value)]
+        floats = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
         if not floats:
             return
-        fine = torch.stack([torch.isfinite(tensor.detach()).all().cpu() for _, tensor in floats]).tolist()
-        for (name, _), good in zip(floats, fine, strict=True):
-            if not good:
+        finite = torch.stack([torch.isfinite(tensor.detach()).all().cpu() for _, tensor in floats]).tolist()
+        for (name, _), is_finite in zip(floats, finite, strict=True):
+            if not is_finite:
                 raise DsctlError(
                     f"{self.contract.code}: {what} returns {name!r} with values that are not finite",
-                    hint="check its inputs and its weights; in float16, use another precision",
+                    hint="check its inputs and its weights; instead of float16, use another precision",
                 )
 
-    def _require(self, given: Mapping[str, Any]) -> None:
+    def _require(self, inputs: Mapping[str, Any]) -> None:
+        """Raise `DsctlError` if a parameter of process_inputs without a default is not in `inputs`."""
         parameters = inspect.signature(self.model.process_inputs).parameters.values()  # type: ignore[arg-type]
         named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
         for parameter in named:
-            if parameter.default is parameter.empty and parameter.name not in (*RESERVED, *given):
-                guess = near_miss(parameter.name, list(given))
-                shown = ", ".join(map(repr, given)) or "nothing"
+            if parameter.default is parameter.empty and parameter.name not in (*RESERVED, *inputs):
+                guess = near_miss(parameter.name, list(inputs))
+                names = ", ".join(map(repr, inputs)) or "none"
                 raise DsctlError(
-                    f"the template {self.name} needs the input {parameter.name!r}, and is given {shown}",
-                    hint=f"is {guess!r} a slip of the pen?" if guess else f"add {parameter.name!r} to its inputs",
+                    f"the template {self.name} needs the input {parameter.name!r}, but its inputs are {names}",
+                    hint=f"is {guess!r} a typing mistake?" if guess else f"add {parameter.name!r} to its inputs",
                 )
 
-    def _mapping(self, what: str, made: Any) -> dict[str, Any]:
-        if not isinstance(made, Mapping) or not all(isinstance(name, str) for name in made):
+    def _mapping(self, what: str, result: Any) -> dict[str, Any]:
+        """Return `result`, which `what` returned, as a dict; raise `DsctlError` if it is not a dict of named values."""
+        if not isinstance(result, Mapping) or not all(isinstance(name, str) for name in result):
             raise DsctlError(
-                f"{self.contract.code}: {what} returns a {type(made).__name__}, not a dict of named values",
+                f"{self.contract.code}: {what} returns a {type(result).__name__}, not a dict of named values",
                 hint='return a dict, such as {"kv_cache": ...}',
             )
-        return dict(made)
+        return dict(result)
 
     def _refuse_reserved(self, what: str, values: Mapping[str, Any]) -> None:
         for name in RESERVED:
             if name in values:
                 raise DsctlError(
-                    f"{what} has {name!r}, which is reserved, for the template {self.name}", hint="use another name"
+                    f"{what} has the name {name!r}, which is reserved (template {self.name})", hint="use another name"
                 )
 
     def _needs_grad(self, used: Sequence[str]) -> DsctlError:
@@ -136,10 +139,8 @@ class Template:
         others = [name for name, _ in self.model.named_children() if name not in heads]
         parts = ",".join(f"template_model.{name}" for name in others)
         return DsctlError(
-            f"{self.contract.code}: process_inputs uses {used[0]}, which is trained, but no gradient passes there",
-            hint=f"move that to forward, or leave it frozen: --trainable-models {parts}"
-            if parts
-            else "use it in forward",
+            f"{self.contract.code}: process_inputs uses {used[0]}, which is trained, but it runs without gradients",
+            hint=f"use it in forward, or keep it frozen: --trainable-models {parts}" if parts else "use it in forward",
         )
 
 
@@ -151,43 +152,45 @@ def load_template(
 ) -> Template:
     """Load a template in float32, in evaluation mode, on the CPU.
 
-    What starts at random starts the same every time, so that what stays frozen of it need not be in a trained file.
-    Its weights are those that its code names, strictly: none missing, none left over. `checkpoint`, the file of a
-    training, replaces those that it has. Raises a DsctlError, in one line, for whatever does not fit.
+    Random initial weights are the same every time, so a trained file need not have the frozen ones. The weights that
+    the code names are loaded strictly: no missing and no extra names. `checkpoint`, the file of a training run, then
+    replaces the weights that it has. Raises `DsctlError` for weights that do not match the network, and for code that
+    fails.
     """
     contract = config if isinstance(config, Contract) else read_contract(folder_of(config), trust or Trust())
-    with torch.random.fork_rng(devices=[]), blamed_on(contract.code, f"{MODEL} cannot be made with its {CONFIG}"):
-        torch.manual_seed(START)
+    with torch.random.fork_rng(devices=[]), template_errors(contract.code, f"{MODEL} cannot be made with its {CONFIG}"):
+        torch.manual_seed(INIT_SEED)
         model = contract.model(**contract.config)
     if contract.weights:
         _load(model, _read(contract.weights), f"{contract.folder} ({WEIGHTS})", ())
     if checkpoint is not None:
-        tensors, about = read_safetensors(checkpoint)
-        parts = about.get(TRAINED_PARTS)
-        # Whatever its training left as it was is not in the file: it is in the template's own weights or code.
-        frozen = () if parts is None else _outside(model, parts.split(","))
+        tensors, metadata = read_safetensors(checkpoint)
+        parts = metadata.get(TRAINED_PARTS)
+        # Frozen weights are not in the file: they come from the template's own weights or from its initialization.
+        frozen = () if parts is None else _names_outside(model, parts.split(","))
         _load(model, tensors, str(checkpoint), model.state_dict() if contract.weights else frozen)
     processor = None
     if contract.processor is not None:
-        with blamed_on(contract.code, f"{PROCESSOR} cannot be made"):
+        with template_errors(contract.code, f"{PROCESSOR} cannot be made"):
             processor = contract.processor()
         if not callable(processor):
-            raise DsctlError(f"{contract.code}: {PROCESSOR} makes what cannot be called", hint="give it __call__")
+            raise DsctlError(f"{contract.code}: objects of {PROCESSOR} are not callable", hint="define __call__")
     return Template(contract, model.eval().requires_grad_(False), processor)
 
 
 def _read(files: Iterable[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
-        own, _ = read_safetensors(file)
-        twice = sorted(set(own) & set(tensors))
-        if twice:
-            raise DsctlError(f"{file} has {twice[0]}, which an earlier file has too", hint=f"correct {WEIGHTS}")
-        tensors |= own
+        loaded, _ = read_safetensors(file)
+        duplicates = sorted(set(loaded) & set(tensors))
+        if duplicates:
+            raise DsctlError(f"{file} has {duplicates[0]}, which an earlier file has too", hint=f"correct {WEIGHTS}")
+        tensors |= loaded
     return tensors
 
 
-def _outside(model: nn.Module, parts: Sequence[str]) -> list[str]:
+def _names_outside(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Return the names of the state dict that are not in one of the modules `parts`; "" is the whole model."""
     return [
         name
         for name in model.state_dict()
@@ -195,32 +198,32 @@ def _outside(model: nn.Module, parts: Sequence[str]) -> list[str]:
     ]
 
 
-def _load(model: nn.Module, tensors: Mapping[str, Tensor], where: str, optional: Iterable[str]) -> None:
-    """Put `tensors` into `model`; only those named in `optional` may be missing."""
-    own = model.state_dict()
-    missing, extra = sorted(set(own) - set(tensors) - set(optional)), sorted(set(tensors) - set(own))
+def _load(model: nn.Module, tensors: Mapping[str, Tensor], source: str, optional: Iterable[str]) -> None:
+    """Copy `tensors` to the weights of `model`; only the names in `optional` may be missing."""
+    state = model.state_dict()
+    missing, extra = sorted(set(state) - set(tensors) - set(optional)), sorted(set(tensors) - set(state))
     if missing or extra:
-        lacks = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the network does not have"
+        difference = f"{missing[0]} is missing" if missing else f"{extra[0]} is not in the network"
         count = len(missing) + len(extra)
         raise DsctlError(
-            f"the weights in {where} do not fit {type(model).__name__}: it {lacks}"
+            f"the weights in {source} do not match {type(model).__name__}: {difference}"
             + (f" ({count} names in all)" if count > 1 else ""),
-            hint="use the weights that were made with this model.py",
+            hint="use weights that were trained with this model.py",
         )
     for name, tensor in tensors.items():
-        if own[name].shape != tensor.shape:
+        if state[name].shape != tensor.shape:
             raise DsctlError(
-                f"the weights in {where} do not fit {type(model).__name__}: {name} is {tuple(tensor.shape)} there and "
-                f"{tuple(own[name].shape)} here",
-                hint="use the weights that were made with this model.py",
+                f"the weights in {source} do not match {type(model).__name__}: {name} has the shape "
+                f"{tuple(tensor.shape)}, but the network has {tuple(state[name].shape)}",
+                hint="use weights that were trained with this model.py",
             )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+            state[name].copy_(tensor)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in a nest of dicts, lists and tuples."""
+    """Return the tensors in nested dicts, lists and tuples."""
     if isinstance(value, Tensor):
         return [value]
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()

@@ -1,7 +1,7 @@
-"""What templates return, brought together: of several templates, of the samples of a batch, and with the prompt's own.
+"""Combine the outputs of templates: of several templates, of the samples of a batch, and with the prompt embeddings.
 
-kv_cache: tokens one behind the other. lora: the sum. Tokens that some unit makes of the prompt, its embeddings: behind
-those. Anything else is an input of the model by that name, which one template alone may write.
+The tokens of a `kv_cache` are concatenated, LoRAs are summed, and prompt embeddings are appended to those of the
+prompt. Any other output is an input of the model of the same name, which only one template may write.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ Layers = dict[str, dict[str, list[LoraLayer]]]  # {component: {layer: the update
 
 
 def prompt_outputs(units: Sequence[PipelineUnit]) -> dict[str, str | None]:
-    """Return the names of what units write once for each prompt, which is tokens, each with that of its mask."""
+    """Return the outputs that units compute per prompt (tokens), each with the name of its mask or None."""
     masks = padded_outputs(units)
     written = [name for unit in units if unit.separate_cfg for name in unit.output_params]
     return {name: masks.get(name) for name in written if name not in masks.values()}
 
 
 def model_inputs(pipe: BasePipeline) -> tuple[str, ...]:
-    """Return the names that a template may write: what `model_fn` reads, less masks, and a LoRA."""
-    taken = {*FROM_THE_LOSS, *pipe.component_names, *prompt_outputs(pipe.units).values()}
-    named = [name for name in inspect.signature(pipe.model_fn).parameters if name not in taken]
-    return (*named, LORA)
+    """Return the names that a template may return: "lora", and the parameters of `model_fn` except masks."""
+    excluded = {*FROM_THE_LOSS, *pipe.component_names, *prompt_outputs(pipe.units).values()}
+    names = [name for name in inspect.signature(pipe.model_fn).parameters if name not in excluded]
+    return (*names, LORA)
 
 
 def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Contract, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return the outputs of several templates for one sample as one.
+    """Combine the outputs of several templates for one sample.
 
-    Raises a DsctlError for a name that the model does not read, and for two templates that write the same one where
-    that cannot be brought together, naming both.
+    Raises `DsctlError` for a name that the model does not read, and for two templates that return the same name if
+    its values cannot be combined.
     """
     known, tokens = model_inputs(pipe), prompt_outputs(pipe.units)
     writers: dict[str, list[tuple[Contract, Any]]] = {}
@@ -64,9 +64,9 @@ def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Contract, Mapping[str
         if name == KV_CACHE:
             joined[name] = join_kv_caches([value for _, value in written])
         elif name == LORA:
-            joined[name] = _summed([lora_layers(pipe, contract, value) for contract, value in written])
+            joined[name] = _sum_layers([lora_layers(pipe, contract, value) for contract, value in written])
         elif name in tokens:
-            joined[name] = torch.cat([_tokens(contract, name, value) for contract, value in written], dim=1)
+            joined[name] = torch.cat([_require_tokens(contract, name, value) for contract, value in written], dim=1)
         elif len(written) > 1:
             first, second = written[0][0].folder, written[1][0].folder
             raise DsctlError(
@@ -78,15 +78,15 @@ def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Contract, Mapping[str
 
 
 def lora_layers(pipe: BasePipeline, contract: Contract, state: Any) -> Layers:
-    """Return the layers of a LoRA given as a state dict, in any format, checked against the model they are for."""
+    """Return the layers of a LoRA state dict in any known format; raise `DsctlError` if they do not match the model."""
     code = contract.code
     if not isinstance(state, Mapping) or not all(isinstance(each, Tensor) for each in state.values()):
-        raise DsctlError(f"{code}: its lora is no state dict", hint="return a dict from names to tensors")
+        raise DsctlError(f"{code}: its lora is not a state dict", hint="return a dict from names to tensors")
     components, flat = decode(code, dict(state), pipe.component_names)
     for name in components:
         if name not in pipe.in_iteration_models:
             raise DsctlError(
-                f"{code}: its lora is for the {name}, which has run already",
+                f"{code}: its lora is for the {name}, which runs before the template",
                 hint=f"return a LoRA on the {' or the '.join(pipe.in_iteration_models)}",
             )
     file = LoraFile(code, components, flat=flat)
@@ -97,62 +97,66 @@ def lora_layers(pipe: BasePipeline, contract: Contract, state: Any) -> Layers:
 
 
 def stack_outputs(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the joined outputs of the samples of a batch as the outputs for that batch."""
+    """Stack the outputs of the samples of a batch; raise `DsctlError` for values that cannot be stacked."""
     stacked: dict[str, Any] = {}
     for name in dict.fromkeys(name for sample in samples for name in sample):
         values = [sample.get(name) for sample in samples]
         if any(value is None for value in values):
-            raise _mixed(name)
+            raise _cannot_stack(name)
         if name == KV_CACHE:
             stacked[name] = stack_kv_caches(values)
         elif name == LORA:
-            stacked[name] = _side_by_side([value for value in values if value is not None])
+            stacked[name] = _stack_layers([value for value in values if value is not None])
         elif all(isinstance(value, Tensor) for value in values):
             tensors = [value for value in values if isinstance(value, Tensor)]
             if len({value.shape for value in tensors}) > 1:
-                raise _mixed(name)
+                raise _cannot_stack(name)
             stacked[name] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
         else:
             if any(value != values[0] for value in values):
-                raise _mixed(name)
+                raise _cannot_stack(name)
             stacked[name] = values[0]
     return stacked
 
 
 def add_outputs(pipe: BasePipeline, shared: Inputs, side: Inputs, outputs: Mapping[str, Any]) -> Inputs:
-    """Return the inputs of one side with what templates made for it."""
+    """Return the inputs of one side of classifier-free guidance with the outputs of templates added.
+
+    `shared` are the inputs of both sides, and `side` those of the side. Raises `DsctlError` for prompt embeddings whose
+    shape does not match.
+    """
     tokens = prompt_outputs(pipe.units)
     added = dict(side)
     for name, value in outputs.items():
         if name not in tokens:
             added[name] = value
             continue
-        own = added.get(name, shared.get(name))
-        if own is None or own.shape[2:] != value.shape[2:] or len(value) not in (1, len(own)):
+        embeds = added.get(name, shared.get(name))
+        if embeds is None or embeds.shape[2:] != value.shape[2:] or len(value) not in (1, len(embeds)):
             raise DsctlError(
-                f"a template returns {name} of shape {tuple(value.shape)}, but the prompt's are "
-                f"{None if own is None else tuple(own.shape)}",
-                hint="make it (samples, tokens, numbers a token)",
+                f"a template returns {name} of shape {tuple(value.shape)}, but that of the prompt is "
+                f"{None if embeds is None else tuple(embeds.shape)}",
+                hint="return the shape (samples, tokens, channels)",
             )
-        extra = value.to(own).expand(len(own), -1, -1)
-        added[name] = torch.cat([own, extra], dim=1)
-        counts = tokens[name]
-        mask = None if counts is None else added.get(counts, shared.get(counts))
-        if counts is not None and mask is not None:
-            added[counts] = torch.cat([mask, mask.new_ones(extra.shape[:2])], dim=1)
+        extra = value.to(embeds).expand(len(embeds), -1, -1)
+        added[name] = torch.cat([embeds, extra], dim=1)
+        mask_name = tokens[name]
+        mask = None if mask_name is None else added.get(mask_name, shared.get(mask_name))
+        if mask_name is not None and mask is not None:
+            added[mask_name] = torch.cat([mask, mask.new_ones(extra.shape[:2])], dim=1)
     return added
 
 
-def _tokens(contract: Contract, name: str, value: Any) -> Tensor:
+def _require_tokens(contract: Contract, name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim != 3:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise DsctlError(
-            f"{contract.code}: forward returns {name} as {shape}", hint="make it (samples, tokens, numbers)"
+            f"{contract.code}: forward returns {name} as {shape}", hint="return the shape (samples, tokens, channels)"
         )
     return value
 
 
-def _summed(parts: Sequence[Layers]) -> Layers:
+def _sum_layers(parts: Sequence[Layers]) -> Layers:
     total: Layers = {}
     for part in parts:
         for component, layers in part.items():
@@ -161,16 +165,18 @@ def _summed(parts: Sequence[Layers]) -> Layers:
     return total
 
 
-def _side_by_side(samples: Sequence[Layers]) -> dict[str, dict[str, list[list[LoraLayer]]]]:
-    """Return {component: {layer: the updates of each sample}}."""
+def _stack_layers(samples: Sequence[Layers]) -> dict[str, dict[str, list[list[LoraLayer]]]]:
+    """Return `{component: {layer: updates of each sample}}`."""
     names = [{(component, layer) for component, layers in sample.items() for layer in layers} for sample in samples]
     if any(each != names[0] for each in names):
-        raise _mixed(LORA)
+        raise _cannot_stack(LORA)
     return {
         component: {layer: [sample[component][layer] for sample in samples] for layer in layers}
         for component, layers in samples[0].items()
     }
 
 
-def _mixed(name: str) -> DsctlError:
-    return DsctlError(f"one batch has samples whose {name} cannot be put together", hint="give a batch size of 1")
+def _cannot_stack(name: str) -> DsctlError:
+    return DsctlError(
+        f"the {name} of the samples of a batch differ, so they cannot be stacked", hint="use a batch size of 1"
+    )

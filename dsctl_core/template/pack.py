@@ -1,6 +1,6 @@
-"""Write a trained template as a folder that stands for itself, proven to do what the training's does.
+"""Pack a trained template: write its code and all its weights to a new folder, and verify it.
 
-The trained weights go over those that the template had: whatever was trained wins, and what was not stays.
+Trained weights replace those of the template; weights that were not trained are kept.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from dsctl_core.template.source import CODE
 from dsctl_core.template.trust import Trust
 from dsctl_core.version import __version__
 
-LARGEST_FILE = 5_000_000_000  # bytes of tensors
-EXAMPLE = "template_inputs"  # in the header: what it was given when it was packed, as JSON
-KEPT = ("base_model", "family", "steps", "dataset", "base_weights")  # of what the training's file says
+MAX_SHARD_BYTES = 5_000_000_000  # bytes of tensors in a file
+EXAMPLE = "template_inputs"  # key of the header: the inputs of the verification, as JSON
+COPIED_METADATA = ("base_model", "family", "steps", "dataset", "base_weights")  # keys of the header of the checkpoint
 CACHES = ("__pycache__",)
 COMPILED = (".pyc", ".pyo")
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written."""
+    """The result of packing: the folder, its files, and the total numbers of parameters and bytes."""
 
     output: Path
     files: list[str]
@@ -57,42 +57,51 @@ def write_pack(
     example: Mapping[str, Any],
     *,
     license_name: str = "unknown",
-    largest_file: int = LARGEST_FILE,
+    largest_file: int = MAX_SHARD_BYTES,
 ) -> Packed:
-    """Write `trained`, whose weights are in place, to the new folder `output`; whole, or not at all.
+    """Write the template `trained` to the new folder `output`, completely or not at all.
 
-    `example` are inputs that the packed folder and the trained weights are both run on. No file gets more bytes of
-    tensors than `largest_file`, unless a single tensor has.
+    Args:
+        trained: The template with its trained weights.
+        checkpoint: The file of the trained weights; its metadata is copied.
+        output: The new folder.
+        pipe: The base model, with which the packed template is verified.
+        example: The inputs of the verification; the model card has them as an example.
+        license_name: The license in the model card.
+        largest_file: The most bytes of tensors in a file; a larger tensor gets a file of its own.
+
+    Raises `DsctlError` if the folder exists, if files of the template cannot be copied safely, and if the packed
+    template does not equal `trained`.
     """
     folder = trained.contract.folder
     refuse_existing(output)
     if output.resolve().is_relative_to(folder.resolve()):
-        raise DsctlError(f"{output} is inside of {folder}, which is packed", hint="give an --output elsewhere")
+        raise DsctlError(f"{output} is inside {folder}, the folder to pack", hint="use an --output outside the folder")
     copied = files_to_copy(folder, without=(*trained.contract.weights, checkpoint))
-    shards = in_shards(trained.model.state_dict(), largest_file)
+    shards = split_into_shards(trained.model.state_dict(), largest_file)
     if not shards:
         raise DsctlError(f"{folder} has no weights to pack", hint="pack a template that was trained")
     code = trained.contract.code
     names = list(shards)
     content = code.read_bytes()
     if hashlib.sha256(content).hexdigest() != trained.contract.digest:
-        raise DsctlError(f"{code} was changed while it was packed", hint="run it again")
+        raise DsctlError(f"{code} has changed since it was loaded", hint="run the command again")
     source = with_weights(code, content, names[0] if len(names) == 1 else names)
-    about = _about(checkpoint, trained, example)
+    metadata = _metadata(checkpoint, trained, example)
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
-    made = [path for path in output.parents if not path.exists()]
+    new_parents = [path for path in output.parents if not path.exists()]
     prepare_folder(output.parent)
     try:
         _copy(folder, copied, temporary)
         (temporary / CODE).write_bytes(source)
         for name, tensors in shards.items():
-            write_safetensors(temporary / name, tensors, about)
+            write_safetensors(temporary / name, tensors, metadata)
         if not (temporary / CARD).exists():
             inputs = input_names(trained)
-            text = card_text(output.name, {**about, "license": license_name}, inputs, example)
+            text = card_text(output.name, {**metadata, "license": license_name}, inputs, example)
             write_text(temporary / CARD, text)
-        prove(trained, temporary, pipe, example)
-        _forget_caches(temporary)
+        verify(trained, temporary, pipe, example)
+        _remove_caches(temporary)
         temporary.rename(output)
         sync_folder(output.parent)
     except OSError as error:
@@ -100,7 +109,7 @@ def write_pack(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if not output.exists():
-            for path in made:
+            for path in new_parents:
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
     files = sorted(each for each in output.rglob("*") if each.is_file())
@@ -111,81 +120,82 @@ def write_pack(
 
 
 def refuse_existing(output: Path) -> None:
-    """Raise a DsctlError if there is something at `output`."""
+    """Raise `DsctlError` if `output` exists."""
     if output.exists() or output.is_symlink():
-        raise DsctlError(f"{output} is there already", hint="give another --output, or remove it")
+        raise DsctlError(f"{output} already exists", hint="use another --output, or remove it")
 
 
 def files_to_copy(folder: Path, without: Sequence[Path] = ()) -> list[Path]:
-    """Return the files that belong to the template in `folder`, relative to it.
+    """Return the files of the template in `folder` to copy, relative to it.
 
-    Left out: what is hidden, caches, its code, and the files `without`. A secret, a pickle, and a link that leads to
-    a folder or out of it are errors: packing is for giving away.
+    Hidden files, caches, the code and the files `without` are left out. A packed template is meant to be published, so
+    `DsctlError` is raised for a file of secrets, a pickle, a link to a folder, and a link out of the folder.
     """
-    left_out = {each.resolve() for each in (*without, folder / CODE)}
-    found = []
+    excluded = {each.resolve() for each in (*without, folder / CODE)}
+    files_found = []
     for root, names, files in os.walk(folder):
         names[:] = sorted(name for name in names if not name.startswith(".") and name not in CACHES)
         links = [Path(root, name) for name in names if Path(root, name).is_symlink()]
         if links:
-            raise DsctlError(f"{links[0]} is a link to a folder", hint="put the folder itself there")
+            raise DsctlError(f"{links[0]} is a link to a folder", hint="replace it by the folder")
         for name in sorted(files):
             file = Path(root, name)
             if SECRET_NAMES.match(name) and not name.startswith("."):
-                raise DsctlError(f"{file} is a file for secrets", hint="move it out of the folder")
-            if name.startswith(".") or name.endswith(COMPILED) or file.resolve() in left_out:
+                raise DsctlError(f"{file} has the name of a file with secrets", hint="move it out of the folder")
+            if name.startswith(".") or name.endswith(COMPILED) or file.resolve() in excluded:
                 continue
             if not file.resolve().is_relative_to(folder.resolve()):
-                raise DsctlError(f"{file} is a link to a place outside {folder}", hint="put the file itself there")
+                raise DsctlError(f"{file} is a link out of {folder}", hint="replace it by the file")
             if file.suffix.lower() in PICKLE_SUFFIXES:
                 raise DsctlError(
                     f"{file} is a pickle, which can run code when it is opened",
                     hint="save it as safetensors, or move it out of the folder",
                 )
             if not file.is_file():
-                raise DsctlError(f"{file} leads nowhere", hint="remove it, or put the file there")
-            found.append(file.relative_to(folder))
-    return found
+                raise DsctlError(f"{file} is a broken link", hint="remove it, or replace it by the file")
+            files_found.append(file.relative_to(folder))
+    return files_found
 
 
-def in_shards(tensors: Mapping[str, Tensor], largest: int) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors by the file that each goes into: model.safetensors, or model-0000i-of-0000n.safetensors.
+def split_into_shards(tensors: Mapping[str, Tensor], largest: int) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each shard: model.safetensors, or model-0000i-of-0000n.safetensors.
 
-    Each is copied, for two names of one tensor cannot stand in a file.
+    A shard has at most `largest` bytes, unless it is a single tensor. Tensors are copied, because safetensors refuses
+    two names that share memory.
     """
-    parts: list[dict[str, Tensor]] = []
-    room = 0
+    shards: list[dict[str, Tensor]] = []
+    remaining = 0
     for name in sorted(tensors):
         size = tensors[name].numel() * tensors[name].element_size()
-        if not parts or size > room:
-            parts.append({})
-            room = largest
-        parts[-1][name] = tensors[name].detach().clone()
-        room -= size
-    if len(parts) == 1:
-        return {"model.safetensors": parts[0]}
-    return {f"model-{number:05}-of-{len(parts):05}.safetensors": part for number, part in enumerate(parts, start=1)}
+        if not shards or size > remaining:
+            shards.append({})
+            remaining = largest
+        shards[-1][name] = tensors[name].detach().clone()
+        remaining -= size
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": shard for number, shard in enumerate(shards, start=1)}
 
 
 @torch.no_grad()
-def prove(trained: Template, packed: Path, pipe: BasePipeline, example: Mapping[str, Any]) -> None:
-    """Raise a DsctlError unless the template in the folder `packed` has the weights and the outputs of `trained`.
+def verify(trained: Template, packed: Path, pipe: BasePipeline, example: Mapping[str, Any]) -> None:
+    """Raise `DsctlError` unless the template in the folder `packed` has the weights and the outputs of `trained`.
 
-    Its code was agreed to already: what was changed in it is the names of its weight files.
+    Its code is trusted already: it differs only in the names of its weight files.
     """
-    again = load_template(ModelConfig(path=packed), Trust(given=True))
-    wanted, found = trained.model.state_dict(), again.model.state_dict()
-    for name in wanted:
-        if not torch.equal(wanted[name], found[name]):
+    reloaded = load_template(ModelConfig(path=packed), Trust(given=True))
+    expected, actual = trained.model.state_dict(), reloaded.model.state_dict()
+    for name in expected:
+        if not torch.equal(expected[name], actual[name]):
             raise DsctlError(
-                f"packed, {name} has other values than in the checkpoint", hint="check what model.py does with it"
+                f"after packing, {name} differs from the checkpoint", hint="check how model.py initializes it"
             )
-    first, second = (_outputs(each, pipe, example) for each in (trained, again))
-    # An output of NaN is refused before this, so equal means equal.
-    if _places(first) != _places(second) or not all(map(torch.equal, tensors_in(first), tensors_in(second))):
+    first, second = (_outputs(each, pipe, example) for each in (trained, reloaded))
+    # `Template` refuses NaN, which would not be equal to itself.
+    if _shapes(first) != _shapes(second) or not all(map(torch.equal, tensors_in(first), tensors_in(second))):
         raise DsctlError(
-            f"packed, the template {trained.name} returns something else than with the checkpoint",
-            hint="check that its code draws no random numbers, and reads no weights of its own",
+            f"after packing, the outputs of the template {trained.name} differ from those with the checkpoint",
+            hint="check that its code uses no random numbers and loads no weights by itself",
         )
 
 
@@ -195,24 +205,24 @@ def _outputs(template: Template, pipe: BasePipeline, example: Mapping[str, Any])
         return template.forward(pipe, template.process_inputs(pipe, example))
 
 
-def _places(value: Any) -> Any:
-    """Return the nest `value` with the shapes of its tensors in their places."""
+def _shapes(value: Any) -> Any:
+    """Return the nested `value` with each tensor replaced by its shape."""
     if isinstance(value, Tensor):
         return tuple(value.shape)
     if isinstance(value, Mapping):
-        return {name: _places(each) for name, each in value.items()}
-    return [_places(each) for each in value] if isinstance(value, list | tuple) else value
+        return {name: _shapes(each) for name, each in value.items()}
+    return [_shapes(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _about(checkpoint: Path, trained: Template, example: Mapping[str, Any]) -> dict[str, str]:
-    """Return the header of the weights; nothing in it says where on this machine anything was."""
-    _, said = read_safetensors(checkpoint)
-    about = {name: said[name] for name in KEPT if name in said}
-    base = public_name(about.get("base_model"))
+def _metadata(checkpoint: Path, trained: Template, example: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata of the packed weights. It has no paths of this machine."""
+    _, header = read_safetensors(checkpoint)
+    metadata = {name: header[name] for name in COPIED_METADATA if name in header}
+    base = public_name(metadata.get("base_model"))
     if base is not None:
-        about["base_model"] = base
-    about |= {"kind": "template", "dsctl_version": __version__, "template_class": trained.contract.model.__name__}
-    return {**about, EXAMPLE: json.dumps(dict(example))}
+        metadata["base_model"] = base
+    metadata |= {"kind": "template", "dsctl_version": __version__, "template_class": trained.contract.model.__name__}
+    return {**metadata, EXAMPLE: json.dumps(dict(example))}
 
 
 def _copy(folder: Path, files: Sequence[Path], target: Path) -> None:
@@ -222,8 +232,8 @@ def _copy(folder: Path, files: Sequence[Path], target: Path) -> None:
         shutil.copyfile(folder / file, target / file)
 
 
-def _forget_caches(folder: Path) -> None:
-    """Remove what running the code has left beside it."""
+def _remove_caches(folder: Path) -> None:
+    """Remove the caches that Python wrote when it ran the code."""
     for name in CACHES:
         for each in list(folder.rglob(name)):
             shutil.rmtree(each)

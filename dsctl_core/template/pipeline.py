@@ -1,4 +1,4 @@
-"""TemplatePipeline: templates beside a pipeline, for making pictures."""
+"""TemplatePipeline: run templates with a pipeline in inference."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dsctl_core.template.source import folder_of
 from dsctl_core.template.trust import Trust
 from dsctl_core.template.units import GivenTemplateOutputs
 
-Given = Sequence[Mapping[str, Any]]
+TemplateInputs = Sequence[Mapping[str, Any]]
 
 
 class TemplatePipeline:
-    """Runs templates, and a pipeline with what they make.
+    """Run templates, and a pipeline with their outputs.
 
-    With `lazy_loading` a template is loaded when it is its turn, and dropped for the next one.
+    With `lazy_loading` only one template is in memory: each is loaded when it is needed.
     """
 
     def __init__(
@@ -55,47 +55,53 @@ class TemplatePipeline:
         trust_template: bool = False,
         checkpoints: Sequence[str | Path | None] | None = None,
     ) -> TemplatePipeline:
-        """Load the templates that `model_configs` name: folders, or repositories on a hub.
+        """Load templates from folders or from repositories on a hub.
 
-        Their code runs only if `trust_template`, or if it was agreed to before. `checkpoints` are files of trained
-        weights, one for each template, or None for the template's own.
+        Args:
+            torch_dtype: The precision of the templates.
+            device: The device of the templates; None: cuda if there is a GPU, else cpu.
+            model_configs: The templates.
+            lazy_loading: Whether each template is loaded when it is needed, and then replaced by the next.
+            trust_template: Whether their code may run even if it was not trusted on this machine before.
+            checkpoints: A file of trained weights for each template, or None for the weights of the template.
         """
         if not model_configs:
-            raise UsageError("no template is given", hint="name at least one in model_configs")
+            raise UsageError("there is no template", hint="add at least one to model_configs")
         files = [None if each is None else Path(each) for each in checkpoints or [None] * len(model_configs)]
         if len(files) != len(model_configs):
             raise UsageError(
-                f"{len(files)} checkpoints are given for {len(model_configs)} templates",
-                hint="give one for each, or None",
+                f"there are {len(files)} checkpoints for {len(model_configs)} templates",
+                hint="give one checkpoint or None for each template",
             )
         trust = Trust(trust_template, how="--trust-template, or trust_template=True in Python")
         contracts = [read_contract(folder_of(config), trust) for config in model_configs]
-        place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-        return cls(contracts, files, torch_dtype=torch_dtype, device=place, lazy_loading=lazy_loading)
+        target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        return cls(contracts, files, torch_dtype=torch_dtype, device=target, lazy_loading=lazy_loading)
 
     @torch.no_grad()
     def __call__(
         self,
         pipe: BasePipeline,
         *,
-        template_inputs: Given = (),
-        negative_template_inputs: Given = (),
+        template_inputs: TemplateInputs = (),
+        negative_template_inputs: TemplateInputs = (),
         **inputs: Any,
     ) -> Any:
-        """Return what `pipe(**inputs)` makes, steered by the templates.
+        """Return the result of `pipe(**inputs)`, steered by the templates.
 
-        Each of the inputs is a dict for one template; among several, its `model_id` says which, from 0. Templates
-        that work together add their tokens one behind the other and their LoRAs to each other. What they make is in
-        force for this call alone. `negative_template_inputs` are for the side that guidance leads away from.
+        An entry of `template_inputs` is a dict of the inputs of one template. If there are several templates, its
+        `model_id` is the number of the template, from 0. Their outputs are combined: tokens are concatenated, LoRAs are
+        summed. They apply to this call only. `negative_template_inputs` are for the negative side of classifier-free
+        guidance.
         """
-        posi, nega = (self.outputs(pipe, given) for given in (template_inputs, negative_template_inputs))
+        posi, nega = (self.outputs(pipe, entries) for entries in (template_inputs, negative_template_inputs))
         with pipe.more_units([GivenTemplateOutputs(pipe, posi, nega)]):
             return pipe(**inputs)
 
     @torch.no_grad()
-    def outputs(self, pipe: BasePipeline, given: Given) -> dict[str, Any]:
-        """Return what the templates make of their inputs, as one."""
-        return join_outputs(pipe, [self._run(pipe, each) for each in given])
+    def outputs(self, pipe: BasePipeline, template_inputs: TemplateInputs) -> dict[str, Any]:
+        """Run the templates and return their combined outputs."""
+        return join_outputs(pipe, [self._run(pipe, each) for each in template_inputs])
 
     def _run(self, pipe: BasePipeline, inputs: Mapping[str, Any]) -> tuple[Contract, dict[str, Any]]:
         template = self._template(self._number(inputs))
@@ -103,16 +109,18 @@ class TemplatePipeline:
 
     def _number(self, inputs: Mapping[str, Any]) -> int:
         if not isinstance(inputs, Mapping):
-            raise UsageError(f"{INPUTS} holds {inputs!r}", hint='give a list of dicts, such as [{"scale": 0.8}]')
+            raise UsageError(
+                f"an entry of {INPUTS} is {inputs!r}, not a dict", hint='use a list of dicts, such as [{"scale": 0.8}]'
+            )
         count = len(self.contracts)
         number = inputs.get(MODEL_ID, 0 if count == 1 else None)
         if number is None:
             raise UsageError(
-                f"an entry of {INPUTS} does not say which of the {count} templates it is for",
+                f"an entry of {INPUTS} has no {MODEL_ID}, but there are {count} templates",
                 hint=f'add "{MODEL_ID}": 0 for the first one',
             )
         if not isinstance(number, int) or not 0 <= number < count:
-            raise UsageError(f"{MODEL_ID} {number!r} is none of the {count} templates", hint=f"0 to {count - 1}")
+            raise UsageError(f"{MODEL_ID} {number!r} is not one of the {count} templates", hint=f"use 0 to {count - 1}")
         return number
 
     def _template(self, number: int) -> Template:

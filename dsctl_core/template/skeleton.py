@@ -1,7 +1,7 @@
-"""Write a template that works, small enough to read in a minute, to start one's own from.
+"""Write a small working template, as a starting point for an own one.
 
-It is written for one model: the names of its blocks, and how many heads of what size they have, stand as constants
-in the code, so that the template needs nothing but torch.
+The code has the names of the attention blocks of one model, and the number and size of their heads, as constants, so
+that the template depends on torch only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {"value": {"scale": 0.8}, "image": {"image
 
 @dataclass(frozen=True)
 class Started:
-    """What was written, and what to do with it next."""
+    """The result of `init`: the new folder, its files, (heads, head size) of each block, and example inputs."""
 
     folder: Path
     files: list[str]
@@ -35,9 +35,12 @@ class Started:
 
 
 def write_skeleton(folder: Path, kind: str, model: str) -> Started:
-    """Write the skeleton of a `kind` in EXAMPLES, for the blocks of the preset or folder `model`, into a new folder."""
+    """Write the skeleton of a `kind` in EXAMPLES, for the attention blocks of the preset or folder `model`.
+
+    Raises `DsctlError` where `folder` exists.
+    """
     if folder.exists():
-        raise DsctlError(f"{folder} is there already", hint="give another name, or remove it")
+        raise DsctlError(f"{folder} already exists", hint="use another name, or remove it")
     blocks = blocks_of_model(model)
     prepare_folder(folder)
     write_text(folder / CODE, skeleton(kind, model, blocks))
@@ -45,56 +48,56 @@ def write_skeleton(folder: Path, kind: str, model: str) -> Started:
 
 
 def blocks_of_model(name: str) -> dict[str, tuple[int, int]]:
-    """Return (heads, numbers a head) of each block of a preset or a model folder; no weights are read.
+    """Return (heads, head size) of each attention block of a preset or a model folder, without reading weights.
 
-    Of a published preset they are known, so it need not be there.
+    The sizes of a published preset are known, so it need not be downloaded.
     """
     folder = Path(name)
     if folder.is_dir():
-        family, own = identify_folder(folder), folder
+        family, model_folder = identify_folder(folder), folder
     else:
         family, preset = find_preset(name)
-        found = preset.local_path()
-        if found is None:
+        local_path = preset.local_path()
+        if local_path is None:
             return _blocks(family, family.sizes(family.denoisers[0].name, preset.variant))
-        own = found
+        model_folder = local_path
     component = family.component(family.denoisers[0].name)
-    file = own / component.folder / "config.json"
+    file = model_folder / component.folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DsctlError(f"{file} cannot be read: {error}", hint="give --model a whole model folder") from error
+        raise DsctlError(f"{file} cannot be read: {error}", hint="use a complete model folder as --model") from error
     return _blocks(family, {key: value for key, value in config.items() if not key.startswith("_")})
 
 
 def _blocks(family: Family, config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     component = family.component(family.denoisers[0].name)
-    kind: Any = getattr(importlib.import_module(component.library), component.class_name)
+    model_class: Any = getattr(importlib.import_module(component.library), component.class_name)
     with torch.device("meta"):
-        return block_heads(kind.from_config(config), family.attention_blocks)
+        return block_heads(model_class.from_config(config), family.attention_blocks)
 
 
 def skeleton(kind: str, model: str, blocks: dict[str, tuple[int, int]]) -> str:
-    """Return the code of a template of this kind for these blocks, which all have the same heads."""
+    """Return the code of a template. `kind` is "value" or "image"; all `blocks` must have the same heads."""
     sizes = set(blocks.values())
     if len(sizes) != 1:
-        raise DsctlError(f"the blocks of {model} differ in their heads", hint="write the template by hand")
+        raise DsctlError(f"the blocks of {model} have different heads", hint="write the template by hand")
     ((heads, width),) = sizes
     counts = {name.rpartition("_")[0]: 0 for name in blocks}
     for name in blocks:
         counts[name.rpartition("_")[0]] += 1
-    names = " + ".join(f'[f"{start}_{{n}}" for n in range({count})]' for start, count in counts.items())
+    names = " + ".join(f'[f"{prefix}_{{n}}" for n in range({count})]' for prefix, count in counts.items())
     parts = {"MODEL": Path(model).name, "NAMES": names, "HEADS": str(heads), "WIDTH": str(width)}
     text = {"value": _VALUE, "image": _IMAGE}[kind] + _END + (_PROCESSOR if kind == "value" else "")
-    for word, value in parts.items():
-        text = text.replace(f"<{word}>", value)
+    for placeholder, value in parts.items():
+        text = text.replace(f"<{placeholder}>", value)
     return text
 
 
 _VALUE = '''"""A template for <MODEL>: one number, `scale`, becomes tokens that every block attends to.
 
-Brightness is the example: `scale` is the mean brightness of a picture, from 0 to 1. A row of the dataset has
-"template_inputs": {"scale": 0.2}, or {"image": "/path/of/the/picture.png"} to have it measured.
+As an example, `scale` is the mean brightness of the image, from 0 to 1. A row of the dataset has
+"template_inputs": {"scale": 0.2}, or {"image": "/path/to/image.png"} to measure the brightness.
 """
 
 import math
@@ -116,15 +119,15 @@ class Template(torch.nn.Module):
 
     @torch.no_grad()
     def process_inputs(self, scale, **kwargs):
-        """Runs once for a sample, without gradients: the waves of `scale`, (1, 2 * WAVES)."""
+        """Return sine and cosine features of `scale`, (1, 2 * WAVES). Runs once per sample, without gradients."""
         angles = math.pi / 2 * float(scale) * torch.arange(1, WAVES + 1, dtype=torch.float32)
         return {"encoded": torch.cat([angles.sin(), angles.cos()]).unsqueeze(0)}
 '''
 
-_IMAGE = '''"""A template for <MODEL>: a picture becomes tokens that every block attends to.
+_IMAGE = '''"""A template for <MODEL>: an image becomes tokens that every block attends to.
 
-The picture is made small, so what comes through is its colours and where they are. A row of the dataset has
-"template_inputs": {"image": "/path/of/the/picture.png"}.
+The image is scaled down, so only its colours and their positions are used. A row of the dataset has
+"template_inputs": {"image": "/path/to/image.png"}.
 """
 
 import numpy
@@ -144,7 +147,7 @@ class Template(torch.nn.Module):
 
     @torch.no_grad()
     def process_inputs(self, image, **kwargs):
-        """Runs once for a sample, without gradients: the small picture from -1 to 1, (1, 3 * SIDE * SIDE)."""
+        """Return the scaled-down image in [-1, 1], (1, 3 * SIDE * SIDE). Runs once per sample, without gradients."""
         opened = image if isinstance(image, Image.Image) else Image.open(image)
         small = opened.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
         pixels = torch.from_numpy(numpy.array(small, dtype=numpy.float32))
@@ -153,7 +156,7 @@ class Template(torch.nn.Module):
 
 _END = '''
     def forward(self, encoded, **kwargs):
-        """Runs at every step of a training: {block: (key, value)}, each (1, TOKENS, HEADS, HEAD_DIM)."""
+        """Return {block: (key, value)}, each (1, TOKENS, HEADS, HEAD_DIM). Runs in every training step."""
         encoded = encoded.to(self.tokens.weight)
         tokens = self.tokens(self.encode(encoded)).view(1, len(BLOCKS), 2, TOKENS, HEADS, HEAD_DIM)
         return {"kv_cache": {name: (tokens[:, n, 0], tokens[:, n, 1]) for n, name in enumerate(BLOCKS)}}
@@ -167,7 +170,7 @@ _PROCESSOR = '''
 
 class DataProcessor:
     def __call__(self, scale=None, image=None, **kwargs):
-        """Turns what a row has into what process_inputs takes."""
+        """Turn the inputs in a row of the dataset into those of process_inputs."""
         if scale is None:
             with Image.open(image) as opened:
                 scale = numpy.array(opened.convert("L"), dtype=numpy.float32).mean() / 255

@@ -1,4 +1,4 @@
-"""A template as something to train: opened once from the options, put into every pipeline of the run."""
+"""Train a template: load it once from the options, and attach it to every pipeline of the run."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from dsctl_core.template.units import template_units
 
 
 @dataclass(frozen=True)
-class TemplateExtension:
-    """A template that is loaded, and which of its modules are trained ("" is all of it)."""
+class TrainableTemplate:
+    """A loaded template and the names of its modules to train ("" is the whole template)."""
 
     template: Template
     source: TemplateSource
     parts: tuple[str, ...]
     required: bool  # whether every row must have inputs for it
-    identity: str  # of its code and of what is frozen of it
+    identity: str  # hash of its code and of its frozen weights
     name: str = MODEL
     columns: tuple[str, ...] = (INPUTS,)
 
     def attach(self, pipe: BasePipeline) -> None:
-        """Put the template into `pipe`, on its device: what is trained in float32, the rest in the pipe's precision."""
+        """Attach the template to `pipe`, on its device: trained weights in float32, the others in the pipe's dtype."""
         trained = {
             id(tensor)
             for part in self.parts
@@ -52,20 +52,24 @@ class TemplateExtension:
             _module(self.template, part).requires_grad_(True)
 
     def about(self) -> dict[str, str]:
-        """Return what a trained file, and a cache, say of the template: where it is, and the hash of its code."""
+        """Return the metadata of the template in trained files and caches: its source and the hash of its code."""
         folder, file = Path(self.source.source), self.source.checkpoint
-        found = replace(
+        absolute = replace(
             self.source,
             source=str(folder.absolute()) if folder.is_dir() else self.source.source,
             checkpoint=None if file is None else file.absolute(),
         )
-        return {"template": str(found), "template_sha256": self.template.contract.digest}
+        return {"template": str(absolute), "template_sha256": self.template.contract.digest}
 
 
 def open_template(
     source: TemplateSource, trust: Trust, trainable: Sequence[str], *, required: bool
-) -> TemplateExtension:
-    """Load the template to train; `trainable` are names such as "template_model" and "template_model.mlp"."""
+) -> TrainableTemplate:
+    """Load the template to train.
+
+    `trainable` are names such as "template_model" and "template_model.mlp". With `required` every row must have inputs
+    for it. Raises `UsageError` for a module that does not exist or has no weights.
+    """
     template = load_template(config_of(source.source), trust, checkpoint=source.checkpoint)
     parts = tuple(dict.fromkeys(name.partition(".")[2] for name in trainable if name.split(".")[0] == MODEL))
     known = dict(template.model.named_modules())
@@ -73,12 +77,14 @@ def open_template(
         if part not in known:
             raise unknown_name(f"module of {MODEL}", part, [name for name in known if name])
     if parts and not any(True for part in parts for _ in known[part].parameters()):
-        raise UsageError(f"{source} has no weights to train", hint="give its network some, or train something else")
-    return TemplateExtension(template, source, parts, required, _identity(template, parts))
+        raise UsageError(
+            f"{source} has no weights to train", hint="add weights to its network, or train another component"
+        )
+    return TrainableTemplate(template, source, parts, required, _identity(template, parts))
 
 
 def _identity(template: Template, parts: Sequence[str]) -> str:
-    """Return what tells the code of a template, and what is frozen of it, from every other."""
+    """Return a hash of the code of a template and of its frozen weights."""
     frozen = [
         [name, list(tensor.shape), _digest(tensor)]
         for name, tensor in sorted(template.model.state_dict().items())

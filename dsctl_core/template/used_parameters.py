@@ -1,4 +1,4 @@
-"""CallbackPlan which parameters a piece of code computes with."""
+"""Record which parameters a block of code computes with."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 
-class _Watching(TorchFunctionMode):
-    """Notes each watched tensor that goes into a function of torch; looking at its dtype or device is none."""
+class _RecordUsed(TorchFunctionMode):
+    """Records the watched tensors that are arguments of torch functions; reading an attribute does not count."""
 
     def __init__(self, watched: Mapping[int, str]) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class _Watching(TorchFunctionMode):
 
 @contextmanager
 def parameters_used(parameters: Mapping[str, Tensor]) -> Iterator[set[str]]:
-    """Give a set that comes to hold the names of those `parameters` that are computed with in here."""
+    """Yield a set that collects the names of the `parameters` that this block computes with."""
     if not parameters:
         yield set()
         return
-    with _Watching({id(parameter): name for name, parameter in parameters.items()}) as watching:
-        yield watching.used
+    with _RecordUsed({id(parameter): name for name, parameter in parameters.items()}) as mode:
+        yield mode.used

@@ -1,4 +1,4 @@
-"""Which components of the pipeline a template's code reaches for, so that only those are loaded for it."""
+"""Find the components of the pipeline that a template's code uses, so that only those are loaded."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Collection
 
 
 def components_used(source: str, names: Collection[str], model: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return which of the components `names` the first half of a template needs, and which the second.
+    """Return the components, of `names`, that `process_inputs` uses, and those that `forward` uses.
 
-    Every `pipe.NAME`, and every such word as text, counts where it stands: in `forward` of the class `model` for the
-    second half, in its `process_inputs` for the first, anywhere else for both.
+    `source` is the code and `model` the name of the template class. Every attribute `pipe.NAME` and every string
+    "NAME" counts: inside `process_inputs` or `forward` for that method, elsewhere for both.
     """
     first: dict[str, None] = {}
     second: dict[str, None] = {}
-    for name, where in _mentions(ast.parse(source), model):
+    for name, method in _mentions(ast.parse(source), model):
         if name in names:
-            if where != "forward":
+            if method != "forward":
                 first[name] = None
-            if where != "process_inputs":
+            if method != "process_inputs":
                 second[name] = None
     return tuple(first), tuple(second)
 
 
-def _mentions(tree: ast.AST, model: str, where: str = "") -> list[tuple[str, str]]:
-    """Return each attribute name and text in `tree` with the method of the class `model` that it stands in, or ""."""
-    found = []
+def _mentions(tree: ast.AST, model: str, method: str = "") -> list[tuple[str, str]]:
+    """Return (name, method) for each attribute name and string in `tree`; method is "" outside of both methods."""
+    mentions = []
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Attribute):
-            found.append((node.attr, where))
+            mentions.append((node.attr, method))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append((node.value, where))
-        own = where
+            mentions.append((node.value, method))
+        inner = method
         if isinstance(node, ast.FunctionDef) and isinstance(tree, ast.ClassDef) and tree.name == model:
-            own = node.name if node.name in ("process_inputs", "forward") else ""
-        found += _mentions(node, model, own)
-    return found
+            inner = node.name if node.name in ("process_inputs", "forward") else ""
+        mentions += _mentions(node, model, inner)
+    return mentions

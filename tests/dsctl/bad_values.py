@@ -8,7 +8,7 @@ WITH_TEMPLATE: dict[str, str | None] = {"template": "data"}
 BAD_TEMPLATE: dict[str, list[Bad]] = {
     "template": [
         ("nowhere", 1, "the template nowhere does not exist", "OWNER/NAME:"),
-        ("data", 1, "data is no template: it has no model.py", "TEMPLATE_MODEL"),
+        ("data", 1, "data is not a template: it has no model.py", "TEMPLATE_MODEL"),
         ("", 2, "--template is ''", "--template takes DIR"),
     ],
 }
@@ -58,7 +58,7 @@ BAD_RUN: dict[str, list[Bad]] = {
             "nowhere.txt",
             1,
             "--sample-prompts-file nowhere.txt cannot be read",
-            "a prompt a line",
+            "one prompt per line",
             {"sample_every": "1"},
         ),
     ],

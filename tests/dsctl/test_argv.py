@@ -70,11 +70,11 @@ def test_a_value_is_never_changed(value: str):
         (["--lora-rnak", "4"], "unknown flag --lora-rnak", "did you mean --lora-rank?"),
         (["--lora_rnak=4"], "unknown flag --lora_rnak", "did you mean --lora-rank?"),
         (["--zzz"], "unknown flag --zzz", "see `dsctl train --help`"),
-        (["--prompt"], "--prompt is given without a value", "--prompt: What it is."),
-        (["--prompt", "--lora_rank", "4"], "the next word is the flag --lora_rank", "--prompt=--lora_rank"),
-        (["--use-tiles=yes"], "--use-tiles takes no value, but 'yes' is given", "write --use-tiles alone"),
-        (["sft", "a red", "--lora-rank", "4"], "'a red' is one word too many", "quotes"),
-        (["sft", "--", "more"], "'more' is one word too many", "quotes"),
+        (["--prompt"], "--prompt has no value", "--prompt: What it is."),
+        (["--prompt", "--lora_rank", "4"], "the next argument is the flag --lora_rank", "--prompt=--lora_rank"),
+        (["--use-tiles=yes"], "--use-tiles takes no value, but it has the value 'yes'", "write --use-tiles alone"),
+        (["sft", "a red", "--lora-rank", "4"], "unexpected argument 'a red'", "quotes"),
+        (["sft", "--", "more"], "unexpected argument 'more'", "quotes"),
     ],
 )
 def test_what_is_wrong_with_the_words_is_named(words: list[str], problem: str, hint: str):

@@ -70,7 +70,7 @@ BAD_DATA: dict[str, list[Bad]] = {
         ("prompt", 2, "--column is given 'prompt'", "NEW=OLD"),
         ("prompt=", 2, "--column is given 'prompt='", "NEW=OLD"),
         ("prompt=a,prompt=b", 2, "one of them twice", "once"),
-        ("text=promt", 1, "no column 'promt' to be called 'text'", "--column text=prompt"),
+        ("text=promt", 1, "no column 'promt' to rename to 'text'", "--column text=prompt"),
     ],
     "bucket_resolutions": [
         ("512,big", 2, "--bucket-resolutions is given 'big'", "512,1024"),
@@ -141,7 +141,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         "remove_prefix_in_ckpt": [("pipe.dti.", 2, "pipe.dti.", "pipe.dit.")],
         "from_cache": [
             ("nowhere", 1, "nowhere does not exist or is a file", "dsctl cache", NO_DATASET),
-            ("data", 1, "data is no cache: it has no manifest.json", "dsctl cache", NO_DATASET),
+            ("data", 1, "data is not a cache: it has no manifest.json", "dsctl cache", NO_DATASET),
             ("file.txt", 1, "file.txt does not exist or is a file", "dsctl cache", NO_DATASET),
             ("data", 2, "--from-cache and --dataset-base-path are both given", "one of them"),
         ],
@@ -180,9 +180,9 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             (" ", 2, "--prompt is ' ', which says nothing", "say what"),
         ],
         "prompts_file": [
-            ("nowhere.txt", 1, "--prompts-file nowhere.txt cannot be read", "a prompt a line", {"prompt": None}),
+            ("nowhere.txt", 1, "--prompts-file nowhere.txt cannot be read", "one prompt per line", {"prompt": None}),
             ("data/a.png", 1, "--prompts-file data/a.png is not UTF-8 text", "UTF-8", {"prompt": None}),
-            ("data", 1, "--prompts-file data cannot be read", "a prompt a line", {"prompt": None}),
+            ("data", 1, "--prompts-file data cannot be read", "one prompt per line", {"prompt": None}),
         ],
         "negative_prompt": [
             ("a dog", 2, "--negative-prompt has no effect at --cfg-scale 1", "above 1", {"cfg_scale": "1"})
@@ -268,7 +268,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     def check(name: str) -> None:
         error, hint = refused(lambda: dsctl(*words(command, model, **{name: "maybe"})), 2)
         flag = f"--{name.replace('_', '-')}"
-        assert error == f"{flag} takes no value, but 'maybe' is given"
+        assert error == f"{flag} takes no value, but it has the value 'maybe'"
         assert hint == f"write {flag} alone"
 
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)

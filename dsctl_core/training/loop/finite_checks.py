@@ -24,7 +24,7 @@ def names_of(batch: Iterable[Any], dataset: Any) -> list[str]:
     """Say where the samples of a batch came from, as far as they tell."""
     rows = [sample["_row"] for sample in batch if isinstance(sample, dict) and "_row" in sample]
     knows = isinstance(dataset, UnifiedDataset | CachedDataset)
-    return [dataset.place(row) if knows else f"row {row}" for row in rows]
+    return [dataset.location(row) if knows else f"row {row}" for row in rows]
 
 
 def require_finite_loss(

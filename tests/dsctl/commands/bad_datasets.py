@@ -227,7 +227,7 @@ BAD = {
     "heic": Bad(
         row("x.jpg,x", "x.jpg", b"\0\0\0 ftypheic" + bytes(9)), "not a picture", "a HEIC picture", "convert it"
     ),
-    "unknown pixels": Bad(unknown_pixels, "not a picture", "pixels of the kind 'F'", "8-bit RGB"),
+    "unknown pixels": Bad(unknown_pixels, "not a picture", "pixels of mode 'F'", "8-bit RGB"),
     "wrong suffix": Bad(picture((96, 64), "x.jpg", "PNG"), "wrong suffix", "x.jpg is a PNG", "right suffix", "warning"),
     "no prompt column": Bad(
         metadata("metadata.csv", "image,promt\na.png,x\n"), "column", "no column 'prompt'", "--column prompt=promt"
@@ -235,14 +235,17 @@ BAD = {
     "no image column": Bad(
         metadata("metadata.csv", "file,prompt\na.png,x\n"), "column", "no column 'image'", "--column image"
     ),
-    "empty prompt": Bad(row("a.png,"), "caption", "row 5 (line 6), prompt '': the cell is empty", "write a text"),
-    "blank prompt": Bad(row('a.png,"  "'), "caption", "row 5 (line 6), prompt '", "write a text"),
+    "empty prompt": Bad(row("a.png,"), "caption", "row 5 (line 6), prompt '': the cell is empty", "add a text"),
+    "blank prompt": Bad(row('a.png,"  "'), "caption", "row 5 (line 6), prompt '", "add a text"),
     "empty file cell": Bad(row(",x"), "caption", "image '': the cell is empty", "remove the row"),
     "number for a prompt": Bad(
         metadata("metadata.jsonl", '{"image": "a.png", "prompt": 7}'), "caption", "the number 7, not text", "quotes"
     ),
     "half a character": Bad(
-        metadata("metadata.jsonl", '{"image": "a.png", "prompt": "\\ud83d"}'), "caption", "half a character", "again"
+        metadata("metadata.jsonl", '{"image": "a.png", "prompt": "\\ud83d"}'),
+        "caption",
+        "an unpaired surrogate",
+        "again",
     ),
     "only a header": Bad(metadata("metadata.csv", "image,prompt\n"), "table", "has a header but no rows", "one row"),
     "empty table": Bad(metadata("metadata.csv", ""), "table", "metadata.csv is empty", "one row"),
@@ -257,7 +260,7 @@ BAD = {
         metadata("metadata.json", '[{"image": "a", "image": "b"}]'), "table", "the key 'image' twice", "keep one"
     ),
     "too many cells": Bad(row("a.png,a red, round ball"), "table", "has 3 cells, but the header has 2", "quotes"),
-    "too few cells": Bad(row("a.png"), "table", "has 1 cells, but the header has 2", "give a value for 'prompt'"),
+    "too few cells": Bad(row("a.png"), "table", "has 1 cells, but the header has 2", "add a value for 'prompt'"),
     "semicolons": Bad(
         metadata("metadata.csv", "image;prompt\na.png;x\n"), "column", "no column 'image'", "separate the columns by"
     ),
@@ -265,20 +268,20 @@ BAD = {
     "utf-16": Bad(metadata("metadata.csv", "image,prompt\n".encode("utf-16")), "table", "is UTF-16", "as UTF-8"),
     "damaged parquet": Bad(metadata("metadata.parquet", b"PAR1"), "table", "cannot be read as parquet", "again"),
     "missing value in parquet": Bad(
-        parquet([{"image": "a.png", "prompt": None}]), "caption", "prompt None: the cell is empty", "write a text"
+        parquet([{"image": "a.png", "prompt": None}]), "caption", "prompt None: the cell is empty", "add a text"
     ),
     "pictures inside parquet": Bad(
-        parquet([{"image": b"x", "prompt": "x"}]), "table", "holds the files themselves", "save them as files"
+        parquet([{"image": b"x", "prompt": "x"}]), "table", "has the files themselves", "save them as files"
     ),
     "several tables": Bad(two_tables, "table", "several metadata files", "--dataset-metadata-path"),
-    "no table": Bad(lambda folder: (folder / "metadata.csv").unlink(), "table", "no file with a caption", "1.txt"),
-    "caption missing": Bad(captions_beside(("b.txt", None)), "caption", "row 2 (b.png)", "write the caption there"),
-    "caption empty": Bad(captions_beside(("b.txt", b" ")), "caption", "b.txt is empty", "write the caption there"),
+    "no table": Bad(lambda folder: (folder / "metadata.csv").unlink(), "table", "no file in it has a caption", "1.txt"),
+    "caption missing": Bad(captions_beside(("b.txt", None)), "caption", "row 2 (b.png)", "caption to this file"),
+    "caption empty": Bad(captions_beside(("b.txt", b" ")), "caption", "b.txt is empty", "caption to this file"),
     "caption in latin-1": Bad(captions_beside(("b.txt", b"\xe9")), "caption", "b.txt is not UTF-8: byte 0xe9", "UTF-8"),
-    "folders in a circle": Bad(loop_of_folders, "path", "again is a link to a folder that it is in", "remove the link"),
+    "folders in a circle": Bad(loop_of_folders, "path", "is a link to a folder that contains it", "remove the link"),
     "absolute path": Bad(row("/etc/hosts,x"), "path", "image '/etc/hosts': the path is absolute", "--allow-outside"),
     "path out of the folder": Bad(row("../x.png,x"), "path", "leads out of the dataset folder", "--allow-outside"),
-    "address": Bad(row("https://host/a.png,x"), "path", "is an address, not a file", "download the file"),
+    "address": Bad(row("https://host/a.png,x"), "path", "is a URL, not a file", "download the file"),
     "link in a circle": Bad(link("x.png", "x.png"), "unreadable file", "x.png cannot be read", "check the path"),
     "link to nowhere": Bad(link("x.png", "gone.png"), "missing file", "x.png does not exist", "check the path"),
     "10x10": Bad(picture((10, 10)), "size", "the picture is 10x10 pixels, but both sides must", "a larger picture"),
@@ -303,8 +306,8 @@ BAD = {
         options=("--data-file-keys", "image,edit_image"),
         seen_by_train=False,
     ),
-    "short clip": Bad(video(3), "video", "has 3 frames, but 5 are asked for", "longer clip", "error", FEW, False),
-    "one frame": Bad(video(1), "video", "has 1 frames, but 5 are asked for", "longer clip", "error", FEW, False),
+    "short clip": Bad(video(3), "video", "has 3 frames, but 5 are needed", "longer clip", "error", FEW, False),
+    "one frame": Bad(video(1), "video", "has 1 frames, but 5 are needed", "longer clip", "error", FEW, False),
     "cut-off video": Bad(video(20, 0.8), "damaged file", "x.mp4 is cut off", "again", seen_by_train=False),
     "video for pictures": Bad(
         video(9), "not a picture", "is a video, not a picture", "a picture", options=("--model", "tiny")
@@ -319,7 +322,7 @@ BAD = {
     ),
     "same bytes": Bad(copied, "same bytes", "e.png has the same bytes as data/a.png (row 1)", "remove one", "warning"),
     "same picture": Bad(smaller_copy, "same picture", "small.jpg shows the same picture as", "remove one", "warning"),
-    "same row": Bad(row("a.png,a dog"), "same row", "row 5 says the same as row 1", "remove one", "warning"),
+    "same row": Bad(row("a.png,a dog"), "same row", "row 5 is the same as row 1", "remove one", "warning"),
     "animation": Bad(animated, "animation", "x.gif has 2 frames", "use a picture", "warning", ("--model", "tiny")),
     "enlarged": Bad(
         picture((48, 48)),

@@ -79,7 +79,7 @@ def test_a_file_that_may_not_be_read_is_named(dsctl: Dsctl, monkeypatch: pytest.
     monkeypatch.setattr(Path, "read_bytes", read)
     (problem,) = dsctl("dataset", "validate", "data", "--json").json["problems"]
     assert (problem["kind"], problem["row"], problem["file"]) == ("unreadable file", 2, "data/b.png")
-    assert "row 2 (line 3), image 'b.png': data/b.png may not be read (permission denied)" in problem["message"]
+    assert "row 2 (line 3), image 'b.png': data/b.png cannot be read (permission denied)" in problem["message"]
     assert problem["hint"] == "chmod u+r data/b.png"
 
 
@@ -179,7 +179,7 @@ def test_a_process_that_is_killed_is_an_error_and_not_a_wait(dsctl: Dsctl, monke
         )
     monkeypatch.setattr("dsctl_core.data.validation.inspect_all", die)
     error, hint = dsctl("dataset", "validate", "data", "--workers", "2").fault(1)
-    assert "ended from outside" in error
+    assert "was killed" in error
     assert "--workers 1" in hint
 
 

@@ -68,7 +68,7 @@ def test_a_model_folder_is_shown(dsctl: Dsctl, tmp_path: Path):
         (["zzz"], 2, "unknown model 'zzz'", ", tiny, qwen-image"),
         (["./nowhere"], 1, "nowhere does not exist", "model_index.json"),
         ([], 2, "NAME is missing", "NAME takes text"),
-        (["a", "b"], 2, "'b' is one word too many", "dsctl models show --help"),
+        (["a", "b"], 2, "unexpected argument 'b'", "dsctl models show --help"),
     ],
 )
 def test_a_name_that_is_no_model_is_refused(dsctl: Dsctl, words: list[str], code: int, problem: str, hint: str):

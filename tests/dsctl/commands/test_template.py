@@ -79,7 +79,7 @@ def test_code_that_nobody_trusts_does_not_run(dsctl: Dsctl, model: Path) -> None
     Path("bright/model.py").write_text(f"open('ran', 'w').close()\n{BRIGHTNESS}")
     for words in (train(model, "out"), infer(model, "out/a.png", "--template", "bright")):
         problem, hint = dsctl(*words).fault(2)
-        assert "bright/model.py is code, and nobody has agreed to run it (sha256" in problem
+        assert "bright/model.py is code that is not trusted (sha256" in problem
         assert "--trust-template" in hint
     assert not Path("ran").exists()
     assert not Path("out").exists()
@@ -142,7 +142,7 @@ def test_a_template_is_begun_checked_trained_and_packed(dsctl: Dsctl, model: Pat
     assert (checked.json["no_gradient"], checked.json["changes_the_picture"]) == ([], True)
     file = dsctl(*train(model, "out", "--trust-template", "--json")).json["checkpoint"]
     words = ["template", "pack", "bright", "--checkpoint", file, "--output", "packed"]
-    assert "nobody has agreed to run it" in dsctl(*words).fault(2)[0]
+    assert "is not trusted" in dsctl(*words).fault(2)[0]
     assert not Path("packed").exists()
     assert dsctl(*words, *given).code == 0
     use = ["--trust-template", "--template-inputs", '{"scale": 0.8}']

@@ -92,7 +92,7 @@ def cut_manifest(cache: Path) -> str:
 
 def no_manifest(cache: Path) -> str:
     (cache / "manifest.json").unlink()
-    return "not finished"
+    return "not complete"
 
 
 def another_index(cache: Path) -> str:

@@ -44,7 +44,7 @@ def test_no_cache_is_one_problem(tmp_path):
     found = validate_cache(tmp_path)
     assert not found.clean
     assert found.rows == 0
-    assert "is no cache" in found.problems[0].message
+    assert "is not a cache" in found.problems[0].message
 
 
 def test_a_cache_that_cannot_be_read_at_all_gets_its_page_too(cache):

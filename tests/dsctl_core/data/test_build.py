@@ -45,7 +45,7 @@ def test_a_family_for_videos_gets_frames_by_its_own_rule(folder):
 
 def test_the_model_s_own_number_of_frames_is_the_default(folder):
     assert len(build_dataset(options(folder), VIDEOS, {"num_frames": 5})[0]["image"]) == 5
-    with pytest.raises(DsctlError, match="the clip has 12 frames, but 81 are asked for"):
+    with pytest.raises(DsctlError, match="the clip has 12 frames, but 81 are needed"):
         build_dataset(options(folder), VIDEOS, {})[0]
     assert len(build_dataset(options(folder, short_clips="shorten"), VIDEOS, {})[0]["image"]) == 9
 

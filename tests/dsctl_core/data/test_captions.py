@@ -50,7 +50,7 @@ def test_every_caption_of_a_row_must_say_something(cell, problem):
 
 
 def test_a_dropout_that_is_no_probability_is_refused():
-    with pytest.raises(UsageError, match="is no probability"):
+    with pytest.raises(UsageError, match="is not a probability"):
         Captions(dropout=1.5)
 
 

@@ -43,7 +43,7 @@ def test_a_good_dataset_passes(folder):
         ("text.png,x", "image 'text.png': {folder}/text.png is not a picture", "download the file again"),
         ("small.png,x", "image 'small.png': the picture is 10x10 pixels, but both sides must have", "larger picture"),
         ("../x.png,x", "image '../x.png': the path leads out of the dataset folder", "--dataset-base-path"),
-        ("/x.png,x", "image '/x.png': the path is absolute", "as seen from the dataset folder"),
+        ("/x.png,x", "image '/x.png': the path is absolute", "make the path relative to the dataset folder"),
         (",x", "image '': the cell is empty", "remove the row"),
         ("good.png,", "prompt '': the cell is empty", "remove the row"),
         ('good.png,"  "', "prompt '  ': the cell is empty", "remove the row"),

@@ -99,7 +99,7 @@ def test_an_error_names_file_row_line_column_value_and_remedy(folder):
     wanted = {
         1: (f"{folder}/metadata.csv row 2 (line 4), image 'B.PNG': {folder}/B.PNG does not exist", "'b.png'"),
         2: (f"{folder}/metadata.csv row 3 (line 5), image '../c.png': the path leads out of the dataset", "move"),
-        3: (f"{folder}/metadata.csv row 4 (line 6), prompt ' ': the cell is empty", "write a text"),
+        3: (f"{folder}/metadata.csv row 4 (line 6), prompt ' ': the cell is empty", "add a text"),
     }
     for number, (problem, hint) in wanted.items():
         with pytest.raises(DsctlError) as caught:

@@ -82,7 +82,7 @@ def test_the_size_is_that_of_the_picture_as_it_is_loaded(tmp_path, suffix, orien
     scene(3, size).save(path, exif=exif)
     found = inspect(path, videos=False)
     assert found.size == LoadImage()(path).size == LoadImage().preview(path)
-    assert (len(found.look), found.file_bytes) == (192, path.stat().st_size)
+    assert (len(found.colors), found.file_bytes) == (192, path.stat().st_size)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "I;16", "1"])
@@ -94,7 +94,7 @@ def test_every_kind_of_pixels_has_a_look(tmp_path, mode):
     picture.convert(mode).save(path)
     found = inspect(path, videos=False)
     assert isinstance(found, FileFacts)
-    assert len(set(found.look)) > 10
+    assert len(set(found.colors)) > 10
 
 
 def test_a_video_s_frames_are_all_decoded_and_timed(tmp_path):

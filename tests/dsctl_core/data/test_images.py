@@ -105,7 +105,7 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path):
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixels_of_unknown_range_are_refused(tmp_path, mode):
     path = saved(tmp_path / "a.tiff", Image.new(mode, (16, 16), 1))
-    with pytest.raises(DsctlError, match=r"a.tiff has pixels of the kind .[IF].") as caught:
+    with pytest.raises(DsctlError, match=r"a.tiff has pixels of mode .[IF].") as caught:
         LoadImage()(path)
     assert "8-bit" in caught.value.hint
 
@@ -219,7 +219,7 @@ def test_a_picture_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", refuse)  # chmod does not stop the root user that tests may run as
-    with pytest.raises(DsctlError, match="a.png may not be read") as caught:
+    with pytest.raises(DsctlError, match="a.png cannot be read .permission denied") as caught:
         LoadImage()(path)
     assert "chmod" in caught.value.hint
 
@@ -302,9 +302,9 @@ def test_a_shape_too_extreme_for_the_limit_is_refused():
         ({"height": 100, "width": 96}, "height 100 is not a positive multiple of 16", "96 and 112"),
         ({"height": 96, "width": -16}, "width -16 is not a positive multiple of 16", "use 16"),
         ({"height": 0, "width": 16}, "height 0 is not a positive multiple of 16", "use 16"),
-        ({"height": 96}, "height is given without width", "both"),
-        ({"width": 96}, "width is given without height", "both"),
-        ({"max_pixels": 100}, "max_pixels 100 is less than the smallest picture", "256"),
+        ({"height": 96}, "height is set without width", "both"),
+        ({"width": 96}, "width is set without height", "both"),
+        ({"max_pixels": 100}, "max_pixels 100 is less than the smallest image size", "256"),
     ],
 )
 def test_impossible_sizes_are_usage_errors(arguments, problem, hint):

@@ -94,7 +94,7 @@ def test_parquet_keeps_lists_and_never_makes_a_text_of_a_missing_value(folder):
 
 def test_parquet_with_the_pictures_inside_says_so_when_they_are_used(folder):
     write_parquet(folder / "metadata.parquet", [{"image": {"bytes": b"x", "path": "a.png"}, "prompt": "a dog"}])
-    with pytest.raises(DsctlError, match="row 1, image .*the column holds the files themselves") as caught:
+    with pytest.raises(DsctlError, match="row 1, image .*the column has the files themselves") as caught:
         UnifiedDataset(folder)[0]
     assert "save them as files" in caught.value.hint
 
@@ -141,13 +141,13 @@ def test_captions_beside_files_are_found_in_folders_and_their_faults_belong_to_r
 def test_a_link_to_a_folder_above_is_refused_instead_of_followed_for_ever(folder):
     as_captions(folder)
     (folder / "again").symlink_to(folder)
-    with pytest.raises(DsctlError, match="again is a link to a folder that it is in"):
+    with pytest.raises(DsctlError, match="again is a link to a folder that contains it"):
         UnifiedDataset(folder)
 
 
 def test_a_folder_that_nothing_describes_says_what_to_write(folder):
     with pytest.raises(
-        DsctlError, match=r"no metadata.csv, .json, .jsonl or .parquet, and no file with a caption"
+        DsctlError, match=r"no metadata.csv, .json, .jsonl or .parquet, and no file in it has a caption file"
     ) as e:
         UnifiedDataset(folder)
     assert "(2 pictures or videos, 2 entries)" in e.value.problem
@@ -163,7 +163,7 @@ def test_a_table_in_the_folder_below_is_pointed_at(folder):
     write_csv(folder / "train/metadata.csv", "file_name,text")
     with pytest.raises(DsctlError) as caught:
         UnifiedDataset(folder)
-    assert caught.value.hint == f"there is one in {folder}/train: give that folder"
+    assert caught.value.hint == f"there is one in {folder}/train: use that folder"
 
 
 def test_a_plain_folder_cannot_have_two_columns_of_files(folder):
@@ -183,9 +183,9 @@ def test_columns_can_have_other_names_in_the_table(folder):
 @pytest.mark.parametrize(
     ("columns", "problem", "hint"),
     [
-        ({"prompt": "captoin"}, "has no column 'captoin' to be called 'prompt'", "--column prompt=caption?"),
+        ({"prompt": "captoin"}, "has no column 'captoin' to rename to 'prompt'", "--column prompt=caption?"),
         ({"prompt": "xyz"}, "has no column 'xyz'", "--column prompt=COLUMN"),
-        ({"file": "caption"}, "has a column 'file' already", "leave --column file=caption out"),
+        ({"file": "caption"}, "already has a column 'file'", "leave out --column file=caption"),
     ],
 )
 def test_a_mapping_that_cannot_be_is_refused(folder, columns, problem, hint):
@@ -199,5 +199,5 @@ def test_an_image_folder_with_two_columns_of_captions_asks_which(folder):
     (folder / "metadata.csv").write_text("file_name,text,caption\na.png,x,y\n")
     with pytest.raises(DsctlError, match="captions in 'text' and in 'caption'") as caught:
         UnifiedDataset(folder)
-    assert caught.value.hint == "say which to use with --column prompt=text"
+    assert caught.value.hint == "choose one of them, such as --column prompt=text"
     assert UnifiedDataset(folder, columns={"prompt": "caption"})[0]["prompt"] == "y"

@@ -63,8 +63,8 @@ def test_quoted_csv_text_may_hold_commas_quotes_and_line_breaks(tmp_path):
 
 def test_places_count_rows_and_lines_from_one(tmp_path):
     metadata = read(tmp_path, "m.jsonl", b'\n{"a": "x"}\n\n{"a": "y"}\n')
-    assert metadata.place(1) == f"{tmp_path}/m.jsonl row 2 (line 4)"
-    assert read(tmp_path, "m.json", b'[{"a": "x"}]').place(0) == f"{tmp_path}/m.json row 1"
+    assert metadata.location(1) == f"{tmp_path}/m.jsonl row 2 (line 4)"
+    assert read(tmp_path, "m.json", b'[{"a": "x"}]').location(0) == f"{tmp_path}/m.json row 1"
 
 
 BAD = {
@@ -113,7 +113,7 @@ BAD = {
         "rename the file to m.jsonl",
     ),
     "json named jsonl": ("m.jsonl", b'[\n{"image": "a"}\n]\n', "row 1 (line 1)", "rename the file to m.json"),
-    "an object": ("m.json", b'{"image": ["a.png"]}', "holds an object, not a list", '[{"image"'),
+    "an object": ("m.json", b'{"image": ["a.png"]}', "is an object, not a list", '[{"image"'),
     "a list of texts": ("m.json", b'["a.png"]', "row 1 is text, not an object", '{"image"'),
     "a list in jsonl": ("m.jsonl", b'{"image": "a"}\n[1]\n', "row 2 (line 2) is a list, not an object", '{"image"'),
     "duplicate key": (
@@ -124,7 +124,7 @@ BAD = {
     ),
     "not a number": ("m.jsonl", b'{"prompt": NaN}', "row 1 (line 1) cannot be read as json: NaN is not", "plain json"),
     "too deep": ("m.json", b"[" * 200_000, "m.json cannot be read as json", "plain json"),
-    "unknown suffix": ("m.xlsx", b"PK", "its suffix is '.xlsx'", ".csv, .json, .jsonl"),
+    "unknown suffix": ("m.xlsx", b"PK", "has the suffix '.xlsx'", ".csv, .json, .jsonl"),
 }
 
 
@@ -159,7 +159,7 @@ def test_metadata_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)  # chmod does not stop the root user that tests may run as
-    with pytest.raises(DsctlError, match=r"m.csv may not be read \(permission denied\)"):
+    with pytest.raises(DsctlError, match=r"m.csv cannot be read \(permission denied\)"):
         read_metadata(path)
 
 
@@ -199,7 +199,7 @@ def test_metadata_is_found_in_a_folder_that_has_exactly_one(tmp_path):
         (float("nan"), "the value is the number nan, not text"),
         (True, "the value is true or false, not text"),
         (["a"], "the value is a list, not text"),
-        ("\ud83d", "the text holds a NUL or half a character"),
+        ("\ud83d", "the text has a NUL character or an unpaired surrogate"),
     ],
 )
 def test_what_says_nothing_is_never_turned_into_text(value, problem):

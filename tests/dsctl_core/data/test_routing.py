@@ -28,7 +28,7 @@ def test_the_first_type_that_fits_decides():
     assert route.preview("a") is None
 
 
-@pytest.mark.parametrize(("value", "problem"), [(None, "the cell is empty"), (7, "the number 7, which names no file")])
+@pytest.mark.parametrize(("value", "problem"), [(None, "the cell is empty"), (7, "the number 7, not a file name")])
 def test_a_type_that_has_no_operator_is_refused(value, problem):
     with pytest.raises(DsctlError, match=problem) as caught:
         RouteByType([(str, str.upper)])(value)

@@ -70,10 +70,10 @@ def test_a_number_of_frames_that_is_not_of_the_rule_is_refused():
 @pytest.mark.parametrize("load", [lambda clip, path: clip(path), lambda clip, path: clip.preview(path)])
 def test_a_clip_that_is_too_short_is_refused_or_shortened_never_stretched(tmp_path, load):
     path = write(tmp_path / "a.mp4", frames=7)
-    with pytest.raises(DsctlError, match=r"a.mp4: the clip has 7 frames, but 9 are asked for") as caught:
+    with pytest.raises(DsctlError, match=r"a.mp4: the clip has 7 frames, but 9 are needed") as caught:
         load(LoadVideo(9), path)
     assert "--short-clips shorten" in caught.value.hint
-    with pytest.raises(DsctlError, match="has 3 frames at 5 frames a second, but 5 are asked for"):
+    with pytest.raises(DsctlError, match="has 3 frames at 5 frames a second, but 5 are needed"):
         load(LoadVideo(5, fps=5), path)
     assert numbers(LoadVideo(9, short="shorten")(path)) == [0, 1, 2, 3, 4]
     assert LoadVideo(9, short="shorten").preview(path) == (64, 48, 5)
@@ -81,9 +81,9 @@ def test_a_clip_that_is_too_short_is_refused_or_shortened_never_stretched(tmp_pa
 
 def test_a_video_of_one_frame_is_too_short_for_a_model_that_takes_more(tmp_path):
     path = write(tmp_path / "a.mp4", frames=1)
-    with pytest.raises(DsctlError, match="the clip has 1 frames, but 5 are asked for"):
+    with pytest.raises(DsctlError, match="the clip has 1 frames, but 5 are needed"):
         LoadVideo(5)(path)
-    with pytest.raises(DsctlError, match="the clip has 1 frames, fewer than the model's least"):
+    with pytest.raises(DsctlError, match="the clip has 1 frames, fewer than the model's minimum"):
         LoadVideo(8, 8, 0, short="shorten")(path)
     assert len(LoadVideo(1)(path)) == 1
 
@@ -127,7 +127,7 @@ def test_sound_alone_is_no_video(tmp_path):
         frame.sample_rate = 8000
         file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
-    with pytest.raises(DsctlError, match=r"a.mkv has no video in it"):
+    with pytest.raises(DsctlError, match=r"a.mkv has no video stream"):
         LoadVideo(1)(path)
 
 
@@ -153,7 +153,7 @@ def test_an_animated_gif_gives_its_frames_on_white(tmp_path):
     assert [frame.getpixel((25, 5)) for frame in read(path)] == [(255, 255, 255)] * 3
     assert read.preview(path) == (32, 32, 3)
     assert len(LoadGIF(5, fps=10)(path)) == 5
-    with pytest.raises(DsctlError, match="the clip has 3 frames, but 5 are asked for"):
+    with pytest.raises(DsctlError, match="the clip has 3 frames, but 5 are needed"):
         LoadGIF(5)(path)
 
 

@@ -97,7 +97,7 @@ def test_a_server_that_ignores_ranges_is_no_problem(hub, dsctl, source):
 def test_wrong_bytes_of_the_right_number_are_refused_and_not_kept(hub, dsctl, source):
     hub.faults.append(Fault(SERVED[source], corrupt=True))
     error, _ = dsctl(*words(source, f"{REPO}:{BIG}")).fault(1)
-    assert "other content" in error
+    assert "does not have the checksum" in error
     assert not [path for path in Path("model").rglob("*") if path.is_file() and path.stat().st_size > 100_000]
     hub.faults.clear()
     assert dsctl(*words(source, f"{REPO}:{BIG}")).code == 0
@@ -107,9 +107,9 @@ def test_wrong_bytes_of_the_right_number_are_refused_and_not_kept(hub, dsctl, so
     ("status", "said", "remedy"),
     [
         (401, "token", "--token"),
-        (403, "does not allow this", "rights"),
+        (403, "does not allow this", "permissions"),
         (404, "is not on", "--source"),
-        (429, "slow down", "wait"),
+        (429, "limits the rate of requests", "wait"),
         (500, "out of order", "again"),
     ],
 )

@@ -90,7 +90,7 @@ def test_skip_download_as_an_argument_beats_the_environment(hub, source, monkeyp
 
 def test_a_value_that_is_neither_yes_nor_no_is_refused(hub, monkeypatch):
     monkeypatch.setenv("DSCTL_SKIP_DOWNLOAD", "perhaps")
-    with pytest.raises(UsageError, match="neither yes nor no"):
+    with pytest.raises(UsageError, match="neither true nor false"):
         config().resolve()
 
 

@@ -38,7 +38,7 @@ def test_a_packed_template_arrives_and_how_to_try_it_is_told(hub, dsctl, source)
 
 
 BROKEN = {
-    "nobody trusts it": (lambda: None, "nobody has agreed to run it", 2),
+    "nobody trusts it": (lambda: None, "is not trusted", 2),
     "no card": (lambda: Path("bright/README.md").unlink(), "has no README.md", 1),
     "a pickle": (lambda: Path("bright/a.pt").write_bytes(b"x"), "a.pt is a pickle", 1),
     "no weights": (

@@ -104,7 +104,7 @@ def test_an_upload_that_is_another_file_there_is_told(hub, dsctl, source, lora):
 
     hub.repos[f"models/{REPO}"] = Lossy()
     error, _ = dsctl(*words(source, lora)).fault(1)
-    assert "another checksum there" in error
+    assert "another checksum" in error
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -116,12 +116,12 @@ def test_a_dropped_upload_is_tried_again(hub, dsctl, source, lora):
 
 def env(folder):
     (folder / ".env").write_text("A=1")
-    return ".env is a file for secrets"
+    return ".env has the name of a file with secrets"
 
 
 def token(folder):
     (folder / "run.sh").write_text("x\nexport HF_TOKEN=hf_" + "a" * 34)
-    return "run.sh, line 2, has what looks like an access token"
+    return "run.sh, line 2, contains what looks like an access token"
 
 
 def modelscope_token(folder):
@@ -137,7 +137,7 @@ def private_key(folder):
 def link_outside(folder):
     Path("outside.txt").write_text("mine")
     (folder / "link.txt").symlink_to(Path("outside.txt").absolute())
-    return "is a link to a place outside"
+    return "is a link out of"
 
 
 def cut_off(folder):
@@ -160,13 +160,17 @@ def test_a_file_over_the_hubs_limit_is_told_before_it_is_sent(hub, dsctl, lora, 
 
     monkeypatch.setattr(HuggingFace, "file_limit", 10)
     error, hint = dsctl(*words("huggingface", lora)).fault(1)
-    assert "a file may have" in error and "shards" in hint
+    assert "may have at most" in error and "shards" in hint
     assert not [request for request, _ in hub.requests if request.startswith(("PUT", "POST"))]
 
 
 @pytest.mark.parametrize(
     ("path", "repo", "said"),
-    [("absent", REPO, "absent does not exist"), ("empty", REPO, "holds no files"), ("step-3.safetensors", "x", "'x'")],
+    [
+        ("absent", REPO, "absent does not exist"),
+        ("empty", REPO, "has no files to upload"),
+        ("step-3.safetensors", "x", "'x'"),
+    ],
 )
 def test_what_cannot_be_uploaded_is_named(hub, dsctl, lora, path, repo, said):
     Path("empty").mkdir()

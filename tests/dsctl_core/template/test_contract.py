@@ -46,7 +46,7 @@ BROKEN = {
     "code that fails": ("import torch\n", "import torch\nNOPE\n", r"model.py, line 3: it cannot be run: NameError: "),
     "an exit": ("import torch\n", "raise SystemExit(3)\n", r"line 2: it cannot be run: it calls exit\(3\)"),
     "no TEMPLATE_MODEL": ("TEMPLATE_MODEL =", "MODEL =", "model.py defines no TEMPLATE_MODEL"),
-    "no module": ("TEMPLATE_MODEL = Brightness", "TEMPLATE_MODEL = 3", "TEMPLATE_MODEL is 3, which is no torch.nn.Mod"),
+    "no module": ("TEMPLATE_MODEL = Brightness", "TEMPLATE_MODEL = 3", "TEMPLATE_MODEL is 3, not a class of torch.nn"),
     "no process_inputs": ("def process_inputs", "def process", "Brightness has no process_inputs"),
     "no forward": ("def forward(self, value, **kwargs)", "def run(self, value, **kwargs)", "Brightness has no forward"),
     "no kwargs in forward": ("self, value, **kwargs", "self, value", r"forward of Brightness does not take \*\*kwargs"),
@@ -59,7 +59,7 @@ BROKEN = {
     "a config that is none": ("TEMPLATE_MODEL_PATH = None", "TEMPLATE_MODEL_CONFIG = [3]", "MODEL_CONFIG is a list"),
     "a path that is none": ("TEMPLATE_MODEL_PATH = None", "TEMPLATE_MODEL_PATH = 3", "TEMPLATE_MODEL_PATH is 3"),
     "no weights file": ("_PATH = None", "_PATH = 'gone.safetensors'", "gone.safetensors is missing, but TEMPLATE_MODE"),
-    "weights outside": ("_PATH = None", "_PATH = '../a.safetensors'", "outside of the template's folder"),
+    "weights outside": ("_PATH = None", "_PATH = '../a.safetensors'", "outside the template's folder"),
     "a processor that is none": ("DataProcessor\n", "3\n", "TEMPLATE_DATA_PROCESSOR is 3"),
     "a processor that is not made": ("PROCESSOR = DataProcessor", "PROCESSOR = lambda: 1 / 0", "PROCESSOR cannot be m"),
 }
@@ -87,9 +87,14 @@ RUNNING = {
     "a shape of another model": ("width=16", "width=8", None, r"double_0 .*\(1, 3, 2, 8\).*\(1, tokens, 2, 16\)"),
     "values that are not finite": ("(shaped(self.keys[n](value))", "(shaped(self.keys[n](value) / 0)", None, "finite"),
     "a name that nothing reads": ('"kv_cache": {', '"kv_cash": {', None, "'kv_cash', which .* does not read"),
-    "an input that is missing": ("", "", {"scal": 1}, "needs the input 'scale', and is given 'scal'"),
-    "a reserved input": ("", "", {"scale": 1, "pipe": 2}, "has 'pipe', which is reserved"),
-    "a reserved output": ('return {"value":', 'return {"pipe": 1, "value":', None, "returns has 'pipe', which is res"),
+    "an input that is missing": ("", "", {"scal": 1}, "needs the input 'scale', but its inputs are 'scal'"),
+    "a reserved input": ("", "", {"scale": 1, "pipe": 2}, "has the name 'pipe', which is reserved"),
+    "a reserved output": (
+        'return {"value":',
+        'return {"pipe": 1, "value":',
+        None,
+        "process_inputs has the name 'pipe'",
+    ),
 }
 
 
@@ -170,9 +175,9 @@ def test_weights_that_do_not_fit_are_refused(template: Write, change: str) -> No
     if change == "cut":
         (folder / file).write_bytes((folder / file).read_bytes()[:-10])
     said = {
-        "missing": f"it lacks {first}",
-        "extra": "it has other, which the network does not have",
-        "shape": rf"{first} is \(7,\) there",
+        "missing": f"{first} is missing",
+        "extra": "other is not in the network",
+        "shape": rf"{first} has the shape \(7,\), but",
         "twice": f"v.safetensors has {first}, which an earlier file has too",
         "pickle": "is a pickle",
         "cut": "is damaged",
@@ -198,7 +203,7 @@ def test_a_checkpoint_must_be_whole_where_the_template_has_no_weights(template: 
     state = weights(folder)
     part = {name: tensor for name, tensor in state.items() if name.startswith("mlp.")}
     save_file(part, tmp_path / "part.safetensors")
-    with pytest.raises(DsctlError, match="it lacks encoder.bias"):
+    with pytest.raises(DsctlError, match="encoder.bias is missing"):
         opened(folder, tmp_path / "part.safetensors")
     # A file that says that only this part was trained: the rest is what the template's code makes.
     save_file(part, tmp_path / "part.safetensors", metadata={"trained_parts": "mlp"})
@@ -217,10 +222,10 @@ def test_a_template_that_starts_at_random_starts_the_same_every_time(template: W
 
 def test_code_runs_only_when_someone_has_agreed(template: Write, tmp_path: Path) -> None:
     folder = template(BRIGHTNESS + f"\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
-    with pytest.raises(UsageError, match=r"model.py is code, and nobody has agreed to run it \(sha256 \w{64}\)") as no:
+    with pytest.raises(UsageError, match=r"model.py is code that is not trusted \(sha256 \w{64}\)") as no:
         load_template(ModelConfig(path=folder), Trust())
     assert "--trust-template" in str(no.value.hint)
-    with pytest.raises(UsageError, match="nobody has agreed"):
+    with pytest.raises(UsageError, match="is not trusted"):
         TemplatePipeline.from_pretrained(model_configs=[ModelConfig(path=folder)])
     assert not (tmp_path / "ran").exists()
     digest = str(no.value.problem).split("sha256 ")[1][:64]
@@ -229,7 +234,7 @@ def test_code_runs_only_when_someone_has_agreed(template: Write, tmp_path: Path)
     load_template(ModelConfig(path=folder), Trust())
     assert (tmp_path / "ran").exists()
     (folder / "model.py").write_text(BRIGHTNESS + "\n# changed\n")
-    with pytest.raises(UsageError, match="nobody has agreed"):
+    with pytest.raises(UsageError, match="is not trusted"):
         load_template(ModelConfig(path=folder), Trust())
 
 
@@ -244,9 +249,9 @@ def test_a_template_is_a_folder_or_a_repository(template: Write, tmp_path: Path,
         with pytest.raises(DsctlError, match=said):
             config_of(text)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DsctlError, match="empty is no template: it has no model.py"):
+    with pytest.raises(DsctlError, match="empty is not a template: it has no model.py"):
         folder_of(config_of(str(tmp_path / "empty")))
-    with pytest.raises(DsctlError, match="model.py is no template's folder"):
+    with pytest.raises(DsctlError, match="model.py is not the folder of a template"):
         folder_of(config_of(str(folder / "model.py")))
     monkeypatch.setenv("DSCTL_MODEL_BASE_PATH", str(tmp_path / "models"))
     for text, where in (

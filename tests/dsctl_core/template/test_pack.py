@@ -15,7 +15,7 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.template.model import Template, load_template
-from dsctl_core.template.pack import Packed, prove, write_pack
+from dsctl_core.template.pack import Packed, verify, write_pack
 from dsctl_core.template.trust import Trust
 from tests.templates import BRIGHTNESS, ENCODER
 
@@ -130,9 +130,9 @@ def tamper(folder: Path, kind: str) -> None:
 
 
 REFUSED = {
-    "a link out": "data.txt is a link to a place outside",
+    "a link out": "data.txt is a link out of",
     "a linked folder": "sub is a link to a folder",
-    "a secret": "credentials.json is a file for secrets",
+    "a secret": "credentials.json has the name of a file with secrets",
     "a pickle": "old.pt is a pickle",
     "two assignments": "sets TEMPLATE_MODEL_PATH 2 times",
 }
@@ -149,9 +149,9 @@ def test_what_must_not_be_packed_leaves_nothing_behind(trained: Any, pipe: Any, 
 
 def test_an_output_that_is_there_stays_as_it_is(trained: Any, pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
-    with pytest.raises(DsctlError, match="p is there already"):
+    with pytest.raises(DsctlError, match="p already exists"):
         packed(trained, pipe, tmp_path / "p")
-    with pytest.raises(DsctlError, match="is inside of"):
+    with pytest.raises(DsctlError, match="is inside"):
         packed(trained, pipe, trained[0] / "p")
     assert list((tmp_path / "p").iterdir()) == []
 
@@ -161,7 +161,7 @@ def test_code_that_does_something_else_when_it_is_packed_is_refused(trained: Any
     code = BRIGHTNESS.replace("import torch\n", "import torch\nPACKED = '/p.' in __file__ or '/.p.' in __file__\n")
     code = code.replace("torch.Tensor([scale])", "torch.Tensor([scale + PACKED])")
     (folder / "model.py").write_text(code)
-    with pytest.raises(DsctlError, match="returns something else than with the checkpoint"):
+    with pytest.raises(DsctlError, match="outputs of the template .* differ from those with the checkpoint"):
         packed(trained, pipe, tmp_path / "p")
     assert not (tmp_path / "p").exists()
 
@@ -171,5 +171,5 @@ def test_other_weights_than_in_the_checkpoint_are_found(trained: Any, pipe: Any,
     weights = load_file(tmp_path / "p" / "model.safetensors")
     first = sorted(weights)[0]
     save_file({**weights, first: weights[first] + 1e-3}, tmp_path / "p" / "model.safetensors")
-    with pytest.raises(DsctlError, match=f"{first} has other values than in the checkpoint"):
-        prove(opened(*trained), tmp_path / "p", pipe, SCALE)
+    with pytest.raises(DsctlError, match=f"{first} differs from the checkpoint"):
+        verify(opened(*trained), tmp_path / "p", pipe, SCALE)

@@ -192,7 +192,7 @@ def test_two_templates_that_write_the_same_other_name_are_both_named(template: W
         (("transformer_blocks.0.attn.to_q", "transformer_blocks.7.attn.to_q"), "layers are not in this one"),
         (("(32, 32)", "(32, 31)"), "is 32x32 here and 32x31 in the LoRA"),
         (('f"{name}.lora_A', 'f"text_encoder.{name}.lora_A'), "text_encoder|only one of the two"),
-        (('return {"lora": lora}', 'return {"lora": [lora]}'), "its lora is no state dict"),
+        (('return {"lora": lora}', 'return {"lora": [lora]}'), "its lora is not a state dict"),
     ],
 )
 def test_a_lora_that_does_not_fit_is_refused(template: Write, pipe: Any, change: tuple[str, str], said: str) -> None:
@@ -203,10 +203,10 @@ def test_a_lora_that_does_not_fit_is_refused(template: Write, pipe: Any, change:
 def test_among_several_templates_each_input_says_which_it_is_for(template: Write, pipe: Any) -> None:
     templates = opened(template(name="a"), template(name="b"))
     for given, said in (
-        ({"scale": 1}, "does not say which of the 2 templates"),
-        ({"scale": 1, "model_id": 2}, "model_id 2 is none of the 2 templates"),
-        ({"scale": 1, "model_id": "0"}, "model_id '0' is none"),
-        ("scale", "template_inputs holds 'scale'"),
+        ({"scale": 1}, "has no model_id, but there are 2 templates"),
+        ({"scale": 1, "model_id": 2}, "model_id 2 is not one of the 2 templates"),
+        ({"scale": 1, "model_id": "0"}, "model_id '0' is not one of"),
+        ("scale", "template_inputs is 'scale', not a dict"),
     ):
         with pytest.raises(UsageError, match=said):
             templates.outputs(pipe, [given])  # type: ignore[list-item]
@@ -244,10 +244,10 @@ def test_a_checkpoint_of_a_training_is_used(template: Write, pipe: Any, tmp_path
     save_file({"table": torch.full((1, 3, 32), 0.25)}, tmp_path / "trained.safetensors")
     templates = opened(folder, checkpoints=[tmp_path / "trained.safetensors"])
     assert torch.equal(outputs(templates, pipe, {})["prompt_embeds"], torch.full((1, 3, 32), 1.25))
-    with pytest.raises(UsageError, match="2 checkpoints are given for 1 templates"):
+    with pytest.raises(UsageError, match="there are 2 checkpoints for 1 templates"):
         opened(folder, checkpoints=[None, None])
 
 
 def test_without_any_template_there_is_no_pipeline() -> None:
-    with pytest.raises(UsageError, match="no template is given"):
+    with pytest.raises(UsageError, match="there is no template"):
         TemplatePipeline.from_pretrained(model_configs=[])

@@ -41,12 +41,12 @@ def test_shards_become_a_list() -> None:
 REFUSED = {
     "twice": (b"TEMPLATE_MODEL_PATH = None\nTEMPLATE_MODEL_PATH = 'a'\n", r"2 times \(lines 1, 2\)"),
     "in a branch": (b"if 1:\n  TEMPLATE_MODEL_PATH = None\n", "line 2, sets TEMPLATE_MODEL_PATH in a branch"),
-    "with another": (b"a = TEMPLATE_MODEL_PATH = None\n", "together with something else"),
-    "in a tuple": (b"TEMPLATE_MODEL_PATH, a = None, 1\n", "together with something else"),
+    "with another": (b"a = TEMPLATE_MODEL_PATH = None\n", "together with another name"),
+    "in a tuple": (b"TEMPLATE_MODEL_PATH, a = None, 1\n", "together with another name"),
     "only declared": (b"TEMPLATE_MODEL_PATH: str\n", "in a branch or together"),
-    "added to": (b"TEMPLATE_MODEL_PATH += 'a'\n", "together with something else"),
+    "added to": (b"TEMPLATE_MODEL_PATH += 'a'\n", "together with another name"),
     "deleted": (b"TEMPLATE_MODEL_PATH = 1\ndel TEMPLATE_MODEL_PATH\n", "2 times"),
-    "another encoding": ("# -*- coding: latin-1 -*-\na = 'ä'\n".encode("latin-1"), "no Python in UTF-8"),
+    "another encoding": ("# -*- coding: latin-1 -*-\na = 'ä'\n".encode("latin-1"), "not valid Python in UTF-8"),
 }
 
 

@@ -46,6 +46,6 @@ def test_the_blocks_of_every_published_model_are_known_without_its_weights() -> 
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(DsctlError, match="is there already"):
+    with pytest.raises(DsctlError, match="already exists"):
         write_skeleton(tmp_path, "value", "tiny")
     assert list(tmp_path.iterdir()) == []

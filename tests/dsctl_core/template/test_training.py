@@ -250,7 +250,7 @@ def test_a_cache_says_which_template_it_is_for(template: Write, data: Any, run: 
     run(folder, "cache", first=True, dataset_base_path=data())
     settings: dict[str, Any] = {"from_cache": tmp_path / "cache", "max_steps": 2}
     named = run(folder, "named", **settings)
-    with pytest.raises(UsageError, match="nobody has agreed to run it"):
+    with pytest.raises(UsageError, match="is not trusted"):
         run(None, "unnamed", **settings)
     again = run(None, "unnamed", **settings, trust_template=True)
     assert losses(again) == losses(named)
@@ -294,7 +294,7 @@ def test_a_data_processor_that_fails_names_the_row(
         ([], r"row 1.*template_inputs are \[\]"),
         ({"scale": 0.5, "model_id": 1}, "are for the template 1, but one template is trained at a time"),
         ({"brightness": 0.5}, "row 1.*missing 1 required positional argument: 'scale'"),
-        ({"pipe": 0.5}, "a row has 'pipe', which is reserved"),
+        ({"pipe": 0.5}, "a row has the name 'pipe', which is reserved"),
     ],
 )
 def test_a_row_without_what_the_template_needs_is_named(
@@ -314,7 +314,7 @@ def test_a_forward_without_gradient_is_told_before_the_backward_pass(template: W
     code = BRIGHTNESS.replace(
         "    def forward(self, value, **kwargs):", "    @torch.no_grad()\n    def forward(self, value, **kwargs):"
     )
-    with pytest.raises(DsctlError, match="nothing that forward returns depends on what is trained"):
+    with pytest.raises(DsctlError, match="no output of forward depends on the trained weights"):
         module(pipe, template(code))(row())
 
 
