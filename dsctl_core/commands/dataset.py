@@ -12,7 +12,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_resize
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.summary import CacheBytes, lines_of, summarize
-from dsctl_core.data.validation import Checks, Level, Problem, Validation, cannot_be_read, validate_dataset
+from dsctl_core.data.validation import Checks, Level, Problem, Validation, unreadable_dataset, validate_dataset
 from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
@@ -65,7 +65,7 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
             allow_outside=options.reading.allow_outside,
         )
     except DataError as error:
-        found = cannot_be_read(error)
+        found = unreadable_dataset(error)
     else:
         found = validate_dataset(dataset, checks, progress)
     result = _finished(found, None if resolved is None else _cache_bytes(resolved), options.strict)

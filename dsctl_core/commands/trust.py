@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dsctl_core.options.template import TemplateSource
 from dsctl_core.template.source import CODE, config_of, folder_of
-from dsctl_core.template.trust import remember, remembered
+from dsctl_core.template.trust import add_trusted_digest, trusted_digests
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ def unconfirmed_code(templates: Iterable[TemplateSource]) -> Iterator[TemplateCo
     for template in templates:
         file = folder_of(config_of(template.source)) / CODE
         code = TemplateCode(file, hashlib.sha256(file.read_bytes()).hexdigest())
-        if code.sha256 not in remembered():
+        if code.sha256 not in trusted_digests():
             yield code
 
 
 def trust_code(code: TemplateCode) -> None:
     """Keep on this machine that this very code may run."""
-    remember(code.sha256)
+    add_trusted_digest(code.sha256)

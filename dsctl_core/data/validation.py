@@ -71,7 +71,7 @@ class Checks:
     workers: int | None = None
 
 
-def cannot_be_read(error: DsctlError) -> Validation:
+def unreadable_dataset(error: DsctlError) -> Validation:
     """Return the validation of a dataset whose metadata cannot be read: `error` is its only problem."""
     problem = Problem(kind_of_problem(error), "error", error.problem, error.hint)
     return Validation(0, "", [problem], [], {}, {})

@@ -183,7 +183,7 @@ def verify(trained: Template, packed: Path, pipe: BasePipeline, example: Mapping
 
     Its code is trusted already: it differs only in the names of its weight files.
     """
-    reloaded = load_template(ModelConfig(path=packed), Trust(given=True))
+    reloaded = load_template(ModelConfig(path=packed), Trust(granted=True))
     expected, actual = trained.model.state_dict(), reloaded.model.state_dict()
     for name in expected:
         if not torch.equal(expected[name], actual[name]):

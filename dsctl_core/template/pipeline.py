@@ -73,7 +73,7 @@ class TemplatePipeline:
                 f"there are {len(files)} checkpoints for {len(model_configs)} templates",
                 hint="give one checkpoint or None for each template",
             )
-        trust = Trust(trust_template, how="--trust-template, or trust_template=True in Python")
+        trust = Trust(trust_template, option="--trust-template, or trust_template=True in Python")
         contracts = [read_contract(folder_of(config), trust) for config in model_configs]
         target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
         return cls(contracts, files, torch_dtype=torch_dtype, device=target, lazy_loading=lazy_loading)

@@ -106,7 +106,7 @@ def test_a_template_steers_pictures_and_leaves_nothing_behind(pipe: Any, templat
 
 
 def test_training_moves_the_template_alone_whether_or_not_blocks_are_recomputed(pipe: Any, template: Path) -> None:
-    side_network = open_template(TemplateSource(str(template)), Trust(given=True), ["template_model"], required=True)
+    side_network = open_template(TemplateSource(str(template)), Trust(granted=True), ["template_model"], required=True)
     side_network.attach(pipe)
     training = TaskModule(pipe, "sft", extra_inputs=["template_inputs"], trainable_models="template_model")
     row = {"image": picture(0), "prompt": "a fox", "seed": 1, "template_inputs": {"scale": 0.3, "gain": 0.3}}

@@ -20,7 +20,7 @@ Write = Callable[..., Path]
 
 
 def opened(folder: Path) -> Template:
-    return load_template(ModelConfig(path=folder), Trust(given=True))
+    return load_template(ModelConfig(path=folder), Trust(granted=True))
 
 
 def test_a_number_to_keys_and_values(template: Write, pipe: Any) -> None:

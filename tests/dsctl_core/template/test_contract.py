@@ -15,10 +15,10 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.template.model import Template, load_template
 from dsctl_core.template.pipeline import TemplatePipeline
 from dsctl_core.template.source import config_of, folder_of
-from dsctl_core.template.trust import Trust, memory_file, remember
+from dsctl_core.template.trust import Trust, add_trusted_digest, trusted_file
 from tests.templates import BRIGHTNESS, ENCODER
 
-TRUSTED = Trust(given=True)
+TRUSTED = Trust(granted=True)
 Write = Callable[..., Path]
 
 
@@ -229,8 +229,8 @@ def test_code_runs_only_when_someone_has_agreed(template: Write, tmp_path: Path)
         TemplatePipeline.from_pretrained(model_configs=[ModelConfig(path=folder)])
     assert not (tmp_path / "ran").exists()
     digest = str(no.value.problem).split("sha256 ")[1][:64]
-    remember(digest)
-    assert memory_file().is_relative_to(tmp_path)
+    add_trusted_digest(digest)
+    assert trusted_file().is_relative_to(tmp_path)
     load_template(ModelConfig(path=folder), Trust())
     assert (tmp_path / "ran").exists()
     (folder / "model.py").write_text(BRIGHTNESS + "\n# changed\n")

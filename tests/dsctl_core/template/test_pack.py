@@ -21,7 +21,7 @@ from tests.templates import BRIGHTNESS, ENCODER
 
 Write = Callable[..., Path]
 SCALE = {"scale": 0.3}
-TRUSTED = Trust(given=True)
+TRUSTED = Trust(granted=True)
 
 
 def opened(folder: Path, checkpoint: Path | None = None) -> Template:

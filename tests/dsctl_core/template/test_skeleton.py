@@ -20,7 +20,7 @@ from dsctl_core.template.trust import Trust
 @pytest.mark.parametrize("kind", ["value", "image"])
 def test_a_skeleton_runs_and_all_of_it_is_trained(kind: str, pipe: Any, model_folder: Path, tmp_path: Path) -> None:
     assert write_skeleton(tmp_path / "s", kind, str(model_folder)).files == ["model.py"]
-    template = load_template(ModelConfig(path=tmp_path / "s"), Trust(given=True))
+    template = load_template(ModelConfig(path=tmp_path / "s"), Trust(granted=True))
     Image.new("RGB", (20, 30), "gray").save(tmp_path / "p.png")
     row = {"image": str(tmp_path / "p.png")}
     facts = describe(template, pipe, template.annotate(row))
@@ -31,7 +31,7 @@ def test_a_skeleton_runs_and_all_of_it_is_trained(kind: str, pipe: Any, model_fo
 
 def test_the_brightness_of_a_picture_is_measured(model_folder: Path, tmp_path: Path) -> None:
     write_skeleton(tmp_path / "s", "value", str(model_folder))
-    template = load_template(ModelConfig(path=tmp_path / "s"), Trust(given=True))
+    template = load_template(ModelConfig(path=tmp_path / "s"), Trust(granted=True))
     Image.new("RGB", (8, 8), (51, 51, 51)).save(tmp_path / "p.png")
     assert template.annotate({"image": str(tmp_path / "p.png")})["scale"] == pytest.approx(0.2, abs=1e-6)
 

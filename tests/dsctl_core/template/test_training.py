@@ -84,7 +84,7 @@ def module(pipe: Any, template: Path, **settings: Any) -> TaskModule:
 
     own = copy.deepcopy(pipe)
     names = settings.setdefault("trainable_models", ["template_model"])
-    open_template(TemplateSource(str(template)), Trust(given=True), names, required=True).attach(own)
+    open_template(TemplateSource(str(template)), Trust(granted=True), names, required=True).attach(own)
     return TaskModule(own, "sft", extra_inputs=["template_inputs"], **settings)
 
 
@@ -175,7 +175,7 @@ def _fresh(folder: Path) -> torch.nn.Module:
     from dsctl_core.template.model import load_template
     from dsctl_core.template.trust import Trust
 
-    return load_template(ModelConfig(path=folder), Trust(given=True)).model
+    return load_template(ModelConfig(path=folder), Trust(granted=True)).model
 
 
 def test_training_goes_on_from_a_trained_file(template: Write, data: Any, run: Any) -> None:
@@ -209,7 +209,7 @@ def _loaded(folder: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
     from dsctl_core.template.model import load_template
     from dsctl_core.template.trust import Trust
 
-    return load_template(ModelConfig(path=folder), Trust(given=True), checkpoint=checkpoint).model.state_dict()
+    return load_template(ModelConfig(path=folder), Trust(granted=True), checkpoint=checkpoint).model.state_dict()
 
 
 def test_what_is_trained_may_not_be_used_in_the_first_half(
