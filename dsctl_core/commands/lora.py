@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.checkpoint.identify import class_of, weight_files
+from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, family_of_class, identify_folder
@@ -22,7 +22,7 @@ from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.lora.about import SPEC, with_model_spec
 from dsctl_core.lora.algebra import RankTruncation, resize_layers
 from dsctl_core.lora.extract import extract
-from dsctl_core.lora.files import lora_weights, read_lora, save_lora
+from dsctl_core.lora.files import lora_weights, read_lora, save_lora, unnamed_layers
 from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile, with_dots
 from dsctl_core.lora.merge import (
     ScaledLora,
@@ -250,8 +250,7 @@ def _component_at(path: Path, name: str) -> tuple[Family, Component, Path]:
     if not path.is_dir():
         raise DsctlError(f"{path} is not a folder", hint="give a model folder, or the folder of one component")
     family = family_of_class(class_of(path), path)
-    component = next(part for part in family.components if class_of(path) in part.class_names)
-    return family, component, path
+    return family, identify_component(family, path), path
 
 
 def linear_names(component: Component, folder: Path) -> list[str]:
@@ -298,6 +297,13 @@ def _original_names(
     return next((layout for layout in LAYOUTS if has_original_names(names, layout)), None)
 
 
+def _unnamed(about: dict[str, str], components: dict[str, Layers]) -> str:
+    """Return the denoiser that the layers are of, where the header says so and there is no other component."""
+    family = families().get(about.get("family", ""))
+    denoisers = () if family is None or len(components) > 1 else family.denoiser_names()
+    return unnamed_layers(about.get("component", DENOISER), denoisers)
+
+
 def _dtype_of(path: Path) -> str:
     tensors, _ = read_safetensors(lora_weights(path))
     found = {str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items() if not name.endswith("alpha")}
@@ -337,7 +343,8 @@ def _save(
     known = shapes if shapes else None
     spec = with_model_spec(noted, title, every)
     original = _original_names(about, components, shapes)
-    save_lora(output, components, spec, form=form, dtype=dtype, shapes=known, original=original)
+    owner = _unnamed(about, components)
+    save_lora(output, components, spec, form=form, dtype=dtype, shapes=known, original=original, unnamed=owner)
     facts: dict[str, Any] = {"format": form, "layers": len(every), "ranks": ranks}
     if kept is not None:
         facts["kept_energy"] = kept.share

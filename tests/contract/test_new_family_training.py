@@ -17,12 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.commands.lora import convert
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import read_safetensors, safetensors_header
+from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.layers import fuse_lora, load_lora, tuner_layers
 from dsctl_core.losses.timesteps import Objective
 from dsctl_core.media.image_file import GRID_GAP, as_picture
 from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.options.lora_tools import LoraConvertOptions
 from dsctl_core.placement import Placement
 from dsctl_core.progress import NoProgress
 from dsctl_core.training import make_cache, train
@@ -169,6 +172,10 @@ def test_a_lora_of_one_denoiser_goes_to_it_and_is_refused_on_the_other(
         trained(dawn_folder, data, tmp_path / "on", lora_checkpoint=result.checkpoint, lora_base_model="dit")
     more = {"lora_checkpoint": result.checkpoint, "lora_base_model": "dit_2", "max_steps": 1}
     trained(dawn_folder, data, tmp_path / "more", **more)
+    other = tmp_path / "other.safetensors"
+    convert(LoraConvertOptions(file=result.checkpoint, output=other, to="comfyui", model=str(dawn_folder)))
+    again, first = (read_lora(file, ("dit", "dit_2")).components for file in (other, result.checkpoint))
+    assert set(again) == set(first) == {"dit_2"}
     before = pipe.component("dit_2").blocks[0].to_q.base_layer.weight.clone()
     fused = load_dawn(dawn_folder)
     fuse_lora(fused, result.checkpoint, None)
@@ -219,6 +226,8 @@ def test_a_cache_holds_clips_once_and_has_no_part_of_what_is_absent(
     train(TrainOptions(**again, output_path=out, device="cpu"))
     trained(dawn_folder, data, tmp_path / "plain", extra_inputs=("first_image",), cache=False, max_steps=4)
     assert losses(out) == losses(tmp_path / "plain")
+    low = {**again, "lora_base_model": "dit_2", "output_path": tmp_path / "low", "device": "cpu"}
+    assert train(TrainOptions(**low)).checkpoint.name == "step-4.dit_2.safetensors"
 
 
 def test_what_the_loss_mask_leaves_out_has_no_gradient_and_a_batch_is_the_mean_of_its_samples(
