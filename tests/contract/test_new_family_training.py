@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dsctl_core.cache.reader import CachedDataset
-from dsctl_core.commands.lora import convert
+from dsctl_core.commands.lora import convert, merge
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import read_safetensors, safetensors_header
 from dsctl_core.lora.files import read_lora
@@ -25,7 +25,7 @@ from dsctl_core.lora.layers import fuse_lora, load_lora, tuner_layers
 from dsctl_core.losses.timesteps import Objective
 from dsctl_core.media.image_file import GRID_GAP, as_picture
 from dsctl_core.options import CacheOptions, TrainOptions
-from dsctl_core.options.lora_tools import LoraConvertOptions
+from dsctl_core.options.lora_tools import LoraConvertOptions, MergeLoraOptions
 from dsctl_core.placement import Placement
 from dsctl_core.progress import NoProgress
 from dsctl_core.training import make_cache, train
@@ -180,6 +180,22 @@ def test_a_lora_of_one_denoiser_goes_to_it_and_is_refused_on_the_other(
     fused = load_dawn(dawn_folder)
     fuse_lora(fused, result.checkpoint, None)
     assert not torch.equal(fused.component("dit_2").blocks[0].to_q.weight, before)
+
+
+def test_a_lora_of_one_denoiser_is_merged_into_a_whole_copy_of_the_model(
+    dawn_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    result = trained(dawn_folder, data, tmp_path / "out", lora_base_model="dit_2", max_steps=2, learning_rate=0.1)
+    merged = tmp_path / "merged"
+    merge(MergeLoraOptions(model=str(dawn_folder), lora=(str(result.checkpoint),), output=merged))
+    before = {file.relative_to(dawn_folder): file.read_bytes() for file in dawn_folder.rglob("*") if file.is_file()}
+    after = {file.relative_to(merged): file.read_bytes() for file in merged.rglob("*") if file.is_file()}
+    assert before.keys() == after.keys()
+    changed = [
+        str(name.parent) for name, content in before.items() if after[name] != content and "json" not in name.suffix
+    ]
+    assert changed == ["transformer_2"]
+    assert load_dawn(merged).parts == load_dawn(dawn_folder).parts
 
 
 def test_a_file_that_names_no_denoiser_goes_where_it_is_told(dawn_folder: Path, data: Path, tmp_path: Path) -> None:
