@@ -77,20 +77,11 @@ def test_what_a_model_consists_of_is_said_by_its_preset_or_its_index(dawn_folder
 
 def test_what_is_downloaded_of_a_preset_is_what_it_has() -> None:
     with added_families():
-        small, large = (
-            {
-                wanted.repo_id: wanted.patterns
-                for wanted in _of_preset(*find_preset(name), DownloadOptions(what=(name,)))
-            }
-            for name in ("dawn-small", "dawn-large")
-        )
+        parts = [_of_preset(*find_preset(name), DownloadOptions(what=(name,))) for name in ("dawn-small", "dawn-large")]
+    small, large = ({each.repo_id: each.patterns for each in wanted} for wanted in parts)
+    networks = {f"{name}/*.safetensors" for name in ("dit", "vae", "text_encoder")}
     assert list(small) == ["Dawn/Small"]
-    assert set(small["Dawn/Small"]) == {
-        "dit/*.safetensors",
-        "vae/*.safetensors",
-        "text_encoder/*.safetensors",
-        "tokenizer/",
-    }
+    assert set(small["Dawn/Small"]) == {*networks, "tokenizer/"}
     assert large["Dawn/Readers"] == ("processor/",)
     assert {"dit_2/*.safetensors", "image_encoder/*", "tokenizer/"} <= set(large["Dawn/Large"])
 
