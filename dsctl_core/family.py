@@ -230,6 +230,12 @@ class Family:
 
         raise unknown_name(f"reader of {self.name}", name, [reader.name for reader in self.readers])
 
+    def denoiser_names(self) -> tuple[str, ...]:
+        """Return the names of all denoisers that some weights of the family have."""
+        published = [preset for preset in self.presets if preset.model_id is not None]
+        parts = [self.parts(self.component_files(each), self.preset_index(each)) for each in published]
+        return tuple(dict.fromkeys(d.name for each in (self.parts(), *parts) for d in each.denoisers))
+
     @property
     def differs(self) -> bool:
         """Whether models of the family can consist of other parts than one another."""

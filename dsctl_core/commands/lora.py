@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.checkpoint.identify import class_of, weight_files
+from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.commands.lora_files import (
     Written,
     base_shapes,
@@ -123,8 +123,7 @@ def _component_at(path: Path, name: str) -> tuple[Family, Component, Path]:
     if not path.is_dir():
         raise DsctlError(f"{path} is not a folder", hint="give a model folder, or the folder of one component")
     family = family_of_class(class_of(path), path)
-    component = next(part for part in family.components if class_of(path) in part.class_names)
-    return family, component, path
+    return family, identify_component(family, path), path
 
 
 def linear_names(component: Component, folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from dsctl_core.family import OriginalNames
 from dsctl_core.files.atomic import prepare_folder
 from dsctl_core.lora.about import with_model_spec
 from dsctl_core.lora.algebra import RankTruncation
-from dsctl_core.lora.files import read_lora, save_lora
+from dsctl_core.lora.files import read_lora, save_lora, unnamed_layers
 from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile
 from dsctl_core.lora.merge import component_shapes
 from dsctl_core.lora.original import has_original_names
@@ -102,13 +102,21 @@ def save(
     known = shapes if shapes else None
     spec = with_model_spec(noted, title, every)
     original = _original_names(about, components, shapes)
-    save_lora(output, components, spec, form=form, dtype=dtype, shapes=known, original=original)
+    owner = _unnamed(about, components)
+    save_lora(output, components, spec, form=form, dtype=dtype, shapes=known, original=original, unnamed=owner)
     facts: dict[str, Any] = {"format": form, "layers": len(every), "ranks": ranks}
     if kept is not None:
         facts["kept_energy"] = kept.share
         facts["worst_kept_energy"] = kept.worst_share
         facts["worst_layer"] = kept.worst_layer
     return Written(output, facts)
+
+
+def _unnamed(about: dict[str, str], components: dict[str, Layers]) -> str:
+    """Return the denoiser that the layers are of, where the header says so and there is no other component."""
+    family = families().get(about.get("family", ""))
+    denoisers = () if family is None or len(components) > 1 else family.denoiser_names()
+    return unnamed_layers(about.get("component", DENOISER), denoisers)
 
 
 def _original_names(

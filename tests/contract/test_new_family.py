@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dsctl_core.commands.transfer import _of_preset
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from dsctl_core.families import families, find_preset
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.family import Denoiser
 from dsctl_core.options import InferOptions
+from dsctl_core.options.hub import DownloadOptions
 from dsctl_core.placement import Placement
 from tests.conftest import REPOSITORY
 from tests.contract.conftest import load_dawn
@@ -71,6 +73,17 @@ def test_what_a_model_consists_of_is_said_by_its_preset_or_its_index(dawn_folder
         ("dit", BOUNDARY, 1.0),
         ("dit_2", 0.0, BOUNDARY),
     ]
+
+
+def test_what_is_downloaded_of_a_preset_is_what_it_has() -> None:
+    with added_families():
+        parts = [_of_preset(*find_preset(name), DownloadOptions(what=(name,))) for name in ("dawn-small", "dawn-large")]
+    small, large = ({each.repo_id: each.patterns for each in wanted} for wanted in parts)
+    networks = {f"{name}/*.safetensors" for name in ("dit", "vae", "text_encoder")}
+    assert list(small) == ["Dawn/Small"]
+    assert set(small["Dawn/Small"]) == {*networks, "tokenizer/"}
+    assert large["Dawn/Readers"] == ("processor/",)
+    assert {"dit_2/*.safetensors", "image_encoder/*", "tokenizer/"} <= set(large["Dawn/Large"])
 
 
 def test_units_ask_for_what_is_optional_and_what_is_needed_but_absent_is_named(dawn: Any, tmp_path: Path) -> None:

@@ -18,18 +18,23 @@ from torch import Tensor
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.lora import convert
+from dsctl_core.commands.merge_lora import merge
 from dsctl_core.commands.train import dry_run, train
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import read_safetensors, safetensors_header
+from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.layers import fuse_lora, load_lora, tuner_layers
 from dsctl_core.losses.timesteps import Objective
 from dsctl_core.media.image_file import GRID_GAP, as_picture
 from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.options.lora_tools import LoraConvertOptions, MergeLoraOptions
 from dsctl_core.placement import Placement
 from dsctl_core.progress import NoProgress
 from dsctl_core.training.model.task_module import TaskModule
 from tests.contract.conftest import load_dawn
 from tests.contract.test_new_family import BOUNDARY, calls_of, with_control
+from tests.dsctl_core.training.runs import finished, start
 
 PROMPTS = ["a red one", "a blue one", "two green ones", "a red one"]
 
@@ -152,6 +157,18 @@ def test_a_run_of_both_is_resumed_to_the_bit_and_saves_a_file_for_each(
     assert all(torch.equal(value, one[key]) for key, value in weights(plain.checkpoints).items())
 
 
+def test_two_processes_train_both_though_each_may_run_another_one(
+    dawn_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    finished(start(dawn_folder, data, out, processes=2, program="tests.families_fixture.train_both"))
+    files = [out / f"step-6.{name}.safetensors" for name in ("dit", "dit_2")]
+    assert len(losses(out)) == 6
+    for file in files:
+        learned = [value for key, value in read_safetensors(file)[0].items() if "lora_B" in key]
+        assert all(value.abs().max() > 0 for value in learned)
+
+
 @pytest.mark.parametrize("form", ["diffusers", "comfyui", "kohya", "peft"])
 def test_a_lora_of_one_denoiser_goes_to_it_and_is_refused_on_the_other(
     dawn_folder: Path, data: Path, tmp_path: Path, form: str
@@ -169,10 +186,28 @@ def test_a_lora_of_one_denoiser_goes_to_it_and_is_refused_on_the_other(
         trained(dawn_folder, data, tmp_path / "on", lora_checkpoint=result.checkpoint, lora_base_model="dit")
     more = {"lora_checkpoint": result.checkpoint, "lora_base_model": "dit_2", "max_steps": 1}
     trained(dawn_folder, data, tmp_path / "more", **more)
+    other = tmp_path / "other.safetensors"
+    convert(LoraConvertOptions(file=result.checkpoint, output=other, to="comfyui", model=str(dawn_folder)))
+    again, first = (read_lora(file, ("dit", "dit_2")).components for file in (other, result.checkpoint))
+    assert set(again) == set(first) == {"dit_2"}
     before = pipe.component("dit_2").blocks[0].to_q.base_layer.weight.clone()
     fused = load_dawn(dawn_folder)
     fuse_lora(fused, result.checkpoint, None)
     assert not torch.equal(fused.component("dit_2").blocks[0].to_q.weight, before)
+
+
+def test_a_lora_of_one_denoiser_is_merged_into_a_whole_copy_of_the_model(
+    dawn_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    result = trained(dawn_folder, data, tmp_path / "out", lora_base_model="dit_2", max_steps=2, learning_rate=0.1)
+    merged = tmp_path / "merged"
+    merge(MergeLoraOptions(model=str(dawn_folder), lora=(str(result.checkpoint),), output=merged))
+    before = {file.relative_to(dawn_folder): file.read_bytes() for file in dawn_folder.rglob("*") if file.is_file()}
+    after = {file.relative_to(merged): file.read_bytes() for file in merged.rglob("*") if file.is_file()}
+    assert before.keys() == after.keys()
+    changed = [str(n.parent) for n in before if n.suffix == ".safetensors" and after[n] != before[n]]
+    assert changed == ["transformer_2"]
+    assert load_dawn(merged).parts == load_dawn(dawn_folder).parts
 
 
 def test_a_file_that_names_no_denoiser_goes_where_it_is_told(dawn_folder: Path, data: Path, tmp_path: Path) -> None:
@@ -219,6 +254,8 @@ def test_a_cache_holds_clips_once_and_has_no_part_of_what_is_absent(
     train(TrainOptions(**again, output_path=out, device="cpu"))
     trained(dawn_folder, data, tmp_path / "plain", extra_inputs=("first_image",), cache=False, max_steps=4)
     assert losses(out) == losses(tmp_path / "plain")
+    low = {**again, "lora_base_model": "dit_2", "output_path": tmp_path / "low", "device": "cpu"}
+    assert train(TrainOptions(**low)).checkpoint.name == "step-4.dit_2.safetensors"
 
 
 def test_what_the_loss_mask_leaves_out_has_no_gradient_and_a_batch_is_the_mean_of_its_samples(

@@ -51,8 +51,7 @@ def shard(accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
     }
     pipe = module.pipe
-    trained = [each.name for each in module.trained]
-    denoisers = [name for name in trained if name in {denoiser.name for denoiser in pipe.parts.denoisers}]
+    trained, denoisers = [each.name for each in module.trained], _trained_denoisers(module)
     if len(denoisers) > 1:
         raise UsageError(
             f"FSDP2 cannot train {' and '.join(denoisers)} in one run: each process would run another of them",
@@ -102,7 +101,14 @@ def prepare(
         # Its engine never sees a loader to read the batch size from, and does the clipping itself.
         settings = accelerator.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"], settings["gradient_clipping"] = batch_size, max_grad_norm
+    if accelerator.ddp_handler is not None and len(_trained_denoisers(module)) > 1:
+        accelerator.ddp_handler.find_unused_parameters = True  # a micro-batch runs one of them, in each process its own
     return accelerator.prepare(module, optimizer)
+
+
+def _trained_denoisers(module: Any) -> list[str]:
+    names = {denoiser.name for denoiser in module.pipe.parts.denoisers}
+    return [each.name for each in module.trained if each.name in names]
 
 
 @contextmanager

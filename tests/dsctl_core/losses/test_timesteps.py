@@ -83,6 +83,31 @@ def test_the_boundary_of_a_high_noise_expert_is_where_its_makers_put_it():
     assert 899 < float(found.min()) < 910
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
+@pytest.mark.parametrize("shift", [1.0, 5.0, 12.0])
+def test_a_range_of_sigmas_is_the_same_under_every_shift(sampling: Any, shift: float):
+    made = draws(500, sampling=sampling, shift=shift, sigmas=(0.5, 0.875))
+    assert 500 <= made.min() < 550
+    assert 800 < made.max() < 875
+    positions = [Objective(shift=each, sigmas=(0.5, 0.875)) for each in (1.0, 5.0)]
+    assert positions[0].places(scheduler(positions[0])) != positions[1].places(scheduler(positions[1]))
+
+
+def test_two_ranges_of_sigmas_share_the_table_between_them():
+    table = scheduler()
+    high, low = (Objective(sigmas=each).places(table) for each in ((0.875, 1.0), (0.0, 0.875)))
+    assert [*high, *low] == list(range(1000))
+    assert len(high) > 0 < len(low)
+    assert float(table.timesteps[high[-1]]) >= 875 > float(table.timesteps[low[0]])
+    assert Objective(sigmas=(0.875, 1.0), min_boundary=0.9).places(table) == range(900, len(high))
+    with pytest.raises(UsageError, match="the sigmas 0.875 and 1"):
+        Objective(sigmas=(0.875, 1.0), min_boundary=0.9).draw(table, 1, 0)
+
+
+def test_without_a_range_draws_are_those_of_a_range_that_has_all_levels():
+    assert torch.equal(draws(50), draws(50, sigmas=(0.0, 1.0)))
+
+
 def test_within_boundaries_logit_normal_keeps_its_shape():
     found = before_the_shift(draws(sampling="logit_normal", shift=1, min_boundary=0.5, max_boundary=1), 1)
     normal = NormalDist()
