@@ -14,7 +14,7 @@ from torch import Tensor
 from dsctl_core.errors import UsageError
 from dsctl_core.family import Schedule
 
-TRAINING_LEVELS = 1000
+TRAINING_LEVELS = 1000  # noise levels that training draws from, as every published flow-matching model has
 DEFAULT_STEPS = 100
 
 

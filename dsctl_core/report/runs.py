@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SAMPLE = re.compile(r"step-(\d+)-(\d+)\.png")
 CHECKPOINT = re.compile(r"step-(\d+)(\..+)?\.(safetensors|peft)")
-VALIDATION_LOSS = "validation_loss"
+VALIDATION_LOSS = "validation_loss"  # of a line of metrics.jsonl that has nothing else but its step
 
 
 @dataclass(frozen=True)

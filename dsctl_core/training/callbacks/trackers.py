@@ -20,8 +20,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_pr
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error, write_json, write_text
 from dsctl_core.options.callbacks import TRACKERS
+from dsctl_core.report.runs import VALIDATION_LOSS
 from dsctl_core.training.callbacks.base import TrainingHook
-from dsctl_core.training.output.logger import VALIDATION_LOSS, StepRecord
+from dsctl_core.training.output.logger import StepRecord
 
 if TYPE_CHECKING:
     from PIL.Image import Image

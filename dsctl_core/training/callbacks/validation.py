@@ -11,9 +11,9 @@ from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
+from dsctl_core.report.runs import VALIDATION_LOSS
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.eval_mode import eval_mode, in_lockstep
-from dsctl_core.training.output.logger import VALIDATION_LOSS
 
 if TYPE_CHECKING:
     from dsctl_core.training.callbacks.base import TrainingRun

@@ -20,8 +20,7 @@ from dsctl_core.memory.offload import offloaded_numbers
 from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.random import derive_seed
-
-TRAINING_LEVELS = 1000  # noise levels that training draws from, as every published flow-matching model has
+from dsctl_core.scheduler import TRAINING_LEVELS
 
 
 @dataclass

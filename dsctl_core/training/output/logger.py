@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from dsctl_core.training.model.module import DiffusionTrainingModule, TrainedComponent
 
 
-VALIDATION_LOSS = "validation_loss"  # of a line of metrics.jsonl that holds nothing else but its step
-
-
 @dataclass(frozen=True)
 class StepRecord:
     """The measurements of one step (one optimizer update). Times in seconds, memory in bytes."""

@@ -8,8 +8,7 @@ from pathlib import Path
 from dsctl_core.data.problems import kind_of_problem
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error
-
-SKIPPED_FILE = "skipped.jsonl"
+from dsctl_core.stages.encode import SKIPPED_FILE
 
 
 class SkippedRows:
