@@ -236,6 +236,17 @@ class Family:
         parts = [self.parts(self.component_files(each), self.preset_index(each)) for each in published]
         return tuple(dict.fromkeys(d.name for each in (self.parts(), *parts) for d in each.denoisers))
 
+    def _refuse_unplaced(self, present: Collection[str]) -> None:
+        usual = {denoiser.name for denoiser in self.denoisers}
+        for name in self.denoiser_names():
+            if name in present and name not in usual:
+                from dsctl_core.errors import DsctlError
+
+                raise DsctlError(
+                    f"nothing says at which noise levels the {name} of {self.title} acts",
+                    hint="give a preset, or a model folder with its model_index.json, instead of single components",
+                )
+
     @property
     def differs(self) -> bool:
         """Whether models of the family can consist of other parts than one another."""
@@ -263,8 +274,11 @@ class Family:
     def parts(self, present: Collection[str] | None = None, index: Mapping[str, Any] | None = None) -> ModelParts:
         """Return what a model consists of that has the components `present` (None: all) and this model_index.json.
 
-        A component that is not optional counts as present, whether or not its weights were named.
+        A component that is not optional counts as present, whether or not its weights were named. A denoiser beside the
+        usual ones of which no index says at which levels it acts is a DsctlError.
         """
+        if present is not None and index is None:
+            self._refuse_unplaced(present)
         names = tuple(c.name for c in self.components if not c.optional or present is None or c.name in present)
         denoisers, factor = self.denoisers, self.division_factor
         if index is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.pipeline import Control, SideNetwork
+from dsctl_core.pipeline import SideNetwork
 from dsctl_core.units import Inputs, PipelineUnit
 
 # The input that has a ControlUse for control networks by name; without one a network acts as it is.
@@ -47,20 +48,24 @@ class ControlUse:
         return all(inside)
 
 
-class _Reading(Protocol):
-    """A control that says what it reads."""
+class NetworkControl(Protocol):
+    """What a control network does: a ResidualControl or a HookControl."""
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The inputs that it looks at."""
         ...
 
+    def __call__(self, network: nn.Module, denoiser: nn.Module, inputs: Inputs) -> AbstractContextManager[Inputs]:
+        """Return the block in which `inputs`, with what it adds, are in force."""
+        ...
 
-def control_network(name: str, control: Any, units: Sequence[PipelineUnit], columns: Sequence[str] = ()) -> SideNetwork:
-    """Return the side network that `control` (a ResidualControl or HookControl) and `units` make of a network."""
-    acting: Control = control
-    reading: _Reading = control
-    return SideNetwork(name, tuple(units), tuple(columns), acting, reading.reads)
+
+def control_network(
+    name: str, control: NetworkControl, units: Sequence[PipelineUnit], columns: Sequence[str] = ()
+) -> SideNetwork:
+    """Return the side network called `name` that acts by `control`; its `units` read `columns` of a row."""
+    return SideNetwork(name, tuple(units), tuple(columns), control, control.reads)
 
 
 def latents_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,15 @@ def test_what_a_model_consists_of_is_said_by_its_preset_or_its_index(dawn_folder
         ("dit", BOUNDARY, 1.0),
         ("dit_2", 0.0, BOUNDARY),
     ]
+
+
+def test_a_second_denoiser_without_an_index_that_places_it_is_refused(dawn_folder: Path) -> None:
+    both = json.dumps([str(dawn_folder / "transformer"), str(dawn_folder / "transformer_2")])
+    with pytest.raises(DsctlError, match="nothing says at which noise levels the dit_2 of Dawn acts"):
+        resolve_model(model_paths=both).parts  # noqa: B018
+    one = resolve_model(model_paths=json.dumps([str(dawn_folder / "transformer")]))
+    assert one.parts.denoisers == (Denoiser("dit"),)
+    assert set(one.reader_configs) == {"tokenizer", "processor"}
 
 
 def test_what_is_downloaded_of_a_preset_is_what_it_has() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dsctl_core.families import add_families, remove_families
+from dsctl_core.families import add_families, families, remove_families
 from tests.tiny_models import embedded_tokenizer, randomize
 
 FOLDER = Path(__file__).parent
@@ -20,11 +20,13 @@ NETWORKS = "dsctl_core.families.dawn.networks"
 @contextmanager
 def added_families() -> Iterator[None]:
     """Have the families of this folder found in the block, as another package would have its own found."""
+    outer = "dawn" in families()
     add_families(FOLDER)
     try:
         yield
     finally:
-        remove_families(FOLDER)
+        if not outer:
+            remove_families(FOLDER)
 
 
 def write_dawn(folder: Path, *, boundary: float | None = 0.875, sees: bool = True, seed: int = 0) -> Path:
