@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from dsctl_core.commands.lora_files import (
 )
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel
-from dsctl_core.files.atomic import prepare_folder, sync_folder, unclaim, write_json
+from dsctl_core.files.atomic import atomic_folder, prepare_folder, unclaim, write_json
 from dsctl_core.lora.merge import (
     ScaledLora,
     component_shapes,
@@ -72,19 +71,13 @@ def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progres
     updates = matched(loras, shapes, allow_partial=options.allow_partial)
     made = [path for path in options.output.parents if not path.exists()]
     prepare_folder(options.output.parent)
-    temporary = options.output.with_name(f".{options.output.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        _refuse_full_disk(temporary.parent, places)
-        count = sum(len(shapes[name]) for name in updates)
-        progress.start("Merging", count)
-        _write_model(resolved, places, temporary, updates, lambda name: progress.advance(1))
-        progress.finish()
-        if options.output.is_dir():
-            options.output.rmdir()
-        temporary.replace(options.output)
-        sync_folder(options.output.parent)
+        _refuse_full_disk(options.output.parent, places)
+        with atomic_folder(options.output) as temporary:
+            progress.start("Merging", sum(len(shapes[name]) for name in updates))
+            _write_model(resolved, places, temporary, updates, lambda name: progress.advance(1))
+            progress.finish()
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
         unclaim(made)
         raise
     facts = {
@@ -98,8 +91,7 @@ def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progres
 def _write_model(
     resolved: ResolvedModel, places: ComponentPaths, target: Path, updates: Any, tick: Callable[[str], None]
 ) -> None:
-    """Write a complete model folder in diffusers layout, the components in `updates` changed and the others copied."""
-    target.mkdir()
+    """Write a complete model to the folder `target`, the components in `updates` changed and the others copied."""
     for component in resolved.family.components:
         folder = places.components.get(component.name)
         if folder is not None:

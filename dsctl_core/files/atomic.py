@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path, remove: Callable[[Path], None] = Path.rmdir) -> Iterator[Path]:
+    """Give a new folder beside `folder`; rename it to `folder` when the block succeeds, remove it when it fails.
+
+    An existing `folder` is first removed by `remove`, which by default succeeds only if it is empty. The parent exists.
+    A full disk or a missing permission is a DsctlError that names `folder`.
+    """
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        try:
+            temporary.mkdir()
+            yield temporary
+            if folder.exists():
+                remove(folder)
+            temporary.replace(folder)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise write_error(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

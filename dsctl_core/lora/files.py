@@ -6,14 +6,13 @@ import json
 import math
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
-from dsctl_core.files.atomic import atomic_path, sync_folder, write_error, write_json
+from dsctl_core.files.atomic import atomic_folder, atomic_path, write_json
 from dsctl_core.files.safetensors import PICKLE_SUFFIXES, check_safetensors, read_safetensors, write_safetensors
 from dsctl_core.lora.formats import (
     DENOISER,
@@ -165,20 +164,10 @@ def save_lora(
             write_safetensors(temporary, kept, about)
             verify_lora(temporary, path, components, shapes, dtype, original)
         return path
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir()
+    with atomic_folder(path, remove=shutil.rmtree) as temporary:
         write_safetensors(temporary / ADAPTER_FILE, kept, about)
         write_json(temporary / ADAPTER_CONFIG, adapter_config(components[unnamed], metadata.get("base_model")))
         verify_lora(temporary, path, components, shapes, dtype, original)
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 

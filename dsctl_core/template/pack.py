@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.atomic import prepare_folder, sync_folder, write_error, write_text
+from dsctl_core.files.atomic import atomic_folder, prepare_folder, unclaim, write_text
 from dsctl_core.files.safetensors import PICKLE_SUFFIXES, read_safetensors, write_safetensors
 from dsctl_core.hub.upload import SECRET_NAMES
 from dsctl_core.pipeline import BasePipeline
@@ -88,30 +87,23 @@ def write_pack(
         raise DsctlError(f"{code} has changed since it was loaded", hint="run the command again")
     source = with_weights(code, content, names[0] if len(names) == 1 else names)
     metadata = _metadata(checkpoint, trained, example)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
     new_parents = [path for path in output.parents if not path.exists()]
     prepare_folder(output.parent)
     try:
-        _copy(folder, copied, temporary)
-        (temporary / CODE).write_bytes(source)
-        for name, tensors in shards.items():
-            write_safetensors(temporary / name, tensors, metadata)
-        if not (temporary / CARD).exists():
-            inputs = input_names(trained)
-            text = card_text(output.name, {**metadata, "license": license_name}, inputs, example)
-            write_text(temporary / CARD, text)
-        verify(trained, temporary, pipe, example)
-        _remove_caches(temporary)
-        temporary.rename(output)
-        sync_folder(output.parent)
-    except OSError as error:
-        raise write_error(output, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not output.exists():
-            for path in new_parents:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
+        with atomic_folder(output) as temporary:
+            _copy(folder, copied, temporary)
+            (temporary / CODE).write_bytes(source)
+            for name, tensors in shards.items():
+                write_safetensors(temporary / name, tensors, metadata)
+            if not (temporary / CARD).exists():
+                inputs = input_names(trained)
+                text = card_text(output.name, {**metadata, "license": license_name}, inputs, example)
+                write_text(temporary / CARD, text)
+            verify(trained, temporary, pipe, example)
+            _remove_caches(temporary)
+    except BaseException:
+        unclaim(new_parents)
+        raise
     files = sorted(each for each in output.rglob("*") if each.is_file())
     parameters = sum(each.numel() for each in trained.model.state_dict().values())
     return Packed(
@@ -226,7 +218,6 @@ def _metadata(checkpoint: Path, trained: Template, example: Mapping[str, Any]) -
 
 
 def _copy(folder: Path, files: Sequence[Path], target: Path) -> None:
-    target.mkdir()
     for file in files:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / file, target / file)

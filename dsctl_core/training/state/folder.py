@@ -13,7 +13,7 @@ from typing import Any
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files import lock
-from dsctl_core.files.atomic import prepare_folder, sync_folder, write_error, write_json
+from dsctl_core.files.atomic import atomic_folder, prepare_folder, write_error, write_json
 from dsctl_core.files.digest import digest_files
 from dsctl_core.files.json import read_json
 
@@ -66,22 +66,12 @@ def new_state(output_path: Path, step: int) -> Iterator[Path]:
     states = output_path / STATE_FOLDER
     target = states / f"step-{step}"
     prepare_folder(states)
-    temporary = states / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        try:
-            temporary.mkdir()
-            yield temporary
-            written = digest_files(sorted(temporary.iterdir()))
-            files = {p.name: {"bytes": p.stat().st_size, "sha256": digest} for p, digest in written.items()}
-            write_json(temporary / MANIFEST_FILE, {"format": FORMAT, "files": files})
-            if target.exists():  # one that is not whole, or has the same content
-                _remove(target)
-            temporary.replace(target)
-            sync_folder(states)
-        except OSError as error:
-            raise write_error(target, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    # A state of this step that exists is not whole, or has the same content.
+    with atomic_folder(target, remove=_remove) as temporary:
+        yield temporary
+        written = digest_files(sorted(temporary.iterdir()))
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": digest} for p, digest in written.items()}
+        write_json(temporary / MANIFEST_FILE, {"format": FORMAT, "files": files})
 
 
 def state_folders(output_path: Path) -> list[tuple[int, Path]]:

@@ -2,12 +2,14 @@
 
 import errno
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.atomic import atomic_path, prepare_folder, write_json
+from dsctl_core.files.atomic import atomic_folder, atomic_path, prepare_folder, write_json
 from dsctl_core.files.safetensors import check_safetensors, read_safetensors, write_safetensors
 
 
@@ -68,3 +70,46 @@ def test_a_pickle_is_refused_unread(tmp_path, suffix):
     torch.save({"weight": torch.ones(1)}, path)
     with pytest.raises(DsctlError, match="pickle"):
         check_safetensors(path)
+
+
+def entries(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_folder_gets_its_name_when_all_of_it_is_written(tmp_path: Path):
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "a").write_text("1")
+        assert not (tmp_path / "out").exists()
+        assert temporary.parent == tmp_path
+    assert entries(tmp_path) == {"out/a": "1"}
+
+
+@pytest.mark.parametrize("before", [None, "empty", "full"])
+def test_a_folder_whose_writing_fails_leaves_what_was_there(tmp_path: Path, before: str | None):
+    if before is not None:
+        (tmp_path / "out").mkdir()
+    if before == "full":
+        (tmp_path / "out" / "old").write_text("old")
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "out", remove=shutil.rmtree) as temporary:
+        (temporary / "a").write_text("1")
+        raise KeyError
+    assert entries(tmp_path) == ({"out/old": "old"} if before == "full" else {})
+    assert [p.name for p in tmp_path.iterdir()] == ([] if before is None else ["out"])
+
+
+def test_a_folder_replaces_an_empty_one_and_another_only_when_told_how(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "a").write_text("1")
+    with pytest.raises(DsctlError, match="out could not be written"), atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "b").write_text("2")
+    assert entries(tmp_path) == {"out/a": "1"}
+    with atomic_folder(tmp_path / "out", remove=shutil.rmtree) as temporary:
+        (temporary / "b").write_text("2")
+    assert entries(tmp_path) == {"out/b": "2"}
+
+
+def test_a_full_disk_while_a_folder_is_written_names_the_folder(tmp_path: Path):
+    with pytest.raises(DsctlError, match="out could not be written: no space left"), atomic_folder(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
