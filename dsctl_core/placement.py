@@ -1,4 +1,4 @@
-"""Where the denoisers of a pipeline are: one of several on its device at a time, the others in main memory."""
+"""Place the denoisers of a pipeline: one of several on its device at a time, the others in main memory."""
 
 from __future__ import annotations
 

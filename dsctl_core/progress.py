@@ -1,4 +1,4 @@
-"""How the library tells of a long job; what it looks like is the command line's business."""
+"""Interfaces by which the library reports the progress of long jobs; the command line displays it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ships inside the package: the embedded model and two example datasets."""
+"""Locate the files that ship inside the package: the embedded model and two example datasets."""
 
 from __future__ import annotations
 

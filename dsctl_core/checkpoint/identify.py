@@ -1,4 +1,4 @@
-"""Which component of a family a file or folder is, and whether all of its weights are there."""
+"""Identify the component of a family that a file or folder holds, and check that all of its weights are there."""
 
 from __future__ import annotations
 

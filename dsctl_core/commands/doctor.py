@@ -1,4 +1,4 @@
-"""What `dsctl doctor` finds out about this machine. It downloads nothing, and asks no hub unless told to."""
+"""Examine this machine for `dsctl doctor`. Nothing is downloaded, and no hub is contacted unless asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands for LoRAs share: the model that a LoRA is for, and writing one with its metadata."""
+"""Share what the commands for LoRAs need: the model that a LoRA is for, and writing one with its metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a control network is used: what it reads, how much it counts, and at which noise levels."""
+"""Configure the use of a control network: its inputs, its scale, and the noise levels at which it acts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a user names (a preset, a folder, files, hub ids) to a family and where its components are."""
+"""Resolve a preset, a folder, files or hub ids to a family and the locations of its components."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the header of a LoRA file tells: where it comes from, in our own words and in those of ModelSpec.
+"""Write and read the metadata in the header of a LoRA file: our own keys and those of ModelSpec.
 
 ModelSpec (https://github.com/Stability-AI/ModelSpec) is what model managers and user interfaces read.
 """

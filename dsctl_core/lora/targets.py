@@ -1,4 +1,4 @@
-"""Which layers of a model a LoRA goes on: names, regular expressions, or every linear layer of the repeated blocks."""
+"""Select the linear layers of a model that get a LoRA: by name, module, regular expression, or all of the blocks."""
 
 from __future__ import annotations
 

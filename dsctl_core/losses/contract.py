@@ -1,4 +1,4 @@
-"""What a loss is: a callable `(pipe, **inputs)` that says which task it is and what it needs."""
+"""Define a loss: a callable `(pipe, **inputs)` that declares its task and the inputs it needs."""
 
 from __future__ import annotations
 

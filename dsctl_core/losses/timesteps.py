@@ -1,4 +1,4 @@
-"""How training draws noise levels, and how much each of them counts.
+"""Draw the noise levels of training, and weight them.
 
 Legend: a table of n levels goes from noise (position 0) to the clean picture (position 1). Before the shift, the level
 at position p is t = 1 - p; the shift s makes sigma = s t / (1 + (s - 1) t) of it, and timestep = 1000 * sigma.

@@ -1,4 +1,4 @@
-"""What families share: the space of latents, the units around it, reference pictures, and pipelines for both media."""
+"""Latent spaces, units, reference images and pipelines that families of images and videos share."""
 
 from dsctl_core.media.clip import Clip
 from dsctl_core.media.latent_space import LatentSpace

@@ -1,4 +1,4 @@
-"""What a run asks of memory and speed beyond checkpointing, applied to a pipeline that is ready to be trained."""
+"""Apply the memory and speed options of a run to a pipeline that is ready to be trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to watch a run: sample pictures, validation, and trackers that draw its curves."""
+"""Options of callbacks: sample images, validation, and trackers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which dataset, and how its files are read."""
+"""Options of the dataset, and of reading its files."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""What a run gives for less memory or more speed, beside gradient checkpointing and fp8."""
+"""Options that trade time for memory, beside gradient checkpointing and fp8."""
 
 from __future__ import annotations
 

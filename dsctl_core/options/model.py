@@ -1,4 +1,4 @@
-"""Which model: a preset, a folder, or the weights of each component."""
+"""Options that name the model: a preset, a folder, or the weights of each component."""
 
 import json
 from typing import Annotated, Any, ClassVar

@@ -1,4 +1,4 @@
-"""What is learned at which noise level: how levels are drawn, and how much each of them counts."""
+"""Options of the training objective: how noise levels are drawn and weighted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the weights are updated: the optimizer with its own arguments, and the course of its learning rate."""
+"""Options of the optimizer and of the learning rate schedule."""
 
 from __future__ import annotations
 

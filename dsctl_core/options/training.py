@@ -1,4 +1,4 @@
-"""How to train, and where to."""
+"""Options of the length, precision and output of a training run."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal

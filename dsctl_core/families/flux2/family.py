@@ -1,4 +1,4 @@
-"""What FLUX.2 is made of, where its weights are, and the constants that it was published with."""
+"""Declare FLUX.2: components, presets with their weights, and the constants that it was published with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Qwen-Image is made of, where its weights are, and the constants that it was published with."""
+"""Declare Qwen-Image: components, presets with their weights, and the constants that it was published with."""
 
 from __future__ import annotations
 

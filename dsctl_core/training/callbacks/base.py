@@ -1,4 +1,4 @@
-"""What a run does beside training, such as drawing samples or saving its state: hooks that the loop calls."""
+"""Callbacks of the training loop, such as sample images, validation and EMA."""
 
 from __future__ import annotations
 

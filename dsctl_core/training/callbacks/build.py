@@ -1,4 +1,4 @@
-"""What a run shows of itself, from the options to the hooks of the loop: trackers, validation and samples."""
+"""Build the callbacks of a run from its options: trackers, validation and samples."""
 
 from __future__ import annotations
 

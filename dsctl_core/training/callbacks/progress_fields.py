@@ -1,4 +1,4 @@
-"""What the progress of training says beside the count: averages, so that it can be read at a glance."""
+"""Compute the values that the progress bar of training shows: moving averages of loss and speed."""
 
 from __future__ import annotations
 

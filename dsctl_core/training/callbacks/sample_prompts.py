@@ -1,4 +1,4 @@
-"""What the sample pictures of a run show: prompts from the options, a file or the dataset, with their settings."""
+"""Collect the prompts of sample images from the options, a file or the dataset, with their settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run would take: parameters, memory by part, disk and steps, found out without loading any weights.
+"""Estimate what a run takes: parameters, memory by part, disk and steps, without loading any weights.
 
 The networks are built from their configs with tensors that have no numbers, and one sample of the largest size goes
 through both stages and two whole steps of training with the real code; what is alive at each moment is counted.

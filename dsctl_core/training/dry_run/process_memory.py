@@ -1,4 +1,4 @@
-"""What the program itself takes of a CPU's memory: measured, with every library at work that a run has at work."""
+"""Measure the memory of the process itself on a CPU, with every library loaded that a run uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stops a run before it does harm: losses and gradients that are not finite, and training that trains nothing."""
+"""Stop a run before it does harm: losses and gradients that are not finite, and training that trains nothing."""
 
 from __future__ import annotations
 

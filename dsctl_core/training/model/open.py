@@ -1,4 +1,4 @@
-"""From options to the model of a run: found, with its template, and as a pipeline that has no weights yet."""
+"""Resolve the model of a run from its options, with its template, and build its pipeline without weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to the weights of components after they were loaded, and what tells them apart with it."""
+"""Edit the weights of components after loading (fused LoRA, fp8), and identify components with their edits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the files of a run say about where they come from."""
+"""Collect the metadata of a run's files: base model, dataset, options, versions and hardware."""
 
 from __future__ import annotations
 

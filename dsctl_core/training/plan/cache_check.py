@@ -1,4 +1,4 @@
-"""Whether a cache fits the run that is to train from it; where it does not, the command that makes it anew."""
+"""Check that a cache fits the run that trains from it; where it does not, name the command that rebuilds it."""
 
 from __future__ import annotations
 

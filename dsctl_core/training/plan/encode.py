@@ -1,4 +1,4 @@
-"""What is encoded beforehand: the first stage of a task, on which model and dataset, into a cache."""
+"""Plan stage one of a task: encode a dataset on a model into a cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the samples of a run come from: a dataset, checked, or a cache, with the model that goes with it."""
+"""Open the samples of a run: a dataset, checked, or a cache, with the model that belongs to it."""
 
 from __future__ import annotations
 

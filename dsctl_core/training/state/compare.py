@@ -1,4 +1,4 @@
-"""Whether a run may go on from a saved state: what its results depend on must be what it was."""
+"""Compare a saved state with the run that resumes from it: what the results depend on must be equal."""
 
 from __future__ import annotations
 

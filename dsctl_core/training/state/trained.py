@@ -1,4 +1,4 @@
-"""What training changes, as values to keep and to put back: weights, optimizer, schedule, loss scaling.
+"""Save and restore what training changes: weights, optimizer, schedule, loss scaling.
 
 Every process calls every function here, so that a run whose weights are divided between processes can put the pieces
 together, and divide them again.
