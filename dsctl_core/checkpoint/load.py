@@ -16,7 +16,6 @@ from dsctl_core.checkpoint.single_file import identify_single_file, is_single_fi
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, ModelParts, Schedule
 from dsctl_core.files.json import read_json
-from dsctl_core.memory.dtypes import declare_float32_parts
 
 if TYPE_CHECKING:
     import torch
@@ -173,6 +172,8 @@ def load_components(
 
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Build one component from its folder: exactly the tensors in its files, in `dtype`, frozen, in eval mode."""
+    from dsctl_core.memory.dtypes import declare_float32_parts
+
     weight_files(folder)
     cls: Any = with_float32_parts(component_class(component, folder), component.float32_parts)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}

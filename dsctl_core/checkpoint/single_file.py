@@ -18,7 +18,6 @@ from dsctl_core.checkpoint.stream import tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
 from dsctl_core.files.safetensors import read_safetensors
-from dsctl_core.memory.dtypes import cast_weights, declare_float32_parts
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +71,8 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
 
 def load_single_file(family: Family, component: Component, path: Path, dtype: torch.dtype) -> nn.Module:
     """Build a component of the published sizes with exactly the tensors in `path`, in `dtype`, frozen, in eval mode."""
+    from dsctl_core.memory.dtypes import cast_weights, declare_float32_parts
+
     tensors, _ = read_safetensors(path)
     candidates = [
         (model, layout)

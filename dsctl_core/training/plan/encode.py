@@ -105,7 +105,7 @@ class EncodePlan:
                 "fp8_models": list(edits.fp8),
                 "preset_lora_path": str(edits.lora) if edits.lora else None,
                 "preset_lora_model": edits.lora_on,
-                "template": side_network.about()["template"] if side_network is not None else None,
+                "template": side_network.about().get("template") if side_network is not None else None,
             },
             dataset={
                 "dataset_base_path": str(Path(data.dataset_base_path or "").absolute()),

@@ -1,7 +1,7 @@
 """Write down every number that training and inference give, and compare them with those of other code.
 
-    python -m benchmarks.numbers record numbers.json    # runs everything, writes what came out
-    python -m benchmarks.numbers compare numbers.json   # runs it again, says what differs; exit code 1 if anything does
+    python -m benchmarks.exact record numbers.json    # runs everything, writes what came out
+    python -m benchmarks.exact compare numbers.json   # runs it again, says what differs; exit code 1 if anything does
 
 For changes that must not move a number. It knows `dsctl` by its command line alone, so that names and places inside may
 change, and runs it on tiny models, on one thread of the CPU. Recorded are losses, learning rates and gradient norms to
@@ -27,9 +27,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.numbers_cases import MODELS, Case, cases
-from benchmarks.numbers_materials import write_materials
-from benchmarks.numbers_read import read_output
+from benchmarks.exact_cases import MODELS, Case, cases
+from benchmarks.exact_materials import write_materials
+from benchmarks.exact_read import read_output
 
 # Read when torch and the libraries of the hubs are imported, so set before dsctl is.
 SETTINGS = {

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks import numbers
-from benchmarks.numbers_cases import Case, Commands, cases, flags
-from benchmarks.numbers_materials import Materials
-from benchmarks.numbers_read import digest_safetensors, read_cache, read_metrics, read_output
+from benchmarks.exact_cases import Case, Commands, cases, flags
+from benchmarks.exact_materials import Materials
+from benchmarks.exact_read import digest_safetensors, read_cache, read_metrics, read_output
 
 LINE = {"step": 1, "loss": 0.1, "lr": 1e-4, "grad_norm": 0.3, "seconds": 1.5, "peak_memory_bytes": 7}
 RECORDED: dict[str, Any] = {
@@ -37,39 +36,39 @@ def write_tensors(path: Path, content: bytes, names: tuple[str, str] = ("a", "b"
 
 
 def test_equal_recordings_have_no_differences():
-    assert numbers.compare(RECORDED, copy.deepcopy(RECORDED)) == {}
-    assert numbers.report({}, 2) == "2 cases, all equal"
+    assert exact.compare(RECORDED, copy.deepcopy(RECORDED)) == {}
+    assert exact.report({}, 2) == "2 cases, all equal"
 
 
 def test_a_loss_that_is_another_in_its_last_bit_is_found():
     new = copy.deepcopy(RECORDED)
     new["cases"]["tiny/lora"]["files"]["metrics.jsonl"][0]["loss"] = (0.1 + 2**-56).hex()
-    found = numbers.compare(RECORDED, new)
+    found = exact.compare(RECORDED, new)
     assert found == {"tiny/lora": ["files > metrics.jsonl[0] > loss: was 0.1, is 0.10000000000000002"]}
-    assert numbers.report(found, 2).endswith("1 of 2 cases differ")
+    assert exact.report(found, 2).endswith("1 of 2 cases differ")
 
 
 def test_a_case_that_is_missing_and_one_that_is_new_are_found():
     new = copy.deepcopy(RECORDED)
     new["cases"]["tiny/other"] = new["cases"].pop("tiny/infer")
-    assert set(numbers.compare(RECORDED, new)) == {"tiny/infer", "tiny/other"}
+    assert set(exact.compare(RECORDED, new)) == {"tiny/infer", "tiny/other"}
 
 
 def test_a_step_a_file_and_a_failure_are_found():
     new = copy.deepcopy(RECORDED)
     new["cases"]["tiny/lora"]["files"]["metrics.jsonl"].append({"step": 2})
     new["cases"]["tiny/infer"] = {"exit": 1, "error": "no"}
-    found = numbers.compare(RECORDED, new)
+    found = exact.compare(RECORDED, new)
     assert found["tiny/lora"] == ["files > metrics.jsonl[1] > step: is 2, was not there before"]
     assert "exit: was 0, is 1" in found["tiny/infer"]
     del new["cases"]["tiny/lora"]["files"]["a.png"]
-    assert "files > a.png: was {}, is not there now" in numbers.compare(RECORDED, new)["tiny/lora"]
+    assert "files > a.png: was {}, is not there now" in exact.compare(RECORDED, new)["tiny/lora"]
 
 
 def test_long_lists_of_differences_are_cut_short():
     found = {"tiny/lora": [str(number) for number in range(9)]}
-    assert "and 4 more" in numbers.report(found, 1)
-    assert "more" not in numbers.report(found, 1, every_line=True)
+    assert "and 4 more" in exact.report(found, 1)
+    assert "more" not in exact.report(found, 1, every_line=True)
 
 
 def test_a_digest_is_of_the_tensors_and_sees_every_bit(tmp_path: Path):
@@ -131,14 +130,14 @@ def test_pictures_are_their_pixels_and_all_of_one_command_are_read(tmp_path: Pat
 
 def test_a_command_that_fails_is_recorded_without_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     said = json.dumps({"error": f"{tmp_path}/x is no model", "hint": None})
-    monkeypatch.setattr(numbers, "run_command", lambda words: (2, said + "\n"))
-    assert numbers.run_case(Case("a", (), "a"), tmp_path) == {"exit": 2, "error": "x is no model"}
-    monkeypatch.setattr(numbers, "run_command", lambda words: (0, "{}"))
-    assert "FileNotFoundError" in numbers.run_case(Case("a", (), "a"), tmp_path)["unreadable"]
+    monkeypatch.setattr(exact, "run_command", lambda words: (2, said + "\n"))
+    assert exact.run_case(Case("a", (), "a"), tmp_path) == {"exit": 2, "error": "x is no model"}
+    monkeypatch.setattr(exact, "run_command", lambda words: (0, "{}"))
+    assert "FileNotFoundError" in exact.run_case(Case("a", (), "a"), tmp_path)["unreadable"]
 
 
 def test_the_command_line_itself_is_what_runs():
-    code, printed = numbers.run_command(["models", "show", "nothing"])
+    code, printed = exact.run_command(["models", "show", "nothing"])
     assert code != 0
     assert "nothing" in json.loads(printed)["error"]
 
@@ -147,12 +146,12 @@ def test_the_command_line_itself_is_what_runs():
 def test_compare_says_by_its_exit_code_whether_anything_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str | None, code: int
 ):
-    monkeypatch.setattr(numbers, "record", lambda models: copy.deepcopy(RECORDED))
+    monkeypatch.setattr(exact, "record", lambda models: copy.deepcopy(RECORDED))
     file = tmp_path / "new" / "numbers.json"
-    assert numbers.main(["record", str(file)]) == 0
+    assert exact.main(["record", str(file)]) == 0
     if change:
         file.write_text(file.read_text().replace("ab" * 32, "cd" * 32).replace('"2"', '"1"'))
-    assert numbers.main(["compare", str(file)]) == code
+    assert exact.main(["compare", str(file)]) == code
     captured = capsys.readouterr()
     assert ("torch: was '1', is '2'" in captured.err) == bool(change)
     assert ("tiny/infer" in captured.out) == bool(change)
@@ -160,7 +159,7 @@ def test_compare_says_by_its_exit_code_whether_anything_differs(
 
 def test_every_case_has_a_name_and_a_result_of_its_own():
     templates = {kind: kind for kind in ("kv_cache", "words", "lora", "encoder")}
-    for name in numbers.MODELS:
+    for name in exact.MODELS:
         materials = Materials(name, f"for-{name}", "m", "rows", "shapes", "distilled", "given", "edited", templates)
         made = list(cases(materials))
         assert len({case.name for case in made}) == len(made) > 4

@@ -1,4 +1,4 @@
-"""The models, pictures, tables and templates that `benchmarks.numbers` runs on, the same ones each time."""
+"""The models, pictures, tables and templates that `benchmarks.exact` runs on, the same ones each time."""
 
 from __future__ import annotations
 

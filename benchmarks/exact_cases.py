@@ -1,4 +1,4 @@
-"""The commands that `benchmarks.numbers` runs: for each, its words and where its result lies."""
+"""The commands that `benchmarks.exact` runs: for each, its words and where its result lies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.numbers_materials import Materials
+from benchmarks.exact_materials import Materials
 
 MODELS = ("tiny", "qwen-image", "flux2", "flux2-dev")
 FORMATS = ("diffusers", "comfyui", "kohya", "diffsynth", "peft")
