@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks import exact
 from benchmarks.exact_cases import Case, Commands, cases, flags
 from benchmarks.exact_materials import Materials
 from benchmarks.exact_read import digest_safetensors, read_cache, read_metrics, read_output
