@@ -26,8 +26,8 @@ SAMPLES_FOLDER = "samples"
 class Samples(TrainingHook):
     """Draws `prompts` before the first step, every `every` steps, and after the last.
 
-    They are written to `samples/step-N-I.png`, with prompt and settings in the metadata; the frames of a clip stand in a
-    row. With several processes each draws its share, and the main process writes.
+    They are written to `samples/step-N-I.png`, with prompt and settings in the metadata; the frames of a clip stand in
+    a row. With several processes each draws its share, and the main process writes.
     """
 
     def __init__(

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def shard(accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
     """Shard the parts of `module` that run at each step, if the processes were started for FSDP2; else do nothing.
 
-    The denoiser and trained components are sharded, with each repeated block as a unit of its own, gathered only while it
-    runs. Frozen encoders are not sharded. Parameters keep their dtypes and gradients are reduced in float32, so that the
-    results equal those of one process. Call it before building the optimizer: it replaces the parameters.
+    The denoiser and trained components are sharded, with each repeated block as a unit of its own, gathered only while
+    it runs. Frozen encoders are not sharded. Parameters keep their dtypes and gradients are reduced in float32, so that
+    the results equal those of one process. Call it before building the optimizer: it replaces the parameters.
     Based on FSDP2 (arXiv:2411.00284). accelerate's own wrapping shards everything, and works on GPUs alone.
     """
     if not launched_with("FSDP") or accelerator.num_processes == 1:
@@ -154,7 +154,8 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 def divided_state(state: Mapping[int, Mapping[str, Any]], parameters: Sequence[Tensor]) -> dict[int, dict[str, Any]]:
     """Return the "state" of a gathered `optimizer.state_dict()` (see `whole_state`), sharded like `parameters`.
 
-    The number of processes may differ from the one at saving. The result can be loaded into the optimizer of `parameters`.
+    The number of processes may differ from the one at saving. The result can be loaded into the optimizer of
+    `parameters`.
     """
     return {
         number: {

@@ -83,8 +83,8 @@ def run_in_processes(
 def threads(processes: int, on_cpu: bool) -> dict[str, str]:
     """Return the OpenMP environment variables for each of `processes` processes, without those that are already set.
 
-    The cores are divided between the processes. On CPUs, waiting threads must sleep: threads that spin take the cores from
-    the processes that they wait for, and a step takes many times as long.
+    The cores are divided between the processes. On CPUs, waiting threads must sleep: threads that spin take the cores
+    from the processes that they wait for, and a step takes many times as long.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = {"OMP_NUM_THREADS": str(max(cores // processes, 1))}

@@ -48,8 +48,8 @@ class Memory:
     """Memory in bytes by part, in the order in which a run allocates them; `peak` is the maximum over the run.
 
     `process` is the memory of the program before anything is loaded, which counts on a CPU only. `activations` is the
-    larger of what forward keeps for backward and what backward allocates beside weights, gradients and state. `ema` is the
-    average of the trained weights.
+    larger of what forward keeps for backward and what backward allocates beside weights, gradients and state. `ema` is
+    the average of the trained weights.
     """
 
     process: int
