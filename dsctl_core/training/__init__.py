@@ -1,1 +1,1 @@
-"""Training: the plan, the module, the loop, its callbacks, and what a run leaves behind."""
+"""Train models: the plan, the module, the loop, its callbacks and its output files."""

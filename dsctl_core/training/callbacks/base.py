@@ -1,4 +1,4 @@
-"""Callbacks of the training loop, such as sample images, validation and EMA."""
+"""Define the hooks that the training loop calls, such as for samples, validation and the moving average."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainingRun:
-    """A run as its hooks see it. `step` counts optimizer updates, `total` is how many there will be.
+    """The state of a run that hooks can read. `step` counts optimizer updates, `total` is how many the run will make.
 
-    Inside `shown_weights()` the model has the weights that a person would take away: a hook that keeps others than
-    those in training, such as their average, sets it.
+    Inside `shown_weights()` the model has the weights to save and to sample with. A hook that keeps other weights than
+    those in training, such as their average, replaces it.
     """
 
     accelerator: Accelerator
-    model: DiffusionTrainingModule  # as it was handed in; `prepared` is the same as accelerate wraps it
+    model: DiffusionTrainingModule  # the module as passed in; `prepared` is the same module, wrapped by accelerate
     prepared: nn.Module
     parameters: list[nn.Parameter]
     optimizer: Optimizer
@@ -40,27 +40,27 @@ class TrainingRun:
 
 
 class TrainingHook:
-    """A part of a run. Every process calls every method, in one order, so that a method may talk to the others.
+    """Base class of callbacks. Every process calls every method in the same order, so a method may use collectives.
 
-    An error raised here stops the run as one of its own does.
+    An error raised in a method stops the run.
     """
 
     def on_training_start(self, run: TrainingRun) -> None:
-        """Prepare; the output folder is claimed, and `run.step` steps are done: none, unless the run is resumed."""
+        """Run before the first step. The output folder exists; `run.step` is 0, or the step of a resumed run."""
 
     def on_step_end(self, run: TrainingRun, record: StepRecord) -> None:
-        """Look at a step that is done: the weights are updated and its line of metrics is written."""
+        """Run after each step, when the weights are updated and its line of metrics is written."""
 
     def on_training_end(self, run: TrainingRun) -> None:
-        """Finish, after the last step and before the final weights and the last state are written."""
+        """Run after the last step, before the final weights and the last state are written."""
 
     def state(self) -> Any:
-        """Return what a resumed run needs of this hook: dicts, lists, tensors, numbers, texts. None: nothing.
+        """Return what this hook needs to resume: dicts, lists, tensors, numbers and strings, or None.
 
-        Asked for whenever the state of the run is saved. Tensors that are divided between processes are put together
-        afterwards; `load_state` gets them whole.
+        Called whenever the training state is saved. Sharded tensors are gathered afterwards; `load_state` receives
+        full tensors.
         """
         return None
 
     def load_state(self, state: Any) -> None:
-        """Take back what `state` returned, on the CPU; called after `on_training_start` of a resumed run."""
+        """Restore what `state` returned, with tensors on the CPU. Called after `on_training_start` of a resumed run."""

@@ -1,4 +1,4 @@
-"""Build the callbacks of a run from its options: trackers, validation and samples."""
+"""Build the callbacks of a run from its options: trackers, validation, samples and the moving average."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CallbackPlan:
-    """What is to be shown of one run; made, and so checked, before anything is loaded."""
+    """The callbacks of one run, planned and checked before any weights are loaded."""
 
     options: CallbackOptions
     resolved: ResolvedModel
     prompts: list[SamplePrompt]
-    edits: WeightEdits  # of the components that read prompts
+    edits: WeightEdits  # to the components that encode prompts
     ema_decay: float | None
     validation_every: int | None
     batch_size: int
 
     def hold_out(self, dataset: Any) -> tuple[Any, Any]:
-        """Return what to train on, and what to validate with: None without --validation-split."""
+        """Return the training dataset and the validation dataset, which is None without --validation-split."""
         share = self.options.validation_split
         return (dataset, None) if share is None else hold_out(dataset, share)
 
@@ -56,9 +56,15 @@ class CallbackPlan:
         on_bad_sample: Callable[[DsctlError], None] | None,
         progress: Progress,
     ) -> list[TrainingHook]:
-        """Return the hooks; for samples, the prompts are read with what training will not have of the model.
+        """Return the hooks. For samples, the prompts are encoded here by components that training does not load.
 
-        `loaded` are the components that it will have (None: all), `config` is what the trackers are told of the run.
+        Args:
+            accelerator: the accelerator of the run.
+            held_out: the validation dataset, or None.
+            loaded: the components that training loads, or None for all.
+            config: the options that trackers record.
+            on_bad_sample: called with the error of a row that cannot be loaded, or None to raise it.
+            progress: reports progress.
         """
         options = self.options
         trackers = Trackers([each.name for each in options.track], options.track_project, config)
@@ -78,9 +84,9 @@ class CallbackPlan:
 def plan_callbacks(
     options: TrainOptions, resolved: ResolvedModel, source: UnifiedDataset | CachedDataset, edits: WeightEdits
 ) -> CallbackPlan:
-    """Work out what runs beside a training on `source`; `edits` is what is done to weights after loading."""
+    """Plan the callbacks of a training on `source`. `edits` are the changes made to weights after loading."""
     callbacks, training = options.callbacks, options.training
-    if isinstance(source, CachedDataset):  # what reads prompts is as it was when the cache was made
+    if isinstance(source, CachedDataset):  # prompts are encoded with the weights that the cache was made with
         edits = WeightEdits.of_recipe(source.manifest.recipe)
     plan = CallbackPlan(
         callbacks,
@@ -104,7 +110,7 @@ def plan_callbacks(
 
 
 def _trained_size(options: DataOptions, source: UnifiedDataset | CachedDataset) -> tuple[int, int] | None:
-    """Return the (height, width) that every picture is trained at, if there is one."""
+    """Return the (height, width) in pixels of every training picture, or None if it varies."""
     height, width = options.height, options.width
     if isinstance(source, CachedDataset):
         processing = source.manifest.recipe.processing

@@ -1,4 +1,4 @@
-"""The exponential moving average of the trained weights: kept beside them, saved beside them, used to look at them."""
+"""Keep an exponential moving average (EMA) of the trained weights, save it, and use it for samples and validation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from dsctl_core.training.callbacks.base import TrainingRun
     from dsctl_core.training.output.logger import StepRecord
 
-VARIANT = "ema"  # of a saved file: step-N.ema.safetensors
+VARIANT = "ema"  # in the file name: step-N.ema.safetensors
 
 
 class AverageWeights(TrainingHook):
-    """Keeps the average of the trained weights, in float32: four bytes for each trained number, where it is trained.
+    """Keeps the average of the trained weights in float32, four bytes for each trained number, on their device.
 
-    After update n the average moves by 1 - d_n of the way to the weights, with d_n = min(decay, (1 + n) / (10 + n)):
-    early on, when the weights still move fast, it follows them faster, so that the start is soon forgotten.
+    After update n, average = d_n * average + (1 - d_n) * weights, with d_n = min(decay, (1 + n) / (10 + n)): while the
+    weights still move fast, the average follows them faster, so that the initial weights soon stop to count.
     """
 
     def __init__(self, decay: float) -> None:
@@ -34,7 +34,7 @@ class AverageWeights(TrainingHook):
         self.weights: dict[str, Tensor] = {}
 
     def on_training_start(self, run: TrainingRun) -> None:
-        """Begin with the weights as they are; have them saved, and drawn with, beside those in training."""
+        """Start from the current weights, and register the average for saving, samples and validation."""
         if run.accelerator.distributed_type == "DEEPSPEED":
             raise UsageError(
                 "--ema-decay cannot be used with DeepSpeed, which keeps the exact weights to itself",
@@ -53,14 +53,14 @@ class AverageWeights(TrainingHook):
 
     @torch.no_grad()
     def on_step_end(self, run: TrainingRun, record: StepRecord) -> None:
-        """Move the average towards the weights."""
+        """Update the average."""
         self.updates += 1
         share = 1 - decay_after(self.updates, self.decay)
         torch._foreach_lerp_(list(self.averages.values()), list(self.weights.values()), share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Have the averages in the model, and the weights in training out of the way, for as long as this lasts."""
+        """Put the averages into the model inside the context, and the training weights back at its end."""
         self._exchange()
         try:
             yield
@@ -69,18 +69,18 @@ class AverageWeights(TrainingHook):
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        # Number by number rather than by swapping tensors: optimizers and FSDP2 hold on to these very ones.
+        # Copy the values rather than swap tensors: optimizers and FSDP2 keep references to these tensors.
         for name, weight in self.weights.items():
             kept = weight.clone()
             weight.copy_(self.averages[name])
             self.averages[name].copy_(kept)
 
     def state(self) -> dict[str, Any]:
-        """Return the averages, as they are divided between processes, and how many updates they have seen."""
+        """Return the averages, sharded as they are between processes, and the number of updates."""
         return {"updates": self.updates, "averages": dict(self.averages)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         saved = state["averages"]
         for name in saved.keys() ^ self.averages.keys():
             raise DsctlError(
@@ -93,5 +93,5 @@ class AverageWeights(TrainingHook):
 
 
 def decay_after(updates: int, decay: float) -> float:
-    """Return how much of the average stays at update number `updates`, counted from 1."""
+    """Return the decay d_n of update n = `updates`, counted from 1."""
     return min(decay, (1 + updates) / (10 + updates))

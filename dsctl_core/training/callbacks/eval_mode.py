@@ -1,4 +1,4 @@
-"""Using the model in the middle of its training, without training being able to tell."""
+"""Run the model during training without changing the results of training."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def eval_mode(run: TrainingRun) -> Iterator[None]:
-    """Have the model as it would be taken away: evaluation mode, no gradients, `run.shown_weights`.
+    """Put the model into evaluation mode inside the context, with `run.shown_weights` and without gradients.
 
-    Afterwards every module is in the mode that it was in, and every random generator of torch where it was.
+    At the end, every module returns to its mode and every random generator of torch to its state.
     """
     modes = {module: module.training for module in run.model.modules()}
     device = run.accelerator.device
@@ -30,12 +30,12 @@ def eval_mode(run: TrainingRun) -> Iterator[None]:
             for module, training in modes.items():
                 module.training = training
                 if isinstance(module, FSDPModule):
-                    # After a forward that no backward follows it may be whole still, and would stay as it is now when
-                    # its pieces change: with the weights that were shown, instead of those in training.
+                    # After a forward without a backward the module may still be unsharded, and would keep these weights
+                    # when its shards change: the shown weights instead of those in training.
                     module.reshard()
 
 
 def in_lockstep(run: TrainingRun) -> bool:
-    """Return whether the processes hold the model in pieces, so that all must run it, equally often."""
+    """Return whether the model is sharded, so that all processes must run it equally often."""
     in_pieces = any(isinstance(parameter, DTensor) for parameter in run.model.parameters())
     return in_pieces or run.accelerator.distributed_type == "DEEPSPEED"

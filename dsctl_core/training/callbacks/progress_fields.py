@@ -1,4 +1,4 @@
-"""Compute the values that the progress bar of training shows: moving averages of loss and speed."""
+"""Compute the averages that the progress bar of training shows."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dsctl_core.readable import readable_bytes
 if TYPE_CHECKING:
     from dsctl_core.training.output.logger import StepRecord
 
-DECAY = 0.98  # of the averages that are shown; the file has every step as it was
+DECAY = 0.98  # of the displayed averages; metrics.jsonl has the value of every step
 
 
 class StepFields:
-    """Keeps moving averages of the loss and of the speed."""
+    """Keeps moving averages of the loss and of the speed, in samples per second."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.loss = self.pace = 0.0
 
     def __call__(self, record: StepRecord) -> dict[str, float | str]:
-        """Return what is to be shown after a step.
+        """Return the fields to display after a step.
 
-        The first steps count alike, as if an average over all of them, so that the start is not over-weighted.
+        The first steps have equal weights, as in a plain mean, so that the start is not over-weighted.
         """
         self.steps += 1
         weight = max(1 - DECAY, 1 / self.steps)

@@ -1,8 +1,8 @@
-"""Drawing with the model in training: the pipeline of inference, around the very modules that are being trained.
+"""Draw samples with the model in training, in the inference pipeline, on the modules that are being trained.
 
-What reads prompts is not needed for training from a cache, and large. It is loaded before the rest, reads the prompts
-once, and is gone when training begins: what it said is kept in main memory. What decodes pictures, and denoisers beside
-the trained one, wait in main memory too, and are on the device only while a picture is drawn.
+Training from a cache does not need the text encoders, which are large. They are loaded first, encode the prompts once,
+and are freed before training begins; their outputs are kept in main memory. The decoder, and denoisers beside the
+trained one, also wait in main memory and are on the device only while a picture is drawn.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 
 class CachedUnitRunner(UnitRunner):
-    """Runs the units named in `units` only once for the same inputs: what they wrote is kept, in main memory."""
+    """Runs the units named in `units` once for the same inputs, and keeps their outputs in main memory."""
 
     def __init__(self, units: Iterable[str]) -> None:
         self.units = set(units)
@@ -47,7 +47,7 @@ class CachedUnitRunner(UnitRunner):
     def __call__(
         self, unit: PipelineUnit, pipe: BasePipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
     ) -> tuple[Inputs, Inputs, Inputs]:
-        """Run `unit`, or put in what it wrote when it was run with the same inputs."""
+        """Run `unit`, or return the outputs of an earlier run with the same inputs."""
         name, sides = type(unit).__name__, (inputs_shared, inputs_posi, inputs_nega)
         if name not in self.units:
             return super().__call__(unit, pipe, *sides)
@@ -64,7 +64,7 @@ def _moved(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 class GivenColumns(PipelineUnit):
-    """Hands the units of side_networks what a sample has for them, as a batch of one."""
+    """Passes the columns of a sample to the units of side networks, as a batch of one."""
 
     def __init__(self, columns: Iterable[str]) -> None:
         self.output_params = tuple(columns)
@@ -72,19 +72,19 @@ class GivenColumns(PipelineUnit):
         super().__init__()
 
     def process(self, pipe: BasePipeline) -> Inputs:
-        """Return the columns that the sample has."""
+        """Return the columns of the sample."""
         return {name: [value] for name, value in self.values.items()}
 
     @classmethod
     def first_in(cls, pipe: BasePipeline) -> GivenColumns:
-        """Return the unit, which is now the first of `pipe`."""
+        """Insert the unit as the first of `pipe` and return it."""
         given = cls(name for side_network in pipe.side_networks for name in side_network.columns)
         pipe.units = [given, *pipe.units]
         return given
 
 
 class SamplePipeline:
-    """Draws with a model in training: `models` and `readers` are what training has not loaded."""
+    """Draws with a model in training. `models` and `readers` are the components that training does not load."""
 
     def __init__(self, runner: UnitRunner, models: dict[str, nn.Module], readers: Readers | None) -> None:
         self.runner, self.models, self.readers = runner, models, readers
@@ -94,9 +94,9 @@ class SamplePipeline:
     def draw(
         self, trained: BasePipeline, prompt: SamplePrompt, autocast: Callable[[], AbstractContextManager[None]]
     ) -> Image | Clip:
-        """Return the picture or clip, predicted in the precision of training; `trained` keeps its schedule.
+        """Return the picture or clip, computed in the precision of training. The schedule of `trained` is not changed.
 
-        It is the same pipeline at every call.
+        Every call uses the same pipeline.
         """
         if self.pipe is None:
             self.pipe = self._around(trained, autocast)
@@ -108,7 +108,7 @@ class SamplePipeline:
                 model.to(CPU)
 
     def _around(self, trained: BasePipeline, autocast: Callable[[], AbstractContextManager[None]]) -> Any:
-        """Return a pipeline of the modules of `trained` and of those that are here, with a schedule of its own."""
+        """Return a pipeline of the modules of `trained` and of this object, with its own schedule."""
         pipe: Any = type(trained)(
             {**self.models, **trained.components},
             trained.readers if self.readers is None else trained.readers.with_others(self.readers),
@@ -136,7 +136,7 @@ class SamplePipeline:
 
 
 def _in_precision(unit: PipelineUnit, autocast: Callable[[], AbstractContextManager[None]]) -> PipelineUnit:
-    """Return `unit` with the precision that training runs it in."""
+    """Return `unit` wrapped in the autocast context of training."""
     own, process = copy.copy(unit), unit.process
 
     def in_precision(*args: Any, **inputs: Any) -> Any:
@@ -154,10 +154,10 @@ def prepare_sample_pipeline(
     loaded: Sequence[str] | None,
     edits: WeightEdits,
 ) -> SamplePipeline:
-    """Read `prompts` with what training will not have, and keep what decodes pictures.
+    """Encode `prompts` with the components that training does not load, and keep the decoder.
 
-    `shell` is the pipeline without components, `loaded` names those that training will have (None: all), and
-    `edits` says what was done to the others.
+    `shell` is the pipeline without components, `loaded` names the components that training loads (None: all), and
+    `edits` are the changes made to the weights of the others.
     """
     if loaded is None:
         return SamplePipeline(UnitRunner(), {}, None)
@@ -174,7 +174,7 @@ def prepare_sample_pipeline(
         edits.apply(pipe)
         pipe.unit_runner = runner
         pipe.denoise = _stop
-        # What training will have is not here; its units run when a picture is drawn, with the weights of that moment.
+        # Components that training loads are not loaded here; their units run at drawing time, with the current weights.
         pipe.units = [unit for unit in pipe.units if not _changing(unit) & set(loaded)]
         given = GivenColumns.first_in(pipe)
         for prompt in prompts:
@@ -186,12 +186,12 @@ def prepare_sample_pipeline(
 
 
 def _changing(unit: PipelineUnit) -> set[str]:
-    """Return the components of which `unit` may use what is trained."""
+    """Return the components that `unit` may use while they are trained."""
     return set(unit.onload_model_names) - set(unit.frozen_use)
 
 
 class _Read(Exception):
-    """Ends a call of a pipeline where its units have run and denoising would begin."""
+    """Raised to end a pipeline call after its units and before denoising."""
 
 
 def _stop(*args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Collect the prompts of sample images from the options, a file or the dataset, with their settings."""
+"""Collect the sample prompts of a run from the options, a file or the dataset, with their settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsctl_core.errors import DsctlError, UsageError, unknown_name
 if TYPE_CHECKING:
     from dsctl_core.options.callbacks import CallbackOptions
 
-CAPTIONS = 4  # of the dataset, that are drawn where no prompt is given
+CAPTIONS = 4  # number of captions of the dataset to draw when there is no prompt
 KINDS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),
     "negative_prompt": (str,),
@@ -30,7 +30,7 @@ LEAST = {"seed": 0, "height": 1, "width": 1, "num_inference_steps": 1, "cfg_scal
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One picture to draw again and again: the same seed and settings every time. Height and width in pixels."""
+    """One picture, drawn with the same seed and settings every time. Height and width in pixels."""
 
     prompt: str
     negative_prompt: str
@@ -39,14 +39,14 @@ class SamplePrompt:
     width: int
     num_inference_steps: int
     cfg_scale: float
-    columns: Mapping[str, Any] = field(default_factory=dict)  # what side_networks of the pipeline are given
+    columns: Mapping[str, Any] = field(default_factory=dict)  # inputs of the side networks of the pipeline
 
     def inputs(self) -> dict[str, Any]:
-        """Return what a pipeline is called with."""
+        """Return the keyword arguments of the pipeline call."""
         return {name: value for name, value in asdict(self).items() if name != "columns"}
 
     def about(self) -> dict[str, Any]:
-        """Return all of it, as a picture's file says it."""
+        """Return all settings, as written into the metadata of the picture."""
         return {**self.inputs(), **self.columns}
 
 
@@ -57,11 +57,11 @@ def sample_prompts(
     captions: Sequence[Mapping[str, Any]],
     columns: Sequence[str] = (),
 ) -> list[SamplePrompt]:
-    """Return what `options` have drawn.
+    """Return the samples that `options` ask for.
 
-    What they leave open is the model's own of `defaults`, but for the size: the (height, width) that is trained at,
-    where there is one. `captions` are what is drawn where no prompt is given, and `columns` those of side_networks that
-    are trained: at least one sample must have something in them.
+    Settings without a value come from `defaults`, except for the size, which is `trained_size`, (height, width) in
+    pixels, if there is one. `captions` are drawn when there is no prompt. `columns` are those of side networks that are
+    trained; at least one sample must have a value in them, else a UsageError is raised.
     """
     rows = _rows(options, captions, columns)
     if columns and not any(row.get("columns") for row in rows):
@@ -92,7 +92,7 @@ def sample_prompts(
 
 
 def captions_of(dataset: Any, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return a few rows of different captions from all over the dataset, in order, with what they have in `columns`."""
+    """Return a few rows with different captions, spread over the dataset, in order, with their `columns`."""
     if not isinstance(dataset, UnifiedDataset):
         return []
     found: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Sample pictures of a run: drawn with the weights as they are, always the same prompts with the same seeds."""
+"""Draw sample pictures during a run, with the current weights and always the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SAMPLES_FOLDER = "samples"
 class Samples(TrainingHook):
     """Draws `prompts` before the first step, every `every` steps, and after the last.
 
-    They are written to `samples/step-N-I.png`, with prompt and settings in the file; of a clip, its frames in a row. Of
-    several processes each draws its share, and the main one writes.
+    They are written to `samples/step-N-I.png`, with prompt and settings in the metadata; the frames of a clip stand in
+    a row. With several processes each draws its share, and the main process writes.
     """
 
     def __init__(
         self, sample_pipeline: SamplePipeline, prompts: Sequence[SamplePrompt], every: int, trackers: Trackers
     ) -> None:
         self.sample_pipeline, self.prompts, self.every, self.trackers = sample_pipeline, list(prompts), every, trackers
-        self.drawn = -1  # the step
+        self.drawn = -1  # the last step that was drawn
 
     def on_training_start(self, run: TrainingRun) -> None:
         """Draw with the untrained model."""
@@ -42,7 +42,7 @@ class Samples(TrainingHook):
             self._draw(run)
 
     def on_step_end(self, run: TrainingRun, record: Any) -> None:
-        """Draw where it is time."""
+        """Draw every `every` steps."""
         if run.step % self.every == 0:
             self._draw(run)
 

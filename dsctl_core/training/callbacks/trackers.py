@@ -1,4 +1,4 @@
-"""Trackers: other programs that draw the curves and pictures of runs, started and fed through accelerate."""
+"""Log metrics and pictures to experiment trackers, through accelerate."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 class CsvTracker(GeneralTracker):
-    """Writes `metrics.csv`: a row whenever something is logged, and a cell empty where it was not."""
+    """Writes `metrics.csv`: one row per call of `log`; a cell without a value is empty."""
 
     name = "csv"
     requires_logging_directory = False
@@ -62,7 +62,7 @@ class CsvTracker(GeneralTracker):
 
     @on_main_process
     def start(self) -> None:
-        """Begin the file; of one that is there keep what was before the step that the run starts from."""
+        """Create the file; of an existing one keep the rows before the step that the run starts from."""
         kept: list[dict[str, str]] = []
         if self.step and self.path.is_file():
             with self.path.open(encoding="utf-8", newline="") as stream:
@@ -73,12 +73,12 @@ class CsvTracker(GeneralTracker):
 
     @property
     def tracker(self) -> Path:
-        """The file."""
+        """The path of the file."""
         return self.path
 
     @on_main_process
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Leave the options to run.json."""
+        """Do nothing: run.json has the options."""
 
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
@@ -95,7 +95,7 @@ class CsvTracker(GeneralTracker):
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where the trackers of a run file it: the output folder, the project, and a name that stays over a resume."""
+    """Where the trackers store a run: the output folder, the project, and a name that a resumed run keeps."""
 
     folder: Path
     project: str
@@ -103,9 +103,9 @@ class Tracking:
     step: int  # that the run starts from
 
     def arguments(self, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return what accelerate's tracker called `name` is made with, so that a resumed run goes on where it was."""
+        """Return (args, kwargs) of accelerate's tracker called `name`, so that a resumed run is continued there."""
         folder, run = self.folder, self.folder.absolute().name
-        # For TensorBoard the events after the state that the run goes on from were another future: drop them.
+        # Drop TensorBoard's events after the state that the run resumes from: these steps are repeated.
         purge = {"purge_step": self.step + 1} if self.step else {}
         known: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
             "tensorboard": (("tensorboard", folder), purge),
@@ -129,7 +129,7 @@ class Tracking:
         return known[name]
 
     def build(self, name: str) -> GeneralTracker:
-        """Return the tracker called `name`, not started."""
+        """Build the tracker called `name` without starting it."""
         if name == "csv":
             return CsvTracker(self.folder, self.step)
         given, named = self.arguments(name)
@@ -137,10 +137,10 @@ class Tracking:
 
 
 class Trackers(TrainingHook):
-    """Tells the trackers called `names` of each step, and of what other hooks hand over.
+    """Logs each step, and the values of other hooks, to the trackers called `names`.
 
-    A tracker that cannot be started stops the run; one that fails later is left out from then on, with a warning:
-    nobody should lose a run because a server was away.
+    A tracker that cannot be started stops the run; one that fails later is dropped with a warning, so that no run is
+    lost because a server is down.
     """
 
     def __init__(self, names: Sequence[str], project: str, config: Mapping[str, Any]) -> None:
@@ -148,7 +148,7 @@ class Trackers(TrainingHook):
         self.running: list[GeneralTracker] = []
 
     def on_training_start(self, run: TrainingRun) -> None:
-        """Start them and tell them the options."""
+        """Start the trackers and log the options."""
         if not self.names:
             return
         tracking = Tracking(run.logger.output_path, self.project, self._identity(run), run.step)
@@ -157,7 +157,7 @@ class Trackers(TrainingHook):
             try:
                 with nobody_to_ask():
                     tracker.start()
-                if name == "tensorboard":  # its table of parameters would be a second run beside this one
+                if name == "tensorboard":  # its table of hyperparameters would show up as a second run
                     tracker.log({"options": f"```\n{json.dumps(self.config, indent=2)}\n```"}, step=run.step)
                 else:
                     tracker.store_init_configuration(self.config)
@@ -167,20 +167,20 @@ class Trackers(TrainingHook):
                     hint=LOGIN.get(name, f"see to it that {name} works by itself, or leave it out"),
                 ) from error
             self.running.append(tracker)
-            run.accelerator.trackers.append(tracker)  # whose end_training() finishes them
+            run.accelerator.trackers.append(tracker)  # `end_training()` of the accelerator finishes them
         if run.accelerator.is_main_process and set(self.names) - {"csv", "tensorboard"}:
             write_json(tracking.folder / TRACKERS_FILE, {"id": tracking.identity})
 
     def on_step_end(self, run: TrainingRun, record: Any) -> None:
-        """Log the step."""
+        """Log the metrics of the step."""
         self.log({name: value for name, value in asdict(record).items() if name not in NOT_CURVES}, record.step)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log values of a step."""
+        """Log `values` at `step`."""
         self._each(lambda tracker: tracker.log(dict(values), step=step))
 
     def log_pictures(self, pictures: Sequence[Image], step: int) -> None:
-        """Log the samples of a step, to those trackers that take pictures."""
+        """Log the samples of a step to the trackers that support pictures."""
         self._each(lambda tracker: _log_pictures(tracker, pictures, step))
 
     def _each(self, tell: Callable[[GeneralTracker], None]) -> None:
@@ -192,7 +192,7 @@ class Trackers(TrainingHook):
                 self.running.remove(tracker)
 
     def _identity(self, run: TrainingRun) -> str:
-        """Return the name that the run has with trackers, the same after a resume."""
+        """Return the name of the run in the trackers, the same after a resume."""
         file = run.logger.output_path / TRACKERS_FILE
         if run.step and file.is_file():
             return str(json.loads(file.read_text(encoding="utf-8"))["id"])
@@ -201,7 +201,7 @@ class Trackers(TrainingHook):
 
 @contextmanager
 def nobody_to_ask() -> Iterator[None]:
-    """Let whoever asks for a login find nobody at the keyboard, so that it fails instead of waiting for an answer."""
+    """Replace the standard input inside the context, so that a login prompt fails instead of waiting."""
     keyboard = sys.stdin
     with Path(os.devnull).open(encoding="utf-8") as nothing:
         sys.stdin = nothing
@@ -212,7 +212,7 @@ def nobody_to_ask() -> Iterator[None]:
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, bool | str | float | int]:
-    """Return `config` with each value as a tracker takes it: nested ones as JSON, and none that is None."""
+    """Return `config` in the types that trackers support: nested values as JSON, without those that are None."""
     return {
         name: value if isinstance(value, bool | str | float | int) else json.dumps(value, default=str)
         for name, value in config.items()

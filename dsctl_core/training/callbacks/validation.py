@@ -1,4 +1,4 @@
-"""Validation: the loss on rows that are never trained on, at noise and noise levels that never change."""
+"""Validate: measure the loss on held-out rows, at fixed noise and noise levels."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from dsctl_core.training.callbacks.trackers import Trackers
     from dsctl_core.training.model.task_module import TaskModule
 
-LEVELS = 8  # noise levels at which each row is looked at
-TIMES = 10  # in a run, where neither --validation-every nor --save-steps says
+LEVELS = 8  # noise levels at which the loss of each row is measured
+TIMES = 10  # validations in a run with neither --validation-every nor --save-steps
 AnyDataset = UnifiedDataset | CachedDataset
 
 
 def hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
-    """Return `dataset` in two: what to train on, and the `share` of its rows (at least one) that is held out.
+    """Split `dataset` into a training and a validation part; `share` in (0, 1) is held out, at least one row.
 
-    Which rows these are depends on their numbers in the table alone: a cache of it, another seed and another number
-    of processes hold out the same.
+    The choice depends on the row numbers in the table alone: a cache of it, another seed and another number of
+    processes hold out the same rows.
     """
     rows = [entry.row for entry in dataset.entries] if isinstance(dataset, CachedDataset) else list(dataset.numbers)
     count = max(round(share * len(rows)), 1)
@@ -45,10 +45,10 @@ def hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
 class Validation(TrainingHook):
     """Measures the loss of `dataset`, before the first step, every `every` steps, and after the last.
 
-    Each row is looked at with the same noise at LEVELS timesteps every time: the middles of equal parts of the table
-    that training draws from. So the number is an estimate of the training loss on rows that are not trained on, and
-    is comparable between steps, and between runs that hold out the same rows. Of several processes each has its share.
-    A row that cannot be loaded stops the run, unless `on_bad_sample` takes the error.
+    Each row is measured with the same noise at LEVELS timesteps every time: the middles of equal parts of the table
+    that training draws from. So the number estimates the training loss on rows that are not trained on, and is
+    comparable between steps, and between runs that hold out the same rows. With several processes each measures its
+    share. A row that cannot be loaded stops the run, unless `on_bad_sample` is set, which is called with the error.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Validation(TrainingHook):
     ) -> None:
         self.dataset, self.every, self.batch_size, self.trackers = dataset, every, batch_size, trackers
         self.on_bad_sample = on_bad_sample
-        self.measured = -1  # the step
+        self.measured = -1  # the last step that was measured
 
     def on_training_start(self, run: TrainingRun) -> None:
         """Measure the untrained model."""
@@ -69,7 +69,7 @@ class Validation(TrainingHook):
             self._measure(run)
 
     def on_step_end(self, run: TrainingRun, record: Any) -> None:
-        """Measure where it is time."""
+        """Measure every `every` steps."""
         if run.step % (self.every or max(run.total // TIMES, 1)) == 0:
             self._measure(run)
 
@@ -94,7 +94,7 @@ class Validation(TrainingHook):
         run.progress.note(f"Step {run.step}: validation loss {mean:.4g}")
 
     def _losses(self, run: TrainingRun) -> list[float]:
-        """Return the mean loss of each of this process's rows."""
+        """Return the mean loss of each row of this process."""
         count, processes = len(self.dataset) // self.dataset.repeat, run.accelerator.num_processes
         together = in_lockstep(run)
         end = -(-count // processes) * processes if together else count
@@ -104,11 +104,11 @@ class Validation(TrainingHook):
             if row is not None:
                 found.append(self._loss(run.model, row))  # type: ignore[arg-type]
             elif together and (other := self._some_row(count)) is not None:
-                self._loss(run.model, other)  # type: ignore[arg-type]  # for nothing: all must run it equally often
+                self._loss(run.model, other)  # type: ignore[arg-type]  # unused: processes run in lockstep
         return found
 
     def _row(self, number: int) -> dict[str, Any] | None:
-        """Return a row; None for one that cannot be loaded, which `on_bad_sample` is told of."""
+        """Return a row, or None after calling `on_bad_sample` if it cannot be loaded."""
         try:
             return self.dataset[number]
         except DsctlError as error:
@@ -118,11 +118,11 @@ class Validation(TrainingHook):
             return None
 
     def _some_row(self, count: int) -> dict[str, Any] | None:
-        """Return the first of `count` rows that can be loaded; None where there is none."""
+        """Return the first of `count` rows that can be loaded, or None."""
         return next((row for number in range(count) if (row := self._row(number)) is not None), None)
 
     def _loss(self, module: TaskModule, row: dict[str, Any]) -> float:
-        """Return the mean loss of one row over the levels; a loss that goes its own way through them is taken once."""
+        """Return the mean loss of one row over the levels; a loss that draws no levels is computed once."""
         if not module.loss.draws_levels:
             return float(module([row]))
         encoded = row[CACHED] if CACHED in row else module.encode([row])[0]
@@ -137,7 +137,7 @@ class Validation(TrainingHook):
             for level in range(LEVELS)
         ]
         total = 0.0
-        # A batch has the levels of one denoiser.
+        # The levels of a batch belong to one denoiser.
         for _, some in groupby(samples, lambda sample: module.pipe.denoiser_of(sample["_timestep"])):
             own = list(some)
             for first in range(0, len(own), self.batch_size):

@@ -1,4 +1,4 @@
-"""Device and precision of a run, set up by accelerate."""
+"""Set up accelerate with the device and the precision of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_accelerator(device: str | None, precision: str | None, **settings: Any)
     _forget_earlier_run()
     on_cpu = device == "cpu" or _on_cpus_of_a_launcher()
     if on_cpu and launched_with("DEEPSPEED"):
-        # Told of a CPU, accelerate leaves DeepSpeed out; with a backend for CPUs it takes the CPU for a device.
+        # With cpu=True accelerate ignores DeepSpeed; with a CPU backend it selects the CPU by itself.
         on_cpu = False
         settings["kwargs_handlers"] = [*settings.get("kwargs_handlers", ()), InitProcessGroupKwargs(backend="gloo")]
     accelerator = Accelerator(
@@ -43,41 +43,41 @@ def make_accelerator(device: str | None, precision: str | None, **settings: Any)
 
 
 def _on_cpus_of_a_launcher() -> bool:
-    """Return whether this is one of several processes without a GPU, which accelerate has to be told."""
+    """Return whether this is one of several processes without a GPU, for which accelerate needs cpu=True."""
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
 
 
 def launched_with(engine: str) -> bool:
-    """Return whether accelerate's launcher started this process for "FSDP" or for "DEEPSPEED"."""
+    """Return whether accelerate's launcher started this process with `engine`, "FSDP" or "DEEPSPEED"."""
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
 
 def _launched_precision() -> str | None:
-    """Return the precision of accelerate's configuration file; its "no" may be nobody's choice, so it is no answer."""
+    """Return the precision of accelerate's configuration file, or None for "no", which may be just its default."""
     chosen = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return chosen if chosen in ("bf16", "fp16") else None
 
 
 def _forget_earlier_run() -> None:
-    """Let a second run in this process choose its own device and precision; accelerate keeps the first one's."""
+    """Reset accelerate's state, so that a second run in this process can choose its own device and precision."""
     state = AcceleratorState._shared_state
     if state and state.get("num_processes", 1) == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def default_precision(device: str | None) -> str:
-    """Return bf16 on a GPU that computes in it, else no."""
+    """Return "bf16" on a GPU that supports it, else "no"."""
     on_gpu = device != "cpu" and torch.cuda.is_available()
     return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
 def peak_memory() -> int:
-    """Return the most bytes in use so far: on the GPU where there is one, else resident in this process."""
+    """Return the peak memory so far in bytes: of the GPU if there is one, else resident in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":
         return 0
-    # On Linux getrusage counts what the process that started this one had, too; not every sandbox has the better file.
+    # On Linux getrusage includes the peak of the parent process; not every sandbox has the exact file.
     lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines() if STATUS.is_file() else []
     for line in lines:
         if line.startswith("VmHWM:"):

@@ -1,6 +1,6 @@
-"""Several processes that hold the model in pieces (FSDP2, DeepSpeed ZeRO): dividing it, and its whole tensors again.
+"""Shard the model between processes (FSDP2, DeepSpeed ZeRO), and gather full tensors again.
 
-Every function here is called by all processes together, because each has only its own piece of what is asked for.
+Every function here must be called by all processes together, because each holds only its own shard.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def shard(accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
-    """Divide what each step of `module` runs between the processes, if they were started for FSDP2; else do nothing.
+    """Shard the parts of `module` that run at each step, if the processes were started for FSDP2; else do nothing.
 
-    The denoiser and what is trained are divided, each repeated block a unit of its own that is whole only while it
-    runs. Encoders that are frozen stay whole. Parameters keep their dtypes and gradients are summed up in float32, so
-    that the numbers are those of one process. Comes before the optimizer is built: the parameters become others.
-    Based on FSDP2 (arXiv:2411.00284); accelerate's own wrapping divides everything, and works on GPUs alone.
+    The denoiser and trained components are sharded, with each repeated block as a unit of its own, gathered only while
+    it runs. Frozen encoders are not sharded. Parameters keep their dtypes and gradients are reduced in float32, so that
+    the results equal those of one process. Call it before building the optimizer: it replaces the parameters.
+    Based on FSDP2 (arXiv:2411.00284). accelerate's own wrapping shards everything, and works on GPUs alone.
     """
     if not launched_with("FSDP") or accelerator.num_processes == 1:
         return
@@ -74,7 +74,7 @@ def _refuse_small_floats(name: str, component: nn.Module) -> None:
 
 
 def divided(module: nn.Module) -> list[FSDPModule]:
-    """Return the outermost modules in `module` that FSDP2 has divided between the processes."""
+    """Return the outermost modules in `module` that FSDP2 has sharded."""
     inside: set[nn.Module] = set()
     found: list[FSDPModule] = []
     for each in module.modules():
@@ -87,7 +87,7 @@ def divided(module: nn.Module) -> list[FSDPModule]:
 def prepare(
     accelerator: Accelerator, module: nn.Module, optimizer: Optimizer, batch_size: int, max_grad_norm: float
 ) -> tuple[nn.Module, Optimizer]:
-    """Return `module` and `optimizer` as accelerate wraps them; what `shard` has divided only gets its autocast."""
+    """Return `module` and `optimizer` wrapped by accelerate; a module that is sharded by `shard` only gets autocast."""
     if divided(module):
         forward = module.forward
 
@@ -98,7 +98,7 @@ def prepare(
         module.forward = in_precision
         return module, accelerator.prepare_optimizer(optimizer)
     if accelerator.distributed_type == "DEEPSPEED":
-        # Its engine never sees a loader to read the batch size from, and does the clipping itself.
+        # The engine has no data loader to read the batch size from, and clips gradients itself.
         settings = accelerator.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"], settings["gradient_clipping"] = batch_size, max_grad_norm
     if accelerator.ddp_handler is not None and len(_trained_denoisers(module)) > 1:
@@ -113,7 +113,7 @@ def _trained_denoisers(module: Any) -> list[str]:
 
 @contextmanager
 def keeping_gradients(accelerator: Accelerator, prepared: nn.Module) -> Iterator[None]:
-    """Let gradients of the block add up in each process: they are exchanged with those of a later batch."""
+    """Accumulate gradients in each process inside the context; they are reduced with those of a later batch."""
     roots = divided(prepared)
     if not roots:
         with accelerator.no_sync(prepared):
@@ -129,15 +129,15 @@ def keeping_gradients(accelerator: Accelerator, prepared: nn.Module) -> Iterator
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be divided between processes as a whole one; on the device that it is on."""
+    """Return the full tensor of `tensor`, which may be sharded, on the same device."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_state(state: Any, *, keep: bool = True) -> Any:
-    """Return nested dicts, lists and tuples, such as an optimizer's state, with every divided tensor whole, on the CPU.
+    """Return nested dicts, lists and tuples, such as an optimizer's state, with sharded tensors gathered on the CPU.
 
-    Tensors that are whole already, and everything else, stay as they are. A process that does not `keep` what is put
-    together, because another one writes it, has None in its place, and needs no memory for it.
+    Full tensors and all other values stay as they are. With `keep` false, each gathered tensor is replaced by None, for
+    processes that do not write it: they need no memory for it.
     """
     if isinstance(state, DTensor):
         full = state.full_tensor()
@@ -150,7 +150,7 @@ def whole_state(state: Any, *, keep: bool = True) -> Any:
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Return `tensor`, which every process has whole, on `other`'s device and divided as `other` is."""
+    """Return the full `tensor`, which every process has, on the device of `other` and sharded like `other`."""
     if not isinstance(other, DTensor):
         return tensor.to(other.device)
     placed = tensor.to(other.device_mesh.device_type)
@@ -158,9 +158,10 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def divided_state(state: Mapping[int, Mapping[str, Any]], parameters: Sequence[Tensor]) -> dict[int, dict[str, Any]]:
-    """Return the "state" of what `whole_state(optimizer.state_dict())` was, divided as `parameters` are.
+    """Return the "state" of a gathered `optimizer.state_dict()` (see `whole_state`), sharded like `parameters`.
 
-    However many processes there were then: it can be loaded into the optimizer of `parameters` as it is.
+    The number of processes may differ from the one at saving. The result can be loaded into the optimizer of
+    `parameters`.
     """
     return {
         number: {
@@ -177,9 +178,9 @@ def _goes_with(value: Any, parameter: Tensor) -> bool:
 
 @contextmanager
 def whole_weights(accelerator: Accelerator, module: nn.Module) -> Iterator[None]:
-    """Have the trained weights of `module` whole, in the block and in the main process, where they can be written.
+    """Gather the trained weights of `module` in the main process inside the context, where they can be written.
 
-    In the block nothing may be computed with `module`. One weight at a time is put together, and kept on the CPU.
+    Nothing may be computed with `module` inside the context. Weights are gathered one at a time and kept on the CPU.
     """
     swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
@@ -211,5 +212,5 @@ def _whole_weight(accelerator: Accelerator, parameter: nn.Parameter) -> Tensor:
 
 
 def gradient_norm(norm: Tensor | float | None) -> float | None:
-    """Return the norm that clipping found, of the gradients of all processes; None where an engine does not tell."""
+    """Return the gradient norm over all processes that clipping computed, or None if the engine gives none."""
     return float(whole(norm)) if isinstance(norm, Tensor) else norm

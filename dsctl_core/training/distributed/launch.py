@@ -1,4 +1,4 @@
-"""Running a command in several processes of this machine, by accelerate's launcher."""
+"""Run a command in several processes of this machine with accelerate's launcher."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dsctl_core.errors import DsctlError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PATIENCE = 900  # seconds that processes have, after a signal, to write their state
+PATIENCE = 900  # seconds that processes may take to write their state after a signal
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How processes ended that did not all end well: by `signal` from outside, or process `rank` first."""
+    """The failure of a launch: a `signal` from outside, or the exit of process `rank`, the first to fail."""
 
     signal: int | None = None
     rank: int | None = None
@@ -36,17 +36,24 @@ def run_in_processes(
     cpu: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Ended | None:
-    """Run `python -m module words...` in `processes` processes, or in those that accelerate's file `config` describes.
+    """Run `python -m module words...` in several processes, and return None if all of them succeed.
 
-    Returns when all have ended; None if all ended well. A signal is passed on to them, and they have PATIENCE seconds
-    to come to an end. `cpu` keeps them off the GPUs; without any, they are kept on the CPU. `environment` is added to
-    theirs. Raises UsageError for more processes than GPUs, DsctlError for a file that is no configuration.
+    Returns when all have ended. A signal is passed on to them, and they have PATIENCE seconds to end. Raises UsageError
+    for more processes than GPUs, and DsctlError for a file that is no configuration.
+
+    Args:
+        module: the module to run.
+        words: its command-line arguments.
+        processes: the number of processes, or None to use `config`.
+        config: accelerate's configuration file, which describes the processes.
+        cpu: run on the CPU even if there are GPUs. Without a GPU the CPU is always used.
+        environment: environment variables to add to those of the processes.
     """
     import torch
-    import torch.distributed.run  # before its loggers are silenced
+    import torch.distributed.run  # imported before its loggers are silenced
     from accelerate.commands.launch import launch_command_parser
 
-    # Without a GPU accelerate starts processes only under MPI; as if for GPUs, it starts them by torch's launcher.
+    # Without a GPU accelerate needs MPI to start processes; configured as for GPUs, it uses torch's launcher.
     on_cpu = cpu or not torch.cuda.is_available()
     loaded = _read(config) if config is not None else None
     flags = ["--num_processes", str(processes)] if config is None else ["--config_file", str(config)]
@@ -55,7 +62,7 @@ def run_in_processes(
     if config is None:
         arguments.multi_gpu, arguments.num_machines = True, 1
         arguments.mixed_precision = arguments.dynamo_backend = "no"
-        # Any free port, kept by the launcher itself: nothing can take it in between.
+        # Any free port, bound by the launcher itself, so that no other program can take it in between.
         arguments.standalone, arguments.main_process_port = True, 0
     arguments.shutdown_timeout = PATIENCE
     here = processes if loaded is None else _processes_here(loaded)
@@ -74,10 +81,10 @@ def run_in_processes(
 
 
 def threads(processes: int, on_cpu: bool) -> dict[str, str]:
-    """Return the OpenMP settings of each of `processes` processes, but for those that are set already.
+    """Return the OpenMP environment variables for each of `processes` processes, without those that are already set.
 
-    The cores are divided between the processes. On CPUs threads that wait must sleep: threads that wait by spinning
-    keep the cores from the processes that they wait for, and a step takes many times as long.
+    The cores are divided between the processes. On CPUs, waiting threads must sleep: threads that spin take the cores
+    from the processes that they wait for, and a step takes many times as long.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = {"OMP_NUM_THREADS": str(max(cores // processes, 1))}
@@ -87,7 +94,7 @@ def threads(processes: int, on_cpu: bool) -> dict[str, str]:
 
 
 def _read(config: Path) -> Any:
-    """Return a configuration file as accelerate reads it."""
+    """Read a configuration file with accelerate."""
     import yaml
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -110,12 +117,12 @@ def _read(config: Path) -> Any:
 
 
 def _kind(loaded: Any) -> str:
-    """Return the configuration's distributed_type, which accelerate has as text or as a member of an enumeration."""
+    """Return the distributed_type of a configuration, which accelerate stores as a string or an enum member."""
     return str(getattr(loaded.distributed_type, "value", loaded.distributed_type))
 
 
 def _processes_here(loaded: Any) -> int | None:
-    """Return how many processes a configuration starts on this machine; None where accelerate decides."""
+    """Return the number of processes that a configuration starts on this machine, or None if accelerate decides."""
     if (loaded.num_processes or -1) < 1:
         return None
     return max(loaded.num_processes // max(loaded.num_machines or 1, 1), 1)
@@ -147,7 +154,7 @@ def _outcome(arguments: Any, config: Path | None) -> Ended | None:
 
 @contextmanager
 def _set(added: Mapping[str, str]) -> Iterator[None]:
-    """Add to the environment that processes started meanwhile inherit, and take back all that was changed in it."""
+    """Add environment variables inside the context, and restore the environment at its end."""
     before = dict(os.environ)
     os.environ.update(added)
     try:
@@ -160,7 +167,7 @@ def _set(added: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep the launcher from reporting what the processes report themselves."""
+    """Silence the launcher's own error reports: the processes report their errors themselves."""
     loggers = [logging.getLogger(name) for name in ("torch.distributed", "accelerate")]
     quiet = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
     loggers += [logging.getLogger(name) for name in quiet]

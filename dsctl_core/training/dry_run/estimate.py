@@ -1,7 +1,7 @@
-"""Estimate what a run takes: parameters, memory by part, disk and steps, without loading any weights.
+"""Estimate what a run needs, parameters, memory by part, disk and steps, without loading any weights.
 
-The networks are built from their configs with tensors that have no numbers, and one sample of the largest size goes
-through both stages and two whole steps of training with the real code; what is alive at each moment is counted.
+The networks are built from their configs with fake tensors, and one sample of the largest size goes through both
+stages and two full training steps with the real code, while the bytes of live tensors are counted.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
     from dsctl_core.training.plan.plan import TrainingPlan
 
-STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # in a safetensors file
+STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # dtype names in safetensors headers
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by part, in the order in which a run meets them; `peak` is the most that it has at any moment.
+    """Memory in bytes by part, in the order in which a run allocates them; `peak` is the maximum over the run.
 
-    `process` is what the program takes before anything is loaded, which counts on a CPU only. `activations` are what
-    forward leaves for backward, or all that backward has beside weights, gradients and state, whichever is more. `ema`
-    is the average of the trained weights.
+    `process` is the memory of the program before anything is loaded, which counts on a CPU only. `activations` is the
+    larger of what forward keeps for backward and what backward allocates beside weights, gradients and state. `ema` is
+    the average of the trained weights.
     """
 
     process: int
@@ -65,7 +65,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would take. Sizes in bytes; `disk` is of all that it would leave."""
+    """The needs of a run. Sizes in bytes; `disk` is the size of all files that it leaves."""
 
     parameters: dict[str, int]
     memory: Memory
@@ -74,14 +74,14 @@ class DryRun:
     sample: dict[str, Any]
 
     def facts(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it."""
+        """Return all values as a JSON object."""
         return asdict(self)
 
 
 def estimate(plan: TrainingPlan) -> DryRun:
-    """Find out what the run of `plan` would take. Nothing is written, downloaded or trained.
+    """Estimate what the run of `plan` needs. Nothing is written, downloaded or trained.
 
-    Raises DsctlError for a template whose code looks at the numbers in tensors.
+    Raises DsctlError for a template with code that reads the values of tensors.
     """
     try:
         return _Estimate(plan).result()
@@ -95,7 +95,7 @@ def estimate(plan: TrainingPlan) -> DryRun:
 
 
 class _Estimate:
-    """One dry run."""
+    """The estimate of one run."""
 
     def __init__(self, plan: TrainingPlan) -> None:
         self.plan, self.options, self.stages = plan, plan.options, plan.stages
@@ -104,7 +104,7 @@ class _Estimate:
         self.simulation = Simulation()
 
     def result(self) -> DryRun:
-        """Run it."""
+        """Simulate the run and return its needs."""
         pipe = self._pipeline()
         on_cpu = self.plan.accelerator.device.type == "cpu"
         process = warm_up(self.plan.dtype) if on_cpu else 0
@@ -123,13 +123,13 @@ class _Estimate:
         trained = tensor_bytes(module.trainable_modules())
         weights = tensor_bytes([*module.parameters(), *module.buffers()])
         step_peak, activations, state = self._train(module, entry)
-        # What is written is copied to the host and, to prove it, read back.
+        # Saved weights are copied to the host, and read back to verify the file.
         saving = 2 * trained if on_cpu else 0
         ema = trained if self.options.optim.ema_decay is not None else 0
         inside = ema + max(step_peak, saving + state) + (0 if self.plan.cached else encoding)
         if on_cpu:
-            # While a file is converted to another dtype, its pages count as well as the tensors that are made of it;
-            # otherwise these pages are the tensors.
+            # While a file is converted to another dtype, its mapped pages count beside the converted tensors;
+            # without a conversion the tensors are these pages.
             inside = max(inside, self._largest_converted_file())
         peak = process + max(stage_one, weights + inside)
         memory = Memory(process, stage_one, weights, trained, state, ema, activations, saving, peak)
@@ -144,7 +144,7 @@ class _Estimate:
         return DryRun(self._count(module, pipe), memory, disk, steps, size)
 
     def _pipeline(self) -> BasePipeline:
-        """Return the pipeline with every component that the run loads, without numbers."""
+        """Return the pipeline with every component that the run loads, on fake tensors."""
         family, models = self.plan.model.family, {}
         for component in family.components:
             folder = self.places.components.get(component.name)
@@ -156,7 +156,7 @@ class _Estimate:
             models[component.name] = self.simulation.take(model.eval().requires_grad_(False), dtype)
         readers = Readers(family, self.places.readers)
         for name in self.places.readers:
-            readers.get(name)  # now, where nothing is measured
+            readers.get(name)  # build it now, outside the measurement
         plan = self.plan
         about: dict[str, Any] = {"torch_dtype": plan.dtype, "device": "cpu", "parts": plan.model.parts}
         pipe = pipeline_class(family)(models, readers, plan.model.schedule, **about).eval()
@@ -167,7 +167,7 @@ class _Estimate:
         return pipe
 
     def _largest(self) -> tuple[dict[str, Any], int]:
-        """Return the sample of the most pixels, and its position."""
+        """Return the sample with the most pixels, and its position."""
         if isinstance(self.plan.source, CachedDataset):
             sizes = [
                 sum(_numbers(value) for value in self.plan.source.sample(e).values()) for e in self.plan.source.entries
@@ -178,7 +178,7 @@ class _Estimate:
         return dict(self.plan.source[index]), index
 
     def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Return the most bytes that encoding one row takes beside the weights, and what it gives."""
+        """Return the peak bytes of encoding one row, without the weights, and the encoded row."""
         live = LiveBytes()
         with KnownAnswers(), live, torch.no_grad():
             sides = find_loss(self.plan.task).inputs_from_row(pipe, row, self.options.data.extra_inputs)
@@ -187,14 +187,14 @@ class _Estimate:
         return live.peak, entry
 
     def _train(self, module: TaskModule, entry: dict[str, Any]) -> tuple[int, int, int]:
-        """Return, beside the weights, the most bytes of a step, its activations and the optimizer's state."""
+        """Return the peak bytes of a step without the weights, its activations and the optimizer's state."""
         parameters, live = module.trainable_modules(), LiveBytes()
         optimizer = self.plan.optimizer(parameters)
         batch = [{CACHED: entry, "seed": number} for number in range(self.options.training.batch_size)]
         precision = torch.autocast("cpu", self.plan.dtype, enabled=self.plan.dtype != torch.float32)
         state = activations = 0
         with KnownAnswers(), live:
-            for _ in range(2):  # the optimizer has its state from the second on
+            for _ in range(2):  # the optimizer's state exists from the second step on
                 state = live.now
                 live.start_peak()
                 for _ in range(min(self.options.training.gradient_accumulation_steps, 2)):
@@ -220,12 +220,12 @@ class _Estimate:
         return max(sizes, default=0)
 
     def _dtype_of(self, component: str) -> torch.dtype:
-        """Return what a component is loaded in: in float32 where it is trained as a whole."""
+        """Return the dtype that a component is loaded in: float32 if it is trained as a whole."""
         whole = {name.split(".")[0] for name in self.options.training.trainable_models or ()}
         return torch.float32 if component in whole else self.plan.dtype
 
     def _steps(self) -> tuple[int, int]:
-        """Return how many steps the run has and how often it saves."""
+        """Return the number of steps and the number of saves of the run."""
         training, source = self.options.training, self.plan.source
         buckets = None
         if training.batch_size > 1 and not isinstance(source, CachedDataset):
@@ -254,7 +254,7 @@ class _Estimate:
 
 
 def _places(resolved: ResolvedModel, components: Sequence[str] | None) -> ComponentPaths:
-    """Find the components on the disk; the model of a dry run downloads nothing."""
+    """Return the paths of the components on the disk; a dry run downloads nothing."""
     places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.reader_configs)
     for name, place in places.components.items():
         if place.is_file():
@@ -270,13 +270,13 @@ def _weights(pipe: BasePipeline, names: Sequence[str]) -> int:
 
 
 def _entries_of(file: Path) -> list[dict[str, Any]]:
-    """Return what the header of a safetensors file says of each of its tensors."""
+    """Return the header entry of each tensor of a safetensors file."""
     header, _ = safetensors_header(file)
     return [entry for name, entry in header.items() if name != "__metadata__"]
 
 
 def _entry_bytes(entry: dict[str, Any]) -> int:
-    """Return the bytes that a cache keeps of an entry: its tensors, and the pixels of pictures that are kept whole."""
+    """Return the bytes of an entry in a cache: its tensors, and the pixels of its pictures."""
     pictures = [
         each for value in entry.values() if isinstance(value, list) for each in value if isinstance(each, Image)
     ]
@@ -289,7 +289,7 @@ def _numbers(value: Any) -> int:
 
 
 def _product(sizes: Any) -> int:
-    """Return the number of pixels in a nest of (width, height): the products of what is innermost, added up."""
+    """Return the number of pixels in nested lists of (width, height): the sum of their products."""
     if isinstance(sizes, int):
         return sizes
     if not isinstance(sizes, tuple):

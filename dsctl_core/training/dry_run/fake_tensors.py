@@ -1,4 +1,4 @@
-"""Running a model without memory: tensors that have shapes and dtypes but no numbers, and a count of their bytes."""
+"""Run a model on fake tensors, which have shapes and dtypes but no storage, and count their bytes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from dsctl_core.memory.dtypes import dtype_of, float32_parts
 
 
 class Simulation:
-    """A world of tensors without numbers. What is computed with any of them is such a tensor too."""
+    """A mode of fake tensors. The result of an operation on any of them is a fake tensor too."""
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Have every tensor that is made be one without numbers."""
+        """Create every tensor inside the context as a fake tensor."""
         with self.mode, torch.no_grad():
             yield
 
     def take(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-        """Replace the parameters and buffers of `model` by ones without numbers.
+        """Replace the parameters and buffers of `model` by fake tensors, and return `model`.
 
-        Floats get `dtype`, where one is given, but for the parts that stay in float32.
+        Floating-point tensors get `dtype`, if not None, except for the parts that stay in float32.
         """
         shared: dict[int, Tensor] = {}
         parts = float32_parts(model)
@@ -53,9 +53,9 @@ class Simulation:
 
 
 class KnownAnswers(TorchFunctionMode):
-    """Answers what is asked of tensors without numbers.
+    """Answers questions about the values of fake tensors.
 
-    They are finite; and a mask that has numbers indexes one by the places of its true entries.
+    They count as finite. A mask with real values indexes a fake tensor by the positions of its true entries.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -69,9 +69,9 @@ class KnownAnswers(TorchFunctionMode):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, for as long as each lives.
+    """Counts the bytes of the tensors that operations create, as long as each lives.
 
-    `now` and `peak` are over all made since the counting began; a view counts with what it is a view of.
+    `now` and `peak` count all tensors created since the counting began; a view shares the bytes of its base.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
     def start_peak(self) -> None:
-        """Forget the peak so far."""
+        """Reset the peak to the bytes in use now."""
         self.peak = self.now
 
 

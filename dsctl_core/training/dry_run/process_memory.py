@@ -1,4 +1,4 @@
-"""Measure the memory of the process itself on a CPU, with every library loaded that a run uses."""
+"""Measure the main memory of the program itself, after using every library that a run uses."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ WIDTH, TOKENS = 128, 64
 
 
 def warm_up(dtype: torch.dtype) -> int:
-    """Do a small step of training with each kind of layer, and return the bytes that the process has had at most.
+    """Train one small step with each kind of layer, and return the peak memory of the process in bytes.
 
     Importing is not enough: the code of a kernel, and what a library sets up for it, is in memory after its first use.
     """
     import accelerate
-    import peft  # noqa: F401 - what counts is that it is there
+    import peft  # noqa: F401 - imported for its memory
 
     mix = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(approximate="tanh"), nn.Linear(4 * WIDTH, WIDTH))
     norm, embed = nn.LayerNorm(WIDTH), nn.Embedding(TOKENS, WIDTH)

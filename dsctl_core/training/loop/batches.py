@@ -1,4 +1,4 @@
-"""Batches on their way to the model: which of them are whose, read ahead by worker processes, bad ones replaced."""
+"""Assign batches to processes, load them ahead in worker processes, and replace samples that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from dsctl_core.training.loop.signals import leave_interrupts_to_the_main_proces
 
 @dataclass
 class Loaded:
-    """A sample, or None where none could be loaded, and the errors of those that it stands in for."""
+    """A sample, or None if none could be loaded, and the errors of the samples that it replaces."""
 
     sample: Any
-    seed: int  # of everything random about it
+    seed: int  # of all random numbers for the sample
     errors: list[DsctlError] = field(default_factory=list)
 
 
 class MicroBatches(Sampler):
     """The batches of one process: in round k, process r of P takes batch k * P + r of the epoch.
 
-    A step is `accumulate` rounds, the last of an epoch maybe fewer. Where the last round has no batch for a process,
-    it takes one that was had already, with weight 0: the processes must stay in step, and nothing may count twice.
+    A step has `accumulate` rounds, the last step of an epoch maybe fewer. If the last round has no batch for a process,
+    the process repeats an earlier batch with weight 0: the processes must stay in lockstep, and no sample may count
+    twice.
     """
 
     def __init__(self, plan: BatchPlan, process: int = 0, processes: int = 1, accumulate: int = 1) -> None:
         self.plan, self.process, self.processes, self.accumulate = plan, process, processes, accumulate
         self.epoch = 0
-        self.first = 0  # round to begin the epoch with: those before it were done earlier
+        self.first = 0  # first round of the epoch to run; earlier ones are done already
 
     def __len__(self) -> int:
-        """Return how many rounds an epoch has."""
+        """Return the number of rounds of an epoch."""
         return -(-len(self.plan) // self.processes)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -50,7 +51,7 @@ class MicroBatches(Sampler):
             yield [(epoch, position) for position in batch]
 
     def steps(self) -> int:
-        """Return how many steps an epoch has."""
+        """Return the number of steps of an epoch."""
         return -(-len(self) // self.accumulate)
 
     def ends_step(self, number: int) -> bool:
@@ -58,15 +59,15 @@ class MicroBatches(Sampler):
         return (number + 1) % self.accumulate == 0 or number + 1 == len(self)
 
     def step_samples(self, number: int) -> int:
-        """Return how many samples all processes together have in the step that round `number` is of."""
+        """Return the number of samples, over all processes, of the step that round `number` belongs to."""
         first = number // self.accumulate * self.accumulate * self.processes
         last = min(first + self.accumulate * self.processes, len(self.plan))
         return sum(self.plan.batch_length(self.epoch, each) for each in range(first, last))
 
     def weight(self, number: int) -> float:
-        """Return what the mean loss of this process's batch counts, for the step to be the mean over its samples.
+        """Return the factor for the mean loss of this process's batch that makes the step the mean over its samples.
 
-        What is done to a loss later on, dividing by `accumulate` and averaging over the processes, is in it.
+        It accounts for the later division by `accumulate` and the averaging over processes.
         """
         batch = self._batch_number(number)
         if batch >= len(self.plan):
@@ -79,9 +80,9 @@ class MicroBatches(Sampler):
 
 
 class _Samples(Dataset):
-    """The dataset by (epoch, position): what is random about a sample depends on these alone.
+    """The dataset indexed by (epoch, position), on which alone the seed of a sample depends.
 
-    Errors that a person should read are handed over as they are; a worker process would turn them into a traceback.
+    Expected errors are returned as values; a worker process would turn them into a traceback.
     """
 
     def __init__(self, dataset: Any, plan: BatchPlan, seed: int, replace_bad: bool) -> None:
@@ -113,7 +114,7 @@ def _as_list(samples: list[Loaded]) -> list[Loaded]:
 
 
 def batch_loader(dataset: Any, rounds: MicroBatches, seed: int, num_workers: int, *, replace_bad: bool) -> DataLoader:
-    """Return the batches of each epoch in turn, as lists of Loaded, read ahead by `num_workers` processes."""
+    """Return a loader of the batches of each epoch, as lists of Loaded, prefetched by `num_workers` processes."""
     return DataLoader(
         _Samples(dataset, rounds.plan, seed, replace_bad),
         batch_sampler=rounds,

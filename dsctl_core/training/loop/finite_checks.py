@@ -1,4 +1,4 @@
-"""Stop a run before it does harm: losses and gradients that are not finite, and training that trains nothing."""
+"""Stop a run at a loss or gradient that is not finite, and at a training that changes no weight."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dsctl_core.errors import DsctlError, UsageError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MOST_NAMES = 8  # samples that a message names
-SMALLEST_SCALE = 1.0  # of float16's loss scaling: gradients that overflow even so are not the scaling's doing
+MOST_NAMES = 8  # the most samples that a message names
+SMALLEST_SCALE = 1.0  # of float16's loss scaling; gradients that overflow at this scale do so without scaling
 
 
 def names_of(batch: Iterable[Any], dataset: Any) -> list[str]:
-    """Say where the samples of a batch came from, as far as they tell."""
+    """Return the names of the samples of a batch in the dataset, for those that have one."""
     rows = [sample["_row"] for sample in batch if isinstance(sample, dict) and "_row" in sample]
     knows = isinstance(dataset, UnifiedDataset | CachedDataset)
     return [dataset.location(row) if knows else f"row {row}" for row in rows]
@@ -50,10 +50,17 @@ def require_finite_gradient(
     *,
     resumable: bool = True,
 ) -> None:
-    """Raise a DsctlError where the norm of a step's gradient, of all processes, is not finite. None: not known.
+    """Raise a DsctlError if the norm of a step's gradient is not finite.
 
-    Float16's loss scaling finds its scale by overflowing now and then; such a step is left out by the scaler itself.
-    `names` are the samples of this process.
+    Float16's loss scaling finds its scale by overflowing now and then; the scaler itself skips such a step.
+
+    Args:
+        norm: the gradient norm over all processes, or None if it is not known.
+        step: the number of the step.
+        names: the samples of this process.
+        saved: the newest checkpoint, or None.
+        accelerator: the accelerator of the run.
+        resumable: whether a state was saved with `saved`.
     """
     if norm is None or torch.isfinite(torch.as_tensor(norm)):
         return
@@ -72,7 +79,7 @@ def require_finite_gradient(
 def require_some_gradient(norm: Tensor | float | None, parameters: Sequence[nn.Parameter]) -> None:
     """Raise a UsageError if the gradient of a run's first step is zero everywhere, in all processes.
 
-    One weight that has a gradient is enough: half of a fresh LoRA has none, because its other half is zero.
+    One weight with a gradient is enough: half of a fresh LoRA has none, because its other half is zero.
     """
     if norm is None or float(norm) != 0:
         return

@@ -1,4 +1,4 @@
-"""The training loop: draw samples, compute the loss, update, record, save."""
+"""Run the training loop: load samples, compute the loss, update the weights, record, save."""
 
 from __future__ import annotations
 
@@ -80,21 +80,36 @@ def launch_training_task(
 ) -> TrainingSummary:
     """Train `model` on `dataset` and return how it ended.
 
-    A step is an optimizer update, made of the accelerator's `gradient_accumulation_steps` micro-batches; its gradient
-    is the mean over its samples, however they are spread over micro-batches and processes. `model` is called with a
-    sample of `dataset`, or with a list of up to `batch_size` of them; a sample that is a dict gets a "seed" that
-    depends on `seed`, the epoch and the sample's position alone. `max_steps`, when given, replaces `num_epochs`.
-    `buckets` has, for each row of which `dataset` is a repetition, what the rows of one batch must have in common.
-    Weights are saved every `save_steps` steps (None: after every epoch, unless `max_steps` is given) and at the end.
-    A sample that cannot be loaded stops the run, unless `on_bad_sample` takes the error: then the next one of its
-    bucket stands in for it. `optimizer` builds another than AdamW of the trained weights, `lr_scheduler` what is
-    to become of its rate, of it and the number of steps. `hooks` are what the run does beside training, called in the
-    order given.
-    With the weights goes a state that `resume` can go on from, to the bit: "latest", or the folder of one. The newest
-    `state_total_limit` are kept. What the results depend on must be as it was, but for the settings in
-    `allow_changed`. SIGINT and SIGTERM let the step be finished and saved; then TrainingStopped is raised.
-    Raises DsctlError, before anything is updated with it, when a loss or a gradient is not finite, and UsageError when
-    nothing trained has a gradient at the first step.
+    A step is an optimizer update over the accelerator's `gradient_accumulation_steps` micro-batches; its gradient is
+    the mean over its samples, however they are spread over micro-batches and processes. A sample that is a dict gets a
+    "seed" that depends on `seed`, the epoch and the sample's position alone. SIGINT and SIGTERM let the step be
+    finished and saved; then TrainingStopped is raised. Raises DsctlError, before the update, if a loss or a gradient is
+    not finite, and UsageError if nothing that is trained has a gradient at the first step.
+
+    Args:
+        accelerator: the accelerator of the run.
+        dataset: the samples, by position.
+        model: called with a sample, or with a list of up to `batch_size` samples; returns the loss.
+        model_logger: writes metrics and weights.
+        learning_rate: the learning rate of the default optimizer, AdamW.
+        weight_decay: the weight decay of the default optimizer.
+        num_epochs: the number of passes over `dataset`.
+        max_steps: the number of steps, which replaces `num_epochs`.
+        batch_size: the most samples of a micro-batch.
+        num_workers: the number of worker processes that load samples.
+        save_steps: save every this many steps (None: after each epoch, unless `max_steps` is set), and at the end.
+        max_grad_norm: the norm to clip gradients to.
+        seed: the seed of the run.
+        buckets: for each row of which `dataset` is a repetition, what the rows of a batch must share.
+        on_bad_sample: called with the error of a sample that cannot be loaded, which the next one of its bucket then
+            replaces; None stops the run.
+        optimizer: builds the optimizer of the trained parameters.
+        lr_scheduler: builds the schedule from the optimizer and the number of steps.
+        hooks: callbacks, called in this order.
+        resume: the training state to resume from, to the bit: "latest", or the folder of a state.
+        allow_changed: settings that may differ from those of the resumed run.
+        state_total_limit: the number of newest states to keep.
+        progress: reports progress.
     """
     shown = progress or NoProgress()
     if len(dataset) == 0:
@@ -125,7 +140,7 @@ def launch_training_task(
         settings.update(learning_rate=learning_rate, weight_decay=weight_decay)
     settings.update((model_logger.run or {}).get("identity", {}))
     if isinstance(lr_scheduler, LRSchedule) and lr_scheduler.follows_length:
-        settings["max_steps"] = total  # however it was given
+        settings["max_steps"] = total  # whether from max_steps or from num_epochs
     snapshots = Snapshots(run, hooks, state_total_limit, settings)
     loop = _Loop(run, dataset, rounds, loader, hooks, snapshots, batch_size, max_grad_norm, on_bad_sample)
     loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None
@@ -134,7 +149,7 @@ def launch_training_task(
 
 
 class _Loop:
-    """One run of the loop: epochs of rounds, each a micro-batch; the rounds of a step end in an update."""
+    """One run of the loop: epochs of rounds, each a micro-batch. The last round of a step updates the weights."""
 
     save_steps: int | None = None
     save_epochs = False
@@ -155,16 +170,16 @@ class _Loop:
         self.batch_size, self.max_grad_norm, self.on_bad_sample = batch_size, max_grad_norm, on_bad_sample
         self.snapshots = snapshots
         self.stop = StopSignals()
-        self.stopped_by = 0  # the signal that any of the processes was sent
+        self.stopped_by = 0  # the signal that one of the processes received
         self.step_in_epoch = 0
-        self.first_step = True  # of this process, whether or not the run began before
+        self.first_step = True  # of this process, also in a resumed run
         self.fields = StepFields()
         self.record: StepRecord | None = None
         self.saved: Path | None = None
         self._begin_step()
 
     def train(self, state: SavedState | None, allow_changed: Sequence[str]) -> TrainingSummary:
-        """Do what is left of the run, from `state` on if there is one."""
+        """Run the remaining steps, from `state` on if there is one."""
         run = self.run
         if state is not None:
             require_steps_left(state, run.total)
@@ -189,7 +204,7 @@ class _Loop:
         return locked(self.run.logger.output_path) if self.run.accelerator.is_main_process else nullcontext()
 
     def _start(self, state: SavedState | None) -> None:
-        """Put everything where `state` says, prove that it can be saved, and start the hooks."""
+        """Restore `state`, check that the run can be saved, and start the hooks."""
         run = self.run
         if state is not None:
             position = self.snapshots.restore(state)
@@ -210,7 +225,7 @@ class _Loop:
         run.progress.start("Training", run.total, run.step)
 
     def _epoch(self) -> None:
-        """Go over the samples of an epoch that are left, or until the run is over."""
+        """Run the remaining rounds of an epoch, or until the run ends."""
         run = self.run
         self._begin_step()
         for number, loaded in enumerate(self.loader, self.rounds.first):
@@ -234,15 +249,15 @@ class _Loop:
         self.loss, self.names, self.began = 0.0, list[str](), time.perf_counter()
 
     def _micro_batch(self, number: int, loaded: list[Loaded]) -> float | None:
-        """Add the gradient of one micro-batch; with a step's last one, update, and return the gradient's norm."""
+        """Accumulate the gradient of a micro-batch; after a step's last one, update and return the gradient norm."""
         accelerator, prepared, optimizer = self.run.accelerator, self.run.prepared, self.run.optimizer
         batch = [_sample(each, self.on_bad_sample, accelerator.device) for each in loaded]
         names = names_of(batch, self.dataset)
         self.names += names
         last, weight = self.rounds.ends_step(number), self.rounds.weight(number)
-        # What draws from torch's global generator, as dropout does, depends on the samples, not on what came before.
+        # Draws from torch's global generator, such as dropout's, depend on the samples, not on earlier draws.
         torch.manual_seed(derive_seed(loaded[0].seed, "global"))
-        # Gradients are exchanged between processes once a step, with its last micro-batch.
+        # Gradients are reduced between processes once a step, at its last micro-batch.
         accelerator.sync_gradients = last
         with nullcontext() if last else keeping_gradients(accelerator, prepared):
             loss = prepared(batch[0] if self.batch_size == 1 else batch)
@@ -257,7 +272,7 @@ class _Loop:
         return norm
 
     def _share(self, loss: Tensor) -> None:
-        """Add the processes' mean of a micro-batch's loss to the step's, and hear whether one was asked to stop."""
+        """Add the mean loss of a micro-batch over all processes to the step's, and learn whether one got a signal."""
         accelerator = self.run.accelerator
         heard = [float(self.stop.number == number) for number in SIGNALS]
         told = accelerator.reduce(torch.cat([loss[None], loss.new_tensor(heard)]), reduction="mean").tolist()
@@ -265,7 +280,7 @@ class _Loop:
         self.stopped_by = next((number for number, share in zip(SIGNALS, told[1:], strict=True) if share), 0)
 
     def _guard(self, norm: float | None) -> None:
-        """Stop before an update with a gradient that does harm, or none."""
+        """Raise before an update with a gradient that is not finite, or with none."""
         run = self.run
         require_finite_gradient(
             norm, run.step + 1, self.names, self.saved, run.accelerator, resumable=self.snapshots.possible
@@ -275,7 +290,7 @@ class _Loop:
             self.first_step = False
 
     def _end_step(self, number: int, norm: float | None) -> None:
-        """Record the step that round `number` has ended."""
+        """Record the step that ends with round `number`."""
         run = self.run
         run.step += 1
         self.step_in_epoch += 1
@@ -284,7 +299,7 @@ class _Loop:
             run.schedule.step()
         seconds = time.perf_counter() - self.began
         pace = self.rounds.step_samples(number) / seconds
-        if self.record is None and run.accelerator.is_main_process:  # now the optimizer has a state to be measured
+        if self.record is None and run.accelerator.is_main_process:  # from now on the optimizer has a state to measure
             require_space(run.logger.output_path, weight_bytes(run) + self.snapshots.bytes())
         length = math.nan if norm is None else norm
         self.record = StepRecord(run.step, self.loss, lr, length, seconds, pace, peak_memory())
@@ -294,7 +309,7 @@ class _Loop:
         run.progress.advance(1, **self.fields(self.record))
 
     def _save(self) -> None:
-        """Save the weights, then the state: what is resumed from always has its weights beside it."""
+        """Save the weights, then the state, so that every state has its weights beside it."""
         run = self.run
         self.saved = run.logger.save(run.accelerator, run.model, run.step)[0]
         self.snapshots.save(self._position())
@@ -306,7 +321,7 @@ class _Loop:
 
 
 def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, device: torch.device) -> Any:
-    """Return what was loaded, its tensors on `device`; tell of what could not be loaded, or raise it."""
+    """Return the sample with its tensors on `device`; pass its errors to `on_bad_sample`, or raise them."""
     from accelerate.utils import send_to_device
 
     for error in loaded.errors:

@@ -1,4 +1,4 @@
-"""Being asked to stop: the first SIGINT or SIGTERM lets the step be finished and saved, the second does not wait."""
+"""Handle SIGINT and SIGTERM: the first lets the step be finished and saved, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from dsctl_core.errors import DsctlError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SAME = 1.0  # seconds within which another signal is the same request, passed on once more by a launcher
+SAME = 1.0  # seconds within which a second signal counts as the first, which a launcher may pass on again
 ANEW = "begin anew from those weights, such as by --lora-checkpoint FILE, in another --output-path"
 
 
 class TrainingStopped(DsctlError):
-    """The run was asked to stop, and did so after a step that is saved. `exit_code` is 128 + the signal's number.
+    """Raised when a signal stopped the run after a saved step. `exit_code` is 128 + the signal's number.
 
-    Where it is not `resumable`, the weights of that step are saved, and no state.
+    If not `resumable`, only the weights of that step are saved, and no state.
     """
 
     def __init__(self, number: int, step: int, total: int, *, resumable: bool = True) -> None:
@@ -32,10 +32,10 @@ class TrainingStopped(DsctlError):
 
 
 class StopSignals:
-    """While entered, notes the first signal in `number` instead of letting it end the process.
+    """Context manager that stores the first signal in `number` instead of letting it end the process.
 
-    A second one, more than a second later, ends it: SIGINT as KeyboardInterrupt, SIGTERM as SystemExit. Outside the
-    main thread, where Python takes no signals, nothing is changed.
+    A second one, more than a second later, ends the process: SIGINT as KeyboardInterrupt, SIGTERM as SystemExit. It
+    does nothing outside the main thread, where Python handles no signals.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            # None stands for a handler that was not set by Python; it cannot be put back, the default can.
+            # None means a handler that Python did not set; it cannot be restored, so use the default.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
@@ -63,5 +63,5 @@ class StopSignals:
 
 
 def leave_interrupts_to_the_main_process(worker: int) -> None:
-    """Keep Ctrl-C, which every process of a terminal gets, from ending a worker that the last step still needs."""
+    """Ignore SIGINT in a worker, which the last step still needs: a terminal sends Ctrl-C to every process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

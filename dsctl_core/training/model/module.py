@@ -1,4 +1,4 @@
-"""DiffusionTrainingModule: a pipeline seen as something to train."""
+"""Define DiffusionTrainingModule, a pipeline as a trainable module: freezing, LoRA, fp8 storage and export."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from dsctl_core.scheduler import TRAINING_LEVELS
 
 @dataclass
 class TrainedComponent:
-    """What of one component is trained and how its weights are written."""
+    """The trained part of one component, and how its weights are saved."""
 
     name: str
     lora: bool
-    parts: tuple[str, ...] = ()  # names of the modules that are trained whole; "" is all of it
+    parts: tuple[str, ...] = ()  # names of the fully trained modules; "" is the whole component
     description: dict[str, str] = field(default_factory=dict)
 
 
 def split_names(names: str | Sequence[str] | None) -> list[str]:
-    """Return the names in a list or in a comma-separated string."""
+    """Return the names in a sequence or a comma-separated string as a list."""
     if names is None:
         return []
     parts = names.split(",") if isinstance(names, str) else names
@@ -42,9 +42,9 @@ def split_names(names: str | Sequence[str] | None) -> list[str]:
 
 
 class DiffusionTrainingModule(nn.Module):
-    """Base of everything that is trained: a subclass sets `self.pipe` and writes `forward(data)` returning the loss.
+    """Base class of training modules: a subclass sets `self.pipe` and implements `forward(data)`, the loss.
 
-    Parameters are named from here, so those of the denoiser start with `pipe.dit.`.
+    Parameter names start at this module, so those of the denoiser begin with `pipe.dit.`.
     """
 
     pipe: BasePipeline
@@ -72,15 +72,25 @@ class DiffusionTrainingModule(nn.Module):
         fp8_models: str | Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
-        """Freeze `pipe`, then make trainable what is asked for, in float32, and set the schedule for training.
+        """Freeze `pipe`, make the selected parts trainable in float32, and set the schedule for training.
 
-        `trainable_models` are components ("dit") or modules in them ("dit.proj_out", "dit.transformer_blocks.*.attn").
-        `lora_base_model` gets a LoRA on `lora_target_modules` (see `find_targets`; None: the family's published list
-        for a denoiser, "auto" for anything else), started from `lora_checkpoint` if given. Several components, such as
-        two denoisers, get one each.
-        `preset_lora_path` is fused into `preset_lora_model` first, so that only what is beyond it is learned.
-        `loras` are files and scales that are fused into every component they are for.
-        `fp8_models` are stored in float8; they must not be trained themselves, a LoRA on them may be.
+        Args:
+            pipe: the pipeline, with its components loaded.
+            trainable_models: components ("dit") or modules in them ("dit.proj_out", "dit.transformer_blocks.*.attn").
+            lora_base_model: the components that get a LoRA each.
+            lora_target_modules: the layers of the LoRA, see `find_targets` (None: the family's published list for a
+                denoiser, "auto" for other components).
+            lora_rank: the rank of the LoRA.
+            lora_alpha: the alpha of the LoRA (None: the rank).
+            lora_dropout: the dropout probability of the LoRA's inputs.
+            use_dora: train a DoRA.
+            use_rslora: scale the LoRA by alpha / sqrt(rank).
+            lora_checkpoint: the LoRA file to start from.
+            preset_lora_path: a LoRA file that is fused into `preset_lora_model` first, so that only the rest is
+            learned. preset_lora_model: the component of `preset_lora_path` (None: the first denoiser).
+            loras: LoRA files and scales, fused into every component that they have layers for.
+            fp8_models: components to store in float8. They must not be trained themselves; a LoRA on them may be.
+            seed: the seed of the LoRA's initial weights.
         """
         full = split_names(trainable_models)
         eight_bit, adapted = split_names(fp8_models), split_names(lora_base_model)
@@ -142,18 +152,18 @@ class DiffusionTrainingModule(nn.Module):
         return TrainedComponent(component, lora=False, parts=tuple(found), description=about)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the name and the tensor of everything that is trained."""
+        """Yield (name, parameter) for every trained parameter."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def trainable_modules(self) -> list[nn.Parameter]:
-        """Return the parameters that an optimizer should get."""
+        """Return the parameters for the optimizer."""
         return [parameter for _, parameter in self.trainable_parameters()]
 
     def export_trained(self, remove_prefix: str | None = None) -> dict[str, dict[str, Tensor]]:
-        """Return the trained weights by component, ready to be written.
+        """Return the trained weights by component, ready to be saved.
 
-        A LoRA gets the key names of dsctl_core.lora.formats. Fully trained weights are named as this module names
-        them less `remove_prefix` (None: less the component's own prefix, which gives the published names).
+        A LoRA has the key names of dsctl_core.lora.formats. Fully trained weights have their names in this module
+        without `remove_prefix` (None: without the component's own prefix, which gives the published names).
         """
         exported = {}
         for component in self.trained:
@@ -172,7 +182,7 @@ class DiffusionTrainingModule(nn.Module):
         return exported
 
     def count_parameters(self) -> dict[str, int]:
-        """Return how many numbers are trained and how many there are in all."""
+        """Return the number of trained parameters and of all parameters."""
         sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
         return {
             "trained": sum(n for n, on in sizes if on),
@@ -180,18 +190,19 @@ class DiffusionTrainingModule(nn.Module):
         }
 
     def lora_layer_count(self) -> int:
-        """Return how many layers carry the LoRA that is being trained."""
+        """Return the number of layers with a trained LoRA."""
         return sum(len(tuner_layers(self.pipe.component(c.name))) for c in self.trained if c.lora)
 
     def forward(self, data: Any) -> Tensor:
-        """Compute the scalar loss of what the dataset gave; every subclass writes its own."""
+        """Compute the scalar loss of a sample or a batch; every subclass implements it."""
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
 
 
 def find_modules(model: nn.Module, component: str, pattern: str) -> dict[str, nn.Module]:
-    """Return the modules of `model` that a dotted name means, by name; its parts may have wildcards, "" is all of it.
+    """Return the modules of `model` that match the dotted name `pattern`, by name.
 
-    A name that means nothing with parameters is a UsageError, with the near miss if there is one.
+    Parts of the name may have wildcards; "" is the whole model. Raises a UsageError, with the closest match if there is
+    one, for a name that matches nothing with parameters.
     """
     if not pattern:
         return {"": model}
@@ -210,9 +221,9 @@ def find_modules(model: nn.Module, component: str, pattern: str) -> dict[str, nn
 
 
 def _trained_state(model: nn.Module, component: TrainedComponent) -> Iterator[tuple[str, Tensor]]:
-    """Yield what training may have changed: the trained parameters, and the buffers of the modules they are in.
+    """Yield the tensors that training may have changed: trained parameters, and the buffers of their modules.
 
-    A parameter that two modules share has one name.
+    A parameter that two modules share is yielded once.
     """
     yield from ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     heads = tuple(f"{part}." if part else "" for part in component.parts)
@@ -221,5 +232,5 @@ def _trained_state(model: nn.Module, component: TrainedComponent) -> Iterator[tu
 
 
 def float_dtype(mixed_precision: str) -> torch.dtype:
-    """Return the dtype that frozen weights are held in under a mixed-precision setting."""
+    """Return the dtype of frozen weights for a mixed-precision setting."""
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]

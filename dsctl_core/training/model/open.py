@@ -1,4 +1,4 @@
-"""Resolve the model of a run from its options, with its template, and build its pipeline without weights."""
+"""Find the model of a run from its options, with its template, and build its pipeline without weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelUse:
-    """What a run does with its model: which components, or modules in them, it trains, and on top of what."""
+    """The use of a model in a run: the components or modules that it trains, and the LoRAs merged into it first."""
 
     trained: tuple[str, ...]
     edits: WeightEdits
@@ -38,18 +38,18 @@ class ModelUse:
 
     @classmethod
     def of_training(cls, options: TrainOptions) -> ModelUse:
-        """Return what a training does with its model."""
+        """Return the use of the model in a training."""
         adapter = options.adapter
         edits = WeightEdits(options.training.fp8_models, adapter.preset_lora_path, adapter.preset_lora_model or "dit")
         return cls(options.trained_names, edits, adapter.lora_base_model, adapter.lora)
 
     @classmethod
     def of_cache(cls, options: CacheOptions) -> ModelUse:
-        """Return what is done with the model of a cache."""
+        """Return the use of the model in a cache."""
         return cls(options.trained_names, WeightEdits(options.fp8_models))
 
     def refuse_loras_on(self, components: Iterable[str], family: Family) -> None:
-        """Refuse a LoRA of --lora on a component whose outputs a cache holds: they were made without it."""
+        """Raise an error for a LoRA of --lora on one of `components`: the cache has their outputs without it."""
         changed = self.changed_by_loras(family)
         for name in components:
             if name in changed:
@@ -80,9 +80,9 @@ def open_model(
 def with_template(
     resolved: ResolvedModel, source: TemplateSource | None, use: ModelUse, *, trusted: bool, required: bool
 ) -> ResolvedModel:
-    """Return the model with the template `source`, where there is one, as its side network.
+    """Return the model with the template `source` as its side network, or unchanged without a source.
 
-    `required` says that every row must have inputs for it.
+    `required` means that every row must have inputs for the template.
     """
     if source is None:
         if any(name.split(".")[0] == TEMPLATE for name in use.trained):
@@ -98,7 +98,7 @@ def with_template(
 
 
 def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str) -> None:
-    """Refuse an extra input that nothing reads: not the family, its side network or the task's loss."""
+    """Raise an error for an extra input that neither the family, nor its side network, nor the task's loss reads."""
     columns = resolved.side_network.columns if resolved.side_network else ()
     known = (*resolved.family.extra_inputs, *columns, *find_loss(task).columns)
     for name in names:
@@ -108,14 +108,14 @@ def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str
 
 
 def without_downloads(resolved: ResolvedModel) -> ResolvedModel:
-    """Return the model with what is on the disk of it: what is not there is an error and no download."""
+    """Return the model limited to the disk: a missing file is an error instead of a download."""
     configs = tuple(replace(config, skip_download=True) for config in resolved.model_configs)
     readers = {name: replace(config, skip_download=True) for name, config in resolved.reader_configs.items()}
     return replace(resolved, model_configs=configs, reader_configs=readers)
 
 
 def empty_pipeline(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
-    """Return the pipeline of a model without any component of its own: its units can be asked, not run."""
+    """Return the pipeline of a model without components: its units can be inspected, but not run."""
     return resolved.with_side_network(
         empty_pipeline_of_family(resolved.family, dtype, device, resolved.schedule, resolved.parts)
     )
@@ -128,9 +128,9 @@ def empty_pipeline_of_family(
     schedule: Schedule | None = None,
     parts: ModelParts | None = None,
 ) -> BasePipeline:
-    """Return the pipeline of a family without any component.
+    """Return the pipeline of a family without components.
 
-    `schedule` None is the family's, and `parts` None means a model that has all that is optional.
+    `schedule` defaults to the family's; without `parts`, the model has all optional components.
     """
     about: dict[str, Any] = {"torch_dtype": dtype, "device": device, "parts": parts or family.parts()}
     pipe = pipeline_class(family)({}, None, schedule or family.schedule, **about).eval()
@@ -139,5 +139,5 @@ def empty_pipeline_of_family(
 
 
 def findable(model: str | None) -> str | None:
-    """Return a model's name so that it is found from every folder: that of a path as an absolute one."""
+    """Return a model's name, with a path made absolute so that it is valid in every working directory."""
     return str(Path(model).absolute()) if model is not None and Path(model).is_dir() else model

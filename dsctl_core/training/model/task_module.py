@@ -1,4 +1,4 @@
-"""The training module behind `dsctl train`: rows -> the pipeline's units -> the loss of the task, for any family."""
+"""Train any family on any task: rows -> the units of the pipeline -> the loss of the task."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from dsctl_core.training.model.module import DiffusionTrainingModule
 
 
 class TaskModule(DiffusionTrainingModule):
-    """Trains any family on any task: what differs between them is in the pipeline and in the loss.
+    """The training module of `dsctl train`. Families differ in the pipeline, tasks in the loss.
 
-    A sample comes from a cache, or is encoded here, by the same units in the same way: the numbers are the same.
+    A sample comes from a cache or is encoded here, by the same units, with the same result.
     """
 
     def __init__(
@@ -41,9 +41,16 @@ class TaskModule(DiffusionTrainingModule):
         objective: Objective | None = None,
         **training_mode: Any,
     ) -> None:
-        """Take over `pipe`; `training_mode` goes to `switch_pipe_to_training_mode`.
+        """Prepare `pipe` for training.
 
-        `objective` says how noise levels are drawn and weighted; a loss that draws none refuses any but the usual one.
+        Args:
+            pipe: the pipeline, with the components that training runs.
+            task: the name of the task, which selects the loss.
+            extra_inputs: names of further inputs, taken from the rows.
+            use_gradient_checkpointing: recompute activations in the backward pass.
+            use_gradient_checkpointing_offload: keep the checkpoints in main memory.
+            objective: how noise levels are drawn and weighted. A loss that draws none accepts only the default.
+            training_mode: passed to `switch_pipe_to_training_mode`.
         """
         super().__init__()
         self.pipe = pipe
@@ -60,13 +67,13 @@ class TaskModule(DiffusionTrainingModule):
         self.switch_pipe_to_training_mode(pipe, **training_mode)
         self.stages = plan_stages(pipe, self.loss, [component.name for component in self.trained])
         self.denoisers = [each for each in pipe.parts.denoisers if each.name not in self.stages.idle]
-        # What is trained has an optimizer that holds its tensors, and what is not trained may be next to it in a step.
+        # Denoisers stay: the optimizer holds the tensors of a trained one, and a frozen one may follow it in a step.
         pipe.placement = Placement(staying=[each.name for each in self.denoisers])
         self.padded = padded_outputs(pipe.units)
         self.dropouts = dropouts_of(pipe)
 
     def forward(self, data: dict[str, Any] | list[dict[str, Any]]) -> Tensor:
-        """Return the mean loss over a row, or over a list of rows of one size."""
+        """Return the scalar mean loss over a row, or over a list of rows of one size."""
         rows = data if isinstance(data, list) else [data]
         samples = [row[CACHED] for row in rows] if CACHED in rows[0] else self.encode(rows)
         shared, posi, nega = unpick(collate(samples, self.padded))
@@ -80,10 +87,10 @@ class TaskModule(DiffusionTrainingModule):
         return self.loss(self.pipe, **shared, **posi, negative=nega)
 
     def _levels(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return what says at which noise levels a micro-batch is, and by which of several denoisers.
+        """Return the inputs that set the noise levels of a micro-batch, and the denoiser for them.
 
-        Validation has chosen the timestep of each row. Otherwise the loss draws it, in the range of the denoiser that
-        the seed of the first row chooses among those that are trained.
+        In validation each row has its timestep. Otherwise the loss draws it, in the range of the denoiser that the seed
+        of the first row selects among the trained ones.
         """
         if "_timestep" in rows[0]:
             timestep = torch.stack([row["_timestep"] for row in rows])
@@ -94,24 +101,24 @@ class TaskModule(DiffusionTrainingModule):
         return {"objective": objective, "denoiser": denoiser.name}
 
     def trained_levels(self) -> Tensor:
-        """Return the timesteps of the training table at which a denoiser acts that is not idle, (n,) float32."""
+        """Return the timesteps of the training table that belong to a trained denoiser, (n,) float32."""
         table, idle = self.pipe.scheduler.timesteps, self.stages.idle
         if not idle:
             return table
         return torch.stack([each for each in table if self.pipe.parts.denoiser_at(float(each)).name not in idle])
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> list[Sample]:
-        """Return what the first stage makes of each row.
+        """Return the first stage's output for each row.
 
-        It is what it makes of a row alone, to the bit: rows go through a unit together only on a CPU, and only those
-        that the unit says are alike. Batches on a GPU are computed by other kernels, which round otherwise.
+        It equals the output for the row alone, to the bit: rows share a batch only on a CPU, and only rows with equal
+        batch keys. Batches on a GPU are computed by other kernels, which round differently.
         """
-        # As in inference and as for a cache: in the precision of the weights, whatever the training's is.
+        # In the precision of the weights, as in inference and for a cache, whatever the precision of training.
         with torch.no_grad(), torch.autocast(self.pipe.device.type, enabled=False):
             try:
                 return self._encode(rows)
             except DsctlError as error:
-                if len(rows) > 1:  # which of them was it?
+                if len(rows) > 1:  # find the row that failed
                     return [sample for row in rows for sample in self.encode([row])]
                 if "_row" not in rows[0]:
                     raise
@@ -129,7 +136,7 @@ class TaskModule(DiffusionTrainingModule):
         return [rounded(sample, self.pipe.torch_dtype) for sample in made]
 
     def _inputs(self, row: dict[str, Any]) -> Sides:
-        """Return the inputs of one row. A loss that reads the row's own seed gets that, not the one of this time."""
+        """Return the inputs of one row. A loss that reads the row's own seed gets that, not the seed of this step."""
         if self.loss.read_row is not None and ROW_SEED in row:
             row = {**row, "seed": row[ROW_SEED]}
         return self.loss.inputs_from_row(self.pipe, row, self.extra_inputs)
@@ -141,7 +148,7 @@ class TaskModule(DiffusionTrainingModule):
 
 
 def objective_of(options: ObjectiveOptions) -> Objective:
-    """Return how `options` have noise levels drawn and weighted."""
+    """Return the objective, how noise levels are drawn and weighted, of `options`."""
     usual = Objective()
     return Objective(
         sampling=options.timestep_sampling,
@@ -155,7 +162,7 @@ def objective_of(options: ObjectiveOptions) -> Objective:
 
 
 def refuse_unused(objective: Objective, loss: Loss) -> None:
-    """Refuse an objective that says how to draw noise levels with a loss that draws none."""
+    """Raise an error for an objective that sets how to draw noise levels, with a loss that draws none."""
     if objective != Objective() and not loss.draws_levels:
         raise UsageError(
             f"the task {loss.task} goes through the levels of inference, so none are drawn or weighted",

@@ -1,4 +1,4 @@
-"""Edit the weights of components after loading (fused LoRA, fp8), and identify components with their edits."""
+"""Apply LoRAs and float8 storage to loaded weights, and identify components by their edited weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dsctl_core.pipeline import BasePipeline
 
 @dataclass(frozen=True)
 class WeightEdits:
-    """What is done to the weights of components after they were loaded."""
+    """The changes to the weights of components after loading."""
 
     fp8: tuple[str, ...] = ()
     lora: Path | None = None
@@ -26,19 +26,19 @@ class WeightEdits:
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> WeightEdits:
-        """Return what was done when a cache was made."""
+        """Return the edits that a cache was made with."""
         model = recipe.model
         lora = model["preset_lora_path"]
         return cls(tuple(model["fp8_models"]), Path(lora) if lora else None, model["preset_lora_model"])
 
     def notes(self, component: str) -> tuple[list[str], list[Path]]:
-        """Return what was done to `component`, in words and in files."""
+        """Return the edits of `component` as descriptions, and the files that they come from."""
         lora = self.lora is not None and self.lora_on == component
         words = (["fp8"] if component in self.fp8 else []) + (["lora"] if lora else [])
         return words, [self.lora] if lora and self.lora is not None else []
 
     def apply(self, pipe: BasePipeline) -> None:
-        """Do it to those components of `pipe` that are loaded."""
+        """Apply the edits to the loaded components of `pipe`."""
         if self.lora is not None and self.lora_on in pipe.components:
             fuse_lora(pipe, self.lora, self.lora_on)
         for name in self.fp8:
@@ -47,7 +47,7 @@ class WeightEdits:
 
 
 def identify(resolved: ResolvedModel, components: Sequence[str], edits: WeightEdits) -> dict[str, str]:
-    """Return the identity of each component's weights, with the files of the readers that its inputs come from."""
+    """Return an identifier of each component's weights, which covers the files of the readers of its inputs."""
     side_network = resolved.side_network
     if side_network is not None and side_network.name in components:
         others = [name for name in components if name != side_network.name]

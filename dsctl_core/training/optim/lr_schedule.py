@@ -1,4 +1,4 @@
-"""The course of the learning rate over a run, as a factor for each optimizer update."""
+"""Build the learning-rate schedule of a run, as a factor for each optimizer update."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from torch.optim.lr_scheduler import LambdaLR
 from dsctl_core.errors import UsageError
 from dsctl_core.options.optimizer import OptimizerOptions
 
-CYCLES, POWER = 2, 1.0  # of cosine_with_restarts and polynomial, where none is given
+CYCLES, POWER = 2, 1.0  # defaults of cosine_with_restarts and polynomial
 
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """Builds the schedule that `options` ask for."""
+    """Builds the learning-rate schedule that `options` select."""
 
     options: OptimizerOptions
 
     @property
     def follows_length(self) -> bool:
-        """Whether the rate of a step depends on how many steps the run has in all."""
+        """Whether the rate of a step depends on the total number of steps."""
         return follows_length(self.options)
 
     def __call__(self, optimizer: Optimizer, total: int) -> LambdaLR:
-        """Build it, of an optimizer that has made no update of `total`."""
+        """Build the schedule of `total` updates for an optimizer that has made none yet."""
         rate = float(optimizer.param_groups[0]["lr"])
         return LambdaLR(optimizer, factors(self.options, total, rate))
 
 
 def plan_lr_schedule(options: OptimizerOptions) -> LRSchedule | None:
-    """Return what builds the schedule of a run, given its optimizer and its number of steps; None for a constant rate.
+    """Return a builder of the schedule from an optimizer and the number of steps; None for a constant rate.
 
-    The state of such a schedule is plain numbers, so that it can be kept as JSON.
+    The state of such a schedule is plain numbers, so that it can be stored as JSON.
     """
     return None if options.lr_scheduler == "constant" else LRSchedule(options)
 
 
 def follows_length(options: OptimizerOptions) -> bool:
-    """Return whether the rate of a step depends on how many steps the run has in all.
+    """Return whether the rate of a step depends on the total number of steps.
 
-    It does where it falls until the end, and where the warm-up is given as a share of the run.
+    It does if it decays until the end, and if the warm-up is a share of the run.
     """
     steady = options.lr_scheduler in ("constant", "constant_with_warmup")
     return not steady or 0 < options.lr_warmup_steps < 1
 
 
 def warmup_of(options: OptimizerOptions, total: int) -> int:
-    """Return how many of `total` steps are below the full rate; they must leave a step for the rest."""
+    """Return the number of warm-up steps, of `total`; a UsageError if none is left after them."""
     given = options.lr_warmup_steps
     steps = round(given * total) if given < 1 else int(given)
     if steps >= total:
@@ -62,15 +62,15 @@ def warmup_of(options: OptimizerOptions, total: int) -> int:
 
 
 def factors(options: OptimizerOptions, total: int, rate: float) -> Callable[[int], float]:
-    """Return the function from the number of updates done to what `rate` is multiplied with for the next one.
+    """Return the function from the number of finished updates to the factor of `rate` for the next update.
 
-    The shape is diffusers' own, but for the warm-up: there the first update has the rate 0, a step for nothing. Here
-    the W updates of the warm-up have 1 / (W + 1), ..., W / (W + 1) of the rate, and the one after them all of it.
+    The shape is that of diffusers, except for the warm-up: there the first update has the rate 0 and changes nothing.
+    Here the W updates of the warm-up have 1 / (W + 1), ..., W / (W + 1) of the rate, and the next one has all of it.
     """
     from diffusers.optimization import get_scheduler
 
     warmup = warmup_of(options, total)
-    # It wants an optimizer to act on; only its function is of use here.
+    # diffusers needs an optimizer; only the function of its schedule is used here.
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=rate)
     try:
         shape = get_scheduler(

@@ -1,4 +1,4 @@
-"""The optimizer of a run: found by its name, checked before anything is loaded, built on the trained weights."""
+"""Find the optimizer of a run by its name, check its arguments, and build it on the trained weights."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from dsctl_core.options.template import MODEL as TEMPLATE
 if TYPE_CHECKING:
     from dsctl_core.families.resolve import ResolvedModel
 
-LORA_RATE, FULL_RATE = 1e-4, 1e-5  # of AdamW: the learning rates that the spec recommends
-OURS = ("self", "params", "lr", "weight_decay")  # parameters that are no --optimizer-args
+LORA_RATE, FULL_RATE = 1e-4, 1e-5  # of AdamW: the learning rates that the specification recommends
+OURS = ("self", "params", "lr", "weight_decay")  # parameters that --optimizer-args cannot set
 
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """An optimizer that can be built: its class, and all arguments but the weights."""
+    """The class of an optimizer and all its arguments except the weights."""
 
     kind: type[Optimizer]
     arguments: Mapping[str, Any]
 
     def __call__(self, parameters: Sequence[Any]) -> Optimizer:
-        """Build the optimizer on `parameters`; one that refuses its arguments is a usage error.
+        """Build the optimizer on `parameters`; raise a UsageError if it refuses its arguments.
 
-        Its state has the dtype of the weights, which are trained in float32 whatever the base is held in.
+        Its state has the dtype of the parameters, which is float32 whatever the dtype of the frozen weights.
         """
         arguments = dict(self.arguments)
         if self.kind is torch.optim.AdamW and not {"fused", "foreach"} & set(arguments):
-            # One pass over each weight in place of a dozen; the numbers differ by the last bit at most.
+            # One pass over each weight instead of a dozen; the results differ by the last bit at most.
             arguments["fused"] = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
         try:
             return self.kind(parameters, **arguments)
@@ -47,16 +47,16 @@ class OptimizerPlan:
             ) from error
 
     def described(self) -> dict[str, Any]:
-        """Return it for run.json: the class, and what it is given; values that JSON lacks as text."""
+        """Return the class and its arguments for run.json; values that JSON cannot hold become strings."""
         plain = {n: v if isinstance(v, bool | int | float | None) else str(v) for n, v in self.arguments.items()}
         return {"class": f"{self.kind.__module__}.{self.kind.__qualname__}", **plain}
 
 
 def plan_optimizer(options: OptimizerOptions, learning_rate: float) -> OptimizerPlan:
-    """Find the optimizer that `options` name and check its arguments against its signature.
+    """Find the optimizer that `options` name, and check its arguments against its signature.
 
-    Raises DsctlError for a package that is not installed, with what installs it, and UsageError for a class that is not
-    in it or no optimizer of this kind, and for an argument that it does not take, with those that it does.
+    Raises DsctlError if its package is not installed, and UsageError for a class that the package lacks or that is not
+    a supported optimizer, and for an argument that the class does not accept.
     """
     known = OPTIMIZERS.get(options.optimizer) or KnownOptimizer(options.optimizer)
     kind = _import_class(known)
@@ -108,10 +108,10 @@ def _import_class(known: KnownOptimizer) -> type[Optimizer]:
 
 
 def learning_rate(options: OptimizerOptions, trained_whole: Sequence[str], resolved: ResolvedModel) -> float:
-    """Return the rate given, else the usual one of the optimizer; `trained_whole` are what --trainable-models names.
+    """Return the learning rate of the options, or the default; `trained_whole` are the names in --trainable-models.
 
-    That is mostly that of AdamW: the preset's own or 1e-4 for a LoRA or a template, and 1e-5 when whole components
-    are trained.
+    The default of most optimizers is AdamW's: that of the preset or 1e-4 for a LoRA or a template, and 1e-5 when whole
+    components are trained.
     """
     if options.learning_rate is not None:
         return options.learning_rate

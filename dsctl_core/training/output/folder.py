@@ -1,4 +1,4 @@
-"""The output folder of a run: claimed before anything long starts, never shared by two runs."""
+"""Claim the output folder of a run, before anything long starts, so that two runs never share it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refuse_used(folder: Path) -> None:
 
 
 def claim(folder: Path) -> list[Path]:
-    """Make `folder`, prove that it can be written, and return the folders that had to be made, innermost first."""
+    """Create `folder`, check that it is writable, and return the created folders, innermost first."""
     refuse_used(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     prepare_folder(folder)
@@ -34,7 +34,7 @@ def claim(folder: Path) -> list[Path]:
 
 
 def lines_until(path: Path, step: int) -> list[str]:
-    """Return the whole lines of metrics in `path` that are not of steps after `step`: [] where there is no file."""
+    """Return the complete lines of metrics in `path` up to `step`, or [] if there is no file."""
     if not path.is_file():
         return []
     kept = []
@@ -42,7 +42,7 @@ def lines_until(path: Path, step: int) -> list[str]:
         try:
             values = json.loads(line)
         except ValueError:
-            continue  # cut off by a kill
+            continue  # cut off when the process was killed
         if line.endswith("\n") and values.get("step", 0) <= step:
             kept.append(line)
     return kept

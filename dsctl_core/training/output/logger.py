@@ -1,4 +1,4 @@
-"""ModelLogger: what a run leaves behind, a line of metrics a step and the trained weights."""
+"""Define ModelLogger, which writes a line of metrics for each step and the trained weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Continuation:
-    """That a run goes on after `step` updates of the run in `output_path`, and what is `changed`: name -> old, new."""
+    """A resumption after `step` updates of the run in `output_path`; `changed` maps settings to (old, new)."""
 
     output_path: Path
     step: int
@@ -55,14 +55,19 @@ class Continuation:
 class ModelLogger:
     """Writes `metrics.jsonl` and `step-N.safetensors` into `output_path`; N counts optimizer updates.
 
-    When several components are trained each gets a file of its own, `step-N.COMPONENT.safetensors`; so does one of
-    several denoisers, trained alone or not.
-    A LoRA is written as `lora_format` (see dsctl_core.lora.formats) in `lora_dtype`, and read back to prove it; the
-    format "peft" makes a folder `step-N.peft`.
-    `metadata` is added to the header of every file, and `base_weights`, by component, to that of its own; `run` says
-    how the run was made and goes into `run.json`. A folder that holds a run already is refused. `variants` are further
-    kinds of weights to save, as what puts them into the model for a while; their files are
+    When several components are trained, each gets its own file, `step-N.COMPONENT.safetensors`; so does one of several
+    denoisers, trained alone or not. A LoRA is read back after writing to verify the file.
+    `variants` are further kinds of weights to save, as context managers that put them into the model; their files are
     `step-N.VARIANT.safetensors`.
+
+    Args:
+        output_path: the folder; a folder that already has a run is refused.
+        remove_prefix_in_ckpt: the prefix to remove from the names of fully trained weights.
+        metadata: metadata for the header of every file.
+        run: the description of the run for `run.json`.
+        lora_format: a format of dsctl_core.lora.formats; "peft" writes a folder `step-N.peft`.
+        lora_dtype: the dtype of saved LoRAs.
+        base_weights: by component, the identifier of the base weights for the header of its file.
     """
 
     def __init__(
@@ -86,17 +91,17 @@ class ModelLogger:
         self.variants: dict[str, Callable[[], AbstractContextManager[None]]] = {"": nullcontext}
         self.saved_step = -1
         self.files: list[Path] = []
-        self.waiting: list[dict[str, Any]] = []  # lines for metrics.jsonl from before the first step
+        self.waiting: list[dict[str, Any]] = []  # lines for metrics.jsonl that precede the first step
 
     def on_training_start(self, accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
-        """Claim the output folder, unless the run goes on in it."""
+        """Claim the output folder, unless the run is resumed in it."""
         goes_on = self.continues is not None and self.continues.output_path == self.output_path.absolute()
         if accelerator.is_main_process and not goes_on:
             claim(self.output_path)
         accelerator.wait_for_everyone()
 
     def begin(self, accelerator: Accelerator) -> None:
-        """Drop the metrics of steps that will be done once more; those of a run in another folder are taken over."""
+        """Drop the metrics of steps that will be repeated; copy those of a resumed run in another folder."""
         if self.continues is not None and accelerator.is_main_process:
             clear_leftovers(self.output_path)
             lines = lines_until(self.continues.output_path / METRICS_FILE, self.continues.step)
@@ -105,7 +110,7 @@ class ModelLogger:
     def on_step_end(self, accelerator: Accelerator, module: DiffusionTrainingModule, record: StepRecord) -> None:
         """Append the step's line to metrics.jsonl; with the first step, write run.json.
 
-        Not earlier, so that a run that fails before it has done anything can be started again in the same folder.
+        It is not written earlier, so that a run that fails before its first step can be restarted in the same folder.
         """
         if accelerator.is_main_process:
             if not self.described and self.run is not None:
@@ -115,7 +120,7 @@ class ModelLogger:
             self.waiting.clear()
 
     def append(self, accelerator: Accelerator, line: dict[str, Any]) -> None:
-        """Append a line that says its step to metrics.jsonl; one from before the first step waits for that."""
+        """Append a line with a "step" to metrics.jsonl; lines before the first step are kept until then."""
         if not accelerator.is_main_process:
             return
         if line["step"] == 0:
@@ -132,7 +137,7 @@ class ModelLogger:
             raise write_error(path, error) from error
 
     def _describe(self) -> dict[str, Any]:
-        """Return what run.json says: of a run that goes on, also when it did so and what was changed."""
+        """Return the content of run.json, for a resumed run with the time of the resume and the changed settings."""
         run = self.run or {}
         if self.continues is None:
             return run
@@ -148,11 +153,11 @@ class ModelLogger:
         }
 
     def rehearse(self, accelerator: Accelerator, module: DiffusionTrainingModule, folder: Path) -> None:
-        """Write the weights into `folder` as they will be saved, by all processes together."""
+        """Write the weights into `folder` as `save` will do; called by all processes."""
         self._write_all(accelerator, module, 0, folder)
 
     def save(self, accelerator: Accelerator, module: DiffusionTrainingModule, step: int) -> list[Path]:
-        """Write the trained weights as they are after `step` updates, unless they are written already."""
+        """Write the trained weights after `step` updates, unless they are written already; return the files."""
         if step == self.saved_step:
             return self.files
         accelerator.wait_for_everyone()
@@ -215,11 +220,11 @@ class ModelLogger:
 
 
 def several_denoisers(pipe: BasePipeline) -> tuple[str, ...]:
-    """Return the names of the denoisers of `pipe` if it has more than one, else nothing."""
+    """Return the names of the denoisers of `pipe` if it has more than one, else ()."""
     names = tuple(denoiser.name for denoiser in pipe.parts.denoisers)
     return names if len(names) > 1 else ()
 
 
 def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
-    """Return a line with null for what is no number: JSON has no other word for it."""
+    """Return a line with None for NaN and infinity, which JSON cannot hold."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}

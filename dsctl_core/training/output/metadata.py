@@ -1,4 +1,4 @@
-"""Collect the metadata of a run's files: base model, dataset, options, versions and hardware."""
+"""Build the metadata that records the origin of a run's files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def header_metadata(
     options: LoraOptions, resolved: ResolvedModel, source: UnifiedDataset | CachedDataset
 ) -> dict[str, str]:
-    """Return what is the same for all files of a run: the base, the dataset and the trigger words."""
+    """Return the metadata of all files of a run: the base model, the dataset and the trigger words."""
     about = {"base_model": resolved.label}
     if resolved.preset is not None and resolved.preset.model_id is not None:
         about["base_model_id"] = resolved.preset.model_id
@@ -51,7 +51,7 @@ def header_metadata(
 def describe_run(
     options: TrainOptions, resolved: ResolvedModel, optimizer: OptimizerPlan, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Return what `run.json` says: the options as resolved, the model, the versions and the hardware."""
+    """Return the content of `run.json`: the resolved options, the model, the versions and the hardware."""
     packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
     device = accelerator.device
     return {
@@ -79,7 +79,7 @@ def describe_run(
 
 
 def base_weights(options: LoraOptions, resolved: ResolvedModel) -> dict[str, str]:
-    """Return, where several components get a LoRA, what tells the weights of each of them."""
+    """Return an identifier of the base weights of each component, if several components get a LoRA."""
     named = split_names(options.lora_base_model)
     return _weights(resolved, named) if len(named) > 1 else {}
 

@@ -1,4 +1,4 @@
-"""A save before the first step: what would fail after hours of training fails at once."""
+"""Rehearse a save before the first step, so that it does not fail after hours of training."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PROBE = 16 * 2**20
 
 
 def rehearse_save(run: TrainingRun, snapshots: Snapshots, saves: int) -> None:
-    """Prove that weights and state can be saved, by all processes together; leave nothing behind.
+    """Check that weights and state can be saved, by all processes together; leave nothing behind.
 
-    A full disk, a missing permission, a format that a weight does not fit and a state that cannot be kept are a
-    DsctlError here. `saves` is how often the weights will be saved; it is told if all of that will not fit.
+    Raises DsctlError for a full disk, a missing permission, weights that do not fit the format, or a state that cannot
+    be stored. `saves` is the number of saves of the run; a note is shown if the disk has no room for all of them.
     """
     output = run.logger.output_path
     weights, state = weight_bytes(run), snapshots.bytes()
@@ -55,12 +55,12 @@ def rehearse_save(run: TrainingRun, snapshots: Snapshots, saves: int) -> None:
 
 
 def weight_bytes(run: TrainingRun) -> int:
-    """Return how many bytes the file of trained weights takes, at most."""
+    """Return the size of the file of trained weights in bytes, at most."""
     return sum(parameter.numel() * parameter.element_size() for parameter in run.parameters)
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise a DsctlError where fewer than `needed` bytes are free for `folder`."""
+    """Raise a DsctlError if fewer than `needed` bytes are free for `folder`."""
     free = free_bytes(folder)
     if needed > free:
         raise DsctlError(
@@ -70,7 +70,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return how many bytes this user can still write in `folder`."""
+    """Return the number of bytes that this user can still write in `folder`."""
     return shutil.disk_usage(folder).free
 
 

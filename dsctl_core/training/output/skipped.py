@@ -1,4 +1,4 @@
-"""The record of rows that a run went on without."""
+"""Record the rows that a run skips."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dsctl_core.stages.encode import SKIPPED_FILE
 
 
 class SkippedRows:
-    """Keeps what is wrong with each row that is skipped, once; from `start` on also in `skipped.jsonl`.
+    """Keeps the error of each skipped row, once; after `start` also in `skipped.jsonl`.
 
-    What a run that goes on has in that file already is kept.
+    A resumed run keeps the lines that the file already has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,7 +26,7 @@ class SkippedRows:
         return len(self.lines)
 
     def add(self, error: DsctlError) -> None:
-        """Record one row's problem, unless it is recorded already."""
+        """Record the error of one row, unless it is recorded already."""
         if error.problem in self.lines:
             return
         line = {"problem": error.problem, "hint": error.hint, "kind": kind_of_problem(error)}
@@ -35,7 +35,7 @@ class SkippedRows:
             self._write("a", self.lines[error.problem])
 
     def start(self, *, is_main_process: bool = True) -> None:
-        """Write what is recorded so far, which all processes know; there is no file when that is nothing."""
+        """Write the errors recorded so far, which all processes have; no file is written if there are none."""
         self.started = True
         if self.lines and is_main_process:
             earlier = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []

@@ -1,4 +1,4 @@
-"""Check that a cache fits the run that trains from it; where it does not, name the command that rebuilds it."""
+"""Check that a cache matches the run that trains from it, and build the command that rebuilds it if not."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NAMING = ("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path"
 
 
 class CacheMismatch(DsctlError):
-    """A cache was made of something else than the run is about."""
+    """Raised for a cache that was made with another model, dataset or settings than those of the run."""
 
 
 @dataclass(frozen=True)
 class CacheCheck:
-    """Compares a cache with a run: its model, where it names one, and its dataset options, as far as they are given."""
+    """Compares a cache with a run: with its model, if the options name one, and with its dataset options, if set."""
 
     cache: CachedDataset
     weights: SomeModelOptions
@@ -35,19 +35,19 @@ class CacheCheck:
 
     @property
     def recipe(self) -> Recipe:
-        """What the cache was made of."""
+        """The recipe that the cache was made with."""
         return self.cache.manifest.recipe
 
     def model_names(self) -> dict[str, str | None]:
-        """Return how the run's model is named: by the options, else as the cache was made with."""
+        """Return the names of the run's model: those of the options, else those of the cache."""
         named = self.weights.flat_values() if self.weights.names_model else self.recipe.model
         return {name: named[name] for name in NAMING}
 
     def refuse_misfit(self, resolved: ResolvedModel, task: str | None) -> None:
-        """Raise a CacheMismatch, with both values and the command that makes the cache anew, where it does not fit.
+        """Raise a CacheMismatch, with both values and the command that rebuilds the cache, if it does not match.
 
-        `task` is None where none is given. Weights that the first stage used are compared where they are at hand:
-        training itself needs none of them.
+        `task` None skips the check of the task. Weights that the first stage used are compared if they are on the disk;
+        training itself does not need them.
         """
         recipe, data = self.recipe, self.data
         if resolved.family.name != recipe.family:
@@ -67,12 +67,12 @@ class CacheCheck:
             try:
                 new = identify(resolved, [name], edits)[name]
             except DsctlError:
-                continue  # not at hand, and not needed
+                continue  # not on the disk, and not needed
             if new != old:
                 raise self._mismatch(name, f"{old[:19]}...", f"{new[:19]}... ({resolved.label})")
 
     def refuse_other_units(self, stages: Stages, trained: Sequence[str]) -> None:
-        """Raise a CacheMismatch where the run divides into its stages in another way than the cache was made for."""
+        """Raise a CacheMismatch if the run is split into stages differently from the cache."""
         recipe = self.recipe
         once = [(type(unit).__name__, unit.version) for unit in stages.split.once]
         every_step = tuple(type(unit).__name__ for unit in stages.split.every_step)
@@ -84,7 +84,7 @@ class CacheCheck:
                 raise self._mismatch("unit", f"{old_name} version {old_version}", f"{name} version {version}")
 
     def rebuild_command(self, trainable: Sequence[str] | None = None) -> str:
-        """Return the `dsctl cache` command that makes the cache fit the run."""
+        """Return the `dsctl cache` command that makes the cache match the run."""
         recipe, data = self.recipe, self.data
         values: dict[str, Any] = {**self.model_names()}
         values["model"] = findable(values["model"])
@@ -108,7 +108,7 @@ class CacheCheck:
         return shlex.join(["dsctl", "cache", *(word for flag in flags for word in flag), *outside])
 
     def _size(self, name: str) -> Any:
-        """Return one of SIZES as a recipe has it."""
+        """Return the value in the recipe of `name`, which is one of SIZES."""
         value = self.data.value_of(name)
         return ",".join(value) if isinstance(value, tuple) else value
 

@@ -1,4 +1,4 @@
-"""Plan stage one of a task: encode a dataset on a model into a cache."""
+"""Plan the first stage of a task: encode a dataset with a model into a cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """Stage one of a run: all that it takes to encode `dataset` into a cache, but the folder."""
+    """The first stage of a run: all that encoding `dataset` into a cache needs, except the folder."""
 
     resolved: ResolvedModel
     dataset: UnifiedDataset
@@ -48,26 +48,26 @@ class EncodePlan:
     prune: bool = False
 
     def fill(self, cache: Path, progress: Progress) -> CacheResult:
-        """Make `cache` hold an entry for each row of the dataset."""
+        """Encode the rows of the dataset that have no entry in the folder `cache` yet."""
         return encode_dataset(cache, self.dataset, self.encoder(), self.settings(), progress)
 
     def encoder(self) -> Encoder:
-        """Return what encodes. The weights that it will use are identified here, and downloaded if need be."""
+        """Return the encoder. Identifies the weights that it will use, and downloads them if necessary."""
         return Encoder(self.shell, self.stages, self.recipe(), self.load)
 
     def load(self, components: Sequence[str]) -> BasePipeline:
-        """Return the pipeline with `components`, as the recipe says."""
+        """Return the pipeline with `components` loaded in the dtype of the recipe."""
         if not components:
             return self.shell
         shell = self.shell
         pipe = self.resolved.load_pipeline(torch_dtype=shell.torch_dtype, device=shell.device, only=components)
         self.edits.apply(pipe)
-        # The units' view of where in a run they are must be that of training.
+        # Units must see the schedule of training.
         pipe.scheduler.set_timesteps(training=True)
         return pipe
 
     def settings(self) -> EncodeSettings:
-        """Return how it is done, shared with the other processes of the run."""
+        """Return the settings of encoding, for all processes of the run."""
         from accelerate.utils import gather_object
 
         accelerator = self.accelerator
@@ -84,7 +84,7 @@ class EncodePlan:
         )
 
     def recipe(self) -> Recipe:
-        """Return what the entries are made of and how, which tells this cache from every other."""
+        """Return the recipe of the entries, which identifies the cache."""
         split, weights, data, edits = self.stages.split, self.weights, self.data, self.edits
         side_network = self.resolved.side_network
         return Recipe(
@@ -120,9 +120,9 @@ class EncodePlan:
 
 
 def plan_encoding(options: CacheOptions | TrainOptions) -> EncodePlan:
-    """Work out stage one alone, of `dsctl cache` or of the task `...:data_process`.
+    """Plan the first stage alone, for `dsctl cache` or the task `...:data_process`.
 
-    Raises DsctlError for what cannot be encoded, before any weights are loaded.
+    Raises DsctlError, before any weights are loaded, for a dataset or a model that cannot be encoded.
     """
     if isinstance(options, TrainOptions):
         use, task, trainable = ModelUse.of_training(options), options.loss_task, options.trained_components
@@ -165,7 +165,7 @@ def plan_encoding(options: CacheOptions | TrainOptions) -> EncodePlan:
 
 
 def picture_settings(data: DataOptions, resolved: ResolvedModel) -> dict[str, Any]:
-    """Return what becomes of pictures: without any size given, a native size of the model limits their pixels."""
+    """Return the settings for resizing pictures; by default a native size of the model limits their pixels."""
     native = resolved.defaults.get("max_pixels")
     max_pixels = data.max_pixels if data.given("max_pixels") or native is None else native
     return {
@@ -181,7 +181,7 @@ def picture_settings(data: DataOptions, resolved: ResolvedModel) -> dict[str, An
 
 
 def refuse_varying(dataset: UnifiedDataset) -> None:
-    """Refuse to encode once what is drawn anew each time."""
+    """Raise an error for a dataset with random operators, whose rows cannot be encoded once."""
     if dataset.varies():
         raise UsageError(
             "prompts that are drawn anew for every sample (several in a row, or --caption-dropout) cannot be cached",

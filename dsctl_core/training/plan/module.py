@@ -1,4 +1,4 @@
-"""Builds the module that a plan trains: with its weights loaded, or on a pipeline that is at hand."""
+"""Build the training module of a plan, with its weights loaded or on an existing pipeline."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dsctl_core.training.plan.plan import TrainingPlan
 def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
     """Load the pipeline (frozen weights in the run's precision, trained ones in float32) and make it trainable.
 
-    Of its components those that the plan names. What is to be done to one that is not loaded was done in stage one.
+    Only the components in the plan are loaded. Edits of a component that is not loaded were applied in the first stage.
     """
     progress.note(f"Loading {plan.model.label}")
     memory, device = plan.options.memory, plan.accelerator.device
     whole = {name.split(".")[0]: torch.float32 for name in plan.options.training.trainable_models or ()}
-    # What is to wait in main memory is not sent to the GPU first, which it might not fit into.
+    # Offloaded blocks are loaded into main memory: the whole model may not fit into the GPU.
     place = torch.device("cpu") if memory.offload_blocks else device
     pipe = plan.model.load_pipeline(torch_dtype=plan.dtype, device=place, only=plan.components, component_dtypes=whole)
     module = task_module(plan, pipe)
@@ -36,7 +36,7 @@ def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
 
 
 def task_module(plan: TrainingPlan, pipe: BasePipeline, *, read_loras: bool = True) -> TaskModule:
-    """Make trainable on `pipe` what the plan says; without `read_loras`, no LoRA is read: they change no sizes."""
+    """Build the training module of the plan on `pipe`. Without `read_loras` no LoRA file is read or merged."""
     training, adapter, edits = plan.options.training, plan.options.adapter, plan.use.edits
     return TaskModule(
         pipe,

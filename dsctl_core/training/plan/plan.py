@@ -1,4 +1,4 @@
-"""The plan of a training: made once from the options, then followed by the run, or by the dry run."""
+"""Build the plan of a training from its options, for the run and for the dry run."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-CACHE_FOLDER = "cache"  # in the output folder of a run that makes its own
+CACHE_FOLDER = "cache"  # in the output folder of a run that builds its own cache
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What a training will do, found out and checked before any weights are loaded or anything is written."""
+    """The plan of a training, checked before any weights are loaded or anything is written."""
 
     options: TrainOptions
     model: ResolvedModel
     use: ModelUse
-    source: Source  # of the samples: a dataset, or the cache to train from
+    source: Source  # the samples: a dataset, or the cache to train from
     skipped: SkippedRows
     accelerator: Accelerator
     task: str
     stages: Stages
-    encoding: EncodePlan | None  # the cache that the run makes for itself, where its samples repeat
+    encoding: EncodePlan | None  # of the run's own cache, which it builds if its samples repeat
     optimizer: OptimizerPlan
     lr_schedule: LRSchedule | None
     callbacks: CallbackPlan
-    state: SavedState | None  # that the run goes on from
-    identity: dict[str, Any]  # all that the results depend on
+    state: SavedState | None  # the state to resume from
+    identity: dict[str, Any]  # all settings and files that the results depend on
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,14 +64,14 @@ class TrainingPlan:
 
     @property
     def cached(self) -> bool:
-        """Whether training reads its samples from a cache, its own or another."""
+        """Whether training reads its samples from a cache, the run's own or another."""
         return self.encoding is not None or isinstance(self.source, CachedDataset)
 
     @property
     def components(self) -> tuple[str, ...] | None:
-        """The components that are loaded for training, None for all: from a cache only those of stage two.
+        """The components that are loaded for training, or None for all. With a cache, only those of stage two.
 
-        Denoisers that are not trained, beside one that is, are not needed either.
+        Denoisers that are not trained, beside one that is, are not loaded either.
         """
         if self.cached:
             return self.stages.second_components
@@ -82,20 +82,20 @@ class TrainingPlan:
 
     @property
     def own_cache(self) -> Path:
-        """The folder of the cache that the run makes for itself."""
+        """The folder of the run's own cache."""
         return self.options.output.output_path / CACHE_FOLDER
 
     @property
     def goes_on(self) -> bool:
-        """Whether the run goes on in the output folder of the state that it goes on from."""
+        """Whether the run is resumed in the output folder of its state."""
         return _goes_on(self.options.output, self.state)
 
 
 def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = False) -> TrainingPlan:
-    """Work out what a training will do. What is cheap to check is checked first.
+    """Plan a training. Cheap checks come first.
 
-    Nothing is written; with `offline`, nothing is downloaded either. Who takes the plan ends its `accelerator`.
-    Raises DsctlError for whatever can be known not to work before weights are loaded.
+    Nothing is written; with `offline`, nothing is downloaded either. The caller must call `end_training()` of the
+    plan's `accelerator`. Raises DsctlError for every problem that can be found before weights are loaded.
     """
     output, training, adapter = options.output, options.training, options.adapter
     require_trackers([tracker.name for tracker in options.callbacks.track])
@@ -151,7 +151,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
 
 
 def build_accelerator(options: TrainingOptions) -> Accelerator:
-    """Set up accelerate: device, precision and accumulation."""
+    """Set up accelerate: device, precision and gradient accumulation."""
     from accelerate import DistributedDataParallelKwargs
 
     return make_accelerator(
@@ -183,7 +183,7 @@ def _plan_own_cache(
     shell: BasePipeline,
     stages: Stages,
 ) -> EncodePlan | None:
-    """Return what is encoded beforehand: all samples, where they are seen more than once and are the same each time."""
+    """Return the plan of the run's own cache, if samples are used more than once and do not vary; else None."""
     if isinstance(source, CachedDataset) or not options.caching.cache or source.varies():
         return None
     if not samples_repeat(options.training, source, accelerator.num_processes) or not stages.groups:

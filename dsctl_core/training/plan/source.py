@@ -1,4 +1,4 @@
-"""Open the samples of a run: a dataset, checked, or a cache, with the model that belongs to it."""
+"""Open the samples of a run, a checked dataset or a cache, together with their model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from dsctl_core.training.output.skipped import SkippedRows
 from dsctl_core.training.plan.cache_check import CacheCheck
 
 Source = UnifiedDataset | CachedDataset
-MOST_PROBLEMS = 1000  # of a dataset, that are listed
+MOST_PROBLEMS = 1000  # the most problems of a dataset that are listed
 
 
 def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, ResolvedModel]:
-    """Return the cache to train from, and the model and template that are named, else those it was made with.
+    """Return the cache to train from, with the model and template of the options, else those of the cache.
 
-    A cache that does not fit the run is a CacheMismatch.
+    Raises a CacheMismatch for a cache that does not match the run.
     """
     assert options.cache_folder is not None
     cached = CachedDataset(options.cache_folder, options.data.dataset_repeat)
@@ -46,7 +46,7 @@ def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, Res
 def open_dataset(
     options: TrainOptions, use: ModelUse, skipped: SkippedRows, progress: Progress
 ) -> tuple[UnifiedDataset, ResolvedModel]:
-    """Return the dataset, checked, and the model that is named."""
+    """Return the checked dataset, and the model of the options."""
     resolved = open_model(options.weights, options.templates, use, options.data.extra_inputs, options.loss_task)
     loss = find_loss(options.loss_task)
     refuse_unused(objective_of(options.objective), loss)
@@ -56,7 +56,7 @@ def open_dataset(
 def checked_dataset(
     options: DataOptions, resolved: ResolvedModel, loss: Loss, skipped: SkippedRows, progress: Progress
 ) -> UnifiedDataset:
-    """Build the dataset and check it: a row that cannot be used is refused, or left out and added to `skipped`."""
+    """Build and check the dataset: a row that cannot be used is an error, or is dropped and added to `skipped`."""
     dataset = build_dataset(options, resolved.family, resolved.defaults, resolved.parts.division_factor)
     progress.note(f"Dataset: {dataset.metadata.layout}")
     if options.on_bad_sample == "stop":
@@ -78,7 +78,7 @@ def checked_dataset(
 
 
 def samples_repeat(options: TrainingOptions, dataset: UnifiedDataset, processes: int) -> bool:
-    """Return whether the run sees its samples more than once."""
+    """Return whether the run uses its samples more than once."""
     seen = options.num_epochs * len(dataset)
     if options.max_steps is not None:
         seen = options.max_steps * options.batch_size * options.gradient_accumulation_steps * processes
@@ -86,7 +86,7 @@ def samples_repeat(options: TrainingOptions, dataset: UnifiedDataset, processes:
 
 
 def buckets_of(source: Source, module: TaskModule) -> list[Hashable]:
-    """Return what the rows of a batch must have in common, of a cache but for what is padded."""
+    """Return for each row a key; the rows of a batch have equal keys. In a cache, padded lengths may differ."""
     if isinstance(source, CachedDataset):
         return source.buckets(module.padded)
     return with_columns_alike(source.buckets(), source, module.loss)

@@ -1,1 +1,1 @@
-"""The state of a run: all that continuing it to the bit needs, in `OUT/state/step-N/`, without a pickle."""
+"""Save and load the state of a run, all that resuming it to the bit needs, in `OUT/state/step-N/`, without pickle."""

@@ -1,4 +1,4 @@
-"""Compare a saved state with the run that resumes from it: what the results depend on must be equal."""
+"""Check that a run may resume from a saved state: all that its results depend on must be unchanged."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from dsctl_core.options import TrainOptions
 from dsctl_core.training.optim.lr_schedule import follows_length
 from dsctl_core.training.state.folder import SavedState
 
-# Options that change no result: another value is no other run. Whatever is not named here is compared. How long a run
-# is changes some: where the learning rate follows it, the number of steps in all is compared as "max_steps".
+# Options that change no result and may differ in a resumed run. All others are compared. The length of a run changes
+# some results: if the learning rate depends on it, the total number of steps is compared as "max_steps".
 FREE = frozenset(
     {
-        # where things are: what is there is compared instead, as "dataset" and "model"
+        # paths and names: the content is compared instead, as "dataset" and "model"
         *("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path", "from_cache", "cache"),
         *("dataset_base_path", "dataset_metadata_path", "allow_outside"),
-        # how long, how often, and in what form things are written
+        # the length of the run, and when and in what format files are written
         *("output_path", "resume", "allow_changed", "save_steps", "state_total_limit", "num_epochs", "max_steps"),
         *("lora_format", "lora_dtype", "remove_prefix_in_ckpt", "trigger_words"),
-        # how the work is done; the samples of a step are compared instead, as "samples_per_step"
+        # how the work is divided; the samples of a step are compared instead, as "samples_per_step"
         *("batch_size", "gradient_accumulation_steps", "dataset_num_workers", "find_unused_parameters", "device"),
         *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "on_bad_sample", "trust_template"),
         *("gradient_checkpointing_blocks", "offload_blocks", "dry_run"),
         *("num_processes", "accelerate_config"),
-        # what is looked at on the way
+        # callbacks that only observe the run
         *("track", "track_project", "validation_every", "sample_every", "sample_prompt", "sample_prompts_file"),
         *("sample_negative_prompt", "sample_height", "sample_width", "sample_steps", "sample_cfg_scale", "sample_seed"),
-        # compared as it turned out, in the loop
+        # the resolved value is compared in the loop
         "mixed_precision",
     }
 )
-# What is compared beside options, in words
+# Values that are compared beside options, and their descriptions
 OTHERS = {
     "task": "task",
     "dataset": "dataset",
@@ -56,9 +56,9 @@ OTHERS = {
 def identity_of(
     options: TrainOptions, resolved: ResolvedModel, source: UnifiedDataset | CachedDataset, rate: float
 ) -> dict[str, Any]:
-    """Return all that the results of a run depend on: its options as they turned out, and what it is made from.
+    """Return all that the results of a run depend on: its resolved options, its data and its weights.
 
-    Dataset, cache and model count by what they are, not by where.
+    Dataset, cache and model are identified by their content, not by their path.
     """
     given = {name: value for name, value in options.flat_values("json").items() if name not in FREE}
     for name, value in given.items():
@@ -80,28 +80,28 @@ def identity_of(
 
 
 def _running(options: TrainOptions, resolved: ResolvedModel) -> list[str]:
-    """Return the components that training from a cache runs: what is trained, and the denoisers if none of them is."""
+    """Return the components that training from a cache runs: the trained ones, and all denoisers if none is trained."""
     denoisers = [denoiser.name for denoiser in resolved.parts.denoisers]
     trained = options.trained_components
     return [*trained, *(() if set(trained) & set(denoisers) else denoisers)]
 
 
 def _model_identity(resolved: ResolvedModel, components: Sequence[str] | None) -> str:
-    """Return a hash of the weights of `components` (None: all that are at hand)."""
+    """Return a hash of the weights of `components` (None: all that are on the disk)."""
     names = [each.name for each in resolved.family.components] if components is None else components
     found = {}
     for name in dict.fromkeys(names):
         try:
             folder = find_component_paths(resolved.family, resolved.configs_of([name])).components.get(name)
         except DsctlError:
-            continue  # not at hand; loading it will say so where it is needed
+            continue  # not on the disk; loading raises an error if it is needed
         if folder is not None:
             found[name] = weights_identity(weight_files(folder))
     return digest([resolved.family.name, found])
 
 
 def require_steps_left(state: SavedState, total: int) -> None:
-    """Raise a DsctlError where a run has done all its steps already."""
+    """Raise a DsctlError if a run has finished all its `total` steps."""
     if state.step >= total:
         raise DsctlError(
             f"the run in {state.output_path} is done: {state.step} of {total} steps",
@@ -112,11 +112,11 @@ def require_steps_left(state: SavedState, total: int) -> None:
 def refuse_changes(
     saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Sequence[str], where: Path
 ) -> dict[str, list[Any]]:
-    """Raise a UsageError where `current` is not what was `saved` in `where`; return what is, and is allowed to be.
+    """Raise a UsageError if `current` differs from `saved`, of the state in `where`; return the allowed differences.
 
-    Names that only one of the two has are compared with None, but for whole groups that one of them lacks.
+    Names that only one of the two has are compared with None, except for whole groups that one of them lacks.
     """
-    current = json.loads(json.dumps(current))  # as what was saved has become
+    current = json.loads(json.dumps(current))  # the same round trip through JSON as for `saved`
     known = sorted({*saved, *current, *OTHERS})
     for name in allowed:
         if name not in known:

@@ -1,4 +1,4 @@
-"""States on disk: written whole or not at all, checked before they are trusted, pruned without ever being too few."""
+"""Write states to disk atomically, check them before use, and prune old ones."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dsctl_core.files.digest import digest_files
 from dsctl_core.files.json import read_json
 
 STATE_FOLDER, MANIFEST_FILE, ABOUT_FILE, LOCK_FILE = "state", "manifest.json", "state.json", ".lock"
-FORMAT = 1  # goes up when states written before cannot be read any more
+FORMAT = 1  # incremented when older states can no longer be read
 LATEST = "latest"
 ELSEWHERE = "give another --output-path to start anew"
 
 
 @contextmanager
 def locked(output_path: Path) -> Iterator[None]:
-    """Keep other processes from continuing the run in `output_path`; the system lifts the lock of one that is killed.
+    """Lock the run in `output_path` against other processes; the system releases the lock of a killed process.
 
-    The lock is the process's own, so a worker process that outlives it for a moment does not hold it.
+    The lock belongs to this process alone, so a worker process that outlives it for a moment does not hold it.
     """
     prepare_folder(output_path / STATE_FOLDER)
     busy = DsctlError(f"another process is training in {output_path}", hint="wait until it has ended, or stop it")
@@ -35,33 +35,33 @@ def locked(output_path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if not state_folders(output_path):  # the run never got as far as a save
+            if not state_folders(output_path):  # the run ended before its first save
                 shutil.rmtree(output_path / STATE_FOLDER, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state on disk. `about` is its state.json: the step, the place in the data, and what the run was."""
+    """A state on disk. `about` is its state.json: the step, the position in the data, and the identity of the run."""
 
     folder: Path
     about: dict[str, Any]
 
     @property
     def step(self) -> int:
-        """How many updates were done."""
+        """The number of updates done."""
         return int(self.about["step"])
 
     @property
     def output_path(self) -> Path:
-        """The folder of the run that it is a state of."""
+        """The output folder of the run that wrote the state."""
         return self.folder.absolute().parents[1]
 
 
 @contextmanager
 def new_state(output_path: Path, step: int) -> Iterator[Path]:
-    """Give a temporary folder to write into; when the block succeeds it becomes `output_path/state/step-N`.
+    """Yield a temporary folder to write into; if the block succeeds, it becomes `output_path/state/step-N`.
 
-    Until then nobody takes it for a state. The manifest, with the size and SHA-256 of every file, is written last.
+    Until then it does not count as a state. The manifest, with the size and SHA-256 of every file, is written last.
     """
     states = output_path / STATE_FOLDER
     target = states / f"step-{step}"
@@ -75,7 +75,7 @@ def new_state(output_path: Path, step: int) -> Iterator[Path]:
 
 
 def state_folders(output_path: Path) -> list[tuple[int, Path]]:
-    """Return the step and the folder of each state in `output_path`, whole or not, newest first."""
+    """Return (step, folder) of each state in `output_path`, complete or not, newest first."""
     found = []
     for path in (output_path / STATE_FOLDER).glob("step-*"):
         name = re.fullmatch(r"step-(\d+)", path.name)
@@ -85,7 +85,7 @@ def state_folders(output_path: Path) -> list[tuple[int, Path]]:
 
 
 def fault_of(folder: Path, *, contents: bool = True) -> str | None:
-    """Say what is wrong with a state, None if it is whole; with `contents`, every byte is looked at."""
+    """Return a description of what is wrong with a state, or None; with `contents`, every byte is checked."""
     try:
         manifest = read_json(folder / MANIFEST_FILE)
     except DsctlError as error:
@@ -105,10 +105,10 @@ def fault_of(folder: Path, *, contents: bool = True) -> str | None:
 
 
 def find_state(output_path: Path, resume: str | Path, note: Callable[[str], None] = lambda text: None) -> SavedState:
-    """Return the state that `resume` names: "latest", the newest whole one of `output_path`, or a state's folder.
+    """Return the state that `resume` names: "latest" (the newest complete one of `output_path`) or a folder.
 
-    `note` is told of newer ones that are not whole. An older state of `output_path` than its newest is refused: two
-    courses of the run would be mixed in one folder. A state of another folder is fine: a run can branch off.
+    `note` is called with a message for each newer state that is incomplete. Raises a DsctlError for an older state of
+    `output_path` than its newest, which would mix two histories in one folder. A state of another folder is allowed.
     """
     if str(resume) == LATEST:
         return _latest(output_path, note)
@@ -149,7 +149,7 @@ def _latest(output_path: Path, note: Callable[[str], None]) -> SavedState:
 
 
 def prune_states(output_path: Path, limit: int) -> None:
-    """Keep the `limit` newest whole states; remove older ones, and those that are not whole."""
+    """Keep the `limit` newest complete states; remove older and incomplete ones."""
     whole = 0
     for _, folder in state_folders(output_path):
         if fault_of(folder, contents=False) is None:
@@ -160,7 +160,7 @@ def prune_states(output_path: Path, limit: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a state in such a way that nobody takes what is left of it for one."""
+    """Remove a state so that an interrupted removal leaves nothing that counts as a state."""
     doomed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         folder.replace(doomed)
@@ -170,7 +170,7 @@ def _remove(folder: Path) -> None:
 
 
 def clear_leftovers(output_path: Path) -> None:
-    """Remove what a killed run left half-written."""
+    """Remove the incomplete files of a killed run."""
     for path in [*output_path.glob(".*.tmp"), *(output_path / STATE_FOLDER).glob(".*.tmp")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

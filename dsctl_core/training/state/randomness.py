@@ -1,4 +1,4 @@
-"""The random generators that a process shares with its libraries: Python's, numpy's, torch's and the GPU's."""
+"""Save and restore the global random generators: Python's, numpy's, torch's and the GPU's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return where every generator is, as values that dsctl_core.training.state.values can write."""
+    """Return the state of every generator, as values that dsctl_core.training.state.values can write."""
     kind, words, spare = random.getstate()
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
@@ -28,7 +28,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put every generator where it was; a GPU's stays where it is if there was none then."""
+    """Restore the state of every generator; a GPU's is unchanged if `state` has none."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["spare"]))
     keys = numpy["keys"].numpy().astype(np.uint32)

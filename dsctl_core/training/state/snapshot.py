@@ -1,4 +1,4 @@
-"""Taking the state of a run, and putting a run back into it."""
+"""Save the state of a run, and restore a run from it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WEIGHTS, OPTIMIZER, HOOKS, RANDOM = (f"{name}.safetensors" for name in ("weights
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is: updates in all, the epoch, and the updates in it."""
+    """The progress of a run: updates in total, the epoch, and the updates in the epoch."""
 
     step: int
     epoch: int
@@ -38,7 +38,7 @@ class Position:
 
 
 class Snapshots:
-    """Keeps the newest `limit` states of a run in its output folder; `settings` say what its results depend on."""
+    """Keeps the newest `limit` states of a run in its output folder. `settings` are what its results depend on."""
 
     def __init__(self, run: TrainingRun, hooks: Sequence[TrainingHook], limit: int, settings: dict[str, Any]) -> None:
         self.run, self.limit, self.settings, self.output_path = run, limit, settings, run.logger.output_path
@@ -48,11 +48,11 @@ class Snapshots:
 
     @property
     def possible(self) -> bool:
-        """Whether states can be kept: DeepSpeed's engine has the optimizer's state to itself."""
+        """Whether states can be saved: not with DeepSpeed, whose engine owns the optimizer's state."""
         return self.run.accelerator.distributed_type != "DEEPSPEED"
 
     def save(self, position: Position) -> None:
-        """Write the state, by all processes together, unless it is written already."""
+        """Write the state, unless it is written already; called by all processes."""
         if position.step == self.saved_step or not self.possible:
             return
         accelerator = self.run.accelerator
@@ -85,15 +85,15 @@ class Snapshots:
         }
 
     def bytes(self) -> int:
-        """Return how many bytes a state takes; before the first step, with two values a weight for the optimizer."""
+        """Return the size of a state in bytes; before the first step, with two optimizer values per weight."""
         if not self.possible:
             return 0
-        run = self.run  # nothing is put together here: one process may ask alone
+        run = self.run  # nothing is gathered here: one process may call this alone
         weights, optimizer = tensor_bytes(trained_tensors(run.model)), tensor_bytes(dict(run.optimizer.state))
         return weights + max(optimizer, 0 if run.step else 2 * weights)
 
     def restore(self, state: SavedState) -> Position:
-        """Put weights and optimizer into `state`, by all processes together; return how far the run is."""
+        """Restore weights and optimizer from `state`, and return the position; called by all processes."""
         if not self.possible:
             raise UsageError(
                 "DeepSpeed keeps no state that dsctl can resume from",
@@ -107,18 +107,18 @@ class Snapshots:
         return position
 
     def restore_hooks(self, state: SavedState) -> None:
-        """Give the hooks, which have started, what they kept; then put the generators where they were."""
+        """Restore the states of the hooks, which have started, and then the random generators."""
         for name, kept in read_values(state.folder / HOOKS).items():
             if name in self.hooks:
                 self.hooks[name].load_state(kept)
-        # Another number of processes changes no result: what is random in training has seeds of its own.
+        # Another number of processes changes no result: random numbers in training have seeds of their own.
         generators, process = read_values(state.folder / RANDOM), self.run.accelerator.process_index
         if process < len(generators):
             restore_random_state(generators[process], self.run.accelerator.device)
 
 
 def _named(hooks: Sequence[TrainingHook]) -> dict[str, TrainingHook]:
-    """Give each hook the name of its class, with a number from the second of a class on."""
+    """Return the hooks by the name of their class, with a number from the second of a class on."""
     counts: Counter[str] = Counter()
     named = {}
     for hook in hooks:

@@ -1,7 +1,6 @@
-"""Save and restore what training changes: weights, optimizer, schedule, loss scaling.
+"""Collect and restore the state that training changes: weights, optimizer, schedule, loss scaling.
 
-Every process calls every function here, so that a run whose weights are divided between processes can put the pieces
-together, and divide them again.
+Every process must call every function here, so that sharded weights can be gathered and sharded again.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ OTHER = "resume with what the run was begun with, or begin anew in another --out
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the trained weights by name, and the running values that their modules keep beside them.
+    """Return the trained weights by name, and the buffers of their modules.
 
-    A weight that two modules share, such as an embedding and a head, is there once.
+    A weight that two modules share, such as an embedding and a head, is returned once.
     """
     found: dict[str, Tensor] = {}
     shared: set[int] = set()
@@ -43,13 +42,13 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weights_of(run: TrainingRun) -> dict[str, Tensor]:
-    """Return the trained weights, whole in the main process, in their own dtype."""
+    """Return the trained weights, gathered in the main process, in their own dtype."""
     found = {name: tensor.detach() for name, tensor in trained_tensors(run.model).items()}
     return whole_state(found, keep=run.accelerator.is_main_process)
 
 
 def load_weights(run: TrainingRun, saved: Mapping[str, Tensor]) -> None:
-    """Put weights back; other names, shapes or dtypes than the run has are a DsctlError."""
+    """Restore weights; raise a DsctlError for names, shapes or dtypes that differ from those of the run."""
     own = trained_tensors(run.model)
     for name in own.keys() ^ saved.keys():
         has, lacks = ("this run", "the state") if name in own else ("the state", "this run")
@@ -68,12 +67,12 @@ def _form(shape: tuple[int, ...], dtype: torch.dtype) -> str:
 
 
 def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Return what the optimizer was told for each group of weights, such as its rate."""
+    """Return the settings of each parameter group of the optimizer, such as its learning rate."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 def optimizer_of(run: TrainingRun, initial: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the state of what changes the weights. `initial` are its settings as they were before the first step."""
+    """Return the state of optimizer, schedule and loss scaling; `initial` are the settings before the first step."""
     state = whole_state(run.optimizer.state_dict(), keep=run.accelerator.is_main_process)
     scaler = run.accelerator.scaler
     return {
@@ -87,15 +86,15 @@ def optimizer_of(run: TrainingRun, initial: list[dict[str, Any]]) -> dict[str, A
 
 
 def class_of(optimizer: Optimizer) -> str:
-    """Return the name of an optimizer's class, without what accelerate puts around it."""
+    """Return the name of an optimizer's class, without accelerate's wrapper."""
     kind = type(getattr(optimizer, "optimizer", optimizer))
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def load_optimizer(run: TrainingRun, saved: dict[str, Any], initial: list[dict[str, Any]]) -> None:
-    """Put the state of what changes the weights back; `initial` are this run's own settings.
+    """Restore the state of optimizer, schedule and loss scaling; `initial` are this run's own settings.
 
-    A setting that this run has another value for than the run before had keeps this run's; so does the rate.
+    A setting that differs between this run and the saved one keeps this run's value; so does the learning rate.
     """
     name = class_of(run.optimizer)
     if saved["class"] != name:
@@ -118,7 +117,7 @@ def load_optimizer(run: TrainingRun, saved: dict[str, Any], initial: list[dict[s
 
 
 def _keep_dtypes(optimizer: Optimizer, saved: Mapping[int, Mapping[str, Any]]) -> None:
-    """Undo what torch does to a state while loading it: casting it to the dtype of the weight, which may be smaller."""
+    """Undo torch's cast of a loaded state to the dtype of the weight, which may be smaller."""
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     for number, values in saved.items():
         own = optimizer.state[parameters[number]]
@@ -133,7 +132,7 @@ def _load_schedule(
     before: list[dict[str, Any]],
     now: list[dict[str, Any]],
 ) -> None:
-    """Put the schedule where it was. One that is a function of the step alone gives the rate for it, also anew."""
+    """Restore the schedule. A schedule that depends on the step alone recomputes the rate of the step."""
     schedule, groups = run.schedule, run.optimizer.param_groups
     if schedule is None:
         for group, own in zip(groups, now, strict=True):

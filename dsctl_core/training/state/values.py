@@ -1,4 +1,4 @@
-"""Nested values, such as an optimizer's state, as one safetensors file: tensors as they are, the rest in its header."""
+"""Write nested values, such as an optimizer's state, as one safetensors file, with all but tensors in the header."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PLAIN = (bool, int, float, str)
 
 
 def write_values(path: Path, value: Any) -> None:
-    """Write `value`: dicts (of text or whole numbers), lists, tuples, tensors, numbers, texts and None."""
+    """Write `value`: dicts (with str or int keys), lists, tuples, tensors, numbers, strings and None."""
     tensors: dict[str, Tensor] = {}
     structure = _packed(value, tensors, "")
     write_safetensors(path, _apart(tensors), {STRUCTURE: json.dumps(structure)})
 
 
 def read_values(path: Path) -> Any:
-    """Return what `write_values` wrote, on the CPU: every tensor in its dtype, every number to the bit."""
+    """Return the values of `write_values` on the CPU: every tensor in its dtype, every number to the bit."""
     tensors, about = read_safetensors(path)
     try:
         structure = json.loads(about[STRUCTURE])
@@ -34,7 +34,7 @@ def read_values(path: Path) -> Any:
 
 
 def tensor_bytes(value: Any) -> int:
-    """Return how many bytes the tensors in `value` take."""
+    """Return the size of the tensors in `value` in bytes."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
@@ -42,7 +42,7 @@ def tensor_bytes(value: Any) -> int:
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
-    """Return `value` as JSON, its tensors by name in `tensors`; `place` says where in the whole it is."""
+    """Return `value` as JSON, and store its tensors in `tensors` under the path `place` within the whole."""
     if value is None or isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
@@ -73,7 +73,7 @@ def _unpacked(structure: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors that share no memory, which safetensors would refuse: a view is copied."""
+    """Return tensors that share no memory, as safetensors requires: views are copied."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
