@@ -5,7 +5,6 @@ import json
 import math
 import re
 import time
-from html.parser import HTMLParser
 from io import BytesIO
 
 import pandas as pd
@@ -17,8 +16,7 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.media.image_file import write_png
 from dsctl_core.options import ReportOptions
 from dsctl_core.report.runs import read_metrics
-
-NASTY = '<script>alert("x")</script> & "two"'
+from tests.dsctl_core.report.html_page import NASTY, Page
 
 
 def line(step, **values):
@@ -52,34 +50,6 @@ def write_run(folder, steps=20, prompts=("a cat",), **options):
 
 def write_report(folders, output=None):
     return report(ReportOptions(runs=tuple(folders), output=output)).report
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its texts, its pictures, and the tags that are open at its end."""
-
-    VOID = {"meta", "img", "br", "line", "circle", "polyline"}
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.words, self.open, self.sources = [], [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(self.words)
 
 
 def page(*folders, output=None):
