@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from statistics import median
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data.validation import Validation
 from dsctl_core.readable import readable_bytes
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
 
 # (width, height, frames, characters of the prompt) -> (bytes of the image or video in a cache, bytes of the prompt)
 CacheBytes = Callable[[int, int, int, int], tuple[int, int]]
@@ -17,40 +19,62 @@ SHOWN = 12
 
 def summarize(found: Validation, cache_bytes: CacheBytes | None = None) -> dict[str, Any]:
     """Return the statistics of a validated dataset. With `cache_bytes` they include the size of a cache of it."""
-    prompts = [prompt for sample in found.samples for prompt in sample.prompts]
+    import pandas as pd
+
+    files, captions = files_table(found), captions_table(found)
     kinds = Counter(problem.kind for problem in found.problems)
+    buckets = [shown(tuple(sample.sizes)) for sample in found.samples if sample.sizes]
     return {
         "layout": found.layout,
         "rows": found.rows,
         "errors": found.count("error"),
         "warnings": found.count("warning"),
         "problems_by_kind": dict(sorted(kinds.items())),
-        "files": len(found.files),
-        "file_bytes": sum(facts.file_bytes for facts in found.files.values()),
-        "resolutions": _counted(facts.size for facts in found.files.values()),
-        "buckets": _counted(tuple(sample.sizes) for sample in found.samples if sample.sizes),
-        "caption_characters": spread([len(prompt) for prompt in prompts]),
-        "caption_words": spread([len(prompt.split()) for prompt in prompts]),
+        "files": len(files),
+        "file_bytes": int(files["bytes"].sum()),
+        "resolutions": _counted(files["size"]),
+        "buckets": _counted(pd.Series(buckets, dtype="object")),
+        "caption_characters": spread(captions["characters"]),
+        "caption_words": spread(captions["words"]),
         "duplicates": {kind: kinds.get(kind, 0) for kind in ("same bytes", "same picture", "same row")},
         "cache_bytes": None if cache_bytes is None else _cached(found, cache_bytes),
     }
 
 
-def spread(values: Sequence[int]) -> dict[str, float] | None:
-    """Return the minimum, median, mean and maximum of `values`; None if there are none."""
-    if not values:
+def files_table(found: Validation) -> DataFrame:
+    """Return the files that could be decoded: a row for each, its `size` as text and its `bytes`."""
+    import pandas as pd
+
+    facts = found.files.values()
+    sizes = pd.Series([shown(each.size) for each in facts], dtype="object")
+    return pd.DataFrame({"size": sizes, "bytes": pd.Series([each.file_bytes for each in facts], dtype="int64")})
+
+
+def captions_table(found: Validation) -> DataFrame:
+    """Return the captions of all rows: a row for each, with its number of `characters` and of `words`."""
+    import pandas as pd
+
+    prompts = [prompt for sample in found.samples for prompt in sample.prompts]
+    lengths = [(len(prompt), len(prompt.split())) for prompt in prompts]
+    return pd.DataFrame(lengths, columns=["characters", "words"], dtype="int64")
+
+
+def spread(values: Series) -> dict[str, float] | None:
+    """Return the minimum, median, mean and maximum of whole numbers; None if there are none."""
+    if values.empty:
         return None
     return {
-        "min": min(values),
-        "median": median(values),
-        "mean": round(sum(values) / len(values), 1),
-        "max": max(values),
+        "min": int(values.min()),
+        "median": float(values.median()),
+        "mean": round(float(values.mean()), 1),
+        "max": int(values.max()),
     }
 
 
-def _counted(sizes: Any) -> dict[str, int]:
-    """Return the number of occurrences of each size, the most frequent first."""
-    return {shown(size): count for size, count in Counter(sizes).most_common()}
+def _counted(sizes: Series) -> dict[str, int]:
+    """Return the number of occurrences of each size, the most frequent first, then the one that comes first."""
+    counts = sizes.groupby(sizes, sort=False).size().sort_values(ascending=False, kind="stable")
+    return {str(size): int(count) for size, count in counts.items()}
 
 
 def shown(size: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, and safetensors that are checked before they are trusted."""
+"""Write files and folders that are whole or absent, and say in one line why one could not be written."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dsctl_core.errors import DsctlError
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextmanager

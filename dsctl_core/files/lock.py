@@ -17,6 +17,7 @@ def locked(file: Path, busy: DsctlError | None = None) -> Iterator[None]:
     """Hold the lock on `file`, which is there for as long as it is held and has no content; its folder must exist.
 
     Where another process holds it, `busy` is raised at once; without `busy`, wait. Forked children do not hold it.
+    A file that a killed process has left locks nothing.
     """
     lock = FileLock(file, timeout=-1 if busy is None else 0)
     try:
@@ -29,8 +30,10 @@ def locked(file: Path, busy: DsctlError | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is held: filelock tries again where the file that it has locked is no longer the one of this name.
-        # Windows removes no file that is open.
-        with suppress(OSError):
-            file.unlink()
-        lock.release()
+        try:
+            # While it is held: filelock tries again where the file that it has locked is no longer the one of this
+            # name. Windows removes no file that is open.
+            with suppress(OSError):
+                file.unlink()
+        finally:
+            lock.release()

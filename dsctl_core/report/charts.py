@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 Points = Sequence[tuple[float, float]]
 
@@ -45,7 +45,7 @@ def chart(title: str, curves: Sequence[Curve]) -> Markup:
     return Markup(
         '<figure class="chart"><figcaption>{}</figcaption>'
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>'
-    ).format(title, WIDTH, HEIGHT, label, Markup("".join(inside)))
+    ).format(title, WIDTH, HEIGHT, label, Markup().join(inside))
 
 
 @dataclass(frozen=True)
@@ -123,33 +123,32 @@ def text(value: float) -> str:
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-def _axes(scale: Scale) -> str:
+def _axes(scale: Scale) -> Markup:
+    line = Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
+    label = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
     parts = []
     for value in ticks(scale.low_y, scale.high_y):
         y = scale.y(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text(value)}</text>')
+        parts.append(line.format(LEFT, WIDTH - RIGHT, y, y))
+        parts.append(label.format(LEFT - 8, f"{y + 4:.1f}", "end", text(value)))
     for value in ticks(scale.low_x, scale.high_x, 6):
         if value == int(value):
-            x = scale.x(value)
-            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{text(value)}</text>')
-    return "".join(parts)
+            parts.append(label.format(f"{scale.x(value):.1f}", HEIGHT - 8, "middle", text(value)))
+    return Markup().join(parts)
 
 
-def _line(scale: Scale, points: Points, colour: int, kind: str) -> str:
+def _line(scale: Scale, points: Points, colour: int, kind: str) -> Markup:
     shown = thinned(points, MOST_POINTS)
     if len(shown) == 1:
         (x, y) = shown[0]
-        return f'<circle cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="3" fill="var(--c{colour})"/>'
+        spot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="var(--c{})"/>')
+        return spot.format(scale.x(x), scale.y(y), colour)
     places = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in shown)
-    return f'<polyline class="{kind}" stroke="var(--c{colour})" points="{places}"/>'
+    return Markup('<polyline class="{}" stroke="var(--c{})" points="{}"/>').format(kind, colour, places)
 
 
-def _spots(scale: Scale, curve: Curve, points: Points) -> str:
+def _spots(scale: Scale, curve: Curve, points: Points) -> Markup:
     every = math.ceil(len(points) / MOST_SPOTS)
+    spot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="6" fill="transparent"><title>{}, step {}: {}</title></circle>')
     shown = [*points[::every], points[-1]]
-    return "".join(
-        f'<circle cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="6" fill="transparent">'
-        f"<title>{escape(curve.name)}, step {text(x)}: {text(y)}</title></circle>"
-        for x, y in shown
-    )
+    return Markup().join(spot.format(scale.x(x), scale.y(y), curve.name, text(x), text(y)) for x, y in shown)

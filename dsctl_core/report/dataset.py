@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data.inspection import thumbnail
+from dsctl_core.data.summary import captions_table
 from dsctl_core.data.validation import Problem, Validation
 from dsctl_core.readable import readable_bytes
 from dsctl_core.report.html import data_url, render
+
+if TYPE_CHECKING:
+    from pandas import Series
 
 MOST_PROBLEMS, MOST_PICTURES, BARS = 2000, 48, 24
 
@@ -20,7 +23,7 @@ def report_page(found: Validation, summary: Mapping[str, Any], title: str, video
     usable = list(found.files)
     sample = usable[:: max(len(usable) // 24, 1)][:24]
     errors, warnings, cached = summary["errors"], summary["warnings"], summary["cache_bytes"]
-    words = _histogram(len(prompt.split()) for each in found.samples for prompt in each.prompts)
+    words = histogram(captions_table(found)["words"])
     charts = [
         ("Sizes of the files", _bars(summary["resolutions"])),
         ("Sizes trained at", _bars(summary["buckets"])),
@@ -66,18 +69,16 @@ def _pictures(paths: list[Path], found: Validation, videos: bool) -> list[dict[s
     return figures
 
 
-def _histogram(values: Iterable[int]) -> dict[str, int]:
-    """Return how many values there are in each of some equal ranges."""
-    counts = Counter(values)
-    if not counts:
+def histogram(values: Series) -> dict[str, int]:
+    """Return how many of some whole numbers there are in each of at most 16 equal ranges."""
+    if values.empty:
         return {}
-    low, high = min(counts), max(counts)
+    low, high = int(values.min()), int(values.max())
     step = max(-(-(high - low + 1) // 16), 1)
-    ranges: dict[str, int] = {}
-    for first in range(low, high + 1, step):
-        name = str(first) if step == 1 else f"{first} to {first + step - 1}"
-        ranges[name] = sum(counts[value] for value in range(first, first + step))
-    return ranges
+    firsts = range(low, high + 1, step)
+    counts = ((values - low) // step).value_counts().reindex(range(len(firsts)), fill_value=0)
+    names = [str(first) if step == 1 else f"{first} to {first + step - 1}" for first in firsts]
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def _bars(counts: Mapping[str, int]) -> dict[str, Any]:

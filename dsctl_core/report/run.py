@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -12,9 +11,12 @@ from dsctl_core.options import TrainOptions
 from dsctl_core.readable import readable_bytes, readable_duration
 from dsctl_core.report.charts import Curve, averaged, chart, text
 from dsctl_core.report.html import render
-from dsctl_core.report.runs import VALIDATION_LOSS, RunRecord, names_of
+from dsctl_core.report.runs import VALIDATION_LOSS, RunRecord, compare_options, names_of
 from dsctl_core.report.samples import sample_grid
 from dsctl_core.version import __version__
+
+if TYPE_CHECKING:
+    from pandas import Series
 
 COLOURS = 6  # that the style of a page has
 ALWAYS_SHOWN = {"task", "model", "dataset_base_path", "from_cache", "lora_rank", "trainable_models", "learning_rate"}
@@ -34,12 +36,13 @@ def report_page(runs: Sequence[RunRecord]) -> str:
         [name, *(f"{value} {more}".rstrip() for _, value, more in _numbers(run))]
         for name, run in zip(names, runs, strict=True)
     ]
+    differences = [[_flag(name), *values] for name, *values in compare_options(runs, _written).itertuples()]
     return render(
         "runs.html.j2",
         f"{len(runs)} training runs",
         runs=[_view(run, name, number) for number, (name, run) in enumerate(zip(names, runs, strict=True))],
         comparison={"head": head, "rows": rows},
-        differences={"head": ["", *names], "rows": _differences(runs)},
+        differences={"head": ["", *names], "rows": differences},
         charts=charts,
         **shared,
     )
@@ -72,25 +75,26 @@ def _numbers(run: RunRecord) -> list[tuple[str, str, str]]:
     """Return the numbers that matter most, with names that are the same for every run, and a remark."""
     total = run.options.get("max_steps")
     loss, pace, memory = run.curve("loss"), run.curve("samples_per_second"), run.curve("peak_memory_bytes")
-    seconds = sum(value for _, value in run.curve("seconds"))
-    last, best, validation = "-", "", run.curve(VALIDATION_LOSS)
-    if validation:
-        step, lowest = min(validation, key=lambda point: point[1])
-        last, best = text(validation[-1][1]), f"best {text(lowest)} at step {step}"
+    seconds, validation = run.curve("seconds").sum(), run.curve(VALIDATION_LOSS)
+    best = "" if validation.empty else f"best {text(validation.min())} at step {validation.idxmin()}"
     return [
         ("steps", str(run.last_step), f"of {total}" if total else ""),
-        ("loss", text(averaged(loss)[-1][1]) if loss else "-", "moving average"),
-        ("validation loss", last, best),
-        ("samples/s", text(statistics.median(value for _, value in pace)) if pace else "-", "median"),
-        ("peak memory", readable_bytes(max(value for _, value in memory)) if memory else "-", ""),
+        ("loss", "-" if loss.empty else text(averaged(_points(loss))[-1][1]), "moving average"),
+        ("validation loss", "-" if validation.empty else text(validation.iloc[-1]), best),
+        ("samples/s", "-" if pace.empty else text(pace.median()), "median"),
+        ("peak memory", "-" if memory.empty else readable_bytes(memory.max()), ""),
         ("time in steps", readable_duration(seconds) if seconds else "-", ""),
     ]
+
+
+def _points(curve: Series) -> list[tuple[float, float]]:
+    return list(zip(curve.index.tolist(), curve.tolist(), strict=True))
 
 
 def _curves(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Markup]:
     def of(name: str, *, smooth: bool = False, unit: float = 1) -> list[Curve]:
         return [
-            Curve(label, [(step, value / unit) for step, value in run.curve(name)], number % COLOURS, smooth)
+            Curve(label, _points(run.curve(name) / unit), number % COLOURS, smooth)
             for number, (label, run) in enumerate(zip(names, runs, strict=True))
         ]
 
@@ -103,13 +107,6 @@ def _curves(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Markup]:
         chart("Peak memory, GB", of("peak_memory_bytes", unit=GB)),
     ]
     return [figure for figure in figures if figure]
-
-
-def _differences(runs: Sequence[RunRecord]) -> list[list[str]]:
-    """Return the options in which the runs differ, each with its value in every run."""
-    keys = dict.fromkeys(key for run in runs for key in run.options if key != "output_path")
-    values = {key: [_written(run.options.get(key)) for run in runs] for key in keys}
-    return [[_flag(key), *each] for key, each in values.items() if len(set(each)) > 1]
 
 
 def _options(run: RunRecord) -> dict[str, list[tuple[str, str]]] | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.errors import DsctlError
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 SAMPLE = re.compile(r"step-(\d+)-(\d+)\.png")
 CHECKPOINT = re.compile(r"step-(\d+)(\..+)?\.(safetensors|peft)")
 VALIDATION_LOSS = "validation_loss"  # of a line of metrics.jsonl that has nothing else but its step
+KEYS = ("run", "step")  # columns that a table of metrics begins with
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,12 @@ class RunRecord:
         """The last step of which there is a line; 0 where there is none."""
         return max(self.metrics.index.tolist(), default=0)
 
-    def curve(self, name: str) -> list[tuple[int, float]]:
-        """Return (step, value) of one measurement, without the steps that have none."""
-        if name not in self.metrics:
-            return []
-        known = self.metrics[name].dropna()
-        return list(zip(known.index.tolist(), known.tolist(), strict=True))
+    def curve(self, name: str) -> Series:
+        """Return the values of one measurement by step, without the steps that have none."""
+        import pandas as pd
+
+        known = self.metrics.get(name, pd.Series(index=self.metrics.index, dtype="float64"))
+        return known.dropna()
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -68,7 +71,7 @@ def read_run(folder: Path) -> RunRecord:
     about = _read_about(folder / "run.json")
     metrics = read_metrics(folder / "metrics.jsonl")
     samples = _samples(folder / "samples")
-    if not about and metrics.empty and not samples:
+    if not about and not len(metrics) and not samples:
         raise DsctlError(f"{folder} holds no run", hint="give the --output-path of `dsctl train`")
     saved = {int(match[1]) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name))}
     return RunRecord(folder, about, metrics, samples, sorted(saved), len(list(_lines(folder / "skipped.jsonl"))))
@@ -77,25 +80,59 @@ def read_run(folder: Path) -> RunRecord:
 def read_metrics(path: Path) -> DataFrame:
     """Return the table of a metrics.jsonl: a row for each step, in order, a column for each measurement.
 
-    The line of a validation has only its loss, which goes into the row of its step.
+    The line of a validation has only its loss, which goes into the row of its step. A line without a step, counted
+    from 0, is left out.
     """
     import pandas as pd
 
-    lines = [line for line in _lines(path) if isinstance(line.get("step"), int)]
-    table = pd.DataFrame.from_records(lines, columns=list(dict.fromkeys(name for line in lines for name in line)))
-    if table.empty:
-        return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
-    numbers = table.apply(pd.to_numeric, errors="coerce").replace([float("inf"), -float("inf")], float("nan"))
-    return numbers.astype({"step": "int64"}).groupby("step").last().astype("float64")
+    rows: dict[int, dict[str, float]] = {}
+    for line in _lines(path):
+        step = line.pop("step", None)
+        if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**63:
+            rows.setdefault(step, {}).update({name: _number(value) for name, value in line.items()})
+    index = pd.Index(list(rows), name="step", dtype="int64")
+    return pd.DataFrame(list(rows.values()), index=index, dtype="float64").sort_index()
+
+
+def _number(value: Any) -> float:
+    """Return a measurement in float64; NaN for what is no number, or no finite one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value) if abs(value) <= sys.float_info.max else math.nan
 
 
 def metrics_table(runs: Sequence[RunRecord], names: Sequence[str]) -> DataFrame:
-    """Return the metrics of all runs as one long table, with the columns `run` (from `names`) and `step` in front."""
+    """Return the metrics of all runs as one long table, with the columns `run` (from `names`) and `step` in front.
+
+    A cell without a measurement is missing (NaN or NA); the columns of bytes are whole numbers.
+    """
     import pandas as pd
 
-    tables = [run.metrics.assign(run=name).reset_index() for name, run in zip(names, runs, strict=True)]
-    table = pd.concat(tables, ignore_index=True)
-    return table[["run", "step", *(column for column in table if column not in ("run", "step"))]]
+    tables = [
+        run.metrics.assign(run=name).reset_index() for name, run in zip(names, runs, strict=True) if len(run.metrics)
+    ]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(KEYS))
+    measured = [column for column in table if column not in KEYS]
+    whole = {name: "Int64" for name in measured if name.endswith("_bytes") and _whole(table[name])}
+    return table[[*KEYS, *measured]].astype(whole)
+
+
+def _whole(column: Series) -> bool:
+    known = column.dropna()
+    return bool(((known % 1 == 0) & (known.abs() < 2**53)).all())
+
+
+def compare_options(runs: Sequence[RunRecord], written: Callable[[Any], str]) -> DataFrame:
+    """Return the options in which `runs` differ: a row for each option, a column for each run, numbered from 0.
+
+    `written` gives the text of a value, by which values are compared. The output folder differs always and is no row.
+    """
+    import pandas as pd
+
+    names = dict.fromkeys(name for run in runs for name in run.options if name != "output_path")
+    texts = {number: {name: written(run.options.get(name)) for name in names} for number, run in enumerate(runs)}
+    table = pd.DataFrame(texts, index=list(names), dtype="object")
+    return table[table.nunique(axis="columns") > 1]
 
 
 def names_of(runs: Sequence[RunRecord]) -> list[str]:

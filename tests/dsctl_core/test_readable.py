@@ -9,14 +9,23 @@ from dsctl_core.readable import readable_bytes, readable_duration
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (999_999, "1 MB"), (5.67e9, "5.67 GB"), (2.5e15, "2.5e+03 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.6, "1 kB"),
+        (12_345, "12.3 kB"),
+        (999_999, "1 MB"),
+        (5.67e9, "5.67 GB"),
+        (2.5e15, "2.5e+03 TB"),
+    ],
 )
 def test_bytes_have_three_digits_and_a_decimal_unit(count: float, text: str):
     assert readable_bytes(count) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (9, "0:09"), (754, "12:34"), (3723, "1:02:03"), (-5, "0:00")]
+    ("seconds", "text"),
+    [(0, "0:00"), (0.423, "0.42 s"), (1, "0:01"), (9, "0:09"), (754, "12:34"), (3723, "1:02:03"), (-5, "0:00")],
 )
-def test_a_duration_is_written_as_a_clock_shows_it(seconds: float, text: str):
+def test_a_duration_is_written_as_a_clock_shows_it_from_a_second_on(seconds: float, text: str):
     assert readable_duration(seconds) == text

@@ -2,8 +2,9 @@
 
 import base64
 import json
+import math
 import re
-from html.parser import HTMLParser
+import time
 from io import BytesIO
 
 import pandas as pd
@@ -11,11 +12,11 @@ import pytest
 from PIL import Image
 
 from dsctl_core.commands.report import report
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.media.image_file import write_png
 from dsctl_core.options import ReportOptions
-
-NASTY = '<script>alert("x")</script> & "two"'
+from dsctl_core.report.runs import read_metrics
+from tests.dsctl_core.report.html_page import NASTY, Page
 
 
 def line(step, **values):
@@ -49,34 +50,6 @@ def write_run(folder, steps=20, prompts=("a cat",), **options):
 
 def write_report(folders, output=None):
     return report(ReportOptions(runs=tuple(folders), output=output)).report
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its texts, its pictures, and the tags that are open at its end."""
-
-    VOID = {"meta", "img", "br", "line", "circle", "polyline"}
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.words, self.open, self.sources = [], [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(self.words)
 
 
 def page(*folders, output=None):
@@ -193,11 +166,28 @@ def test_a_run_that_is_named_twice_and_an_output_that_is_a_folder_are_refused(tm
 def test_a_page_replaces_nothing_that_is_no_page(tmp_path, name):
     folder = write_run(tmp_path / "run")
     (folder / name).write_text("precious")
-    with pytest.raises(DsctlError, match="does not end in .html"):
+    with pytest.raises(UsageError, match="does not end in .html"):
         write_report([folder], folder / name)
-    with pytest.raises(DsctlError, match="does not end in .csv or .parquet"):
-        report(ReportOptions(runs=(folder,), csv=folder / name.replace(".csv", ".json")))
     assert (folder / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("step-20.safetensors", UsageError, "does not end in .csv or .parquet"),
+        ("run.json", UsageError, "does not end in .csv or .parquet"),
+        ("metrics.csv", DsctlError, "did not write it"),  # what --track csv writes
+        ("other.parquet", DsctlError, "did not write it"),
+    ],
+)
+def test_a_table_replaces_nothing_but_a_table_that_report_wrote(tmp_path, name, error, message):
+    folder = write_run(tmp_path / "run")
+    precious = "step,loss\n1,0.5\n"
+    (folder / name).write_text(precious)
+    with pytest.raises(error, match=message) as caught:
+        report(ReportOptions(runs=(folder,), csv=folder / name))
+    assert caught.value.hint
+    assert (folder / name).read_text() == precious
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -205,10 +195,15 @@ def test_the_table_has_a_row_for_each_run_and_step_with_every_measurement(tmp_pa
     folders = (write_run(tmp_path / "a", steps=3), write_run(tmp_path / "b", steps=2))
     with (folders[1] / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 3, "loss": null, "lr": 0.5}\n')
-    written = report(ReportOptions(runs=folders, csv=tmp_path / "deep" / f"all{suffix}"))
+    options = ReportOptions(runs=folders, csv=tmp_path / "deep" / f"all{suffix}")
+    report(options)
+    written = report(options)  # in place of the first
     assert written.report is None and not (folders[0] / "report.html").exists()
     table = (pd.read_csv if suffix == ".csv" else pd.read_parquet)(written.table)
     assert list(table.columns[:2]) == ["run", "step"]
+    assert table.peak_memory_bytes.dropna().eq(2_000_000_000).all()
+    if suffix == ".csv":
+        assert "2000000000.0" not in written.table.read_text()
     assert {"loss", "lr", "grad_norm", "seconds", "samples_per_second", "peak_memory_bytes", "validation_loss"} <= {
         *table.columns
     }
@@ -226,3 +221,49 @@ def test_a_page_and_a_table_are_written_together(tmp_path):
     folder = write_run(tmp_path / "run")
     written = report(ReportOptions(runs=(folder,), output=tmp_path / "page.html", csv=tmp_path / "table.csv"))
     assert written.report.is_file() and written.table.is_file()
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (['{"step": 1, "loss": 0.5}', '{"step": 1, "loss": null}'], {1: None}),
+        (['{"step": 1, "loss": null}', '{"step": 1, "loss": 0.5}'], {1: 0.5}),
+        (
+            ['{"step": 2, "loss": 2}', '{"step": 1, "loss": Infinity}', '{"step": 0, "loss": NaN}'],
+            {0: None, 1: None, 2: 2},
+        ),
+        (
+            ['{"step": 1, "loss": [1]}', '{"step": 2, "loss": "3"}', '{"step": 3, "loss": true}'],
+            dict.fromkeys((1, 2, 3)),
+        ),
+        ([f'{{"step": 1, "loss": 1{"0" * 400}}}', '{"step": 2, "loss": {}}'], dict.fromkeys((1, 2))),
+        (
+            [f'{{"step": 1{"0" * 30}, "loss": 1}}', '{"step": -1, "loss": 1}', '{"step": true, "loss": 1}', "[1]", "1"],
+            {},
+        ),
+        (['{"loss": 1}', '{"step": "1", "loss": 1}', '{"step": 4, "loss": 1}'], {4: 1}),
+    ],
+)
+def test_only_finite_numbers_of_whole_steps_are_measurements_and_the_later_counts(tmp_path, lines, expected):
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    assert metrics.index.tolist() == list(expected)
+    assert [None if math.isnan(value) else value for value in metrics.get("loss", [])] == list(expected.values())
+
+
+def test_a_run_without_metrics_is_in_no_row_of_the_table(tmp_path):
+    folders = (write_run(tmp_path / "a", steps=2), write_run(tmp_path / "b"))
+    (folders[1] / "metrics.jsonl").unlink()
+    table = pd.read_csv(report(ReportOptions(runs=folders, csv=tmp_path / "t.csv")).table)
+    assert set(table.run) == {"a"}
+    table = pd.read_csv(report(ReportOptions(runs=folders[1:], csv=tmp_path / "t.csv")).table)
+    assert (list(table.columns), len(table)) == (["run", "step"], 0)
+
+
+def test_long_runs_are_read_and_shown_in_seconds(tmp_path):
+    folders = tuple(write_run(tmp_path / name, steps=40_000) for name in "ab")
+    began = time.perf_counter()
+    written = report(ReportOptions(runs=folders, output=tmp_path / "page.html", csv=tmp_path / "table.csv"))
+    assert time.perf_counter() - began < 15
+    assert len(pd.read_csv(written.table)) == 2 * 40_001
+    assert written.report.stat().st_size < 2_000_000
