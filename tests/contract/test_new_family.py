@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dsctl_core.commands.transfer import _of_preset
 from PIL import Image
 from torch import Tensor, nn
 
+from dsctl_core.commands.download import _of_preset
 from dsctl_core.commands.infer import infer
 from dsctl_core.control import ControlUse, HookControl, control_network
 from dsctl_core.errors import DsctlError, UsageError
