@@ -160,6 +160,7 @@ def test_compare_says_by_its_exit_code_whether_anything_differs(
 
 def test_every_case_has_a_name_and_a_result_of_its_own():
     templates = {kind: kind for kind in ("kv_cache", "words", "lora", "encoder")}
+    assert exact.MODELS
     for name in exact.MODELS:
         materials = Materials(name, f"for-{name}", "m", "rows", "shapes", "distilled", "given", "edited", templates)
         made = list(cases(materials))

@@ -149,7 +149,9 @@ def test_distilled_weights_name_those_to_train_instead(family: Family, preset: P
 def test_file_patterns_match_the_published_repository(family: Family, preset: Preset) -> None:
     if preset.model_id is None:
         return
-    for name, pattern in family.component_files(preset).items():
+    files_of_components = family.component_files(preset)
+    assert files_of_components
+    for name, pattern in files_of_components.items():
         files = REPOSITORIES[preset.repository(name)]
         matches = fnmatch.filter(files, pattern)
         folder = family.component(name).folder
@@ -252,6 +254,7 @@ def test_training_inputs_lead_to_a_gradient(tiny: BasePipeline) -> None:
     ]
     tiny.scheduler.set_timesteps(training=True)
     shared, posi, _ = tiny.run_units(*type(tiny).inputs_from_rows(rows))
+    assert tiny.parts.denoisers
     for denoiser in tiny.parts.denoisers:
         dit = tiny.component(denoiser.name).requires_grad_(True)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -161,7 +162,7 @@ def test_two_processes_train_both_though_each_may_run_another_one(
     dawn_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    finished(start(dawn_folder, data, out, processes=2, program="tests.families_fixture.train_both"))
+    finished(start(sys.executable, dawn_folder, data, out, processes=2, program="tests.families_fixture.train_both"))
     files = [out / f"step-6.{name}.safetensors" for name in ("dit", "dit_2")]
     assert len(losses(out)) == 6
     for file in files:
