@@ -1,6 +1,6 @@
-"""The library behind `dsctl`: pipelines made of units, and training that reuses them.
+"""Train and run diffusion transformers: pipelines made of units, and training that reuses them.
 
-Names are imported when they are first used, so that `import dsctl_core` costs nothing.
+Names are imported on first use, so that `import dsctl_core` is fast and loads no torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, or the pipeline class of a family, when it is first asked for."""
+    """Import a public name, or the pipeline class of a family, on first access."""
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     if name.endswith("Pipeline"):

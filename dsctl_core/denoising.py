@@ -1,4 +1,4 @@
-"""The denoising loop: follow the velocity along the levels of a schedule, each with the denoiser that acts there."""
+"""Run the denoising loop: follow the velocity along the noise levels, at each level with the denoiser in charge."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
 
 ProgressBar = Callable[[Iterable[Tensor]], Iterable[Tensor]]
-CfgScale = float | Sequence[float]  # one for all denoisers, or one for each, from the highest noise levels down
+CfgScale = float | Sequence[float]  # one for all denoisers, or one per denoiser, from the highest noise levels down
 Step = Callable[[Tensor, Tensor], Tensor]  # (latents, timestep) -> latents at the next level
 
 
 def run_step_directly(step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
-    """Run a denoising step as it is."""
+    """Run one denoising step without wrapping it: the default of `run_step`."""
     return step(latents, timestep)
 
 
 def no_progress_bar(timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
-    """Return `timesteps` as they are: the progress bar of those who want none."""
+    """Return `timesteps` unchanged: the default progress bar, which shows nothing."""
     return timesteps
 
 
 def cfg_scales(cfg_scale: CfgScale, denoisers: Sequence[str]) -> dict[str, float]:
-    """Return the guidance scale of each of `denoisers`, from one number for all, or one for each."""
+    """Return the guidance scale of each denoiser by name.
+
+    `cfg_scale` is one number for all denoisers, or a sequence with one number per denoiser. Raises UsageError when the
+    length of the sequence is not the number of denoisers.
+    """
     scales = [cfg_scale] * len(denoisers) if isinstance(cfg_scale, int | float) else list(cfg_scale)
     if len(scales) != len(denoisers):
         raise UsageError(
@@ -51,7 +55,20 @@ def denoise(
     levels: FlowMatchScheduler,
     run_step: Callable[[Step, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Return the clean latents to which `shared["latents"]` lead; see BasePipeline.denoise."""
+    """Denoise `shared["latents"]` and return the clean latents, (B, C, h, w) or (B, C, T, h, w).
+
+    This is the implementation of `BasePipeline.denoise`.
+
+    Args:
+        pipe: The pipeline with the denoisers.
+        shared: Inputs of `model_fn` that do not depend on the prompt, with `latents` to start from.
+        posi: Inputs of `model_fn` for the prompt.
+        nega: Inputs of `model_fn` for the negative prompt; used where the guidance scale is not 1.
+        cfg_scale: Guidance scale, for all denoisers or for each.
+        progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
+        levels: The scheduler with the noise levels.
+        run_step: Called as `run_step(step, latents, timestep)` for each step.
+    """
     controls = [side.name for side in pipe.side_networks if side.control is not None]
     pipe.load_models_to_device((*pipe.beside_the_denoiser, *controls))
     mask = shared.get("latents_mask")
@@ -69,7 +86,7 @@ def denoise(
         if scales[denoiser] != 1:
             velocity = pipe.guide(velocity, pipe.call_model_fn(**{**shared, **nega, **state}), scales[denoiser])
         if mask is not None:
-            # The straight way from here to the input picture: at sigma = 0 it is there.
+            # The velocity of the straight line to the input latents, which reaches them at sigma = 0.
             home = (latents - shared["input_latents"]) / (timestep / 1000).to(latents.device)
             velocity = mask * velocity + (1 - mask) * home
         return levels.step(velocity, timestep, latents)

@@ -1,12 +1,12 @@
-"""The errors that a user can cause, each with what is wrong and what to do about it."""
+"""Define the errors that a user can cause: each has a problem and a hint on how to fix it."""
 
 from __future__ import annotations
 
 
 class DsctlError(Exception):
-    """Something the user gave cannot be used.
+    """Error caused by a value, a file or an environment that cannot be used.
 
-    `problem` says what is wrong with the value given; `hint` says what to do. The command line shows them as
+    `problem` describes what is wrong with the value; `hint` describes how to fix it. The command line shows them as
     `error: ...` and `hint: ...` and exits with `exit_code`.
     """
 
@@ -19,13 +19,13 @@ class DsctlError(Exception):
 
 
 class UsageError(DsctlError):
-    """The command itself is wrong: an option, a name or a value that no file or machine could make right."""
+    """Error in the command itself: an option, a name or a value that is invalid with any file and on any machine."""
 
     exit_code = 2
 
 
 def near_miss(name: str, known: list[str] | tuple[str, ...]) -> str | None:
-    """Return the entry of `known` that `name` most likely meant, or None when nothing is close."""
+    """Return the entry of `known` that is most similar to `name`, or None when none is similar."""
     import difflib
 
     folded = {entry.lower(): entry for entry in known}
@@ -34,7 +34,11 @@ def near_miss(name: str, known: list[str] | tuple[str, ...]) -> str | None:
 
 
 def unknown_name(what: str, name: str, known: list[str] | tuple[str, ...], *, listing: str | None = None) -> UsageError:
-    """Build the error for a name that is not in `known`: the near miss if there is one, else all of them."""
+    """Return the error for a `name` that is not in `known`.
+
+    The hint is the most similar known name if there is one, else `listing`, else all known names. `what` is the kind
+    of name ("family", "model").
+    """
     guess = near_miss(name, known)
     if guess is not None:
         hint = f"did you mean {guess!r}?"

@@ -1,4 +1,4 @@
-"""A family of models: its components, readers, denoisers, presets, schedule and LoRA targets. Imports no torch."""
+"""Describe a family of models: components, readers, denoisers, presets, schedule, LoRA targets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Component:
-    """One network of a family and where diffusers keeps it in a model folder.
+    """One network of a family, and its folder in diffusers layout.
 
-    An `optional` one is only in some presets and folders; units ask `pipe.has(name)`. `library` is "transformers",
-    "diffusers", or a module of the family's own, whose classes are diffusers' `ModelMixin` and are loaded as such.
+    An `optional` component is only part of some presets and model folders; units check `pipe.has(name)`. `library` is
+    "transformers", "diffusers", or a module of the family whose classes derive from diffusers' `ModelMixin`.
     """
 
-    name: str  # as the pipeline knows it: "dit", "vae", "text_encoder"
+    name: str  # attribute of the pipeline: "dit", "vae", "text_encoder"
     folder: str  # sub-folder in diffusers layout: "transformer"
     library: str
-    class_name: str  # class in that library, also `_class_name` or `architectures[0]` of its config.json
-    single_file_as: str | None = None  # diffusers class whose conversion of original single files fits this one too
-    single_file_renames: Mapping[str, str] = field(default_factory=dict)  # beginnings of names, before that conversion
-    float32_parts: tuple[str, ...] = ()  # of its modules or weights, beside those that its class keeps in float32
-    other_classes: tuple[str, ...] = ()  # classes that some weights of the family have instead; config.json says which
+    class_name: str  # class in `library`, equal to `_class_name` or `architectures[0]` of its config.json
+    single_file_as: str | None = None  # diffusers class whose single-file conversion also applies to this class
+    single_file_renames: Mapping[str, str] = field(default_factory=dict)  # prefixes to rename before that conversion
+    float32_parts: tuple[str, ...] = ()  # modules or weights kept in float32, in addition to those of the class
+    other_classes: tuple[str, ...] = ()  # alternatives to `class_name`; the config.json names the one to use
     optional: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Every class that this component may have."""
+        """All classes that this component can have."""
         return (self.class_name, *self.other_classes)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What turns text or pictures into the inputs of `components`; it has no weights, and is loaded when it is used.
+    """A tokenizer or processor: it turns text or images into inputs of `components`.
 
-    An `optional` one is only in some presets and folders.
+    It has no weights and is loaded on first use. An `optional` reader is only part of some presets and model folders.
     """
 
-    name: str  # as the pipeline knows it: "tokenizer", "tokenizer_2", "processor", "image_processor"
+    name: str  # in the pipeline: "tokenizer", "tokenizer_2", "processor", "image_processor"
     folder: str  # sub-folder in diffusers layout
     files: str  # pattern of its files inside a repository: "tokenizer/"
     kind: Literal["tokenizer", "processor", "image_processor"] = "tokenizer"  # the Auto class that loads it
     optional: bool = False
-    components: tuple[str, ...] = ("text_encoder",)  # whose outputs depend on its files
+    components: tuple[str, ...] = ("text_encoder",)  # components with outputs that depend on the files of this reader
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A component that predicts the velocity, and the noise levels at which it does: from `low` up to `high`.
+    """A component that predicts the velocity, and its range of noise levels.
 
-    Both are sigmas. `low` belongs to it, and `high` to the one above, but for 1, which is the highest level.
+    The range is sigma in [`low`, `high`), or [`low`, 1] for the denoiser of the highest noise levels.
     """
 
     name: str
@@ -62,9 +62,9 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class ModelParts:
-    """What one model of a family consists of, where models differ: see `Family.parts`.
+    """The components, denoisers and division factor of one model, where the models of a family differ.
 
-    `denoisers` go from the highest noise levels down, and together they cover all levels.
+    See `Family.parts`. `denoisers` are ordered from the highest noise levels down and cover all levels.
     """
 
     components: tuple[str, ...]
@@ -72,29 +72,39 @@ class ModelParts:
     division_factor: int
 
     def denoiser_at(self, timestep: float) -> Denoiser:
-        """Return the denoiser that acts at `timestep` = 1000 * sigma; the level of a boundary is the upper one's."""
+        """Return the denoiser for `timestep` = 1000 * sigma; a boundary belongs to the denoiser of higher levels."""
         return next((each for each in self.denoisers if timestep >= 1000 * each.low), self.denoisers[-1])
 
 
 @dataclass(frozen=True)
 class AttentionBlocks:
-    """A stack of blocks in the denoiser, and the attention in each that takes cached tokens (`media.kv_cache`)."""
+    """A stack of blocks in the denoiser, and the attention module of each that accepts cached tokens.
 
-    module: str = "transformer_blocks"  # the module list; what a denoiser does not have counts as empty
-    attention: str = "attn"  # the module of each block
-    cache_name: str = "double"  # a kv_cache calls the blocks double_0, double_1, ...
+    See `dsctl_core.media.kv_cache`.
+    """
+
+    module: str = "transformer_blocks"  # name of the module list; a denoiser without it has no such blocks
+    attention: str = "attn"  # name of the attention module in each block
+    cache_name: str = "double"  # prefix of the block names in a kv_cache: double_0, double_1, ...
 
 
 @dataclass(frozen=True)
 class Preset:
     """Published (or embedded) weights of a family.
 
-    `files` maps the name of a component, or of an optional reader, to the file pattern inside the repository
-    `model_id`: what is optional and not named there is not part of these weights. What is in another repository (a
-    component or a reader) is in `from_repositories`. An embedded preset has `folder` (relative to the package's
-    assets) instead. `defaults` are option values that suit these weights. `variant` is their size among those that
-    the family has published (None: the first). Weights that were distilled name in `base_preset` the ones that they
-    were distilled from, which are the better ones to train.
+    Attributes:
+        name: Name of the preset, as in `--model NAME`.
+        summary: One line for `dsctl models`.
+        model_id: Repository of the weights; None for an embedded preset.
+        files: File pattern inside the repository for each component and optional reader. An optional part that is
+            missing here is not part of these weights.
+        folder: Folder of an embedded preset, relative to the assets of the package.
+        defaults: Recommended option values for these weights.
+        from_repositories: Repository of each component or reader that is not in `model_id`.
+        variant: Size of the model among the published sizes of the family (None: the first).
+        schedule: Schedule of these weights, if it is not that of the family.
+        base_preset: For distilled weights, the preset they were distilled from, which is better suited for training.
+        index: Entries of the model_index.json other than the components.
     """
 
     name: str
@@ -105,17 +115,17 @@ class Preset:
     defaults: dict[str, Any] = field(default_factory=dict)
     from_repositories: dict[str, str] = field(default_factory=dict)
     variant: str | None = None
-    schedule: Schedule | None = None  # of weights that were published with another than the family's
+    schedule: Schedule | None = None
     base_preset: str | None = None
-    index: dict[str, Any] = field(default_factory=dict)  # what their model_index.json says beside the components
+    index: dict[str, Any] = field(default_factory=dict)
 
     def repository(self, part: str) -> str:
-        """Return the repository that a component, or a reader, of a published preset is in."""
+        """Return the repository of a component or reader of a published preset."""
         assert self.model_id is not None, "an embedded preset is in no repository"
         return self.from_repositories.get(part, self.model_id)
 
     def local_path(self) -> Path | None:
-        """Return the folder of an embedded preset, else None."""
+        """Return the folder of an embedded preset; None for a published one."""
         from dsctl_core.assets import assets_path
 
         return None if self.folder is None else assets_path(self.folder)
@@ -123,13 +133,13 @@ class Preset:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Constants of the flow-matching schedule, named as diffusers' scheduler_config.json names them.
+    """Constants of the flow-matching schedule, with the names of diffusers' scheduler_config.json.
 
-    mu, the exponent of the shift, goes linearly from `base_shift` at `base_image_seq_len` tokens to `max_shift` at
-    `max_image_seq_len`; the last sigma is stretched to `shift_terminal` when that is given.
-    `training_mu` is the fixed exponent used for training. Where the line is not all, `sampling_mu` gives the exponent
-    from (image tokens, steps). With `linear_shift` the line is the shift itself, of which mu is the logarithm
-    (diffusers' `time_shift_type: linear`).
+    The exponent of the shift, mu, is a linear function of the number of image tokens: `base_shift` at
+    `base_image_seq_len` tokens, `max_shift` at `max_image_seq_len`. With `linear_shift` the linear function is the
+    shift itself and mu is its logarithm (diffusers' `time_shift_type: linear`). `sampling_mu`, a function of
+    (image tokens, steps), replaces the linear function if set. With `shift_terminal` the levels are stretched so that
+    the last sigma has this value. `training_mu` is the fixed exponent for training.
     """
 
     base_shift: float = 0.5
@@ -143,16 +153,16 @@ class Schedule:
 
     @classmethod
     def constant(cls, shift: float) -> Schedule:
-        """Return the schedule with the same shift for every picture, in sampling and in training."""
+        """Return the schedule with the same `shift` for every image size, for sampling and for training."""
         mu = math.log(shift)
         return cls(base_shift=mu, max_shift=mu, training_mu=mu)
 
 
 @dataclass(frozen=True)
 class OriginalNames:
-    """Layer names that a model was published under before diffusers' own: original -> ours, `{}` the number of a block.
+    """Layer names of the original release of a model, mapped to those of diffusers; `{}` is the number of a block.
 
-    `fused` layers are several of ours, in order, each as large as the others.
+    A `fused` layer is the concatenation of several diffusers layers of equal size, in order.
     """
 
     single: Mapping[str, str]
@@ -161,51 +171,51 @@ class OriginalNames:
 
 @dataclass(frozen=True)
 class Family:
-    """Everything about a family that can be known without loading it."""
+    """Description of a family: all that is known without loading a model."""
 
     name: str  # "qwen-image"; its folder is families/qwen_image
     title: str
     pipeline: str  # "dsctl_core.families.qwen_image.pipeline:QwenImagePipeline"
-    pipeline_classes: tuple[str, ...]  # `_class_name` values of model_index.json that are this family
+    pipeline_classes: tuple[str, ...]  # `_class_name` values of model_index.json that identify this family
     components: tuple[Component, ...]
     readers: tuple[Reader, ...]
     presets: tuple[Preset, ...]
     lora_targets: tuple[str, ...]
-    division_factor: int  # height and width must be multiples of this, but see `index_division_factor`
+    division_factor: int  # height and width must be multiples of this; see also `index_division_factor`
     schedule: Schedule
-    defaults: dict[str, Any]  # option values for weights that are no preset
+    defaults: dict[str, Any]  # option values for weights without a preset
     extra_inputs: tuple[str, ...]  # inputs beyond image and prompt that training rows may have
     published: dict[str, dict[str, Any]]  # component -> official config sizes, for the meta-device contract
     tiny: dict[str, dict[str, Any]]  # component -> config of a tiny random model for tests
     # Videos have factor * n + remainder frames, as (factor, remainder); None: the family takes pictures only.
     time_division: tuple[int, int] | None = None
-    # (the dit's config, width, height, frames, characters of a prompt) -> about how many bytes a cache in bfloat16
-    # keeps of such a picture, and of such a prompt; None: it cannot be told
+    # (config of the dit, width, height, frames, characters of a prompt) -> estimated size in bytes, in a bfloat16
+    # cache, of one sample's latents and of its prompt embeddings; None: no estimate
     cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]] | None = None
-    # Other published sizes, by name: component -> config, where it differs from `published`.
+    # Other published sizes by name: component -> config entries that differ from `published`.
     variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    # The layer names that it was published under first, where other tools' LoRA formats keep to them
+    # Layer names of the original release, if the LoRA formats of other tools use them
     original_names: OriginalNames | None = None
-    # The attention that a kv_cache can add tokens to
+    # Attention modules to which a kv_cache can add tokens
     attention_blocks: tuple[AttentionBlocks, ...] = (AttentionBlocks(),)
     # Whether some weights take a guidance scale as an input of the network.
     embedded_guidance: bool = False
-    # model_index.json -> option values for the weights beside it, where they are not `defaults` for all
+    # model_index.json -> option values of a model, if they are not `defaults` for all models
     index_defaults: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-    # The networks that predict the velocity, from the highest noise levels down.
+    # Networks that predict the velocity, from the highest noise levels down.
     denoisers: tuple[Denoiser, ...] = (Denoiser("dit"),)
-    # model_index.json -> the denoisers of the weights beside it, where they are not `denoisers` for all
+    # model_index.json -> denoisers of a model, if they are not `denoisers` for all models
     index_denoisers: Callable[[Mapping[str, Any]], tuple[Denoiser, ...]] | None = None
-    # model_index.json -> the division factor of the weights beside it, where it is not `division_factor` for all
+    # model_index.json -> division factor of a model, if it is not `division_factor` for all models
     index_division_factor: Callable[[Mapping[str, Any]], int] | None = None
 
     def sizes(self, component: str, variant: str | None = None) -> dict[str, Any]:
-        """Return the published config of `component` in `variant` (None: the first one that was published)."""
+        """Return the published config of `component` in the size `variant` (None: the first)."""
         chosen = self.variants[variant] if variant is not None else {}
         return chosen.get(component, self.published[component])
 
     def all_sizes(self, component: str) -> list[dict[str, Any]]:
-        """Return every published config of `component`, none twice."""
+        """Return all published configs of `component`, without duplicates."""
         found: list[dict[str, Any]] = []
         for variant in (None, *self.variants):
             config = self.sizes(component, variant)
@@ -213,7 +223,7 @@ class Family:
         return found
 
     def component(self, name: str) -> Component:
-        """Return the component called `name`; an unknown name is a usage error with the near miss."""
+        """Return the component `name`; raise UsageError for an unknown name."""
         for component in self.components:
             if component.name == name:
                 return component
@@ -222,7 +232,7 @@ class Family:
         raise unknown_name(f"component of {self.name}", name, [c.name for c in self.components])
 
     def reader(self, name: str) -> Reader:
-        """Return the reader called `name`; an unknown name is a usage error with the near miss."""
+        """Return the reader `name`; raise UsageError for an unknown name."""
         for reader in self.readers:
             if reader.name == name:
                 return reader
@@ -249,22 +259,22 @@ class Family:
 
     @property
     def differs(self) -> bool:
-        """Whether models of the family can consist of other parts than one another."""
+        """Whether the models of the family can differ in components, denoisers or division factor."""
         functions = (self.index_denoisers, self.index_division_factor)
         return any(functions) or any(component.optional for component in self.components)
 
     def component_files(self, preset: Preset) -> dict[str, str]:
-        """Return the file pattern of each component that a published preset has, by name."""
+        """Return the file pattern of each component of a published preset, by name."""
         readers = [reader.name for reader in self.readers]
         return {name: pattern for name, pattern in preset.files.items() if name not in readers}
 
     def reader_files(self, preset: Preset) -> dict[str, str]:
-        """Return the file pattern of each reader that a published preset has, by name."""
+        """Return the file pattern of each reader of a published preset, by name."""
         chosen = [reader for reader in self.readers if not reader.optional or reader.name in preset.files]
         return {reader.name: preset.files.get(reader.name, reader.files) for reader in chosen}
 
     def preset_index(self, preset: Preset) -> dict[str, Any]:
-        """Return what the model_index.json of a published preset says, as far as `index_...` functions read it."""
+        """Return the entries of a published preset's model_index.json that the `index_...` functions read."""
         found: dict[str, Any] = {"_class_name": self.pipeline_classes[0], **preset.index}
         for component in self.components:
             there = component.name in preset.files
@@ -272,7 +282,7 @@ class Family:
         return found
 
     def parts(self, present: Collection[str] | None = None, index: Mapping[str, Any] | None = None) -> ModelParts:
-        """Return what a model consists of that has the components `present` (None: all) and this model_index.json.
+        """Return the parts of a model with the components `present` (None: all) and the model_index.json `index`.
 
         A component that is not optional counts as present, whether or not its weights were named. A denoiser beside the
         usual ones of which no index says at which levels it acts is a DsctlError.

@@ -1,4 +1,4 @@
-"""Python's collector of garbage, kept away while libraries are imported."""
+"""Pause Python's garbage collector while large libraries are imported."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def paused_gc() -> Iterator[None]:
-    """Collect no garbage inside: for imports of torch, diffusers and their like.
+    """Disable garbage collection inside the block, for imports of torch, diffusers and similar libraries.
 
-    They make hundreds of thousands of objects that stay, and the collector would walk the growing heap again and
-    again: an eighth of the time and more. Nesting is allowed; a collector that was off before stays off.
+    Such imports create hundreds of thousands of long-lived objects, and the collector would traverse the growing heap
+    repeatedly, for an eighth of the import time or more. Blocks can be nested; a collector that was disabled before
+    stays disabled.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,6 +1,6 @@
-"""BasePipeline: components, the units that prepare what the denoiser reads, and the denoising loop.
+"""Define BasePipeline: components, the units that prepare the inputs of the denoiser, and the denoising loop.
 
-Legend: latents, noise and velocity are (B, C, h, w) float32, of clips (B, C, T, h, w); images are (B, 3, H, W) in
+Legend: latents, noise and velocity are (B, C, h, w) float32, for clips (B, C, T, h, w); images are (B, 3, H, W) in
 [-1, 1].
 """
 
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
     from dsctl_core.checkpoint.model_config import ModelConfig
 
-DENOISER_ARGUMENT = "dit"  # what `model_fn` calls the denoiser that acts, whichever of the family's it is
+DENOISER_ARGUMENT = "dit"  # parameter of `model_fn` that receives the denoiser in use, whatever its name in the family
 
-# (side network, denoiser, inputs of model_fn) -> a block in which these inputs, with what it adds, are in force
+# (side network, denoiser, inputs of model_fn) -> a context manager that yields the inputs with those that it adds
 Control = Callable[[nn.Module, nn.Module, Inputs], AbstractContextManager[Inputs]]
 
 
 @dataclass(frozen=True)
 class SideNetwork:
-    """A network beside the family's own components, with the units that use it.
+    """A network in addition to the components of the family, with the units that use it.
 
-    `columns` are those of a row that its units read; a row in which one is missing is refused by them, not here.
-    `control` is what the network does during each call of `model_fn`, and `reads` the inputs that it looks at for that;
-    see dsctl_core.control.
+    `columns` are the dataset columns that its units read; the units raise an error for a row without them. `control`
+    is applied during each call of `model_fn`, and `reads` are the inputs of `model_fn` that it uses; see
+    dsctl_core.control.
     """
 
     name: str
@@ -55,11 +55,11 @@ class SideNetwork:
 
 
 class BasePipeline(nn.Module):
-    """The components of one model and how they make a picture.
+    """Base class of all pipelines: the components of one model, and how they generate images or clips.
 
-    Components are attributes under their family's names (`self.dit`), None where not loaded. A family's class sets
-    `family`, `units`, `model_fn` and `decoding_models` (the components that make pictures of latents), and writes
-    `__call__` and `inputs_from_rows`. `model_fn` takes the denoiser that acts as `dit`, and may take others of
+    Components are attributes with the names that the family declares (`self.dit`), None if not loaded. The subclass of
+    a family sets `family`, `units`, `model_fn` and `decoding_models` (the components that decode latents), and
+    implements `__call__` and `inputs_from_rows`. `model_fn` receives the denoiser in use as `dit`, and components in
     `beside_the_denoiser` under their own names.
     """
 
@@ -80,15 +80,15 @@ class BasePipeline(nn.Module):
         device: torch.device | str,
         parts: ModelParts | None = None,
     ) -> None:
-        """Put the pipeline together.
+        """Build the pipeline from loaded components.
 
         Args:
-            models: The components that are loaded, by name.
-            readers: Its tokenizers and processors (None: it has none).
-            schedule: The constants of its noise levels.
-            torch_dtype: The dtype of the weights, and of what units compute.
-            device: Where it computes.
-            parts: What the model consists of, loaded or not (None: what is loaded of what is optional).
+            models: The loaded components by name.
+            readers: Tokenizers and processors (None: no readers).
+            schedule: Constants of the noise levels.
+            torch_dtype: Dtype of the weights and of the outputs of units.
+            device: Device of the computation.
+            parts: Parts of the model, loaded or not (None: all required components, and the optional ones in `models`).
         """
         super().__init__()
         for component in self.family.components:
@@ -100,7 +100,7 @@ class BasePipeline(nn.Module):
         self.side_networks: tuple[SideNetwork, ...] = ()
         self.placement = Placement()
         self.torch_dtype = torch_dtype
-        # As a tensor there names it: "cuda" is "cuda:0", so that devices can be compared.
+        # The device as tensors report it, "cuda:0" for "cuda", so that devices can be compared.
         self.device = torch.empty(0, device=device).device
 
     @classmethod
@@ -120,17 +120,19 @@ class BasePipeline(nn.Module):
     ) -> Self:
         """Load the components that `model_configs` name, frozen and in evaluation mode.
 
+        Raises DsctlError for a missing, damaged or incomplete component.
+
         Args:
-            torch_dtype: The dtype of the weights.
-            device: Where the pipeline computes (None: the GPU when there is one, else the CPU).
-            model_configs: Where the components are.
-            tokenizer_config: Where the reader "tokenizer" is, if not beside the components.
-            processor_config: Where the reader "processor" is, if not beside the components.
-            reader_configs: Where any reader is, by name.
-            component_dtypes: The dtype of single components, by name.
-            only: The components to load of those that are named (None: all).
-            schedule: The schedule where there is no scheduler_config.json (None: the family's).
-            parts: What the model consists of (None: what is named, with what its model_index.json says).
+            torch_dtype: Dtype of the weights.
+            device: Device of the computation (None: the GPU if there is one, else the CPU).
+            model_configs: Paths or repositories of the components.
+            tokenizer_config: Path or repository of the reader "tokenizer", if it is not next to the components.
+            processor_config: Path or repository of the reader "processor", if it is not next to the components.
+            reader_configs: Path or repository of each reader, by name.
+            component_dtypes: Dtype of single components by name; the others have `torch_dtype`.
+            only: Names of the components to load (None: all in `model_configs`).
+            schedule: Schedule to use without a scheduler_config.json (None: that of the family).
+            parts: Parts of the model (None: derived from `model_configs` and the model_index.json).
         """
         from dsctl_core.checkpoint.load import load_components
 
@@ -155,70 +157,73 @@ class BasePipeline(nn.Module):
     def inputs_from_rows(
         cls, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()
     ) -> tuple[Inputs, Inputs, Inputs]:
-        """Turn dataset rows into (shared, posi, nega) inputs of one training batch; every family writes its own."""
+        """Return the inputs (shared, posi, nega) of one training batch from dataset rows; every family implements it.
+
+        `extra_inputs` are the names of row columns to use beyond those that every row has.
+        """
         raise NotImplementedError(f"{cls.__name__} has no inputs_from_rows()")
 
     def attach_side_network(self, side_network: SideNetwork, model: nn.Module | None) -> None:
-        """Put `model` in as a component of its own (None: not loaded), and its units behind those that are there."""
+        """Add `model` as a component (None: not loaded), and append the units of `side_network` to the pipeline's."""
         self.register_module(side_network.name, model)
         self.side_networks = (*self.side_networks, side_network)
         self.units = [*self.units, *side_network.units]
 
     def row_inputs(self, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()) -> tuple[Inputs, Inputs, Inputs]:
-        """Turn rows into (shared, posi, nega): the family's inputs, and a list of each column of side networks."""
+        """Return (shared, posi, nega) from dataset rows: inputs of the family, and a list per side-network column."""
         columns = [name for side_network in self.side_networks for name in side_network.columns]
         own = [name for name in extra_inputs if name not in columns]
         shared, posi, nega = self.inputs_from_rows(rows, own)
         return {**shared, **{name: [row.get(name) for row in rows] for name in columns}}, posi, nega
 
     def decode_latents(self, latents: Tensor) -> list[Any]:
-        """Return the pictures or clips of clean latents as training has them; every family writes its own."""
+        """Decode clean latents into a list of images or clips; every family implements it."""
         raise NotImplementedError(f"{type(self).__name__} has no decode_latents()")
 
     @property
     def tokenizer(self) -> Any:
-        """The reader called "tokenizer", None where there is none."""
+        """The reader "tokenizer", or None if the model has none."""
         return self.reader("tokenizer") if "tokenizer" in self.readers else None
 
     def reader(self, name: str) -> Any:
-        """Return the tokenizer or processor called `name`, loaded now if need be; an absent one is a DsctlError."""
+        """Return the tokenizer or processor `name`, loading it on first use; raise DsctlError if there is none."""
         return self.readers.get(name)
 
     def has(self, name: str) -> bool:
-        """Return whether the model has the component called `name`, be it loaded or not."""
+        """Return whether the model has the component `name`, loaded or not."""
         return self.family.component(name).name in self.parts.components
 
     @property
     def in_iteration_models(self) -> tuple[str, ...]:
-        """The names of the components that `model_fn` runs: the denoisers, and what it takes beside them."""
+        """The names of the components that `model_fn` runs: the denoisers, and those in `beside_the_denoiser`."""
         return (*(denoiser.name for denoiser in self.parts.denoisers), *self.beside_the_denoiser)
 
     def iteration_modules(self) -> dict[str, nn.Module]:
-        """Return the loaded components that `model_fn` runs; without any denoiser, raise a DsctlError."""
+        """Return the loaded components that `model_fn` runs; raise DsctlError if no denoiser is loaded."""
         denoisers = [denoiser.name for denoiser in self.parts.denoisers]
         if not any(name in self.components for name in denoisers):
             self.component(denoisers[0])
         return {name: model for name, model in self.components.items() if name in self.in_iteration_models}
 
     def models_of(self, unit: PipelineUnit) -> tuple[str, ...]:
-        """Return the components that `unit` uses, without the optional ones that this model does not have."""
+        """Return the names of the components that `unit` uses, without optional ones that this model lacks."""
         absent = {component.name for component in self.family.components} - set(self.parts.components)
         return tuple(name for name in unit.onload_model_names if name not in absent)
 
     @property
     def components(self) -> dict[str, nn.Module]:
-        """The components that are loaded, by name."""
+        """The loaded components by name."""
         models = {name: getattr(self, name) for name in self.component_names}
         return {name: model for name, model in models.items() if model is not None}
 
     @property
     def component_names(self) -> tuple[str, ...]:
-        """The names of all components that there can be: the family's own, then those of side_networks."""
+        """The names of all components, loaded or not: those of the family, then those of side networks."""
         own = (component.name for component in self.family.components)
         return (*own, *(side_network.name for side_network in self.side_networks))
 
     def component(self, name: str) -> Any:
-        """Return the component called `name`; one that was not loaded is a DsctlError."""
+        """Return the component `name`; raise DsctlError if it is not loaded."""
         is_side_network = any(side_network.name == name for side_network in self.side_networks)
         declared = None if is_side_network else self.family.component(name)
         model = getattr(self, name)
@@ -232,14 +237,17 @@ class BasePipeline(nn.Module):
         return model
 
     def load_models_to_device(self, names: Sequence[str]) -> None:
-        """Move the named components to `self.device`, where they are not there already."""
+        """Move the components in `names` to `self.device`, unless they are there already."""
         for name in names:
             model = self.component(name)
             if any(parameter.device != self.device for parameter in model.parameters()):
                 model.to(self.device)
 
     def check_size(self, height: int, width: int, frames: int = 1) -> None:
-        """Refuse a size, or a number of frames, that the model cannot work at, naming the nearest that it can."""
+        """Raise an error for a size in pixels or a number of frames that the model does not support.
+
+        The hint has the nearest supported value.
+        """
         factor = self.parts.division_factor
         for name, value in (("height", height), ("width", width)):
             if value < factor or value % factor:
@@ -252,11 +260,14 @@ class BasePipeline(nn.Module):
             raise UsageError(f"{self.family.title} makes pictures, not {frames} frames", hint="leave the frames out")
 
     def tokens(self, height: int, width: int, frames: int = 1) -> int:
-        """Return how many tokens a sample is to the denoiser, from which the shift of its schedule follows."""
+        """Return the number of image tokens of a sample, which determines the shift of its schedule.
+
+        `height` and `width` are in pixels.
+        """
         return (height // self.parts.division_factor) * (width // self.parts.division_factor)
 
     def preprocess_image(self, image: Image.Image) -> Tensor:
-        """Return a picture as (1, 3, H, W) float32 in [-1, 1]; where it is transparent it becomes white."""
+        """Return an image as a tensor (1, 3, H, W) float32 in [-1, 1]; transparent pixels become white."""
         if image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -264,20 +275,20 @@ class BasePipeline(nn.Module):
         return (2 * pixels - 1).permute(2, 0, 1).unsqueeze(0)
 
     def vae_output_to_image(self, images: Tensor) -> list[Image.Image]:
-        """Return (B, 3, H, W) in [-1, 1] as pictures, each pixel rounded to the nearest of 256 levels."""
+        """Return `images` (B, 3, H, W) in [-1, 1] as PIL images, each value rounded to the nearest of 256 levels."""
         levels = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255
         pixels = levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(each) for each in pixels]
 
     def run_units(self, shared: Inputs, posi: Inputs, nega: Inputs) -> tuple[Inputs, Inputs, Inputs]:
-        """Run all units in order."""
+        """Run all units in order and return the three dicts with their outputs added."""
         for unit in self.units:
             shared, posi, nega = self.unit_runner(unit, self, shared, posi, nega)
         return shared, posi, nega
 
     @contextmanager
     def more_units(self, units: Sequence[PipelineUnit]) -> Iterator[None]:
-        """Run `units` behind those that are there, for as long as this lasts."""
+        """Append `units` to the units of the pipeline inside the `with` block."""
         before = self.units
         self.units = [*before, *units]
         try:
@@ -286,7 +297,10 @@ class BasePipeline(nn.Module):
             self.units = before
 
     def denoiser_of(self, timestep: Tensor) -> str:
-        """Return the name of the denoiser for `timestep` (B,) or (); levels of two denoisers are a DsctlError."""
+        """Return the name of the denoiser for `timestep` (B,) or ().
+
+        Raises DsctlError when the samples of a batch are at noise levels of different denoisers.
+        """
         if len(self.parts.denoisers) == 1:
             return self.parts.denoisers[0].name
         first, *others = dict.fromkeys(self.parts.denoiser_at(each).name for each in timestep.flatten().tolist())
@@ -298,11 +312,11 @@ class BasePipeline(nn.Module):
         return first
 
     def call_model_fn(self, *, latents: Tensor, timestep: Tensor, denoiser: str | None = None, **inputs: Any) -> Tensor:
-        """Return the velocity that the model predicts, float32 of the shape of `latents`.
+        """Return the velocity that the model predicts, float32 with the shape of `latents`.
 
-        Hands `model_fn` the network called `denoiser` (None: the one that acts at `timestep`) as `dit`, the other
-        components that it takes and, of `inputs`, those that its signature names. An AppliedLora in `inputs["lora"]`
-        is in force for this call alone.
+        `model_fn` receives the component `denoiser` (None: the denoiser for `timestep`) as `dit`, the other components
+        and those of `inputs` that its signature names. An AppliedLora in `inputs["lora"]` is applied during this call
+        only.
         """
         acting = denoiser or self.denoiser_of(timestep)
         running = {name: self.component(name) for name in (acting, *self.beside_the_denoiser)}
@@ -319,7 +333,7 @@ class BasePipeline(nn.Module):
             return self.model_fn(**self._chosen(available, inputs))
 
     def _chosen(self, available: Inputs, inputs: Inputs) -> Inputs:
-        """Return what of `available` the signature of `model_fn` names."""
+        """Return the entries of `available` that are parameters of `model_fn`; raise DsctlError if one is missing."""
         chosen = {}
         for parameter in inspect.signature(self.model_fn).parameters.values():
             if parameter.name in available:
@@ -332,7 +346,7 @@ class BasePipeline(nn.Module):
         return chosen
 
     def guide(self, posi: Tensor, nega: Tensor, cfg_scale: float) -> Tensor:
-        """Combine the velocities with and without the prompt (classifier-free guidance, arXiv:2207.12598)."""
+        """Combine the velocities for prompt and negative prompt (classifier-free guidance, arXiv:2207.12598)."""
         return nega + cfg_scale * (posi - nega)
 
     def denoise(
@@ -346,11 +360,19 @@ class BasePipeline(nn.Module):
         scheduler: FlowMatchScheduler | None = None,
         run_step: Callable[[Step, Tensor, Tensor], Tensor] = run_step_directly,
     ) -> Tensor:
-        """Follow the velocity from `shared["latents"]` along the scheduler's levels down to clean latents.
+        """Denoise `shared["latents"]` along the noise levels of the scheduler and return the clean latents.
 
-        Where `shared["latents_mask"]` is 0 the result is `shared["input_latents"]`. `scheduler` is the pipeline's own
-        unless another is given; `run_step(step, latents, timestep)` runs a step. Each level is the business of the
-        denoiser in whose range it is, which alone is on the device then, with its own `cfg_scale`.
+        Where `shared["latents_mask"]` is 0 the result is `shared["input_latents"]`. Each noise level is handled by the
+        denoiser of its range, with its own guidance scale; only this denoiser is on the device at that time.
+
+        Args:
+            shared: Inputs of `model_fn` that do not depend on the prompt, with `latents` to start from.
+            posi: Inputs of `model_fn` for the prompt.
+            nega: Inputs of `model_fn` for the negative prompt; used where the guidance scale is not 1.
+            cfg_scale: Guidance scale, one for all denoisers or one for each.
+            progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
+            scheduler: Noise levels (None: the scheduler of the pipeline).
+            run_step: Called as `run_step(step, latents, timestep)` for each step.
         """
         return denoise(
             self,

@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
 
 class Placement:
-    """Brings the denoiser that acts next to the device of a pipeline, and sends the one before it to main memory.
+    """Moves the denoiser in use to the device of the pipeline, and the previous one to main memory.
 
-    Those in `staying` are never sent away: what is being trained has an optimizer that holds its tensors. On a CPU
-    everything is in main memory, and nothing moves.
+    Denoisers in `staying` are never moved away: the optimizer holds the tensors of a denoiser that is being trained.
+    On a CPU nothing is moved.
     """
 
     def __init__(self, staying: Collection[str] = ()) -> None:
         self.staying = frozenset(staying)
 
     def use(self, pipe: BasePipeline, name: str) -> None:
-        """Have the denoiser called `name` on the device of `pipe`."""
+        """Move the denoiser `name` to the device of `pipe`, and the others, except `staying`, to main memory."""
         if pipe.device.type != "cpu":
             for other in pipe.parts.denoisers:
                 if other.name not in (name, *self.staying) and other.name in pipe.components:

@@ -6,13 +6,13 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What a long job reports to: one `start` ... `finish` per job, `advance` in between."""
+    """Receives the progress of a long job: one `start` and one `finish` per job, and `advance` in between."""
 
     def start(self, what: str, total: int | None, done: int = 0) -> None:
-        """Begin a job of `total` units (None: not known), of which `done` were done before, in another time."""
+        """Begin the job `what` with `total` units (None: unknown), of which `done` were completed in an earlier run."""
 
     def advance(self, n: int = 1, **fields: float | str) -> None:
-        """Say that `n` more units are done; `fields` are values to show, such as the loss."""
+        """Report that `n` more units are done; `fields` are values to show, such as the loss."""
 
     def finish(self) -> None:
         """End the job."""
@@ -38,13 +38,13 @@ class NoProgress:
 
 
 class Transfers(Protocol):
-    """What a download or an upload reports to: files by name, in bytes."""
+    """Receives the progress of a download or an upload: file by file, in bytes."""
 
     def start(self, what: str, sizes: dict[str, int]) -> None:
-        """Begin to transfer files of these sizes."""
+        """Begin the transfer `what` of files with these `sizes` in bytes, by name."""
 
     def advance(self, name: str, n: int) -> None:
-        """Say that `n` more bytes of a file are done; fewer than none when it had to begin again."""
+        """Report that `n` more bytes of the file `name` are done; `n` is negative after a restart of that file."""
 
     def finish(self) -> None:
         """End the transfer."""

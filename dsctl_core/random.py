@@ -1,4 +1,4 @@
-"""Seeds that are a pure function of what they are for, so that results do not depend on who draws first."""
+"""Derive seeds as a pure function of their purpose, so that results do not depend on the order of draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spell numbers of bytes and seconds for people."""
+"""Format numbers of bytes and seconds for display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flow-matching schedule: noise levels for sampling and for training, and the arithmetic between them.
+"""Implement the flow-matching schedule: noise levels for sampling and training, adding noise, and the Euler step.
 
 Legend: sigma in [0, 1] is the noise level, timestep = 1000 * sigma, x_sigma = (1 - sigma) * x0 + sigma * noise, and
 velocity = dx/dsigma = noise - x0 (Lipman et al. 2022, arXiv:2210.02747).
@@ -21,8 +21,8 @@ DEFAULT_STEPS = 100
 class FlowMatchScheduler:
     """Noise levels from high to low: `sigmas` and `timesteps`, both (n,) float32.
 
-    `training` says which table is loaded: the one to draw training levels from, or the one to sample along.
-    `training_mu` is the exponent of the shift of the first.
+    `training` is whether the loaded table is the one to draw training levels from, or the one to sample along.
+    `training_mu` is the exponent of the shift of the training table.
     """
 
     sigmas: Tensor
@@ -42,11 +42,12 @@ class FlowMatchScheduler:
         dynamic_shift_len: int | None = None,
         training: bool = False,
     ) -> None:
-        """Load the table with `num_inference_steps` levels (None: 100 for sampling, 1000 for training).
+        """Compute the table of noise levels, and set `sigmas` and `timesteps`.
 
-        `denoising_strength` is the level at which sampling starts, before the shift; `dynamic_shift_len` the number
-        of image tokens, from which (and from the number of levels, where the schedule says so) the shift follows
-        (None: the shift of training).
+        `num_inference_steps` is the number of levels (None: 100 for sampling, 1000 for training).
+        `denoising_strength` is the level at which sampling starts, before the shift. `dynamic_shift_len` is the number
+        of image tokens that determines the shift, together with the number of levels if the schedule has a
+        `sampling_mu` (None: the shift of training).
         """
         count = (
             num_inference_steps if num_inference_steps is not None else TRAINING_LEVELS if training else DEFAULT_STEPS
@@ -62,9 +63,9 @@ class FlowMatchScheduler:
         fixed = self.training_mu if training else self.schedule.training_mu
         mu = fixed if dynamic_shift_len is None else self._mu(dynamic_shift_len, count)
         if training:
-            # Mid-points of equal bins: neither 0 nor 1 is among them, where the weight is 0 and a draw would be wasted.
-            # The table is not stretched: shift_terminal says where the *last sampling step* begins, so that it does
-            # not waste itself on hardly any noise; it is no property of the model, which trains at every level.
+            # Mid-points of equal bins exclude 0 and 1, where the loss weight is 0 and a draw would have no effect.
+            # The table is not stretched: shift_terminal is where the *last sampling step* begins, so that this step
+            # still removes noise. It is not a property of the model, which is trained at all levels.
             grid = (torch.arange(count, 0, -1, dtype=torch.float64) - 0.5) / count
             self.sigmas = self._shift(grid.float(), mu)
             self._weight_mean = self._bell(self.sigmas.double()).mean().item()
@@ -83,10 +84,10 @@ class FlowMatchScheduler:
         return ((1 - sigma) * original.float() + sigma * noise.float()).to(original.dtype)
 
     def step(self, model_output: Tensor, timestep: Tensor | float, sample: Tensor, to_final: bool = False) -> Tensor:
-        """Follow the velocity `model_output` from `timestep` to the next level of the table (Euler), 0 after the last.
+        """Return the sample at the next noise level of the table, by one Euler step; the level after the last is 0.
 
-        `model_output` and `sample` are (B, ...), `timestep` one of the table's; `to_final` goes to 0 at once.
-        Computed in float32; the result has the dtype of `sample`.
+        `model_output` is the velocity; it and `sample` are (B, ...). `timestep` is a value of the table. With
+        `to_final` the step goes directly to level 0. Computed in float32; the result has the dtype of `sample`.
         """
         at = torch.as_tensor(timestep, dtype=torch.float32).cpu().flatten()[0]
         index = int((self.timesteps - at).abs().argmin())
@@ -95,14 +96,14 @@ class FlowMatchScheduler:
         return (sample.float() + delta.to(sample.device) * model_output.float()).to(sample.dtype)
 
     def training_target(self, sample: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """Return what the model should predict: the velocity `noise - sample`, the same at every timestep."""
+        """Return the training target: the velocity `noise - sample`, which does not depend on `timestep`."""
         return noise - sample
 
     def training_weight(self, timestep: Tensor) -> Tensor:
         """Return the loss weight of each timestep, (B,) float32: a bell curve with mean 1 over the training table.
 
-        exp(-2 u^2) with u = sigma - 1/2, less its value at the ends, which is proportional to
-        exp(2 sigma (1 - sigma)) - 1: zero at sigma 0 and 1 only, and accurate near them in this form.
+        exp(-2 u^2) with u = sigma - 1/2, minus its value at the ends, is proportional to exp(2 sigma (1 - sigma)) - 1.
+        The weight is zero only at sigma 0 and 1, and this form is numerically accurate near them.
         """
         if not self.training:
             raise RuntimeError("training_weight needs set_timesteps(training=True) first")
@@ -114,7 +115,7 @@ class FlowMatchScheduler:
 
     @staticmethod
     def _sigma(timestep: Tensor | float, like: Tensor) -> Tensor:
-        """Return sigma as float32, (B, 1, ...) so that it multiplies `like` sample by sample."""
+        """Return sigma in float32, with the shape (B, 1, ...) that broadcasts over the samples of `like`."""
         sigma = torch.as_tensor(timestep, dtype=torch.float32, device=like.device) / 1000
         return sigma.reshape(-1, *[1] * (like.ndim - 1))
 
@@ -128,16 +129,16 @@ class FlowMatchScheduler:
 
     @staticmethod
     def _shift(sigmas: Tensor, mu: float) -> Tensor:
-        """Move the levels towards noise, as more tokens need (Esser et al. 2024, arXiv:2403.03206, eq. 23)."""
-        # Tensor by tensor: torch makes `number / tensor` a product with the reciprocal, one rounding off.
+        """Shift the levels towards more noise, as larger images need (Esser et al. 2024, arXiv:2403.03206, eq. 23)."""
+        # Tensor by tensor: torch computes `number / tensor` as a product with the reciprocal, which rounds differently.
         exp_mu = torch.tensor(math.exp(mu), dtype=torch.float32)
         return exp_mu / (exp_mu + (1 / sigmas - 1))
 
     def _stretch(self, sigmas: Tensor) -> Tensor:
-        """Stretch the levels so that the last is shift_terminal, keeping the first.
+        """Stretch the levels so that the last is `shift_terminal` and the first is unchanged.
 
-        The first is 1 but for a denoising strength below 1, where keeping it keeps the strength independent of the
-        number of steps. A single step has nothing to stretch.
+        The first level is 1 unless the denoising strength is below 1; keeping it makes the strength independent of the
+        number of steps. A single level is returned unchanged.
         """
         terminal, first = self.schedule.shift_terminal, sigmas[0].item()
         if terminal is None or len(sigmas) == 1 or first <= terminal:

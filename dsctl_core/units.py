@@ -1,4 +1,4 @@
-"""Pipeline units: the steps that turn what a user asks for into what the denoiser reads, and the runner for them."""
+"""Define pipeline units, the steps that turn user inputs into inputs of the denoiser, and the runner for them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ Inputs = dict[str, Any]
 
 
 def is_guided(cfg_scale: Any) -> bool:
-    """Return whether a guidance scale, or one of those of several denoisers, asks for the negative prompt."""
+    """Return whether `cfg_scale`, a number or a sequence of numbers, needs a pass with the negative prompt."""
     return any(scale != 1 for scale in (cfg_scale if isinstance(cfg_scale, list | tuple) else [cfg_scale]))
 
 
 class PipelineUnit:
-    """One step of a pipeline's preparation.
+    """One preparation step of a pipeline, such as encoding the prompt.
 
-    A subclass writes `process(self, pipe, a, b=1)`: the parameters after `pipe` are the inputs it reads, and a
-    parameter with a default is optional. It returns a dict whose names must all be in `output_params`.
-    `onload_model_names` are the components it uses.
+    A subclass implements `process(self, pipe, a, b=1)`: the parameters after `pipe` are the inputs of the unit, and a
+    parameter with a default is optional. It returns a dict whose keys must all be in `output_params`.
+    `onload_model_names` are the components that the unit uses.
 
-    With `separate_cfg` the unit runs once for the prompt and once for the negative prompt: the second time an input
-    `x` is taken from `negative_x` where that was given. With `take_over` the unit is handed the three dicts
-    (shared, posi, nega) whole and returns them; `reads` then says which names it looks at.
+    With `separate_cfg` the unit runs once for the prompt and once for the negative prompt; the second run reads
+    `negative_x` for an input `x` if `negative_x` is present. With `take_over` the unit receives and returns all three
+    dicts (shared, posi, nega), and `reads` lists the names that it reads.
 
-    For the two stages of training: a unit that draws anew at each step says `draws_each_step`. `version` goes up when
-    the unit comes to give other values for the same inputs, so that what was kept of the old ones is not used.
-    `frozen_use` are those of its components of which it uses nothing that is trained, even when other parts are.
-    `padded` maps an output (B, T, ...) that is padded at its end along T to the output that says what of it counts,
-    (B, T) bool, or None when all of it does. `alike` says which samples the first stage may put into one batch.
+    The other attributes matter for the two stages of training:
+
+    - `draws_each_step`: the unit draws random numbers, new ones at each step.
+    - `version`: increased when the unit returns different values for the same inputs, which invalidates caches.
+    - `frozen_use`: components of which the unit uses only frozen parts, even when other parts are trained.
+    - `padded`: maps an output (B, T, ...) that is padded at the end of T to the output with its mask, (B, T) bool,
+      which is None when nothing is padded.
+
+    `batch_key` determines which samples can share a batch in the first stage.
     """
 
     output_params: tuple[str, ...] = ()
@@ -63,33 +67,34 @@ class PipelineUnit:
 
     @property
     def input_params(self) -> tuple[str, ...]:
-        """Names of everything the unit reads."""
+        """The names of all inputs of the unit."""
         return (*self.required, *self.optional)
 
     def _no_process(self, pipe: BasePipeline) -> Inputs:
-        """Stand in for the `process` that every unit writes for itself, with the parameters that it needs."""
+        """Raise NotImplementedError: every subclass implements `process`, with parameters of its own."""
         raise NotImplementedError(f"{type(self).__name__} has no process()")
 
     process: Callable[..., Any] = _no_process
 
     def batch_key(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> Any:
-        """Return what samples must have in common for a batch of them to give what each gives alone; JSON.
+        """Return a JSON value that must be equal for samples to share a batch.
 
-        The inputs are those of one sample before any unit ran; of a picture among them only the size may be known.
-        Pictures are of one size in every batch, and texts are not asked for anything: that is for a unit to say.
+        Samples with equal keys get the same outputs in a batch as alone. `shared`, `posi` and `nega` are the inputs of
+        one sample before any unit has run; for an image among them, only the size may be known. All images of a batch
+        have one size in any case; a unit that reads text returns what its text encoder needs, such as token counts.
         """
         return None
 
 
 class UnitRunner:
-    """Runs a unit on the inputs gathered so far and stores what it returns."""
+    """Runs a unit on the inputs and adds its outputs to them."""
 
     def __call__(
         self, unit: PipelineUnit, pipe: BasePipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
     ) -> tuple[Inputs, Inputs, Inputs]:
         """Run `unit` and return the three dicts with its outputs added.
 
-        The negative side of a `separate_cfg` unit runs only when guidance needs it (`cfg_scale` other than 1).
+        A `separate_cfg` unit runs for the negative prompt only when guidance needs it (`cfg_scale` other than 1).
         """
         if unit.take_over:
             before = (inputs_shared, inputs_posi, inputs_nega)
@@ -127,6 +132,6 @@ class UnitRunner:
 
 
 def _changed(before: Inputs, after: Inputs) -> set[str]:
-    """Return the names whose value is new, another or gone."""
+    """Return the names of values that were added, replaced or removed."""
     missing = object()
     return {name for name in {*before, *after} if before.get(name, missing) is not after.get(name, missing)}

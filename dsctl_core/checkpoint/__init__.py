@@ -1,1 +1,1 @@
-"""Weights on disk: safe files, which component a file is, and loading."""
+"""Identify and load weights on disk: folders in diffusers layout, safetensors files, single files."""

@@ -1,4 +1,4 @@
-"""Build the network of a component: find its class, and make it from a config without its weights."""
+"""Build the network of a component: import its class, and instantiate it from a config without its weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def component_class(component: Component, folder: Path | None = None) -> type[nn.Module]:
-    """Import the class of a component: the one that the config.json in `folder` names, where it can have several."""
+    """Import the class of `component`; if it can have several, the config.json in `folder` names the one to use."""
     name = component.class_name if folder is None or not component.other_classes else class_of(folder)
     return getattr(importlib.import_module(component.library), name)
 
 
 def empty_component(component: Component, folder: Path) -> nn.Module:
-    """Build a component from the config.json in `folder`, with weights that mean nothing."""
+    """Build a component from the config.json in `folder`, without loading its weights."""
     cls: Any = component_class(component, folder)
     if component.library != "transformers":
         return cls.from_config(read_json(folder / "config.json"))

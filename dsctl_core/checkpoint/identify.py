@@ -15,7 +15,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 
 
 def class_of(folder: Path) -> str:
-    """Return the class that the config.json of a component's folder names."""
+    """Return the class name in the config.json of the component in `folder`; raise DsctlError if there is none."""
     path = folder / "config.json"
     if not path.is_file():
         raise DsctlError(
@@ -30,10 +30,10 @@ def class_of(folder: Path) -> str:
 
 
 def identify_component(family: Family, folder: Path) -> Component:
-    """Return the component of `family` whose weights are in `folder`.
+    """Return the component of `family` with its weights in `folder`.
 
-    Of several that have one class, as two denoisers have, it is the one that is kept in a folder of this name, else the
-    first.
+    If several components have the same class, as two denoisers do, the name of the folder decides, else the first is
+    returned. Raises DsctlError if no component of the family has the class.
     """
     name = class_of(folder)
     found = [component for component in family.components if name in component.class_names]
@@ -44,9 +44,10 @@ def identify_component(family: Family, folder: Path) -> Component:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that make up the component in `folder`, which can be a file; each is checked.
+    """Return the safetensors files of the component in `folder`, a folder or a single file, and check each of them.
 
-    With an index file these are the shards that it names; a missing shard is an error.
+    With an index file these are the shards that it names. Raises DsctlError for a missing shard, a damaged file, or
+    weights in pickle format.
     """
     if folder.is_file():
         check_safetensors(folder)
@@ -74,9 +75,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def identify_weights(folder: Path, also: Sequence[Path] = (), notes: Sequence[str] = ()) -> str:
-    """Return what tells the component in `folder` from every other: its config, its weights, and the files in `also`.
+    """Return a digest of the component in `folder`: of its config, its weights, and the files in `also`.
 
-    `folder` can be a single file, which has no config. `notes` are what else is done to the weights.
+    `folder` can be a single file without a config. `notes` describe modifications of the weights after loading and are
+    part of the digest.
     """
     config = [digest_file(folder / "config.json")] if folder.is_dir() else []
     files = [[path.name, digest_file(path)] for path in also]

@@ -1,4 +1,4 @@
-"""Load the components of a pipeline, strictly: every weight there, none left over, none invented."""
+"""Load the components of a pipeline strictly: missing, unexpected or mismatched weights are errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadedComponents:
-    """What a pipeline is made of. A component that was not asked for is not in `models`."""
+    """The loaded parts of a pipeline. `models` has only the components that were requested."""
 
     models: dict[str, nn.Module]
     readers: Readers
@@ -34,9 +34,9 @@ class LoadedComponents:
 
 @dataclass
 class ComponentPaths:
-    """Where everything is: a folder (or a single file without a config) for each component, readers, schedule.
+    """The paths of components, readers and schedule; a component is a folder, or a single file without a config.
 
-    `index` is what the model_index.json of a whole folder says.
+    `index` is the content of the model_index.json, if the model is a whole folder in diffusers layout.
     """
 
     components: dict[str, Path]
@@ -48,10 +48,10 @@ class ComponentPaths:
 def find_component_paths(
     family: Family, model_configs: Sequence[ModelConfig], reader_configs: Mapping[str, ModelConfig] | None = None
 ) -> ComponentPaths:
-    """Find the folder of each component that `model_configs` name, and of the readers beside them.
+    """Return the paths of the components that `model_configs` name, and of the readers next to them.
 
-    `reader_configs` say where readers are, by name, and go before what is found. Two places for one component are an
-    error.
+    `reader_configs` are the locations of readers by name, and take precedence over those that are found. Raises
+    DsctlError if a component is named twice.
     """
     places = ComponentPaths({})
     for name, config in (reader_configs or {}).items():
@@ -102,7 +102,7 @@ def _add(places: ComponentPaths, name: str, folder: Path) -> None:
 
 
 def _check_shards(folder: Path, paths: list[Path]) -> None:
-    """Refuse a list of files that is not the whole set of shards in their folder."""
+    """Raise DsctlError unless `paths` are all shards of the component in `folder`, and nothing else."""
     whole = {path.resolve() for path in weight_files(folder)}
     given = {path.resolve() for path in paths}
     if given - whole:
@@ -131,20 +131,21 @@ def load_components(
 ) -> LoadedComponents:
     """Load the components that `model_configs` name, frozen and in evaluation mode.
 
-    Raises DsctlError for a missing, damaged, foreign or incomplete component, naming the file.
+    Raises DsctlError, with the name of the file, for a component that is missing, damaged, incomplete or not of
+    `family`.
 
     Args:
-        family: The family that they are of.
-        model_configs: Where the components are.
-        reader_configs: Where readers are, by name; those in a whole folder, or beside what it names, are found.
-        torch_dtype: The dtype of the weights.
-        device: Where they go; of several denoisers the first alone, the others wait in main memory.
-        component_dtypes: The dtype of single components, by name.
-        only: The components to load of those that are named (None: all).
-        schedule: The schedule where there is no scheduler_config.json (None: the family's).
-        parts: What the model consists of (None: what is named, with what model_index.json says of it).
+        family: The family of the model.
+        model_configs: Paths or repositories of the components.
+        reader_configs: Paths or repositories of readers by name, in addition to those found in a whole model folder.
+        torch_dtype: Dtype of the weights.
+        device: Device of the components; of several denoisers only the first is moved there, the others stay on CPU.
+        component_dtypes: Dtype of single components by name; the others have `torch_dtype`.
+        only: Names of the components to load (None: all in `model_configs`).
+        schedule: Schedule to use without a scheduler_config.json (None: that of the family).
+        parts: Parts of the model (None: derived from `model_configs` and the model_index.json).
     """
-    # A reader may have to be downloaded, for which there is no reason unless a component uses it.
+    # Readers that no requested component uses are left out, because they might have to be downloaded.
     used = {
         reader.name
         for reader in family.readers
@@ -171,13 +172,16 @@ def load_components(
 
 
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Build one component from its folder: exactly the tensors in its files, in `dtype`, frozen, in eval mode."""
+    """Load one component from `folder`, in `dtype`, frozen and in evaluation mode.
+
+    Raises DsctlError unless the files hold exactly the tensors of the model.
+    """
     from dsctl_core.memory.dtypes import declare_float32_parts
 
     weight_files(folder)
     cls: Any = with_float32_parts(component_class(component, folder), component.float32_parts)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    # Each library names the argument its own way; the other spelling draws a deprecation warning.
+    # The libraries name this argument differently, and warn of deprecation for the other name.
     options["dtype" if component.library == "transformers" else "torch_dtype"] = dtype
     try:
         model, info = cls.from_pretrained(str(folder), **options)
@@ -192,7 +196,7 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn
 
 
 def with_float32_parts(cls: Any, parts: Sequence[str]) -> Any:
-    """Return the class `cls`, which keeps `parts` in float32 too when it loads weights."""
+    """Return a subclass of `cls` that also keeps `parts` in float32 when it loads weights; `cls` if there are none."""
     if not parts:
         return cls
     kept = [*(cls._keep_in_fp32_modules or ()), *parts]
@@ -200,7 +204,7 @@ def with_float32_parts(cls: Any, parts: Sequence[str]) -> Any:
 
 
 def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
-    """Turn what the libraries only warn about into errors: weights missing, left over or misshapen."""
+    """Raise DsctlError for missing, unexpected or mismatched weights, of which the libraries only warn."""
     for kind, verb in (("missing_keys", "lacks"), ("unexpected_keys", "has"), ("mismatched_keys", "misshapes")):
         names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get(kind) or ())
         if names:

@@ -1,4 +1,4 @@
-"""ModelConfig: where a component's weights are, and getting them from a hub."""
+"""Define ModelConfig, the location of a component's weights, and download them from a hub."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ logger = logging.getLogger(__name__)
 
 
 class _Announce(NoTransfers):
-    """Says what is being downloaded, and nothing more: this happens in the middle of something else."""
+    """Logs the start of a download and no further progress, because a download can happen in the middle of a job."""
 
     def start(self, what: str, sizes: dict[str, int]) -> None:
-        """Say it; a person who waits should know what for."""
+        """Log what is being downloaded, and how large it is."""
         size = readable_bytes(sum(sizes.values()))
         logger.warning("%s: %d files, %s; `dsctl download` shows how far it is", what, len(sizes), size)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The place of one component's weights, or of a whole model folder.
+    """The location of the weights of one component, or of a whole model folder.
 
-    `path` is a file, a list of files (shards), a component's folder or a folder in diffusers layout; used as it is,
-    without any network. Without it, `model_id` ("Qwen/Qwen-Image", or "Qwen/Qwen-Image@REVISION") and
-    `origin_file_pattern` ("transformer/*.safetensors", "tokenizer/", or None for everything) name files on the hub
-    `download_source`. What is missing or not whole in `local_model_path` (default: the model base path) is
-    downloaded, with the configs beside the weights, unless `skip_download`.
+    `path` is a file, a list of files (shards), the folder of a component, or a folder in diffusers layout; it is used
+    without network access. Without `path`, `model_id` ("Qwen/Qwen-Image", or "Qwen/Qwen-Image@REVISION") and
+    `origin_file_pattern` ("transformer/*.safetensors", "tokenizer/", or None for all files) specify files on the hub
+    `download_source`. Files that are missing or incomplete in `local_model_path` (default: the model base path) are
+    downloaded, with the configs next to the weights, unless `skip_download` is set.
     """
 
     path: str | Path | list[str] | list[Path] | None = None
@@ -48,7 +48,7 @@ class ModelConfig:
 
     @classmethod
     def from_string(cls, text: str) -> ModelConfig:
-        """Read "ID:pattern" as the command line writes it; a path of that spelling that exists wins."""
+        """Parse "ID:PATTERN", or a path; an existing path takes precedence."""
         if Path(text).exists():
             return cls(path=text)
         model_id, separator, pattern = text.partition(":")
@@ -61,21 +61,21 @@ class ModelConfig:
 
     @property
     def repository(self) -> tuple[str, str | None]:
-        """The repository's id and the revision that is pinned, if any."""
+        """Return the id of the repository, and the pinned revision or None."""
         name, _, revision = (self.model_id or "").partition("@")
         return name, revision or None
 
     @property
     def folder(self) -> Path:
-        """The folder that the repository's files are in; a pinned revision has one of its own."""
+        """Return the local folder of the repository; each pinned revision has a folder of its own."""
         name, revision = self.repository
         base = Path(self.local_model_path) if self.local_model_path is not None else model_base_path()
         return base / (name if revision is None else f"{name}@{revision.replace('/', '--')}")
 
     def resolve(self) -> list[Path]:
-        """Return the files, sorted, or the one folder that this names, downloaded first where that is due.
+        """Return the sorted files, or the one folder, of this location, after downloading what is missing.
 
-        Nothing there is a DsctlError. When the hub cannot be reached, what is on the disk is used, with a warning.
+        If the hub cannot be reached, the local files are used, with a warning. Raises DsctlError if nothing is found.
         """
         if self.path is not None:
             return self._given()
@@ -124,7 +124,7 @@ class ModelConfig:
         fetch(hub, name, listing.revision, list(wanted), self.folder, progress=_Announce())
 
     def _local(self, fault: DsctlError | None) -> list[Path]:
-        """Return what is on the disk; when nothing is, raise `fault`, or say where it should be."""
+        """Return the local files; if there are none, raise `fault`, or else a DsctlError with the expected path."""
         name, _ = self.repository
         pattern, folder = self.origin_file_pattern or "", self.folder
         hint = (

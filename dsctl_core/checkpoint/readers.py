@@ -1,4 +1,4 @@
-"""Tokenizers and processors: found with the components of a model, and loaded when they are first used."""
+"""Load tokenizers and processors, which are found next to the components of a model, on first use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Family, Reader
 
-# How each kind is loaded by transformers, and how its folder is named beside files of components.
+# The class of transformers that loads each kind, and the name of its folder next to files of components.
 AUTO_CLASS = {"tokenizer": "AutoTokenizer", "processor": "AutoProcessor", "image_processor": "AutoImageProcessor"}
 NAMED_BY = {
     "tokenizer": "--tokenizer-path, or tokenizer_config in Python",
@@ -18,7 +18,7 @@ NAMED_BY = {
 
 
 class Readers:
-    """The readers of one model by name; `folders` says where those are that it has."""
+    """The readers of one model by name, each loaded on first use; `folders` are the folders of those that it has."""
 
     def __init__(self, family: Family, folders: Mapping[str, Path] | None = None) -> None:
         self.family, self.folders = family, dict(folders or {})
@@ -28,7 +28,7 @@ class Readers:
         return name in self.folders
 
     def get(self, name: str) -> Any:
-        """Return the reader called `name`; a model that has none is a DsctlError that says how to name one."""
+        """Return the reader `name`; raise DsctlError, with a hint on how to specify one, if the model has none."""
         reader = self.family.reader(name)
         if name not in self.folders:
             how = NAMED_BY.get(name, "reader_configs in Python, or a model folder that has {folder}/")
@@ -41,14 +41,14 @@ class Readers:
         return self._loaded[name]
 
     def with_others(self, others: Readers) -> Readers:
-        """Return these readers and those of `others` that are not among them; what is loaded stays loaded."""
+        """Return these readers, and those of `others` with other names; readers that are loaded stay loaded."""
         both = Readers(self.family, {**others.folders, **self.folders})
         both._loaded = {**others._loaded, **self._loaded}
         return both
 
 
 def load_reader(reader: Reader, folder: Path) -> Any:
-    """Load the reader in `folder`; one that is not there, or damaged, is a DsctlError."""
+    """Load the reader in `folder`; raise DsctlError if it is missing or damaged."""
     import transformers
 
     kind: Any = getattr(transformers, AUTO_CLASS[reader.kind])

@@ -1,7 +1,7 @@
-"""Translate a scheduler_config.json of diffusers into a Schedule, whole: every field that changes the noise levels.
+"""Convert a scheduler_config.json of diffusers to a Schedule, with every field that changes the noise levels.
 
-The fields are those of diffusers' FlowMatchEulerDiscreteScheduler, and of UniPCMultistepScheduler with
-`use_flow_sigmas`, of which only the noise levels count here.
+The fields are those of diffusers' FlowMatchEulerDiscreteScheduler, and those of UniPCMultistepScheduler with
+`use_flow_sigmas` that determine the noise levels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.family import Schedule
 from dsctl_core.files.json import read_json
 
-# Other ways to space the levels, which no published flow-matching model uses.
+# Other spacings of the levels, which no published flow-matching model uses.
 REFUSED = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -28,16 +28,16 @@ LINE = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 
 
 def read_schedule(published: Schedule, path: Path | None) -> Schedule:
-    """Return the schedule in the scheduler_config.json at `path`; without one (None), the `published` one.
+    """Return the schedule in the scheduler_config.json at `path`, or `published` if `path` is None.
 
-    A schedule that depends on the size of the picture keeps the training shift and the fitted `sampling_mu` of
-    `published`. Raises DsctlError for a field of the wrong type, and for a way to space levels that is not known.
+    A schedule that depends on the image size keeps the training shift and the fitted `sampling_mu` of `published`.
+    Raises DsctlError for a field of the wrong type, and for an unsupported spacing of the levels.
     """
     return published if path is None else translate(read_json(path), published, path)
 
 
 def translate(config: Mapping[str, Any], published: Schedule, path: Path) -> Schedule:
-    """Return the schedule that `config`, read from `path`, means; see `read_schedule`."""
+    """Return the schedule for `config`, the content of the file `path`; see `read_schedule`."""
     for name in REFUSED:
         if _boolean(config, name, path):
             raise DsctlError(f"{path} has {name}: true, which is not supported", hint="set it to false")
@@ -63,7 +63,7 @@ def _constant_shift(config: Mapping[str, Any], path: Path) -> float:
 
 
 def _terminal(config: Mapping[str, Any], path: Path) -> float | None:
-    """Return the last level; None where the levels are not stretched, for which some files have false."""
+    """Return the last level, or None if the levels are not stretched; some files have false instead of null."""
     value = config.get("shift_terminal")
     if value is None or value is False:
         return None

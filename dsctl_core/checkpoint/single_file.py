@@ -1,7 +1,7 @@
-"""Weights in one file without a config.json: told by the names of their tensors, in any layout that diffusers converts.
+"""Load a single weight file without a config.json, identified by its tensor names, in any layout diffusers converts.
 
-ComfyUI's files have a prefix in front of every name, and original layouts have other names; diffusers knows how to turn
-these into its own. The sizes are those of the published model.
+ComfyUI's files have a prefix in front of every tensor name, and original layouts have other names, which diffusers
+converts to its own. The sizes are those of a published model.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-NEAREST = 3  # components that an error names
-# What transformers calls the attention of a language model: decoders and CLIP; T5.
+NEAREST = 3  # number of components that an error names
+# Names of attention modules of language models in transformers: decoders and CLIP; T5.
 OF_TEXT = re.compile(r"(?:^|\.)(?:layers\.\d+\.self_attn\.q_proj|block\.\d+\.layer\.0\.SelfAttention\.q)\.")
 
 
 def is_single_file(path: Path) -> bool:
-    """Return whether `path` is a weight file that no config.json stands beside."""
+    """Return whether `path` is a weight file without a config.json in its folder."""
     return path.is_file() and path.suffix == ".safetensors" and not (path.parent / "config.json").is_file()
 
 
 def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family, Component]:
-    """Return the component, and its family, that has the tensors in `path`; the numbers of layers do not count.
+    """Return the family and the component with the tensor names in `path`, regardless of the number of layers.
 
-    An unknown file is a DsctlError that lists the nearest components.
+    Raises DsctlError for an unknown file, with the most similar components in the message.
     """
     import torch
 
@@ -70,7 +70,10 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
 
 
 def load_single_file(family: Family, component: Component, path: Path, dtype: torch.dtype) -> nn.Module:
-    """Build a component of the published sizes with exactly the tensors in `path`, in `dtype`, frozen, in eval mode."""
+    """Load a component of a published size from the file `path`, in `dtype`, frozen and in evaluation mode.
+
+    Raises DsctlError unless the file holds exactly the tensors of the model.
+    """
     from dsctl_core.memory.dtypes import cast_weights, declare_float32_parts
 
     tensors, _ = read_safetensors(path)
@@ -96,14 +99,14 @@ def load_single_file(family: Family, component: Component, path: Path, dtype: to
 
 
 def _fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Return how many tensors of `state` have a name and a shape of `model`, and how few others either has."""
+    """Return how many tensors of `state` match `model` in name and shape, and minus the number of unmatched names."""
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     same = sum(wanted.get(name) == tensor.shape for name, tensor in state.items())
     return same, -len(wanted.keys() ^ state.keys())
 
 
 def _empty(component: Component, config: Mapping[str, Any]) -> nn.Module:
-    """Build a component of the sizes in `config`, without memory for its weights."""
+    """Build a component with the sizes in `config` on the meta device, without memory for its weights."""
     from accelerate import init_empty_weights
 
     with init_empty_weights():
@@ -111,7 +114,7 @@ def _empty(component: Component, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _layouts(component: Component, model: Any, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Return `tensors` under the names they might have in `model`: without a prefix, and converted by diffusers."""
+    """Return `tensors` with the names that they may have in `model`: without prefix, and converted by diffusers."""
     plain = dict(tensors)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in plain):
@@ -120,25 +123,25 @@ def _layouts(component: Component, model: Any, tensors: Mapping[str, Tensor]) ->
     layouts = [plain]
     convert = _conversion(component)
     if convert is not None:
-        # Where it is not in the layout that this converts from.
+        # The conversion fails for files that are not in the layout that it expects.
         with contextlib.suppress(KeyError, ValueError, IndexError, RuntimeError):
             renamed = {_renamed(name, component.single_file_renames): tensor for name, tensor in plain.items()}
             needs_config = "config" in inspect.signature(convert).parameters
             converted = convert(checkpoint=dict(renamed), **({"config": model.config} if needs_config else {}))
-            # What a conversion for a like class does not know has its name already.
+            # Tensors that the conversion of a similar class does not know already have the right name.
             known = model.state_dict().keys() - converted.keys()
             layouts.append(converted | {name: renamed[name] for name in known & renamed.keys()})
     return layouts
 
 
 def _renamed(name: str, renames: Mapping[str, str]) -> str:
-    """Return `name` with the beginning that it has among `renames` replaced."""
+    """Return `name` with its prefix replaced as in `renames`, or unchanged."""
     found = next((old for old in renames if name.startswith(old)), None)
     return name if found is None else renames[found] + name.removeprefix(found)
 
 
 def _conversion(component: Component) -> Any:
-    """Return diffusers' conversion of single files for the component, or None when it has none."""
+    """Return the function of diffusers that converts single files of the component, or None."""
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     known: dict[str, Any] = SINGLE_FILE_LOADABLE_CLASSES

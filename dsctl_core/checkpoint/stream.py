@@ -1,4 +1,4 @@
-"""Changing a few tensors of a safetensors file without ever holding the file, or a whole tensor, in memory."""
+"""Change tensors of a safetensors file as a stream, without holding the file or a whole tensor in memory."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ DTYPES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 }
-BLOCK = 1 << 22  # numbers that are changed at once: 16 MB in float32
-CHUNK = 1 << 24  # bytes that are copied at once
+BLOCK = 1 << 22  # number of elements that are changed at once: 16 MB in float32
+CHUNK = 1 << 24  # number of bytes that are copied at once
 
-# What changes some rows of a tensor, given as float32 (rows, columns), and the number of the first of them.
+# (rows of a tensor in float32, (rows, columns); index of the first row) -> changed rows
 ChangeRows = Callable[["Tensor", int], "Tensor"]
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in a safetensors file."""
+    """Return the shape of each tensor in a safetensors file, by name."""
     header, _ = safetensors_header(path)
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def rewrite(source: Path, target: Path, changes: Mapping[str, ChangeRows], tick: Callable[[str], None]) -> None:
-    """Write `source` to `target`, atomically, with each tensor named in `changes` changed by its function.
+    """Write `source` to `target` atomically, with each tensor in `changes` changed by its function.
 
-    Names, shapes, dtypes and their order stay as they are, so the header does too. A change is computed in float32,
-    some rows at a time. `tick` is called with each tensor's name when it is done.
+    Names, shapes, dtypes and order, and so the header, are unchanged. Changes are computed in float32, some rows at a
+    time. `tick` is called with the name of each tensor when it is done.
     """
     header, begin = safetensors_header(source)
     entries = sorted(
@@ -78,7 +78,7 @@ def _change(
 
 
 def row_blocks(source: Path, name: str, entry: dict[str, Any], reader: IO[bytes]) -> Iterator[tuple[int, Tensor]]:
-    """Yield (number of the first row, rows) of the matrix that begins where `reader` stands, in its own dtype."""
+    """Yield (index of the first row, rows) of the matrix at the position of `reader`, in the dtype of the file."""
     import torch
 
     dtype = dtype_of(source, name, entry)
@@ -91,7 +91,7 @@ def row_blocks(source: Path, name: str, entry: dict[str, Any], reader: IO[bytes]
 
 
 def dtype_of(source: Path, name: str, entry: dict[str, Any]) -> torch.dtype:
-    """Return the dtype of a tensor; one that is not made of floating-point numbers is a DsctlError."""
+    """Return the dtype of a tensor; raise DsctlError if it is not a floating-point dtype."""
     import torch
 
     if entry["dtype"] not in DTYPES:

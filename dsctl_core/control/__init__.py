@@ -1,4 +1,4 @@
-"""Control networks: side networks that steer the denoiser at each step, by residuals or by hooks, alone or several."""
+"""Define control networks: side networks that steer the denoiser at each step, by residuals or by hooks."""
 
 from dsctl_core.control.hooks import HookControl
 from dsctl_core.control.residuals import ResidualControl

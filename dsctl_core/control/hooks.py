@@ -1,4 +1,4 @@
-"""Control by hooks: what a network does to the outputs of the denoiser's modules while one call lasts."""
+"""Implement control by hooks: a network changes the outputs of modules of the denoiser during one call."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WITHOUT = ("network", "denoiser", "scale")
 
 @dataclass(frozen=True)
 class HookControl:
-    """A network `name` that changes the outputs of modules of the denoiser, in one call of `model_fn`.
+    """A control network that changes the outputs of modules of the denoiser during one call of `model_fn`.
 
-    `hooks(network, denoiser, scale, control, ...)` returns forward hooks by the names of modules; beside the latents
-    `control` it takes what it names of the inputs of the call. A hook must not write to the output in place. Hooks are
-    there again when a block is computed again for the backward pass, and gone when the call is over.
+    `hooks(network, denoiser, scale, control, ...)` returns forward hooks by module name. `control` are the latents of
+    the control image; further parameters are inputs of `model_fn` by name. A hook must not modify the output in place.
+    Hooks are removed after the call, and installed again when gradient checkpointing recomputes a block.
     """
 
     name: str
@@ -32,12 +32,12 @@ class HookControl:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The inputs that it looks at."""
+        """The inputs of `model_fn` that the control reads."""
         return reads_of(self.hooks, self.name, WITHOUT)
 
     @contextmanager
     def __call__(self, network: nn.Module, denoiser: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
-        """Yield `inputs` as they are, with the hooks in force."""
+        """Install the hooks inside the block, and yield `inputs` unchanged."""
         use = use_now(self.name, inputs)
         if use is None:
             yield inputs

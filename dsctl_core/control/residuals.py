@@ -1,4 +1,4 @@
-"""Control by residuals: keyword inputs that the denoiser takes and adds after its blocks."""
+"""Implement control by residuals: keyword inputs that the denoiser adds after its blocks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ WITHOUT = ("network",)
 
 @dataclass(frozen=True)
 class ResidualControl:
-    """A network `name` whose outputs are inputs of `model_fn`, such as `controlnet_block_samples`.
+    """A control network with outputs that are inputs of `model_fn`, such as `controlnet_block_samples`.
 
-    `residuals(network, control, ...)` returns them by name: tensors, or lists, tuples or dicts of tensors. Beside the
-    latents `control` it takes what it names of the inputs of the call. Of several networks they are added up.
+    `residuals(network, control, ...)` returns them by name: tensors, or lists, tuples or dicts of tensors. `control`
+    are the latents of the control image; further parameters are inputs of `model_fn` by name. The residuals of several
+    networks are added up.
     """
 
     name: str
@@ -29,12 +30,12 @@ class ResidualControl:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The inputs that it looks at."""
+        """The inputs of `model_fn` that the control reads."""
         return reads_of(self.residuals, self.name, WITHOUT)
 
     @contextmanager
     def __call__(self, network: nn.Module, denoiser: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
-        """Yield `inputs` with what the network adds to them."""
+        """Yield `inputs` with the residuals of the network added."""
         use = use_now(self.name, inputs)
         if use is None:
             yield inputs
@@ -52,7 +53,10 @@ def _scaled(value: Any, scale: float) -> Any:
 
 
 def _sum(name: str, before: Any, value: Any) -> Any:
-    """Return the sum of two values of one form; None before counts as nothing."""
+    """Return the sum of two values of the same structure; `before` may be None, which counts as zero.
+
+    Raises DsctlError for lists of different lengths; `name` is the name of the input in the message.
+    """
     if before is None:
         return value
     if isinstance(value, Tensor):

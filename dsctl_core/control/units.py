@@ -1,4 +1,4 @@
-"""The unit that encodes what a control network is given."""
+"""Define the unit that encodes the control images of a control network."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 
 
 class ControlImageEmbedder(PipelineUnit):
-    """Encode the pictures, or clips, for the control network `name`: from `NAME_image` to `NAME_latents`.
+    """Encode the control images, or clips, of the control network `name`: from `NAME_image` to `NAME_latents`.
 
-    The names depend on the network, so that several can be used at once.
+    The names of inputs and outputs contain the name of the network, so that several networks can be used at once.
     """
 
     onload_model_names = ("vae",)
 
     def __init__(self, name: str) -> None:
-        # The names of inputs are those of this network, which no signature can say.
+        # The names of inputs depend on the network, so they cannot be read from the signature.
         self.column, self.output_params = f"{name}_image", (latents_name(name),)
         self.required = ("height", "width")
         self.optional = {self.column: None, "tiled": False, "tile_size": None, "tile_stride": None}
 
     def process(self, pipe: LatentPipeline, **inputs: Any) -> Inputs:
-        """Return the latents, one for each of a list of pictures or clips, or None where none is given."""
+        """Return the latents, one sample per image or clip of a list, or None without control images.
+
+        Raises DsctlError if only some samples of a batch have a control image.
+        """
         value = inputs.get(self.column)
         given = value if isinstance(value, list) else [value]
         absent = [each is None for each in given]

@@ -14,13 +14,13 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.pipeline import SideNetwork
 from dsctl_core.units import Inputs, PipelineUnit
 
-# The input that has a ControlUse for control networks by name; without one a network acts as it is.
+# The input with a ControlUse for each control network by name; a network without one uses the defaults.
 USES = "controls"
 
 
 @dataclass(frozen=True)
 class ControlUse:
-    """A control network counts `scale` times, at the noise levels from sigma `start` down to `end`, both included."""
+    """The settings of a control network: `scale`, and noise levels from sigma `start` down to `end`, both included."""
 
     scale: float = 1.0
     start: float = 1.0
@@ -34,7 +34,10 @@ class ControlUse:
             )
 
     def acts_at(self, timestep: Tensor) -> bool:
-        """Return whether it acts at `timestep` (B,) or (); a batch of which only a part is in its range is refused."""
+        """Return whether the network is active at `timestep`, (B,) or ().
+
+        Raises DsctlError if only some samples of a batch are in the range.
+        """
         if self.scale == 0:
             return False
         if (self.start, self.end) == (1, 0):
@@ -53,7 +56,7 @@ class NetworkControl(Protocol):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The inputs that it looks at."""
+        """The inputs of `model_fn` that the control reads."""
         ...
 
     def __call__(self, network: nn.Module, denoiser: nn.Module, inputs: Inputs) -> AbstractContextManager[Inputs]:
@@ -69,18 +72,21 @@ def control_network(
 
 
 def latents_name(name: str) -> str:
-    """Return the name of the latents that a control network is given."""
+    """Return the name of the input with the control latents of the network `name`."""
     return f"{name}_latents"
 
 
 def reads_of(function: Callable[..., Any], name: str, without: Sequence[str]) -> tuple[str, ...]:
-    """Return the inputs that `function` reads of a call of model_fn: its parameters, but for those in `without`."""
+    """Return the names of the `model_fn` inputs that `function` reads: its parameters, except those in `without`."""
     named = [parameter for parameter in inspect.signature(function).parameters if parameter not in without]
     return tuple(latents_name(name) if parameter == "control" else parameter for parameter in named)
 
 
 def arguments_of(function: Callable[..., Any], name: str, inputs: Inputs, without: Sequence[str]) -> Inputs:
-    """Return what `function` is called with of `inputs`; `control` is what the network `name` was given."""
+    """Return the arguments for `function` from `inputs`; `control` are the control latents of the network `name`.
+
+    Raises DsctlError for a missing input. Parameters in `without` are left out.
+    """
     available = {**inputs, "control": inputs[latents_name(name)]}
     chosen = {}
     for parameter in inspect.signature(function).parameters.values():
@@ -97,7 +103,7 @@ def arguments_of(function: Callable[..., Any], name: str, inputs: Inputs, withou
 
 
 def use_now(name: str, inputs: Inputs) -> ControlUse | None:
-    """Return how the network `name` is used in this call; None where it does not act, or was given nothing."""
+    """Return the settings of the network `name`, or None if it is inactive at this timestep or has no latents."""
     use = (inputs.get(USES) or {}).get(name, ControlUse())
     given = inputs.get(latents_name(name)) is not None
     return use if given and use.acts_at(inputs["timestep"]) else None

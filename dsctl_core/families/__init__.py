@@ -1,4 +1,4 @@
-"""The model families, each a folder here or in one that was added. Imports no torch until a pipeline is asked for."""
+"""Find model families: each is a folder here or in an added folder. Imports no torch before a pipeline is loaded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @functools.cache
 def families() -> dict[str, Family]:
-    """Return every family by name: one for each folder beside this file, or in an added one, with a `family.py`."""
+    """Return all families by name: one for each package with a `family.py` in this folder or in an added one."""
     folders = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
     found = [importlib.import_module(f"{__name__}.{folder}.family").FAMILY for folder in folders]
     return {family.name: family for family in found}
 
 
 def add_families(folder: Path) -> None:
-    """Find families in `folder` too, each a package in it as those here are: `dsctl_core.families.NAME.family`."""
+    """Also find families in `folder`, each a package that is importable as `dsctl_core.families.NAME.family`."""
     if str(folder) not in __path__:
         __path__.append(str(folder))
         families.cache_clear()
@@ -39,7 +39,7 @@ def remove_families(folder: Path) -> None:
 
 
 def load_family(name: str) -> Family:
-    """Return the family called `name`; an unknown name is a usage error with the near miss."""
+    """Return the family `name`; raise UsageError for an unknown name."""
     known = families()
     if name not in known:
         raise unknown_name("family", name, list(known))
@@ -47,7 +47,7 @@ def load_family(name: str) -> Family:
 
 
 def find_preset(name: str) -> tuple[Family, Preset]:
-    """Return the preset called `name` and its family; an unknown name is a usage error with the near miss."""
+    """Return the family of the preset `name`, and the preset; raise UsageError for an unknown name."""
     known = {preset.name: (family, preset) for family in families().values() for preset in family.presets}
     if name not in known:
         raise unknown_name("model", name, list(known), listing=f"known models: {', '.join(known)}; or give a folder")
@@ -55,14 +55,14 @@ def find_preset(name: str) -> tuple[Family, Preset]:
 
 
 def pipeline_class(family: Family) -> type[BasePipeline]:
-    """Import the pipeline class of `family`; this is where torch comes in."""
+    """Import the pipeline class of `family`, and with it torch."""
     module, _, name = family.pipeline.partition(":")
     with paused_gc():
         return getattr(importlib.import_module(module), name)
 
 
 def family_of_class(name: str, where: Path) -> Family:
-    """Return the family that has a component of the class `name`, which was found at `where`."""
+    """Return the family with a component of the class `name`; raise DsctlError, naming `where`, if there is none."""
     for family in families().values():
         if any(name in component.class_names for component in family.components):
             return family
@@ -71,7 +71,10 @@ def family_of_class(name: str, where: Path) -> Family:
 
 
 def identify_folder(path: Path) -> Family:
-    """Return the family of a model folder in diffusers layout, from the class that its model_index.json names."""
+    """Return the family of a model folder in diffusers layout, from the pipeline class in its model_index.json.
+
+    Raises DsctlError if `path` is not such a folder, or if the class belongs to no family.
+    """
     if not path.is_dir():
         problem = f"{path} is not a folder" if path.exists() else f"{path} does not exist"
         raise DsctlError(problem, hint="give a folder in diffusers layout, which has a model_index.json")

@@ -25,35 +25,35 @@ if TYPE_CHECKING:
 
 
 class SideNetworkSource(Protocol):
-    """A network beside a model's own components, and what has to be known of it for training."""
+    """A network in addition to the components of a model, with the information that training needs."""
 
     @property
     def name(self) -> str:
-        """The component that it becomes."""
+        """The component name of the network."""
         ...
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of a row that it reads."""
+        """The dataset columns that it reads."""
         ...
 
     @property
     def identity(self) -> str:
-        """What tells its code, and what is frozen of it, from every other."""
+        """A digest of its code and its frozen weights."""
         ...
 
     def attach(self, pipe: BasePipeline) -> None:
-        """Put it into `pipe`."""
+        """Add the network to `pipe`."""
 
     def about(self) -> dict[str, str]:
-        """Return what files that are trained with it say of it."""
+        """Return the metadata for files that are trained with it."""
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model that was named: its family, where its parts are, and the option values that suit it."""
+    """A resolved model: its family, the locations of its parts, and its default option values."""
 
-    label: str  # as the user named it
+    label: str  # the model as the user specified it
     family: Family
     preset: Preset | None
     model_configs: tuple[ModelConfig, ...]
@@ -63,33 +63,36 @@ class ResolvedModel:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule that these weights were published with; a scheduler_config.json beside them wins over it."""
+        """The published schedule of these weights; a scheduler_config.json in the model folder takes precedence."""
         own = None if self.preset is None else self.preset.schedule
         return own or self.family.schedule
 
     @functools.cached_property
     def parts(self) -> ModelParts:
-        """What this model consists of: which optional components it has, and where its denoisers act."""
+        """The parts of this model: its components, including optional ones, and the ranges of its denoisers."""
         if self.preset is not None and self.preset.model_id is not None:
             return self.family.parts(self.family.component_files(self.preset), self.family.preset_index(self.preset))
-        if not self.family.differs:  # so that nothing is looked for
+        if not self.family.differs:  # avoids a search for the files
             return self.family.parts()
         places = find_component_paths(self.family, self.model_configs)
         return self.family.parts(places.components, places.index)
 
     def with_side_network(self, pipe: BasePipeline) -> BasePipeline:
-        """Return `pipe`, with the side_network in it where there is one."""
+        """Return `pipe` after adding the side network, if there is one."""
         if self.side_network is not None:
             self.side_network.attach(pipe)
         return pipe
 
     def check_component(self, name: str) -> None:
-        """Refuse the name of a component, or of a module in one, that this model does not have."""
+        """Raise UsageError if `name` is not a component of this model, or a module inside of one ("dit.blocks")."""
         if self.side_network is None or name.split(".")[0] != self.side_network.name:
             self.family.component(name.split(".")[0])
 
     def configs_of(self, components: Sequence[str] | None) -> list[ModelConfig]:
-        """Return where the components are (None: all); of a published model the others need not be there at all."""
+        """Return the locations of `components` (None: all).
+
+        For a published model the others are left out, so that they need not be downloaded.
+        """
         files = self.family.component_files(self.preset) if self.preset else {}
         if components is None or not files:
             return list(self.model_configs)
@@ -104,9 +107,9 @@ class ResolvedModel:
         only: Sequence[str] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
     ) -> BasePipeline:
-        """Load the pipeline with the components in `only` (None: all), and with the side_network where there is one.
+        """Load the pipeline with the components in `only` (None: all), and with the side network if there is one.
 
-        See BasePipeline.from_pretrained.
+        See `BasePipeline.from_pretrained` for the parameters.
         """
         pipe = pipeline_class(self.family).from_pretrained(
             torch_dtype=torch_dtype,
@@ -127,11 +130,15 @@ def resolve_model(
     model_id_with_origin_paths: str | None = None,
     tokenizer_path: str | None = None,
 ) -> ResolvedModel:
-    """Find what was named; the files themselves are looked at when they are loaded.
+    """Return the family and the locations of the specified model; weights are checked when they are loaded.
 
-    `model` is a preset or a folder in diffusers layout. Instead of it, `model_paths` is JSON, a list of files or of
-    lists of shards, and `model_id_with_origin_paths` is "ID:PATTERN,ID:PATTERN"; these two can be mixed.
-    `tokenizer_path` overrides the tokenizer.
+    Raises UsageError unless either `model`, or at least one of the next two, is specified.
+
+    Args:
+        model: A preset, or a folder in diffusers layout.
+        model_paths: JSON list of files or of lists of shards.
+        model_id_with_origin_paths: "ID:PATTERN,ID:PATTERN"; can be combined with `model_paths`.
+        tokenizer_path: Location of the tokenizer, which overrides that of the model.
     """
     readers = {"tokenizer": ModelConfig.from_string(tokenizer_path)} if tokenizer_path else {}
     if (model is None) == (model_paths is None and model_id_with_origin_paths is None):
@@ -199,7 +206,7 @@ def _parse_paths(text: str) -> list[ModelConfig]:
 
 
 def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str, ModelConfig]) -> ResolvedModel:
-    """Find the family whose components have the class of the first config, and the readers beside them."""
+    """Resolve a model from locations: the class of the first one identifies the family, and readers are next to it."""
     if not configs:
         raise UsageError(f"{label!r} names no model files", hint='write it as "ID:PATTERN,ID:PATTERN"')
     first = configs[0].resolve()[0]

@@ -1,4 +1,4 @@
-"""LoRA: layers on a model, files on a disk."""
+"""Train, load, convert and merge LoRAs: layers on a model, and LoRA files."""
 
 from dsctl_core.lora.files import read_lora, save_lora
 from dsctl_core.lora.formats import FORMATS, LoraFile, LoraLayer

@@ -1,6 +1,6 @@
 """Write and read the metadata in the header of a LoRA file: our own keys and those of ModelSpec.
 
-ModelSpec (https://github.com/Stability-AI/ModelSpec) is what model managers and user interfaces read.
+Model managers and user interfaces read ModelSpec (https://github.com/Stability-AI/ModelSpec).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SPEC = "modelspec."
 
 
 def with_model_spec(about: Mapping[str, str], title: str, layers: Layers) -> dict[str, str]:
-    """Return `about` with the ModelSpec fields that follow from it and from the layers' values."""
+    """Return `about` with ModelSpec fields added, which are derived from it and from the values of `layers`."""
     fields = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{about.get('family', 'unknown')}/lora",
@@ -35,7 +35,7 @@ def with_model_spec(about: Mapping[str, str], title: str, layers: Layers) -> dic
 
 
 def layers_hash(layers: Layers) -> str:
-    """Return the SHA-256 of the layers' names and values."""
+    """Return the SHA-256 of the names and values of `layers`."""
     digest = hashlib.sha256()
     for name in sorted(layers):
         layer = layers[name]
@@ -46,7 +46,10 @@ def layers_hash(layers: Layers) -> str:
 
 
 def dataset_identity(rows: Sequence[Mapping[str, Any]], base_path: Path) -> str:
-    """Return a hash of a dataset: its rows, and the size of each file that a cell names."""
+    """Return a hash of a dataset: of its rows, and of the size of each file that a cell names.
+
+    File names are relative to `base_path`.
+    """
     digest = hashlib.sha256(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode())
     for row in rows:
         for value in row.values():

@@ -1,4 +1,4 @@
-"""Sums and truncations of low-rank updates, without ever forming the full matrices."""
+"""Add and truncate low-rank updates without forming the full matrices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RankTruncation:
-    """How much of the updates a truncation kept: the share of their squared Frobenius norm, in all and at worst."""
+    """The share of the squared Frobenius norm that a truncation kept: of all layers together and of the worst layer."""
 
     share: float
     worst_share: float
@@ -24,7 +24,7 @@ class RankTruncation:
 
 
 def add_layers(parts: Sequence[tuple[LoraLayer, float]]) -> LoraLayer:
-    """Return the sum of updates, each times its number: exact, and of the ranks' sum.
+    """Return the weighted sum of (layer, weight) pairs, exactly; its rank is the sum of their ranks.
 
     sum_i c_i s_i B_i A_i = [c_1 s_1 B_1, c_2 s_2 B_2, ...] @ [A_1; A_2; ...].
     """
@@ -42,10 +42,10 @@ def add_layers(parts: Sequence[tuple[LoraLayer, float]]) -> LoraLayer:
 
 
 def truncate(layer: LoraLayer, rank: int) -> tuple[LoraLayer, float, float]:
-    """Return the best approximation of rank `rank`, and the squared norms kept and in all (Eckart-Young).
+    """Return the best approximation of rank `rank`, its squared norm, and that of the whole update (Eckart-Young).
 
-    With QR of both factors the decomposition is that of an R x R matrix. The root of each singular value goes to
-    either side. Where the update has a lower rank already, it is padded with zeros to `rank`.
+    QR of both factors reduces the SVD to that of an R x R matrix. Each factor gets the square root of the singular
+    values. An update of a lower rank is padded with zeros to `rank`.
     """
     import torch
 
@@ -57,14 +57,14 @@ def truncate(layer: LoraLayer, rank: int) -> tuple[LoraLayer, float, float]:
 
 
 def from_difference(delta: Tensor, rank: int) -> tuple[LoraLayer, float, float]:
-    """Return the best update of rank `rank` for a full difference (out, in), and the squared norms kept and in all."""
+    """Return the best update of rank `rank` for `delta` (out, in), its squared norm, and that of `delta`."""
     import torch
 
     small = min(delta.shape)
     if small <= 4 * rank or small <= 512:
         u, singular, vh = torch.linalg.svd(delta.double(), full_matrices=False)
         return _from_svd(u, singular, vh, rank)
-    # Halko, Martinsson, Tropp 2011 (arXiv:0909.4061): a few power iterations find the leading subspace.
+    # Randomized SVD (Halko, Martinsson, Tropp 2011, arXiv:0909.4061): power iterations find the leading subspace.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         u, singular, v = torch.svd_lowrank(delta.float(), q=min(small, rank + 16), niter=6)
@@ -86,13 +86,13 @@ def _from_svd(u: Tensor, singular: Tensor, vh: Tensor, rank: int) -> tuple[LoraL
 
 
 def resize_layers(layers: Layers, rank: int) -> tuple[Layers, RankTruncation]:
-    """Return every layer at `rank`, and how much of them that keeps."""
+    """Return every layer truncated or padded to `rank`, and the share of the norm that is kept."""
     refuse_dora(layers, "resized")
     return collect_kept({name: truncate(layer, rank) for name, layer in layers.items()})
 
 
 def collect_kept(parts: dict[str, tuple[LoraLayer, float, float]]) -> tuple[Layers, RankTruncation]:
-    """Return the layers of truncations, and the energy that they keep together and at worst."""
+    """Return the layers of the truncations by name, and the share of the norm that they keep."""
     shares = {name: kept / total if total > 0 else 1.0 for name, (_, kept, total) in parts.items()}
     total = sum(each for _, _, each in parts.values())
     share = sum(kept for _, kept, _ in parts.values()) / total if total > 0 else 1.0

@@ -1,4 +1,4 @@
-"""A LoRA that is in force for one call of a model: nothing is written to its weights, and gradients reach the LoRA."""
+"""Apply a LoRA during one call of a model, without changing its weights and with gradients for the LoRA."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dsctl_core.lora.formats import LoraLayer
 from dsctl_core.lora.layers import linear_layers
 from dsctl_core.memory.recompute import recomputed_inside
 
-# {component: {layer: for each sample of a batch, or once for all, the updates whose sum is applied}}
+# {component: {layer: the updates to add up, as one list per sample of a batch, or as one list for all samples}}
 AppliedLora = Mapping[str, Mapping[str, Sequence[Sequence[LoraLayer]]]]
 
 
 @contextmanager
 def lora_applied(models: Mapping[str, nn.Module], lora: AppliedLora) -> Iterator[None]:
-    """Add `lora` to the outputs of the linear layers of `models`, here and where what is done here is computed again.
+    """Add `lora` to the outputs of linear layers of `models` in the block, also when gradient checkpointing recomputes.
 
-    A layer's output becomes W x + sum of scale * up (down x), with each update in its own dtype.
+    The output of a layer becomes W x + sum of scale * up (down x), with each update computed in its own dtype.
     """
 
     @contextmanager

@@ -1,7 +1,7 @@
-"""DoRA: a LoRA whose rows have a length of their own (Liu et al. 2024, arXiv:2402.09353).
+"""Compute the updates of DoRA, a LoRA with a learned norm for each row (Liu et al. 2024, arXiv:2402.09353).
 
-W' = m * V / |V| with V = W + scale * up @ down, where |V| are the norms of V's rows and m, (out,), is learned.
-Applied with a strength c the weight is W + c * (W' - W), so that 0 is the base and 1 is what was trained.
+W' = m * V / |V| with V = W + scale * up @ down, where |V| are the norms of the rows of V, and the magnitude m, (out,),
+is learned. With a strength c the weight is W + c * (W' - W): 0 is the base weight and 1 the trained weight.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """Return the norms of the rows of `weight` (out, in) as (out,), in float32."""
+    """Return the L2 norms of the rows of `weight` (out, in), (out,) in float32."""
     import torch
 
     return torch.linalg.norm(weight.float(), dim=1)
 
 
 def update_of(weight: Tensor, layer: LoraLayer, strength: float = 1.0) -> Tensor:
-    """Return what `layer` with `strength` adds to `weight` (out, in), in float32.
+    """Return the update of `layer` with `strength` for `weight` (out, in), in float32.
 
-    Both may be some rows of the whole: `layer.up` and `layer.magnitude` then have those rows alone.
+    `weight` can be a range of rows of the whole weight; `layer.up` and `layer.magnitude` then have the same rows.
     """
     update = layer.up.to(weight.device).float() @ layer.down.to(weight.device).float()
     if layer.magnitude is None:
@@ -38,16 +38,16 @@ def update_of(weight: Tensor, layer: LoraLayer, strength: float = 1.0) -> Tensor
 
 
 def rows_of(layer: LoraLayer, first: int, last: int) -> LoraLayer:
-    """Return `layer` for the rows `first` to `last` of its weight."""
+    """Return `layer` restricted to the rows `first` (included) to `last` (excluded) of its weight."""
     magnitude = None if layer.magnitude is None else layer.magnitude[first:last]
     return replace(layer, up=layer.up[first:last], magnitude=magnitude)
 
 
 def with_strength(weight: Tensor, layer: LoraLayer, strength: float) -> LoraLayer:
-    """Return the DoRA on `weight` that is at full strength what `layer` is at `strength`.
+    """Return a DoRA that at full strength has the same effect on `weight` as `layer` at `strength`.
 
     With the row gains g = m / |V|, the rows of W + c (W' - W) are h W + c g scale (up @ down) with h = 1 + c (g - 1):
-    h times W plus a low-rank update, so a DoRA again, with h times the norms for a magnitude.
+    h times W plus a low-rank update. This is again a DoRA, with the magnitude h times the row norms.
     """
     if layer.magnitude is None or strength == 1:
         return layer
@@ -59,7 +59,10 @@ def with_strength(weight: Tensor, layer: LoraLayer, strength: float) -> LoraLaye
 
 
 def refuse_dora(layers: Layers, what: str) -> None:
-    """Refuse to do `what` with a DoRA: its update is not of a low rank, and depends on the base."""
+    """Raise an error if one of `layers` is a DoRA: its update has full rank and depends on the base weight.
+
+    `what` is the operation for the message, such as "merged into a LoRA".
+    """
     for name, layer in layers.items():
         if layer.magnitude is not None:
             raise DsctlError(

@@ -1,4 +1,4 @@
-"""A LoRA out of two checkpoints: the best low-rank update from one to the other."""
+"""Extract a LoRA from two checkpoints: the best low-rank approximation of their difference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsctl_core.lora.formats import Layers
 
 @dataclass(frozen=True)
 class Extracted:
-    """The layers, what of the differences they keep, and the changed tensors that no LoRA can hold."""
+    """The extracted layers, the share of the differences that they keep, and changed tensors that no LoRA can hold."""
 
     layers: Layers
     kept: RankTruncation
@@ -23,7 +23,7 @@ class Extracted:
 
 
 def tensors_of(path: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Return the file and the shape of each tensor of the component at `path`, a folder or a weight file."""
+    """Return the file and the shape of each tensor, by name, of the component at `path`, a folder or a weight file."""
     files = weight_files(path) if path.is_dir() else [path]
     return {name: (file, shape) for file in files for name, shape in tensor_shapes(file).items()}
 
@@ -36,10 +36,17 @@ def extract(
     targets: Sequence[str] | None = None,
     tick: Callable[[str], None] = lambda name: None,
 ) -> Extracted:
-    """Return the LoRA of `rank` that leads from the weights at `base` to those at `tuned`.
+    """Return the LoRA of rank `rank` that approximates the difference between the weights at `tuned` and `base`.
 
-    `linear` are the linear layers of the component, `targets` the ends of the names of those to look at. A tensor
-    that `tuned` does not have counts as unchanged.
+    A tensor that is missing in `tuned` counts as unchanged.
+
+    Args:
+        base: Folder or weight file of the original component.
+        tuned: Folder or weight file of the fine-tuned component.
+        linear: Names of the linear layers of the component.
+        rank: Rank of each update.
+        targets: Suffixes of the names of the layers to extract (None: all layers).
+        tick: Called with the name of each layer when it is done.
     """
     before, after = tensors_of(base), tensors_of(tuned)
     names = chosen_layers(linear, targets)
@@ -73,7 +80,10 @@ def extract(
 
 
 def chosen_layers(linear: Sequence[str], targets: Sequence[str] | None) -> set[str]:
-    """Return the layers whose names end in one of `targets`; a target that matches none is an error."""
+    """Return the layers with names that end in one of `targets` (None: all).
+
+    Raises an error for a target that matches no layer.
+    """
     if targets is None:
         return set(linear)
     found = set()

@@ -1,4 +1,4 @@
-"""LoRA files on a disk: reading any format, and writing one that is proven to hold what it should."""
+"""Read LoRA files of any format, and write LoRA files that are verified after writing."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Shapes = Mapping[str, tuple[int, int]]  # (out, in) of a component's linear layers, by name
-# How far a layer of the file may be from the layer that was to be written, relative to its size: the rounding of the
-# two matrices to the dtype of the file.
+# Tolerated difference between a layer in the file and the original layer, relative to its norm: the rounding of the two
+# matrices to the dtype of the file.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
 
 
 def unnamed_layers(component: str, denoisers: Iterable[str]) -> str:
-    """Return the denoiser that the layers of a file for `component` are of where their names name no component."""
+    """Return the denoiser that owns layers without a component prefix in a file for `component`."""
     return component if component in denoisers else DENOISER
 
 
@@ -49,11 +49,12 @@ def read_lora(
     original_names: Iterable[OriginalNames | None] = (),
     unnamed: str = DENOISER,
 ) -> LoraFile:
-    """Read a LoRA file, or a folder that peft wrote, in any of the formats.
+    """Read a LoRA file in any known format, or a folder written by peft.
 
-    Its layers belong to the components named; without a prefix they are of the component that the header names, else
-    of the denoiser `unnamed`. Layers of the denoiser under names of one of `original_names` get the model's own.
-    Raises DsctlError for a file that is damaged, no LoRA, or has a layer with only one of its two matrices.
+    Layers without a component prefix belong to the component in the header, else to the denoiser `unnamed`.
+    `component_names` are the possible prefixes. Layers of the denoiser with names from one of `original_names` are
+    renamed to the names of the model. Raises DsctlError for a file that is damaged, that is not a LoRA, or that has a
+    layer with only one of its two matrices.
     """
     file = lora_weights(path)
     tensors, metadata = read_safetensors(file)
@@ -66,7 +67,7 @@ def read_lora(
     if DENOISER in components:
         dotted = from_original(components[DENOISER], original_names, flat=flat)
         flat = flat and dotted is components[DENOISER]
-        # A foreign header may use the word for something else.
+        # Headers of other tools may use this key for something else.
         owner = metadata["component"] if {"component", "family"} <= metadata.keys() else unnamed
         owner = DENOISER if owner in components else owner
         components[DENOISER] = dotted
@@ -76,7 +77,7 @@ def read_lora(
 
 
 def lora_weights(path: Path) -> Path:
-    """Return the safetensors file of the LoRA at `path`, checked to be whole."""
+    """Return the safetensors file of the LoRA at `path`; raise DsctlError if it is missing or truncated."""
     if path.is_dir():
         file = path / ADAPTER_FILE
         if not file.is_file():
@@ -89,7 +90,7 @@ def lora_weights(path: Path) -> Path:
 
 
 def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return peft's settings of a LoRA: from adapter_config.json beside it, or diffusers' note in the header."""
+    """Return the peft config of a LoRA, from its adapter_config.json or from the header that diffusers writes."""
     beside = file.parent / ADAPTER_CONFIG
     try:
         if file.name == ADAPTER_FILE and beside.is_file():
@@ -110,7 +111,7 @@ def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _scale_of(path: Path, config: dict[str, Any]) -> Callable[[str, int], float]:
-    """Return the scale of a layer as peft's settings have it: alpha / R, or alpha / sqrt(R) with rslora."""
+    """Return the function (layer, rank R) -> scale of a peft config: alpha / R, or with rsLoRA alpha / sqrt(R)."""
 
     def scale(layer: str, rank: int) -> float:
         alpha = config.get("lora_alpha", rank)
@@ -136,14 +137,22 @@ def save_lora(
     original: OriginalNames | None = None,
     unnamed: str = DENOISER,
 ) -> Path:
-    """Write `components` to `path` and prove that what was written is what should have been.
+    """Write the layers of `components` to `path`, verify the result, and return the path.
 
-    `original` are the denoiser's original names (dsctl_core.lora.original), for the formats that keep to
-    these. A layer without a name there is a DsctlError. `unnamed` is the denoiser that the layers are of, where there
-    are several: its name is in the header alone, which `metadata` has as "component".
-    The file is read back before it gets its name: with `shapes`, each key must belong to a layer of the base that it
-    fits, and every layer must compute what the original does, up to the rounding of `dtype`. Otherwise nothing is
-    written and a DsctlError says what is wrong. The format "peft" makes `path` a folder.
+    The file is read back before it is renamed to `path`: every layer must equal the original up to the rounding of
+    `dtype` and, with `shapes`, every key must belong to a layer of the base with a matching shape. Otherwise nothing is
+    written and a DsctlError is raised. It is also raised for a layer that the format has no name for.
+
+    Args:
+        path: File to write; a folder for the format "peft".
+        components: Layers by component.
+        metadata: Header of the file.
+        form: Name of the format.
+        dtype: Dtype of the two matrices of each layer.
+        shapes: Shapes of the linear layers of each component of the base model (None: not checked).
+        original: Original layer names of the denoiser (dsctl_core.lora.original), for formats that use them.
+        unnamed: The denoiser that owns the layers, if there are several; the file names it only in the header, where
+            `metadata` has it as "component".
     """
     import torch
 
@@ -154,7 +163,7 @@ def save_lora(
         named = to_original(layers, original, form) if original is not None and renamed else layers
         tensors |= encode(named, component, chosen, unnamed)
     kept = {
-        # A magnitude is the length of a whole row, and would lose as much to rounding as the row.
+        # Magnitudes stay in float32: rounding one would change the norm of a whole row.
         key: tensor if key.endswith((".alpha", MAGNITUDE)) else tensor.to(getattr(torch, dtype))
         for key, tensor in tensors.items()
     }
@@ -172,7 +181,7 @@ def save_lora(
 
 
 def adapter_config(layers: Layers, base_model: str | None) -> dict[str, Any]:
-    """Return the adapter_config.json of peft for `layers`: every layer by its name, with its own rank and alpha."""
+    """Return the contents of peft's adapter_config.json for `layers`: each layer by name, with its rank and alpha."""
     first = next(iter(layers.values()))
     return {
         "peft_type": "LORA",
@@ -206,7 +215,16 @@ def verify_lora(
     dtype: str,
     original: OriginalNames | None = None,
 ) -> None:
-    """Raise a DsctlError, naming `path`, unless `written` holds exactly the layers of `components`."""
+    """Raise DsctlError unless the file `written` holds exactly the layers of `components`.
+
+    Args:
+        written: The temporary file.
+        path: The final path, for the message.
+        components: The layers that were written, by component.
+        shapes: Shapes of the linear layers of each component of the base model (None: not checked).
+        dtype: Dtype of the file, which determines the tolerance.
+        original: Original layer names of the denoiser, if the file may use them.
+    """
     import torch
 
     found = read_lora(written, tuple(components), [original])

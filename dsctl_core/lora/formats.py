@@ -1,10 +1,10 @@
-"""LoRA key names: one table row for each tool's way to write a LoRA, and reading any of them.
+"""Define the LoRA formats of several tools, one table row each, and convert between tensor names and layers.
 
-A LoRA file holds, for a layer, down (R, in) and up (out, R); the update is scale * up @ down with scale = alpha / R.
-The formats differ in what stands in front of a layer's name, in what the two matrices are called, and in where alpha
-is: folded into the up matrix (so that a reader which knows nothing of alpha gets the right strength), in a tensor
-`<layer>.alpha` of its own, or in a file beside. A DoRA has a third tensor for a layer, the magnitude (out,), which only
-diffusers and peft have a name for.
+For each layer a LoRA file holds down (R, in) and up (out, R); the update is scale * up @ down with scale = alpha / R.
+The formats differ in the prefix of layer names, in the names of the two matrices, and in the location of alpha: folded
+into the up matrix (so that a reader that ignores alpha applies the right strength), in a separate tensor
+`<layer>.alpha`, or in a separate file. A DoRA has a third tensor per layer, the magnitude (out,), which has a name only
+in the formats of diffusers and peft.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ DENOISER = "dit"
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """One layer's update: scale * up @ down, with down (R, in) and up (out, R).
+    """The update of one layer: scale * up @ down, with down (R, in) and up (out, R).
 
-    With a `magnitude` (out,) it is a DoRA; see dsctl_core.lora.dora.
+    With a `magnitude` (out,) the layer is a DoRA; see dsctl_core.lora.dora.
     """
 
     down: Tensor
@@ -42,18 +42,18 @@ class LoraLayer:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape (out, in) of the weight that this is an update of."""
+        """The shape (out, in) of the weight that this layer updates."""
         return self.up.shape[0], self.down.shape[1]
 
 
-Layers = dict[str, LoraLayer]  # by the layer's name in the component
+Layers = dict[str, LoraLayer]  # by the name of the layer in the component
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA as read from a file: the layers by name for each component, and the header's metadata.
+    """A LoRA read from a file: the layers of each component by name, and the metadata of the header.
 
-    When `flat`, the layers' names have underscores where the model's have dots; `with_dots` puts them back.
+    If `flat`, layer names have underscores instead of the dots of the model's names; `with_dots` restores them.
     """
 
     path: Path
@@ -65,18 +65,18 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class LoraFormat:
-    """How one tool writes the LoRA of the denoiser."""
+    """The tensor names with which one tool writes the LoRA of the denoiser."""
 
     name: str
     prefix: str
     down: str
     up: str
     alpha: Literal["folded", "tensor", "config"]
-    flat: bool = False  # dots in a layer's name become underscores
-    magnitude: str | None = None  # what a DoRA's magnitude is called; None: this tool cannot read one
-    dora_prefix: str | None = None  # stands in front of a DoRA's layers, where it is not `prefix`
-    folder: bool = False  # adapter_model.safetensors and adapter_config.json, instead of one file
-    original: bool = False  # under the names that a model was published with first, where it has such
+    flat: bool = False  # dots in layer names become underscores
+    magnitude: str | None = None  # name of the magnitude of a DoRA; None: this tool cannot read a DoRA
+    dora_prefix: str | None = None  # prefix of the layers of a DoRA, if it is not `prefix`
+    folder: bool = False  # a folder with adapter_model.safetensors and adapter_config.json, instead of one file
+    original: bool = False  # with the layer names of the original release of a model, if it has such names
 
     def key(self, layer: str, part: str) -> str:
         """Return the tensor name of `part` of `layer`."""
@@ -94,7 +94,7 @@ FORMATS = {
             "lora_B.weight",
             "folded",
             magnitude=MAGNITUDE,
-            # diffusers takes other tools' prefix apart by the names of the two matrices, and stops at a third.
+            # diffusers detects the prefixes of other tools by the names of the two matrices, and fails on a third one.
             dora_prefix="transformer.",
         ),
         LoraFormat("comfyui", "diffusion_model.", "lora_down.weight", "lora_up.weight", "tensor", original=True),
@@ -105,7 +105,7 @@ FORMATS = {
         ),
     )
 }
-# What stands in front of the denoiser's layer names, here and in other tools' files; the longer ones first.
+# Prefixes of the layer names of the denoiser, in our files and in those of other tools; longer ones first.
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_")
 READ_PREFIXES = ("transformer.base_model.model.", "diffusion_model.", "transformer.", "base_model.model.", "pipe.dit.")
 KEY = re.compile(
@@ -113,15 +113,15 @@ KEY = re.compile(
     r"|lora_magnitude_vector(?=(?:\.default)?(?:\.weight)?$))"
 )
 DOWN, UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up")
-# Other kinds of adapters, told by a part of their tensors' names.
+# Other kinds of adapters, recognized by a part of their tensor names.
 OTHER_KINDS = {"lokr_": "LoKr", "hada_": "LoHa", "dora_scale": "kohya's DoRA", "oft_": "OFT"}
 
 
 def encode(layers: Layers, component: str, form: LoraFormat, unnamed: str = DENOISER) -> dict[str, Tensor]:
-    """Return `layers` as tensors named as `form` names them, in float32.
+    """Return `layers` as float32 tensors with the names of the format `form`.
 
-    Only the format "diffusers" has names for a component other than the denoiser: the component's own in front. Of
-    several denoisers the layers of `unnamed` are named as if it were the only one: each has a file of its own.
+    Only the format "diffusers" supports components other than the denoiser, with the name of the component as prefix.
+    Of several denoisers, each has a file of its own; the layers of `unnamed` get the prefix of a single denoiser.
     """
     import torch
 
@@ -139,7 +139,7 @@ def encode(layers: Layers, component: str, form: LoraFormat, unnamed: str = DENO
     tensors = {}
     for name, layer in layers.items():
         folded = layer.scale if form.alpha == "folded" else 1.0
-        tensors[form.key(name, form.down)] = layer.down.detach().float().cpu().clone()  # two layers may share theirs
+        tensors[form.key(name, form.down)] = layer.down.detach().float().cpu().clone()  # layers may share a down matrix
         tensors[form.key(name, form.up)] = layer.up.detach().float().cpu() * folded
         if layer.magnitude is not None and form.magnitude is not None:
             tensors[form.key(name, form.magnitude)] = layer.magnitude.detach().float().cpu().clone()
@@ -154,10 +154,10 @@ def decode(
     component_names: Iterable[str],
     scale_of: Callable[[str, int], float] = lambda layer, rank: 1.0,
 ) -> tuple[dict[str, Layers], bool]:
-    """Return the layers that `tensors` hold, by component, and whether their names are flat.
+    """Return the layers in `tensors` by component, and whether their names are flat.
 
-    `component_names` are those that may stand in front of a layer; without one it is the denoiser's. `scale_of`
-    gives the scale of a layer of some rank whose alpha is not among the tensors.
+    `component_names` are the possible prefixes of layer names; a layer without prefix belongs to the denoiser.
+    `scale_of` returns the scale for (layer, rank) where `tensors` has no alpha. `path` is for messages.
     """
     names = tuple(component_names)
     halves: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -218,7 +218,7 @@ def _no_lora(path: Path, key: str) -> DsctlError:
 
 
 def _split(key: str, component_names: tuple[str, ...]) -> tuple[str, str, bool]:
-    """Return the component of a tensor name, what is behind the prefix, and whether that is flat."""
+    """Return the component of the tensor name `key`, the name without prefix, and whether it is flat."""
     for prefix in FLAT_PREFIXES:
         if key.startswith(prefix):
             return DENOISER, key.removeprefix(prefix), True
@@ -233,7 +233,7 @@ def _split(key: str, component_names: tuple[str, ...]) -> tuple[str, str, bool]:
 
 
 def format_of(keys: Iterable[str], in_folder: bool) -> str:
-    """Return the name of the format that tensor names are in; other tools' variants count as the nearest."""
+    """Return the name of the format of the tensor names `keys`; variants of other tools count as the nearest format."""
     names = list(keys)
     if in_folder or any(key.startswith("base_model.model.") for key in names):
         return "peft"
@@ -245,9 +245,9 @@ def format_of(keys: Iterable[str], in_folder: bool) -> str:
 
 
 def with_dots(lora: LoraFile, component: str, module_names: Iterable[str]) -> Layers:
-    """Return the layers of `component` under the names that the model has for them.
+    """Return the layers of `component` with the names of the model, which has the modules `module_names`.
 
-    Names that are not flat are returned as they are; a flat name that no module has keeps its form.
+    Names that are not flat are unchanged, and so is a flat name that matches no module.
     """
     layers = lora.components.get(component, {})
     if not lora.flat:

@@ -1,4 +1,4 @@
-"""LoRA layers on a model, through peft: put in new ones, load trained ones, fuse them into the weights, take them out.
+"""Add LoRA layers to a model with peft, load trained ones, fuse them into the weights, and export them.
 
 The update of a linear layer is W + (alpha / R) * B @ A with A (R, in) and B (out, R)
 (Hu et al. 2021, arXiv:2106.09685).
@@ -28,7 +28,7 @@ from dsctl_core.lora.targets import exactly, find_targets, linear_layers
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
 
-TRAINED = "default"  # the name peft gives to the one adapter that is being trained
+TRAINED = "default"  # peft's name for the adapter that is being trained
 
 
 def add_lora(
@@ -42,12 +42,20 @@ def add_lora(
     use_dora: bool = False,
     use_rslora: bool = False,
 ) -> list[str]:
-    """Put a trainable LoRA on the linear layers of `model` that `target_modules` mean (see `find_targets`).
+    """Add a trainable LoRA to linear layers of `model` and return their names.
 
-    A starts at random from `seed`, B at zero, so the model's output does not change. Both are float32 whatever the
-    dtype of the model, because small updates are lost in 16 bits. `alpha` None means `rank`. The update counts
-    alpha / rank times, with `use_rslora` alpha / sqrt(rank) times (Kalajdzievski 2023, arXiv:2312.03732).
-    With `use_dora` the length of every row of the weight is learned too. Returns the layers' names.
+    A is initialized at random and B with zeros, so the output of the model does not change. Both are float32 whatever
+    the dtype of the model, because small updates are lost in 16 bits.
+
+    Args:
+        model: The component to train.
+        target_modules: Which linear layers get a LoRA; see `find_targets`.
+        rank: Rank of each update.
+        alpha: Numerator of the scale alpha / rank (None: `rank`).
+        seed: Seed of the initialization of A.
+        dropout: Probability with which elements of the input of the LoRA are zeroed in training.
+        use_dora: Also learn the norm of each row of the weights; see dsctl_core.lora.dora.
+        use_rslora: Scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023, arXiv:2312.03732).
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -64,7 +72,7 @@ def add_lora(
     for layer in layers.values():
         layer.scaling[TRAINED] = scale_of(rank, alpha, use_rslora=use_rslora)
         if use_dora:
-            # Computed again: the one that peft starts from is rounded to the precision of the weight.
+            # Recomputed in float32: peft initializes it rounded to the precision of the weight.
             layer.lora_magnitude_vector[TRAINED].weight.data = row_norms(layer.get_base_layer().weight.data)
     if dropout > 0:
         put_dropout(list(layers.values()), TRAINED, dropout)
@@ -72,19 +80,19 @@ def add_lora(
 
 
 def scale_of(rank: int, alpha: float | None, *, use_rslora: bool) -> float:
-    """Return how many times the update counts: alpha / rank, or with rsLoRA alpha / sqrt(rank)."""
+    """Return the scale of an update: alpha / rank, or with rsLoRA alpha / sqrt(rank)."""
     return (rank if alpha is None else alpha) / (math.sqrt(rank) if use_rslora else rank)
 
 
 def tuner_layers(model: nn.Module, adapter: str = TRAINED) -> dict[str, Any]:
-    """Return peft's LoRA layers of `model` that carry `adapter`, by the name of the layer they wrap."""
+    """Return the peft layers of `model` that have `adapter`, by the name of the layer that they wrap."""
     from peft.tuners.lora import LoraLayer as PeftLayer
 
     return {n: m for n, m in model.named_modules() if isinstance(m, PeftLayer) and adapter in m.lora_A}
 
 
 def trained_layers(model: nn.Module) -> Layers:
-    """Return the LoRA that is being trained on `model`, by the name of the layer that each part is on."""
+    """Return the layers of the LoRA that is being trained on `model`, by name."""
     return {
         name: LoraLayer(
             layer.lora_A[TRAINED].weight,
@@ -97,15 +105,15 @@ def trained_layers(model: nn.Module) -> Layers:
 
 
 def export_lora(model: nn.Module, component: str, unnamed: str = DENOISER) -> dict[str, Tensor]:
-    """Return the trained LoRA of `model` as tensors of the default format: float32, alpha folded into lora_B.
+    """Return the trained LoRA of `model` as tensors in the default format: float32, with alpha folded into lora_B.
 
-    See dsctl_core.lora.formats.encode for `unnamed`.
+    See `dsctl_core.lora.formats.encode` for `unnamed`.
     """
     return encode(trained_layers(model), component, FORMATS["diffusers"], unnamed)
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return the shape (out, in) of every linear layer of `model`, by name."""
+    """Return the shape (out, in) of each linear layer of `model`, by name."""
     return {name: (layer.out_features, layer.in_features) for name, layer in linear_layers(model).items()}
 
 
@@ -116,10 +124,10 @@ def continue_lora(
     original: OriginalNames | None = None,
     unnamed: str = DENOISER,
 ) -> None:
-    """Copy the LoRA in `path` into the trainable one on `model`; both must cover the same layers at the same rank.
+    """Copy the LoRA in the file `path` into the trainable LoRA of `model`.
 
-    `original` are the model's original layer names, which the file may have; see dsctl_core.lora.files.read_lora for
-    `unnamed`.
+    Raises DsctlError unless both have the same layers with the same ranks. `original` are the original layer names of
+    the model, which the file may use; see `dsctl_core.lora.files.read_lora` for `unnamed`.
     """
     loaded = _layers_for(model, component, read_lora(path, (component,), [original], unnamed))
     trained = tuner_layers(model)
@@ -152,14 +160,14 @@ def continue_lora(
 
 
 def _layers_for(model: nn.Module, component: str, lora: LoraFile) -> Layers:
-    """Return the layers of `lora` that belong to `component`, checked against the shapes of `model`."""
+    """Return the layers of `lora` for `component`, checked against the shapes of `model`."""
     return layers_for(linear_shapes(model), component, lora)
 
 
 def layers_for(shapes: dict[str, tuple[int, int]], component: str, lora: LoraFile) -> Layers:
-    """Return the layers of `lora` that belong to `component`, which has linear layers of these `shapes`.
+    """Return the layers of `lora` for `component`, which has linear layers with these `shapes`.
 
-    Raises DsctlError for a LoRA of another component, family or width.
+    Raises DsctlError for a LoRA of another component, family or model size.
     """
     layers = with_dots(lora, component, shapes)
     if not layers:
@@ -185,11 +193,11 @@ def layers_for(shapes: dict[str, tuple[int, int]], component: str, lora: LoraFil
 
 
 def load_lora(pipe: BasePipeline, path: Path, scale: float = 1.0, component: str | None = None) -> LoraFile:
-    """Add the LoRA in `path` to the components of `pipe` it is for, at `scale`, beside those that are there already.
+    """Load the LoRA in `path` onto its components of `pipe`, in addition to LoRAs that are already loaded.
 
-    The weights of the base stay as they are. Scale zero gives the base's output exactly. `component` is the one that it
-    is for (None: those that its header, or else its layers, name): a file that other tools made for one of several
-    denoisers does not say for which, and one that says another is a DsctlError.
+    The base weights are unchanged, and `scale` 0 gives exactly the output of the base model. `component` is the target
+    (None: the components that the header or the layer names specify); it is needed for files of other tools if the
+    model has several denoisers. Raises DsctlError if the file is for another component.
     """
     lora = _read_for(pipe, path, component)
     for name in lora.components if component is None else [component]:
@@ -219,7 +227,7 @@ def _attach(model: nn.Module, layers: dict[str, LoraLayer], scale: float) -> Non
 
 
 def _attach_kind(model: nn.Module, layers: dict[str, LoraLayer], scale: float, adapter: str) -> None:
-    """Attach `layers`, all DoRAs or none, as the adapter of that name."""
+    """Attach `layers`, either all DoRAs or none, as the peft adapter `adapter`."""
     from peft import LoraConfig, inject_adapter_in_model
 
     first = next(iter(layers.values()))
@@ -232,12 +240,12 @@ def _attach_kind(model: nn.Module, layers: dict[str, LoraLayer], scale: float, a
         use_dora=first.magnitude is not None,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # A second adapter is what is wanted here; peft warns of it.
+        # peft warns of a second adapter, which is intended here.
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, model, adapter_name=adapter)
     for name, tuner in tuner_layers(model, adapter).items():
         weight = tuner.get_base_layer().weight.data
-        # The strength of a DoRA is not a factor of its update, so it goes into the layer.
+        # The strength of a DoRA is not a factor of its update, so the layer itself is changed.
         layer = with_strength(weight, _on(weight.device, layers[name]), scale)
         values = [(tuner.lora_A, layer.down), (tuner.lora_B, layer.up)]
         if layer.magnitude is not None:
@@ -254,9 +262,9 @@ def _on(device: torch.device, layer: LoraLayer) -> LoraLayer:
 
 @torch.no_grad()
 def fuse_lora(pipe: BasePipeline, path: Path, component: str | None, scale: float = 1.0) -> None:
-    """Add the LoRA in `path` to the weights of one component: W + scale * s * B @ A, computed in float32.
+    """Add the LoRA in `path` to the weights of `component`: W + scale * s * B @ A, computed in float32.
 
-    `component` None means every component that the file has layers for.
+    `component` None means all components for which the file has layers.
     """
     lora = _read_for(pipe, path, component)
     for name in lora.components if component is None else [component]:

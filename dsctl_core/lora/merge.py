@@ -1,4 +1,4 @@
-"""Merging LoRAs: into the weight files of a component, tensor by tensor, or into one LoRA."""
+"""Merge LoRAs into the weight files of a component, tensor by tensor, or into one LoRA."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from dsctl_core.lora.algebra import RankTruncation, add_layers, resize_layers
 from dsctl_core.lora.dora import refuse_dora, rows_of, update_of
 from dsctl_core.lora.formats import Layers, LoraFile, LoraLayer, with_dots
 
-SHOWN = 8  # unmatched layers that are named one by one
+SHOWN = 8  # number of unmatched layers that a message names
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ScaledLora:
-    """A LoRA that was read, and how much of it to apply."""
+    """A LoRA and the scale with which to apply it."""
 
     lora: LoraFile
     scale: float
 
 
 def component_shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return the shape (out, in) of every matrix of the component in `folder`, by the name of its layer."""
+    """Return the shape (out, in) of each matrix of the component in `folder`, by the name of its layer."""
     found = {}
     for file in weight_files(folder):
         for name, shape in tensor_shapes(file).items():
@@ -43,8 +43,8 @@ def matched(
 ) -> dict[str, dict[str, list[tuple[LoraLayer, float]]]]:
     """Return the updates of each layer of each component, with their scales.
 
-    `shapes` are the layers of the base's components. A LoRA of which no layer fits is an error, and one of which some
-    do not, too, unless `allow_partial`; a layer of another shape always is.
+    `shapes` are the shapes (out, in) of the layers of each component of the base model. Raises DsctlError if no layer
+    of a LoRA is in the model, if some are not (unless `allow_partial`), or if a layer has another shape.
     """
     updates: dict[str, dict[str, list[tuple[LoraLayer, float]]]] = {}
     for part in loras:
@@ -92,7 +92,8 @@ def merge_into_weights(
 ) -> None:
     """Write the component in `folder` to the new folder `target` with `updates` added to its layers.
 
-    W + sum_i c_i s_i B_i A_i, computed in float32, in the dtype, the shards and under the names of the original.
+    The result is W + sum_i c_i s_i B_i A_i, computed in float32. Dtypes, shards and tensor names are those of the
+    original. `tick` is called with the name of each tensor when it is done.
     """
     changes = {f"{name}.weight": _adding(parts) for name, parts in updates.items()}
     weights = weight_files(folder)
@@ -107,7 +108,7 @@ def merge_into_weights(
 def _adding(parts: Sequence[tuple[LoraLayer, float]]) -> ChangeRows:
     def change(rows, first):  # type: ignore[no-untyped-def]
         last = first + rows.shape[0]
-        # A DoRA rescales the base, so that is kept as it was.
+        # A DoRA rescales the base weight, so a copy of it is needed.
         base = rows.clone() if any(layer.magnitude is not None for layer, _ in parts) else rows
         for layer, number in parts:
             if layer.magnitude is None:
@@ -120,7 +121,7 @@ def _adding(parts: Sequence[tuple[LoraLayer, float]]) -> ChangeRows:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file; a full disk is a DsctlError that names it."""
+    """Copy a file; raise DsctlError if it cannot be written, for example on a full disk."""
     try:
         shutil.copyfile(source, target)
     except OSError as error:
@@ -130,9 +131,10 @@ def copy_file(source: Path, target: Path) -> None:
 def merge_into_one(
     loras: Sequence[ScaledLora], module_names: Mapping[str, Iterable[str]], rank: int | None
 ) -> tuple[dict[str, Layers], RankTruncation | None]:
-    """Return the sum of LoRAs as one: exact, of the ranks' sum, or cut down to `rank` with what that keeps.
+    """Return the weighted sum of `loras` as one LoRA, and the result of the truncation, if any.
 
-    `module_names` are those of the base by component; only files with underscores for dots need them.
+    The sum is exact, and its rank is the sum of the ranks, unless `rank` is set: then it is truncated to that rank.
+    `module_names` are the names of the base's modules by component; they are only needed for flat layer names.
     """
     parts: dict[str, dict[str, list[tuple[LoraLayer, float]]]] = {}
     for part in loras:

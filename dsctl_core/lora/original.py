@@ -1,7 +1,7 @@
-"""Original layer names: where a model was published under other names than diffusers', and some tools keep to these.
+"""Convert between diffusers' layer names and those of the original release of a model, which some tools use.
 
-There the three projections into attention are one layer, `qkv`. Their updates are stacked without loss: with the downs
-one below the other and the ups in the blocks of a diagonal, the product is the three updates one below the other.
+Originally the three projections into attention are one layer, `qkv`. Their updates are fused without loss: with the
+down matrices stacked and the up matrices as diagonal blocks, the product is the three updates stacked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def to_original(layers: Layers, names: OriginalNames, form: str) -> Layers:
-    """Return the same update under the original names; a layer that has none there is a DsctlError."""
+    """Return `layers` with original names; raise DsctlError for a layer without one. `form` is the format to write."""
     ours = {pattern: original for original, pattern in names.single.items()}
     parts = {part: original for original, of in names.fused.items() for part in of}
     made: Layers = {}
@@ -43,9 +43,9 @@ def to_original(layers: Layers, names: OriginalNames, form: str) -> Layers:
 
 
 def from_original(layers: Layers, layouts: Iterable[OriginalNames | None], *, flat: bool) -> Layers:
-    """Return `layers` under our names where any of them has an original one of `layouts`, else as they are.
+    """Return `layers` with diffusers' names if some of them have original names of one of `layouts`, else unchanged.
 
-    `flat` names have underscores for dots; what comes back for an original name has its dots.
+    `flat` means that the names in `layers` have underscores instead of dots; converted names have dots.
     """
     for names in filter(None, layouts):
         originals: dict[re.Pattern[str], tuple[str, ...]] = {}
@@ -68,13 +68,13 @@ def from_original(layers: Layers, layouts: Iterable[OriginalNames | None], *, fl
 
 
 def has_original_names(names: Iterable[str], layout: OriginalNames) -> bool:
-    """Return whether some of our layer `names` have an original one in a block of `layout`."""
+    """Return whether some of the diffusers layer `names` have an original name in a block of `layout`."""
     own = {pattern for pattern in layout.single.values() if "{}" in pattern}
     return any(_without_number(name)[0] in own for name in names)
 
 
 def _without_number(name: str) -> tuple[str, str]:
-    """Return `name` with `{}` for the number of its block, and that number; "" where there is none."""
+    """Return `name` with `{}` instead of the number of its block, and that number, "" if there is none."""
     match = re.match(r"^((?:single_)?transformer_blocks)\.(\d+)\.(.*)$", name)
     return (name, "") if match is None else (f"{match[1]}.{{}}.{match[3]}", match[2])
 
@@ -89,9 +89,9 @@ def _matcher(pattern: str, flat: bool) -> re.Pattern[str]:
 
 
 def _fuse(order: tuple[str, ...], group: Mapping[str, LoraLayer]) -> LoraLayer:
-    """Return the layer whose update is those of `group` one below the other, zero where one is missing.
+    """Return one layer with the updates of `group` stacked in the given `order`; a missing one is zero.
 
-    Every part gets the same share of the rank, which is how readers know the parts again.
+    All parts get the same share of the rank, so that readers can split them again.
     """
     import torch
 
@@ -111,7 +111,7 @@ def _fuse(order: tuple[str, ...], group: Mapping[str, LoraLayer]) -> LoraLayer:
 
 
 def _split(names: list[str], layer: LoraLayer) -> Layers:
-    """Undo `_fuse`. Where the up is no diagonal of blocks, every part has the whole down."""
+    """Undo `_fuse`. If the up matrix is not block-diagonal, every part has the whole down matrix."""
     count = len(names)
     rows = layer.up.shape[0] // count
     whole = [rows_of(layer, place * rows, (place + 1) * rows) for place in range(count)]
@@ -133,6 +133,6 @@ def _split(names: list[str], layer: LoraLayer) -> Layers:
 
 
 def _used(down: Tensor, up: Tensor) -> int:
-    """Return the rank without the zeros that it was filled up with at its end."""
+    """Return the rank without the zero padding at its end."""
     holds = (down != 0).any(dim=1) | (up != 0).any(dim=0)
     return int(holds.nonzero().max()) + 1 if bool(holds.any()) else 0

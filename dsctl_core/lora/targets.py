@@ -12,12 +12,12 @@ from dsctl_core.errors import DsctlError, UsageError, near_miss
 from dsctl_core.memory.blocks import repeated_blocks
 
 AUTO = "auto"
-PLAIN = re.compile(r"[A-Za-z0-9_.]+")  # what names of modules are made of; anything else makes a regular expression
-MODULE = re.compile(r"[A-Za-z0-9_.*]+")  # what can name modules with wildcards, where it matches no layer
+PLAIN = re.compile(r"[A-Za-z0-9_.]+")  # characters of module names; a target with others is a regular expression
+MODULE = re.compile(r"[A-Za-z0-9_.*]+")  # characters of module names with wildcards, for targets that match no layer
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers of `model` by name, whether or not a LoRA is on them."""
+    """Return the linear layers of `model` by name, with or without a LoRA."""
     return {
         name.replace(".base_layer", ""): module
         for name, module in model.named_modules()
@@ -26,17 +26,17 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def find_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Return the names of the linear layers of `model` that `targets` mean, in the model's order.
+    """Return the names of the linear layers of `model` that match `targets`, in the order of the model.
 
     A target is one of
 
-    - the name of a layer, or how it ends: "to_q", "attn.to_q";
-    - a regular expression, which is anything with a character that no name has; it must match a whole name;
-    - "auto", every linear layer of the repeated blocks;
-    - where none of these matches a layer, the name of a module, or how it ends, for every linear layer inside it:
-      "vace_blocks", "blocks.0", and with wildcards for parts of the name "vace_blocks.*.attn1".
+    - the name of a layer, or the end of it: "to_q", "attn.to_q";
+    - a regular expression, recognized by a character that no name has; it must match a whole name;
+    - "auto": all linear layers of the repeated blocks;
+    - if none of these matches a layer: the name of a module, or the end of it, for all linear layers inside
+      ("vace_blocks", "blocks.0"), also with wildcards for parts of the name ("vace_blocks.*.attn1").
 
-    A target that means no layer is a DsctlError, with the near miss if there is one.
+    Raises DsctlError for a target that matches no layer, with the most similar name in the hint.
     """
     if not targets:
         raise DsctlError("no LoRA target modules were given", hint="name layers such as to_q,to_k,to_v")
@@ -53,9 +53,9 @@ def find_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
 
 
 def exactly(names: Sequence[str]) -> str:
-    """Return `names` as the regular expression that peft takes for these layers and no others.
+    """Return a regular expression with which peft selects exactly the layers `names`.
 
-    From a list peft would also take every layer whose name ends in one of them.
+    With a list, peft would also select all layers with names that end in one of them.
     """
     return "|".join(re.escape(name) for name in names)
 
@@ -75,11 +75,11 @@ def _matches(model: nn.Module, target: str, name: str) -> bool:
 
 
 def _inside(target: str, name: str) -> bool:
-    """Return whether the layer `name` is inside a module whose name, or the end of it, is `target` (with wildcards)."""
+    """Return whether the layer `name` is inside a module with a name that is or ends in `target` (with wildcards)."""
     wanted, parts = target.split("."), name.split(".")
     return any(
         all(map(fnmatchcase, parts[start : start + len(wanted)], wanted))
-        for start in range(len(parts) - len(wanted))  # the layer's own last part is not the module's
+        for start in range(len(parts) - len(wanted))  # without the last part, which is the layer itself
     )
 
 

@@ -1,4 +1,4 @@
-"""A clip: the frames of a video and how fast they are shown."""
+"""Define clips: the frames of a video and their frame rate."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of one size, shown `fps` a second."""
+    """A video clip: frames of one size, and the frame rate `fps` in frames per second."""
 
     frames: tuple[Image.Image, ...]
     fps: float
 
 
-Clips = Clip | list[Clip] | list[Image.Image] | list[list[Image.Image]]  # one clip, or several, maybe as bare frames
+Clips = Clip | list[Clip] | list[Image.Image] | list[list[Image.Image]]  # one or several clips, or lists of frames
 
 
 def frames_of(clip: Any) -> list[Image.Image]:
-    """Return the frames of a clip, of a list of frames, or of a picture, which is one."""
+    """Return the frames of a Clip or a list of frames; a single image is one frame."""
     if isinstance(clip, Clip):
         return list(clip.frames)
     return list(clip) if isinstance(clip, list | tuple) else [clip]
 
 
 def clips_of(value: Clips) -> Sequence[list[Image.Image]]:
-    """Return the frames of each clip of one or several."""
+    """Return a list of frames for each clip in `value`, which is one clip or several."""
     if isinstance(value, Clip) or isinstance(value[0], Image.Image):
         return [frames_of(value)]
     return [frames_of(clip) for clip in value]

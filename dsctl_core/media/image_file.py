@@ -1,4 +1,4 @@
-"""Write pictures to PNG files, alone or as a grid; clips as the row of their frames."""
+"""Write images to PNG files, and arrange images in a grid and the frames of a clip in a row."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dsctl_core.media.clip import Clip
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-GRID_GAP = 4  # pixels of white between the pictures of a grid
+GRID_GAP = 4  # white pixels between the images of a grid
 
 
 def write_png(file: Path, picture: Image, about: dict[str, Any]) -> None:
-    """Write `picture` atomically, with `about` as JSON in the tEXt chunk "parameters"."""
+    """Write `picture` to `file` atomically, with `about` as JSON in the tEXt chunk "parameters"."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -28,12 +28,12 @@ def write_png(file: Path, picture: Image, about: dict[str, Any]) -> None:
 
 
 def as_picture(made: Image | Clip) -> Image:
-    """Return a picture as it is, and a clip as its frames in a row."""
+    """Return an image unchanged, and a clip as one image with its frames in a row."""
     return grid(made.frames, len(made.frames)) if isinstance(made, Clip) else made
 
 
 def grid(pictures: Sequence[Image], columns: int) -> Image:
-    """Return pictures of one size as one, row by row, on white."""
+    """Return one image with `pictures`, which have one size, in rows of `columns` images on white."""
     from PIL import Image
 
     width, height = pictures[0].width + GRID_GAP, pictures[0].height + GRID_GAP

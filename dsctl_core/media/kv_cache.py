@@ -1,11 +1,11 @@
-"""Key/value caches: tokens that a template adds to a transformer's attention, block by block.
+"""Add key/value caches, extra tokens computed by a template, to the attention of a transformer, block by block.
 
-A cache is {block name: (key, value)}. Every query of the block attends to these tokens beside its own, so a cache
-steers a model none of whose weights change; prefix tuning is the same idea for language models (Li & Liang 2021,
-arXiv:2101.00190).
+A cache is {block name: (key, value)}. All queries of the block attend to these tokens in addition to those of the
+model, so a cache steers a model without changing its weights; prefix tuning is the same idea for language models
+(Li & Liang 2021, arXiv:2101.00190).
 
-Legend: a key or value is (B, T, H, D): samples, tokens, heads, numbers a head. It enters as it is, after the norm and
-the rotary embedding of the model's own tokens.
+Legend: a key or value is (B, T, H, D): samples, tokens, heads, channels per head. It is used unchanged, after the norm
+and the rotary embedding of the model's own tokens.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ KvCache = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def attention_modules(dit: Any, blocks: Sequence[AttentionBlocks]) -> dict[str, Any]:
-    """Return the attention of each block of a denoiser, by the name that a cache calls the block.
+    """Return the attention module of each block of a denoiser, by the name of the block in a cache.
 
-    `blocks` are those that the family declares; their names are double_0, double_1, ..., single_0, ...
+    `blocks` are declared by the family; the names are double_0, double_1, ..., single_0, ...
     """
     return {
         f"{stack.cache_name}_{number}": block.get_submodule(stack.attention)
@@ -35,15 +35,15 @@ def attention_modules(dit: Any, blocks: Sequence[AttentionBlocks]) -> dict[str, 
 
 
 def block_heads(dit: Any, blocks: Sequence[AttentionBlocks]) -> dict[str, tuple[int, int]]:
-    """Return (H, D) of each block of a denoiser, by its name."""
+    """Return the number of heads and of channels per head, (H, D), of each block of a denoiser, by name."""
     return {name: (attn.heads, attn.inner_dim // attn.heads) for name, attn in attention_modules(dit, blocks).items()}
 
 
 def check_kv_cache(cache: Any, heads: Mapping[str, tuple[int, int]], batch: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the entries of `cache` that have tokens, each for `batch` samples.
+    """Return the entries of `cache` that have tokens, each expanded to `batch` samples.
 
-    `heads` is (H, D) for each block of the model. An entry for one sample serves all of them. Raises a DsctlError that
-    names the block, and both shapes, for a block that the model does not have and for a shape that does not fit it.
+    `heads` is (H, D) for each block of the model. An entry with batch size 1 is used for all samples. Raises DsctlError
+    for a block that the model does not have, and for a wrong shape.
     """
     found = {}
     for name, (key, value) in _entries(cache).items():
@@ -65,11 +65,11 @@ def check_kv_cache(cache: Any, heads: Mapping[str, tuple[int, int]], batch: int)
 
 
 class CachedProcessor:
-    """The attention processor of one block: that of the model itself, until there are cached tokens for the block.
+    """Base class of attention processors with cached tokens; without them it acts like the processor of the model.
 
-    A family's class inherits from this and from diffusers' own processor. It knows its block's name because the
-    transformer hands the same arguments to all of its blocks, also when a block is computed again for the backward
-    pass.
+    The class of a family derives from this one and from diffusers' processor. A processor stores the name of its block,
+    because the transformer passes the same arguments to all blocks, also when gradient checkpointing recomputes a
+    block.
     """
 
     def __init__(self, block: str, plain: Any) -> None:
@@ -78,7 +78,7 @@ class CachedProcessor:
         self._attention_backend, self._parallel_config = plain._attention_backend, plain._parallel_config
 
     def cached(self, kv_cache: KvCache | None) -> tuple[Tensor, Tensor] | None:
-        """Return the key and value that `kv_cache` has for this block."""
+        """Return the key and value for this block in `kv_cache`, or None."""
         return None if kv_cache is None else kv_cache.get(self.block)
 
 
@@ -89,10 +89,10 @@ def admit_kv_cache(
     batch: int,
     processor: Callable[[str, Any], CachedProcessor],
 ) -> dict[str, Any]:
-    """Return the argument for the transformer's attention that holds the cached tokens; {} where there is none.
+    """Return the keyword argument for the attention of the transformer with the cached tokens; {} without tokens.
 
-    The first cache that has a token gives every block a processor that can take one: `processor(block name, that of
-    before)`.
+    The first cache that has tokens installs the processors: `processor(block name, previous processor)` for each block.
+    Raises DsctlError for a cache that does not match the model; see `check_kv_cache`.
     """
     checked = {} if kv_cache is None else check_kv_cache(kv_cache, block_heads(dit, blocks), batch)
     if not checked:
@@ -104,7 +104,7 @@ def admit_kv_cache(
 
 
 def join_kv_caches(caches: Sequence[Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return one cache with the tokens of all, block by block, in the order of `caches`."""
+    """Return one cache with the tokens of all `caches`, concatenated in this order for each block."""
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for cache in caches:
         for name, pair in _entries(cache).items():
@@ -113,7 +113,7 @@ def join_kv_caches(caches: Sequence[Any]) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def stack_kv_caches(caches: Sequence[Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the cache of a batch from those of its samples, which must agree in blocks and shapes."""
+    """Return the cache of a batch from the caches of its samples; raise DsctlError if blocks or shapes differ."""
     entries = [_entries(cache) for cache in caches]
     if len(entries) == 1:
         return dict(entries[0])
@@ -149,7 +149,7 @@ def _joined(name: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, 
 
 
 def _entries(cache: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return `cache` as a dict of pairs that fit each other; anything else is a DsctlError."""
+    """Return `cache` as a dict of (key, value); raise DsctlError if it is malformed or a pair differs in shape."""
     if not isinstance(cache, Mapping):
         raise DsctlError(
             f"a kv_cache is a {type(cache).__name__}", hint="make it a dict from block names to (key, value)"

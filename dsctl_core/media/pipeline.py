@@ -1,6 +1,6 @@
-"""LatentPipeline: from a prompt to latents, for every family; PicturePipeline: to pictures, and from dataset rows.
+"""Define LatentPipeline, which generates latents from a prompt, and PicturePipeline, which decodes them to images.
 
-Legend: latents are (B, c, h, w) float32 in the family's `latent_space`, those of clips (B, c, t, h, w).
+Legend: latents are (B, c, h, w) float32 in the `latent_space` of the family, for clips (B, c, t, h, w).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dsctl_core.units import Inputs
 
 
 class LatentPipeline(BasePipeline):
-    """A pipeline over the latents of a VAE; a family sets `latent_space` beside what BasePipeline asks for."""
+    """Base class of pipelines with a VAE; a family sets `latent_space` and the attributes of BasePipeline."""
 
     latent_space: ClassVar[LatentSpace]
 
     def tokens(self, height: int, width: int, frames: int = 1) -> int:
-        """Return how many tokens a picture, or a clip of so many frames, is to the denoiser."""
+        """Return the number of tokens of an image, or of a clip with `frames` frames; sizes are in pixels."""
         return super().tokens(height, width) * self.latent_space.latent_frames(frames)
 
     def generate(
@@ -37,7 +37,16 @@ class LatentPipeline(BasePipeline):
         progress_bar_cmd: ProgressBar,
         shared: Inputs,
     ) -> Tensor:
-        """Return the clean latents, (B, c, h, w) or (B, c, t, h, w), of what a family's `__call__` decodes."""
+        """Run the units and the denoising loop, and return the clean latents, (B, c, h, w) or (B, c, t, h, w).
+
+        Args:
+            prompt: A prompt, or one per sample.
+            negative_prompt: A negative prompt for all samples, or one per sample.
+            num_inference_steps: Number of denoising steps.
+            denoising_strength: Noise level at which denoising starts, before the shift; 1 is pure noise.
+            progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
+            shared: The other inputs of the units.
+        """
         tokens = self.tokens(shared["height"], shared["width"], shared.get("num_frames", 1))
         self.scheduler.set_timesteps(num_inference_steps, denoising_strength, dynamic_shift_len=tokens)
         posi: Inputs = {"prompt": prompt}
@@ -48,24 +57,24 @@ class LatentPipeline(BasePipeline):
     def encode_pictures(
         self, pictures: Sequence[Image.Image], tiled: bool, tile_size: int | None, tile_stride: int | None
     ) -> Tensor:
-        """Return the latents of pictures of one size; None for a size of tiles is the VAE's own."""
+        """Return the latents of images of one size; a tile size or stride of None is the default of the VAE."""
         pixels = torch.cat([self.preprocess_image(picture) for picture in pictures])
         if self.latent_space.time_scale is not None:
             pixels = pixels.unsqueeze(2)
         return self.encode_pixels(pixels, tiled, tile_size, tile_stride)
 
     def clip_pixels(self, frames: Sequence[Image.Image]) -> Tensor:
-        """Return the pixels of a clip, (1, 3, T, H, W) in [-1, 1]."""
+        """Return the frames of a clip as a tensor (1, 3, T, H, W) in [-1, 1]."""
         return torch.stack([self.preprocess_image(frame) for frame in frames], dim=2)
 
     def encode_pixels(self, pixels: Tensor, tiled: bool, tile_size: int | None, tile_stride: int | None) -> Tensor:
-        """Return the latents of pixels (B, 3, H, W), or of clips (B, 3, T, H, W), in [-1, 1]."""
+        """Return the latents of images (B, 3, H, W), or of clips (B, 3, T, H, W), in [-1, 1]."""
         self.load_models_to_device(("vae",))
         sizes = self._tiles(tile_size, tile_stride)
         return self.latent_space.encode(self.component("vae"), pixels.to(self.device), tiled, *sizes)
 
     def decode_pixels(self, latents: Tensor, tiled: bool, tile_size: int | None, tile_stride: int | None) -> Tensor:
-        """Return the pixels of clean latents, (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1]."""
+        """Decode clean latents to images (B, 3, H, W), or clips (B, 3, T, H, W), in [-1, 1]."""
         self.load_models_to_device(("vae",))
         placed, sizes = latents.to(self.device, torch.float32), self._tiles(tile_size, tile_stride)
         return self.latent_space.decode(self.component("vae"), placed, tiled, *sizes)
@@ -76,17 +85,20 @@ class LatentPipeline(BasePipeline):
 
 
 class PicturePipeline(LatentPipeline):
-    """A pipeline that makes pictures."""
+    """Base class of pipelines that generate images."""
 
     def decode_latents(
         self, latents: Tensor, tiled: bool = False, tile_size: int | None = None, tile_stride: int | None = None
     ) -> list[Image.Image]:
-        """Return the pictures of clean latents."""
+        """Decode clean latents (B, c, h, w) to images, optionally in tiles of `tile_size` pixels."""
         return self.vae_output_to_image(self.decode_pixels(latents, tiled, tile_size, tile_stride))
 
 
 def for_each_prompt(what: str, value: Any, prompt: str | list[str]) -> Any:
-    """Repeat `value` for every prompt of a list; a list of values must be as long as that of the prompts."""
+    """Return `value` repeated for each prompt of a list; raise an error if `value` is a list of another length.
+
+    `what` is the name of the value in the message.
+    """
     count = len(prompt) if isinstance(prompt, list) else 1
     if not isinstance(value, list):
         return [value] * count
@@ -96,9 +108,9 @@ def for_each_prompt(what: str, value: Any, prompt: str | list[str]) -> Any:
 
 
 def picture_inputs(rows: Sequence[Inputs]) -> tuple[Inputs, Inputs, Inputs]:
-    """Return the (shared, posi, nega) inputs of a training batch that every family of pictures takes.
+    """Return the inputs (shared, posi, nega) of a training batch that all image families have.
 
-    A row has `image` (a picture; all of one size), `prompt`, and may have `seed`, its sample's own.
+    A row has `image`, of one size in all rows, `prompt`, and optionally `seed`, the seed of the sample.
     """
     images = [from_row(row, "image") for row in rows]
     for image in images[1:]:
@@ -119,7 +131,7 @@ def picture_inputs(rows: Sequence[Inputs]) -> tuple[Inputs, Inputs, Inputs]:
 
 
 def from_row(row: Inputs, name: str) -> Any:
-    """Return what a row has in the column `name`; without it, raise a DsctlError that names the row."""
+    """Return the value of the column `name` of a row; raise DsctlError if it is missing."""
     if row.get(name) is None:
         also = "" if name in ("image", "prompt") else f", and {name}"
         raise DsctlError(
@@ -129,5 +141,5 @@ def from_row(row: Inputs, name: str) -> Any:
 
 
 def size_of(image: Image.Image) -> str:
-    """Return the size of a picture as WIDTHxHEIGHT."""
+    """Return the size of an image as "WIDTHxHEIGHT"."""
     return f"{image.width}x{image.height}"

@@ -1,4 +1,4 @@
-"""Reference pictures, which are edited or combined: they go to the denoiser beside the picture that is made."""
+"""Encode reference images, which are edited or combined: the denoiser reads their tokens in addition to its own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Pictures = Image.Image | list[Image.Image] | list[list[Image.Image]]
 
 
 class EditImageEmbedder(PipelineUnit):
-    """Encode the reference pictures.
+    """Encode the reference images.
 
-    `fitted` brings a picture to a size that the family takes, and `packed` makes tokens (B, N, D) of its latents.
+    `fitted` resizes an image to a size that the family supports, and `packed` turns latents into tokens (B, N, D).
     """
 
     output_params = ("edit_latents", "edit_sizes")
@@ -41,8 +41,15 @@ class EditImageEmbedder(PipelineUnit):
     ) -> Inputs:
         """Return the tokens `edit_latents` (B, N, D) float32 and `edit_sizes` ((h, w), ...), or None for both.
 
-        One picture, or a list of them, serves every sample (B is 1); a list of lists has each sample's own, and the
-        first picture of every sample must be of one size, and so on.
+        `edit_image` is one image or a list of images for all samples (B is 1), or a list of images per sample. The
+        first images of all samples must have one size, and so must the second ones, and so on.
+
+        Args:
+            pipe: The pipeline.
+            edit_image: The reference images; None for none.
+            tiled: Whether the VAE works in tiles.
+            tile_size: Size of a tile in pixels (None: the default of the VAE).
+            tile_stride: Distance of tiles in pixels (None: the default of the VAE).
         """
         if edit_image is None:
             return {"edit_latents": None, "edit_sizes": None}
@@ -62,7 +69,7 @@ class EditImageEmbedder(PipelineUnit):
 
 
 def by_sample(pictures: Pictures) -> Sequence[Sequence[Image.Image]]:
-    """Return the reference pictures of each sample; one list alone where all have the same."""
+    """Return a list of reference images per sample, or a single list if all samples have the same images."""
     listed = pictures if isinstance(pictures, list) else [pictures]
     if not listed:
         raise UsageError("the list of reference pictures is empty", hint="leave it out, or give one at least")

@@ -1,8 +1,8 @@
-"""The units of every family: size, noise, input picture or clip, where denoising starts, and the inpaint mask.
+"""Define the units of all families: size check, noise, input image or clip, initial latents, and inpaint mask.
 
-Legend: latents are (B, c, h, w) float32 in the pipeline's `latent_space`, those of clips (B, c, t, h, w). What a unit
-returns is kept in caches under its class's name and version: a family that comes to encode otherwise writes a subclass
-of that name with a new version.
+Legend: latents are (B, c, h, w) float32 in the `latent_space` of the pipeline, for clips (B, c, t, h, w). The outputs
+of a unit are cached under its class name and version: a family that encodes differently defines a subclass of the same
+name with a new version.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 
 class ShapeChecker(PipelineUnit):
-    """Refuse a size that does not divide into the patches of VAE and transformer, and frames that do not either."""
+    """Check that height, width and the number of frames are multiples that the VAE and the transformer support."""
 
     def process(self, pipe: LatentPipeline, height: int, width: int, num_frames: int = 1) -> Inputs:
-        """Check, and add nothing."""
+        """Raise an error for an unsupported size; return no outputs."""
         pipe.check_size(height, width, num_frames)
         return {}
 
 
 class NoiseInitializer(PipelineUnit):
-    """Draw the noise, one generator for each sample, so that a sample does not depend on its batch.
+    """Draw the noise, with one generator per sample, so that a sample does not depend on its batch.
 
-    A sample without a seed draws from torch's global generator.
+    The noise of a sample without a seed is drawn from torch's global generator.
     """
 
     output_params = ("noise",)
@@ -50,7 +50,17 @@ class NoiseInitializer(PipelineUnit):
         noise: Tensor | None = None,
         num_frames: int = 1,
     ) -> Inputs:
-        """Return `noise`, of the shape of latents: one for each seed of a list, else one."""
+        """Return `noise` with the shape of latents: one sample per seed of a list, else one sample.
+
+        Args:
+            pipe: The pipeline.
+            height: Height in pixels.
+            width: Width in pixels.
+            seed: A seed, or one per sample.
+            rand_device: Device of the generator.
+            noise: Noise to return instead of drawing it.
+            num_frames: Number of frames of a clip.
+        """
         shape = pipe.latent_space.latent_shape(height, width, num_frames)
         if noise is not None:
             if tuple(noise.shape[1:]) != shape:
@@ -67,7 +77,7 @@ class NoiseInitializer(PipelineUnit):
 
 
 class InputImageEmbedder(PipelineUnit):
-    """Encode the input image, which in training is the picture to learn; latents that are given are kept."""
+    """Encode the input image, which in training is the target; `input_latents`, if present, are returned instead."""
 
     output_params = ("input_latents",)
     onload_model_names = ("vae",)
@@ -83,7 +93,18 @@ class InputImageEmbedder(PipelineUnit):
         tile_size: int | None = None,
         tile_stride: int | None = None,
     ) -> Inputs:
-        """Return `input_latents`, in a space of clips those of one frame, or None when there is no input image."""
+        """Return `input_latents`, or None without an input image; in a latent space of clips they have one frame.
+
+        Args:
+            pipe: The pipeline.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
+            input_image: An image, or one per sample.
+            input_latents: Latents to return instead of encoding the image.
+            tiled: Whether the VAE works in tiles.
+            tile_size: Size of a tile in pixels (None: the default of the VAE).
+            tile_stride: Distance of tiles in pixels (None: the default of the VAE).
+        """
         if input_latents is not None or input_image is None:
             return {"input_latents": input_latents}
         images = input_image if isinstance(input_image, list) else [input_image]
@@ -93,7 +114,7 @@ class InputImageEmbedder(PipelineUnit):
 
 
 class InputVideoEmbedder(PipelineUnit):
-    """Encode the input clip, which in training is the clip to learn; latents that are given are kept."""
+    """Encode the input clip, which in training is the target; `input_latents`, if present, are returned instead."""
 
     output_params = ("input_latents",)
     onload_model_names = ("vae",)
@@ -110,7 +131,19 @@ class InputVideoEmbedder(PipelineUnit):
         tile_size: int | None = None,
         tile_stride: int | None = None,
     ) -> Inputs:
-        """Return `input_latents`, (B, c, t, h, w), or None when there is no input clip."""
+        """Return `input_latents` (B, c, t, h, w), or None without an input clip.
+
+        Args:
+            pipe: The pipeline.
+            height: Height of the frames in pixels.
+            width: Width of the frames in pixels.
+            num_frames: Number of frames of the clip.
+            input_video: A clip, or one per sample.
+            input_latents: Latents to return instead of encoding the clip.
+            tiled: Whether the VAE works in tiles.
+            tile_size: Size of a tile in pixels (None: the default of the VAE).
+            tile_stride: Distance of tiles in pixels (None: the default of the VAE).
+        """
         if input_latents is not None or input_video is None:
             return {"input_latents": input_latents}
         clips = clips_of(input_video)
@@ -127,12 +160,12 @@ class InputVideoEmbedder(PipelineUnit):
 
 
 class LatentsInitializer(PipelineUnit):
-    """Choose where denoising starts: at the noise, or at the input image with noise up to the first level."""
+    """Compute the initial latents: the noise, or the input latents with noise added up to the first noise level."""
 
     output_params = ("latents",)
 
     def process(self, pipe: LatentPipeline, noise: Tensor, input_latents: Tensor | None = None) -> Inputs:
-        """Return `latents`; in training they are the noise, and the loss blends its own."""
+        """Return `latents`; in training they are the noise, and the loss adds noise to the input latents itself."""
         if input_latents is None or pipe.scheduler.training:
             return {"latents": noise}
         if len(input_latents) not in (1, len(noise)):
@@ -145,7 +178,7 @@ class LatentsInitializer(PipelineUnit):
 
 
 class InpaintMask(PipelineUnit):
-    """Bring the inpaint mask to the latents' size: white is painted anew, black is kept, grey is in between."""
+    """Scale the inpaint mask to the size of the latents: white is generated, black is kept, grey is in between."""
 
     output_params = ("latents_mask",)
 
@@ -158,10 +191,17 @@ class InpaintMask(PipelineUnit):
         input_latents: Tensor | None = None,
         num_frames: int = 1,
     ) -> Inputs:
-        """Return `latents_mask`, the white share of each latent's pixels in [0, 1], or None.
+        """Return `latents_mask` (1, 1, h, w), or (1, 1, t, h, w) for clips; None without a mask.
 
-        It is (1, 1, h, w), in a space of clips (1, 1, t, h, w). There one mask is for all frames, or a list has one for
-        each of them.
+        Its values, in [0, 1], are the means of the mask over the pixels of each latent.
+
+        Args:
+            pipe: The pipeline.
+            height: Height of the mask in pixels.
+            width: Width of the mask in pixels.
+            inpaint_mask: A mask; for clips one mask for all frames, or a list with one per frame.
+            input_latents: Latents of the input, which an inpaint mask needs.
+            num_frames: Number of frames of the clip.
         """
         if inpaint_mask is None:
             return {"latents_mask": None}
@@ -180,9 +220,9 @@ class InpaintMask(PipelineUnit):
 
 
 def mask_in_time(masks: Tensor, time_scale: int) -> Tensor:
-    """Return masks of frames (T, 1, h, w) as one of latent frames, (1, 1, t, h, w): the means of the frames of each.
+    """Return the masks of frames (T, 1, h, w) as a mask of latent frames (1, 1, t, h, w), the mean over its frames.
 
-    The first latent frame is the first frame, and every one after it is `time_scale` frames.
+    The first latent frame is the first frame, and each of the others is `time_scale` frames.
     """
     first, others = masks[:1], masks[1:].unflatten(0, (-1, time_scale)) if len(masks) > 1 else None
     small = first if others is None else torch.cat([first, others.mean(dim=1)])
@@ -190,7 +230,10 @@ def mask_in_time(masks: Tensor, time_scale: int) -> Tensor:
 
 
 def check_picture(what: str, picture: Image.Image, height: int, width: int) -> None:
-    """Refuse a picture that is not of the size asked for: how to fit it is the caller's choice."""
+    """Raise an error if `picture` is not `height` x `width` pixels; the caller decides how to resize it.
+
+    `what` is the name of the input in the message.
+    """
     if picture.size != (width, height):
         raise UsageError(
             f"the {what} is {picture.width}x{picture.height}, but the width and height asked for are {width}x{height}",

@@ -1,7 +1,7 @@
-"""VideoPipeline: from a prompt to latents to clips, and from dataset rows to inputs, for families of video.
+"""Define VideoPipeline, the base class of video families, and turn dataset rows into its inputs.
 
-Legend: latents are (B, c, t, h, w) float32 in the family's `latent_space`, which has a `time_scale`; pixels are
-(B, 3, T, H, W) in [-1, 1]. A picture is a clip of one frame.
+Legend: latents are (B, c, t, h, w) float32 in the `latent_space` of the family, which has a `time_scale`; pixels are
+(B, 3, T, H, W) in [-1, 1]. An image is a clip of one frame.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dsctl_core.units import Inputs
 
 
 class VideoPipeline(LatentPipeline):
-    """A pipeline that makes clips; without another rate they are shown as `family.defaults["fps"]` says."""
+    """Base class of pipelines that generate clips; the default frame rate is `family.defaults["fps"]`."""
 
     def decode_latents(
         self,
@@ -28,17 +28,25 @@ class VideoPipeline(LatentPipeline):
         tile_stride: int | None = None,
         fps: float | None = None,
     ) -> list[Clip]:
-        """Return the clips of clean latents."""
+        """Decode clean latents (B, c, t, h, w) to clips.
+
+        Args:
+            latents: The clean latents.
+            tiled: Whether the VAE works in tiles.
+            tile_size: Size of a tile in pixels (None: the default of the VAE).
+            tile_stride: Distance of tiles in pixels (None: the default of the VAE).
+            fps: Frame rate in frames per second (None: the default of the family).
+        """
         pixels = self.decode_pixels(latents, tiled, tile_size, tile_stride)
         rate = self.family.defaults["fps"] if fps is None else fps
         return [Clip(tuple(self.vae_output_to_image(clip.transpose(0, 1))), rate) for clip in pixels]
 
 
 def video_inputs(rows: Sequence[Inputs]) -> tuple[Inputs, Inputs, Inputs]:
-    """Return the (shared, posi, nega) inputs of a training batch that every family of video takes.
+    """Return the inputs (shared, posi, nega) of a training batch that all video families have.
 
-    A row has `video`, a list of frames, or `image`, a picture, all of one size and number of frames; `prompt`; and may
-    have `seed`, its sample's own.
+    A row has `video`, a list of frames, or `image`, with one size and number of frames in all rows; `prompt`; and
+    optionally `seed`, the seed of the sample.
     """
     clips = [clip_of(row) for row in rows]
     for clip in clips[1:]:
@@ -60,7 +68,7 @@ def video_inputs(rows: Sequence[Inputs]) -> tuple[Inputs, Inputs, Inputs]:
 
 
 def clip_of(row: Inputs) -> list[Image.Image]:
-    """Return the frames of a row's `video`, or of its `image`, which is one."""
+    """Return the frames of the `video` of a row, or its `image` as one frame."""
     return frames_of(row["video"] if row.get("video") is not None else from_row(row, "image"))
 
 

@@ -1,4 +1,4 @@
-"""Trading time for memory: recomputing activations, keeping them on the host, storing weights in fewer bits."""
+"""Save memory and time: gradient checkpointing, block offload, weights in 8 bits, attention backends, compilation."""
 
 from dsctl_core.memory.recompute import gradient_checkpoint_forward
 

@@ -1,4 +1,4 @@
-"""Choosing how attention is computed, and proving that what was chosen can be trained with.
+"""Select the attention backend, and check that it computes correct gradients.
 
 Backends are diffusers': https://huggingface.co/docs/diffusers/optimization/attention_backends
 """
@@ -13,17 +13,17 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # three of (B, T, heads, channels) to one
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # (query, key, value) -> output, each (B, T, heads, channels)
 DEFAULT = "native"
 PROBE = (1, 32, 2, 64)
-CLOSE = 0.1  # relative to the gradient's size: far beyond rounding in 16 bits, far below being wrong
+CLOSE = 0.1  # tolerance relative to the norm of the gradient: far above 16-bit rounding, far below a wrong gradient
 
 
 def set_attention_backend(models: Sequence[nn.Module], name: str | None, device: torch.device) -> str:
-    """Have `models` compute attention with the backend called `name` (None: what diffusers is set to) and return it.
+    """Set the attention backend of `models` to `name` (None: the default of diffusers) and return its name.
 
-    Anything but torch's own is tried first: a backend whose gradients are missing or wrong is a UsageError, one that
-    is not installed or does not run on `device` a DsctlError.
+    Backends other than torch's own are tested first. Raises UsageError for a backend with missing or wrong gradients,
+    and DsctlError for one that is not installed or does not run on `device`.
     """
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
@@ -35,9 +35,9 @@ def set_attention_backend(models: Sequence[nn.Module], name: str | None, device:
 
 
 def check_backend(name: str) -> None:
-    """Refuse a name that diffusers does not know, and a backend that is known to compute no gradients.
+    """Raise an error for a backend that diffusers does not know, or that is known to compute no gradients.
 
-    Needs no model, so that a run can say it before it loads one.
+    This needs no model, so that a run can fail before it loads one.
     """
     from diffusers.models.attention_dispatch import AttentionBackendName
 
@@ -48,7 +48,7 @@ def check_backend(name: str) -> None:
 
 
 def refuse_untrainable(name: str) -> None:
-    """Refuse what is known to compute no gradients, before anything is looked for."""
+    """Raise an error for a backend that is known to compute no gradients."""
     if "sage" in name:
         raise UsageError(
             f"the attention backend {name} has no backward pass, so it cannot be trained with",
@@ -64,7 +64,7 @@ def _install(models: Sequence[nn.Module], name: str, device: torch.device) -> No
         return dispatch_attention_fn(query, key, value)
 
     try:
-        # diffusers also makes what a model is given the default of the process; leaving the context takes it back.
+        # diffusers also makes the backend of a model the default of the process; leaving the context restores it.
         with attention_backend(name):
             check_backward(name, attend, device)
             for model in models:
@@ -78,7 +78,7 @@ def _install(models: Sequence[nn.Module], name: str, device: torch.device) -> No
 
 
 def check_backward(name: str, attend: Attention, device: torch.device) -> None:
-    """Raise a UsageError unless the gradients through `attend` are those of torch's own attention."""
+    """Raise UsageError unless the gradients of `attend` equal those of torch's own attention within `CLOSE`."""
     generator = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     drawn = [torch.randn(PROBE, generator=generator).to(device, dtype) for _ in range(4)]
@@ -92,7 +92,7 @@ def check_backward(name: str, attend: Attention, device: torch.device) -> None:
         return list(torch.autograd.grad((result * weight).sum(), inputs, allow_unused=True))
 
     def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        # Ours has the heads third, torch's second.
+        # (B, T, heads, channels) here, (B, heads, T, channels) in torch.
         return scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         ).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The repeated blocks of a model: what most of its memory is in, and what can be treated one at a time."""
+"""Find the repeated blocks of a model, which hold most of its weights and can be processed one at a time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the blocks that `model` is a stack of, by name, in the order of their definition.
+    """Return the repeated blocks of `model` by name, in the order of their definition.
 
-    They are the entries of its outermost module lists whose entries are all of one class. The lists that diffusers
-    says are not (`_repeated_blocks` names the classes) are left out.
+    These are the entries of the outermost module lists with entries of one class. If the model declares the classes of
+    its blocks (diffusers' `_repeated_blocks`), lists of other classes are left out.
     """
     declared = getattr(model, "_repeated_blocks", None)
     found: dict[str, nn.Module] = {}

@@ -1,7 +1,8 @@
-"""The dtype of each weight of a model: some parts stay in float32 however the rest is held.
+"""Determine the dtype of each weight of a model: some parts stay in float32 whatever the dtype of the others.
 
-Which they are is said by the class (`_keep_in_fp32_modules`, as diffusers and transformers have it) and by the family
-(`Component.float32_parts`): names of modules or parameters, of which one part of a weight's dotted name is one.
+They are declared by the class (`_keep_in_fp32_modules` of diffusers and transformers) and by the family
+(`Component.float32_parts`), as names of modules or parameters. A weight belongs to such a part if one component of its
+dotted name is in the list.
 """
 
 from __future__ import annotations
@@ -14,33 +15,33 @@ from torch import Tensor, nn
 
 
 def float32_parts(model: nn.Module, declared: Sequence[str] = ()) -> frozenset[str]:
-    """Return the names of the parts of `model` that stay in float32; `declared` are those that its family names."""
+    """Return the names of the parts of `model` that stay in float32; `declared` are those of its family."""
     own: Any = getattr(model, "_keep_in_fp32_modules", None)
     kept: Any = getattr(model, FLOAT32_PARTS, ())
     return frozenset((*(own or ()), *kept, *declared))
 
 
-FLOAT32_PARTS = "_dsctl_float32_parts"  # what the family of a loaded model declares, kept on the model
+FLOAT32_PARTS = "_dsctl_float32_parts"  # attribute of a loaded model with the parts that its family declares
 
 
 def declare_float32_parts(model: nn.Module, declared: Sequence[str]) -> None:
-    """Remember on `model` which parts its family wants in float32, for whatever casts the model later."""
+    """Store on `model` the parts that its family declares as float32, for later casts."""
     if declared:
         setattr(model, FLOAT32_PARTS, tuple(declared))
 
 
 def dtype_of(name: str, tensor: Tensor, dtype: torch.dtype, parts: frozenset[str]) -> torch.dtype:
-    """Return the dtype of the weight called `name` in a model that is held in `dtype`."""
+    """Return the dtype of the weight `name` in a model of dtype `dtype` with the float32 `parts`."""
     if not tensor.is_floating_point():
         return tensor.dtype
     return torch.float32 if parts.intersection(name.split(".")) else dtype
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype, *, frozen_only: bool = False) -> nn.Module:
-    """Bring the parameters and the saved buffers of `model` to `dtype`, but for the parts that stay in float32.
+    """Cast the parameters and persistent buffers of `model` to `dtype`, except parts that stay in float32.
 
-    Buffers that are not saved with the weights, such as tables of rotary embeddings, stay as the class computed them.
-    With `frozen_only`, trained parameters and all buffers stay as they are.
+    Buffers that are not persistent, such as tables of rotary embeddings, are unchanged. With `frozen_only`, trained
+    parameters and all buffers are unchanged.
     """
     parts = float32_parts(model)
     for name, parameter in model.named_parameters():

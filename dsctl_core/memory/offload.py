@@ -1,7 +1,7 @@
-"""Block offload: the frozen weights of some of a model's blocks wait in host memory and come ahead of their use.
+"""Offload blocks: keep the frozen weights of some blocks in host memory, and prefetch them to the device.
 
-Only the matrices of linear layers move; they are nearly all of a block. A layer that is offloaded keeps no weight on
-the device and none in the autograd graph: its backward fetches the weight again. So this works in forward and
+Only the weights of linear layers are moved; they are nearly all of a block. An offloaded layer keeps no weight on the
+device and none in the autograd graph: the backward pass fetches the weight again. Offload works in forward and
 backward, with and without gradient checkpointing, and with LoRA layers on top.
 """
 
@@ -20,12 +20,12 @@ Weights = dict[nn.Module, Tensor]
 
 
 def spread(count: int, among: int) -> list[int]:
-    """Return `count` of the numbers 0..`among`-1, evenly spread."""
+    """Return `count` evenly spaced integers from 0 to `among` - 1."""
     return [(2 * number + 1) * among // (2 * count) for number in range(count)]
 
 
 class OffloadedLinear(nn.Linear):
-    """A frozen linear layer whose weight is on the host, and is no parameter: nothing that moves a model moves it."""
+    """A frozen linear layer with its weight in host memory; it is not a parameter, so `model.to()` does not move it."""
 
     host: Tensor
     store: BlockStore
@@ -33,17 +33,17 @@ class OffloadedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight, (out, in), on the host."""
+        """The weight (out, in) in host memory."""
         return self.host
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return what the layer returns whose weight is on the device."""
+        """Return the output of the linear layer for `input` (..., in), fetching the weight to the device."""
         result: Tensor = _FrozenLinear.apply(input, self.bias, self)
         return result
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """x @ W^T + b with a W that is fetched when it is needed, and has no gradient."""
+    """Compute x @ W^T + b with a W that is fetched when needed and has no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: OffloadedLinear) -> Tensor:
@@ -53,16 +53,16 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
-        # In the dtype that forward computed in, which under autocast is that of the output.
+        # Compute in the dtype of the forward pass, which under autocast is that of the output.
         weight = ctx.layer.store.weight(ctx.layer).to(grad.dtype)
         return (grad @ weight).to(ctx.dtype), None, None
 
 
 class BlockStore:
-    """The offloaded weights of one model; of its blocks at most two are on `device`: that in use and the next.
+    """The offloaded weights of one model; at most two blocks are on `device`: the one in use and the next.
 
-    Which is next follows from the direction: up in the forward pass, down in the backward. On a GPU copies run on a
-    stream of their own, from pinned memory, while the block in use computes.
+    The next block is the following one in the forward pass, and the preceding one in the backward pass. On a GPU,
+    copies from pinned memory run on a separate stream while the block in use computes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -72,10 +72,10 @@ class BlockStore:
         self.arrivals: dict[int, Any] = {}
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.last, self.step = 0, 1
-        self.waited = 0  # how often a block was not there when it was needed
+        self.waited = 0  # number of times a block was not on the device when it was needed
 
     def add(self, layers: list[nn.Linear]) -> None:
-        """Take over the weights of one block's layers."""
+        """Add the layers of one block, and move their weights to host memory."""
         for layer in layers:
             host = layer.weight.detach().to("cpu")
             del layer._parameters["weight"]
@@ -86,7 +86,7 @@ class BlockStore:
         self.blocks.append(layers)  # type: ignore[arg-type]
 
     def weight(self, layer: OffloadedLinear) -> Tensor:
-        """Return the weight of `layer` on the device, fetching its block if it is not there and the next one ahead."""
+        """Return the weight of `layer` on the device, fetching its block if necessary and prefetching the next one."""
         index = layer.block
         if index != self.last or index not in self.resident:
             self._turn_to(index)
@@ -100,8 +100,8 @@ class BlockStore:
         self._await(index)
         ahead = index + self.step
         if not 0 <= ahead < len(self.blocks):
-            ahead = index - self.step  # the end: what follows is the way back
-        # Freed before more is fetched. What still computes with them is waited for by the allocator.
+            ahead = index - self.step  # at the end the direction is reversed
+        # Free blocks before fetching more. The allocator waits for computations that still use them.
         self.resident = {n: weights for n, weights in self.resident.items() if n in (index, ahead)}
         if 0 <= ahead < len(self.blocks) and ahead not in self.resident:
             self._fetch(ahead)
@@ -118,7 +118,7 @@ class BlockStore:
             self.arrivals[index] = self.stream.record_event()
 
     def _await(self, index: int) -> None:
-        """Have the computation wait for the copies of a block, and their memory for the computation."""
+        """Make the compute stream wait for the copies of a block, and keep their memory until it is done."""
         arrival = self.arrivals.pop(index, None)
         if arrival is not None:
             current = torch.cuda.current_stream(self.device)
@@ -128,9 +128,9 @@ class BlockStore:
 
 
 def offload_blocks(model: nn.Module, count: int, device: torch.device) -> BlockStore:
-    """Move the frozen linear weights of `count` of the repeated blocks of `model`, evenly spread, to the host.
+    """Move the frozen linear weights of `count` evenly spaced repeated blocks of `model` to host memory.
 
-    The rest of `model` has to be brought to `device` by the caller, before or after.
+    The caller moves the rest of `model` to `device`, before or after.
     """
     blocks = list(repeated_blocks(model).values())
     if count > len(blocks):
@@ -155,5 +155,5 @@ def offload_blocks(model: nn.Module, count: int, device: torch.device) -> BlockS
 
 
 def offloaded_numbers(model: nn.Module) -> int:
-    """Return how many numbers of `model` are on the host, and so not among its parameters."""
+    """Return the number of weight elements of `model` that are offloaded, and so are not among its parameters."""
     return sum(module.host.numel() for module in model.modules() if isinstance(module, OffloadedLinear))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """How many blocks are checkpointed (None: all) and offloaded, whether they are compiled, how attention runs."""
+    """The number of blocks to checkpoint (None: all) and to offload, compilation, and the attention backend."""
 
     checkpointing_blocks: int | None = None
     offload_blocks: int = 0
@@ -27,9 +27,9 @@ class MemorySettings:
     attention_backend: str | None = None
 
     def apply(self, denoisers: Sequence[nn.Module], device: torch.device) -> str:
-        """Do it to the networks that run at every step, and return the attention backend that they use.
+        """Apply the settings to `denoisers`, and return the name of their attention backend.
 
-        LoRAs have to be on them already, and what is trained has to be marked so.
+        LoRAs must already be added, and `requires_grad` must be set on the parameters to train.
         """
         backend = set_attention_backend(denoisers, self.attention_backend, device)
         for model in denoisers:

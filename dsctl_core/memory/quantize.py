@@ -1,4 +1,4 @@
-"""Storing frozen weights in eight bits."""
+"""Store frozen weights in 8 bits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 
 from dsctl_core.memory.dtypes import float32_parts
 
-# A head may share its weight with the embedding.
+# An output head can share its weight with the embedding.
 SKIPPED = ("norm", "pos_embed", "embed_tokens", "lm_head", "lora_")
 
 
 def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype) -> None:
-    """Keep the weights of `model`'s large layers in float8_e4m3 and cast each to `compute_dtype` while it runs.
+    """Store the weights of large layers of `model` in float8_e4m3, and cast each to `compute_dtype` while it runs.
 
-    Norms, embeddings and LoRA layers keep their dtype, and so does what the model's class leaves out of such casts or
-    keeps in float32. The stored weights must be frozen: a gradient could not be applied to them.
+    Norms, embeddings, LoRA layers, and layers that the class of the model excludes or keeps in float32, keep their
+    dtype. The stored weights must be frozen, because gradients cannot be applied to them.
     """
     from diffusers.hooks import apply_layerwise_casting
 
@@ -32,9 +32,9 @@ def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype) -> None:
 
 
 def compute_dtype(model: nn.Module, weight: torch.Tensor) -> torch.dtype:
-    """Return the dtype that a model of diffusers computes in, given one of its large weights.
+    """Return the dtype in which a diffusers model computes; `weight` is one of its large weights.
 
-    The weight's dtype, without the walk over all modules that `model.dtype` is; of weights stored in eight bits only
-    the model's hooks know what they are computed with in, and then it is asked.
+    This is the dtype of `weight`, which is faster than `model.dtype`, a walk over all modules. For weights stored in 8
+    bits, only the hooks of the model know the dtype, and `model.dtype` is used.
     """
     return weight.dtype if weight.dtype.itemsize > 1 else model.dtype  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: keep a block's inputs and compute its activations again in the backward pass."""
+"""Implement gradient checkpointing: keep the inputs of a block, and recompute its activations in the backward pass."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _around: ContextVar[Around | None] = ContextVar("around", default=None)
 
 @contextmanager
 def recomputed_inside(around: Around) -> Iterator[None]:
-    """Have every block that is called in here be computed again inside of `around()`.
+    """Recompute every block that is called inside this context within the context `around()`.
 
-    For what changes a model during one call: by the time of the backward pass that call is long over. Inside of another
-    such block, both are in force.
+    This is for changes of a model that last for one call, because the backward pass recomputes after the call has
+    ended. Contexts can be nested, and then all apply.
     """
     outer = _around.get()
 
@@ -40,7 +40,7 @@ def recomputed_inside(around: Around) -> Iterator[None]:
         _around.reset(token)
 
 
-KEEPS = "keeps_activations"  # set on a block that is not checkpointed
+KEEPS = "keeps_activations"  # attribute of a block that is not checkpointed
 
 
 def gradient_checkpoint_forward(
@@ -50,24 +50,27 @@ def gradient_checkpoint_forward(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Call `block(*args, **kwargs)`, dropping its activations until the backward pass needs them.
+    """Call `block(*args, **kwargs)` with gradient checkpointing (Chen et al. 2016, arXiv:1604.06174).
 
-    With `use_gradient_checkpointing_offload` what must be kept, the block's inputs, waits in the host's memory.
-    With neither, and for a block that `checkpoint_some` left out, this is a plain call. The results and the gradients
-    are the same in every case (Chen et al. 2016, arXiv:1604.06174).
+    With `use_gradient_checkpointing_offload` the saved inputs of the block are kept in host memory. With neither flag,
+    and for a block that `checkpoint_some` excluded, this is a plain call. Results and gradients are the same in every
+    case.
     """
     if getattr(block, KEEPS, False) or not (use_gradient_checkpointing or use_gradient_checkpointing_offload):
         return block(*args, **kwargs)
     around = _around.get()
     contexts = noop_context_fn if around is None else lambda: (nullcontext(), around())
-    # From memory that is not pinned a GPU could not copy while it computes.
+    # A GPU can copy while it computes only from pinned memory.
     host = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
     with host if use_gradient_checkpointing_offload else nullcontext():
         return checkpoint(block, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
 def checkpoint_some(model: nn.Module, count: int) -> None:
-    """Let only `count` of the repeated blocks of `model`, evenly spread, be checkpointed; the others keep all."""
+    """Checkpoint only `count` evenly spaced repeated blocks of `model`; the others keep their activations.
+
+    Raises UsageError if the model has fewer blocks.
+    """
     blocks = list(repeated_blocks(model).values())
     if count > len(blocks):
         raise UsageError(
@@ -80,9 +83,9 @@ def checkpoint_some(model: nn.Module, count: int) -> None:
 
 
 def set_checkpointing(model: Any, use_gradient_checkpointing: bool, offload: bool) -> None:
-    """Plug gradient_checkpoint_forward into the blocks of one of diffusers' models, or take it out.
+    """Enable or disable gradient checkpointing with `gradient_checkpoint_forward` on a diffusers model.
 
-    Does nothing where nothing changes; what the two flags mean is said there.
+    See `gradient_checkpoint_forward` for the two flags.
     """
 
     def run_block(block: Any, *args: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Pages and tables about runs, datasets and caches."""
+"""Create HTML pages and tables for runs, datasets and caches."""

@@ -1,4 +1,4 @@
-"""The page about a cache: its numbers, its problems, and pictures decoded from its latents."""
+"""Create the page for a cache: its statistics, its problems, and images decoded from its latents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from dsctl_core.cache.verify import Problem
 
-SIDE = 160  # of a picture in the page, in pixels
+SIDE = 160  # side of an image in the page, in pixels
 
 
 def cache_page(
@@ -24,9 +24,9 @@ def cache_page(
     latents: str | None,
     pictures: Sequence[tuple[int, Image]],
 ) -> str:
-    """Return the page about the folder `cache`.
+    """Return the HTML page for the cache in the folder `cache`.
 
-    `latents` are the shapes of its latents as text (None: not known), `pictures` the decoded ones by row.
+    `latents` are the shapes of its latents as text (None: unknown), `pictures` are (row, decoded image).
     """
     shown = {**summary, **({"bytes": readable_bytes(summary["bytes"])} if summary else {})}
     rows = [(name.replace("_", " "), str(value)) for name, value in shown.items()]

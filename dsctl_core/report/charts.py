@@ -1,4 +1,4 @@
-"""Curves as SVG: no script, every colour from the page's style."""
+"""Draw curves as SVG, without scripts and with colours from the style of the page."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 560, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 28
-MOST_POINTS = 600  # of a curve, that are drawn: about one a pixel
-MOST_SPOTS = 80  # of a curve, that tell their value to a mouse that rests on them
-SMOOTHING = 0.05  # of a curve's length, over which its average goes
+MOST_POINTS = 600  # maximum number of points drawn for a curve: about one per pixel
+MOST_SPOTS = 80  # maximum number of points of a curve with a tooltip
+SMOOTHING = 0.05  # window of the moving average, relative to the number of points of the curve
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve, and the number of its colour; a `smooth` one is drawn faintly, with its moving average on top."""
+    """A curve and the index of its colour; a `smooth` one is drawn faintly, with its moving average on top."""
 
     name: str
     points: Points
@@ -28,7 +28,7 @@ class Curve:
 
 
 def chart(title: str, curves: Sequence[Curve]) -> Markup:
-    """Return a figure with `curves` over the steps as HTML, or nothing where none has a point."""
+    """Return an HTML figure with `curves` over the steps, or empty markup if no curve has points."""
     drawn = [curve for curve in curves if curve.points]
     if not drawn:
         return Markup()
@@ -50,7 +50,7 @@ def chart(title: str, curves: Sequence[Curve]) -> Markup:
 
 @dataclass(frozen=True)
 class Scale:
-    """Where a point of a chart is on the page."""
+    """The mapping from values to coordinates of a chart."""
 
     low_x: float
     high_x: float
@@ -59,27 +59,27 @@ class Scale:
 
     @classmethod
     def around(cls, points: Points) -> Scale:
-        """Make room for all points, with a little space above and below."""
+        """Return a scale that contains all points, with a margin above and below."""
         xs, ys = [x for x, _ in points], [y for _, y in points]
         low, high = min(ys), max(ys)
-        if low == high and low >= 0:  # a level says more above nothing than between two numbers close by
+        if low == high and low >= 0:  # a constant is easier to read on an axis that begins at zero
             return cls(min(xs), max(max(xs), min(xs) + 1), 0.0, high * 1.25 or 1.0)
         space = (high - low) * 0.06 or abs(high) * 0.1
-        # A curve that is never negative does not need an axis that is.
+        # The axis of a curve without negative values does not extend below zero.
         bottom = max(low - space, 0.0) if low >= 0 else low - space
         return cls(min(xs), max(max(xs), min(xs) + 1), bottom, high + space)
 
     def x(self, value: float) -> float:
-        """Return the place from the left."""
+        """Return the horizontal coordinate of `value`, from the left."""
         return LEFT + (value - self.low_x) / (self.high_x - self.low_x) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        """Return the place from the top."""
+        """Return the vertical coordinate of `value`, from the top."""
         return HEIGHT - BOTTOM - (value - self.low_y) / (self.high_y - self.low_y) * (HEIGHT - TOP - BOTTOM)
 
 
 def averaged(points: Points) -> list[tuple[float, float]]:
-    """Return the moving average of a curve: of what came before, the older the less, without a bias to the start."""
+    """Return the exponential moving average of a curve, with bias correction at the start."""
     keep = 1 - 1 / max(SMOOTHING * len(points), 2)
     total = weight = 0.0
     found = []
@@ -90,7 +90,7 @@ def averaged(points: Points) -> list[tuple[float, float]]:
 
 
 def thinned(points: Points, most: int) -> list[tuple[float, float]]:
-    """Return at most about `most` points that look like all of them: of every stretch its lowest and its highest."""
+    """Return at most about `most` points with the shape of the curve: the minimum and maximum of each section."""
     if len(points) <= most:
         return list(points)
     size = math.ceil(2 * len(points) / most)
@@ -105,7 +105,7 @@ def thinned(points: Points, most: int) -> list[tuple[float, float]]:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Return round numbers between `low` and `high`."""
+    """Return about `about` round numbers between `low` and `high`."""
     rough = (high - low) / about
     size = 10 ** math.floor(math.log10(rough))
     step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)
@@ -114,7 +114,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def text(value: float) -> str:
-    """Return a number as a person reads it: 0.0123, 1500, 2.5e-05."""
+    """Return a number formatted for display: "0.0123", "1500", "2.5e-05"."""
     if value == 0:
         return "0"
     if 0.001 <= abs(value) < 100_000:

@@ -1,4 +1,4 @@
-"""The page about a validated dataset: problems, charts and pictures in one HTML file."""
+"""Create the page for a validated dataset: problems, charts and images in one HTML file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_PROBLEMS, MOST_PICTURES, BARS = 2000, 48, 24
 
 
 def report_page(found: Validation, summary: Mapping[str, Any], title: str, videos: bool) -> str:
-    """Return the page."""
+    """Return the HTML page for the validation `found`, with its `summary`; `videos` is whether files are videos."""
     usable = list(found.files)
     sample = usable[:: max(len(usable) // 24, 1)][:24]
     errors, warnings, cached = summary["errors"], summary["warnings"], summary["cache_bytes"]
@@ -82,7 +82,7 @@ def histogram(values: Series) -> dict[str, int]:
 
 
 def _bars(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return the bars of a chart, at most BARS, and how many are left out."""
+    """Return the bars of a chart, at most BARS, and the number of bars that are left out."""
     shown = list(counts.items())[:BARS]
     most = max(counts.values(), default=0)
     bars = [{"name": name, "count": count, "percent": f"{100 * count / most:.1f}"} for name, count in shown]

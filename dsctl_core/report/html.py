@@ -1,6 +1,6 @@
-"""HTML pages that need nothing beside them, from the templates in `templates/`: light and dark, without scripts.
+"""Render self-contained HTML pages from the Jinja2 templates in `templates/`: light and dark, without scripts.
 
-Every value is escaped by Jinja2; only the SVG of `report.charts` goes in as it is, marked as Markup.
+Jinja2 escapes all values except the SVG of `report.charts`, which is marked as Markup.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 @functools.cache
 def environment() -> Environment:
-    """Return the Jinja2 environment of the pages: it escapes every value, and a name that is not there is an error."""
+    """Return the Jinja2 environment of the pages: it escapes all values, and an undefined name is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(
@@ -33,12 +33,12 @@ def environment() -> Environment:
 
 
 def render(template: str, title: str, **values: Any) -> str:
-    """Return the page `template` (such as "run.html.j2") with `title` and `values`."""
+    """Return the HTML page for `template` (such as "run.html.j2") with `title` and `values`."""
     return environment().get_template(template).render(title=title, **values)
 
 
 def image_url(image: Image, side: int) -> str:
-    """Return a data: URL that holds the picture itself: every pixel, or scaled down to at most `side` pixels."""
+    """Return a data: URL with the image, scaled down to at most `side` pixels per side."""
     small, stream = image.convert("RGB"), io.BytesIO()
     kind = "png" if max(small.size) <= side else "jpeg"
     small.thumbnail((side, side))
@@ -47,5 +47,5 @@ def image_url(image: Image, side: int) -> str:
 
 
 def data_url(data: bytes, media_type: str) -> str:
-    """Return a data: URL of bytes."""
+    """Return a data: URL with the bytes `data`."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""The page about one run or several."""
+"""Create the page for one training run, or for a comparison of several."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GB = 1e9
 
 
 def report_page(runs: Sequence[RunRecord]) -> str:
-    """Return the page about `runs`: of one run all of it, of several a comparison first."""
+    """Return the HTML page for `runs`; several runs are compared first."""
     names = names_of(runs)
     charts, shared = _curves(runs, names), {"version": __version__}
     if len(runs) == 1:
@@ -49,7 +49,7 @@ def report_page(runs: Sequence[RunRecord]) -> str:
 
 
 def _view(run: RunRecord, name: str, number: int) -> dict[str, Any]:
-    """Return what the templates show of one run."""
+    """Return the values that the templates show for one run."""
     about = run.about
     words = [about.get("preset") or run.options.get("model") or about.get("family"), run.options.get("task")]
     words += [f"started {about['started']}" if "started" in about else None, str(run.folder)]
@@ -72,7 +72,7 @@ def _listed(steps: Sequence[int]) -> str:
 
 
 def _numbers(run: RunRecord) -> list[tuple[str, str, str]]:
-    """Return the numbers that matter most, with names that are the same for every run, and a remark."""
+    """Return the main numbers of a run as (name, value, remark), with the same names for every run."""
     total = run.options.get("max_steps")
     loss, pace, memory = run.curve("loss"), run.curve("samples_per_second"), run.curve("peak_memory_bytes")
     seconds, validation = run.curve("seconds").sum(), run.curve(VALIDATION_LOSS)
@@ -110,7 +110,7 @@ def _curves(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Markup]:
 
 
 def _options(run: RunRecord) -> dict[str, list[tuple[str, str]]] | None:
-    """Return the options, hardware and versions of a run as names and values; None where it has no run.json."""
+    """Return the options, hardware and versions of a run as (name, value); None if it has no run.json."""
     if not run.about:
         return None
     defaults = {name: field.default for name, field in TrainOptions.flat_fields().items()}
@@ -131,7 +131,7 @@ def _flag(name: str) -> str:
 
 
 def _written(value: Any) -> str:
-    """Return the value of an option as it would be written."""
+    """Return the value of an option as text."""
     if isinstance(value, list | tuple):
         written = [_written(each) for each in value]
         return ("; " if any("," in each for each in written) else ", ").join(written)

@@ -1,4 +1,4 @@
-"""Read what a run has left in its output folder, whole or not: the run may be in progress, or have failed."""
+"""Read the output folder of a run, which may be complete, in progress or failed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ KEYS = ("run", "step")  # columns that a table of metrics begins with
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. `metrics` has a row for each step, `samples` the pictures by their number and step.
+    """The data of one run.
 
-    A column of `metrics` is a measurement of metrics.jsonl in float64, NaN where a step has none or no finite one.
+    `about` is the content of run.json. `metrics` has a row per step and a float64 column per measurement in
+    metrics.jsonl, NaN where a step has no finite value. `samples` are the paths of sample images by number and step,
+    `checkpoints` the steps of saved checkpoints, and `skipped` is the number of entries in skipped.jsonl.
     """
 
     folder: Path
@@ -38,17 +40,17 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The name of the run: that of its folder."""
+        """The name of the run, which is the name of its folder."""
         return self.folder.absolute().name
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options as they were resolved."""
+        """The resolved options."""
         return self.about.get("options", {})
 
     @property
     def last_step(self) -> int:
-        """The last step of which there is a line; 0 where there is none."""
+        """The last step in `metrics`; 0 if there is none."""
         return max(self.metrics.index.tolist(), default=0)
 
     def curve(self, name: str) -> Series:
@@ -62,8 +64,8 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read the run in `folder`.
 
-    Lines of metrics that are cut off are left out, and of two values for one step the later counts. A folder without
-    any trace of a run is a DsctlError.
+    Truncated lines of metrics are left out, and of two values for one step the later one is used. Raises DsctlError for
+    a folder that does not belong to a run.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -78,7 +80,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def read_metrics(path: Path) -> DataFrame:
-    """Return the table of a metrics.jsonl: a row for each step, in order, a column for each measurement.
+    """Return a metrics.jsonl as a table, with a row per step, in order, and a column per measurement.
 
     The line of a validation has only its loss, which goes into the row of its step. A line without a step, counted
     from 0, is left out.
@@ -136,13 +138,13 @@ def compare_options(runs: Sequence[RunRecord], written: Callable[[Any], str]) ->
 
 
 def names_of(runs: Sequence[RunRecord]) -> list[str]:
-    """Return the names of the runs; where two are the same, their folders."""
+    """Return the names of the runs, or their folders for runs with the same name."""
     names = [run.name for run in runs]
     return [run.name if names.count(run.name) == 1 else str(run.folder) for run in runs]
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
-    """Read the runs in `folders`, finished or not; one that is named twice, or holds no run, is a DsctlError."""
+    """Read the runs in `folders`; raise DsctlError for a folder that is named twice or has no run."""
     places = [folder.resolve() for folder in folders]
     for folder, place in zip(folders, places, strict=True):
         if places.count(place) > 1:
@@ -161,7 +163,7 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a jsonl file, without a line that is cut off; none if there is no file."""
+    """Return the objects in a jsonl file, without truncated lines; an empty list if there is no file."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

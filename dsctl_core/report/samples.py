@@ -1,4 +1,4 @@
-"""The samples of a run as a table: a row for each prompt, a column for each step."""
+"""Arrange the samples of a run in a table, with a row per prompt and a column per step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from dsctl_core.report.html import image_url
 
-MOST_STEPS, MOST_PROMPTS = 10, 12  # that are shown
-SIDE = 224  # of a picture, in pixels
+MOST_STEPS, MOST_PROMPTS = 10, 12  # maximum numbers of columns and rows
+SIDE = 224  # side of an image, in pixels
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture of the grid: its data: URL, and its description."""
+    """An image of the grid: its data: URL, and its alternative text."""
 
     source: str
     alt: str
@@ -24,7 +24,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """The samples of one prompt, a cell for each step; None where there is no picture."""
+    """The samples of one prompt, with a cell per step, which is None if the image is missing."""
 
     prompt: str
     settings: str
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """The samples of a run: `more` is the number of prompts that are left out."""
+    """The samples of a run; `more` is the number of prompts that are left out."""
 
     steps: list[int]
     rows: list[Row]
@@ -41,7 +41,7 @@ class SampleGrid:
 
 
 def sample_grid(samples: Mapping[int, Mapping[int, Path]]) -> SampleGrid | None:
-    """Return the grid of samples, given by their number and step; None where there are none."""
+    """Return the grid of `samples`, which are paths by number and step; None if there are no samples."""
     steps = chosen(sorted({step for pictures in samples.values() for step in pictures}))
     if not steps:
         return None
@@ -50,7 +50,7 @@ def sample_grid(samples: Mapping[int, Mapping[int, Path]]) -> SampleGrid | None:
 
 
 def chosen(steps: Sequence[int]) -> list[int]:
-    """Return the first and the last of `steps`, and what lies evenly between them, at most MOST_STEPS."""
+    """Return at most MOST_STEPS evenly spaced `steps`, with the first and the last."""
     if len(steps) <= MOST_STEPS:
         return list(steps)
     last = len(steps) - 1
@@ -72,7 +72,7 @@ def _row(number: int, pictures: Mapping[int, Path], steps: Sequence[int]) -> Row
 
 
 def _read(path: Path | None) -> tuple[Any, dict[str, Any]]:
-    """Return a picture and what it says about itself; nothing where it is missing or damaged."""
+    """Return an image and its metadata; (None, {}) if the file is missing or damaged."""
     from PIL import Image
 
     if path is None:

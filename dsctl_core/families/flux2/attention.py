@@ -1,6 +1,6 @@
-"""FLUX.2's attention with the tokens of a kv_cache beside the model's own.
+"""Implement FLUX.2's attention with the tokens of a kv_cache in addition to those of the model.
 
-Legend: B samples, T text tokens, S picture tokens (references among them), E cached tokens, H heads, D numbers a head.
+Legend: B samples, T text tokens, S image tokens (including references), E cached tokens, H heads, D channels per head.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from dsctl_core.media.kv_cache import CachedProcessor, KvCache, admit_kv_cache
 def attention_kwargs_of(
     dit: Any, kv_cache: KvCache | None, text_mask: Tensor | None, batch: int, pictures: int
 ) -> dict[str, Any] | None:
-    """Return what the transformer hands to its attention: the cached tokens, and which of its own are attended to.
+    """Return the keyword arguments for the attention of the transformer: cached tokens and attention mask, or None.
 
-    `text_mask` (B, T) says what counts of the text (None: all); all of the `pictures` S tokens do. None when there is
-    nothing to say.
+    `text_mask` (B, T) marks the text tokens to attend to (None: all); all `pictures` image tokens (S) are attended to.
     """
     found: dict[str, Any] = {}
     if text_mask is not None:
@@ -37,7 +36,7 @@ def _processor(block: str, plain: Any) -> CachedProcessor:
 
 
 class CachedDouble(CachedProcessor, Flux2AttnProcessor):
-    """The processor of one double block: diffusers' own, until there are cached tokens for that block."""
+    """The attention processor of one double-stream block; without cached tokens it acts like diffusers' processor."""
 
     def __call__(
         self,
@@ -48,7 +47,7 @@ class CachedDouble(CachedProcessor, Flux2AttnProcessor):
         image_rotary_emb: Any = None,
         kv_cache: KvCache | None = None,
     ) -> Any:
-        """Attend from the pictures (B, S, H*D) and the text (B, T, H*D), and return the two in this order."""
+        """Return the attention outputs of the image tokens (B, S, H*D) and of the text tokens (B, T, H*D)."""
         cached = self.cached(kv_cache)
         if cached is None:
             plain: Any = super().__call__
@@ -67,7 +66,7 @@ class CachedDouble(CachedProcessor, Flux2AttnProcessor):
 
 
 class CachedSingle(CachedProcessor, Flux2ParallelSelfAttnProcessor):
-    """The processor of one single block, whose projections are fused with those of its feed-forward."""
+    """The attention processor of one single-stream block, with projections fused with those of the feed-forward."""
 
     def __call__(
         self,
@@ -77,12 +76,12 @@ class CachedSingle(CachedProcessor, Flux2ParallelSelfAttnProcessor):
         image_rotary_emb: Any = None,
         kv_cache: KvCache | None = None,
     ) -> Any:
-        """Attend from text and pictures (B, T + S, H*D) and return them, with the feed-forward's part."""
+        """Return the output of attention and feed-forward for text and image tokens, (B, T + S, H*D)."""
         cached = self.cached(kv_cache)
         if cached is None:
             plain: Any = super().__call__
             return plain(attn, hidden_states, attention_mask, image_rotary_emb)
-        # The fused layer's rows are those of query, key and value, then the feed-forward's.
+        # The rows of the fused layer are those of query, key and value, then those of the feed-forward.
         own = 3 * attn.inner_dim
         fused = attn.to_qkv_mlp_proj(hidden_states)
         query, key, value = (each.unflatten(-1, (-1, attn.head_dim)) for each in fused[..., :own].chunk(3, dim=-1))
@@ -91,7 +90,7 @@ class CachedSingle(CachedProcessor, Flux2ParallelSelfAttnProcessor):
 
 
 def _normed(attn: Any, hidden: Tensor, layers: tuple[str, str, str], norms: tuple[str, str]) -> list[Tensor]:
-    """Return one stream's query, key and value, (B, T, H, D) each, the first two normed."""
+    """Return query, key and value of one stream, (B, T, H, D) each, with query and key normalized."""
     parts = [getattr(attn, name)(hidden).unflatten(-1, (-1, attn.head_dim)) for name in layers]
     return [*(getattr(attn, norm)(part) for norm, part in zip(norms, parts[:2], strict=True)), parts[2]]
 
@@ -99,7 +98,10 @@ def _normed(attn: Any, hidden: Tensor, layers: tuple[str, str, str], norms: tupl
 def _attend(
     processor: Any, own: list[Tensor], cached: tuple[Tensor, Tensor], mask: Tensor | None, rotary: Any
 ) -> Tensor:
-    """Rotate the model's own tokens, put the cached ones behind their keys and values, and attend: (B, T + S, H*D)."""
+    """Return the attention output (B, T + S, H*D) with the cached tokens appended to the keys and values.
+
+    Rotary embeddings apply to the model's own tokens only.
+    """
     query, key, value = own
     if mask is not None:
         mask = torch.cat([mask, mask.new_ones(*mask.shape[:-1], cached[0].shape[1])], dim=-1)

@@ -9,7 +9,7 @@ from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
 from dsctl_core.family import AttentionBlocks, Component, Family, Preset, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
-# Original files of the VAE are those of Stable Diffusion's, but for two layers that are inside of its halves there.
+# Original files of the VAE have the names of Stable Diffusion's, except two layers that are inside encoder and decoder.
 VAE = Component(
     "vae",
     "vae",
@@ -34,22 +34,22 @@ FILES = {
 }
 KLEIN, DEV = "Flux2KleinPipeline", "Flux2Pipeline"
 
-# What the model cards recommend (https://huggingface.co/black-forest-labs): the base weights 50 steps with guidance
-# by two passes, the distilled ones 4 steps without, dev 50 steps with guidance as an input of the network.
+# Settings of the model cards (https://huggingface.co/black-forest-labs): base weights with 50 steps and two-pass
+# guidance, distilled weights with 4 steps and no guidance, dev with 50 steps and guidance as an input of the network.
 SIZE = {"height": 1024, "width": 1024}
 BASE_DEFAULTS = {**SIZE, "num_inference_steps": 50, "cfg_scale": 4.0}
 DISTILLED_DEFAULTS = {**SIZE, "num_inference_steps": 4, "cfg_scale": 1.0}
 DEV_DEFAULTS = {**SIZE, "num_inference_steps": 50, "cfg_scale": 1.0}
 EMBEDDED_GUIDANCE = 4.0
 
-TEXT_TOKENS = 512  # every prompt is padded or cut to this many
+TEXT_TOKENS = 512  # length to which all prompts are padded or truncated
 
 
 def sampling_mu(image_tokens: int, steps: int) -> float:
-    """Return the exponent of the shift as it was fitted for FLUX.2: by the picture's tokens and the steps.
+    """Return the exponent of the shift that was fitted for FLUX.2, from the number of image tokens and of steps.
 
-    Two lines over the tokens, one fitted at 10 steps and one at 200, and straight between them in the steps; large
-    pictures follow the second alone (https://github.com/black-forest-labs/flux2, sampling.py).
+    Two linear functions of the tokens, one fitted at 10 steps and one at 200, are interpolated linearly in the steps;
+    large images use only the second (https://github.com/black-forest-labs/flux2, sampling.py).
     """
     at_10 = 8.73809524e-05 * image_tokens + 1.89833333
     at_200 = 0.00016927 * image_tokens + 0.45666666
@@ -76,7 +76,7 @@ def _dit(layers: int, single_layers: int, heads: int, text_width: int, guidance:
     }
 
 
-# The width of the text is three hidden states of the text encoder: 3 * 5120, 3 * 2560 and 3 * 4096.
+# The text width is that of three hidden states of the text encoder: 3 * 5120, 3 * 2560 and 3 * 4096.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "dit": _dit(8, 48, 48, 15360, guidance=True),
     "vae": {"latent_channels": 32, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
@@ -86,7 +86,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "klein-9b": {"dit": _dit(8, 24, 32, 12288, guidance=False)},
 }
 
-# The smallest sizes that still use every kind of layer; the text encoder reads the embedded model's tokenizer.
+# The smallest sizes with all kinds of layers; the text encoder uses the tokenizer of the embedded model.
 TINY: dict[str, dict[str, Any]] = {
     "dit": {
         "patch_size": 1,
@@ -126,20 +126,20 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def index_defaults(index: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the option values that suit the weights beside a model_index.json."""
+    """Return the default option values for the model with the model_index.json `index`."""
     if index.get("_class_name") == DEV:
         return dict(DEV_DEFAULTS)
     return dict(DISTILLED_DEFAULTS if index.get("is_distilled") else BASE_DEFAULTS)
 
 
 def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
-    """Return the bytes of a picture's latents and of a prompt's embeddings, both in bfloat16."""
+    """Return the size in bytes, in bfloat16, of the latents of an image and of the embeddings of a prompt."""
     latents = dit["in_channels"] * (width // 16) * (height // 16) * frames
     return 2 * latents, 2 * TEXT_TOKENS * dit["joint_attention_dim"]
 
 
 def _klein(size: str, *, base: bool) -> Preset:
-    """Return a preset of klein: its base weights share the distilled ones' text encoder, VAE and tokenizer."""
+    """Return a klein preset; the base weights use text encoder, VAE and tokenizer of the distilled weights."""
     distilled = f"black-forest-labs/FLUX.2-klein-{size.upper()}"
     if base:
         shared = dict.fromkeys(("vae", "text_encoder", "tokenizer"), distilled)

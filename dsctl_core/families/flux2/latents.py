@@ -1,8 +1,8 @@
-"""FLUX.2's latents: through the VAE (whole or in tiles), and as the transformer's tokens with their places.
+"""Encode and decode FLUX.2's latents (whole or in tiles), and convert them to tokens with position ids.
 
 Legend: images (B, 3, H, W) in [-1, 1]; latents (B, 128, h, w) float32, h = H / 16, w = W / 16, which are the VAE's 32
-channels in 2x2 patches, each of about unit variance; tokens (B, h * w, 128); places (T, 4) are (picture, row, column,
-word), which the transformer turns into rotations.
+channels in 2x2 patches, each of about unit variance; tokens (B, h * w, 128); position ids (T, 4) are (image, row,
+column, word), from which the transformer computes rotary embeddings.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ CHANNELS = 128
 SCALE = 16
 TILE_SIZE = 512  # pixels
 TILE_STRIDE = 384
-PICTURE_STEP = 10  # how far apart the reference pictures are on the axis of pictures; the one that is made is at 0
+PICTURE_STEP = 10  # distance of reference images on the image axis of position ids; the generated image is at 0
 
 
 @contextmanager
 def tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -> Iterator[None]:
-    """Have `vae` work in overlapping square tiles of `tile_size` pixels, `tile_stride` apart, inside the block."""
+    """Enable tiling of `vae` inside the block, with square tiles of `tile_size` pixels, `tile_stride` pixels apart."""
     if tiled and (tile_size < 32 or tile_size % 32 or 4 * tile_stride != 3 * tile_size):
         raise UsageError(
             f"a tile of {tile_size} with stride {tile_stride} is not possible",
@@ -45,7 +45,7 @@ def tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -> Iterator[N
 
 
 def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
-    """Return the latents of `images`: the mean of the VAE's distribution, so the same every time."""
+    """Return the latents of `images`: the mean of the VAE's distribution, which is deterministic."""
     batches = portions(images.to(vae.dtype))
     with tiles(vae, tiled, tile_size, tile_stride):
         raw = torch.cat([vae.encode(batch).latent_dist.mode() for batch in batches]).float()
@@ -54,7 +54,7 @@ def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: i
 
 
 def decode(vae: Any, latents: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
-    """Return the images of `latents`."""
+    """Decode `latents` to images."""
     mean, std = _statistics(vae)
     with tiles(vae, tiled, tile_size, tile_stride):
         images = vae.decode(unpatchify(latents * std + mean).to(vae.dtype)).sample
@@ -62,13 +62,13 @@ def decode(vae: Any, latents: Tensor, tiled: bool, tile_size: int, tile_stride: 
 
 
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation of each channel, both (1, 128, 1, 1): those of the VAE's batch norm."""
+    """Return the mean and standard deviation of each channel, (1, 128, 1, 1) each, from the VAE's batch norm."""
     mean, variance = (each.float().view(1, -1, 1, 1) for each in (vae.bn.running_mean, vae.bn.running_var))
     return mean, torch.sqrt(variance + vae.config.batch_norm_eps)
 
 
 def patchify(raw: Tensor) -> Tensor:
-    """Turn (B, C, 2 h, 2 w) into (B, 4 C, h, w), a patch's values in the order (C, row, column)."""
+    """Reshape (B, C, 2 h, 2 w) to (B, 4 C, h, w), with the values of a patch in the order (C, row, column)."""
     batch, channels, height, width = raw.shape
     patches = raw.reshape(batch, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * 4, height // 2, width // 2)
@@ -82,7 +82,7 @@ def unpatchify(latents: Tensor) -> Tensor:
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Turn latents (B, C, h, w) into tokens (B, h * w, C), row by row."""
+    """Reshape latents (B, C, h, w) to tokens (B, h * w, C), row by row."""
     return latents.flatten(2).transpose(1, 2)
 
 
@@ -92,7 +92,7 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def picture_places(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """Return the places of the tokens of pictures of `sizes` (h, w): first the one that is made, then references."""
+    """Return the position ids (T, 4) of images with latent `sizes` (h, w): the generated one, then references."""
     parts = [
         torch.cartesian_prod(
             torch.tensor([number * PICTURE_STEP]), torch.arange(height), torch.arange(width), torch.tensor([0])
@@ -103,7 +103,7 @@ def picture_places(sizes: Sequence[tuple[int, int]], device: torch.device) -> Te
 
 
 def text_places(tokens: int, device: torch.device) -> Tensor:
-    """Return the places of `tokens` words."""
+    """Return the position ids (T, 4) of `tokens` text tokens."""
     places = torch.zeros(tokens, 4, dtype=torch.long, device=device)
     places[:, 3] = torch.arange(tokens, device=device)
     return places

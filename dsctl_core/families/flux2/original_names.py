@@ -1,12 +1,12 @@
-"""The layer names under which FLUX.2 was published first, which other tools' LoRA files keep to."""
+"""List the layer names of the original FLUX.2 release, which LoRA files of other tools use."""
 
 from __future__ import annotations
 
 from dsctl_core.family import OriginalNames
 
-# A transformer whose first blocks have a stream for the picture and one for the text, and whose last have one for
-# both (https://github.com/black-forest-labs/flux2, model.py). The output's modulation is left out: its halves are in
-# another order there.
+# A transformer with double-stream blocks (image and text) followed by single-stream blocks
+# (https://github.com/black-forest-labs/flux2, model.py). The modulation of the output is left out, because its halves
+# are in another order there.
 ORIGINAL_NAMES = OriginalNames(
     single={
         "double_blocks.{}.img_attn.proj": "transformer_blocks.{}.attn.to_out.0",

@@ -1,4 +1,4 @@
-"""Flux2Pipeline: text to image, image to image, inpainting and editing, and the forward pass that training shares."""
+"""Define Flux2Pipeline (text to image, image to image, inpainting, editing) and the `model_fn` shared with training."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from dsctl_core.memory.recompute import set_checkpointing
 from dsctl_core.pipeline import ProgressBar, no_progress_bar
 from dsctl_core.units import Inputs
 
-TRAINING_GUIDANCE = 1.0  # of a network that takes guidance: the data as they are, neither exaggerated nor weakened
+TRAINING_GUIDANCE = 1.0  # for a network with embedded guidance: 1 is the distribution of the data
 
 
 class Flux2Pipeline(PicturePipeline):
-    """FLUX.2 (https://bfl.ai/blog/flux-2): a transformer over VAE latents, prompted by a language model.
+    """FLUX.2 (https://bfl.ai/blog/flux-2): a transformer on VAE latents with a language model as text encoder.
 
-    Reference pictures stand beside the one that is made, each at a place of its own.
+    The tokens of reference images are inputs next to those of the generated image, with position ids of their own.
     """
 
     family = FAMILY
@@ -79,13 +79,27 @@ class Flux2Pipeline(PicturePipeline):
         noise: Tensor | None = None,
         progress_bar_cmd: ProgressBar = no_progress_bar,
     ) -> Image.Image | list[Image.Image]:
-        """Make a picture of `prompt`; of a list of prompts a list, the same as one by one.
+        """Generate an image for `prompt`, or a list of images for a list of prompts, equal to those generated singly.
 
-        `cfg_scale` 1 leaves `negative_prompt` out. `embedded_guidance` is for networks that take it (None: 4 there).
-        `edit_image` is a reference picture, or a list of them for all prompts, or a list for each prompt.
-        `input_image` is changed as far as `denoising_strength` allows, and with `inpaint_mask` only where that is
-        white. One `seed` serves every prompt of a list. `tiled` has the VAE work in tiles of `tile_size` pixels,
-        `tile_stride` apart, which takes less memory.
+        Args:
+            prompt: A prompt, or several.
+            negative_prompt: A negative prompt, or one per prompt; unused if `cfg_scale` is 1.
+            cfg_scale: Scale of classifier-free guidance; 1 disables it.
+            embedded_guidance: Guidance for networks that have it as an input (None: 4 for these).
+            edit_image: A reference image, a list of them for all prompts, or a list per prompt.
+            input_image: Image to start from, or one per prompt.
+            denoising_strength: Noise level at which denoising of `input_image` starts, before the shift.
+            inpaint_mask: Mask of `input_image`: white is generated, black is kept.
+            height: Height in pixels.
+            width: Width in pixels.
+            seed: A seed for all prompts, or one per prompt.
+            rand_device: Device of the random generator.
+            num_inference_steps: Number of denoising steps.
+            tiled: Whether the VAE works in tiles, which needs less memory.
+            tile_size: Size of a tile in pixels.
+            tile_stride: Distance of tiles in pixels.
+            noise: Noise to use instead of drawing it.
+            progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
         """
         latents = self.generate(
             prompt=prompt,
@@ -113,8 +127,8 @@ class Flux2Pipeline(PicturePipeline):
         return pictures if isinstance(prompt, list) else pictures[0]
 
     def guidance(self, asked: float | None) -> float | None:
-        """Return the guidance for the network: what is `asked`, or its default; None where it takes none."""
-        if "dit" not in self.components:  # where prompts are only read, as before training, there is nothing to guide
+        """Return the embedded guidance: `asked` or the default, or None for a network that has no such input."""
+        if "dit" not in self.components:  # only prompts are encoded, as before training: there is no guidance
             return asked
         if self.component("dit").config.guidance_embeds:
             return EMBEDDED_GUIDANCE if asked is None else asked
@@ -126,10 +140,10 @@ class Flux2Pipeline(PicturePipeline):
     def inputs_from_rows(
         cls, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()
     ) -> tuple[Inputs, Inputs, Inputs]:
-        """Turn dataset rows into (shared, posi, nega) inputs of one training batch.
+        """Return the inputs (shared, posi, nega) of one training batch from dataset rows.
 
-        A row has `image` (a picture; all of one size), `prompt`, with the extra input `edit_image` a reference
-        picture or a list of them, and may have `seed`, its sample's own.
+        A row has `image`, of one size in all rows, `prompt`, with the extra input `edit_image` a reference image or a
+        list of them, and optionally `seed`, the seed of the sample.
         """
         for name in extra_inputs:
             if name not in FAMILY.extra_inputs:
@@ -155,12 +169,20 @@ def model_fn_flux2(
     use_gradient_checkpointing: bool = False,
     use_gradient_checkpointing_offload: bool = False,
 ) -> Tensor:
-    """Return the velocity of `latents` (B, 128, h, w) at `timestep` (B,) or (), in [0, 1000], in latents' dtype.
+    """Return the velocity that the transformer predicts, with the shape and dtype of `latents`.
 
-    `prompt_embeds` is (B, T, D); `prompt_embeds_mask` (B, T), or None when every token counts. `edit_latents`
-    (B or 1, N, 128) are the tokens of reference pictures of `edit_sizes` ((h, w), ...). `embedded_guidance` goes to a
-    network that takes it. `kv_cache` adds tokens to the attention of the blocks double_0, double_1, ..., single_0,
-    single_1, ...; see dsctl_core.media.kv_cache.
+    Args:
+        dit: The transformer.
+        latents: Noisy latents (B, 128, h, w).
+        timestep: (B,) or (), in [0, 1000].
+        prompt_embeds: Text embeddings (B, T, D).
+        prompt_embeds_mask: (B, T), True for tokens to attend to; None for all tokens.
+        edit_latents: Tokens of reference images (B or 1, N, 128).
+        edit_sizes: Latent sizes of the reference images ((h, w), ...).
+        embedded_guidance: Guidance scale for a network that has it as an input.
+        kv_cache: Cached tokens for the blocks double_0, ..., single_0, ...; see dsctl_core.media.kv_cache.
+        use_gradient_checkpointing: Recompute activations in the backward pass.
+        use_gradient_checkpointing_offload: Also keep the saved inputs of blocks in host memory.
     """
     set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, _, height, width = latents.shape

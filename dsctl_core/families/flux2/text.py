@@ -1,4 +1,4 @@
-"""FLUX.2's prompts: the chat that each text encoder was trained to see, and what is taken from it.
+"""Encode FLUX.2's prompts: apply the chat template of each text encoder, and return three of its hidden states.
 
 Legend: token ids and masks are (B, 512); embeddings (B, 512, 3 D), the hidden states of three layers side by side.
 """
@@ -18,9 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 def tokenize(tokenizer: Any, encoder: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Return the ids of the chats with `prompts`, and which of them count; padded or cut to 512, the latter said.
+    """Return the token ids and the attention mask of the chats with `prompts`, (B, 512) each.
 
-    The transformer sees the padding too: it was trained that way.
+    Prompts are padded or truncated to 512 tokens, with a warning for truncation. The transformer was trained to attend
+    to the padding too.
     """
     if not tokenizer.chat_template:
         raise DsctlError("the tokenizer has no chat template", hint="use the tokenizer that the model came with")
@@ -44,7 +45,7 @@ def tokenize(tokenizer: Any, encoder: Any, prompts: list[str]) -> tuple[Tensor, 
 
 
 def _chats(encoder: Any, prompts: list[str]) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
-    """Return a chat for each prompt, and how the template is to be filled in, as `encoder` was trained."""
+    """Return a chat for each prompt, and the arguments of the chat template, as in the training of `encoder`."""
     if encoder.config.model_type != "mistral3":
         return [[{"role": "user", "content": prompt}] for prompt in prompts], {
             "add_generation_prompt": True,
@@ -55,22 +56,22 @@ def _chats(encoder: Any, prompts: list[str]) -> tuple[list[list[dict[str, Any]]]
     def said(role: str, text: str) -> dict[str, Any]:
         return {"role": role, "content": [{"type": "text", "text": text}]}
 
-    # The template would take this word for the place of a picture.
+    # The template would interpret this word as the placeholder of an image.
     plain = [prompt.replace("[IMG]", "") for prompt in prompts]
     return [[said("system", SYSTEM_MESSAGE), said("user", each)] for each in plain], {"add_generation_prompt": False}
 
 
 def layers_taken(depth: int) -> tuple[int, int, int]:
-    """Return which hidden states are taken: after a quarter, a half and three quarters of the `depth` layers.
+    """Return the indices of the hidden states to use: after a quarter, a half and three quarters of `depth` layers.
 
-    These are 9, 18 and 27 of klein's 36 layers, and 10, 20 and 30 of dev's 40.
+    These are 9, 18 and 27 of the 36 layers of klein, and 10, 20 and 30 of the 40 layers of dev.
     """
     return depth // 4, depth // 2, 3 * depth // 4
 
 
 def embed(encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """Return the embeddings of tokens, (B, T, 3 D)."""
-    # Neither the head, whose (B, T, vocabulary) logits are not needed, nor the part that sees pictures.
+    # The language model without its head, whose (B, T, vocabulary) logits are not needed, and without the vision part.
     language = getattr(encoder.model, "language_model", encoder.model)
     states = language(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
     return torch.cat([states[number] for number in layers_taken(len(states) - 1)], dim=-1)

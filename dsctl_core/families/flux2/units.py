@@ -1,4 +1,4 @@
-"""FLUX.2's units, in the order in which they run."""
+"""Define FLUX.2's units, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dsctl_core.units import Inputs, PipelineUnit
 if TYPE_CHECKING:
     from dsctl_core.families.flux2.pipeline import Flux2Pipeline
 
-MOST_PIXELS = 1024 * 1024  # of a reference picture; a larger one is made smaller
+MOST_PIXELS = 1024 * 1024  # maximum size of a reference image; larger ones are scaled down
 
 
 class PromptEmbedder(PipelineUnit):
-    """Turn the prompt into hidden states of three of the text encoder's layers."""
+    """Encode the prompt to the hidden states of three layers of the text encoder."""
 
     output_params = ("prompt_embeds", "prompt_embeds_mask")
     onload_model_names = ("text_encoder",)
     separate_cfg = True
-    # All prompts have one length; what is put behind them, as a template's own tokens, can have several.
+    # All prompts have one length, but tokens that are appended to them, such as those of a template, can differ.
     padded = {"prompt_embeds": "prompt_embeds_mask"}
 
     def process(self, pipe: Flux2Pipeline, prompt: str | list[str]) -> Inputs:
-        """Return `prompt_embeds` (B, 512, 3 D), the padding among them, so that `prompt_embeds_mask` is None."""
+        """Return `prompt_embeds` (B, 512, 3 D), including padding, and `prompt_embeds_mask`, which is None."""
         pipe.load_models_to_device(self.onload_model_names)
         encoder = pipe.component("text_encoder")
         ids, mask = tokenize(pipe.reader("tokenizer"), encoder, [prompt] if isinstance(prompt, str) else prompt)
@@ -36,7 +36,7 @@ class PromptEmbedder(PipelineUnit):
 
 
 def fitted(picture: Image.Image) -> Image.Image:
-    """Return a reference picture as the model takes it: at most a megapixel, sides cut evenly to multiples of 16."""
+    """Return a reference image scaled to at most a megapixel, with its sides center-cropped to multiples of 16."""
     width, height = picture.size
     if width * height > MOST_PIXELS:
         scale = (MOST_PIXELS / (width * height)) ** 0.5

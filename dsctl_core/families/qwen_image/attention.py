@@ -1,6 +1,6 @@
-"""Joint attention with the tokens of a kv_cache beside those of prompt and picture.
+"""Implement joint attention with the tokens of a kv_cache in addition to those of prompt and image.
 
-Legend: B samples, T prompt tokens, S picture tokens, E cached tokens, H heads, D numbers a head.
+Legend: B samples, T prompt tokens, S image tokens, E cached tokens, H heads, D channels per head.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dsctl_core.media.kv_cache import CachedProcessor, KvCache, admit_kv_cache
 
 
 def attention_kwargs_of(dit: Any, kv_cache: KvCache | None, batch: int) -> dict[str, Any] | None:
-    """Return what the transformer hands to its attention for `kv_cache`, or None where that adds no token."""
+    """Return the keyword arguments for the attention of the transformer, or None if `kv_cache` has no tokens."""
     return admit_kv_cache(dit, FAMILY.attention_blocks, kv_cache, batch, CachedAttention) or None
 
 
 class CachedAttention(CachedProcessor, QwenDoubleStreamAttnProcessor2_0):
-    """The processor of one block: diffusers' own, until there are cached tokens for that block."""
+    """The attention processor of one block; without cached tokens it acts like diffusers' processor."""
 
     def __call__(
         self,
@@ -37,7 +37,7 @@ class CachedAttention(CachedProcessor, QwenDoubleStreamAttnProcessor2_0):
         image_rotary_emb: Any = None,
         kv_cache: KvCache | None = None,
     ) -> Any:
-        """Attend from the picture (B, S, H*D) and the prompt (B, T, H*D), and return the two in this order."""
+        """Return the attention outputs of the image tokens (B, S, H*D) and of the prompt tokens (B, T, H*D)."""
         cached = self.cached(kv_cache)
         if cached is None:
             plain: Any = super().__call__
@@ -74,7 +74,7 @@ class CachedAttention(CachedProcessor, QwenDoubleStreamAttnProcessor2_0):
 def _projected(
     hidden: Tensor, to_q: Any, to_k: Any, to_v: Any, norm_q: Any, norm_k: Any, freqs: Tensor | None, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return one stream's query, key and value, (B, T, H, D) each, with norm and rotary embedding."""
+    """Return query, key and value of one stream, (B, T, H, D) each; norm and rotary embedding are applied."""
     query, key, value = (layer(hidden).unflatten(-1, (heads, -1)) for layer in (to_q, to_k, to_v))
     query = query if norm_q is None else norm_q(query)
     key = key if norm_k is None else norm_k(key)
@@ -84,7 +84,7 @@ def _projected(
 
 
 def _what_counts(prompt_mask: Tensor | None, others: int) -> Tensor | None:
-    """Return which of T + S + E tokens are attended to, (B, 1, 1, T + S + E) bool: all but the prompt's padding."""
+    """Return the attention mask (B, 1, 1, T + S + E), True for all tokens except the padding of the prompt."""
     if prompt_mask is None:
         return None
     mask = torch.cat([prompt_mask.bool(), prompt_mask.new_ones(len(prompt_mask), others, dtype=torch.bool)], dim=1)

@@ -8,7 +8,7 @@ from typing import Any
 from dsctl_core.family import Component, Family, Preset, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "QwenImageTransformer2DModel")
-# The VAE is Wan's, so original and ComfyUI files of it have the names that diffusers converts for Wan.
+# The VAE has the architecture of Wan's, so original and ComfyUI files have the names that diffusers converts for Wan.
 VAE = Component("vae", "vae", "diffusers", "AutoencoderKLQwenImage", single_file_as="AutoencoderKLWan")
 TEXT_ENCODER = Component("text_encoder", "text_encoder", "transformers", "Qwen2_5_VLForConditionalGeneration")
 
@@ -19,10 +19,10 @@ FILES = {
     "text_encoder": "text_encoder/model*.safetensors",
 }
 
-# What the model card recommends: 1328x1328 for 1:1, 50 steps, true CFG 4.0 (https://huggingface.co/Qwen/Qwen-Image).
+# Recommended by the model card: 1328x1328 for 1:1, 50 steps, true CFG 4.0 (https://huggingface.co/Qwen/Qwen-Image).
 OFFICIAL_DEFAULTS = {"height": 1328, "width": 1328, "num_inference_steps": 50, "cfg_scale": 4.0}
 
-# Every mean and standard deviation is over the training images, per latent channel; they are part of the VAE's config.
+# Means and standard deviations are over the training images, per latent channel; they are part of the VAE's config.
 LATENTS_MEAN = [
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
     *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
@@ -57,7 +57,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }
 
-# The smallest sizes that still use every kind of layer; the text encoder reads the embedded model's tokenizer.
+# The smallest sizes with all kinds of layers; the text encoder uses the tokenizer of the embedded model.
 TINY: dict[str, dict[str, Any]] = {
     "dit": {
         "patch_size": 2,
@@ -111,12 +111,12 @@ TINY: dict[str, dict[str, Any]] = {
     },
 }
 
-CHARACTERS_PER_TOKEN = 4  # about, for English
-CHAT_TOKENS = 5  # of the template, after the prompt
+CHARACTERS_PER_TOKEN = 4  # approximate value for English
+CHAT_TOKENS = 5  # tokens of the chat template after the prompt
 
 
 def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
-    """Return about the bytes of a picture's latents and of a prompt's embeddings, both in bfloat16."""
+    """Return the estimated size in bytes, in bfloat16, of the latents of an image and of the embeddings of a prompt."""
     latents = dit["out_channels"] * (width // 8) * (height // 8) * frames
     tokens = -(-characters // CHARACTERS_PER_TOKEN) + CHAT_TOKENS
     return 2 * latents, 2 * tokens * dit["joint_attention_dim"]

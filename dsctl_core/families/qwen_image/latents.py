@@ -1,4 +1,4 @@
-"""Qwen-Image's latents: through the VAE (whole or in tiles), and as the transformer's tokens.
+"""Encode and decode Qwen-Image's latents (whole or in tiles), and convert them to tokens of the transformer.
 
 Legend: images (B, 3, H, W) in [-1, 1]; latents (B, 16, h, w) float32, h = H / 8, w = W / 8, about unit variance;
 tokens (B, h/2 * w/2, 64), one for each 2x2 patch.
@@ -24,7 +24,7 @@ TILE_STRIDE = 192
 
 @contextmanager
 def tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -> Iterator[None]:
-    """Have `vae` work in overlapping square tiles of `tile_size` pixels, `tile_stride` apart, inside the block."""
+    """Enable tiling of `vae` inside the block, with square tiles of `tile_size` pixels, `tile_stride` pixels apart."""
     if tiled and not (0 < tile_stride <= tile_size and tile_size % SCALE == 0 and tile_stride % SCALE == 0):
         raise UsageError(
             f"a tile of {tile_size} with stride {tile_stride} is not possible",
@@ -47,10 +47,10 @@ def tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -> Iterator[N
 
 
 def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
-    """Return the latents of `images`: the mean of the VAE's distribution, so the same every time."""
+    """Return the latents of `images`: the mean of the VAE's distribution, which is deterministic."""
     batches = portions(images.to(vae.dtype))
     with tiles(vae, tiled, tile_size, tile_stride):
-        # The VAE is one for video: a picture is a video of one frame.
+        # The VAE encodes video: an image is a video of one frame.
         means = [vae.encode(batch.unsqueeze(2)).latent_dist.mode().squeeze(2) for batch in batches]
     raw = torch.cat(means).float()
     mean, std = _statistics(vae, raw)
@@ -58,11 +58,11 @@ def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: i
 
 
 def decode(vae: Any, latents: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
-    """Return the images of `latents`."""
+    """Decode `latents` to images."""
     mean, std = _statistics(vae, latents)
     with tiles(vae, tiled, tile_size, tile_stride):
         images = vae.decode((latents * std + mean).to(vae.dtype).unsqueeze(2)).sample.squeeze(2)
-    # In tiles the VAE leaves the range open; whole it closes it itself.
+    # The VAE clamps its output to [-1, 1] only without tiling.
     return images.float().clamp(-1, 1)
 
 
@@ -76,7 +76,7 @@ def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Turn latents (B, C, h, w) into tokens (B, h/2 * w/2, 4 C), a patch's values in the order (C, row, column)."""
+    """Reshape latents (B, C, h, w) to tokens (B, h/2 * w/2, 4 C), with a patch in the order (C, row, column)."""
     batch, channels, height, width = latents.shape
     patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // 2 * (width // 2), channels * 4)

@@ -1,4 +1,4 @@
-"""QwenImagePipeline: text to image, image to image and inpainting, and the forward pass that training shares."""
+"""Define QwenImagePipeline (text to image, image to image, inpainting) and its `model_fn`, also used in training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dsctl_core.units import Inputs
 
 
 class QwenImagePipeline(PicturePipeline):
-    """Qwen-Image (arXiv:2508.02324): a 2x2-patch transformer over VAE latents, prompted by Qwen2.5-VL."""
+    """Qwen-Image (arXiv:2508.02324): a transformer on 2x2 patches of VAE latents, with Qwen2.5-VL as text encoder."""
 
     family = FAMILY
     latent_space = SPACE
@@ -65,11 +65,25 @@ class QwenImagePipeline(PicturePipeline):
         noise: Tensor | None = None,
         progress_bar_cmd: ProgressBar = no_progress_bar,
     ) -> Image.Image | list[Image.Image]:
-        """Make a picture of `prompt`; of a list of prompts a list, the same as one by one.
+        """Generate an image for `prompt`, or a list of images for a list of prompts, equal to those generated singly.
 
-        `cfg_scale` 1 leaves `negative_prompt` out. `input_image` is changed as far as `denoising_strength` allows, and
-        with `inpaint_mask` only where that is white. One `seed` serves every prompt of a list. `tiled` has the VAE
-        work in tiles of `tile_size` pixels, `tile_stride` apart, which takes less memory.
+        Args:
+            prompt: A prompt, or several.
+            negative_prompt: A negative prompt, or one per prompt; unused if `cfg_scale` is 1.
+            cfg_scale: Scale of classifier-free guidance; 1 disables it.
+            input_image: Image to start from, or one per prompt.
+            denoising_strength: Noise level at which denoising of `input_image` starts, before the shift.
+            inpaint_mask: Mask of `input_image`: white is generated, black is kept.
+            height: Height in pixels.
+            width: Width in pixels.
+            seed: A seed for all prompts, or one per prompt.
+            rand_device: Device of the random generator.
+            num_inference_steps: Number of denoising steps.
+            tiled: Whether the VAE works in tiles, which needs less memory.
+            tile_size: Size of a tile in pixels.
+            tile_stride: Distance of tiles in pixels.
+            noise: Noise to use instead of drawing it.
+            progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
         """
         latents = self.generate(
             prompt=prompt,
@@ -95,13 +109,13 @@ class QwenImagePipeline(PicturePipeline):
         return pictures if isinstance(prompt, list) else pictures[0]
 
     def guide(self, posi: Tensor, nega: Tensor, cfg_scale: float) -> Tensor:
-        """Guide, then give each token's velocity the norm that it has with the prompt alone.
+        """Apply classifier-free guidance, then rescale the velocity of each token to its norm with the prompt alone.
 
-        Large scales otherwise overshoot, and the picture gets harsh; the published pipeline does the same.
+        Without rescaling, large scales overshoot and images get harsh; the published pipeline does the same.
         """
         guided = pack(super().guide(posi, nega, cfg_scale))
         wanted, actual = (torch.norm(tokens, dim=-1, keepdim=True) for tokens in (pack(posi), guided))
-        # Where nothing is predicted there is nothing to scale.
+        # The lower bound avoids a division by zero for a velocity of zero.
         guided = guided * (wanted / actual.clamp_min(torch.finfo(actual.dtype).tiny))
         return unpack(guided, *posi.shape[-2:])
 
@@ -109,9 +123,9 @@ class QwenImagePipeline(PicturePipeline):
     def inputs_from_rows(
         cls, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()
     ) -> tuple[Inputs, Inputs, Inputs]:
-        """Turn dataset rows into (shared, posi, nega) inputs of one training batch.
+        """Return the inputs (shared, posi, nega) of one training batch from dataset rows.
 
-        A row has `image` (a picture; all of one size), `prompt`, and may have `seed`, its sample's own.
+        A row has `image`, of one size in all rows, `prompt`, and optionally `seed`, the seed of the sample.
         """
         if extra_inputs:
             raise unknown_name("extra input", extra_inputs[0], [], listing=f"{FAMILY.title} takes no extra inputs")
@@ -128,10 +142,17 @@ def model_fn_qwen_image(
     use_gradient_checkpointing: bool = False,
     use_gradient_checkpointing_offload: bool = False,
 ) -> Tensor:
-    """Return the velocity of `latents` (B, 16, h, w) at `timestep` (B,) or (), in [0, 1000], in latents' dtype.
+    """Return the velocity that the transformer predicts, with the shape and dtype of `latents`.
 
-    `prompt_embeds` is (B, T, D); `prompt_embeds_mask` (B, T), or None when every token counts. `kv_cache` adds tokens
-    to the attention of the blocks double_0, double_1, ...; see dsctl_core.media.kv_cache.
+    Args:
+        dit: The transformer.
+        latents: Noisy latents (B, 16, h, w).
+        timestep: (B,) or (), in [0, 1000].
+        prompt_embeds: Text embeddings (B, T, D).
+        prompt_embeds_mask: (B, T), True for tokens to attend to; None for all tokens.
+        kv_cache: Cached tokens for the blocks double_0, double_1, ...; see dsctl_core.media.kv_cache.
+        use_gradient_checkpointing: Recompute activations in the backward pass.
+        use_gradient_checkpointing_offload: Also keep the saved inputs of blocks in host memory.
     """
     set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, _, height, width = latents.shape

@@ -1,4 +1,4 @@
-"""Qwen-Image's units, in the order in which they run."""
+"""Define Qwen-Image's units, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The prompt goes to the text encoder inside the chat that the model was trained with. The first PREFIX tokens, the
-# system's words, are the same for every prompt and are dropped from its output (Qwen-Image report, arXiv:2508.02324).
+# The prompt is encoded inside the chat template that the model was trained with. The first PREFIX tokens, the system
+# prompt, are the same for all prompts and are dropped from the output (Qwen-Image report, arXiv:2508.02324).
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -31,11 +31,11 @@ LIMIT = MAX_TOKENS + PREFIX
 class InputImageEmbedder(pictures.InputImageEmbedder):
     """Encode the input image as a video of one frame."""
 
-    version = 2  # 1 convolved frames of zeros too, which rounds otherwise
+    version = 2  # version 1 also convolved frames of zeros, which rounds differently
 
 
 class PromptEmbedder(PipelineUnit):
-    """Turn the prompt into the text encoder's last hidden states."""
+    """Encode the prompt to the last hidden states of the text encoder."""
 
     output_params = ("prompt_embeds", "prompt_embeds_mask")
     onload_model_names = ("text_encoder",)
@@ -43,7 +43,7 @@ class PromptEmbedder(PipelineUnit):
     padded = {"prompt_embeds": "prompt_embeds_mask"}
 
     def process(self, pipe: QwenImagePipeline, prompt: str | list[str]) -> Inputs:
-        """Return `prompt_embeds` (B, T, D), and `prompt_embeds_mask` (B, T) bool or None when nothing is padded."""
+        """Return `prompt_embeds` (B, T, D), and `prompt_embeds_mask`, (B, T) bool or None if nothing is padded."""
         pipe.load_models_to_device(self.onload_model_names)
         texts = _chats(prompt)
         tokens = pipe.reader("tokenizer")(texts, padding=True, truncation=True, max_length=LIMIT, return_tensors="pt")
@@ -60,7 +60,7 @@ class PromptEmbedder(PipelineUnit):
         return {"prompt_embeds": embeds, "prompt_embeds_mask": valid.to(pipe.device)}
 
     def batch_key(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> list[list[int]]:
-        """Return the numbers of tokens: attention over padding takes another way, which rounds otherwise."""
+        """Return the numbers of tokens: attention over padding uses another kernel, which rounds differently."""
         prompts = [each for each in (posi.get("prompt"), nega.get("negative_prompt")) if each is not None]
         read = [pipe.reader("tokenizer")(_chats(each), truncation=True, max_length=LIMIT).input_ids for each in prompts]
         return [[len(ids) for ids in each] for each in read]
