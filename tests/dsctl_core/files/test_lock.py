@@ -24,11 +24,14 @@ import os, sys, time
 from pathlib import Path
 from dsctl_core.files.lock import locked
 with locked(Path(sys.argv[1])):
+    forked, ready = os.pipe()
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.write(ready, b"!")
         time.sleep(60)
         os._exit(0)
+    os.read(forked, 1)  # until the child has left fork(), in which it closes the file of the lock
     print(child, flush=True)
     sys.stdin.read()
 """
