@@ -61,12 +61,19 @@ class CachedDataset(Sequence[dict[str, Any]]):
         subset.entries = [entry for entry in self.entries if entry.row not in rows]
         return subset
 
+    def each_once(self) -> CachedDataset:
+        """Return this dataset with one entry for each row, also for a row that an epoch has several times."""
+        subset = copy.copy(self)
+        subset.entries = list({entry.row: entry for entry in self.entries}.values())
+        return subset
+
     def buckets(self, padded: Collection[str]) -> list[Hashable]:
         """Return the bucket of each entry: its plain values and the shapes of its tensors, except those in `padded`.
 
         A batch has entries of one bucket. Tensors in `padded` can be padded to the same shape.
         """
-        return [self._bucket(entry, padded) for entry in self.entries]
+        found = {entry.key: self._bucket(entry, padded) for entry in {e.key: e for e in self.entries}.values()}
+        return [found[entry.key] for entry in self.entries]
 
     def _bucket(self, entry: Entry, padded: Collection[str]) -> Hashable:
         values = [(name, repr(value)) for name, value in entry.values.items() if not isinstance(value, dict)]

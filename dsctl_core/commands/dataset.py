@@ -10,11 +10,13 @@ from typing import Any
 from dsctl_core.cache.manifest import INDEX_FILE, MANIFEST_FILE, read_manifest
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_resize
+from dsctl_core.data.dataset import SINGLE_COLUMNS
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.summary import CacheBytes, lines_of, summarize
 from dsctl_core.data.validation import Checks, Level, Problem, Validation, unreadable_dataset, validate_dataset
 from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.families import families
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.options import DatasetValidateOptions, ReadingOptions
@@ -63,6 +65,8 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
             data_file_keys=options.reading.data_file_keys,
             columns=options.reading.columns,
             allow_outside=options.reading.allow_outside,
+            optional_keys=_optional_keys(resolved),
+            single_keys=SINGLE_COLUMNS,
         )
     except DataError as error:
         found = unreadable_dataset(error)
@@ -73,6 +77,12 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
         page = report_page(found, result.summary, f"Dataset {options.path}", videos=checks.frames is not None)
         write_text(options.report, page)
     return result
+
+
+def _optional_keys(resolved: ResolvedModel | None) -> set[str]:
+    """Return the columns that the model lets a row leave empty; without a model, those of any family."""
+    known = [resolved.family] if resolved is not None else families().values()
+    return {name for family in known for name in family.optional_inputs}
 
 
 def _finished(found: Validation, cache_bytes: CacheBytes | None, strict: bool) -> ValidateResult:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dsctl_core.data.buckets import ImageToBucket
 from dsctl_core.data.captions import Captions
-from dsctl_core.data.dataset import UnifiedDataset
+from dsctl_core.data.dataset import SINGLE_COLUMNS, UnifiedDataset
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
 from dsctl_core.errors import UsageError
 from dsctl_core.family import Family
@@ -48,6 +48,8 @@ def build_dataset(
         main_data_operator=operator,
         columns=options.columns,
         allow_outside=options.allow_outside,
+        optional_keys=family.optional_inputs,
+        single_keys=SINGLE_COLUMNS,
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,16 @@ from dsctl_core.data.rows import text_cell
 from dsctl_core.errors import UsageError
 from dsctl_core.random import derive_seed
 
+# The line ends of Windows, of old Macs, and of Unicode: a tokenizer would read each as other tokens than "\n".
+LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+BYTE_ORDER_MARK = "\ufeff"
+
 
 @dataclass(frozen=True)
 class Captions:
     """The settings that turn a caption into a prompt.
+
+    Every line end of a caption becomes "\\n", and byte-order marks around it are dropped.
 
     `prefix` and `suffix` (a trigger word, for example) are joined to the caption with a space, unless they have one
     or begin with punctuation. With probability `dropout`, in [0, 1], the prompt of a sample is empty: classifier-free
@@ -41,8 +48,8 @@ class Captions:
                 raise DataError(
                     "the list of captions is empty", hint="add a caption, or remove the row", kind="caption"
                 )
-            return tuple(self._add_prefix_and_suffix(text_cell(entry)) for entry in cell)
-        return (self._add_prefix_and_suffix(text_cell(cell)),)
+            return tuple(self._prompt(entry) for entry in cell)
+        return (self._prompt(cell),)
 
     def choose(self, cell: Any, seed: int) -> str:
         """Choose the prompt of a sample. It depends on `cell` and `seed` alone, so all processes agree."""
@@ -52,7 +59,8 @@ class Captions:
             return ""
         return generator.choice(texts)
 
-    def _add_prefix_and_suffix(self, text: str) -> str:
+    def _prompt(self, caption: Any) -> str:
+        text = LINE_ENDS.sub("\n", text_cell(caption)).strip(BYTE_ORDER_MARK)
         return _join(_join(self.prefix, text), self.suffix)
 
 

@@ -70,9 +70,10 @@ def usable_part(
 def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowProblem, None, None]:
     """Yield every problem of a dataset, in the order of the rows."""
     seen: set[tuple[str, str]] = set()  # a file that many rows name is checked once
-    progress.start("Checking the dataset", len(dataset.numbers))
+    numbers = dataset.rows_in_use
+    progress.start("Checking the dataset", len(numbers))
     try:
-        for number in dataset.numbers:
+        for number in numbers:
             row = dataset.metadata.rows[number]
             for key in TEXT_COLUMNS:
                 try:

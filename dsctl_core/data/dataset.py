@@ -15,12 +15,13 @@ from dsctl_core.data.metadata import read_dataset
 from dsctl_core.data.operators import SequentialProcess, ToAbsolutePath
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.routing import RouteByType, preview_of
-from dsctl_core.data.rows import Metadata, Row
+from dsctl_core.data.rows import Metadata, Row, blank
 from dsctl_core.data.sizes import fits_of
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.random import derive_seed
 
 TEXT_COLUMNS = ("prompt",)
+SINGLE_COLUMNS = ("image", "video")  # what is trained on is one file; references may be a list of them
 ROW_SEED = "_seed"  # in a sample of a training: the seed that its row has, None where it has none
 
 
@@ -28,7 +29,7 @@ class UnifiedDataset(Sequence[Row]):
     """The rows of a dataset, repeated `repeat` times. A row is loaded when it is indexed.
 
     The rows come from `metadata_path`, or else from metadata.csv, .json, .jsonl or .parquet in the folder, or else
-    from the files of the folder that have a caption in a .txt file of the same name.
+    from the files of the folder that have a caption in a .txt file of the same name, or else from a pair of folders.
 
     A row is a dict from column name to value. `row["prompt"]` is made by `captions`. Three keys are not in the table
     as such: a column of `data_file_keys` has the result of its operator, `row["_row"]` is the number of the row in
@@ -44,6 +45,8 @@ class UnifiedDataset(Sequence[Row]):
         columns: Renames columns: from the name that training uses to the name in the table.
         captions: The settings that turn captions into prompts.
         allow_outside: Whether file names may lead out of `base_path`.
+        optional_keys: The columns of file names whose cells may be empty; the value of such a cell is None.
+        single_keys: The columns of file names that hold one file in each row, not a list of them.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class UnifiedDataset(Sequence[Row]):
         columns: Mapping[str, str] | None = None,
         captions: Captions | None = None,
         allow_outside: bool = False,
+        optional_keys: Iterable[str] = (),
+        single_keys: Iterable[str] = (),
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
@@ -67,7 +72,11 @@ class UnifiedDataset(Sequence[Row]):
         table = None if metadata_path is None else _existing_file(metadata_path, self.base_path)
         self.metadata: Metadata = read_dataset(self.base_path, table, self.data_file_keys, columns)
         self.metadata.require_columns(self.data_file_keys, hint="name the columns of files with --data-file-keys")
+        self.optional_keys, self.single_keys = frozenset(optional_keys), frozenset(single_keys)
         self.numbers: Sequence[int] = range(len(self.metadata.rows))
+        if self.metadata.repeats is not None:
+            repeats = enumerate(self.metadata.repeats)
+            self.numbers = [number for number, times in repeats for _ in range(times)]
         self.captions = captions or Captions()
         special = dict(special_operator_map or {})
         for key in special:
@@ -81,6 +90,11 @@ class UnifiedDataset(Sequence[Row]):
 
     def __len__(self) -> int:
         return len(self.numbers) * self.repeat
+
+    @property
+    def rows_in_use(self) -> list[int]:
+        """The numbers of the rows (from 0), each once; `numbers` has a row as often as an epoch does."""
+        return list(dict.fromkeys(self.numbers))
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -105,7 +119,7 @@ class UnifiedDataset(Sequence[Row]):
                     row[key] = self.captions.choose(row.get(key), seed)
         for key, operator in self.operators.items():
             with self.cell_errors(number, key):
-                row[key] = operator(row.get(key))
+                row[key] = None if self.is_empty(number, key) else operator(self._file_cell(number, key))
         row["_row"] = number
         row["_fit"] = {key: fit for key in self.operators if (fit := fits_of(row[key])) is not None}
         return row
@@ -114,17 +128,44 @@ class UnifiedDataset(Sequence[Row]):
         """Check the cell `key` of row `number` without decoding its file, and return the preview of its operator.
 
         The preview of an image is the (width, height) with which it will be loaded; an operator that is a plain
-        function has none (None).
+        function has none (None), and so does an empty cell of an optional column.
         """
         with self.cell_errors(number, key):
-            return preview_of(self.operators[key], self.metadata.rows[number].get(key))
+            if self.is_empty(number, key):
+                return None
+            return preview_of(self.operators[key], self._file_cell(number, key))
 
     def files(self, number: int, key: str) -> list[Path]:
-        """Return the paths in the cell `key` of row `number`: one for a file name, several for a list of them."""
+        """Return the paths in the cell `key` of row `number`: one for a name, several for a list, none if empty."""
         to_path = ToAbsolutePath(self.base_path, self.allow_outside)
         to_paths = RouteByType(((str, lambda name: [to_path(name)]), (list, SequentialProcess(to_path))))
         with self.cell_errors(number, key):
-            return to_paths(self.metadata.rows[number].get(key))
+            return [] if self.is_empty(number, key) else to_paths(self._file_cell(number, key))
+
+    def is_empty(self, number: int, key: str) -> bool:
+        """Return whether the cell `key` of row `number` is empty, in an optional column."""
+        cell = self.metadata.rows[number].get(key)
+        return key in self.optional_keys and (cell is None or cell == [] or (isinstance(cell, str) and blank(cell)))
+
+    def _file_cell(self, number: int, key: str) -> Any:
+        """Return the cell `key` of row `number`; raise `DataError` for a list in a column of single files."""
+        cell = self.metadata.rows[number].get(key)
+        if isinstance(cell, list | tuple) and key in self.single_keys:
+            raise DataError(
+                f"the value is a list of {len(cell)}, but a row has one {key}",
+                hint='write it as "a.png"; only references, such as edit_image, can be lists',
+                kind="list",
+            )
+        return cell
+
+    def notes(self) -> list[str]:
+        """Return lines for people: the layout, what was left out, and how many rows have an empty optional column."""
+        return [*self.metadata.notes(), *(line for key in self.data_file_keys if (line := self._empty_cells(key)))]
+
+    def _empty_cells(self, key: str) -> str | None:
+        rows = self.rows_in_use
+        count = sum(self.is_empty(number, key) for number in rows)
+        return f"{count} of {len(rows)} rows have no {key}, and are trained on without one" if count else None
 
     def varies(self) -> bool:
         """Return whether a row can have different prompts in different epochs, so that it cannot be encoded once."""
@@ -136,7 +177,11 @@ class UnifiedDataset(Sequence[Row]):
 
         Reads the beginning of every file; raises `DataError` for a row that cannot be used.
         """
-        return [tuple(_hashable(self.preview(number, key)) for key in self.data_file_keys) for number in self.numbers]
+        found = {
+            number: tuple(_hashable(self.preview(number, key)) for key in self.data_file_keys)
+            for number in self.rows_in_use
+        }
+        return [found[number] for number in self.numbers]
 
     def without(self, numbers: Collection[int]) -> UnifiedDataset:
         """Return this dataset without the rows `numbers` of the metadata (from 0)."""
@@ -149,6 +194,12 @@ class UnifiedDataset(Sequence[Row]):
                 hint="list the problems with `dsctl dataset validate`",
                 kind="table",
             )
+        return subset
+
+    def each_once(self) -> UnifiedDataset:
+        """Return this dataset with each row once, also those that an epoch has several times."""
+        subset = copy.copy(self)
+        subset.numbers = self.rows_in_use
         return subset
 
     def location(self, number: int) -> str:

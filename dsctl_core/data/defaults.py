@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.data.folder import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from dsctl_core.data.images import LoadImage
+from dsctl_core.data.kinds import VIDEO_SUFFIXES
 from dsctl_core.data.operators import Operator, SequentialProcess, ToAbsolutePath
 from dsctl_core.data.routing import RouteByExtensionName, RouteByType, ToList
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
@@ -79,8 +79,9 @@ def default_video_operator(
     by_suffix = RouteByExtensionName(
         (
             (("gif",), LoadGIF(*frames)),
-            (_without_dot(IMAGE_SUFFIXES), LoadImage() >> resize >> ToList()),
             (_without_dot(VIDEO_SUFFIXES), LoadVideo(*frames)),
+            # Everything else is a picture, whatever its suffix, or a problem that names it.
+            (None, LoadImage() >> resize >> ToList()),
         )
     )
     return _for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> by_suffix)

@@ -1,33 +1,118 @@
-"""Read a plain folder of images or videos with a caption file for each: `dog.png` and `dog.txt`."""
+"""Read a plain folder of pictures or videos with a caption file for each: `dog.png` and `dog.txt`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from dsctl_core.data.caption_files import JSON_SUFFIX, TEXT_SUFFIXES, CaptionFiles
+from dsctl_core.data.kinds import media_of, media_suffixes
 from dsctl_core.data.problems import DataError, explained_os_errors
-from dsctl_core.data.rows import BadCell, Metadata, Row
+from dsctl_core.data.rows import LeftOut, Metadata, Row
 
-IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-MEDIA_SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+# Suffixes of files that often lie beside pictures. Files of other unknown suffixes, or of none, are looked into.
+OTHER_SUFFIXES = frozenset(
+    (
+        *(".ai", ".bin", ".ckpt", ".csv", ".db", ".emf", ".eps", ".gz", ".html", ".ini", ".jsonl", ".log", ".md"),
+        *(".npy", ".npz", ".parquet", ".pdf", ".pt", ".pth", ".ps", ".py", ".safetensors", ".sh", ".tar", ".toml"),
+        *(".tsv", ".wmf", ".xml", ".yaml", ".yml", ".zip", JSON_SUFFIX, *TEXT_SUFFIXES),
+    )
+)
+SIGNATURE_BYTES = 32
+# A folder such as `10_sks dog`, of which kohya's trainers show each picture 10 times, with "sks dog" as the caption of
+# pictures without a file of their own. Longer numbers are years or dates.
+REPEATED = re.compile(r"(\d{1,3})_(.*)", re.DOTALL)
 
 
-def read_folder(base_path: Path, key: str) -> Metadata | None:
-    """Return a row `{key: file, "prompt": caption}` for each media file below `base_path`, sorted by name.
+@dataclass(frozen=True)
+class Files:
+    """The files below a folder: those that are pictures or videos, by suffix or signature, and all others."""
 
-    Return None if no file has a caption. If only some have one, the prompt of the others is a `BadCell`.
+    media: tuple[Path, ...]
+    others: tuple[Path, ...]
+
+    def left_out(self, base_path: Path, captions: CaptionFiles, unused: Iterable[Path] = ()) -> LeftOut:
+        """Return what is no part of the dataset, once the captions of all of its pictures have been read."""
+        texts = set(captions.unused_texts())
+        rest = [path for path in (*self.others, *unused) if path not in captions.used and path not in texts]
+        counts = Counter(path.suffix.lower() or "without a suffix" for path in rest)
+        return LeftOut(
+            tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+            tuple(path.relative_to(base_path).as_posix() for path in sorted(texts)),
+        )
+
+
+def list_files(base_path: Path) -> Files:
+    """List a folder. Only files whose suffix says nothing are opened."""
+    media, others = [], []
+    for path in walk(base_path):
+        (media if _is_media(path) else others).append(path)
+    return Files(tuple(media), tuple(others))
+
+
+def _is_media(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in media_suffixes() or suffix in OTHER_SUFFIXES:
+        return suffix in media_suffixes()
+    try:
+        if not path.is_file():  # a pipe would wait for a writer
+            return False
+        with path.open("rb") as file:
+            return media_of(file.read(SIGNATURE_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def read_folder(base_path: Path, key: str, files: Files) -> Metadata | None:
+    """Return a row `{key: file, "prompt": caption}` for each picture or video in a folder, sorted by name.
+
+    Return None if no file has a caption. If only some have one, the prompt of the others is a `BadCell`. Folders named
+    as kohya's trainers read them, such as `10_sks dog`, repeat their rows.
     """
-    files = [path for path in walk(base_path) if path.suffix.lower() in MEDIA_SUFFIXES]
-    captions = [path.with_suffix(".txt") for path in files]
-    present = sum(caption.is_file() for caption in captions)
-    if not present:
+    captions = CaptionFiles(files.others)
+    folders = repeated_folders(base_path, files.media)
+    texts_and_objects = [captions.of(path) for path in files.media]
+    if folders is None and not any(texts or objects for texts, objects in texts_and_objects):
         return None
-    names = tuple(path.relative_to(base_path).as_posix() for path in files)
-    rows: list[Row] = [{key: name, "prompt": _caption(caption)} for name, caption in zip(names, captions, strict=True)]
-    layout = f"folder of {len(files)} files with captions in .txt beside them"
-    return Metadata(base_path, (key, "prompt"), tuple(rows), None, layout, names)
+    names = tuple(path.relative_to(base_path).as_posix() for path in files.media)
+    words = [None if folders is None else folders[path.parent.name][1] or None for path in files.media]
+    rows: list[Row] = [
+        {key: name, "prompt": captions.caption(path, default)}
+        for name, path, default in zip(names, files.media, words, strict=True)
+    ]
+    layout, repeats = f"folder of {len(names)} files with captions in {_endings(texts_and_objects)} beside them", None
+    if folders is not None:
+        repeats = tuple(folders[path.parent.name][0] for path in files.media)
+        shown = ", ".join(f"{name!r} {count} times" for name, (count, _) in sorted(folders.items()))
+        layout = f"folder of {len(names)} files, repeated by the names of their folders: {shown}"
+    elif numbered := sorted({path.parent.name for path in files.media if REPEATED.fullmatch(path.parent.name)}):
+        layout += f" (the number of {numbered[0]!r} is no repeat, as not all files lie in such folders)"
+    left_out = files.left_out(base_path, captions)
+    return Metadata(base_path, (key, "prompt"), tuple(rows), None, layout, names, repeats, left_out)
+
+
+def _endings(texts_and_objects: list[tuple[list[Path], list[Path]]]) -> str:
+    """Return the suffixes of the captions that are used: ".txt", or ".caption and .txt"."""
+    suffixes = {path.suffix.lower() for texts, objects in texts_and_objects for path in texts or objects}
+    return " and ".join(sorted(suffixes))
+
+
+def repeated_folders(base_path: Path, media: Iterable[Path]) -> dict[str, tuple[int, str]] | None:
+    """Return {name: (repeats, words)} of the folders of kohya's layout; None for any other layout.
+
+    In that layout every picture lies in a folder `REPEATS_WORDS` of `base_path`, with at least 1 as the number.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for path in media:
+        match = REPEATED.fullmatch(path.parent.name)
+        if path.parent.parent != base_path or match is None or int(match[1]) < 1:
+            return None
+        found[path.parent.name] = (int(match[1]), match[2].strip())
+    return found or None
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -58,18 +143,3 @@ def _identity(folder: Path) -> tuple[int, int]:
     with explained_os_errors(folder):
         status = folder.stat()
     return status.st_dev, status.st_ino
-
-
-def _caption(path: Path) -> str | BadCell:
-    try:
-        with explained_os_errors(path):
-            text = path.read_bytes().decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        problem = f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
-        return BadCell(DataError(problem, hint="save it as UTF-8", kind="caption"))
-    except DataError as error:
-        hint = "write the caption to this file, or remove the image or video of the same name"
-        return BadCell(DataError(error.problem, hint=hint, kind="caption"))
-    if not text:
-        return BadCell(DataError(f"{path} is empty", hint="write the caption to this file", kind="caption"))
-    return text

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsctl_core.data.kinds import add_plugin, refuse_no_picture, refuse_unread, unreadable
 from dsctl_core.data.operators import Operator, require_file
 from dsctl_core.data.problems import DataError, explained_os_errors
 
@@ -69,11 +70,13 @@ def open_image(path: Path, data: bytes | None = None) -> Iterator[PilImage.Image
     from PIL import Image, UnidentifiedImageError
 
     require_file(path)
+    refuse_unread(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path if data is None else BytesIO(data))
+            image = _opened(path, data)
         with image:
+            refuse_no_picture(path, image.format)
             yield image
     except DataError:
         raise
@@ -84,7 +87,7 @@ def open_image(path: Path, data: bytes | None = None) -> Iterator[PilImage.Image
             kind="size",
         ) from error
     except UnidentifiedImageError as error:
-        raise _not_an_image(path) from error
+        raise unreadable(path, _head(path)) from error
     except DECODING_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             with explained_os_errors(path):
@@ -148,22 +151,38 @@ def ends_properly(path: Path, image_format: str | None) -> bool:
         return tail.endswith(b"\0\0\0\0IEND\xaeB`\x82")
     if image_format == "WEBP":
         return int.from_bytes(head[4:8], "little") + 8 <= size
-    return False
+    return image_format in ("AVIF", "HEIF") and _boxes_end(path)
 
 
-def _not_an_image(path: Path) -> DataError:
-    """Return the error for a file that Pillow does not recognize; it names the common mistakes."""
+def _opened(path: Path, data: bytes | None) -> PilImage.Image:
+    """Open an image with Pillow, which gets the plugin of its format if it does not know it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(path if data is None else BytesIO(data))
+    except UnidentifiedImageError:
+        if not add_plugin(_head(path)):
+            raise
+        return Image.open(path if data is None else BytesIO(data))
+
+
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        head = file.read(64)
-    problem, hint = f"{path} is not a picture, or its beginning is damaged", COPY_AGAIN
-    if not head:
-        problem = f"{path} is empty (0 bytes)"
-    elif head.startswith(b"version https://git-lfs"):
-        problem, hint = f"{path} is a git-lfs pointer, not the picture itself", "fetch it with `git lfs pull`"
-    elif head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        problem, hint = f"{path} is a web page, not a picture", "download the picture itself"
-    elif head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1"):
-        problem, hint = f"{path} is a HEIC picture, a format that is not supported", "convert it to png or jpeg"
-    elif head[4:8] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3") or head[8:12] == b"AVI ":
-        problem, hint = f"{path} is a video, not a picture", "use a picture, such as a frame of the video"
-    return DataError(problem, hint=hint, kind="not a picture")
+        return file.read(64)
+
+
+def _boxes_end(path: Path) -> bool:
+    """Return whether the boxes of an AVIF or HEIC file (ISO/IEC 14496-12) end where the file does."""
+    size, start = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while start + 8 <= size:
+            file.seek(start)
+            length = int.from_bytes(file.read(8)[:4], "big")
+            if length == 1:
+                length = int.from_bytes(file.read(8), "big")
+            if length == 0:  # the box goes on to the end of the file
+                return True
+            if length < 8:
+                return False
+            start += length
+    return start == size

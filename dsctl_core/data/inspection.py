@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsctl_core.data.folder import VIDEO_SUFFIXES
 from dsctl_core.data.images import ORIENTATION, open_image, require_known_range, to_8_bit
+from dsctl_core.data.kinds import is_video
 from dsctl_core.data.operators import require_file
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.video import LoadGIF, decode_all
@@ -53,7 +53,7 @@ def inspect(path: Path, videos: bool) -> FileFacts | DataError:
     """
     try:
         require_file(path)
-        if videos and path.suffix.lower() in VIDEO_SUFFIXES:
+        if videos and is_video(path):
             return _inspect_video(path)
         facts = _inspect_picture(path)
         if videos and facts.format == "GIF":
@@ -135,10 +135,8 @@ def thumbnail(path: Path, videos: bool, side: int = 160) -> bytes | None:
     from dsctl_core.data.video import LoadVideo
 
     try:
-        if videos and path.suffix.lower() in VIDEO_SUFFIXES:
-            picture = LoadVideo(1, short="shorten")(path)[0]
-        else:
-            picture = LoadImage()(path)
+        as_video = videos and is_video(path)
+        picture = LoadVideo(1, short="shorten")(path)[0] if as_video else LoadImage()(path)
     except DataError:
         return None
     picture.thumbnail((side, side))

@@ -1,12 +1,14 @@
-"""Find and read the metadata of a dataset: a table, a Hugging Face ImageFolder, or caption files."""
+"""Find and read the metadata of a dataset: a table, a Hugging Face ImageFolder, caption files, or pairs of folders."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dsctl_core.data.folder import MEDIA_SUFFIXES, read_folder
+from dsctl_core.data.folder import Files, list_files, read_folder
+from dsctl_core.data.pairs import find_pair, read_pair, refuse_unread_pair
 from dsctl_core.data.parquet import read_parquet
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import Metadata, Row, text_cell
@@ -22,6 +24,7 @@ READERS: dict[str, Callable[[Path], Metadata]] = {
     ".parquet": read_parquet,
 }
 METADATA_NAMES = tuple(f"metadata{suffix}" for suffix in READERS)
+SHOWN_SUFFIXES = 5
 # The column of file names in a Hugging Face ImageFolder, and the usual columns of its captions.
 IMAGE_FOLDER_FILE = "file_name"
 IMAGE_FOLDER_CAPTIONS = ("text", "prompt", "caption")
@@ -35,27 +38,37 @@ def read_dataset(
 ) -> Metadata:
     """Read the metadata of a dataset folder.
 
-    Without `metadata_path` this is the metadata file of the folder, or else the caption files in it. `keys` are the
-    columns of file names. `columns` maps the column names that training uses to those in the table. Raises `DataError`
-    if there is no metadata, or if it cannot be read.
+    Without `metadata_path` this is the metadata file of the folder, or else the caption files in it, or for two `keys`
+    a pair of folders. `keys` are the columns of file names. `columns` maps the column names that training uses to those
+    in the table. Raises `DataError` if there is no metadata, or if it cannot be read.
     """
     path = metadata_path or find_metadata(base_path)
     if path is None:
-        if len(keys) != 1:
-            raise _no_metadata(base_path, f"which --data-file-keys {','.join(keys)} needs")
-        metadata_of_files = read_folder(base_path, keys[0])
-        if metadata_of_files is None:
-            raise _no_metadata(base_path)
-        return metadata_of_files.renamed(columns or {})
+        return _read_files(base_path, keys).renamed(columns or {})
     metadata = read_metadata(path)
-    metadata = replace(metadata, layout=f"table {path.name} of {len(metadata.rows)} rows")
     return _as_image_folder(metadata.renamed(columns or {}), keys[0])
+
+
+def _read_files(base_path: Path, keys: Sequence[str]) -> Metadata:
+    """Read a folder without a table: captions beside files, or a pair of folders for two columns of files."""
+    files = list_files(base_path)
+    if len(keys) == 1:
+        refuse_unread_pair(base_path, keys[0], files)
+        metadata = read_folder(base_path, keys[0], files)
+        if metadata is None:
+            raise _no_metadata(base_path, files)
+        return metadata
+    pair = find_pair(base_path, files) if len(keys) == 2 else None
+    if pair is None:
+        raise _no_metadata(base_path, files, f"which --data-file-keys {','.join(keys)} needs")
+    return read_pair(base_path, pair, keys, files)
 
 
 def _as_image_folder(metadata: Metadata, key: str) -> Metadata:
     """Rename the columns `file_name` and `text` or `caption` to `key` and "prompt" if the table has none of those."""
+    name, rows = metadata.path.name, len(metadata.rows)
     if key in metadata.columns or IMAGE_FOLDER_FILE not in metadata.columns:
-        return metadata
+        return replace(metadata, layout=f"table {name} of {rows} rows{metadata.layout}")
     captions = [name for name in IMAGE_FOLDER_CAPTIONS if name in metadata.columns]
     if len(captions) > 1 and "prompt" not in captions:
         raise DataError(
@@ -67,7 +80,7 @@ def _as_image_folder(metadata: Metadata, key: str) -> Metadata:
     if captions and "prompt" not in captions:
         mapping["prompt"] = captions[0]
     renamed = " and ".join(f"{old} as {new}" for new, old in mapping.items())
-    layout = f"Hugging Face ImageFolder of {len(metadata.rows)} rows: {metadata.path.name} with {renamed}"
+    layout = f"Hugging Face ImageFolder of {rows} rows: {name} with {renamed}{metadata.layout}"
     return replace(metadata.renamed(mapping), layout=layout)
 
 
@@ -83,27 +96,36 @@ def find_metadata(base_path: Path) -> Path | None:
     return tables[0] if tables else None
 
 
-def _no_metadata(base_path: Path, why: str = "") -> DataError:
+def _no_metadata(base_path: Path, files: Files, why: str = "") -> DataError:
     """Return the error for a folder without metadata; its hint names a likely mistake. `why` needs the metadata."""
     with explained_os_errors(base_path):
         entries = sorted(base_path.iterdir())
     names = [entry.name for entry in entries]
-    media = sum(name.lower().endswith(MEDIA_SUFFIXES) for name in names)
     guess = next((near for name in METADATA_NAMES if (near := near_miss(name, names))), None)
     subfolder = next((entry for entry in entries if any((entry / name).is_file() for name in METADATA_NAMES)), None)
     if guess:
         hint = f"did you mean --dataset-metadata-path {base_path / guess}?"
     elif subfolder:
         hint = f"there is one in {subfolder}: use that folder"
+    elif why:
+        hint = "add a metadata.csv with these columns and prompt, or put the pictures into target/ and control/"
+    elif files.media:
+        hint = "add a metadata.csv with the columns image,prompt, or a caption file for each file: 1.txt for 1.png"
     else:
-        hint = (
-            "add a metadata.csv with the columns image,prompt, or give --dataset-metadata-path"
-            if why
-            else "add a metadata.csv with the columns image,prompt, or a caption file for each file: 1.txt for 1.png"
-        )
+        hint = "use the folder of the pictures, with a metadata.csv or with a caption file for each: 1.txt for 1.png"
     no_captions = "" if why else ", and no file in it has a caption file"
     problem = f"{base_path} has no metadata.csv, .json, .jsonl or .parquet{', ' + why if why else ''}{no_captions}"
-    return DataError(f"{problem} ({media} pictures or videos, {len(names)} entries)", hint=hint, kind="table")
+    return DataError(f"{problem} (it has {_contents(files)})", hint=hint, kind="table")
+
+
+def _contents(files: Files) -> str:
+    """Return what lies in a folder: "2 pictures or videos, 3 .pdf (no pictures)"."""
+    suffixes = Counter(path.suffix.lower() or "files without a suffix" for path in files.others)
+    others = [f"{count} {suffix}" for suffix, count in suffixes.most_common(SHOWN_SUFFIXES)]
+    if len(suffixes) > SHOWN_SUFFIXES:
+        others.append(f"files of {len(suffixes) - SHOWN_SUFFIXES} other kinds")
+    unused = f"{', '.join(others)}, which are not read as pictures" if others else ""
+    return ", ".join(filter(None, (f"{len(files.media)} pictures or videos", unused)))
 
 
 def read_metadata(path: Path) -> Metadata:

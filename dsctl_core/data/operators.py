@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
@@ -10,8 +11,11 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from dsctl_core.data.problems import DataError, explained_os_errors
-from dsctl_core.data.rows import text_cell
+from dsctl_core.data.rows import blank, text_cell
 from dsctl_core.errors import near_miss
+
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)  # https://..., s3://..., and a picture as text
+NAME_A_FILE = "add a file name, or remove the row"
 
 
 class Operator(ABC):
@@ -93,8 +97,10 @@ class ToAbsolutePath(Operator):
 
     def __call__(self, value: Any) -> Path:
         """Return the path. The next step checks that the file exists."""
+        if isinstance(value, str) and blank(value):
+            raise DataError("the cell is empty", hint=NAME_A_FILE, kind="missing file")
         name = text_cell(value)
-        if name.startswith(("http://", "https://")):
+        if ADDRESS.match(name):
             raise DataError(
                 "the path is a URL, not a file",
                 hint="download the file to the dataset folder first",

@@ -21,6 +21,7 @@ Kind = Literal[
     "size",
     "video",
     "list",
+    "partner",
     "other",
 ]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.data.operators import Operator
+from dsctl_core.data.operators import NAME_A_FILE, Operator
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.rows import BadCell, kind_of
 
@@ -49,7 +49,7 @@ class RouteByType(Operator):
             if kind is None or isinstance(value, kind):
                 return operator
         if value is None:
-            raise DataError("the cell is empty", hint="add a file name, or remove the row", kind="missing file")
+            raise DataError("the cell is empty", hint=NAME_A_FILE, kind="missing file")
         raise DataError(
             f"the value is {kind_of(value)}, not a file name", hint='write it as "a.png"', kind="missing file"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,10 @@ from dsctl_core.data.problems import DataError
 from dsctl_core.errors import near_miss
 
 Row = dict[str, Any]
+
+# Characters that are drawn as nothing, although Unicode has them among letters and symbols: fillers and a blank.
+INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"
+SHOWN_FILES = 5
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,39 @@ class BadCell:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """The files of a folder that no row has: (suffix, number) of each kind, and the captions without a picture."""
+
+    suffixes: tuple[tuple[str, int], ...] = ()
+    captions: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return a line about the files and one about the captions, for people; none about none."""
+        lines = []
+        if self.suffixes:
+            count = sum(number for _, number in self.suffixes)
+            kinds = ", ".join(f"{number} {suffix}" for suffix, number in self.suffixes)
+            lines.append(f"{count} files were left out: {kinds}")
+        if self.captions:
+            more = f" and {len(self.captions) - SHOWN_FILES} more" if len(self.captions) > SHOWN_FILES else ""
+            shown = ", ".join(self.captions[:SHOWN_FILES])
+            lines.append(f"{len(self.captions)} captions have no picture: {shown}{more}")
+        return lines
+
+
+@dataclass(frozen=True)
 class Metadata:
     """The rows of a dataset, with their locations in the metadata file.
 
-    `layout` describes the kind of the dataset for people. `lines` has the line number on which each row starts, or is
-    None for files without lines of rows (json, Parquet). `names` has a name for each row if there is one: the file
-    name in a folder of files with captions.
+    Attributes:
+        path: The table, or the folder of a dataset without one.
+        columns: The names of all columns.
+        rows: The rows.
+        lines: The line on which each row starts; None for files without lines of rows (json, Parquet).
+        layout: Describes the kind of the dataset for people.
+        names: A name for each row if there is one: the file name in a folder of files with captions.
+        repeats: How many times an epoch has each row; None: once.
+        left_out: The files that are no part of the dataset; always empty for a table, which names its files.
     """
 
     path: Path
@@ -38,6 +70,12 @@ class Metadata:
     lines: tuple[int, ...] | None
     layout: str = ""
     names: tuple[str, ...] | None = None
+    repeats: tuple[int, ...] | None = None
+    left_out: LeftOut = LeftOut()
+
+    def notes(self) -> list[str]:
+        """Return lines for people: what was found, and what was left out."""
+        return [f"Dataset: {self.layout}", *self.left_out.lines()]
 
     def location(self, row: int) -> str:
         """Return the location of row `row` (from 0) for messages: "FILE row 2 (line 3)", counted from 1."""
@@ -80,9 +118,14 @@ class Metadata:
         return replace(self, columns=tuple(names.get(key, key) for key in self.columns), rows=rows)
 
 
+def blank(text: str) -> bool:
+    """Return whether nothing of a text can be seen: spaces, control and format characters, such as U+FEFF."""
+    return all(unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp", "Zs") or each in INVISIBLE for each in text)
+
+
 def text_cell(value: Any) -> str:
     """Return `value` if it is text and not blank; raise `DataError` for anything else, without converting it."""
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and not blank(value):
         if any("\ud800" <= character <= "\udfff" or character == "\0" for character in value):
             raise DataError(
                 "the text has a NUL character or an unpaired surrogate",
@@ -109,9 +152,6 @@ def kind_of(value: Any) -> str:
 
 
 def _column_hint(name: str, columns: tuple[str, ...]) -> str:
-    separator = next((mark for mark in ";\t|" if len(columns) == 1 and mark in columns[0]), None)
-    if separator is not None:
-        return f"separate the columns by commas; this file seems to use {separator!r}"
     guess = near_miss(name, columns)
     if guess is not None:
         return f"rename the column {guess!r} to {name!r}, or give --column {name}={guess}"

@@ -30,6 +30,8 @@ def summarize(found: Validation, cache_bytes: CacheBytes | None = None) -> dict[
         "errors": found.count("error"),
         "warnings": found.count("warning"),
         "problems_by_kind": dict(sorted(kinds.items())),
+        "left_out": dict(found.left_out.suffixes),
+        "notes": list(found.notes),
         "files": len(files),
         "file_bytes": int(files["bytes"].sum()),
         "resolutions": _counted(files["size"]),
@@ -111,6 +113,7 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"{summary['rows']} rows in a {summary['layout']}" if summary["layout"] else "no rows",
     ]
+    lines += summary["notes"]
     if summary["files"]:
         lines.append(f"{summary['files']} files, {readable_bytes(summary['file_bytes'])}")
     for name, title in (("resolutions", "sizes"), ("buckets", "trained at")):

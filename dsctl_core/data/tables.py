@@ -8,44 +8,94 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.rows import Metadata, Row, kind_of, union_of_keys
 
+# What may stand between the cells of a csv: Excel writes semicolons where the comma is the decimal point.
+NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+SEPARATORS = tuple(NAMES)
+
 
 def read_csv(path: Path) -> Metadata:
-    """Read a csv file; its first line has the column names."""
+    """Read a csv file; its first line has the column names. The separator is that of the header; see `_separator`."""
+    try:
+        separator, skipped = _separator(path)
+        return _read_separated(path, separator, skipped)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+
+
+def _separator(path: Path) -> tuple[str, int]:
+    """Return the separator of a table, and the number of lines before its header.
+
+    A line `sep=;` before the header, which Excel writes, decides. Otherwise the separator is the one that divides the
+    header; the names of columns have none of the others in them. If several divide it, that one is the separator with
+    which all rows have as many cells as the header. A comma is the separator of all other tables.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        first = next((line for line in file if line.strip()), "")
+    declared = re.fullmatch(r'"?sep=([,;|\t])"?\s*', first, re.IGNORECASE)
+    if declared is not None:
+        return declared[1], 1
+    dividing = [each for each in SEPARATORS if _divides(each, first)]
+    if len(dividing) > 1:
+        dividing = [each for each in dividing if _has_even_rows(path, each)]
+    return (dividing[0] if len(dividing) == 1 else ","), 0
+
+
+def _divides(separator: str, line: str) -> bool:
+    try:
+        return len(next(csv.reader([line], delimiter=separator), [])) > 1
+    except csv.Error:
+        return False
+
+
+def _has_even_rows(path: Path, separator: str) -> bool:
+    try:
+        _read_separated(path, separator, 0)
+    except DataError:
+        return False
+    return True
+
+
+def _read_separated(path: Path, separator: str, skipped: int) -> Metadata:
+    """Read a table with one separator; `skipped` is the number of records before the header."""
     columns: list[str] = []
     rows: list[Row] = []
     lines: list[int] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(file, strict=True, delimiter=separator)
         start = 1  # the line on which the record starts; a record may span several lines
         try:
             for cells in reader:
                 if not cells:  # a blank line
-                    start = reader.line_num + 1
-                    continue
-                if not columns:
+                    pass
+                elif skipped:
+                    skipped -= 1
+                elif not columns:
                     columns = cells
                     _refuse_duplicate_columns(path, columns)
                 elif len(cells) != len(columns):
-                    raise _wrong_cell_count(f"{path} row {len(rows) + 1} (line {start})", cells, columns)
+                    location = f"{path} row {len(rows) + 1} (line {start})"
+                    raise _wrong_cell_count(location, cells, columns, separator)
                 else:
                     rows.append(dict(zip(columns, cells, strict=True)))
                     lines.append(start)
                 start = reader.line_num + 1
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
         except csv.Error as error:
+            mark = NAMES[separator]
             raise DataError(
                 f"{path} row {len(rows) + 1} (line {start}) cannot be read as csv: {error}",
-                hint='put a text with a comma, a line break or a quote in double quotes, and write a quote in it as ""',
+                hint=f"put a text with a {mark}, a line break or a quote in double quotes, "
+                'and write a quote in it as ""',
                 kind="table",
             ) from error
-    return Metadata(path, tuple(columns), tuple(rows), tuple(lines))
+    about = "" if separator == "," else f", separated by {NAMES[separator]}s"
+    return Metadata(path, tuple(columns), tuple(rows), tuple(lines), about)
 
 
 def read_json(path: Path) -> Metadata:
@@ -152,11 +202,12 @@ def _refuse_duplicate_columns(path: Path, columns: list[str]) -> None:
             )
 
 
-def _wrong_cell_count(location: str, cells: list[str], columns: list[str]) -> DataError:
+def _wrong_cell_count(location: str, cells: list[str], columns: list[str], separator: str) -> DataError:
     if len(cells) > len(columns):
-        hint = 'put a text with a comma in double quotes: a.png,"a red, round ball"'
+        example = f'a.png{separator}"a red{separator} round ball"' if separator != "\t" else '"a red ball"'
+        hint = f"put a text with a {NAMES[separator]} in double quotes: {example}"
     else:
-        hint = f"add a value for {columns[len(cells)]!r}, or a comma for an empty one"
+        hint = f"add a value for {columns[len(cells)]!r}, or a {NAMES[separator]} for an empty one"
     return DataError(f"{location} has {len(cells)} cells, but the header has {len(columns)}", hint=hint, kind="table")
 
 

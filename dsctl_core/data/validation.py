@@ -13,6 +13,7 @@ from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
 from dsctl_core.data.duplicates import same_bytes, same_pictures
 from dsctl_core.data.inspection import FileFacts, inspect_all
 from dsctl_core.data.problems import DataError, kind_of_problem
+from dsctl_core.data.rows import LeftOut
 from dsctl_core.data.sizes import Resize
 from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError
@@ -56,6 +57,8 @@ class Validation:
     samples: list[Sample]
     files: dict[Path, FileFacts]
     rows_of: dict[Path, list[int]]  # the rows that name a file, from 0
+    left_out: LeftOut = LeftOut()
+    notes: tuple[str, ...] = ()  # what of the dataset is not used, for people
 
     def count(self, level: Level) -> int:
         """Return the number of problems of a level."""
@@ -79,7 +82,9 @@ def unreadable_dataset(error: DsctlError) -> Validation:
 
 def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress | None = None) -> Validation:
     """Check every row of a dataset and decode every file. Problems are collected, not raised."""
-    validation = Validation(len(dataset.metadata.rows), dataset.metadata.layout, [], [], {}, {})
+    metadata = dataset.metadata
+    notes = tuple(dataset.notes()[1:])
+    validation = Validation(len(metadata.rows), metadata.layout, [], [], {}, {}, metadata.left_out, notes)
     try:
         dataset.metadata.require_columns(TEXT_COLUMNS)
     except DsctlError as error:
@@ -94,6 +99,7 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
             errors[path] = inspected
     for number, cells in enumerate(files_by_row):
         validation.samples.append(_check_row(dataset, number, cells, errors, checks, validation))
+    validation.problems += _captions_without_pictures(dataset)
     validation.problems += _warnings_of_files(validation, checks.resize)
     validation.problems += _same_files(dataset, validation)
     validation.problems += _swapped_columns(dataset, files_by_row, validation)
@@ -217,6 +223,14 @@ def _in_processes(
 def _add(validation: Validation, number: int, error: DsctlError, path: Path | None = None) -> None:
     file = str(path) if path else None
     validation.problems.append(Problem(kind_of_problem(error), "error", error.problem, error.hint, number + 1, file))
+
+
+def _captions_without_pictures(dataset: UnifiedDataset) -> Iterator[Problem]:
+    for name in dataset.metadata.left_out.captions:
+        path = dataset.base_path / name
+        message = f"{path} is the caption of no picture or video"
+        hint = "add the file that it belongs to, or remove it"
+        yield Problem("caption alone", "warning", message, hint, None, str(path))
 
 
 def _warnings_of_files(validation: Validation, resize: Resize) -> Iterator[Problem]:

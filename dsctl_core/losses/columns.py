@@ -14,7 +14,7 @@ def unreadable_rows(dataset: UnifiedDataset, loss: Loss) -> dict[int, DataError]
     if loss.read_row is None:
         return {}
     found = {}
-    for number in dataset.numbers:
+    for number in dataset.rows_in_use:
         try:
             loss.read_row(dataset.metadata.rows[number])
         except DsctlError as error:

@@ -112,7 +112,7 @@ def picture_inputs(rows: Sequence[Inputs]) -> tuple[Inputs, Inputs, Inputs]:
 
     A row has `image`, of one size in all rows, `prompt`, and optionally `seed`, the seed of the sample.
     """
-    images = [from_row(row, "image") for row in rows]
+    images = [picture_from_row(row, "image") for row in rows]
     for image in images[1:]:
         if image.size != images[0].size:
             raise DsctlError(
@@ -138,6 +138,35 @@ def from_row(row: Inputs, name: str) -> Any:
             f"row {row.get('_row', '?')} has no {name!r}", hint=f"the dataset needs image and prompt{also}"
         )
     return row[name]
+
+
+def picture_from_row(row: Inputs, name: str) -> Image.Image:
+    """Return the image in the column `name` of a row; raise DsctlError if there is none, or something else."""
+    value = from_row(row, name)
+    if not isinstance(value, Image.Image):
+        raise _no_picture(name, value)
+    return value
+
+
+def pictures_from_row(row: Inputs, name: str) -> list[Image.Image]:
+    """Return the images in the column `name` of a row: one, several of a list, or none of an empty cell.
+
+    Raises DsctlError for a row without this column, and for anything else in it.
+    """
+    value = row[name] if name in row else from_row(row, name)
+    listed = [] if value is None else value if isinstance(value, list) else [value]
+    for each in listed:
+        if not isinstance(each, Image.Image):
+            raise _no_picture(name, each)
+    return listed
+
+
+def _no_picture(name: str, value: Any) -> DsctlError:
+    what = f"the text {value!r}" if isinstance(value, str) else f"a {type(value).__name__}"
+    return DsctlError(
+        f"{name!r} is {what}, not a picture",
+        hint=f"name the column of files: --data-file-keys image,{name}" if name != "image" else "give one picture",
+    )
 
 
 def size_of(image: Image.Image) -> str:

@@ -70,7 +70,7 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
     `pipe` needs no components. A row that is wrong goes into `bad`, with the error.
     """
     plan = Plan(jobs={number: {} for number in range(len(stages.groups) + 1)})
-    files = {row: _files_of(dataset, row, plan) for row in dataset.numbers}
+    files = {row: _files_of(dataset, row, plan) for row in dataset.rows_in_use}
     contents = digest_files(path for found in files.values() for path in found.values())
     checks = stages.checks
     about = {"dtype": recipe.dtype, "family": recipe.family}
@@ -85,6 +85,8 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
                 plan.drop(row, error)
         progress.advance()
     progress.finish()
+    by_row = {entry.row: entry for entry in plan.entries}
+    plan.entries = [by_row[row] for row in dataset.numbers if row in by_row]  # a row that is repeated several times
     return plan
 
 
@@ -201,6 +203,9 @@ def _unread_row(
         with dataset.cell_errors(row, key):
             values[key] = dataset.captions.choose(values.get(key), 0)
     for key in dataset.data_file_keys:
+        if dataset.is_empty(row, key):
+            values[key] = None
+            continue
         sizes = dataset.preview(row, key)
         several = isinstance(sizes, list)
         made = [

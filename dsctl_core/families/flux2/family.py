@@ -198,6 +198,7 @@ FAMILY = Family(
     schedule=Schedule(training_mu=0.8, sampling_mu=sampling_mu),
     defaults=BASE_DEFAULTS,
     extra_inputs=("edit_image",),
+    optional_inputs=("edit_image",),
     published=PUBLISHED,
     variants=VARIANTS,
     tiny=TINY,

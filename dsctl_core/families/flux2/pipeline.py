@@ -25,7 +25,7 @@ from dsctl_core.families.flux2.latents import (
 from dsctl_core.media import PicturePipeline
 from dsctl_core.media import units as picture_units
 from dsctl_core.media.kv_cache import KvCache
-from dsctl_core.media.pipeline import for_each_prompt, from_row, picture_inputs
+from dsctl_core.media.pipeline import for_each_prompt, picture_inputs, pictures_from_row
 from dsctl_core.media.references import EditImageEmbedder, Pictures
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
@@ -142,8 +142,8 @@ class Flux2Pipeline(PicturePipeline):
     ) -> tuple[Inputs, Inputs, Inputs]:
         """Return the inputs (shared, posi, nega) of one training batch from dataset rows.
 
-        A row has `image`, of one size in all rows, `prompt`, with the extra input `edit_image` a reference image or a
-        list of them, and optionally `seed`, the seed of the sample.
+        A row has `image`, of one size in all rows, `prompt`, with the extra input `edit_image` a reference image, a
+        list of them, or None for none, and optionally `seed`, the seed of the sample.
         """
         for name in extra_inputs:
             if name not in FAMILY.extra_inputs:
@@ -151,8 +151,8 @@ class Flux2Pipeline(PicturePipeline):
         shared, posi, nega = picture_inputs(rows)
         shared["embedded_guidance"] = TRAINING_GUIDANCE
         if "edit_image" in extra_inputs:
-            references = [from_row(row, "edit_image") for row in rows]
-            shared["edit_image"] = [each if isinstance(each, list) else [each] for each in references]
+            references = [pictures_from_row(row, "edit_image") for row in rows]
+            shared["edit_image"] = references if any(references) else None
         return shared, posi, nega
 
 

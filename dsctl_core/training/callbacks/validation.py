@@ -31,7 +31,9 @@ def hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
     The choice depends on the row numbers in the table alone: a cache of it, another seed and another number of
     processes hold out the same rows.
     """
-    rows = [entry.row for entry in dataset.entries] if isinstance(dataset, CachedDataset) else list(dataset.numbers)
+    # A row that an epoch has several times is one row: it is trained on, or held out.
+    all_rows = [entry.row for entry in dataset.entries] if isinstance(dataset, CachedDataset) else dataset.numbers
+    rows = list(dict.fromkeys(all_rows))
     count = max(round(share * len(rows)), 1)
     if count >= len(rows):
         raise DsctlError(
@@ -39,7 +41,7 @@ def hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
             hint="give a smaller --validation-split, or more rows",
         )
     held = set(sorted(rows, key=lambda row: derive_seed("validation", row))[:count])
-    return dataset.without(held), dataset.without(set(rows) - held)
+    return dataset.without(held), dataset.without(set(rows) - held).each_once()
 
 
 class Validation(TrainingHook):

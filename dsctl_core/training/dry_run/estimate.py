@@ -246,7 +246,7 @@ class _Estimate:
         return size * module.count_parameters()["trained"]
 
     def _entries(self) -> int:
-        return 0 if isinstance(self.plan.source, CachedDataset) else len(self.plan.source.numbers)
+        return 0 if isinstance(self.plan.source, CachedDataset) else len(self.plan.source.rows_in_use)
 
     def _count(self, module: TaskModule, pipe: BasePipeline) -> dict[str, int]:
         parts = {name: sum(p.numel() for p in model.parameters()) for name, model in pipe.components.items()}

@@ -58,7 +58,8 @@ def checked_dataset(
 ) -> UnifiedDataset:
     """Build and check the dataset: a row that cannot be used is an error, or is dropped and added to `skipped`."""
     dataset = build_dataset(options, resolved.family, resolved.defaults, resolved.parts.division_factor)
-    progress.note(f"Dataset: {dataset.metadata.layout}")
+    for note in dataset.notes():
+        progress.note(note)
     if options.on_bad_sample == "stop":
         try:
             check_dataset(dataset, progress, limit=MOST_PROBLEMS)
@@ -82,7 +83,7 @@ def samples_repeat(options: TrainingOptions, dataset: UnifiedDataset, processes:
     seen = options.num_epochs * len(dataset)
     if options.max_steps is not None:
         seen = options.max_steps * options.batch_size * options.gradient_accumulation_steps * processes
-    return seen > len(dataset.numbers)
+    return seen > len(dataset.rows_in_use)
 
 
 def buckets_of(source: Source, module: TaskModule) -> list[Hashable]:

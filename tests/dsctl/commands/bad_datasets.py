@@ -151,6 +151,22 @@ def captions_beside(*bad: tuple[str, bytes | None]) -> Spoil:
     return spoil
 
 
+def pairs(*alone: str) -> Spoil:
+    """Return what replaces the table by the folders target/ and control/, with pictures that are `alone` in one."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "metadata.csv").unlink()
+        for number, name in enumerate(("target/a.png", "control/a.png", *alone)):
+            (folder / name).parent.mkdir(exist_ok=True)
+            noise((96, 64), 20 + number).save(folder / name)
+            if name.startswith("target"):
+                (folder / name).with_suffix(".txt").write_text("a caption")
+        for picture in folder.glob("*.png"):
+            picture.unlink()
+
+    return spoil
+
+
 def loop_of_folders(folder: Path) -> None:
     captions_beside()(folder)
     (folder / "again").symlink_to(folder.absolute())
@@ -199,7 +215,7 @@ def two_tables(folder: Path) -> None:
 
 
 JSON = '[{"image": "a.png", "prompt": "a dog"},\n {"image": "b.png", "prompt": '
-LISTS = '{"image": "a.png", "edit_image": [], "prompt": "x"}\n'
+LISTS = '{"image": "a.png", "style": [], "prompt": "x"}\n'
 FEW = ("--num-frames", "5")
 
 BAD = {
@@ -224,9 +240,7 @@ BAD = {
         "is a git-lfs pointer",
         "git lfs pull",
     ),
-    "heic": Bad(
-        row("x.jpg,x", "x.jpg", b"\0\0\0 ftypheic" + bytes(9)), "not a picture", "a HEIC picture", "convert it"
-    ),
+    "heic": Bad(row("x.jpg,x", "x.jpg", b"\0\0\0 ftypheic" + bytes(9)), "not a picture", "a HEIC picture", "again"),
     "unknown pixels": Bad(unknown_pixels, "not a picture", "pixels of mode 'F'", "8-bit RGB"),
     "wrong suffix": Bad(picture((96, 64), "x.jpg", "PNG"), "wrong suffix", "x.jpg is a PNG", "right suffix", "warning"),
     "no prompt column": Bad(
@@ -237,7 +251,7 @@ BAD = {
     ),
     "empty prompt": Bad(row("a.png,"), "caption", "row 5 (line 6), prompt '': the cell is empty", "add a text"),
     "blank prompt": Bad(row('a.png,"  "'), "caption", "row 5 (line 6), prompt '", "add a text"),
-    "empty file cell": Bad(row(",x"), "caption", "image '': the cell is empty", "remove the row"),
+    "empty file cell": Bad(row(",x"), "missing file", "image '': the cell is empty", "remove the row"),
     "number for a prompt": Bad(
         metadata("metadata.jsonl", '{"image": "a.png", "prompt": 7}'), "caption", "the number 7, not text", "quotes"
     ),
@@ -262,7 +276,7 @@ BAD = {
     "too many cells": Bad(row("a.png,a red, round ball"), "table", "has 3 cells, but the header has 2", "quotes"),
     "too few cells": Bad(row("a.png"), "table", "has 1 cells, but the header has 2", "add a value for 'prompt'"),
     "semicolons": Bad(
-        metadata("metadata.csv", "image;prompt\na.png;x\n"), "column", "no column 'image'", "separate the columns by"
+        metadata("metadata.csv", "image;prompt\na.png;x;y\n"), "table", "3 cells, but the header has 2", "semicolon"
     ),
     "latin-1": Bad(metadata("metadata.csv", b"image,prompt\na.png,caf\xe9\n"), "table", "line 2 is not UTF-8", "iconv"),
     "utf-16": Bad(metadata("metadata.csv", "image,prompt\n".encode("utf-16")), "table", "is UTF-16", "as UTF-8"),
@@ -279,6 +293,67 @@ BAD = {
     "caption empty": Bad(captions_beside(("b.txt", b" ")), "caption", "b.txt is empty", "caption to this file"),
     "caption in latin-1": Bad(captions_beside(("b.txt", b"\xe9")), "caption", "b.txt is not UTF-8: byte 0xe9", "UTF-8"),
     "folders in a circle": Bad(loop_of_folders, "path", "is a link to a folder that contains it", "remove the link"),
+    "two captions": Bad(
+        captions_beside(("b.caption", b"x")), "caption", "b.png has two captions: b.caption and b.txt", "remove one"
+    ),
+    "caption of nothing visible": Bad(
+        captions_beside(("b.txt", b"\xe2\x80\x8b")), "caption", "b.txt is empty", "caption to this file"
+    ),
+    "raw camera file": Bad(
+        captions_beside(("b.nef", b"II*\0")), "not a picture", "b.nef is a raw camera file", "convert it to png"
+    ),
+    "caption alone": Bad(
+        captions_beside(("e.txt", b"x")),
+        "caption alone",
+        "e.txt is the caption of no picture",
+        "add the file",
+        "warning",
+    ),
+    "no partner": Bad(
+        pairs("target/b.png"),
+        "partner",
+        "row 2 (target/b.png), edit_image (not read): control/ has no picture of the name of target/b.png",
+        "or remove target/b.png",
+        options=("--data-file-keys", "image,edit_image"),
+    ),
+    "pair read as one column": Bad(pairs(), "column", "has target/ and control/ with pairs", "image,edit_image"),
+    "list of files": Bad(
+        metadata("metadata.jsonl", '{"image": ["a.png", "b.png"], "prompt": "x"}'),
+        "list",
+        "row 1 (line 1), image ['a.png', 'b.png']: the value is a list of 2, but a row has one image",
+        'write it as "a.png"',
+    ),
+    "number for a file": Bad(
+        metadata("metadata.jsonl", '{"image": 7, "prompt": "x"}'), "missing file", "the number 7, not a file", '"a.png"'
+    ),
+    "object for a file": Bad(
+        metadata("metadata.json", '[{"image": {"path": "a.png"}, "prompt": "x"}]'),
+        "missing file",
+        "row 1, image {'path': 'a.png'}: the value is an object, not a file name",
+        '"a.png"',
+    ),
+    "truth for a file": Bad(
+        metadata("metadata.jsonl", '{"image": true, "prompt": "x"}'), "missing file", "is true or false, not", '"a.png"'
+    ),
+    "null for a file": Bad(
+        metadata("metadata.jsonl", '{"image": null, "prompt": "x"}'), "missing file", "the cell is empty", "file name"
+    ),
+    "no key for a file": Bad(
+        metadata("metadata.jsonl", '{"image": "a.png", "prompt": "x"}\n{"prompt": "x"}'),
+        "missing file",
+        "row 2 (line 2), image: the cell is empty",
+        "file name",
+    ),
+    "list of numbers": Bad(
+        metadata("metadata.jsonl", '{"image": "a.png", "style": ["b.png", 7], "prompt": "x"}'),
+        "caption",
+        "row 1 (line 1), style ['b.png', 7]: the value is the number 7, not text",
+        "double quotes",
+        options=("--data-file-keys", "image,style"),
+        seen_by_train=False,
+    ),
+    "address of a bucket": Bad(row("s3://bucket/a.png,x"), "path", "is a URL, not a file", "download the file"),
+    "picture as text": Bad(row('"data:image/png;base64,AA==",x'), "path", "is a URL, not a file", "download the file"),
     "absolute path": Bad(row("/etc/hosts,x"), "path", "image '/etc/hosts': the path is absolute", "--allow-outside"),
     "path out of the folder": Bad(row("../x.png,x"), "path", "leads out of the dataset folder", "--allow-outside"),
     "address": Bad(row("https://host/a.png,x"), "path", "is a URL, not a file", "download the file"),
@@ -301,9 +376,9 @@ BAD = {
     "empty list": Bad(
         metadata("metadata.jsonl", LISTS),
         "list",
-        "edit_image []",
+        "style []",
         "write it as",
-        options=("--data-file-keys", "image,edit_image"),
+        options=("--data-file-keys", "image,style"),
         seen_by_train=False,
     ),
     "short clip": Bad(video(3), "video", "has 3 frames, but 5 are needed", "longer clip", "error", FEW, False),

@@ -136,7 +136,7 @@ NOT_PICTURES = {
     "text": (b"hello there", "is not a picture", "download the file again"),
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer", "git lfs pull"),
     "web page": (b"\n<!DOCTYPE html><html>404", "is a web page", "download the picture itself"),
-    "heic": (HEIC, "is a HEIC picture", "convert it to png or jpeg"),
+    "heic": (HEIC, "is a HEIC picture that is damaged or cut off", "download the file again"),
 }
 
 

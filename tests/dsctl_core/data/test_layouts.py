@@ -150,7 +150,7 @@ def test_a_folder_that_nothing_describes_says_what_to_write(folder):
         DsctlError, match=r"no metadata.csv, .json, .jsonl or .parquet, and no file in it has a caption file"
     ) as e:
         UnifiedDataset(folder)
-    assert "(2 pictures or videos, 2 entries)" in e.value.problem
+    assert "(it has 2 pictures or videos)" in e.value.problem
     assert "1.txt for 1.png" in e.value.hint
     write_csv(folder / "metdata.csv", "image,prompt")
     with pytest.raises(DsctlError) as caught:

@@ -168,7 +168,6 @@ def test_metadata_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     [
         (("image", "promt"), "prompt", "rename the column 'promt' to 'prompt'"),
         (("image", "Prompt"), "prompt", "rename the column 'Prompt' to 'prompt'"),
-        (("image;prompt",), "prompt", "separate the columns by commas; this file seems to use ';'"),
         (("a.png", "a red ball"), "image", "must name the columns: add 'image'"),
     ],
 )
@@ -177,6 +176,47 @@ def test_a_missing_column_names_the_columns_there_are_and_the_near_miss(columns,
         Metadata(Path("m.csv"), columns, (), ()).require_columns([name])
     assert caught.value.problem.startswith(f"m.csv has no column {name!r}")
     assert all(repr(column) in caught.value.problem for column in columns)
+    assert hint in caught.value.hint
+
+
+SEPARATED = {
+    "semicolons": (b'image;prompt\na.png;a red, round ball\nb.png;"a; b"\n', ", separated by semicolons", "a; b"),
+    "tabs": (b"image\tprompt\r\na.png\ta red, round ball\r\nb.png\ta; b\r\n", ", separated by tabs", "a; b"),
+    "bars": (b"image|prompt\na.png|a red, round ball\nb.png|a; b\n", ", separated by bars", "a; b"),
+    "commas": (b'image,prompt\na.png,"a red, round ball"\nb.png,a; b\n', "", "a; b"),
+    "declared": (b"sep=;\r\nimage;prompt\r\na.png;a red, round ball\r\nb.png;x\r\n", ", separated by semicolons", "x"),
+    "a bar in a name": (b'image,prompt,a|b\na.png,"a red, round ball",\nb.png,x,\n', "", "x"),
+    "a comma in a name": (b"image;prompt;x,y\na.png;a red, round ball;\nb.png;x;\n", ", separated by semicolons", "x"),
+}
+
+
+@pytest.mark.parametrize("kind", SEPARATED)
+def test_the_separator_of_a_csv_is_that_of_its_header(tmp_path, kind):
+    data, layout, second = SEPARATED[kind]
+    for mark in (b"", b"\xef\xbb\xbf"):
+        metadata = read(tmp_path, "m.csv", mark + data)
+        assert metadata.columns[:2] == ("image", "prompt")
+        assert [row["prompt"] for row in metadata.rows] == ["a red, round ball", second]
+        assert metadata.layout == layout
+    assert metadata.lines == ((3, 4) if kind == "declared" else (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("data", "problem", "hint"),
+    [
+        (
+            b"image;prompt\na.png;x;y\n",
+            r"row 1 \(line 2\) has 3 cells, but the header has 2",
+            'a.png;"a red; round ball"',
+        ),
+        (b"image\tprompt\na.png\n", "has 1 cells, but the header has 2", "or a tab for an empty one"),
+        (b"image,a;b\na.png;x\nb.png\n", "has 1 cells, but the header has 2", "or a comma"),
+        (b'image;prompt\na.png;"x\n', "cannot be read as csv", "put a text with a semicolon"),
+    ],
+)
+def test_a_row_that_does_not_fit_its_separator_is_named(tmp_path, data, problem, hint):
+    with pytest.raises(DsctlError, match=problem) as caught:
+        read(tmp_path, "m.csv", data)
     assert hint in caught.value.hint
 
 

@@ -80,6 +80,53 @@ def test_training_on_reference_pictures_from_a_cache_equals_training_without(
     assert len(weights) == 2 * (12 + 2 * 2)
 
 
+@pytest.fixture(scope="module")
+def mixed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of `data` with two more rows that have no reference picture: an empty list, and no key."""
+    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    rows[1:1] = [{"image": "3.png", "prompt": "without", "edit_image": []}, {"image": "2.png", "prompt": "none"}]
+    table = tmp_path_factory.mktemp("mixed") / "mixed.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return table
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_rows_with_and_without_references_are_grouped_and_cached_like_any(
+    klein: Pair, data: Path, mixed: Path, tmp_path: Path, batch_size: int
+) -> None:
+    common = {"lora_rank": 2, "num_epochs": 1, "batch_size": batch_size, "seed": 1}
+    table = {"dataset_metadata_path": mixed}
+    train(TrainOptions(**settings(klein, data, tmp_path / "plain", cache=False, **common, **table)))
+    made = make_cache(CacheOptions(**settings(klein, data, tmp_path / "cache", batch_size=2, **table)))
+    assert made.manifest.counts["entries"] == 6
+    again = {"from_cache": tmp_path / "cache", "output_path": tmp_path / "again", "device": "cpu"}
+    train(TrainOptions(**again, mixed_precision="no", **common))
+    losses, _ = trained(tmp_path / "plain")
+    assert losses == trained(tmp_path / "again")[0]
+    assert len(losses) == {1: 6, 2: 3}[batch_size]
+    assert all(np.isfinite(losses))
+    cached = CachedDataset(tmp_path / "cache")
+    without = [cached.sample(entry)["shared.edit_latents"] is None for entry in cached.entries]
+    assert without == [False, True, True, False, False, False]
+
+
+def test_rows_without_references_train_as_a_dataset_without_the_column(klein: Pair, data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "none.csv"
+    table.write_text("image,edit_image,prompt\n0.png,,a\n1.png,,b\n")
+    common = {"lora_rank": 2, "num_epochs": 1, "seed": 1, "cache": False, "dataset_metadata_path": table}
+    train(TrainOptions(**settings(klein, data, tmp_path / "with", **common)))
+    plain = {**settings(klein, data, tmp_path / "without", **common), "data_file_keys": "image", "extra_inputs": ()}
+    train(TrainOptions(**plain))
+    assert trained(tmp_path / "with")[0] == trained(tmp_path / "without")[0]
+
+
+def test_a_column_of_references_that_is_read_as_text_is_named(klein: Pair, data: Path, tmp_path: Path) -> None:
+    options = {**settings(klein, data, tmp_path / "out", lora_rank=2, cache=False), "data_file_keys": "image"}
+    with pytest.raises(DsctlError, match="row 4: 'edit_image' is the text 'edit30.png', not a picture") as caught:
+        train(TrainOptions(**options))
+    assert "--data-file-keys image,edit_image" in str(caught.value.hint)
+
+
 def test_the_reference_pictures_count_in_training(klein: Pair, data: Path, tmp_path: Path) -> None:
     common = {"lora_rank": 2, "max_steps": 1, "seed": 1, "cache": False}
     train(TrainOptions(**settings(klein, data, tmp_path / "with", **common)))
