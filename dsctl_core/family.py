@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +74,20 @@ class ModelParts:
     def denoiser_at(self, timestep: float) -> Denoiser:
         """Return the denoiser for `timestep` = 1000 * sigma; a boundary belongs to the denoiser of higher levels."""
         return next((each for each in self.denoisers if timestep >= 1000 * each.low), self.denoisers[-1])
+
+
+@dataclass(frozen=True)
+class PromptLimit:
+    """The number of tokens of a prompt that reach the denoiser; the end of a longer prompt is cut.
+
+    `count(reader, prompts, index)` returns the number of tokens of each prompt, counted as `tokens` is: with what the
+    model puts around it, if that is part of the limit. It needs no weights; `index` is the model_index.json, or None if
+    there is none. `reader` is the name of the tokenizer.
+    """
+
+    tokens: int
+    count: Callable[[Any, Sequence[str], Mapping[str, Any] | None], list[int]]
+    reader: str = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -194,6 +208,8 @@ class Family:
     # (config of the dit, width, height, frames, characters of a prompt) -> estimated size in bytes, in a bfloat16
     # cache, of one sample's latents and of its prompt embeddings; None: no estimate
     cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]] | None = None
+    # The longest prompt; None: prompts are never cut
+    prompt_limit: PromptLimit | None = None
     # Other published sizes by name: component -> config entries that differ from `published`.
     variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     # Layer names of the original release, if the LoRA formats of other tools use them

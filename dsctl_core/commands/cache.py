@@ -22,6 +22,8 @@ def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None =
     plan = plan_encoding(options)
     alone = progress if progress is not None and plan.accelerator.is_main_process else NoProgress()
     try:
+        for note in plan.notes():
+            alone.note(note)
         return plan.fill(folder, alone)
     finally:
         plan.accelerator.end_training()

@@ -17,6 +17,7 @@ from dsctl_core.data.validation import Checks, Level, Problem, Validation, unrea
 from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families
+from dsctl_core.families.prompt_lengths import find_cut_prompts
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.options import DatasetValidateOptions, ReadingOptions
@@ -72,6 +73,8 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
         found = unreadable_dataset(error)
     else:
         found = validate_dataset(dataset, checks, progress)
+        if resolved is not None:
+            _add_cut_prompts(found, dataset, resolved)
     result = _finished(found, None if resolved is None else _cache_bytes(resolved), options.strict)
     if options.report is not None:
         page = report_page(found, result.summary, f"Dataset {options.path}", videos=checks.frames is not None)
@@ -83,6 +86,19 @@ def _optional_keys(resolved: ResolvedModel | None) -> set[str]:
     """Return the columns that the model lets a row leave empty; without a model, those of any family."""
     known = [resolved.family] if resolved is not None else families().values()
     return {name for family in known for name in family.optional_inputs}
+
+
+def _add_cut_prompts(found: Validation, dataset: UnifiedDataset, resolved: ResolvedModel) -> None:
+    """Add a warning for each row with a prompt that the model cuts."""
+    cut = find_cut_prompts(resolved, [prompt for sample in found.samples for prompt in sample.prompts])
+    for sample in found.samples:
+        for prompt in sample.prompts:
+            if prompt in cut.tokens:
+                message = f"{dataset.location(sample.number)}: {cut.problem(prompt)}"
+                hint = "shorten the caption, or put what matters first"
+                found.problems.append(Problem("cut caption", "warning", message, hint, sample.number + 1))
+    if (note := cut.note_of_unchecked()) is not None:
+        found.notes = (*found.notes, note)
 
 
 def _finished(found: Validation, cache_bytes: CacheBytes | None, strict: bool) -> ValidateResult:

@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from dsctl_core.data.problems import DataError, explained_os_errors
-from dsctl_core.data.rows import blank, text_cell
+from dsctl_core.data.rows import BadCell, blank, kind_of, text_cell
 from dsctl_core.errors import near_miss
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)  # https://..., s3://..., and a picture as text
@@ -99,6 +99,9 @@ class ToAbsolutePath(Operator):
         """Return the path. The next step checks that the file exists."""
         if isinstance(value, str) and blank(value):
             raise DataError("the cell is empty", hint=NAME_A_FILE, kind="missing file")
+        if not isinstance(value, str | BadCell):
+            problem = f"the value is {kind_of(value)}, not a file name"
+            raise DataError(problem, hint='write it as "a.png"', kind="missing file")
         name = text_cell(value)
         if ADDRESS.match(name):
             raise DataError(

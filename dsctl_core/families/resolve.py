@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dsctl_core.checkpoint.identify import class_of
 from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.checkpoint.readers import load_reader
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
-from dsctl_core.errors import UsageError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
 from dsctl_core.family import Family, ModelParts, Preset, Schedule
 from dsctl_core.files.json import read_json
@@ -76,6 +77,33 @@ class ResolvedModel:
             return self.family.parts()
         places = find_component_paths(self.family, self.model_configs)
         return self.family.parts(places.components, places.index)
+
+    @functools.cached_property
+    def index(self) -> Mapping[str, Any] | None:
+        """The model_index.json of this model; None for single components, which have none."""
+        if self.preset is not None and self.preset.model_id is not None:
+            return self.family.preset_index(self.preset)
+        for config in self.model_configs:
+            file = Path(config.path) / "model_index.json" if isinstance(config.path, str | Path) else None
+            if file is not None and file.is_file():
+                return read_json(file)
+        return None
+
+    def find_reader(self, name: str, *, download: bool = False) -> Any | None:
+        """Load the reader `name`; return None if its files are not on this machine and there is no `download`."""
+        try:
+            return load_reader(self.family.reader(name), self._reader_folder(name, download))
+        except DsctlError:
+            return None
+
+    def _reader_folder(self, name: str, download: bool) -> Path:
+        config = self.reader_configs.get(name)
+        if config is not None:
+            found = (config if download else replace(config, skip_download=True)).resolve()[0]
+            return found if found.is_dir() else found.parent
+        folders = [Path(each.path) for each in self.model_configs if isinstance(each.path, str | Path)]
+        inside = [folder / self.family.reader(name).folder for folder in folders]
+        return next((folder for folder in inside if folder.is_dir()), Path(self.family.reader(name).folder))
 
     def with_side_network(self, pipe: BasePipeline) -> BasePipeline:
         """Return `pipe` after adding the side network, if there is one."""

@@ -21,7 +21,8 @@ class DatasetValidateOptions(ComposedOptions):
         None, description="Table of the samples. Left out: metadata.* in the folder, or the .txt beside each file."
     )
     model: Text | None = Field(
-        None, description="Preset or model folder to check for: its sizes, and how large a cache would be."
+        None,
+        description="Preset or model folder to check for: its sizes, its longest prompt, and how large a cache would be.",
     )
     strict: bool = Field(False, description="Let warnings count as errors.")
     report: Path | None = Field(None, description="Write a page with the problems, charts and pictures: FILE.html.")

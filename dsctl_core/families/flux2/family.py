@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
-from dsctl_core.family import AttentionBlocks, Component, Family, Preset, Reader, Schedule
+from dsctl_core.family import AttentionBlocks, Component, Family, Preset, PromptLimit, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
 # Original files of the VAE have the names of Stable Diffusion's, except two layers that are inside encoder and decoder.
@@ -138,6 +138,14 @@ def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, ch
     return 2 * latents, 2 * TEXT_TOKENS * dit["joint_attention_dim"]
 
 
+def count_tokens(tokenizer: Any, prompts: Sequence[str], index: Mapping[str, Any] | None) -> list[int]:
+    """Return the number of tokens of each prompt with its chat; without an index the model counts as klein."""
+    from dsctl_core.families.flux2.chat import chat_texts
+
+    texts = chat_texts(tokenizer, prompts, with_system_message=(index or {}).get("_class_name") == DEV)
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+
+
 def _klein(size: str, *, base: bool) -> Preset:
     """Return a klein preset; the base weights use text encoder, VAE and tokenizer of the distilled weights."""
     distilled = f"black-forest-labs/FLUX.2-klein-{size.upper()}"
@@ -203,6 +211,7 @@ FAMILY = Family(
     variants=VARIANTS,
     tiny=TINY,
     cache_bytes=cache_bytes,
+    prompt_limit=PromptLimit(TEXT_TOKENS, count_tokens),
     original_names=ORIGINAL_NAMES,
     attention_blocks=(AttentionBlocks(), AttentionBlocks("single_transformer_blocks", cache_name="single")),
     embedded_guidance=True,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsctl_core.errors import DsctlError
+from dsctl_core.families.flux2.chat import chat_texts
 from dsctl_core.families.flux2.family import TEXT_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -23,10 +23,7 @@ def tokenize(tokenizer: Any, encoder: Any, prompts: list[str]) -> tuple[Tensor, 
     Prompts are padded or truncated to 512 tokens, with a warning for truncation. The transformer was trained to attend
     to the padding too.
     """
-    if not tokenizer.chat_template:
-        raise DsctlError("the tokenizer has no chat template", hint="use the tokenizer that the model came with")
-    chats, settings = _chats(encoder, prompts)
-    texts = tokenizer.apply_chat_template(chats, tokenize=False, **settings)
+    texts = chat_texts(tokenizer, prompts, with_system_message=encoder.config.model_type == "mistral3")
     read = tokenizer(texts, add_special_tokens=False)
     for ids in read.input_ids:
         if len(ids) > TEXT_TOKENS:
@@ -42,23 +39,6 @@ def tokenize(tokenizer: Any, encoder: Any, prompts: list[str]) -> tuple[Tensor, 
         return_tensors="pt",
     )
     return tokens.input_ids, tokens.attention_mask
-
-
-def _chats(encoder: Any, prompts: list[str]) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
-    """Return a chat for each prompt, and the arguments of the chat template, as in the training of `encoder`."""
-    if encoder.config.model_type != "mistral3":
-        return [[{"role": "user", "content": prompt}] for prompt in prompts], {
-            "add_generation_prompt": True,
-            "enable_thinking": False,
-        }
-    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
-
-    def said(role: str, text: str) -> dict[str, Any]:
-        return {"role": role, "content": [{"type": "text", "text": text}]}
-
-    # The template would interpret this word as the placeholder of an image.
-    plain = [prompt.replace("[IMG]", "") for prompt in prompts]
-    return [[said("system", SYSTEM_MESSAGE), said("user", each)] for each in plain], {"add_generation_prompt": False}
 
 
 def layers_taken(depth: int) -> tuple[int, int, int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsctl_core.family import Component, Family, Preset, Reader, Schedule
+from dsctl_core.family import Component, Family, Preset, PromptLimit, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "QwenImageTransformer2DModel")
 # The VAE has the architecture of Wan's, so original and ComfyUI files have the names that diffusers converts for Wan.
@@ -115,6 +115,21 @@ CHARACTERS_PER_TOKEN = 4  # approximate value for English
 CHAT_TOKENS = 5  # tokens of the chat template after the prompt
 
 
+# The prompt is encoded inside the chat template that the model was trained with. The first PREFIX tokens, the system
+# prompt, are the same for all prompts and are dropped from the output (Qwen-Image report, arXiv:2508.02324).
+TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+PREFIX = 34
+MAX_TOKENS = 1024
+
+
+def count_tokens(tokenizer: Any, prompts: Sequence[str], index: Mapping[str, Any] | None) -> list[int]:
+    """Return the number of tokens of each prompt in its chat, without the system prompt."""
+    return [len(ids) - PREFIX for ids in tokenizer([TEMPLATE.format(prompt) for prompt in prompts]).input_ids]
+
+
 def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
     """Return the estimated size in bytes, in bfloat16, of the latents of an image and of the embeddings of a prompt."""
     latents = dit["out_channels"] * (width // 8) * (height // 8) * frames
@@ -170,4 +185,5 @@ FAMILY = Family(
     published=PUBLISHED,
     tiny=TINY,
     cache_bytes=cache_bytes,
+    prompt_limit=PromptLimit(MAX_TOKENS, count_tokens),
 )

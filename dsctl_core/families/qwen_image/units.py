@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from dsctl_core.families.qwen_image.family import MAX_TOKENS, PREFIX, TEMPLATE
 from dsctl_core.media import units as pictures
 from dsctl_core.units import Inputs, PipelineUnit
 
@@ -17,14 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The prompt is encoded inside the chat template that the model was trained with. The first PREFIX tokens, the system
-# prompt, are the same for all prompts and are dropped from the output (Qwen-Image report, arXiv:2508.02324).
-TEMPLATE = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-)
-PREFIX = 34
-MAX_TOKENS = 1024
 LIMIT = MAX_TOKENS + PREFIX
 
 

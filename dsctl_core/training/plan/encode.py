@@ -11,6 +11,7 @@ from dsctl_core.cache.manifest import Recipe
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_dataset
 from dsctl_core.errors import UsageError
+from dsctl_core.families.prompt_lengths import cut_prompt_notes
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.losses import find_loss
 from dsctl_core.losses.columns import refuse_unreadable
@@ -46,6 +47,10 @@ class EncodePlan:
     data: DataOptions
     batch_size: int = 1
     prune: bool = False
+
+    def notes(self) -> list[str]:
+        """Return lines for people about the dataset: its layout, what was left out, and the prompts that are cut."""
+        return [*self.dataset.notes(), *cut_prompt_notes(self.dataset, self.resolved, download=True)]
 
     def fill(self, cache: Path, progress: Progress) -> CacheResult:
         """Encode the rows of the dataset that have no entry in the folder `cache` yet."""

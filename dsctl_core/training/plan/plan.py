@@ -105,7 +105,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     for lora in adapter.lora:
         lora_weights(lora.path)
     skipped, use = SkippedRows(output.output_path), ModelUse.of_training(options)
-    source, model = _open_source(options, use, skipped, progress)
+    source, model = _open_source(options, use, skipped, progress, offline)
     if offline:
         model = without_downloads(model)
     for name in (*options.trained_components, *use.edits.fp8, use.edits.lora_on):
@@ -167,11 +167,11 @@ def _goes_on(output: OutputOptions, state: SavedState | None) -> bool:
 
 
 def _open_source(
-    options: TrainOptions, use: ModelUse, skipped: SkippedRows, progress: Progress
+    options: TrainOptions, use: ModelUse, skipped: SkippedRows, progress: Progress, offline: bool
 ) -> tuple[Source, ResolvedModel]:
     if options.cache_folder is not None:
         return open_cache(options, use)
-    return open_dataset(options, use, skipped, progress)
+    return open_dataset(options, use, skipped, progress, offline=offline)
 
 
 def _plan_own_cache(

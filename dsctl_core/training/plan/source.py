@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset
+from dsctl_core.families.prompt_lengths import cut_prompt_notes
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.losses import Loss, find_loss
 from dsctl_core.losses.columns import refuse_unreadable, unreadable_rows, with_columns_alike
@@ -44,13 +45,19 @@ def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, Res
 
 
 def open_dataset(
-    options: TrainOptions, use: ModelUse, skipped: SkippedRows, progress: Progress
+    options: TrainOptions, use: ModelUse, skipped: SkippedRows, progress: Progress, *, offline: bool = False
 ) -> tuple[UnifiedDataset, ResolvedModel]:
-    """Return the checked dataset, and the model of the options."""
+    """Return the checked dataset, and the model of the options.
+
+    Rows with a prompt that the model cuts are noted; the tokenizer that finds them may be downloaded unless `offline`.
+    """
     resolved = open_model(options.weights, options.templates, use, options.data.extra_inputs, options.loss_task)
     loss = find_loss(options.loss_task)
     refuse_unused(objective_of(options.objective), loss)
-    return checked_dataset(options.data, resolved, loss, skipped, progress), resolved
+    dataset = checked_dataset(options.data, resolved, loss, skipped, progress)
+    for note in cut_prompt_notes(dataset, resolved, download=not offline):
+        progress.note(note)
+    return dataset, resolved
 
 
 def checked_dataset(

@@ -346,9 +346,9 @@ BAD = {
     ),
     "list of numbers": Bad(
         metadata("metadata.jsonl", '{"image": "a.png", "style": ["b.png", 7], "prompt": "x"}'),
-        "caption",
-        "row 1 (line 1), style ['b.png', 7]: the value is the number 7, not text",
-        "double quotes",
+        "missing file",
+        "row 1 (line 1), style ['b.png', 7]: the value is the number 7, not a file name",
+        '"a.png"',
         options=("--data-file-keys", "image,style"),
         seen_by_train=False,
     ),
