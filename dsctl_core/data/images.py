@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsctl_core.data.colour_profiles import to_srgb
 from dsctl_core.data.kinds import add_plugin, refuse_no_picture, refuse_unread, unreadable
 from dsctl_core.data.operators import Operator, require_file
 from dsctl_core.data.problems import DataError, explained_os_errors
@@ -38,8 +39,9 @@ SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
 class LoadImage(Operator):
     """Load an image as 8-bit RGB.
 
-    The EXIF orientation is applied, transparent pixels are blended with white, 16-bit values are scaled to 8 bits, and
-    only the first frame of an animation is read. With `convert_RGBA` the result is RGBA and keeps its transparency.
+    The EXIF orientation is applied, colours are converted from the profile in the file to sRGB, transparent pixels are
+    blended with white, 16-bit values are scaled to 8 bits, and only the first frame of an animation is read. With
+    `convert_RGBA` the result is RGBA and keeps its transparency.
     """
 
     def __init__(self, convert_RGBA: bool = False) -> None:
@@ -100,15 +102,17 @@ def open_image(path: Path, data: bytes | None = None) -> Iterator[PilImage.Image
 
 
 def to_8_bit(image: PilImage.Image, path: Path, keep_alpha: bool = False) -> PilImage.Image:
-    """Return `image` upright as 8-bit RGB, blended with white where it is transparent, or as RGBA."""
+    """Return `image` upright as 8-bit sRGB, blended with white where it is transparent, or as RGBA."""
     from PIL import Image, ImageOps
 
     require_known_range(image, path)
     image_format, image = image.format, ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile")
     if image.mode in SIXTEEN_BIT_MODES or (image.mode == "I" and image_format in SIXTEEN_BIT_FORMATS):
         image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
     if image.mode == "La":
         image = image.convert("LA")
+    image = to_srgb(image, profile or None)
     if keep_alpha:
         return image.convert("RGBA")
     if image.has_transparency_data:

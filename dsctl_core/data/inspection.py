@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsctl_core.data.colour_profiles import ProfileUse, profile_use
 from dsctl_core.data.images import ORIENTATION, open_image, require_known_range, to_8_bit
 from dsctl_core.data.kinds import is_video
 from dsctl_core.data.operators import require_file
@@ -26,7 +27,8 @@ class FileFacts:
 
     `colors` are the RGB values of the image at 8x8 pixels (192 bytes). `difference_hash` has one bit for each of 8x8
     pixels: whether its right neighbour is brighter. Both are empty for a video. `times` are the times of the frames of
-    a video and `end` is the end of the last one, in seconds.
+    a video and `end` is the end of the last one, in seconds. `profile` is what is done with the colour profile in the
+    file.
     """
 
     size: tuple[int, int]  # (width, height), with the EXIF orientation applied
@@ -39,6 +41,7 @@ class FileFacts:
     difference_hash: int = 0
     times: tuple[float, ...] = ()
     end: float = 0.0
+    profile: ProfileUse = "none"
 
     @property
     def is_video(self) -> bool:
@@ -81,10 +84,13 @@ def _inspect_picture(path: Path) -> FileFacts:
         # Read after decoding, which also finds EXIF data after the pixels and turns a TIFF upright.
         turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         size = (image.height, image.width) if turned else image.size
+        profile = profile_use(image)
         colors, difference_hash = perceptual_hash(to_8_bit(_subsample(image), path))
     expected = Image.registered_extensions().get(path.suffix.lower())
     digest = hashlib.sha256(data).digest()
-    return FileFacts(size, len(data), digest, picture_format, expected, frames, colors, difference_hash)
+    return FileFacts(
+        size, len(data), digest, picture_format, expected, frames, colors, difference_hash, profile=profile
+    )
 
 
 def _subsample(image: PilImage.Image) -> PilImage.Image:

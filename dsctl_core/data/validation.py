@@ -99,6 +99,9 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
             errors[path] = inspected
     for number, cells in enumerate(files_by_row):
         validation.samples.append(_check_row(dataset, number, cells, errors, checks, validation))
+    converted = sum(facts.profile == "converted" for facts in validation.files.values())
+    if converted:
+        validation.notes = (*notes, f"{converted} files are converted from their colour profiles to sRGB")
     validation.problems += _captions_without_pictures(dataset)
     validation.problems += _warnings_of_files(validation, checks.resize)
     validation.problems += _same_files(dataset, validation)
@@ -234,7 +237,7 @@ def _captions_without_pictures(dataset: UnifiedDataset) -> Iterator[Problem]:
 
 
 def _warnings_of_files(validation: Validation, resize: Resize) -> Iterator[Problem]:
-    """Yield warnings about single files, each file once: wrong suffix, animation, enlarged image."""
+    """Yield warnings about single files, each file once: wrong suffix, profile, animation, enlarged image."""
     for path, facts in validation.files.items():
         row = validation.rows_of[path][0] + 1
         jpegs = {"JPEG", "MPO"}  # some cameras write JPEGs with a second picture in them
@@ -242,6 +245,9 @@ def _warnings_of_files(validation: Validation, resize: Resize) -> Iterator[Probl
         if expected is not None and facts.format != expected and not {facts.format, expected} <= jpegs:
             message = f"row {row}: {path} is a {facts.format}, but its name says {expected}"
             yield Problem("wrong suffix", "warning", message, "rename it with the right suffix", row, str(path))
+        if facts.profile == "damaged":
+            message = f"row {row}: {path} has a damaged colour profile; its colours are read as sRGB"
+            yield Problem("colour profile", "warning", message, "save it again with its profile", row, str(path))
         if facts.frames > 1 and not facts.is_video and facts.format != "MPO":
             message = f"row {row}: {path} has {facts.frames} frames, of which only the first is used"
             yield Problem("animation", "warning", message, "use a picture, or remove the row", row, str(path))

@@ -34,8 +34,8 @@ class CutPrompts:
         if not self.unchecked:
             return None
         return (
-            f"{self.unchecked} long prompts may be cut: the tokenizer of {self.model}, which counts their tokens, is not "
-            "on this machine (`dsctl download` gets it)"
+            f"{self.unchecked} long prompts may be cut: the tokenizer of {self.model}, which counts their tokens, "
+            "is not on this machine (`dsctl download` gets it)"
         )
 
 

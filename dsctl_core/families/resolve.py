@@ -92,18 +92,19 @@ class ResolvedModel:
     def find_reader(self, name: str, *, download: bool = False) -> Any | None:
         """Load the reader `name`; return None if its files are not on this machine and there is no `download`."""
         try:
-            return load_reader(self.family.reader(name), self._reader_folder(name, download))
+            folder = self._reader_folder(name, download)
         except DsctlError:
             return None
+        return load_reader(self.family.reader(name), folder) if folder is not None else None
 
-    def _reader_folder(self, name: str, download: bool) -> Path:
+    def _reader_folder(self, name: str, download: bool) -> Path | None:
         config = self.reader_configs.get(name)
         if config is not None:
             found = (config if download else replace(config, skip_download=True)).resolve()[0]
             return found if found.is_dir() else found.parent
         folders = [Path(each.path) for each in self.model_configs if isinstance(each.path, str | Path)]
         inside = [folder / self.family.reader(name).folder for folder in folders]
-        return next((folder for folder in inside if folder.is_dir()), Path(self.family.reader(name).folder))
+        return next((folder for folder in inside if folder.is_dir()), None)
 
     def with_side_network(self, pipe: BasePipeline) -> BasePipeline:
         """Return `pipe` after adding the side network, if there is one."""

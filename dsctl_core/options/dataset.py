@@ -22,7 +22,7 @@ class DatasetValidateOptions(ComposedOptions):
     )
     model: Text | None = Field(
         None,
-        description="Preset or model folder to check for: its sizes, its longest prompt, and how large a cache would be.",
+        description="Preset or model folder to check for: sizes, the longest prompt, and how large a cache would be.",
     )
     strict: bool = Field(False, description="Let warnings count as errors.")
     report: Path | None = Field(None, description="Write a page with the problems, charts and pictures: FILE.html.")

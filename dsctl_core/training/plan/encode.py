@@ -182,6 +182,7 @@ def picture_settings(data: DataOptions, resolved: ResolvedModel) -> dict[str, An
         "fps": data.fps,
         "short_clips": data.short_clips,
         "division_factor": resolved.parts.division_factor,
+        "colours": "sRGB",  # into which pictures are converted; a cache from before has them as in the file
     }
 
 

@@ -62,6 +62,38 @@ def test_batches_and_workers_change_nothing_but_the_pace(tiny_folder, mixed_fold
     assert losses[0] == losses[1]
 
 
+LINES = ("two foxes", "in the snow", "at night")
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\u2028"])
+def test_the_line_ends_of_captions_change_no_loss(tiny_folder, mixed_folder, tmp_path, end):
+    losses = []
+    for name, line_end in (("newline", "\n"), ("other", end)):
+        for path in mixed_folder.glob("*.txt"):
+            path.write_bytes((line_end.join(LINES) + line_end).encode())
+        train(options(tiny_folder, mixed_folder, tmp_path / name))
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) >= 2
+
+
+def test_folders_that_repeat_their_rows_train_as_often_with_a_cache_and_without(tiny_folder, mixed_folder, tmp_path):
+    for name, numbers in (("3_sks fox", (0, 2)), ("1_bird", (1,))):
+        (tmp_path / "kohya" / name).mkdir(parents=True)
+        for number in numbers:
+            (mixed_folder / f"{number}.png").rename(tmp_path / "kohya" / name / f"{number}.png")
+    losses = []
+    for name, cache in (("cached", True), ("plain", False)):
+        settings = {"max_steps": None, "num_epochs": 2, "cache": cache}
+        result = train(options(tiny_folder, tmp_path / "kohya", tmp_path / name, **settings))
+        assert result.steps == 2 * (3 * 2 + 1)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == losses[1]
+    assert (tmp_path / "cached" / "cache").is_dir()
+
+
 def spoil(folder):
     """Leave four rows that can be used, one that cannot, and one whose damage only loading finds."""
     Image.new("RGB", (10, 10)).save(folder / "1.png")
