@@ -27,7 +27,7 @@ PACKAGES: tuple[str, ...] = (
     "modelscope",
 )
 PACKAGES += ("Pillow", "pyarrow", "pydantic", "typer", "rich")
-OPTIONAL = ("av", "flash-attn", "xformers", "bitsandbytes", "torchao", "deepspeed")
+OPTIONAL = ("av", "pillow-heif", "pillow-jxl-plugin", "flash-attn", "xformers", "bitsandbytes", "torchao", "deepspeed")
 HUB_TIMEOUT = 5  # seconds
 
 

@@ -97,7 +97,7 @@ class ToAbsolutePath(Operator):
 
     def __call__(self, value: Any) -> Path:
         """Return the path. The next step checks that the file exists."""
-        if isinstance(value, str) and blank(value):
+        if value is None or (isinstance(value, str) and blank(value)):
             raise DataError("the cell is empty", hint=NAME_A_FILE, kind="missing file")
         if not isinstance(value, str | BadCell):
             problem = f"the value is {kind_of(value)}, not a file name"

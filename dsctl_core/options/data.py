@@ -101,7 +101,7 @@ class DataOptions(ReadingOptions):
     dataset_metadata_path: Path | None = Field(
         None,
         description="Table of the samples (csv, json, jsonl or parquet). "
-        "Left out: metadata.* in the root folder, or the .txt beside each file.",
+        "Left out: metadata.* in the root folder, the .txt beside each file, or a pair of folders.",
     )
     dataset_repeat: Count = Field(1, description="How many times an epoch goes over the dataset.")
     dataset_num_workers: Annotated[int, Field(ge=0, le=256)] = Field(

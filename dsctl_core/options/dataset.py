@@ -18,7 +18,8 @@ class DatasetValidateOptions(ComposedOptions):
 
     path: Annotated[Path, Argument()] = Field(description="Dataset folder, or its table; or a cache.")
     metadata: Path | None = Field(
-        None, description="Table of the samples. Left out: metadata.* in the folder, or the .txt beside each file."
+        None,
+        description="Table of the samples. Left out: metadata.* in the folder, the .txt beside each file, or pairs.",
     )
     model: Text | None = Field(
         None,

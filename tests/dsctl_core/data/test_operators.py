@@ -29,7 +29,12 @@ def test_paths_lead_below_the_base_path(tmp_path):
         ("a\0.png", "has a NUL"),
         ("", "the cell is empty"),
         (None, "the cell is empty"),
-        (["a.png"], "is a list, not text"),
+        ("\ufeff", "the cell is empty"),
+        (["a.png"], "is a list, not a file name"),
+        (7, "is the number 7, not a file name"),
+        ({"path": "a.png"}, "is an object, not a file name"),
+        ("S3://bucket/a.png", "is a URL, not a file"),
+        ("data:image/png;base64,AA==", "is a URL, not a file"),
     ],
 )
 def test_paths_that_leave_the_dataset_or_are_none_are_refused(value, problem):

@@ -7,6 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.commands.cache import make_cache
@@ -43,6 +44,16 @@ def test_a_dataset_and_its_cache_hold_out_the_same_rows(dataset_folder, cache, s
     for part, cached in zip((training, held), hold_out(CachedDataset(cache, 3), share), strict=True):
         assert [entry.row for entry in cached.entries] == list(part.numbers)
         assert {cached[i]["_row"] for i in range(len(cached))} == set(part.numbers)
+
+
+def test_a_row_that_an_epoch_has_several_times_is_trained_on_or_held_out_once(tmp_path):
+    for name in ("3_dog/a.png", "3_dog/b.png", "2_cat/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    training, held = hold_out(UnifiedDataset(tmp_path), 0.5)
+    assert len(held.numbers) == len(set(held.numbers)) == 2
+    assert set(training.numbers).isdisjoint(held.numbers)
+    assert len(training.numbers) in (2, 3)
 
 
 def test_a_share_that_leaves_nothing_to_train_on_is_refused(tiny_folder, dataset_folder, tmp_path):
