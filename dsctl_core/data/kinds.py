@@ -9,10 +9,9 @@ from pathlib import Path
 
 from dsctl_core.data.problems import DataError
 
-VIDEO_SUFFIXES = (
-    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv"),
-    *(".webm", ".wmv"),
-)
+VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+# Videos that are streams: nothing in them says how long they are, so one that is cut off looks like a whole one.
+STREAMS = (".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".wmv")
 # Formats that Pillow recognizes and that are no pictures, with what they are.
 NO_PICTURES = {
     "BUFR": "weather data",
@@ -77,7 +76,7 @@ def picture_suffixes() -> frozenset[str]:
 @cache
 def media_suffixes() -> frozenset[str]:
     """Return the suffixes of the files that are rows of a folder: read, or refused by name."""
-    return picture_suffixes().union(VIDEO_SUFFIXES, UNREAD_PICTURES)
+    return picture_suffixes().union(VIDEO_SUFFIXES, STREAMS, UNREAD_PICTURES)
 
 
 def is_video(path: Path) -> bool:
@@ -182,8 +181,15 @@ def unreadable(path: Path, head: bytes) -> DataError:
 
 
 def refuse_unread(path: Path) -> None:
-    """Raise `DataError` for a file whose suffix is that of a picture which is not read."""
-    what = UNREAD_PICTURES.get(path.suffix.lower())
+    """Raise `DataError` for a file whose suffix is that of a picture or video which is not read."""
+    suffix = path.suffix.lower()
+    if suffix in STREAMS:
+        raise DataError(
+            f"{path} is a video in a format that does not say where it ends, so a cut could not be found",
+            hint="convert it to mp4, for example with ffmpeg -i FILE -c copy FILE.mp4",
+            kind="video",
+        )
+    what = UNREAD_PICTURES.get(suffix)
     if what is not None:
         raise DataError(
             f"{path} is {what}, a format that is not supported",

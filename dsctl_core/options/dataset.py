@@ -19,7 +19,7 @@ class DatasetValidateOptions(ComposedOptions):
     path: Annotated[Path, Argument()] = Field(description="Dataset folder, or its table; or a cache.")
     metadata: Path | None = Field(
         None,
-        description="Table of the samples. Left out: metadata.* in the folder, the .txt beside each file, or pairs.",
+        description="Table of the samples. Left out: metadata.* in the folder, or captions beside files.",
     )
     model: Text | None = Field(
         None,

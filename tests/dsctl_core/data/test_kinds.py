@@ -89,6 +89,8 @@ def test_a_picture_without_a_known_suffix_is_found_by_its_first_bytes(tmp_path: 
     [
         ("a.nef", b"II*\0" + bytes(60), "is a raw camera file", "convert it to png"),
         ("a.DNG", b"MM\0*" + bytes(60), "is a raw camera file", "convert it to png"),
+        ("a.mpg", b"\0\0\1\xba" + bytes(60), "does not say where it ends", "convert it to mp4"),
+        ("a.wmv", b"0&\xb2u" + bytes(60), "does not say where it ends", "convert it to mp4"),
         ("a.svg", b"<svg xmlns=", "is a vector drawing", "convert it to png"),
         ("a.exr", b"v/1\x01" + bytes(60), "whose white is unknown", "convert it to png"),
         ("a.kra", b"PK\3\4", "the project of a drawing program", "convert it to png"),
