@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dsctl.commands.bad_datasets import good, table
+from tests.dsctl.commands.spoiled import good, table
 from tests.dsctl.running import Dsctl
 
 LONG = "a red fox " * 400

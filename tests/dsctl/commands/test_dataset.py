@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.dsctl.commands.bad_datasets import BAD, Bad, die, good, noise, row
+from tests.dsctl.commands.bad_datasets import BAD
+from tests.dsctl.commands.spoiled import Bad, die, good, noise, row
 from tests.dsctl.refusing import refused, words, written
 from tests.dsctl.running import Dsctl
 

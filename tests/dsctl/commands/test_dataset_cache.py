@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dsctl.commands.bad_datasets import good
+from tests.dsctl.commands.spoiled import good
 from tests.dsctl.running import Dsctl
 
 
