@@ -74,9 +74,13 @@ def has_original_names(names: Iterable[str], layout: OriginalNames) -> bool:
 
 
 def _without_number(name: str) -> tuple[str, str]:
-    """Return `name` with `{}` instead of the number of its block, and that number, "" if there is none."""
-    match = re.match(r"^((?:single_)?transformer_blocks)\.(\d+)\.(.*)$", name)
-    return (name, "") if match is None else (f"{match[1]}.{{}}.{match[3]}", match[2])
+    """Return `name` with `{}` instead of the number of its block, and that number, "" if there is none.
+
+    The number of a block is the second part of a name of at least three: `layers.3.attention.to_q`.
+    """
+    stack, _, rest = name.partition(".")
+    number, _, inside = rest.partition(".")
+    return (f"{stack}.{{}}.{inside}", number) if inside and number.isdigit() else (name, "")
 
 
 def _numbered(pattern: str, number: str) -> str:
