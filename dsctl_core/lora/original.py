@@ -51,18 +51,22 @@ def from_original(layers: Layers, layouts: Iterable[OriginalNames | None], *, fl
         originals: dict[re.Pattern[str], tuple[str, ...]] = {}
         originals |= {_matcher(original, flat): (ours,) for original, ours in names.single.items()}
         originals |= {_matcher(original, flat): ours for original, ours in names.fused.items()}
+        shared = {_matcher(original, flat) for original, ours in names.single.items() if original == ours}
         found: Layers = {}
-        converted = False
+        certain = in_blocks = strangers = 0
         for name, layer in layers.items():
             match, ours = next(((m, o) for matcher, o in originals.items() if (m := matcher.match(name))), (None, ()))
             if match is None:
+                strangers += 1
                 found[name] = layer
                 continue
-            converted |= bool(match.groups())
+            # A name in a block that both layouts have is no sign, unless all layers have names of this layout.
+            in_blocks += len(match.groups())
+            certain += len(match.groups()) if match.re not in shared else 0
             number = match[1] if match.groups() else ""
             targets = [_numbered(pattern, number) for pattern in ours]
             found |= {targets[0]: layer} if len(targets) == 1 else _split(targets, layer)
-        if converted:
+        if certain or (in_blocks and not strangers):
             return found
     return layers
 

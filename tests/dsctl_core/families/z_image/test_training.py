@@ -20,7 +20,6 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.merge_lora import merge
 from dsctl_core.commands.train import train
-from dsctl_core.errors import DsctlError
 from dsctl_core.families.z_image.pipeline import ZImagePipeline
 from dsctl_core.lora import LoraLayer, save_lora
 from dsctl_core.lora.layers import linear_shapes, tuner_layers
@@ -127,11 +126,8 @@ def test_gradient_checkpointing_changes_no_number(base: Pair, data: Path, tmp_pa
 def test_a_resumed_run_goes_on_to_the_bit(base: Pair, data: Path, tmp_path: Path) -> None:
     common = {"lora_rank": 2, "max_steps": 4, "batch_size": 2}
     whole = train(settings(base.folder, data, tmp_path / "whole", **common))
-    halves = {**common, "save_steps": 2, "save_state": True}
-    train(settings(base.folder, data, tmp_path / "halves", **{**halves, "max_steps": 2}))
-    again = train(
-        settings(base.folder, data, tmp_path / "halves", resume="latest", allow_changed=("max_steps",), **halves)
-    )
+    train(settings(base.folder, data, tmp_path / "halves", **{**common, "max_steps": 2}))
+    again = train(settings(base.folder, data, tmp_path / "halves", resume="latest", **common))
     assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
     one, two = load_file(whole.checkpoint), load_file(again.checkpoint)
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -147,7 +143,7 @@ def test_full_training_of_the_transformer_gives_its_published_names(pair: Pair, 
 
 
 def test_a_cache_holds_latents_and_the_tokens_that_a_prompt_has(base: Pair, tmp_path: Path) -> None:
-    noisy((1024, 1024)).save(tmp_path / "large.png")
+    noisy((512, 512)).save(tmp_path / "large.png")
     write_rows(tmp_path, {"image": "large.png", "prompt": "a large picture"})
     plain = {"model": str(base.folder), "dataset_base_path": tmp_path, "device": "cpu", "mixed_precision": "bf16"}
     make_cache(CacheOptions(**plain, output_path=tmp_path / "cache"))
@@ -155,10 +151,10 @@ def test_a_cache_holds_latents_and_the_tokens_that_a_prompt_has(base: Pair, tmp_
     sample = dataset.sample(dataset.entries[0])
     held = {name.partition(".")[2] for name in sample if sample[name] is not None}
     assert held == {"height", "input_latents", "prompt_embeds", "rand_device", "width"}
-    assert sample["shared.input_latents"].shape == (1, 16, 128, 128)
+    assert sample["shared.input_latents"].shape == (1, 16, 64, 64)
     assert sample["posi.prompt_embeds"].shape[1] < 32, "padding is not kept"
     size = sum(path.stat().st_size for path in dataset.shards())
-    reckoned = sum(base.ours.family.cache_bytes(base.ours.dit.config, 1024, 1024, 1, 15))
+    reckoned = sum(base.ours.family.cache_bytes(base.ours.dit.config, 512, 512, 1, 15))
     assert size == pytest.approx(reckoned, rel=0.05)
 
 
@@ -242,10 +238,3 @@ def test_turbo_and_base_are_trained_at_their_own_levels(turbo: Path, data: Path,
     assert math.exp(resolve_model("z-image").schedule.training_mu) == pytest.approx(6)
     assert math.exp(fresh(turbo, only=["dit"]).scheduler.training_mu) == pytest.approx(3), "as its scheduler file says"
     assert (found.defaults["num_inference_steps"], found.defaults["cfg_scale"]) == (8, 1.0)
-
-
-def test_a_batch_of_two_sizes_is_refused(base: Pair) -> None:
-    module = TaskModule(fresh(base.folder), "sft", lora_base_model="dit", lora_rank=2)
-    rows = [{"image": noisy(size), "prompt": "a", "seed": 1} for size in ((32, 32), (48, 32))]
-    with pytest.raises(DsctlError, match="one batch has pictures of 32x32 and of 48x32"):
-        module(rows)
