@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsctl_core.media.autoencoder_kl import overlapping_tiles
 from dsctl_core.media.latent_space import LatentSpace, portions
-from dsctl_core.media.tiling import overlapping_tiles
 
 CHANNELS = 128
 SCALE = 16

@@ -11,9 +11,9 @@ from dsctl_core.family import AttentionBlocks, Component, Family, Preset, Reader
 DIT = Component("dit", "transformer", "diffusers", "ZImageTransformer2DModel")
 VAE = Component("vae", "vae", "diffusers", "AutoencoderKL")
 # The text encoder is Qwen3-4B; its last layer and its head are not used.
-TEXT_ENCODER = Component(
-    "text_encoder", "text_encoder", "transformers", "Qwen3ForCausalLM", other_classes=("Qwen3Model",)
-)
+QWEN3 = ("Qwen3ForCausalLM", "Qwen3Model")
+TEXT_ENCODER = Component("text_encoder", "text_encoder", "transformers", QWEN3[0], other_classes=QWEN3[1:])
+PROCESSOR = Reader("siglip_processor", "siglip_processor", "siglip_processor/", "image_processor", True, ("siglip",))
 SIGLIP = Component("siglip", "siglip", "transformers", "Siglip2VisionModel", optional=True)
 
 FILES = {
@@ -35,27 +35,18 @@ TURBO_DEFAULTS = {**SIZE, "num_inference_steps": 8, "cfg_scale": 1.0}
 TEXT_TOKENS = 512  # length to which prompts are truncated, with the chat around them
 
 
-def _dit(siglip_width: int | None) -> dict[str, Any]:
-    return {
-        "all_patch_size": (2,),
-        "all_f_patch_size": (1,),
-        "in_channels": 16,
-        "dim": 3840,
-        "n_layers": 30,
-        "n_refiner_layers": 2,
-        "n_heads": 30,
-        "n_kv_heads": 30,
-        "norm_eps": 1e-5,
-        "qk_norm": True,
-        "cap_feat_dim": 2560,
-        "siglip_feat_dim": siglip_width,
-        "rope_theta": 256.0,
-        "t_scale": 1000.0,
-        "axes_dims": [32, 48, 48],
-        "axes_lens": [1536, 512, 512],
-    }
-
-
+# Config of the transformer where it differs from the defaults of its class, and its sizes.
+DIT_CONFIG: dict[str, Any] = {
+    "in_channels": 16,
+    "dim": 3840,
+    "n_layers": 30,
+    "n_refiner_layers": 2,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "cap_feat_dim": 2560,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1536, 512, 512],
+}
 # The VAE is that of FLUX.1: four levels, 16 channels, no convolutions around the latents.
 VAE_CONFIG: dict[str, Any] = {
     "in_channels": 3,
@@ -71,8 +62,8 @@ VAE_CONFIG: dict[str, Any] = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-PUBLISHED: dict[str, dict[str, Any]] = {"dit": _dit(None), "vae": VAE_CONFIG}
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"omni": {"dit": _dit(1152)}}
+PUBLISHED: dict[str, dict[str, Any]] = {"dit": DIT_CONFIG, "vae": VAE_CONFIG}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"omni": {"dit": {**DIT_CONFIG, "siglip_feat_dim": 1152}}}
 
 # The smallest sizes with all kinds of layers; the text encoder uses the tokenizer of the embedded model.
 TINY: dict[str, dict[str, Any]] = {
@@ -132,14 +123,7 @@ FAMILY = Family(
     components=(DIT, VAE, TEXT_ENCODER, SIGLIP),
     readers=(
         Reader("tokenizer", "tokenizer", "tokenizer/"),
-        Reader(
-            "siglip_processor",
-            "siglip_processor",
-            "siglip_processor/",
-            kind="image_processor",
-            optional=True,
-            components=("siglip",),
-        ),
+        PROCESSOR,
     ),
     presets=(
         Preset(
@@ -160,7 +144,7 @@ FAMILY = Family(
         ),
         Preset(
             name="z-image-omni-base",
-            summary="Z-Image-Omni-Base: text to image and editing (announced, not yet published in November 2026)",
+            summary="Z-Image-Omni-Base: text to image and editing (announced, not published yet)",
             model_id="Tongyi-MAI/Z-Image-Omni-Base",
             files=OMNI_FILES,
             from_repositories=dict.fromkeys(("vae", "text_encoder", "tokenizer"), TURBO_REPOSITORY),

@@ -179,7 +179,8 @@ def model_fn_z_image(
         clean = _images(edit_latents, edit_sizes, batch, dtype)
         features = _images(siglip_embeds, siglip_sizes, batch, dtype)
         prompts = [_in_order(row, prompt_pieces) for row in prompts]
-        images = [[*(each.permute(2, 0, 1).unsqueeze(1) for each in own), image] for own, image in zip(clean, images)]
+        pairs = zip(clean, images, strict=True)
+        images = [[*(each.permute(2, 0, 1).unsqueeze(1) for each in own), image] for own, image in pairs]
         references = {
             "siglip_feats": [[*own, None] if own else None for own in features],
             "image_noise_mask": [[0] * len(own) + [1] for own in clean],

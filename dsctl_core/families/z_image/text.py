@@ -42,31 +42,21 @@ def fixed_pieces(references: int) -> list[str]:
     return [USER + OPEN, *[CLOSE + OPEN] * (references - 1), CLOSE + "<|im_end|>"]
 
 
-def token_counts(tokenizer: Any, texts: list[str]) -> list[int]:
-    """Return the number of tokens of each text, after truncation."""
-    return [len(ids) for ids in tokenizer(texts, truncation=True, max_length=TEXT_TOKENS).input_ids]
-
-
 def embed(tokenizer: Any, encoder: Any, texts: list[str], device: torch.device) -> list[Tensor]:
     """Return the embeddings (T, D) of each text; a text that is too long is truncated, with a warning."""
+    for ids in tokenizer(texts).input_ids:
+        if len(ids) > TEXT_TOKENS:
+            logger.warning(
+                "a prompt is cut: with its chat it is %d tokens, and the model takes %d", len(ids), TEXT_TOKENS
+            )
     tokens = tokenizer(texts, padding=True, truncation=True, max_length=TEXT_TOKENS, return_tensors="pt")
-    mask = tokens.attention_mask.bool()
-    _warn_of_cut_prompts(tokenizer, texts, mask.sum(dim=1).tolist())
+    mask = tokens.attention_mask.to(device).bool()
     # The language model without its head, whose (B, T, vocabulary) logits are not needed.
     language = getattr(encoder, "model", encoder)
     output = language(
         input_ids=tokens.input_ids.to(device),
-        attention_mask=mask.to(device),
+        attention_mask=mask,
         output_hidden_states=True,
         use_cache=False,
     )
-    return [row[keep] for row, keep in zip(output.hidden_states[LAYER], mask.to(device), strict=True)]
-
-
-def _warn_of_cut_prompts(tokenizer: Any, texts: list[str], lengths: list[int]) -> None:
-    for text, length in zip(texts, lengths, strict=True):
-        actual = len(tokenizer(text).input_ids) if length >= TEXT_TOKENS else length
-        if actual > TEXT_TOKENS:
-            logger.warning(
-                "a prompt is cut: with its chat it is %d tokens, and the model takes %d", actual, TEXT_TOKENS
-            )
+    return [row[keep] for row, keep in zip(output.hidden_states[LAYER], mask, strict=True)]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.families.z_image.text import chats, embed, fixed_pieces, token_counts
-from dsctl_core.media.references import Pictures, by_sample
+from dsctl_core.families.z_image.family import TEXT_TOKENS
+from dsctl_core.families.z_image.text import chats, embed, fixed_pieces
+from dsctl_core.media.prompts import pad_embeddings
+from dsctl_core.media.references import Pictures, by_sample, center_cropped
 from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ class ReferenceEmbedder(PipelineUnit):
             )
         found = []
         for pictures in zip(*samples, strict=True):  # the first of every sample, the second of every sample, ...
-            latents = pipe.encode_pictures([cropped(each) for each in pictures], tiled, tile_size, tile_stride)
+            latents = pipe.encode_pictures(
+                [center_cropped(each, STEP) for each in pictures], tiled, tile_size, tile_stride
+            )
             found.append((latents, torch.stack([self._features(pipe, each) for each in pictures])))
         latents_of, features_of = zip(*found, strict=True)
         return {
@@ -105,13 +107,6 @@ def scaled(picture: Image.Image, area: int) -> Image.Image:
     return picture.resize((int(width * scale), int(height * scale)), Image.Resampling.LANCZOS)
 
 
-def cropped(picture: Image.Image) -> Image.Image:
-    """Return the center of an image, with sides that are multiples of 16."""
-    width, height = (side // STEP * STEP for side in picture.size)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
-
-
 class PromptEmbedder(PipelineUnit):
     """Encode the prompt to hidden states of the text encoder; with reference images, in pieces around their places."""
 
@@ -135,18 +130,13 @@ class PromptEmbedder(PipelineUnit):
         if references:
             fixed = [embed(tokenizer, encoder, [text], pipe.device)[0] for text in fixed_pieces(references)]
             rows, pieces = [torch.cat([*fixed, row]) for row in rows], tuple(len(each) for each in fixed)
-        return {**_padded(rows), "prompt_pieces": pieces}
+        embeds, valid = pad_embeddings(rows)
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": valid, "prompt_pieces": pieces}
 
     def batch_key(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> list[list[int]]:
         """Return the numbers of tokens: attention over padding uses another kernel, which rounds differently."""
+        tokenizer, omni = pipe.reader("tokenizer"), pipe.has("siglip")
         prompts = [each for each in (posi.get("prompt"), nega.get("negative_prompt")) if each is not None]
-        tokenizer = pipe.reader("tokenizer")
-        listed = [[each] if isinstance(each, str) else each for each in prompts]
-        return [token_counts(tokenizer, chats(tokenizer, each, pipe.has("siglip"))) for each in listed]
-
-
-def _padded(rows: Sequence[Tensor]) -> Inputs:
-    lengths = torch.tensor([len(row) for row in rows])
-    valid = torch.arange(int(lengths.max())) < lengths[:, None]
-    mask = None if bool(valid.all()) else valid.to(rows[0].device)
-    return {"prompt_embeds": pad_sequence(list(rows), batch_first=True), "prompt_embeds_mask": mask}
+        texts = [chats(tokenizer, [each] if isinstance(each, str) else each, omni) for each in prompts]
+        read = [tokenizer(each, truncation=True, max_length=TEXT_TOKENS).input_ids for each in texts]
+        return [[len(ids) for ids in each] for each in read]

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from dsctl_core.checkpoint.model_config import ModelConfig
-from dsctl_core.families.z_image.latents import decode
 from dsctl_core.families.z_image.pipeline import ZImagePipeline
+from dsctl_core.media.autoencoder_kl import decode
 from dsctl_core.pipeline import no_progress_bar
 from tests.tiny_models import write_tiny_z_image, write_tiny_z_image_omni
 

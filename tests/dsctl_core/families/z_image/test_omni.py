@@ -15,8 +15,9 @@ from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.infer import infer
 from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError
-from dsctl_core.families.z_image.units import cropped, scaled
+from dsctl_core.families.z_image.units import scaled
 from dsctl_core.files.safetensors import read_safetensors
+from dsctl_core.media.references import center_cropped
 from dsctl_core.options import CacheOptions, InferOptions, TrainOptions
 from tests.dsctl_core.families.z_image.conftest import PROMPTS, Pair, close, noisy, write_rows
 
@@ -59,7 +60,9 @@ def test_reference_pictures_are_fitted_as_in_diffusers(omni: Pair, size: tuple[i
     ours = scaled(picture, area)
     assert np.array_equal(np.array(ours), np.array(resized))
     sides = {"width": resized.width // 16 * 16, "height": resized.height // 16 * 16}
-    close(omni.ours.preprocess_image(cropped(ours)), processor.preprocess(resized, resize_mode="crop", **sides))
+    close(
+        omni.ours.preprocess_image(center_cropped(ours, 16)), processor.preprocess(resized, resize_mode="crop", **sides)
+    )
 
 
 @pytest.mark.parametrize("size", [(63, 100), (64, 600)])

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dsctl_core.families import load_family
-from dsctl_core.families.z_image.latents import decode, encode
 from dsctl_core.families.z_image.pipeline import model_fn_z_image
 from dsctl_core.family import Schedule
+from dsctl_core.media.autoencoder_kl import decode, encode
 from dsctl_core.scheduler import FlowMatchScheduler
 from tests.dsctl_core.families.z_image.conftest import PROMPTS, Pair, close
 
@@ -27,7 +27,7 @@ def embed(pair: Pair, prompts: str | list[str]) -> list[Tensor]:
         found = pair.ours.units[-1].process(pair.ours, prompts)
     embeds, mask = found["prompt_embeds"], found["prompt_embeds_mask"]
     assert found["prompt_pieces"] is None
-    return [row if mask is None else row[keep] for row, keep in zip(embeds, embeds if mask is None else mask)]
+    return list(embeds) if mask is None else [row[keep] for row, keep in zip(embeds, mask, strict=True)]
 
 
 @pytest.mark.parametrize("prompts", [[""], PROMPTS[:1], PROMPTS, [LONG]], ids=["empty", "one", "two", "long"])

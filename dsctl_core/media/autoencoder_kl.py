@@ -1,4 +1,7 @@
-"""Enable tiling of a VAE of diffusers whose tiles are squares that overlap by a quarter."""
+"""Encode and decode with diffusers' AutoencoderKL, whole or in square tiles that overlap by a quarter.
+
+Legend: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w) float32, h = H / 8, w = W / 8, about unit variance.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dsctl_core.errors import UsageError
+from dsctl_core.media.latent_space import portions
 
 STEP = 32  # tile sizes are multiples of this, so that a quarter of a tile is a whole number of latents
 VAE_SCALE = 8
@@ -35,3 +42,19 @@ def overlapping_tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -
     finally:
         for name, value in before.items():
             setattr(vae, name, value)
+
+
+def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
+    """Return the latents of `images`: the mean of the VAE's distribution, which is deterministic, shifted and scaled."""
+    batches = portions(images.to(vae.dtype))
+    with overlapping_tiles(vae, tiled, tile_size, tile_stride):
+        raw = torch.cat([vae.encode(batch).latent_dist.mode() for batch in batches]).float()
+    return (raw - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def decode(vae: Any, latents: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
+    """Decode `latents` to images."""
+    raw = latents / vae.config.scaling_factor + vae.config.shift_factor
+    with overlapping_tiles(vae, tiled, tile_size, tile_stride):
+        images = vae.decode(raw.to(vae.dtype)).sample
+    return images.float().clamp(-1, 1)
