@@ -139,7 +139,7 @@ def write_tiny_z_image_omni(folder: Path, seed: int = 0) -> Path:
     from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
 
     generator = torch.Generator().manual_seed(seed)
-    sizes = load_family("z-image").tiny["siglip"]
+    sizes = {**load_family("z-image").tiny["siglip"], "num_patches": 16}
     pipe: Any = ZImageOmniPipeline(
         **_z_image_parts(generator, 6.0, siglip_feat_dim=sizes["hidden_size"]),
         siglip=randomize(Siglip2VisionModel(Siglip2VisionConfig(**sizes)), generator),

@@ -45,7 +45,7 @@ def overlapping_tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -
 
 
 def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
-    """Return the latents of `images`: the mean of the VAE's distribution, which is deterministic, shifted and scaled."""
+    """Return the latents of `images`: the mean of the VAE's distribution, shifted and scaled."""
     batches = portions(images.to(vae.dtype))
     with overlapping_tiles(vae, tiled, tile_size, tile_stride):
         raw = torch.cat([vae.encode(batch).latent_dist.mode() for batch in batches]).float()

@@ -49,8 +49,6 @@ DIT_CONFIG: dict[str, Any] = {
 }
 # The VAE is that of FLUX.1: four levels, 16 channels, no convolutions around the latents.
 VAE_CONFIG: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (128, 256, 512, 512),
@@ -94,14 +92,7 @@ TINY: dict[str, dict[str, Any]] = {
         "pad_token_id": 2040,
         "tie_word_embeddings": True,
     },
-    "siglip": {
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_patches": 16,
-        "patch_size": 16,
-    },
+    "siglip": {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
 }
 
 CHARACTERS_PER_TOKEN = 4  # approximate value for English
@@ -121,10 +112,7 @@ FAMILY = Family(
     pipeline="dsctl_core.families.z_image.pipeline:ZImagePipeline",
     pipeline_classes=(PIPELINE, OMNI, "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
     components=(DIT, VAE, TEXT_ENCODER, SIGLIP),
-    readers=(
-        Reader("tokenizer", "tokenizer", "tokenizer/"),
-        PROCESSOR,
-    ),
+    readers=(Reader("tokenizer", "tokenizer", "tokenizer/"), PROCESSOR),
     presets=(
         Preset(
             name="z-image",

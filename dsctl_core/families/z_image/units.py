@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
 
 MOST_PIXELS = 1024 * 1024  # a reference image with more is scaled to the size of the generated image
-STEP = 16
 LEAST_SIDE, MOST_RATIO = 64, 8  # limits of reference images in diffusers
 Sizes = tuple[tuple[int, int], ...]
 
@@ -70,9 +69,8 @@ class ReferenceEmbedder(PipelineUnit):
             )
         found = []
         for pictures in zip(*samples, strict=True):  # the first of every sample, the second of every sample, ...
-            latents = pipe.encode_pictures(
-                [center_cropped(each, STEP) for each in pictures], tiled, tile_size, tile_stride
-            )
+            fitted = [center_cropped(picture, pipe.parts.division_factor) for picture in pictures]
+            latents = pipe.encode_pictures(fitted, tiled, tile_size, tile_stride)
             found.append((latents, torch.stack([self._features(pipe, each) for each in pictures])))
         latents_of, features_of = zip(*found, strict=True)
         return {
