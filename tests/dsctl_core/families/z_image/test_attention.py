@@ -89,8 +89,8 @@ def test_gradients_reach_the_tokens_and_are_the_same_where_blocks_are_recomputed
         (output.square().mean() + other.mean()).backward()
         found.append([t.grad for both in tokens.values() for t in both])
     assert all(float(gradient.abs().max()) > 0 for gradient in found[0])
-    for one, two in zip(*found, strict=True):
-        close(two, one, atol=1e-7)
+    assert len(found[0]) == 4
+    assert max(float((one - two).abs().max()) for one, two in zip(*found, strict=True)) < 1e-7
 
 
 @pytest.mark.parametrize(
