@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dsctl_core.media import units as pictures
@@ -52,18 +53,28 @@ class PromptEmbedder(PipelineUnit):
         # Without the language-model head: its (B, T, 152064) logits are not needed.
         encoder = pipe.component("text_encoder").model
         output = encoder(input_ids=tokens.input_ids.to(pipe.device), attention_mask=mask, use_cache=False)
-        rows = [row[keep][PREFIX:] for row, keep in zip(output.last_hidden_state, mask.bool(), strict=True)]
-        embeds, lengths = pad_sequence(rows, batch_first=True), [len(row) for row in rows]
-        if min(lengths) == max(lengths):
-            return {"prompt_embeds": embeds, "prompt_embeds_mask": None}
-        valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        return {"prompt_embeds": embeds, "prompt_embeds_mask": valid.to(pipe.device)}
+        embeds, valid = without_prefix(output.last_hidden_state, mask, PREFIX)
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": valid}
 
     def batch_key(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> list[list[int]]:
         """Return the numbers of tokens: attention over padding uses another kernel, which rounds differently."""
         prompts = [each for each in (posi.get("prompt"), nega.get("negative_prompt")) if each is not None]
         read = [pipe.reader("tokenizer")(_chats(each), truncation=True, max_length=LIMIT).input_ids for each in prompts]
         return [[len(ids) for ids in each] for each in read]
+
+
+def without_prefix(hidden: Tensor, mask: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
+    """Return the hidden states (B, T', D) without padding and without the first `prefix` tokens, padded at the end.
+
+    `hidden` is (B, T, D) and `mask` (B, T) is 1 for tokens. The second result is their mask (B, T'), or None if nothing
+    is padded.
+    """
+    rows = [row[keep][prefix:] for row, keep in zip(hidden, mask.bool(), strict=True)]
+    embeds, lengths = pad_sequence(rows, batch_first=True), [len(row) for row in rows]
+    if min(lengths) == max(lengths):
+        return embeds, None
+    valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return embeds, valid.to(hidden.device)
 
 
 def _chats(prompt: str | list[str]) -> list[str]:
