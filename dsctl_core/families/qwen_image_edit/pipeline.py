@@ -47,7 +47,6 @@ class QwenImageEditPipeline(QwenImagePipeline):
         prompt: str | list[str],
         negative_prompt: str | list[str] = " ",
         cfg_scale: float = 4.0,
-        edit_image: Pictures | None = None,
         input_image: Image.Image | list[Image.Image] | None = None,
         denoising_strength: float = 1.0,
         inpaint_mask: Image.Image | None = None,
@@ -61,6 +60,7 @@ class QwenImageEditPipeline(QwenImagePipeline):
         tile_stride: int = TILE_STRIDE,
         noise: Tensor | None = None,
         progress_bar_cmd: ProgressBar = no_progress_bar,
+        edit_image: Pictures | None = None,
     ) -> Image.Image | list[Image.Image]:
         """Generate an image for `prompt`, or a list of images for a list of prompts, equal to those generated singly.
 
@@ -68,7 +68,6 @@ class QwenImageEditPipeline(QwenImagePipeline):
             prompt: A prompt, or several.
             negative_prompt: A negative prompt, or one per prompt; unused if `cfg_scale` is 1.
             cfg_scale: Scale of classifier-free guidance; 1 disables it.
-            edit_image: A reference image, a list of them for all prompts, or a list per prompt.
             input_image: Image to start from, or one per prompt.
             denoising_strength: Noise level at which denoising of `input_image` starts, before the shift.
             inpaint_mask: Mask of `input_image`: white is generated, black is kept.
@@ -82,6 +81,7 @@ class QwenImageEditPipeline(QwenImagePipeline):
             tile_stride: Distance of tiles in pixels.
             noise: Noise to use instead of drawing it.
             progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
+            edit_image: A reference image, a list of them for all prompts, or a list per prompt.
         """
         if height is None or width is None:
             sizes = [(1, 1)] if edit_image is None else [image.size for image in by_sample(edit_image)[0]]
