@@ -48,7 +48,8 @@ class Files:
 
 def list_files(base_path: Path) -> Files:
     """List a folder. Only files whose suffix says nothing are opened."""
-    media, others = [], []
+    media: list[Path] = []
+    others: list[Path] = []
     for path in walk(base_path):
         (media if _is_media(path) else others).append(path)
     return Files(tuple(media), tuple(others))
