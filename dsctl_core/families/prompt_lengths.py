@@ -54,7 +54,7 @@ def find_cut_prompts(resolved: ResolvedModel, prompts: Sequence[str], *, downloa
     reader = resolved.find_reader(limit.reader, download=download)
     if reader is None:
         return CutPrompts(resolved.label, limit.tokens, {}, unchecked=len(long))
-    counts = zip(long, limit.count(reader, long, resolved.index), strict=True)
+    counts = zip(long, limit.count(reader, long, resolved.known_index), strict=True)
     return CutPrompts(resolved.label, limit.tokens, {each: count for each, count in counts if count > limit.tokens})
 
 

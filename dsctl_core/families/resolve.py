@@ -82,15 +82,15 @@ class ResolvedModel:
         return self.family.parts(places.components, self.index if places.index is None else places.index)
 
     @functools.cached_property
-    def index(self) -> Mapping[str, Any] | None:
-        """The model_index.json of this model; None for single components, which have none."""
+    def known_index(self) -> Mapping[str, Any] | None:
+        """The model_index.json of this model; None for single components of which none is known."""
         if self.preset is not None and self.preset.model_id is not None:
             return self.family.preset_index(self.preset)
         for config in self.model_configs:
             file = Path(config.path) / "model_index.json" if isinstance(config.path, str | Path) else None
             if file is not None and file.is_file():
                 return read_json(file)
-        return None
+        return self.index
 
     def find_reader(self, name: str, *, download: bool = False) -> Any | None:
         """Load the reader `name`; return None if its files are not on this machine and there is no `download`."""

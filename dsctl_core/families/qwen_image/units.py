@@ -5,13 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from dsctl_core.families.qwen_image.family import MAX_TOKENS, PREFIX, TEMPLATE
-=======
->>>>>>> main
 from dsctl_core.media import units as pictures
 from dsctl_core.media.prompts import pad_embeddings
 from dsctl_core.units import Inputs, PipelineUnit

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl_core.families.z_image.original_names import ORIGINAL_NAMES
-from dsctl_core.family import AttentionBlocks, Component, Family, Preset, Reader, Schedule
+from dsctl_core.family import AttentionBlocks, Component, Family, Preset, PromptLimit, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "ZImageTransformer2DModel")
 VAE = Component("vae", "vae", "diffusers", "AutoencoderKL")
@@ -99,6 +99,14 @@ CHARACTERS_PER_TOKEN = 4  # approximate value for English
 CHAT_TOKENS = 8  # tokens of the chat template around the prompt
 
 
+def count_tokens(tokenizer: Any, prompts: Sequence[str], index: Mapping[str, Any] | None) -> list[int]:
+    """Return the number of tokens of each prompt with its chat; without an index, as other weights than Omni."""
+    from dsctl_core.families.z_image.text import chats
+
+    omni = (index or {}).get(SIGLIP.folder, [None, None]) != [None, None]
+    return [len(ids) for ids in tokenizer(chats(tokenizer, list(prompts), omni)).input_ids]
+
+
 def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
     """Return the estimated size in bytes, in bfloat16, of the latents of an image and of the embeddings of a prompt."""
     latents = dit["in_channels"] * (width // 8) * (height // 8) * frames
@@ -152,6 +160,7 @@ FAMILY = Family(
     variants=VARIANTS,
     tiny=TINY,
     cache_bytes=cache_bytes,
+    prompt_limit=PromptLimit(TEXT_TOKENS, count_tokens),
     original_names=ORIGINAL_NAMES,
     attention_blocks=(AttentionBlocks("layers", "attention", cache_name="single"),),
 )
