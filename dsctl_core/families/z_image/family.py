@@ -101,7 +101,7 @@ CHAT_TOKENS = 8  # tokens of the chat template around the prompt
 
 def count_tokens(tokenizer: Any, prompts: Sequence[str], index: Mapping[str, Any] | None) -> list[int]:
     """Return the number of tokens of each prompt with its chat; without an index, as other weights than Omni."""
-    from dsctl_core.families.z_image.text import chats
+    from dsctl_core.families.z_image.chat import chats
 
     omni = (index or {}).get(SIGLIP.folder, [None, None]) != [None, None]
     return [len(ids) for ids in tokenizer(chats(tokenizer, list(prompts), omni)).input_ids]

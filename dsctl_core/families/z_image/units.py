@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.families.z_image.chat import chats, fixed_pieces
 from dsctl_core.families.z_image.family import TEXT_TOKENS
-from dsctl_core.families.z_image.text import chats, embed, fixed_pieces
+from dsctl_core.families.z_image.text import embed
 from dsctl_core.media.prompts import pad_embeddings
 from dsctl_core.media.references import Pictures, by_sample, center_cropped
 from dsctl_core.units import Inputs, PipelineUnit
