@@ -26,7 +26,7 @@ from dsctl_core.lora.files import lora_weights
 from dsctl_core.lora.formats import LoraFile, with_dots
 from dsctl_core.lora.merge import component_shapes
 from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
-from dsctl_core.options.model import SomeModelOptions
+from dsctl_core.options.model import WeightOptions
 from dsctl_core.progress import NoProgress, Progress
 
 
@@ -96,7 +96,7 @@ def extract_lora(options: LoraExtractOptions, progress: Progress | None = None) 
     return Written(written.output, {**written.facts, **left_out})
 
 
-def _read_for_writing(file: Path, options: SomeModelOptions) -> tuple[LoraFile, dict[str, dict[str, tuple[int, int]]]]:
+def _read_for_writing(file: Path, options: WeightOptions) -> tuple[LoraFile, dict[str, dict[str, tuple[int, int]]]]:
     lora = open_lora(file)
     shapes = base_shapes(options)
     refuse_flat([lora], shapes)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from dsctl_core.errors import unknown_name
 from dsctl_core.options.base import ComposedOptions, Count, Names, Options
 from dsctl_core.options.data import DataOptions
+from dsctl_core.options.effects import EACH_ROW_ONCE, NO_TEMPLATE, ONE_PROMPT, Idle
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.processes import ProcessCountOptions
 from dsctl_core.options.tasks import LOSS_TASKS
@@ -31,6 +32,7 @@ class CacheOptions(ComposedOptions):
     """Options of `dsctl cache`."""
 
     panel: ClassVar[str] = "Cache"
+    idle: ClassVar[tuple[Idle, ...]] = (ONE_PROMPT, EACH_ROW_ONCE)
 
     weights: ModelOptions
     data: DataOptions
@@ -69,4 +71,4 @@ class CacheOptions(ComposedOptions):
     def check(self) -> None:
         """Raise a UsageError where there is nothing to encode, or nothing to trust."""
         self.data.require_dataset()
-        self.templates.refuse_trust_in_nothing()
+        NO_TEMPLATE.check(self.templates)

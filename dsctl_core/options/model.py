@@ -45,8 +45,8 @@ def _checked_ids(value: Any) -> Any:
     return value
 
 
-class SomeModelOptions(Options):
-    """Where the weights are, for commands that can do without."""
+class WeightOptions(Options):
+    """Where the weights are, for commands that can do without and read no prompts."""
 
     panel: ClassVar[str] = "Model"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("model", "model_paths"), ("model", "model_id_with_origin_paths"))
@@ -60,7 +60,6 @@ class SomeModelOptions(Options):
     model_id_with_origin_paths: Annotated[str, BeforeValidator(_checked_ids), Takes(IDS)] | None = Field(
         None, description="Weights on a hub instead of --model: OWNER/NAME:PATTERN, separated by commas."
     )
-    tokenizer_path: Text | None = Field(None, description="The tokenizer's folder, where it is not beside the weights.")
 
     @property
     def names_model(self) -> bool:
@@ -74,6 +73,14 @@ class SomeModelOptions(Options):
                 "no model is given",
                 hint="give --model NAME (`dsctl models` lists the names) or --model FOLDER",
             )
+
+
+class SomeModelOptions(WeightOptions):
+    """Where the weights and the tokenizer are, for commands that can do without."""
+
+    panel: ClassVar[str] = "Model"
+
+    tokenizer_path: Text | None = Field(None, description="The tokenizer's folder, where it is not beside the weights.")
 
 
 class ModelOptions(SomeModelOptions):

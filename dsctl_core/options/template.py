@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Options
+from dsctl_core.options.effects import NO_TEMPLATE, Idle
 from dsctl_core.options.messages import Takes
 
 MODEL = "template_model"  # the component that a template is
@@ -100,16 +101,12 @@ class TemplateOptions(Options):
     )
     trust_template: bool = Field(False, description=TRUST)
 
-    def refuse_trust_in_nothing(self) -> None:
-        """Raise a UsageError for trust where no template is named."""
-        if self.trust_template and self.template is None:
-            raise UsageError("--trust-template has no effect without --template", hint="give --template DIR too")
-
 
 class TemplateUseOptions(Options):
     """The templates that steer a picture."""
 
     panel: ClassVar[str] = "Template"
+    idle: ClassVar[tuple[Idle, ...]] = (NO_TEMPLATE,)
 
     template: SeveralTemplates = Field(
         (),
@@ -125,13 +122,9 @@ class TemplateUseOptions(Options):
     trust_template: bool = Field(False, description=TRUST)
 
     def check(self) -> None:
-        """Raise a UsageError for trust or inputs that no template is given for."""
-        if self.trust_template and not self.template:
-            raise UsageError("--trust-template has no effect without --template", hint="give --template DIR too")
+        """Raise a UsageError for inputs of more or fewer templates than there are."""
         for name in ("template_inputs", "negative_template_inputs"):
             given, flag = len(getattr(self, name)), f"--{name.replace('_', '-')}"
-            if given and not self.template:
-                raise UsageError(f"{flag} has no effect without --template", hint="give --template DIR too")
             if given not in (0, len(self.template)):
                 raise UsageError(
                     f"{flag} is given {given} times for {len(self.template)} templates",

@@ -202,7 +202,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         "inpaint_mask": [
             ("nowhere.png", 1, "--inpaint-mask: nowhere.png", "another picture", FROM_PICTURE),
             ("small.png", 1, "--inpaint-mask is 16x16, but --input-image is 32x32", "as large as", FROM_PICTURE),
-            ("small.png", 2, "--inpaint-mask is given without a picture", "--input-image"),
+            ("small.png", 2, "--inpaint-mask has no effect without", "--input-image"),
         ],
         "edit_image": [("nowhere.png", 2, "--edit-image has no effect: Qwen-Image", "--input-image")],
         "output": [
