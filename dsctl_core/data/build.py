@@ -9,9 +9,9 @@ from dsctl_core.data.buckets import ImageToBucket
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
-from dsctl_core.errors import UsageError
 from dsctl_core.family import Family
 from dsctl_core.options.data import DataOptions, ReadingOptions
+from dsctl_core.options.effects import PICTURES_ONLY
 
 
 def build_dataset(
@@ -26,7 +26,7 @@ def build_dataset(
     base = options.dataset_base_path
     resize = build_resize(options, division_factor or family.division_factor, defaults.get("max_pixels"))
     if family.time_division is None:
-        _refuse_video_options(options, family)
+        PICTURES_ONLY.refuse(options, title=family.title)
         operator = UnifiedDataset.default_image_operator(base, allow_outside=options.allow_outside, resize=resize)
     else:
         factor, remainder = family.time_division
@@ -68,12 +68,3 @@ def build_resize(options: ReadingOptions, division_factor: int, native_max_pixel
         division_factor,
         division_factor,
     )
-
-
-def _refuse_video_options(options: ReadingOptions, family: Family) -> None:
-    for name in ("num_frames", "fps", "short_clips"):
-        if getattr(options, name) != type(options).model_fields[name].default:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no effect: {family.title} generates images, not videos",
-                hint="leave it out, or choose a model for videos",
-            )

@@ -81,7 +81,8 @@ def _names(value: Any) -> Any:
     texts = _alone_or_several(value)
     if not isinstance(texts, tuple):
         return value
-    return tuple(part.strip() for text in texts for part in (text.split(",") if isinstance(text, str) else [text]))
+    parts = (part for text in texts for part in (text.split(",") if isinstance(text, str) else [text]))
+    return tuple(part.strip() if isinstance(part, str) else part for part in parts)
 
 
 OnePrompt = Annotated[Prompt, BeforeValidator(Prompt.parse), PlainSerializer(str)]

@@ -29,6 +29,8 @@ class LoraFile:
         """
         if isinstance(text, LoraFile):
             return text
+        if isinstance(text, dict) and text.keys() == {"path", "scale"}:  # from run.json
+            return cls(Path(text["path"]), text["scale"])
         if not isinstance(text, str):
             raise ValueError(f"{text!r} is no text")
         path, colon, scale = text.rpartition(":")

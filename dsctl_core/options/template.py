@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Options
 from dsctl_core.options.effects import NO_TEMPLATE, Idle
-from dsctl_core.options.messages import Takes
+from dsctl_core.options.messages import Spelled, Takes
 
 MODEL = "template_model"  # the component that a template is
 INPUTS = "template_inputs"  # the column of a row, and the input, that a template is given
@@ -36,6 +36,8 @@ class TemplateSource:
         """
         if isinstance(text, TemplateSource):
             return text
+        if isinstance(text, dict):  # from run.json
+            return cls(text["source"], None if text["checkpoint"] is None else Path(text["checkpoint"]))
         if not isinstance(text, str) or not text.strip():
             raise ValueError("this names no template")
         if Path(text).exists() or not text.endswith(WEIGHTS):
@@ -71,12 +73,23 @@ class TemplateInputs:
         if not isinstance(text, str):
             raise ValueError(f"{text!r} is no text")
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_each_key_once)
         except json.JSONDecodeError as error:
             raise ValueError(f"this is not JSON ({error.msg} at character {error.pos + 1})") from None
         if not isinstance(values, dict):
             raise ValueError("this is no JSON object")
         return cls(values)
+
+    def __str__(self) -> str:
+        return json.dumps(self.values)
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"it has the key {name!r} twice")
+    return dict(pairs)
 
 
 DIR_OR_HUB = "DIR, DIR:FILE.safetensors or OWNER/NAME: of a hub"
@@ -96,7 +109,7 @@ class TemplateOptions(Options):
 
     panel: ClassVar[str] = "Template"
 
-    template: OneTemplate | None = Field(
+    template: Annotated[OneTemplate | None, Spelled("--template-model-id-or-path")] = Field(
         None, description="Template: its folder, or OWNER/NAME: on a hub; with :FILE, start from these weights of it."
     )
     trust_template: bool = Field(False, description=TRUST)

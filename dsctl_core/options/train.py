@@ -26,6 +26,7 @@ from dsctl_core.options.effects import (
 )
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.memory import MemoryOptions
+from dsctl_core.options.messages import Spelled
 from dsctl_core.options.model import SomeModelOptions
 from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.options.optimizer import OptimizerOptions
@@ -62,7 +63,9 @@ class TrainOptions(ComposedOptions):
     processes: ProcessOptions
     output: OutputOptions
 
-    task: Annotated[str, Argument()] = Field("sft", description=f"What to learn: {', '.join(TASKS)}.")
+    task: Annotated[str, Argument(), Spelled("--task")] = Field(
+        "sft", description=f"What to learn: {', '.join(TASKS)}."
+    )
 
     @field_validator("task")
     @classmethod

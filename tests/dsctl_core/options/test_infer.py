@@ -99,7 +99,11 @@ def test_what_is_wrong_with_a_scale_is_named(text: str, problem: str):
         ({"output": "a"}, "--output is 'a', which is no PNG", ".png"),
         ({"width": 64}, "--width 64 is given without --height", "--height too"),
         ({"inpaint_mask": "m"}, "--inpaint-mask has no effect without --input-image", "--input-image FILE too"),
-        ({"denoising_strength": 0.5}, "--denoising-strength has no effect without --input-image", "--input-image FILE too"),
+        (
+            {"denoising_strength": 0.5},
+            "--denoising-strength has no effect without --input-image",
+            "--input-image FILE too",
+        ),
         ({"input_image": "i"}, "--input-image has no effect at --denoising-strength 1", "such as 0.6"),
         ({"device": "gpu"}, "--device is 'gpu', which is unknown", "cpu, cuda or cuda:N"),
         ({"model": None}, "no model is given", "--model"),

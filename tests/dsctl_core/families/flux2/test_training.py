@@ -182,7 +182,7 @@ def test_infer_edits_pictures_at_the_size_of_the_first(dev: Pair, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"edit_image": ("x.png",)}, "--edit-image has no effect"), ({"embedded_guidance": 2}, "no effect: Qwen-Image")],
+    [({"edit_image": ("x.png",)}, "--edit-image has no effect"), ({"embedded_guidance": 2}, "no effect on Qwen-Image")],
 )
 def test_a_family_that_takes_no_such_input_says_so(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DsctlError, match=message):
