@@ -234,13 +234,16 @@ def open_templates(options: TemplateUseOptions, device: torch.device, dtype: tor
     from dsctl_core.template.pipeline import TemplatePipeline
     from dsctl_core.template.source import config_of
 
-    return TemplatePipeline.from_pretrained(
+    templates = TemplatePipeline.from_pretrained(
         torch_dtype=dtype,
         device=device,
         model_configs=[config_of(template.source) for template in options.template],
         trust_template=options.trust_template,
         checkpoints=[template.checkpoint for template in options.template],
     )
+    for name, inputs in template_inputs(options).items():
+        templates.refuse_unread(inputs, options.written(name))
+    return templates
 
 
 def template_inputs(options: TemplateUseOptions) -> dict[str, list[dict[str, Any]]]:

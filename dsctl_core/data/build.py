@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dsctl_core.data.buckets import ImageToBucket
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.dataset import UnifiedDataset
+from dsctl_core.data.folder import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
+from dsctl_core.errors import UsageError
 from dsctl_core.family import Family
 from dsctl_core.options.data import DataOptions, ReadingOptions
 from dsctl_core.options.effects import PICTURES_ONLY
@@ -50,6 +53,19 @@ def build_dataset(
         allow_outside=options.allow_outside,
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),
     )
+
+
+def refuse_file_names(dataset: UnifiedDataset, extra_inputs: Sequence[str]) -> None:
+    """Raise a UsageError for an extra input whose column has the names of media files that are not to be loaded."""
+    for name in extra_inputs:
+        for number in dataset.numbers if name not in dataset.data_file_keys else ():
+            cell = dataset.metadata.rows[number].get(name)
+            for each in cell if isinstance(cell, list) else [cell]:
+                if isinstance(each, str) and Path(each).suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+                    raise UsageError(
+                        f"--extra-inputs has {name}, whose column has files such as {each!r}, but they are not loaded",
+                        hint=f"give --data-file-keys {','.join([*dataset.data_file_keys, name])} too",
+                    )
 
 
 def build_resize(options: ReadingOptions, division_factor: int, native_max_pixels: int | None) -> Resize:

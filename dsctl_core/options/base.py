@@ -266,7 +266,6 @@ class ComposedOptions(Options):
 
 
 def _split_names(value: Any) -> Any:
-    """Turn "a, b", and a list from run.toml, into ("a", "b")."""
     if isinstance(value, list):
         return tuple(value)
     if not isinstance(value, str):
@@ -274,7 +273,8 @@ def _split_names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",")) if value.strip() else ()
 
 
-def _no_empty_name(value: Any) -> Any:
+def split_names(value: Any) -> Any:
+    """Turn "a, b", and a list from run.toml, into ("a", "b"); a ValueError for an empty name."""
     names = _split_names(value)
     if isinstance(names, tuple) and any(name == "" for name in names):
         raise ValueError("it has an empty name between its commas")
@@ -286,6 +286,6 @@ Argument = Positional  # marks a field that is given by position instead of by a
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator that is seeded with it can take
 Side = Annotated[int, Field(ge=1, le=16384)]  # a picture's height or width in pixels
-Names = Annotated[tuple[str, ...], BeforeValidator(_no_empty_name)]  # written "a,b"
+Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]  # written "a,b"
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Takes("cpu, cuda or cuda:N")]

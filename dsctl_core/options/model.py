@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Alternative, Options, Text
+from dsctl_core.options.base import Alternative, Options, Text, split_names
 from dsctl_core.options.messages import Takes
 
 PATHS = (
@@ -43,6 +43,30 @@ def _checked_ids(value: Any) -> Any:
             if not colon or not pattern or "/" not in model_id:
                 raise ValueError(f"{entry.strip()!r} does not have the form OWNER/NAME:PATTERN")
     return value
+
+
+def _checked_parts(value: Any) -> Any:
+    """Turn "a,b", a JSON list of paths and lists of shards, or a list into the names and locations in it."""
+    if not isinstance(value, str):
+        return tuple(value) if isinstance(value, list) else value
+    text = value.strip()
+    if not text.startswith("["):
+        return split_names(value)
+    try:  # a flag that is repeated has its lists one after the other
+        lists = json.loads(f"[{text}]")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"this is not JSON ({error.msg} at character {error.pos})") from None
+    parts: list[str] = []
+    for entry in (entry for each in lists for entry in (each if isinstance(each, list) else [each])):
+        paths = entry if isinstance(entry, list) else [entry]
+        if not paths or not all(isinstance(path, str) and path for path in paths):
+            raise ValueError(f"{json.dumps(entry)} is neither a path nor a list of paths")
+        parts += paths
+    return tuple(parts)
+
+
+PARTS = "components, OWNER/NAME:PATTERN, or a JSON list of paths"
+ModelParts = Annotated[tuple[str, ...], BeforeValidator(_checked_parts), Takes(PARTS)]
 
 
 class WeightOptions(Options):

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from dsctl_core.options.base import Alternative, Count, Names, Options, Seed, Text
 from dsctl_core.options.effects import NEW_RUN, NOT_STORED, Idle
+from dsctl_core.options.model import ModelParts
 
 
 class TrainingOptions(Options):
@@ -29,7 +30,7 @@ class TrainingOptions(Options):
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients longer than this are cut down.")
     seed: Seed = Field(0, description="Seed of everything random: two runs with equal options are equal.")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
-        None, description="Precision of the computation. Left out: bf16 on a GPU that has it, else no."
+        None, description="Precision of the computation. Left out: that of the cache, else bf16 on a GPU that has it."
     )
     use_gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     use_gradient_checkpointing_offload: bool = Field(
@@ -38,7 +39,10 @@ class TrainingOptions(Options):
     find_unused_parameters: bool = Field(
         True, description="On several GPUs: let some trained weights go without a gradient, as a few always do."
     )
-    fp8_models: Names = Field((), description="Frozen components to hold in fp8, separated by commas.")
+    fp8_models: ModelParts = Field(
+        (),
+        description="Frozen components to hold in fp8: their names, or their weights as given for the model.",
+    )
     device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
 
 

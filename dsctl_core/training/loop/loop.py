@@ -19,7 +19,7 @@ from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.random import derive_seed
 from dsctl_core.training.callbacks.base import TrainingHook, TrainingRun
 from dsctl_core.training.callbacks.progress_fields import StepFields
-from dsctl_core.training.distributed.accelerator import peak_memory
+from dsctl_core.training.distributed.accelerator import naming_unused_parameters, peak_memory
 from dsctl_core.training.distributed.fsdp import gradient_norm, keeping_gradients, prepare, shard
 from dsctl_core.training.loop.batches import Loaded, MicroBatches, batch_loader
 from dsctl_core.training.loop.finite_checks import (
@@ -189,8 +189,9 @@ class _Loop:
         run.logger.on_training_start(run.accelerator, run.model)
         with self._alone(), self.stop:
             self._start(state)
-            while run.step < run.total:
-                self._epoch()
+            with naming_unused_parameters():
+                while run.step < run.total:
+                    self._epoch()
             for hook in self.hooks:
                 hook.on_training_end(run)
             run.logger.on_training_end(run.accelerator, run.model, run.step)

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DatasetError, UnifiedDataset, check_dataset, usable_part
-from dsctl_core.data.build import build_dataset
+from dsctl_core.data.build import build_dataset, refuse_file_names
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.losses import Loss, find_loss
 from dsctl_core.losses.columns import refuse_unreadable, unreadable_rows, with_columns_alike
@@ -69,6 +69,7 @@ def checked_dataset(
 ) -> UnifiedDataset:
     """Build and check the dataset: a row that cannot be used is an error, or is dropped and added to `skipped`."""
     dataset = build_dataset(options, resolved.family, resolved.defaults, resolved.parts.division_factor)
+    refuse_file_names(dataset, options.extra_inputs)
     progress.note(f"Dataset: {dataset.metadata.layout}")
     if options.on_bad_sample == "stop":
         try:
