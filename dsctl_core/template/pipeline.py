@@ -99,7 +99,7 @@ class TemplatePipeline:
             return pipe(**inputs)
 
     def refuse_unread(self, template_inputs: TemplateInputs, flag: str) -> None:
-        """Raise a UsageError for an input in the entries, given by the option `flag`, that its template does not read."""
+        """Raise a UsageError for an input, given by the option `flag`, that its template does not read."""
         for each in template_inputs:
             self._template(self._number(each)).refuse_unread(each, flag)
 
