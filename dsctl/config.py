@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from dsctl_core.errors import DsctlError, UsageError, near_miss
 from dsctl_core.options.base import Options
-from dsctl_core.options.messages import explain_value, other_spellings, spelled
+from dsctl_core.options.messages import (
+    EMPTY_PATH,
+    explain_value,
+    is_empty_path,
+    other_spellings,
+    requirement,
+    spelled,
+)
 from dsctl_core.options.run_file import SUFFIX, read_run_file
 
 if TYPE_CHECKING:
@@ -97,13 +104,15 @@ def _value(options: type[Options], name: str, value: Any, file: Path, key: str |
         guess = near_miss(name, list(fields))
         hint = f"did you mean {guess!r}?" if guess else "its keys are the flags' names, with underscores"
         raise UsageError(f"unknown key {name!r} in {file}", hint=hint)
-    field = fields[name]
+    field, label = fields[name], f"{key or name} in {file}"
+    if is_empty_path(field, value):
+        raise UsageError(f"{label} is {value!r}: {EMPTY_PATH}", hint=f"{label} takes {requirement(field)}")
     try:
         # JSON, because there a path may be text and a tuple a list, also strictly.
         kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         return TypeAdapter(kind, config={"allow_inf_nan": False}).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise explain_value(f"{key or name} in {file}", field, {**error.errors()[0], "input": value}) from None
+        raise explain_value(label, field, {**error.errors()[0], "input": value}) from None
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

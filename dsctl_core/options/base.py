@@ -9,8 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -27,7 +26,7 @@ from typing_extensions import Self
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.effects import Idle
-from dsctl_core.options.messages import Positional, Takes, bare_type, explain, spelled
+from dsctl_core.options.messages import EMPTY_PATH, Positional, Takes, explain, is_empty_path, spelled
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -84,11 +83,8 @@ class Options(BaseModel):
     @classmethod
     def _no_empty_path(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse "", which an unset variable of a shell leaves, for a path: it would be the working folder."""
-        name = info.field_name or ""
-        kind = bare_type(cls.model_fields[name].annotation)
-        texts = value if isinstance(value, list | tuple) else (value,)
-        if Path in (kind, *map(bare_type, get_args(kind))) and "" in [text for text in texts if isinstance(text, str)]:
-            raise ValueError("an empty text is no path")
+        if is_empty_path(cls.model_fields[info.field_name or ""], value):
+            raise ValueError(EMPTY_PATH)
         return value
 
     @classmethod

@@ -97,7 +97,7 @@ CONTINUES_BY_ITSELF = Idle(
 ALWAYS_A_CACHE = Idle(
     ("from_cache", "cache", "dry_run"),
     "on {task}, which makes a cache and nothing else",
-    "leave {flag} out, or give the task {loss_task}",
+    "leave {flag} out, or give the task without its stage",
     when=lambda options: options.first_stage,
 )
 IN_ONE_PROCESS = Idle(

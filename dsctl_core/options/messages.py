@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+EMPTY_PATH = "an empty text is no path"
+
+
 class Positional:
     """Marks a field, in its `Annotated`, that is given by position instead of by a flag."""
 
@@ -48,6 +51,13 @@ def is_positional(field: FieldInfo) -> bool:
 def other_spellings(field: FieldInfo) -> tuple[str, ...]:
     """Return the further flags of the option of a field."""
     return tuple(mark.flag for mark in field.metadata if isinstance(mark, Spelled))
+
+
+def is_empty_path(field: FieldInfo, value: Any) -> bool:
+    """Return whether a field of paths has the value "", or a list with it: it would be the working folder."""
+    kind = bare_type(field.annotation)
+    texts = value if isinstance(value, list | tuple) else (value,)
+    return Path in (kind, *map(bare_type, get_args(kind))) and any(text == "" for text in texts)
 
 
 def default_text(field: FieldInfo) -> str | None:
