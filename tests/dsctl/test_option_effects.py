@@ -1,7 +1,7 @@
 """Every option of every command does something: with another value the outcome is another, or it is refused.
 
 The options are those of the declarations that the flags are made of. One that is added must change what its command
-hands on, prints or writes; or `tests/dsctl/effects/values.py` says why not.
+hands on, prints or writes; or `tests/effects/values.py` says why not.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dsctl.app import main
 from dsctl_core.options import Options
 from dsctl_core.options.messages import is_positional
 from tests.cases import try_each
-from tests.dsctl.effects import spies
-from tests.dsctl.effects.described import tensor_digest
-from tests.dsctl.effects.idle import IdleOptions
-from tests.dsctl.effects.materials import write_materials
-from tests.dsctl.effects.values import COMMANDS, Command, Try, other_value, words_of
+from tests.effects import spies
+from tests.effects.described import tensor_digest
+from tests.effects.idle import IdleOptions
+from tests.effects.materials import write_materials
+from tests.effects.values import COMMANDS, Command, Try, other_value, words_of
 
 CHANGING = ("seconds", "freed_bytes", "modelspec.date")  # fields of results that differ from run to run
 
@@ -129,7 +129,7 @@ def tried(command: Command, name: str, options: type[Options]) -> Try:
     if isinstance(listed, Try):
         return listed
     value = other_value(options.flat_fields()[name]) if listed is None else listed
-    assert value is not None, f"give a value of {name} in tests/dsctl/effects/values.py"
+    assert value is not None, f"give a value of {name} in tests/effects/values.py"
     return Try(value)
 
 
@@ -156,7 +156,7 @@ def changes(outcomes: Outcomes, name: str, option: str, case: Try) -> bool:
 
 
 def test_an_option_without_effect_is_noticed(outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(TABLE, "speak", ("tests.dsctl.effects.idle:speak", "Say something."))
+    monkeypatch.setitem(TABLE, "speak", ("tests.effects.idle:speak", "Say something."))
     monkeypatch.setitem(OPTIONS, "speak", IdleOptions)
     monkeypatch.setitem(COMMANDS, "speak", Command({}))
     assert changes(outcomes, "speak", "loud", Try(True))

@@ -23,7 +23,7 @@ from dsctl_core.stages.encode import CacheResult, encode_dataset
 from dsctl_core.training.loop.batches import MicroBatches, batch_loader
 from dsctl_core.training.loop.loop import TrainingSummary
 from dsctl_core.training.optim.lr_schedule import LRSchedule, factors
-from tests.dsctl.effects.described import described, tensor_digest
+from tests.effects.described import described, tensor_digest
 
 Records = list[tuple[str, Any]]
 STEPS = 40  # of the learning rate's course
