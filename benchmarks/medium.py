@@ -1,4 +1,4 @@
-"""What the benchmarks on the random model of medium size share: that model, its pictures, and their command line."""
+"""The random model of medium size, its images, and the command line of the benchmarks that use it."""
 
 from __future__ import annotations
 

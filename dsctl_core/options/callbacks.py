@@ -92,7 +92,7 @@ Trackers = Annotated[tuple[OneTracker, ...], BeforeValidator(_names), Takes(f"na
 
 
 class CallbackOptions(Options):
-    """What is shown of a run while it goes on."""
+    """Options of the callbacks, which show a run while it is in progress."""
 
     panel: ClassVar[str] = "Watching the run"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("sample_prompt", "sample_prompts_file"),)

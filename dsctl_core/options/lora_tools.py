@@ -47,7 +47,7 @@ class LoraInfoOptions(Options):
 
 
 class _WritingOptions(WeightOptions):
-    """What every command that writes a LoRA takes."""
+    """Options of every command that writes a LoRA."""
 
     panel: ClassVar[str] = "Result"
 

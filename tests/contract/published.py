@@ -1,4 +1,4 @@
-"""What is known of published weights from their repositories: files, numbers of tensors, names and shapes."""
+"""Facts about published weights, taken from their repositories: files, numbers of tensors, names and shapes."""
 
 from __future__ import annotations
 

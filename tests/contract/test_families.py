@@ -1,4 +1,4 @@
-"""What every family promises, whichever it is: published sizes and files, units, batches."""
+"""Contract of every family: published sizes and files, units, batches."""
 
 from __future__ import annotations
 
