@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from dsctl_core.errors import DsctlError, UsageError, near_miss
 from dsctl_core.options.base import Options
@@ -20,9 +20,6 @@ from dsctl_core.options.messages import (
     spelled,
 )
 from dsctl_core.options.run_file import SUFFIX, read_run_file
-
-if TYPE_CHECKING:
-    pass
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 

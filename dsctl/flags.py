@@ -45,6 +45,8 @@ def takes(
         @functools.wraps(function)
         def command(**values: Any) -> None:
             common = {name: values.pop(name) for name in ("json", "quiet", "verbose")}
+            if common["quiet"] and common["verbose"]:
+                raise UsageError("--quiet and --verbose are both given", hint="give one of them")
             out.configure(**common)
             file = values.pop("config", None)
             if file == "":

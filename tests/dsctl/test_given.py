@@ -95,6 +95,8 @@ def test_a_warm_up_that_an_epoch_is_too_short_for_is_refused_too(dsctl: Dsctl, m
         (("train", "--seed", 1, "--seed", 1), "--seed is given twice"),
         (("infer", "--prompt", "a", "--prompt", "a"), "--prompt is given twice"),
         (("train", "--cache", "--no-cache"), "--cache and --no-cache are both given"),
+        (("doctor", "--quiet", "--verbose"), "--quiet and --verbose are both given"),
+        (("doctor", "--hub", "--hub"), "--hub is given twice"),
         (("train", "--template", "a", "--template_model_id_or_path", "b"), "are both given"),
         (("cache", "--device", "cpu", "--device", "cuda"), "--device is given twice"),
         (("train", "sft", "--task", "direct_distill"), "TASK is 'sft', but --task is 'direct_distill'"),
@@ -124,6 +126,37 @@ def test_what_comes_with_the_package_is_not_downloaded(dsctl: Dsctl, monkeypatch
     error, _ = refused(lambda: dsctl("download", "tiny", "--include", "*.json"), 2)
     assert error.startswith("--include has no effect on tiny, which comes with the package")
     assert dsctl("download", "tiny").code == 0
+
+
+def test_what_is_about_a_dataset_is_refused_for_a_cache(dsctl: Dsctl, model: Path):
+    cached(model)
+    lines = [
+        ((*SMALL,), "--height has no effect on cache, which is a cache"),
+        (("--data-file-keys", "image"), "--data-file-keys has no effect on cache"),
+        (("--metadata", "data/metadata.csv"), "--metadata has no effect on cache"),
+        (("--model", model), "--model has no effect on the cache cache without --report"),
+    ]
+
+    def check(more: tuple[object, ...], problem: str) -> None:
+        assert problem in refused(lambda: dsctl("dataset", "validate", "cache", *more), 2)[0]
+
+    try_each(lines, check, count=4)
+    error, _ = refused(lambda: dsctl("dataset", "validate", "data", "--model", "tiny", "--fps", 8), 2)
+    assert "--fps has no effect on" in error
+    extract = (
+        "lora",
+        "extract",
+        "--base",
+        model / "transformer",
+        "--tuned",
+        model,
+        "--rank",
+        1,
+        "--output",
+        "a.safetensors",
+    )
+    error, _ = refused(lambda: dsctl(*extract, "--component", "vae"), 2)
+    assert error == "--component has no effect with a --base that is one component, the dit"
 
 
 def test_epochs_and_steps_exclude_each_other_whatever_their_values(dsctl: Dsctl, model: Path):
