@@ -152,6 +152,7 @@ def changes(outcomes: Outcomes, name: str, option: str, case: Try) -> bool:
     without = outcomes.of(name, {**base, **case.beside})
     given = outcomes.of(name, {**base, **case.beside, **case.also, option: case.value})
     assert 0 in (without[0], given[0]), f"both fail: {given[1]}"
+    assert not any("bug in dsctl" in line for line in (*without[1][1], *given[1][1])), given[1][1]
     return given != without
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from torch import nn
 
 from dsctl_core.errors import DsctlError, UsageError
 
@@ -56,6 +57,18 @@ def _on_cpus_of_a_launcher() -> bool:
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
 
 
+def require_used_parameters(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Raise a UsageError if processes wait for gradients of all `parameters`, and some have none after backward.
+
+    Torch itself finds out only in the next step: until then the gradients of other weights are not averaged.
+    """
+    handler = accelerator.ddp_handler
+    alike = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    waiting = accelerator.distributed_type in alike and handler is not None and not handler.find_unused_parameters
+    if waiting and any(parameter.grad is None for parameter in parameters):
+        raise _unused_parameters()
+
+
 @contextmanager
 def naming_unused_parameters() -> Iterator[None]:
     """Raise a UsageError that names the option where torch finds that trained weights got no gradient."""
@@ -64,10 +77,14 @@ def naming_unused_parameters() -> Iterator[None]:
     except RuntimeError as error:
         if UNFINISHED not in str(error):
             raise
-        raise UsageError(
-            "--no-find-unused-parameters is given, but some trained weights get no gradient, as in most models",
-            hint="leave it out: several processes then wait for no gradient of these",
-        ) from error
+        raise _unused_parameters() from error
+
+
+def _unused_parameters() -> UsageError:
+    return UsageError(
+        "--no-find-unused-parameters is given, but some trained weights get no gradient, as in most models",
+        hint="leave it out: several processes then wait for no gradient of these",
+    )
 
 
 def launched_with(engine: str) -> bool:
