@@ -132,3 +132,22 @@ def test_a_run_is_run_again_from_its_own_run_json(dsctl: Dsctl, model: Path):
     weights = [load_file(f"{folder}/step-2.safetensors") for folder in ("one", "two")]
     assert weights[0].keys() == weights[1].keys() and len(weights[0])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_key_may_have_the_other_spelling_of_its_flag_but_not_both():
+    file = Path("run.toml")
+    file.write_text('template_model_id_or_path = "owner/name:"\n', encoding="utf-8")
+    assert str(build_options(TrainOptions, NEEDED, file).templates.template) == "owner/name:"
+    file.write_text('template = "a"\ntemplate_model_id_or_path = "b"\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="template_model_id_or_path in run.toml is template, which is there too"):
+        build_options(TrainOptions, NEEDED, file)
+
+
+def test_a_cache_on_the_command_line_beats_all_that_is_about_reading_the_dataset_in_the_file():
+    file = Path("run.toml")
+    file.write_text('dataset_base_path = "d"\ncolumn = "prompt=text"\ncaption_prefix = "zq"\n', encoding="utf-8")
+    flags = {"from_cache": "c", "output_path": "o", "lora_rank": 4}
+    options = build_options(TrainOptions, flags, file)
+    assert options.given_names() == ["from_cache", "lora_rank", "output_path"]
+    with pytest.raises(UsageError, match="--column has no effect on training from a cache"):
+        build_options(TrainOptions, {**flags, "column": "prompt=text"}, file)
