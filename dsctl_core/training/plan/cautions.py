@@ -17,11 +17,14 @@ LOWEST_FACTOR = 0.01  # of optimizers that find the rate themselves, and multipl
 
 def cautions(plan: TrainingPlan, dataset: Sized) -> Iterator[str]:
     """Yield the warnings of a run on `dataset`, the samples of an epoch."""
-    preset = plan.model.preset
-    if preset is not None and preset.base_preset is not None:
+    preset, adapter = plan.model.preset, plan.options.adapter
+    # A LoRA that is trained on top of one that undoes the distillation does not fight the few steps of the weights.
+    undone = adapter.preset_lora_path is not None and adapter.wants_lora
+    if preset is not None and preset.base_preset is not None and not undone:
         yield (
             f"{preset.name} is distilled, and training on it gives poor pictures; "
-            f"train on {preset.base_preset} instead, and use the LoRA on either"
+            f"train on {preset.base_preset} instead, and use the LoRA on either, or train a LoRA on top of one that "
+            "undoes the distillation (--preset-lora-path)"
         )
     rate = unusual_rate(plan.options.optim, plan.optimizer.arguments["lr"])
     if rate is not None:
