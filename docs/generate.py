@@ -2,30 +2,48 @@
 
 import argparse
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from pydantic.fields import FieldInfo
+
 from dsctl.app import COMMANDS
+from dsctl.flags import CONFIG
 from dsctl_core.families import families
 from dsctl_core.family import Component, Family
 from dsctl_core.options import Options
-from dsctl_core.options.messages import Positional, choices, requirement, spelled
+from dsctl_core.options.messages import (
+    bare_type,
+    choices,
+    default_text,
+    is_positional,
+    other_spellings,
+    requirement,
+    spelled,
+)
 
 ARGUMENT = "By position"
+FROM_FILE = "From a file"
+HEADER = ("| | takes | default | |", "|---|---|---|---|")
 REFERENCE = Path(__file__).parent / "reference"
 MADE = "<!-- Written by `make docs` from the code: change that instead. -->"
 COMMON = """\
 Every command also takes `--json` (the result as one JSON object on stdout, everything else on stderr), `--quiet`,
 `--verbose` and `--help`. `dsctl --version` shows the version, and `dsctl --install-completion` sets up completion in
-the shell. Underscores in flags are accepted: `--lora_rank` is `--lora-rank`.
+the shell. Underscores in flags are accepted: `--lora_rank` is `--lora-rank`. A flag without a value has an opposite
+that begins with `--no-`, which beats a key of a file.
+
+An option that is given and has no effect in the run is refused, and so are a flag that is given twice (unless it says
+that it can be), and an empty path.
 
 Exit code 0: done. 1: it failed. 2: the command itself is wrong."""
 
 
-def commands(table: dict[str, tuple[Any, str]], path: str = "dsctl") -> Iterator[tuple[str, str, type[Options]]]:
-    """Yield each command's full name, what it does, and its options."""
+def commands(table: dict[str, tuple[Any, str]], path: str = "dsctl") -> Iterator[tuple[str, str, type[Options], bool]]:
+    """Yield each command's full name, what it does, its options, and whether it takes them from a file too."""
     for name, (target, summary) in table.items():
         if isinstance(target, dict):
             yield from commands(target, f"{path} {name}")
@@ -33,17 +51,19 @@ def commands(table: dict[str, tuple[Any, str]], path: str = "dsctl") -> Iterator
         module, _, function = target.partition(":")
         command = getattr(importlib.import_module(module), function)
         (options,) = (kind for kind in get_type_hints(command.__wrapped__).values() if kind is not type(None))
-        yield f"{path} {name}", summary, options
+        yield f"{path} {name}", summary, options, "config" in inspect.signature(command).parameters
 
 
 def command_line() -> str:
     """Return the page about commands and options."""
     parts = [MADE, "# Command line", COMMON]
-    for name, summary, options in commands(COMMANDS):
+    for name, summary, options, config in commands(COMMANDS):
         parts += [f"## {name}", summary]
         for panel, rows in sorted(_panels(options).items(), key=lambda item: item[0] != ARGUMENT):
             parts.append(f"**{panel}**")
-            parts.append("\n".join(["| | takes | default | |", "|---|---|---|---|", *rows]))
+            parts.append("\n".join([*HEADER, *rows]))
+        if config:
+            parts += [f"**{FROM_FILE}**", "\n".join([*HEADER, _row(("`--config`", "a path", "", CONFIG))])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -52,18 +72,20 @@ def _panels(options: type[Options]) -> dict[str, list[str]]:
     panels: dict[str, list[str]] = {}
     for name, field in options.flat_fields().items():
         panel = options.panel_of(name)
-        positional = any(isinstance(mark, Positional) for mark in field.metadata)
         takes = " ".join(f"`{word}`" for word in choices(field)) or requirement(field)
-        default = "required" if field.is_required() else _default(field.default)
-        cells = (f"`{spelled(name, field)}`", "" if takes == "true or false" else takes, default, field.description)
-        panels.setdefault(ARGUMENT if positional else panel, []).append(_row(cells))
+        default = default_text(field)
+        told = "required" if field.is_required() else "" if default is None else f"`{default}`"
+        cells = (_flags(name, field), "" if takes == "true or false" else takes, told, field.description)
+        panels.setdefault(ARGUMENT if is_positional(field) else panel, []).append(_row(cells))
     return panels
 
 
-def _default(value: Any) -> str:
-    if value is None or value == () or value == "":
-        return ""
-    return f"`{','.join(value) if isinstance(value, tuple) else str(value).lower()}`"
+def _flags(name: str, field: FieldInfo) -> str:
+    """Return all ways to write an option; of a switch that is on by default, also the one that switches it off."""
+    flags = [spelled(name, field), *other_spellings(field)]
+    if bare_type(field.annotation) is bool and field.default is True:
+        flags.append(f"--no-{flags[0].removeprefix('--')}")
+    return ", ".join(f"`{flag}`" for flag in flags)
 
 
 def _row(cells: tuple[Any, ...]) -> str:

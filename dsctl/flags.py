@@ -1,33 +1,41 @@
-"""Turns a pydantic model of options into flags: `takes(Options)`, and merges them with `--config run.toml`."""
+"""Turns a pydantic model of options into flags: `takes(Options)`."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 import typer
 
 from dsctl import out
-from dsctl_core.errors import DsctlError, UsageError, near_miss
+from dsctl.config import build_options
+from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Options
-from dsctl_core.options.messages import Positional, bare_type, choices, explain_value, spelled
+from dsctl_core.options.messages import (
+    bare_type,
+    choices,
+    default_text,
+    is_positional,
+    other_spellings,
+    spelled,
+)
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
+CONFIG = "Read options from a TOML file, a key for each, or from the run.json of an earlier run; a flag beats it."
+AS_FLAG = "_as_flag"  # ends the name of the parameter that is the flag of a positional argument
 METAVARS = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT", tuple: "NAMES"}
 
 
 def takes(
     options: type[AnyOptions], *, config: bool = False
 ) -> Callable[[Callable[[AnyOptions], None]], Callable[..., None]]:
-    """Make a function of `options` into a command: each field becomes a flag; with `config`, also a key of run.toml.
+    """Make a function of `options` into a command: each field becomes a flag; with `config`, also a key of a file.
 
     Values are checked by the model alone: to the parser a flag is text, true or false, or a list of texts, and None
     when it was not given.
@@ -37,13 +45,18 @@ def takes(
         @functools.wraps(function)
         def command(**values: Any) -> None:
             common = {name: values.pop(name) for name in ("json", "quiet", "verbose")}
+            if common["quiet"] and common["verbose"]:
+                raise UsageError("--quiet and --verbose are both given", hint="give one of them")
             out.configure(**common)
             file = values.pop("config", None)
-            flags = {name: _text(fields[name], value) for name, value in values.items() if value is not None}
-            function(options.model_validate(merged(options, flags, Path(file) if file is not None else None)))
+            if file == "":
+                raise UsageError("--config is empty", hint="--config takes a path, of a TOML file or a run.json")
+            given = _either_way({name: value for name, value in values.items() if value is not None})
+            flags = {name: _text(fields[name], value) for name, value in given.items()}
+            function(build_options(options, flags, None if file is None else Path(file), function.__name__))
 
         fields = options.flat_fields()
-        parameters = [_parameter(name, field, options.panel_of(name)) for name, field in fields.items()]
+        parameters = [each for name, field in fields.items() for each in _parameters(name, field, options)]
         parameters += _common_parameters(config)
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -52,18 +65,39 @@ def takes(
     return decorate
 
 
-def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
-    """Return the parameter that typer makes a flag (or a positional argument) of."""
+def _parameters(name: str, field: FieldInfo, options: type[Options]) -> Iterator[inspect.Parameter]:
+    """Yield the parameters that typer makes a flag of, or a positional argument, or both of one option."""
+    if not is_positional(field):
+        yield _flag(name, field, options.panel_of(name))
+        return
+    several = get_origin(bare_type(field.annotation)) is tuple
+    metavar = name.upper() + ("..." if several else "")
+    info = typer.Argument(None, metavar=metavar, help=_help(field), show_default=False)
+    words_of: Any = list[str] if several else str
+    yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=words_of | None)
+    if other_spellings(field):
+        text = f"The same as {metavar}."
+        option = typer.Option(None, *other_spellings(field), metavar="TEXT", help=text, show_default=False)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        yield inspect.Parameter(f"{name}{AS_FLAG}", kind, default=option, annotation=str | None)
+
+
+def _either_way(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with those of positional arguments that were given as flags; two that differ are an error."""
+    for name in [name for name in values if name.endswith(AS_FLAG)]:
+        value, own = values.pop(name), name.removesuffix(AS_FLAG)
+        if values.setdefault(own, value) != value:
+            raise UsageError(
+                f"{own.upper()} is {values[own]!r}, but {spelled(own)} is {value!r}", hint="give one of them"
+            )
+    return values
+
+
+def _flag(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     kind = bare_type(field.annotation)
-    settings: dict[str, Any] = {"help": _help(field), "show_default": False}
-    if any(isinstance(mark, Positional) for mark in field.metadata):
-        several = get_origin(kind) is tuple
-        info = typer.Argument(None, metavar=name.upper() + ("..." if several else ""), **settings)
-        words_of: Any = list[str] if several else str
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=words_of | None)
+    settings: dict[str, Any] = {"help": _help(field), "show_default": False, "rich_help_panel": panel}
     flag, words = spelled(name), choices(field)
     annotation: Any = str
-    settings["rich_help_panel"] = panel
     if kind is bool:
         flag, annotation = f"{flag}/--no-{flag[2:]}", bool
     elif words:
@@ -76,7 +110,7 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     if _is_list(field):
         each = bare_type(get_args(kind)[0])
         settings["metavar"] = getattr(each, "form", None) or METAVARS[each]
-    info = typer.Option(None, flag, **settings)
+    info = typer.Option(None, flag, *other_spellings(field), **settings)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation | None)
 
 
@@ -89,18 +123,15 @@ def _is_list(field: FieldInfo) -> bool:
 def _text(field: FieldInfo, value: Any) -> Any:
     """Return what a flag was given as the model reads it: names of a repeated flag are separated by commas too."""
     names = get_origin(bare_type(field.annotation)) is tuple and not _is_list(field)
-    positional = any(isinstance(mark, Positional) for mark in field.metadata)
-    return ",".join(value) if names and not positional else value
+    return ",".join(value) if names and not is_positional(field) else value
 
 
 def _help(field: FieldInfo) -> str:
     """Return the description of a field, with its default if it has one worth telling."""
     if field.is_required():
         return f"{field.description} [required]"
-    default = field.default
-    if default is None or default is False or default in ((), ""):
-        return f"{field.description}"
-    return f"{field.description} [default: {','.join(default) if isinstance(default, tuple) else default}]"
+    default = None if field.default is False else default_text(field)
+    return f"{field.description}" if default is None else f"{field.description} [default: {default}]"
 
 
 def _common_parameters(config: bool) -> list[inspect.Parameter]:
@@ -113,67 +144,7 @@ def _common_parameters(config: bool) -> list[inspect.Parameter]:
         name: (bool, typer.Option(False, f"--{name}", help=text)) for name, text in flags.items()
     }
     if config:
-        text = "Read options from a TOML file, a key for each; a flag beats it."
+        text = CONFIG
         infos = {"config": (str | None, typer.Option(None, "--config", metavar="PATH", help=text)), **infos}
     kind = inspect.Parameter.KEYWORD_ONLY
     return [inspect.Parameter(name, kind, default=info, annotation=a) for name, (a, info) in infos.items()]
-
-
-def merged(options: type[Options], flags: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
-    """Return the values of `flags` over those of the TOML file.
-
-    A flag beats its own key, and also the key of an option that excludes it: `--max-steps` beats `num_epochs`.
-    """
-    if file is None:
-        return dict(flags)
-    values = read_config(options, file)
-    for pair in options.alternatives():
-        for winner, loser in (pair, pair[::-1]):
-            if winner in flags and loser not in flags:
-                values.pop(loser, None)
-    return {**values, **flags}
-
-
-def read_config(options: type[Options], file: Path) -> dict[str, Any]:
-    """Read a TOML file whose keys are fields of `options`, each of the right type."""
-    fields, values = options.flat_fields(), {}
-    for key, value in _read_toml(file).items():
-        if not isinstance(value, str | int | float | list):
-            what = "a table" if isinstance(value, dict) else "a date"
-            raise UsageError(
-                f"{key} in {file} is {what}, which no option takes", hint="write key = value, without [...]"
-            )
-        if key not in fields:
-            guess = near_miss(key, list(fields))
-            hint = f"did you mean {guess!r}?" if guess else "its keys are the flags' names, with underscores"
-            raise UsageError(f"unknown key {key!r} in {file}", hint=hint)
-        values[key] = _checked(f"{key} in {file}", fields[key], value)
-    return values
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DsctlError(f"--config {file} does not exist", hint="check the path") from None
-    except OSError as error:
-        raise DsctlError(f"--config {file} cannot be read: {error.strerror}", hint="give a TOML file") from error
-    except ValueError as error:
-        raise UsageError(f"--config {file} is not TOML: {error}", hint="lines look like: lora_rank = 16") from error
-
-
-def _checked(label: str, field: FieldInfo, value: Any) -> Any:
-    """Return the value of one key, of exactly the field's type: "16" is no number, 1 is not true."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        # JSON, because there a path may be text and a tuple a list, also strictly.
-        kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        return TypeAdapter(kind, config={"allow_inf_nan": False}).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        raise explain_value(label, field, {**error.errors()[0], "input": value}) from None

@@ -21,6 +21,7 @@ from dsctl_core.families.prompt_lengths import find_cut_prompts
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.options import DatasetValidateOptions, ReadingOptions
+from dsctl_core.options.effects import OF_A_DATASET, PICTURES_ONLY, WITHOUT_REPORT
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.readable import readable_bytes
 from dsctl_core.report.dataset import report_page
@@ -45,6 +46,8 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     """Check a dataset, write the report if one is asked for, and return what was found."""
     progress = progress or NoProgress()
     resolved = None if options.model is None else resolve_model(options.model)
+    if resolved is not None and resolved.family.time_division is None:
+        PICTURES_ONLY.refuse(options, title=resolved.family.title)
     checks = _checks(options.reading, options.workers, resolved)
     if options.report is not None:
         if options.report.suffix.lower() not in (".html", ".htm"):
@@ -54,6 +57,9 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     if base.is_file() and table is None:
         base, table = base.parent, base
     if (base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file():
+        OF_A_DATASET.refuse(options)
+        if options.report is None:
+            WITHOUT_REPORT.refuse(options)
         if options.report is not None:  # the page of a cache has pictures of its own: from the latents
             from dsctl_core.commands.validate_cache import validate_cache
 

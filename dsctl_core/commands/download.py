@@ -13,6 +13,7 @@ from dsctl_core.hub.fetch import fetch
 from dsctl_core.hub.open import open_hub
 from dsctl_core.hub.remote import RemoteFile, check_repo_id, companions, filtered, select
 from dsctl_core.hub.settings import download_source, model_base_path, skip_download
+from dsctl_core.options.effects import IN_THE_PACKAGE
 from dsctl_core.options.hub import DownloadOptions
 from dsctl_core.progress import NoTransfers, Transfers
 
@@ -57,7 +58,10 @@ def _parsed(what: str, options: DownloadOptions) -> Sequence[Wanted | Downloaded
             raise UsageError(f"{what!r} is no dataset", hint="write it as OWNER/NAME")
         family, preset = find_preset(what)
         local = preset.local_path()
-        return [Downloaded(what, local)] if local is not None else _of_preset(family, preset, options)
+        if local is None:
+            return _of_preset(family, preset, options)
+        IN_THE_PACKAGE.refuse(options, what=what, folder=local)
+        return [Downloaded(what, local)]
     name, _, pattern = what.partition(":")
     repo_id, _, revision = name.partition("@")
     if revision and options.revision is not None:

@@ -25,6 +25,7 @@ from dsctl_core.files.atomic import prepare_folder, unclaim
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.media.image_file import grid, write_png
 from dsctl_core.options import InferOptions
+from dsctl_core.options.effects import EDITS_NOTHING, GUIDANCE_OFF, NO_GUIDANCE_INPUT
 from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.version import __version__
@@ -82,7 +83,7 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     for lora in options.lora:
         lora_weights(lora.path)
     device, dtype = placement(options)
-    templates = open_templates(options.templates, settings, device, dtype)
+    templates = open_templates(options.templates, device, dtype)
     made = [path for path in (options.output.parent, *options.output.parent.parents) if not path.exists()]
     try:
         prepare_folder(options.output.parent)
@@ -153,15 +154,10 @@ def refuse_unknown_inputs(options: InferOptions, family: Family) -> None:
             f"this command writes pictures, and {family.title} makes clips",
             hint="use its pipeline in Python: `pipe(prompt=...)` returns a Clip with `frames` and `fps`",
         )
-    if options.edit_image and "edit_image" not in family.extra_inputs:
-        raise UsageError(
-            f"--edit-image has no effect: {family.title} takes no pictures to edit",
-            hint="to start from a picture give --input-image; `dsctl models` lists the models",
-        )
-    if options.embedded_guidance is not None and not family.embedded_guidance:
-        raise UsageError(
-            f"--embedded-guidance has no effect: {family.title} takes none", hint="give --cfg-scale instead"
-        )
+    if "edit_image" not in family.extra_inputs:
+        EDITS_NOTHING.refuse(options, title=family.title)
+    if not family.embedded_guidance:
+        NO_GUIDANCE_INPUT.refuse(options, title=family.title)
 
 
 def read_references(options: InferOptions) -> list[Image]:
@@ -189,11 +185,8 @@ def fill_in(options: InferOptions, resolved: ResolvedModel, references: Sequence
     if references and options.height is None:
         width, height = edited_size(resolved, references, height * width)
     settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"))
-    if options.negative_prompt and settings.cfg_scale == 1:
-        raise UsageError(
-            "--negative-prompt has no effect at --cfg-scale 1, which is no guidance",
-            hint="give a --cfg-scale above 1, or leave out --negative-prompt",
-        )
+    if settings.cfg_scale == 1:
+        GUIDANCE_OFF.refuse(options)
     return settings
 
 
@@ -241,27 +234,23 @@ def placement(options: InferOptions) -> tuple[torch.device, torch.dtype]:
     return device, getattr(torch, options.dtype or ("bfloat16" if has_bf16 else "float32"))
 
 
-def open_templates(
-    options: TemplateUseOptions, settings: Settings, device: torch.device, dtype: torch.dtype
-) -> TemplatePipeline | None:
+def open_templates(options: TemplateUseOptions, device: torch.device, dtype: torch.dtype) -> TemplatePipeline | None:
     """Load the templates that steer the pictures, None where there are none."""
     if not options.template:
         return None
     from dsctl_core.template.pipeline import TemplatePipeline
     from dsctl_core.template.source import config_of
 
-    if options.negative_template_inputs and settings.cfg_scale == 1:
-        raise UsageError(
-            "--negative-template-inputs has no effect at --cfg-scale 1, which is no guidance",
-            hint="give a --cfg-scale above 1, or leave it out",
-        )
-    return TemplatePipeline.from_pretrained(
+    templates = TemplatePipeline.from_pretrained(
         torch_dtype=dtype,
         device=device,
         model_configs=[config_of(template.source) for template in options.template],
         trust_template=options.trust_template,
         checkpoints=[template.checkpoint for template in options.template],
     )
+    for name, inputs in template_inputs(options).items():
+        templates.refuse_unread(inputs, options.written(name))
+    return templates
 
 
 def template_inputs(options: TemplateUseOptions) -> dict[str, list[dict[str, Any]]]:

@@ -25,8 +25,9 @@ from dsctl_core.lora.extract import extract
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.lora.formats import LoraFile, with_dots
 from dsctl_core.lora.merge import component_shapes
+from dsctl_core.options.effects import ONE_COMPONENT
 from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
-from dsctl_core.options.model import SomeModelOptions
+from dsctl_core.options.model import WeightOptions
 from dsctl_core.progress import NoProgress, Progress
 
 
@@ -76,6 +77,8 @@ def extract_lora(options: LoraExtractOptions, progress: Progress | None = None) 
     progress = progress or NoProgress()
     refuse_existing(options.output)
     family, component, base = _component_at(options.base, options.component)
+    if base == options.base and component.name != options.component:
+        ONE_COMPONENT.refuse(options, found=component.name)
     tuned = options.tuned
     if tuned.is_dir() and (tuned / component.folder).is_dir():
         tuned = tuned / component.folder
@@ -96,7 +99,7 @@ def extract_lora(options: LoraExtractOptions, progress: Progress | None = None) 
     return Written(written.output, {**written.facts, **left_out})
 
 
-def _read_for_writing(file: Path, options: SomeModelOptions) -> tuple[LoraFile, dict[str, dict[str, tuple[int, int]]]]:
+def _read_for_writing(file: Path, options: WeightOptions) -> tuple[LoraFile, dict[str, dict[str, tuple[int, int]]]]:
     lora = open_lora(file)
     shapes = base_shapes(options)
     refuse_flat([lora], shapes)

@@ -19,7 +19,7 @@ from dsctl_core.lora.files import read_lora, save_lora, unnamed_layers
 from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile
 from dsctl_core.lora.merge import component_shapes
 from dsctl_core.lora.original import has_original_names
-from dsctl_core.options.model import SomeModelOptions
+from dsctl_core.options.model import SomeModelOptions, WeightOptions
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def resolve(options: SomeModelOptions) -> ResolvedModel:
     return resolve_model(options.model, options.model_paths, options.model_id_with_origin_paths, options.tokenizer_path)
 
 
-def base_shapes(options: SomeModelOptions) -> dict[str, dict[str, tuple[int, int]]]:
+def base_shapes(options: WeightOptions) -> dict[str, dict[str, tuple[int, int]]]:
     """Return the layers of the model that was named, by component; {} when none was."""
-    if options.model is None and options.model_paths is None and options.model_id_with_origin_paths is None:
+    if not options.names_model:
         return {}
-    resolved = resolve(options)
-    places = find_component_paths(resolved.family, resolved.model_configs, resolved.reader_configs)
+    resolved = resolve_model(options.model, options.model_paths, options.model_id_with_origin_paths)
+    places = find_component_paths(resolved.family, resolved.model_configs)
     return {name: component_shapes(folder) for name, folder in places.components.items()}
 
 

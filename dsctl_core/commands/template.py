@@ -46,6 +46,7 @@ def check(options: TemplateCheckOptions) -> dict[str, Any]:
     """Load the template, run it beside the model, and return what it does; see dsctl_core.template.check.describe."""
     source = options.template
     template = load_template(config_of(source.source), Trust(options.trust_template), checkpoint=source.checkpoint)
+    template.refuse_unread(options.template_inputs.values, "--template-inputs")
     pipe = open_model(options.model)
     return {"template": str(source), "model": options.model, **describe(template, pipe, options.template_inputs.values)}
 
@@ -57,6 +58,7 @@ def pack(options: TemplatePackOptions) -> Packed:
     contract = read_contract(folder_of(ModelConfig(path=options.folder)), trust)
     trained = load_template(contract, checkpoint=options.checkpoint)
     example = options.template_inputs.values
+    trained.refuse_unread(example, "--template-inputs")
     pipe = open_model(options.model)
     return write_pack(trained, options.checkpoint, options.output, pipe, example, license_name=options.license)
 

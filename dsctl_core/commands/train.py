@@ -23,6 +23,7 @@ from dsctl_core.training.loop.loop import TrainingSummary, launch_training_task
 from dsctl_core.training.output.folder import claim
 from dsctl_core.training.output.logger import ModelLogger
 from dsctl_core.training.output.metadata import base_weights, describe_run, header_metadata
+from dsctl_core.training.plan.cautions import cautions
 from dsctl_core.training.plan.module import build_module
 from dsctl_core.training.plan.plan import TrainingPlan, plan_training
 from dsctl_core.training.plan.source import Source, buckets_of
@@ -87,12 +88,13 @@ def dry_run(options: TrainOptions, progress: Progress | None = None) -> DryRun:
 def run_training(plan: TrainingPlan, progress: Progress) -> TrainingSummary:
     """Do what `plan` says: encode or open the cache, build the module, train it."""
     options, training, output = plan.options, plan.options.training, plan.options.output
-    warn_of_distilled(plan, progress)
     with checked_in_background(plan.source) as check_cache:
         samples = encoded_samples(plan, progress)
         about = describe_run(options, plan.model, plan.optimizer, plan.accelerator)
         on_bad_sample = plan.skipped.add if options.data.on_bad_sample == "skip" else None
         dataset, held_out = plan.callbacks.hold_out(samples)
+        for caution in cautions(plan, dataset):
+            progress.note(f"Warning: {caution}")
         hooks = plan.callbacks.hooks(
             plan.accelerator, held_out, plan.components, about["options"], on_bad_sample, progress
         )
@@ -164,18 +166,3 @@ def checked_in_background(source: Source) -> Iterator[Callable[[], None]]:
         yield lambda: None if checked is None else checked.result()
     finally:
         pool.shutdown(wait=False)
-
-
-def warn_of_distilled(plan: TrainingPlan, progress: Progress) -> None:
-    """Warn where the weights to be trained are distilled: what is learned fights the few steps they are made for.
-
-    A LoRA that is trained on top of another one, which undoes the distillation, does not.
-    """
-    preset, adapter = plan.model.preset, plan.options.adapter
-    undone = adapter.preset_lora_path is not None and adapter.wants_lora
-    if preset is not None and preset.base_preset is not None and not undone:
-        progress.note(
-            f"Warning: {preset.name} is distilled, and training on it gives poor pictures; "
-            f"train on {preset.base_preset} instead, and use the LoRA on either, or train a LoRA on top of one that "
-            "undoes the distillation (--preset-lora-path)"
-        )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dsctl_core.data.buckets import ImageToBucket
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.dataset import SINGLE_COLUMNS, UnifiedDataset
+from dsctl_core.data.kinds import media_suffixes
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
 from dsctl_core.errors import UsageError
 from dsctl_core.family import Family
 from dsctl_core.options.data import DataOptions, ReadingOptions
+from dsctl_core.options.effects import PICTURES_ONLY
 
 
 def build_dataset(
@@ -26,7 +29,7 @@ def build_dataset(
     base = options.dataset_base_path
     resize = build_resize(options, division_factor or family.division_factor, defaults.get("max_pixels"))
     if family.time_division is None:
-        _refuse_video_options(options, family)
+        PICTURES_ONLY.refuse(options, title=family.title)
         operator = UnifiedDataset.default_image_operator(base, allow_outside=options.allow_outside, resize=resize)
     else:
         factor, remainder = family.time_division
@@ -54,6 +57,19 @@ def build_dataset(
     )
 
 
+def refuse_file_names(dataset: UnifiedDataset, extra_inputs: Sequence[str]) -> None:
+    """Raise a UsageError for an extra input whose column has the names of media files that are not to be loaded."""
+    for name in extra_inputs:
+        for number in dataset.numbers if name not in dataset.data_file_keys else ():
+            cell = dataset.metadata.rows[number].get(name)
+            for each in cell if isinstance(cell, list) else [cell]:
+                if isinstance(each, str) and Path(each).suffix.lower() in media_suffixes():
+                    raise UsageError(
+                        f"--extra-inputs has {name}, whose column has files such as {each!r}, but they are not loaded",
+                        hint=f"give --data-file-keys {','.join([*dataset.data_file_keys, name])} too",
+                    )
+
+
 def build_resize(options: ReadingOptions, division_factor: int, native_max_pixels: int | None) -> Resize:
     """Return the operator that resizes images.
 
@@ -70,12 +86,3 @@ def build_resize(options: ReadingOptions, division_factor: int, native_max_pixel
         division_factor,
         division_factor,
     )
-
-
-def _refuse_video_options(options: ReadingOptions, family: Family) -> None:
-    for name in ("num_frames", "fps", "short_clips"):
-        if getattr(options, name) != type(options).model_fields[name].default:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no effect: {family.title} generates images, not videos",
-                hint="leave it out, or choose a model for videos",
-            )

@@ -17,9 +17,17 @@ def _first_set(*names: str) -> tuple[str, str] | None:
 
 
 def model_base_path() -> Path:
-    """Return the folder of downloaded models: DSCTL_MODEL_BASE_PATH, else DiffSynth's variable, else ./models."""
-    variable = _first_set("DSCTL_MODEL_BASE_PATH", "DIFFSYNTH_MODEL_BASE_PATH")
-    return Path(variable[1]).expanduser() if variable else Path("models")
+    """Return the folder of downloaded models: DSCTL_MODEL_BASE_PATH, else DiffSynth's variable, else ./models.
+
+    Raises UsageError for a variable that is set to an empty text, which is no path.
+    """
+    for name in ("DSCTL_MODEL_BASE_PATH", "DIFFSYNTH_MODEL_BASE_PATH"):
+        value = os.environ.get(name)
+        if value == "":
+            raise UsageError(f"{name} is empty", hint="set it to a folder, or unset it")
+        if value is not None:
+            return Path(value).expanduser()
+    return Path("models")
 
 
 def skip_download() -> bool:

@@ -7,6 +7,8 @@ the flag's help. Values that do not fit are a `UsageError` naming the flag, the 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -17,19 +19,31 @@ from pydantic import (
     ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 from typing_extensions import Self
 
 from dsctl_core.errors import UsageError, unknown_name
-from dsctl_core.options.messages import Positional, Takes, explain, spelled
+from dsctl_core.options.effects import Idle
+from dsctl_core.options.messages import EMPTY_PATH, Positional, Takes, explain, is_empty_path, spelled
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 Alternative = tuple[str, str]
-_FIELDS_ALONE = object()  # the context of a validation that leaves the checks of several options at once for later
+
+
+@dataclass(frozen=True)
+class _Context:
+    """How options are validated: `alone` leaves the checks of several options at once for later.
+
+    `given` are the names that count as given; None: all that have a value.
+    """
+
+    alone: bool = False
+    given: frozenset[str] | None = None
 
 
 class Options(BaseModel):
@@ -40,7 +54,8 @@ class Options(BaseModel):
     )
 
     panel: ClassVar[str] = "Options"  # the heading of this class's own fields in --help
-    exclusive: ClassVar[tuple[Alternative, ...]] = ()  # options of which the first or the second is set, not both
+    exclusive: ClassVar[tuple[Alternative, ...]] = ()  # options of which the first or the second is given, not both
+    idle: ClassVar[tuple[Idle, ...]] = ()  # options without effect, in runs that these options themselves tell
 
     @model_validator(mode="wrap")
     @classmethod
@@ -48,30 +63,62 @@ class Options(BaseModel):
         """Check each field, then what several of them say together; what does not fit is a UsageError."""
         if isinstance(values, cls):
             return handler(values)
+        context = info.context or _Context()
         try:
             options = handler(values)
         except ValidationError as error:
-            if info.context is _FIELDS_ALONE:
+            if context.alone:
                 raise
             raise explain(cls.flat_fields(), error.errors(include_url=False)) from None
-        if info.context is not _FIELDS_ALONE:
+        if context.given is not None:
+            own = {name: getattr(options, name) for name in cls.model_fields}
+            options = cls.model_construct(_fields_set=options.model_fields_set & context.given, **own)
+        if not context.alone:
             options.check_alternatives()
+            options.check_effects()
             options.check()
         return options
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_empty_path(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse "", which an unset variable of a shell leaves, for a path: it would be the working folder."""
+        if is_empty_path(cls.model_fields[info.field_name or ""], value):
+            raise ValueError(EMPTY_PATH)
+        return value
+
+    @classmethod
+    def resolved(cls, values: Mapping[str, Any], given: Collection[str]) -> Self:
+        """Return the options with `values`, of which only those that are named in `given` count as given.
+
+        So an earlier run's options are set again, with all that was left to it as it was resolved then.
+        """
+        return cls.model_validate(dict(values), context=_Context(given=frozenset(given)))
+
     def check(self) -> None:
-        """Raise a UsageError for options that do not go together, or that have no effect."""
+        """Raise a UsageError for options that do not go together."""
+
+    def check_effects(self) -> None:
+        """Raise a UsageError for an option that is given and has no effect beside the others."""
+        for kind in type(self).__mro__:
+            for entry in vars(kind).get("idle", ()):
+                entry.check(self)
 
     def check_alternatives(self) -> None:
-        """Raise a UsageError where both options of an `exclusive` pair are set."""
+        """Raise a UsageError where both options of an `exclusive` pair are given."""
         for first, second in self.alternatives():
-            if self.differs(first) and self.differs(second):
+            if self.given(first) and self.given(second):
                 raise UsageError(f"{spelled(first)} and {spelled(second)} are both given", hint="give one of them")
 
     @classmethod
     def alternatives(cls) -> list[Alternative]:
         """Return the `exclusive` pairs of this class, of those it inherits from and of its groups."""
         return [pair for kind in cls.__mro__ for pair in vars(kind).get("exclusive", ())]
+
+    @classmethod
+    def idle_entries(cls) -> list[Idle]:
+        """Return the `idle` entries of this class, of those it inherits from and of its groups."""
+        return [entry for kind in cls.__mro__ for entry in vars(kind).get("idle", ())]
 
     @classmethod
     def flat_fields(cls) -> dict[str, FieldInfo]:
@@ -92,13 +139,24 @@ class Options(BaseModel):
         """Return the values of all options by name, in the order of `flat_fields`; with "json", as JSON takes them."""
         return self.model_dump(mode=mode)
 
-    def differs(self, name: str) -> bool:
-        """Return whether the option called `name` has another value than its default."""
-        return self.value_of(name) != self.flat_fields()[name].default
-
     def given(self, name: str) -> bool:
-        """Return whether the option called `name` was set, rather than left at its default."""
-        return name in self.model_fields_set
+        """Return whether the option called `name` was given, whatever its value; None is left out."""
+        return name in self.model_fields_set and self.value_of(name) is not None
+
+    def given_names(self) -> list[str]:
+        """Return the names of the options that were given, in the order of `flat_fields`."""
+        return [name for name in self.flat_fields() if self.given(name)]
+
+    def asks_for(self, name: str) -> bool:
+        """Return whether the option called `name` was given and asks for something: `--no-x` asks not to do x."""
+        switched_off = self.value_of(name) is False and self.flat_fields()[name].default is False
+        return self.given(name) and not switched_off
+
+    def written(self, name: str) -> str:
+        """Return the option called `name` as it is written with its value: "--x", or "--no-x"."""
+        field = self.flat_fields()[name]
+        flag = spelled(name, field)
+        return f"--no-{flag.removeprefix('--')}" if self.value_of(name) is False else flag
 
 
 class ComposedOptions(Options):
@@ -113,7 +171,7 @@ class ComposedOptions(Options):
     def _validate(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         if isinstance(values, cls):
             return handler(values)
-        known = cls.flat_fields()
+        known, context = cls.flat_fields(), info.context or _Context()
         unknown = [name for name in values if name not in known]
         own = {name: value for name, value in values.items() if name in known}
         parts: dict[str, Options] = {}
@@ -121,7 +179,7 @@ class ComposedOptions(Options):
         for name, group in cls.groups().items():
             given = {each: own.pop(each) for each in group.model_fields if each in own}
             try:
-                parts[name] = group.model_validate(given, context=_FIELDS_ALONE)
+                parts[name] = group.model_validate(given, context=_Context(alone=True, given=context.given))
             except ValidationError as error:
                 wrong += error.errors(include_url=False)
                 parts[name] = group.model_construct()  # so that the other groups are looked at too
@@ -133,11 +191,22 @@ class ComposedOptions(Options):
             raise unknown_name("option", unknown[0], list(known))
         if wrong:
             raise explain(known, wrong)
+        if context.given is not None:
+            names = {*parts, *(options.model_fields_set & context.given)}
+            own = {name: getattr(options, name) for name in cls.model_fields}
+            options = cls.model_construct(_fields_set=names, **own)
         options.check_alternatives()
+        options.check_effects()
         for part in parts.values():
             part.check()
         options.check()
         return options
+
+    def check_effects(self) -> None:
+        """Raise a UsageError for an option that is given and has no effect beside the others."""
+        super().check_effects()
+        for name in self.groups():
+            getattr(self, name).check_effects()
 
     @classmethod
     def groups(cls) -> dict[str, type[Options]]:
@@ -149,6 +218,11 @@ class ComposedOptions(Options):
     def alternatives(cls) -> list[Alternative]:
         """Return the `exclusive` pairs of this class and of its groups."""
         return [*super().alternatives(), *(pair for kind in cls.groups().values() for pair in kind.alternatives())]
+
+    @classmethod
+    def idle_entries(cls) -> list[Idle]:
+        """Return the `idle` entries of this class and of its groups."""
+        return [*super().idle_entries(), *(each for kind in cls.groups().values() for each in kind.idle_entries())]
 
     @classmethod
     def flat_fields(cls) -> dict[str, FieldInfo]:
@@ -178,8 +252,9 @@ class ComposedOptions(Options):
         return flat
 
     def given(self, name: str) -> bool:
-        """Return whether the option called `name` was set, rather than left at its default."""
-        return name in self._holder(name).model_fields_set
+        """Return whether the option called `name` was given, whatever its value; None is left out."""
+        holder = self._holder(name)
+        return name in holder.model_fields_set and getattr(holder, name) is not None
 
     def _holder(self, name: str) -> Options:
         parts = (getattr(self, attribute) for attribute in self.groups())
@@ -187,7 +262,6 @@ class ComposedOptions(Options):
 
 
 def _split_names(value: Any) -> Any:
-    """Turn "a, b", and a list from run.toml, into ("a", "b")."""
     if isinstance(value, list):
         return tuple(value)
     if not isinstance(value, str):
@@ -195,7 +269,8 @@ def _split_names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",")) if value.strip() else ()
 
 
-def _no_empty_name(value: Any) -> Any:
+def split_names(value: Any) -> Any:
+    """Turn "a, b", and a list from run.toml, into ("a", "b"); a ValueError for an empty name."""
     names = _split_names(value)
     if isinstance(names, tuple) and any(name == "" for name in names):
         raise ValueError("it has an empty name between its commas")
@@ -207,6 +282,6 @@ Argument = Positional  # marks a field that is given by position instead of by a
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator that is seeded with it can take
 Side = Annotated[int, Field(ge=1, le=16384)]  # a picture's height or width in pixels
-Names = Annotated[tuple[str, ...], BeforeValidator(_no_empty_name)]  # written "a,b"
+Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]  # written "a,b"
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Takes("cpu, cuda or cuda:N")]

@@ -8,7 +8,8 @@ from pydantic import Field, field_validator
 from dsctl_core.errors import unknown_name
 from dsctl_core.options.base import ComposedOptions, Count, Names, Options
 from dsctl_core.options.data import DataOptions
-from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.effects import EACH_ROW_ONCE, NO_TEMPLATE, ONE_PROMPT, Idle
+from dsctl_core.options.model import ModelOptions, ModelParts
 from dsctl_core.options.processes import ProcessCountOptions
 from dsctl_core.options.tasks import LOSS_TASKS
 from dsctl_core.options.template import MODEL, TemplateOptions
@@ -31,6 +32,7 @@ class CacheOptions(ComposedOptions):
     """Options of `dsctl cache`."""
 
     panel: ClassVar[str] = "Cache"
+    idle: ClassVar[tuple[Idle, ...]] = (ONE_PROMPT, EACH_ROW_ONCE)
 
     weights: ModelOptions
     data: DataOptions
@@ -50,7 +52,10 @@ class CacheOptions(ComposedOptions):
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="Precision of encoding and of what is kept. Left out: bf16 on a GPU that has it, else no."
     )
-    fp8_models: Names = Field((), description="Components to hold in fp8 while encoding, separated by commas.")
+    fp8_models: ModelParts = Field(
+        (),
+        description="Components to hold in fp8 while encoding: names, or weights as given for the model.",
+    )
     device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
 
     @property
@@ -69,4 +74,4 @@ class CacheOptions(ComposedOptions):
     def check(self) -> None:
         """Raise a UsageError where there is nothing to encode, or nothing to trust."""
         self.data.require_dataset()
-        self.templates.refuse_trust_in_nothing()
+        NO_TEMPLATE.check(self.templates)

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Alternative, Count, Options, Seed, Side
 from dsctl_core.options.data import check_whole_size
+from dsctl_core.options.effects import NO_SAMPLES, NO_TRACKER, NO_VALIDATION, Idle
 from dsctl_core.options.messages import Takes
 
 # name -> (the module that it needs, how to install it); csv is ours
@@ -80,23 +81,14 @@ def _names(value: Any) -> Any:
     texts = _alone_or_several(value)
     if not isinstance(texts, tuple):
         return value
-    return tuple(part.strip() for text in texts for part in (text.split(",") if isinstance(text, str) else [text]))
+    parts = (part for text in texts for part in (text.split(",") if isinstance(text, str) else [text]))
+    return tuple(part.strip() if isinstance(part, str) else part for part in parts)
 
 
 OnePrompt = Annotated[Prompt, BeforeValidator(Prompt.parse), PlainSerializer(str)]
 OneTracker = Annotated[Tracker, BeforeValidator(Tracker.parse), PlainSerializer(str)]
 Prompts = Annotated[tuple[OnePrompt, ...], BeforeValidator(_alone_or_several), Takes("a text")]
 Trackers = Annotated[tuple[OneTracker, ...], BeforeValidator(_names), Takes(f"names of {', '.join(TRACKERS)}")]
-ONLY_WITH_SAMPLES = (
-    "sample_prompt",
-    "sample_prompts_file",
-    "sample_negative_prompt",
-    "sample_height",
-    "sample_width",
-    "sample_steps",
-    "sample_cfg_scale",
-    "sample_seed",
-)
 
 
 class CallbackOptions(Options):
@@ -104,6 +96,7 @@ class CallbackOptions(Options):
 
     panel: ClassVar[str] = "Watching the run"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("sample_prompt", "sample_prompts_file"),)
+    idle: ClassVar[tuple[Idle, ...]] = (NO_SAMPLES, NO_VALIDATION, NO_TRACKER)
 
     track: Trackers = Field(
         (), description=f"Draw the curves with this, too: {', '.join(TRACKERS)}. Can be given several times."
@@ -150,26 +143,11 @@ class CallbackOptions(Options):
                 raise UsageError(f"--track names {tracker} twice", hint="name each once")
         return track
 
+    @property
+    def tracks_projects(self) -> bool:
+        """Whether one of the trackers files runs under projects."""
+        return any(TRACKERS[tracker.name] for tracker in self.track)
+
     def check(self) -> None:
-        """Raise a UsageError for options that do not go together."""
-        self._no_sample_settings_without_samples()
-        self._validation_of_something()
-        self._a_project_for_something()
-
-    def _no_sample_settings_without_samples(self) -> None:
+        """Raise a UsageError for half a size."""
         check_whole_size(self.sample_height, self.sample_width, "--sample-height", "--sample-width")
-        if self.sample_every is None:
-            for name in ONLY_WITH_SAMPLES:
-                if self.differs(name):
-                    flag = f"--{name.replace('_', '-')}"
-                    raise UsageError(f"{flag} has no effect without --sample-every", hint="give --sample-every 100 too")
-
-    def _validation_of_something(self) -> None:
-        if self.validation_every is not None and self.validation_split is None:
-            raise UsageError(
-                "--validation-every has no effect without --validation-split", hint="give --validation-split 0.1 too"
-            )
-
-    def _a_project_for_something(self) -> None:
-        if self.differs("track_project") and not any(TRACKERS[tracker.name] for tracker in self.track):
-            raise UsageError("--track-project has no effect without a tracker", hint="give --track wandb too")

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Argument, Names, Options, Text
+from dsctl_core.options.effects import ONLY_LISTED, Idle
 from dsctl_core.options.messages import Takes
 
 Source = Literal["modelscope", "huggingface"]
@@ -16,6 +17,7 @@ class DownloadOptions(Options):
     """Options of `dsctl download`."""
 
     panel: ClassVar[str] = "Download"
+    idle: ClassVar[tuple[Idle, ...]] = (ONLY_LISTED,)
 
     what: Annotated[Names, Argument(), Takes("names of presets, or OWNER/NAME[@REVISION][:PATTERN]")] = Field(
         min_length=1, description="Presets (`dsctl models` lists them), or OWNER/NAME[@REVISION][:PATTERN]."

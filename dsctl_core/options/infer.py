@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, ComposedOptions, Device, Seed, Side, Text
 from dsctl_core.options.data import check_whole_size
+from dsctl_core.options.effects import NO_PICTURE, Idle
 from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.template import TemplateUseOptions
@@ -18,6 +19,7 @@ class InferOptions(ComposedOptions):
 
     panel: ClassVar[str] = "Picture"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("prompt", "prompts_file"),)
+    idle: ClassVar[tuple[Idle, ...]] = (NO_PICTURE,)
 
     weights: ModelOptions
     templates: TemplateUseOptions
@@ -88,13 +90,6 @@ class InferOptions(ComposedOptions):
 
     def _nothing_without_effect(self) -> None:
         check_whole_size(self.height, self.width)
-        if self.input_image is None and self.inpaint_mask is not None:
-            raise UsageError("--inpaint-mask is given without a picture", hint="give --input-image FILE too")
-        if self.input_image is None and self.denoising_strength < 1:
-            raise UsageError(
-                f"--denoising-strength {self.denoising_strength:g} is given without a picture",
-                hint="give --input-image FILE too",
-            )
         if self.input_image is not None and self.inpaint_mask is None and self.denoising_strength == 1:
             raise UsageError(
                 "--input-image has no effect at --denoising-strength 1, which replaces all of it",

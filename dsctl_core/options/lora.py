@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Names, Options, Text
+from dsctl_core.options.effects import NO_LORA, NO_PRESET_LORA, Idle
 from dsctl_core.options.messages import Takes
 
 
@@ -28,6 +29,8 @@ class LoraFile:
         """
         if isinstance(text, LoraFile):
             return text
+        if isinstance(text, dict) and text.keys() == {"path", "scale"}:  # from run.json
+            return cls(Path(text["path"]), text["scale"])
         if not isinstance(text, str):
             raise ValueError(f"{text!r} is no text")
         path, colon, scale = text.rpartition(":")
@@ -54,6 +57,7 @@ class LoraOptions(Options):
     """The LoRA to train, and one to merge in before."""
 
     panel: ClassVar[str] = "LoRA"
+    idle: ClassVar[tuple[Idle, ...]] = (NO_LORA, NO_PRESET_LORA)
 
     lora_base_model: Text | None = Field(
         None,
@@ -109,20 +113,8 @@ class LoraOptions(Options):
         return any(value is not None for value in asked)
 
     def check(self) -> None:
-        """Raise a UsageError for settings of a LoRA where there is none, and for what its file cannot hold."""
-        if self.lora_alpha is not None and not self.wants_lora:
-            raise UsageError(f"--lora-alpha {self.lora_alpha:g} is given, but no LoRA", hint="give --lora-rank too")
-        for name in ("lora_format", "lora_dtype", "lora_dropout", "use_dora", "use_rslora"):
-            if self.differs(name) and not self.wants_lora:
-                flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
-                given = flag if value is True else f"{flag} {value}"
-                raise UsageError(f"{given} is given, but no LoRA is trained", hint="give --lora-rank too")
+        """Raise a UsageError for what the file of the LoRA cannot hold."""
         if self.use_dora and self.lora_format not in DORA_FORMATS:
             raise UsageError(
                 f"--lora-format {self.lora_format} cannot hold a DoRA", hint=f"give {' or '.join(DORA_FORMATS)}"
-            )
-        if self.preset_lora_model is not None and self.preset_lora_path is None:
-            raise UsageError(
-                f"--preset-lora-model {self.preset_lora_model} is given without a LoRA to merge",
-                hint="give --preset-lora-path FILE too",
             )

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Argument, Names, Options, Text
+from dsctl_core.options.effects import INTO_BASE, INTO_LORA, Idle
 from dsctl_core.options.lora import FloatName, LoraFiles, LoraFormatName
-from dsctl_core.options.model import SomeModelOptions
+from dsctl_core.options.model import SomeModelOptions, WeightOptions
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
 
@@ -17,6 +18,7 @@ class MergeLoraOptions(SomeModelOptions):
     """Options of `dsctl merge-lora`."""
 
     panel: ClassVar[str] = "Merging"
+    idle: ClassVar[tuple[Idle, ...]] = (INTO_BASE, INTO_LORA)
 
     lora: LoraFiles = Field((), description="LoRA to merge, FILE or FILE:SCALE. Can be given several times.")
     into: Literal["base", "lora"] = Field(
@@ -31,17 +33,11 @@ class MergeLoraOptions(SomeModelOptions):
     output: Path = Field(description="The new model folder, or with --into lora the LoRA file.")
 
     def check(self) -> None:
-        """Raise a UsageError for what does not go with --into."""
+        """Raise a UsageError where there is nothing to merge, or nothing to merge it into."""
         if not self.lora:
             raise UsageError("no LoRA is given", hint="give --lora FILE or --lora FILE:SCALE")
         if self.into == "base":
             self.require_model()
-            for name in ("rank", "lora_format", "lora_dtype"):
-                if self.differs(name):
-                    flag = f"--{name.replace('_', '-')}"
-                    raise UsageError(f"{flag} has no effect without --into lora", hint="give --into lora too")
-        elif self.allow_partial:
-            raise UsageError("--allow-partial has no effect with --into lora", hint="leave it out")
 
 
 class LoraInfoOptions(Options):
@@ -50,7 +46,7 @@ class LoraInfoOptions(Options):
     file: Annotated[Path, Argument()] = Field(description="A LoRA file, or a folder that peft wrote.")
 
 
-class _WritingOptions(SomeModelOptions):
+class _WritingOptions(WeightOptions):
     """Options of every command that writes a LoRA."""
 
     panel: ClassVar[str] = "Result"

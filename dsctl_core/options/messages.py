@@ -15,8 +15,18 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+EMPTY_PATH = "an empty text is no path"
+
+
 class Positional:
     """Marks a field, in its `Annotated`, that is given by position instead of by a flag."""
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """Gives the option of a field, in its `Annotated`, another flag beside its own; to a positional one, a flag."""
+
+    flag: str
 
 
 @dataclass(frozen=True)
@@ -28,9 +38,35 @@ class Takes:
 
 def spelled(name: str, field: FieldInfo | None = None) -> str:
     """Return how the option called `name` is written on the command line."""
-    if field is not None and any(isinstance(mark, Positional) for mark in field.metadata):
+    if field is not None and is_positional(field):
         return name.upper()
     return "--" + name.replace("_", "-")
+
+
+def is_positional(field: FieldInfo) -> bool:
+    """Return whether the option of a field is given by position."""
+    return any(isinstance(mark, Positional) for mark in field.metadata)
+
+
+def other_spellings(field: FieldInfo) -> tuple[str, ...]:
+    """Return the further flags of the option of a field."""
+    return tuple(mark.flag for mark in field.metadata if isinstance(mark, Spelled))
+
+
+def is_empty_path(field: FieldInfo, value: Any) -> bool:
+    """Return whether a field of paths has the value "", or a list with it: it would be the working folder."""
+    kind = bare_type(field.annotation)
+    texts = value if isinstance(value, list | tuple) else (value,)
+    return Path in (kind, *map(bare_type, get_args(kind))) and any(text == "" for text in texts)
+
+
+def default_text(field: FieldInfo) -> str | None:
+    """Return the default of a field as it would be written, or None if it is no value that is worth telling."""
+    default = field.default
+    if isinstance(default, bool):
+        return str(default).lower()
+    text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return None if field.is_required() or default is None or text in ("", "{}") else text
 
 
 def bare_type(annotation: Any) -> Any:
@@ -88,7 +124,8 @@ def requirement(field: FieldInfo) -> str:
     if kind is Path:
         return "a path"
     if get_origin(kind) is tuple:
-        return "names separated by commas"
+        of_paths = bare_type(get_args(kind)[0]) is Path
+        return ("paths" if is_positional(field) else "a path") if of_paths else "names separated by commas"
     return "text"
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Alternative, Options, Text
+from dsctl_core.options.base import Alternative, Options, Text, split_names
 from dsctl_core.options.messages import Takes
 
 PATHS = (
@@ -45,8 +45,32 @@ def _checked_ids(value: Any) -> Any:
     return value
 
 
-class SomeModelOptions(Options):
-    """Where the weights are, for commands that can do without."""
+def _checked_parts(value: Any) -> Any:
+    """Turn "a,b", a JSON list of paths and lists of shards, or a list into the names and locations in it."""
+    if not isinstance(value, str):
+        return tuple(value) if isinstance(value, list) else value
+    text = value.strip()
+    if not text.startswith("["):
+        return split_names(value)
+    try:  # a flag that is repeated has its lists one after the other
+        lists = json.loads(f"[{text}]")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"this is not JSON ({error.msg} at character {error.pos})") from None
+    parts: list[str] = []
+    for entry in (entry for each in lists for entry in (each if isinstance(each, list) else [each])):
+        paths = entry if isinstance(entry, list) else [entry]
+        if not paths or not all(isinstance(path, str) and path for path in paths):
+            raise ValueError(f"{json.dumps(entry)} is neither a path nor a list of paths")
+        parts += paths
+    return tuple(parts)
+
+
+PARTS = "components, OWNER/NAME:PATTERN, or a JSON list of paths"
+ModelParts = Annotated[tuple[str, ...], BeforeValidator(_checked_parts), Takes(PARTS)]
+
+
+class WeightOptions(Options):
+    """Where the weights are, for commands that can do without and read no prompts."""
 
     panel: ClassVar[str] = "Model"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("model", "model_paths"), ("model", "model_id_with_origin_paths"))
@@ -60,7 +84,6 @@ class SomeModelOptions(Options):
     model_id_with_origin_paths: Annotated[str, BeforeValidator(_checked_ids), Takes(IDS)] | None = Field(
         None, description="Weights on a hub instead of --model: OWNER/NAME:PATTERN, separated by commas."
     )
-    tokenizer_path: Text | None = Field(None, description="The tokenizer's folder, where it is not beside the weights.")
 
     @property
     def names_model(self) -> bool:
@@ -74,6 +97,14 @@ class SomeModelOptions(Options):
                 "no model is given",
                 hint="give --model NAME (`dsctl models` lists the names) or --model FOLDER",
             )
+
+
+class SomeModelOptions(WeightOptions):
+    """Where the weights and the tokenizer are, for commands that can do without."""
+
+    panel: ClassVar[str] = "Model"
+
+    tokenizer_path: Text | None = Field(None, description="The tokenizer's folder, where it is not beside the weights.")
 
 
 class ModelOptions(SomeModelOptions):

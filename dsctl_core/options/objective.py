@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Options
+from dsctl_core.options.effects import NOT_NORMAL, Idle
 
 Boundary = Annotated[float, Field(ge=0, le=1)]
 
@@ -16,6 +17,7 @@ class ObjectiveOptions(Options):
     """The noise levels that training draws, and their weights."""
 
     panel: ClassVar[str] = "Noise levels"
+    idle: ClassVar[tuple[Idle, ...]] = (NOT_NORMAL,)
 
     timestep_sampling: Literal["uniform", "logit_normal"] = Field(
         "uniform", description="How noise levels are drawn: all alike, or those in the middle more often."
@@ -40,14 +42,7 @@ class ObjectiveOptions(Options):
     )
 
     def check(self) -> None:
-        """Raise a UsageError where no level is left to draw, and for settings of another way of drawing."""
-        for name in ("logit_mean", "logit_std"):
-            if getattr(self, name) is not None and self.timestep_sampling != "logit_normal":
-                flag = f"--{name.replace('_', '-')}"
-                raise UsageError(
-                    f"{flag} has no effect with --timestep-sampling {self.timestep_sampling}",
-                    hint="give --timestep-sampling logit_normal too",
-                )
+        """Raise a UsageError where no level is left to draw."""
         if self.min_timestep_boundary >= self.max_timestep_boundary:
             raise UsageError(
                 f"--min-timestep-boundary {self.min_timestep_boundary:g} is not below "

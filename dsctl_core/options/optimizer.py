@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Count, Options, Text
+from dsctl_core.options.effects import NO_POWER, NO_RESTARTS, NO_WARMUP, Idle
 from dsctl_core.options.messages import Takes
 
 
@@ -44,7 +45,6 @@ OPTIMIZERS = {
     "lion": KnownOptimizer("lion_pytorch.Lion", "pip install lion-pytorch", rate_scale=0.1),
     "sgd": KnownOptimizer("torch.optim.SGD"),
 }
-WITH_WARMUP = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup")
 SchedulerName = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup"]
 OPTION_OF = {"lr": "--learning-rate", "weight_decay": "--weight-decay", "params": "--trainable-models"}
 WORDS = {"true": True, "false": False, "none": None}
@@ -114,6 +114,7 @@ class OptimizerOptions(Options):
     """The optimizer and its learning rate. A step is one update of the weights."""
 
     panel: ClassVar[str] = "Optimizer"
+    idle: ClassVar[tuple[Idle, ...]] = (NO_WARMUP, NO_RESTARTS, NO_POWER)
 
     optimizer: Text = Field(
         "adamw", description=f"The optimizer: {', '.join(OPTIMIZERS)}, or any other as package.Class."
@@ -174,25 +175,14 @@ class OptimizerOptions(Options):
 
     def check(self) -> None:
         """Raise a UsageError for options that do not go together."""
-        self._a_course_that_uses_them()
+        self._some_steps_to_warm_up_in()
         self._some_rate()
 
-    def _a_course_that_uses_them(self) -> None:
+    def _some_steps_to_warm_up_in(self) -> None:
         if self.lr_scheduler == "constant_with_warmup" and not self.lr_warmup_steps:
             raise UsageError(
                 "--lr-scheduler constant_with_warmup has no steps to warm up in", hint="give --lr-warmup-steps 100 too"
             )
-        if self.lr_warmup_steps and self.lr_scheduler not in WITH_WARMUP:
-            raise UsageError(
-                f"--lr-warmup-steps has no effect with --lr-scheduler {self.lr_scheduler}",
-                hint=f"those with a warm-up are {', '.join(WITH_WARMUP)}",
-            )
-        for name, course in (("lr_num_cycles", "cosine_with_restarts"), ("lr_power", "polynomial")):
-            if getattr(self, name) is not None and self.lr_scheduler != course:
-                flag = f"--{name.replace('_', '-')}"
-                raise UsageError(
-                    f"{flag} has no effect with --lr-scheduler {self.lr_scheduler}", hint=f"it is for {course}"
-                )
 
     def _some_rate(self) -> None:
         known = OPTIMIZERS.get(self.optimizer)

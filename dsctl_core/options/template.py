@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Options
-from dsctl_core.options.messages import Takes
+from dsctl_core.options.effects import NO_TEMPLATE, Idle
+from dsctl_core.options.messages import Spelled, Takes
 
 MODEL = "template_model"  # the component that a template is
 INPUTS = "template_inputs"  # the column of a row, and the input, that a template is given
@@ -35,6 +36,8 @@ class TemplateSource:
         """
         if isinstance(text, TemplateSource):
             return text
+        if isinstance(text, dict):  # from run.json
+            return cls(text["source"], None if text["checkpoint"] is None else Path(text["checkpoint"]))
         if not isinstance(text, str) or not text.strip():
             raise ValueError("this names no template")
         if Path(text).exists() or not text.endswith(WEIGHTS):
@@ -70,12 +73,23 @@ class TemplateInputs:
         if not isinstance(text, str):
             raise ValueError(f"{text!r} is no text")
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_each_key_once)
         except json.JSONDecodeError as error:
             raise ValueError(f"this is not JSON ({error.msg} at character {error.pos + 1})") from None
         if not isinstance(values, dict):
             raise ValueError("this is no JSON object")
         return cls(values)
+
+    def __str__(self) -> str:
+        return json.dumps(self.values)
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"it has the key {name!r} twice")
+    return dict(pairs)
 
 
 DIR_OR_HUB = "DIR, DIR:FILE.safetensors or OWNER/NAME: of a hub"
@@ -95,21 +109,17 @@ class TemplateOptions(Options):
 
     panel: ClassVar[str] = "Template"
 
-    template: OneTemplate | None = Field(
+    template: Annotated[OneTemplate | None, Spelled("--template-model-id-or-path")] = Field(
         None, description="Template: its folder, or OWNER/NAME: on a hub; with :FILE, start from these weights of it."
     )
     trust_template: bool = Field(False, description=TRUST)
-
-    def refuse_trust_in_nothing(self) -> None:
-        """Raise a UsageError for trust where no template is named."""
-        if self.trust_template and self.template is None:
-            raise UsageError("--trust-template has no effect without --template", hint="give --template DIR too")
 
 
 class TemplateUseOptions(Options):
     """The templates that steer a picture."""
 
     panel: ClassVar[str] = "Template"
+    idle: ClassVar[tuple[Idle, ...]] = (NO_TEMPLATE,)
 
     template: SeveralTemplates = Field(
         (),
@@ -125,13 +135,9 @@ class TemplateUseOptions(Options):
     trust_template: bool = Field(False, description=TRUST)
 
     def check(self) -> None:
-        """Raise a UsageError for trust or inputs that no template is given for."""
-        if self.trust_template and not self.template:
-            raise UsageError("--trust-template has no effect without --template", hint="give --template DIR too")
+        """Raise a UsageError for inputs of more or fewer templates than there are."""
         for name in ("template_inputs", "negative_template_inputs"):
             given, flag = len(getattr(self, name)), f"--{name.replace('_', '-')}"
-            if given and not self.template:
-                raise UsageError(f"{flag} has no effect without --template", hint="give --template DIR too")
             if given not in (0, len(self.template)):
                 raise UsageError(
                     f"{flag} is given {given} times for {len(self.template)} templates",

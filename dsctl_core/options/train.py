@@ -10,8 +10,23 @@ from dsctl_core.options.base import Alternative, Argument, ComposedOptions
 from dsctl_core.options.cache import CacheUseOptions
 from dsctl_core.options.callbacks import CallbackOptions
 from dsctl_core.options.data import DataOptions
+from dsctl_core.options.effects import (
+    ALWAYS_A_CACHE,
+    CONTINUES_BY_ITSELF,
+    ENCODED,
+    ENCODED_ONCE,
+    IN_MAIN_MEMORY,
+    IN_ONE_PROCESS,
+    NO_TEMPLATE_TO_TRUST,
+    NOT_CHECKPOINTED,
+    OWN_CACHE,
+    TOKENIZER_OF_CACHE,
+    TRAINS_NOTHING,
+    Idle,
+)
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.memory import MemoryOptions
+from dsctl_core.options.messages import Spelled
 from dsctl_core.options.model import SomeModelOptions
 from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.options.optimizer import OptimizerOptions
@@ -26,9 +41,10 @@ TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, S
 class TrainOptions(ComposedOptions):
     """Options of `dsctl train`."""
 
-    exclusive: ClassVar[tuple[Alternative, ...]] = (
-        ("from_cache", "dataset_base_path"),
-        ("from_cache", "dataset_metadata_path"),
+    exclusive: ClassVar[tuple[Alternative, ...]] = (("from_cache", "dataset_base_path"),)
+    idle: ClassVar[tuple[Idle, ...]] = (
+        *(ENCODED, ENCODED_ONCE, OWN_CACHE, TOKENIZER_OF_CACHE, NO_TEMPLATE_TO_TRUST),
+        *(TRAINS_NOTHING, CONTINUES_BY_ITSELF, ALWAYS_A_CACHE, IN_ONE_PROCESS, NOT_CHECKPOINTED, IN_MAIN_MEMORY),
     )
 
     weights: SomeModelOptions
@@ -44,7 +60,9 @@ class TrainOptions(ComposedOptions):
     processes: ProcessOptions
     output: OutputOptions
 
-    task: Annotated[str, Argument()] = Field("sft", description=f"What to learn: {', '.join(TASKS)}.")
+    task: Annotated[str, Argument(), Spelled("--task")] = Field(
+        "sft", description=f"What to learn: {', '.join(TASKS)}."
+    )
 
     @field_validator("task")
     @classmethod
@@ -88,7 +106,6 @@ class TrainOptions(ComposedOptions):
         self._one_way_to_the_samples()
         self._something_to_train()
         self._memory_options_that_go_together()
-        self._training_to_resume()
         self._something_to_see()
         self._a_prefix_that_is_there()
 
@@ -96,16 +113,10 @@ class TrainOptions(ComposedOptions):
         if self.caching.from_cache is None and not self.task.endswith(SECOND):
             self.weights.require_model()
             self.data.require_dataset()
-        if self.cache_folder is None:  # else the template can be the one that the cache was made with
-            self.templates.refuse_trust_in_nothing()
 
     def _one_way_to_the_samples(self) -> None:
         if self.task.endswith(SECOND) and self.cache_folder is None:
             raise UsageError(f"{self.task} needs a cache", hint="give --from-cache FOLDER, made by `dsctl cache`")
-        if self.first_stage and self.caching.from_cache is not None:
-            raise UsageError(f"{self.task} makes a cache, but --from-cache is given", hint="give --dataset-base-path")
-        if self.cache_folder is not None and not self.caching.cache:
-            raise UsageError("--no-cache and a cache to train from are both given", hint="give one of them")
 
     def _something_to_train(self) -> None:
         if not self._named_to_train() and not self.first_stage:
@@ -116,11 +127,6 @@ class TrainOptions(ComposedOptions):
 
     def _memory_options_that_go_together(self) -> None:
         memory, training = self.memory, self.training
-        if memory.gradient_checkpointing_blocks is not None and not training.use_gradient_checkpointing:
-            raise UsageError(
-                "--gradient-checkpointing-blocks has no effect without --use-gradient-checkpointing",
-                hint="give --use-gradient-checkpointing too",
-            )
         clashes = {
             "--compile": memory.compile,
             "--use-dora": self.adapter.use_dora,
@@ -131,23 +137,9 @@ class TrainOptions(ComposedOptions):
                 raise UsageError(
                     f"--offload-blocks and {flag} are both given, and cannot be combined", hint="give one of them"
                 )
-        if memory.offload_blocks and training.device == "cpu":
-            raise UsageError(
-                "--offload-blocks has no effect on a CPU: the weights are in main memory anyway", hint="leave it out"
-            )
-
-    def _training_to_resume(self) -> None:
-        if self.output.resume is not None and self.first_stage:
-            raise UsageError(
-                f"--resume has no effect on {self.task}", hint="leave it out: a cache goes on from where it is"
-            )
 
     def _something_to_see(self) -> None:
         callbacks = self.callbacks
-        for name in ("track", "sample_every", "validation_split") if self.first_stage else ():
-            if callbacks.differs(name):
-                flag = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{flag} has no effect on {self.task}, which trains nothing", hint=f"drop {flag}")
         prompted = callbacks.sample_prompt or callbacks.sample_prompts_file is not None
         if callbacks.sample_every is not None and self.cache_folder is not None and not prompted:
             raise UsageError(

@@ -5,8 +5,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, Options, Seed, Text
+from dsctl_core.options.effects import NEW_RUN, NOT_STORED, Idle
+from dsctl_core.options.model import ModelParts
 
 
 class TrainingOptions(Options):
@@ -14,6 +15,7 @@ class TrainingOptions(Options):
 
     panel: ClassVar[str] = "Training"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("num_epochs", "max_steps"),)
+    idle: ClassVar[tuple[Idle, ...]] = (NOT_STORED,)
 
     trainable_models: Names | None = Field(
         None,
@@ -28,7 +30,7 @@ class TrainingOptions(Options):
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients longer than this are cut down.")
     seed: Seed = Field(0, description="Seed of everything random: two runs with equal options are equal.")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
-        None, description="Precision of the computation. Left out: bf16 on a GPU that has it, else no."
+        None, description="Precision of the computation. Left out: that of the cache, else bf16 on a GPU that has it."
     )
     use_gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     use_gradient_checkpointing_offload: bool = Field(
@@ -37,26 +39,22 @@ class TrainingOptions(Options):
     find_unused_parameters: bool = Field(
         True, description="On several GPUs: let some trained weights go without a gradient, as a few always do."
     )
-    fp8_models: Names = Field((), description="Frozen components to hold in fp8, separated by commas.")
+    fp8_models: ModelParts = Field(
+        (),
+        description="Frozen components to hold in fp8: their names, or their weights as given for the model.",
+    )
     device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
-
-    def check(self) -> None:
-        """Raise a UsageError for offloading what is not stored."""
-        if self.use_gradient_checkpointing_offload and not self.use_gradient_checkpointing:
-            raise UsageError(
-                "--use-gradient-checkpointing-offload has no effect without --use-gradient-checkpointing",
-                hint="give --use-gradient-checkpointing too",
-            )
 
 
 class OutputOptions(Options):
     """The outputs of a run: where they are written, and how often."""
 
     panel: ClassVar[str] = "Output"
+    idle: ClassVar[tuple[Idle, ...]] = (NEW_RUN,)
 
     output_path: Path = Field(description="Folder for the results. It must be new or empty, unless with --resume.")
     save_steps: Count | None = Field(None, description="Save every this many steps. Left out: after every epoch.")
-    remove_prefix_in_ckpt: str | None = Field(
+    remove_prefix_in_ckpt: Text | None = Field(
         None, description="Prefix to take off the names of saved weights, such as pipe.dit."
     )
     state_total_limit: Count = Field(
@@ -71,11 +69,3 @@ class OutputOptions(Options):
         description="With --resume: options that may differ from those of the run so far though results change, "
         "separated by commas.",
     )
-
-    def check(self) -> None:
-        """Raise a UsageError for changes since no run."""
-        if self.allow_changed and self.resume is None:
-            raise UsageError(
-                f"--allow-changed {','.join(self.allow_changed)} has no effect without --resume",
-                hint="give --resume latest too",
-            )

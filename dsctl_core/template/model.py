@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from dsctl_core.checkpoint.model_config import ModelConfig
-from dsctl_core.errors import DsctlError, near_miss
+from dsctl_core.errors import DsctlError, UsageError, near_miss
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.template.contract import CONFIG, MODEL, PROCESSOR, WEIGHTS, Contract, read_contract
 from dsctl_core.template.errors import template_errors
 from dsctl_core.template.source import folder_of
 from dsctl_core.template.trust import Trust
 from dsctl_core.template.used_parameters import parameters_used
+from dsctl_core.template.uses import reads_any_input
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -104,6 +105,18 @@ class Template:
                     f"{self.contract.code}: {what} returns {name!r} with values that are not finite",
                     hint="check its inputs and its weights; instead of float16, use another precision",
                 )
+
+    def refuse_unread(self, inputs: Mapping[str, Any], flag: str) -> None:
+        """Raise a UsageError for an input, given by the option `flag`, that `process_inputs` does not read."""
+        if reads_any_input(self.contract.source, self.contract.model.__name__):
+            return
+        parameters = inspect.signature(self.model.process_inputs).parameters.values()  # type: ignore[arg-type]
+        read = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name not in RESERVED]
+        for name in inputs:
+            if name not in (*read, *RESERVED, MODEL_ID):
+                guess = near_miss(name, read)
+                hint = f"did you mean {guess!r}?" if guess else f"it reads {', '.join(read) or 'nothing'}"
+                raise UsageError(f"{flag} has {name!r}, which the template {self.name} does not read", hint=hint)
 
     def _require(self, inputs: Mapping[str, Any]) -> None:
         """Raise `DsctlError` if a parameter of process_inputs without a default is not in `inputs`."""

@@ -98,6 +98,11 @@ class TemplatePipeline:
         with pipe.more_units([GivenTemplateOutputs(pipe, posi, nega)]):
             return pipe(**inputs)
 
+    def refuse_unread(self, template_inputs: TemplateInputs, flag: str) -> None:
+        """Raise a UsageError for an input, given by the option `flag`, that its template does not read."""
+        for each in template_inputs:
+            self._template(self._number(each)).refuse_unread(each, flag)
+
     @torch.no_grad()
     def outputs(self, pipe: BasePipeline, template_inputs: TemplateInputs) -> dict[str, Any]:
         """Run the templates and return their combined outputs."""

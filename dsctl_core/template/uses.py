@@ -23,6 +23,20 @@ def components_used(source: str, names: Collection[str], model: str) -> tuple[tu
     return tuple(first), tuple(second)
 
 
+def reads_any_input(source: str, model: str) -> bool:
+    """Return whether `process_inputs` of the class `model` may read inputs that are none of its parameters.
+
+    It may if it has `**kwargs` that its code mentions, and if it is not in `source`, so that its code is not known.
+    """
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef) and node.name == model]
+    methods = [node for each in classes for node in each.body if getattr(node, "name", "") == "process_inputs"]
+    if not methods or not isinstance(methods[-1], ast.FunctionDef):
+        return True
+    rest = methods[-1].args.kwarg
+    inside = (node for statement in methods[-1].body for node in ast.walk(statement))
+    return rest is not None and any(isinstance(node, ast.Name) and node.id == rest.arg for node in inside)
+
+
 def _mentions(tree: ast.AST, model: str, method: str = "") -> list[tuple[str, str]]:
     """Return (name, method) for each attribute name and string in `tree`; method is "" outside of both methods."""
     mentions = []

@@ -49,7 +49,7 @@ BAD_RUN: dict[str, list[Bad]] = {
         ("latest", 1, "out does not exist: there is no run to resume", "leave --resume out"),
         ("nowhere", 1, "nowhere is no folder of a training state", "OUT/state/step-N"),
     ],
-    "allow_changed": [("seed", 2, "--allow-changed seed has no effect without --resume", "--resume latest")],
+    "allow_changed": [("seed", 2, "--allow-changed has no effect without --resume", "--resume latest")],
     "sample_prompt": [("a", 2, "--sample-prompt has no effect without --sample-every", "--sample-every")],
     "sample_negative_prompt": [("a", 2, "--sample-negative-prompt has no effect", "--sample-every")],
     "sample_prompts_file": [

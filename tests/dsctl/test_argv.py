@@ -22,12 +22,18 @@ class Param:
     is_flag: bool = False
     param_type_name: str = "option"
     help: str = "What it is."
+    multiple: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.opts[0]
 
 
 PARAMS = [
     Param(["--lora-rank"]),
     Param(["--model-id-with-origin-paths"]),
-    Param(["--prompt"]),
+    Param(["--prompt", "--say"]),
+    Param(["--lora"], multiple=True),
     Param(["--use-tiles"], ["--no-use-tiles"], is_flag=True),
     Param(["task"], param_type_name="argument"),
 ]
@@ -49,6 +55,7 @@ def check(*words: str) -> list[str]:
         (["--prompt", "--not_ours"], ["--prompt", "--not_ours"]),
         (["sft:data_process"], ["sft:data_process"]),
         (["--no_use_tiles"], ["--no-use-tiles"]),
+        (["--lora", "a", "--lora=b"], ["--lora", "a", "--lora=b"]),
         (["--lora-rank", "-1"], ["--lora-rank", "-1"]),
         (["--prompt", ""], ["--prompt", ""]),
         (["--", "--lora_rank"], ["--", "--lora_rank"]),
@@ -75,6 +82,11 @@ def test_a_value_is_never_changed(value: str):
         (["--use-tiles=yes"], "--use-tiles takes no value, but it has the value 'yes'", "write --use-tiles alone"),
         (["sft", "a red", "--lora-rank", "4"], "unexpected argument 'a red'", "quotes"),
         (["sft", "--", "more"], "unexpected argument 'more'", "quotes"),
+        (["--lora-rank", "1", "--lora_rank=2"], "--lora-rank is given twice", "give it once"),
+        (["--lora-rank=1", "--prompt", "a", "--lora-rank=1"], "--lora-rank is given twice", "give it once"),
+        (["--use-tiles", "--use-tiles"], "--use-tiles is given twice", "give it once"),
+        (["--use-tiles", "--no-use-tiles"], "--use-tiles and --no-use-tiles are both given", "give one of them"),
+        (["--prompt", "a", "--say", "b"], "--prompt and --say are both given", "give one of them"),
     ],
 )
 def test_what_is_wrong_with_the_words_is_named(words: list[str], problem: str, hint: str):

@@ -202,9 +202,9 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         "inpaint_mask": [
             ("nowhere.png", 1, "--inpaint-mask: nowhere.png", "another picture", FROM_PICTURE),
             ("small.png", 1, "--inpaint-mask is 16x16, but --input-image is 32x32", "as large as", FROM_PICTURE),
-            ("small.png", 2, "--inpaint-mask is given without a picture", "--input-image"),
+            ("small.png", 2, "--inpaint-mask has no effect without", "--input-image"),
         ],
-        "edit_image": [("nowhere.png", 2, "--edit-image has no effect: Qwen-Image", "--input-image")],
+        "edit_image": [("nowhere.png", 2, "--edit-image has no effect on Qwen-Image", "--input-image")],
         "output": [
             ("a.jpg", 2, "--output is 'a.jpg', which is no PNG", ".png"),
             ("file.txt/a.png", 1, "file.txt is a file, so file.txt/a.png cannot be in it", "another --output"),

@@ -34,6 +34,8 @@ def test_two_processes_train_and_report_once(python: str, repository: Path, mode
     assert done.stderr.count("Loading") == 1
     run = json.loads(Path("out/run.json").read_text())
     assert (run["options"]["num_processes"], run["hardware"]["processes"]) == (2, 2)
+    given = {"model", "dataset_base_path", "max_steps", "device", "cache", "lora_rank", "output_path", "num_processes"}
+    assert set(run["given"]) == given
 
 
 @pytest.mark.usefixtures("files")
@@ -56,6 +58,22 @@ def test_accelerate_launch_starts_dsctl_too(python: str, repository: Path, model
     done = dsctl_process(python, repository, *words, start=launch)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 2
+    given = {"model", "dataset_base_path", "max_steps", "device", "cache", "lora_rank", "output_path"}
+    assert set(json.loads(Path("out/run.json").read_text())["given"]) == given
+
+
+@pytest.mark.usefixtures("files")
+def test_weights_without_a_gradient_in_two_processes_are_refused_by_the_option(
+    python: str, repository: Path, model: Path
+):
+    once = [word.replace("2", "1") for word in COMMON]  # in one step, though torch finds out in the second
+    words = (*once, "--model", model, "--output-path", "out", "--num-processes", 2)
+    done = dsctl_process(python, repository, *words, "--trainable-models", "dit", "--no-find-unused-parameters")
+    assert done.returncode == 2, done.stderr
+    assert (
+        done.stderr.count("error: --no-find-unused-parameters is given, but some trained weights get no gradient") == 1
+    )
+    assert "leave it out" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["train", "cache"])

@@ -38,6 +38,7 @@ def shortened(command: str) -> str:
     """Return a training or drawing command with 2 steps in place of however many it takes, files named accordingly."""
     command = re.sub(r"(step-)\d+(\.safetensors)", r"\g<1>2\2", command)
     if command.startswith("dsctl train"):
+        command = re.sub(r"--lr-warmup-steps [\d.]+", "", command)  # a share of 2 steps is none
         command, redirect, rest = re.sub(r"--(max-steps|num-epochs|save-steps|batch-size) \d+", "", command).partition(
             " > "
         )

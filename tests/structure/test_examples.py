@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.flags import read_config
+from dsctl.config import build_options
 from dsctl_core.options import TrainOptions
 
 REPOSITORY = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ def test_the_examples_are_seen():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
 def test_a_run_toml_is_accepted(path: Path):
-    options = TrainOptions.model_validate(read_config(TrainOptions, path))
+    options = build_options(TrainOptions, {}, path)
     assert options.output.output_path.parts[0] == "runs"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from torch import nn
 
 from dsctl_core.errors import DsctlError, UsageError
 
 STATUS = Path("/proc/self/status")
+UNFINISHED = "Expected to have finished reduction"  # torch's error for weights without a gradient in several processes
 
 
-def make_accelerator(device: str | None, precision: str | None, **settings: Any) -> Accelerator:
-    """Set up accelerate on `device` (None: a GPU if there is one) in `precision` (None: what suits the device)."""
+def make_accelerator(
+    device: str | None, precision: str | None, usual: str | None = None, **settings: Any
+) -> Accelerator:
+    """Set up accelerate on `device` (None: a GPU if there is one).
+
+    The precision is `precision`, else that of accelerate's launcher, else `usual`, else what suits the device.
+    """
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {device} is asked for, but torch sees no such GPU", hint="see dsctl doctor")
-    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+    chosen = precision or _launched_precision() or usual or default_precision(device)
+    if chosen == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise UsageError("--mixed-precision fp16 needs a GPU", hint="use bf16 or no on a CPU")
     _forget_earlier_run()
     on_cpu = device == "cpu" or _on_cpus_of_a_launcher()
@@ -31,7 +41,7 @@ def make_accelerator(device: str | None, precision: str | None, **settings: Any)
         settings["kwargs_handlers"] = [*settings.get("kwargs_handlers", ()), InitProcessGroupKwargs(backend="gloo")]
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision=precision or _launched_precision() or default_precision(device),
+        mixed_precision=chosen,
         **settings,
     )
     if launched_with("DEEPSPEED") and accelerator.distributed_type != DistributedType.DEEPSPEED:
@@ -45,6 +55,36 @@ def make_accelerator(device: str | None, precision: str | None, **settings: Any)
 def _on_cpus_of_a_launcher() -> bool:
     """Return whether this is one of several processes without a GPU, for which accelerate needs cpu=True."""
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+
+
+def require_used_parameters(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Raise a UsageError if processes wait for gradients of all `parameters`, and some have none after backward.
+
+    Torch itself finds out only in the next step: until then the gradients of other weights are not averaged.
+    """
+    handler = accelerator.ddp_handler
+    alike = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    waiting = accelerator.distributed_type in alike and handler is not None and not handler.find_unused_parameters
+    if waiting and any(parameter.grad is None for parameter in parameters):
+        raise _unused_parameters()
+
+
+@contextmanager
+def naming_unused_parameters() -> Iterator[None]:
+    """Raise a UsageError that names the option where torch finds that trained weights got no gradient."""
+    try:
+        yield
+    except RuntimeError as error:
+        if UNFINISHED not in str(error):
+            raise
+        raise _unused_parameters() from error
+
+
+def _unused_parameters() -> UsageError:
+    return UsageError(
+        "--no-find-unused-parameters is given, but some trained weights get no gradient, as in most models",
+        hint="leave it out: several processes then wait for no gradient of these",
+    )
 
 
 def launched_with(engine: str) -> bool:

@@ -231,7 +231,8 @@ class _Estimate:
         if training.batch_size > 1 and not isinstance(source, CachedDataset):
             buckets = source.buckets()
         batches = BatchPlan(len(source), training.batch_size, training.seed, buckets)
-        rounds = MicroBatches(batches, 0, self.plan.accelerator.num_processes, training.gradient_accumulation_steps)
+        processes = self.options.processes.num_processes or self.plan.accelerator.num_processes
+        rounds = MicroBatches(batches, 0, processes, training.gradient_accumulation_steps)
         epoch = math.ceil(len(rounds) / training.gradient_accumulation_steps)
         steps = training.max_steps or training.num_epochs * epoch
         save_steps = self.options.output.save_steps

@@ -19,7 +19,11 @@ from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.random import derive_seed
 from dsctl_core.training.callbacks.base import TrainingHook, TrainingRun
 from dsctl_core.training.callbacks.progress_fields import StepFields
-from dsctl_core.training.distributed.accelerator import peak_memory
+from dsctl_core.training.distributed.accelerator import (
+    naming_unused_parameters,
+    peak_memory,
+    require_used_parameters,
+)
 from dsctl_core.training.distributed.fsdp import gradient_norm, keeping_gradients, prepare, shard
 from dsctl_core.training.loop.batches import Loaded, MicroBatches, batch_loader
 from dsctl_core.training.loop.finite_checks import (
@@ -189,8 +193,9 @@ class _Loop:
         run.logger.on_training_start(run.accelerator, run.model)
         with self._alone(), self.stop:
             self._start(state)
-            while run.step < run.total:
-                self._epoch()
+            with naming_unused_parameters():
+                while run.step < run.total:
+                    self._epoch()
             for hook in self.hooks:
                 hook.on_training_end(run)
             run.logger.on_training_end(run.accelerator, run.model, run.step)
@@ -286,6 +291,7 @@ class _Loop:
             norm, run.step + 1, self.names, self.saved, run.accelerator, resumable=self.snapshots.possible
         )
         if self.first_step:
+            require_used_parameters(run.accelerator, run.parameters)
             require_some_gradient(norm, run.parameters)
             self.first_step = False
 

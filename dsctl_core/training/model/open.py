@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from dsctl_core.options.template import MODEL as TEMPLATE
 from dsctl_core.options.template import TemplateOptions, TemplateSource
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.template.trust import Trust
+from dsctl_core.training.model.fp8 import component_at
 from dsctl_core.training.model.weight_edits import WeightEdits
 
 if TYPE_CHECKING:
@@ -47,6 +48,23 @@ class ModelUse:
     def of_cache(cls, options: CacheOptions) -> ModelUse:
         """Return the use of the model in a cache."""
         return cls(options.trained_names, WeightEdits(options.fp8_models))
+
+    def located(self, resolved: ResolvedModel) -> ModelUse:
+        """Return it with the names of the components in fp8, which may be named by the locations of their weights."""
+        names = tuple(dict.fromkeys(component_at(resolved, part) for part in self.edits.fp8))
+        return replace(self, edits=replace(self.edits, fp8=names))
+
+    def refuse_unloaded(self, loaded: Collection[str], what: str) -> None:
+        """Raise an error for an edit of a component that the run does not load. `what` is the kind of the run."""
+        for name in self.edits.fp8:
+            if name not in loaded:
+                hint = "leave it out" if len(self.edits.fp8) == 1 else f"leave {name} out"
+                raise UsageError(f"--fp8-models {name} has no effect on {what}, which does not load it", hint=hint)
+        if self.edits.lora is not None and self.edits.lora_on not in loaded:
+            raise UsageError(
+                f"--preset-lora-path has no effect on {what}, which does not load the {self.edits.lora_on}",
+                hint="leave it out",
+            )
 
     def refuse_loras_on(self, components: Iterable[str], family: Family) -> None:
         """Raise an error for a LoRA of --lora on one of `components`: the cache has their outputs without it."""

@@ -50,9 +50,14 @@ def follows_length(options: OptimizerOptions) -> bool:
 
 
 def warmup_of(options: OptimizerOptions, total: int) -> int:
-    """Return the number of warm-up steps, of `total`; a UsageError if none is left after them."""
+    """Return the number of warm-up steps, of `total`; a UsageError if there are none, or none left after them."""
     given = options.lr_warmup_steps
     steps = round(given * total) if given < 1 else int(given)
+    if given and not steps:
+        raise UsageError(
+            f"--lr-warmup-steps {given:g} has no effect: that share of the run's {total} steps is less than one step",
+            hint="give a whole number of steps, such as 1, or leave it out",
+        )
     if steps >= total:
         raise UsageError(
             f"--lr-warmup-steps {given:g} is not below the run's {total} steps: the full rate is never reached",

@@ -61,6 +61,7 @@ def describe_run(
             "learning_rate": optimizer.arguments["lr"],
             "mixed_precision": accelerator.mixed_precision,
         },
+        "given": options.given_names(),
         "optimizer": optimizer.described(),
         "family": resolved.family.name,
         "preset": resolved.preset.name if resolved.preset else None,

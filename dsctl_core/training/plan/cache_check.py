@@ -18,6 +18,8 @@ from dsctl_core.training.model.open import findable
 from dsctl_core.training.model.weight_edits import WeightEdits, identify
 
 SIZES = ("height", "width", "max_pixels", "bucket_resolutions")
+CLIPS = ("num_frames", "fps", "short_clips")  # of models for videos
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 NAMING = ("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path")
 
 
@@ -54,10 +56,11 @@ class CacheCheck:
             raise self._mismatch("family", recipe.family, resolved.family.name)
         if task is not None and task != recipe.task:
             raise self._mismatch("task", recipe.task, task)
-        for name in SIZES:
+        for name in (*SIZES, *CLIPS):
             new = self._size(name)
             if data.given(name) and new != recipe.processing[name]:
-                old = "pictures of their own size" if recipe.processing[name] is None else recipe.processing[name]
+                own = "pictures of their own size" if name in SIZES else "the model's own"
+                old = own if recipe.processing[name] is None else recipe.processing[name]
                 raise self._mismatch(name, old, new)
         for name, old in (("data_file_keys", recipe.dataset["data_file_keys"]), ("extra_inputs", recipe.extra_inputs)):
             if data.given(name) and list(data.value_of(name)) != list(old):
@@ -83,7 +86,13 @@ class CacheCheck:
             if (name, version) != (old_name, old_version):
                 raise self._mismatch("unit", f"{old_name} version {old_version}", f"{name} version {version}")
 
-    def rebuild_command(self, trainable: Sequence[str] | None = None) -> str:
+    def refuse_other_precision(self, precision: str) -> None:
+        """Raise a CacheMismatch if the run computes in another precision than the cache was made in."""
+        old = precision_of(self.cache)
+        if precision != old:
+            raise self._mismatch("precision", old, precision, mixed_precision=precision)
+
+    def rebuild_command(self, trainable: Sequence[str] | None = None, mixed_precision: str | None = None) -> str:
         """Return the `dsctl cache` command that makes the cache match the run."""
         recipe, data = self.recipe, self.data
         values: dict[str, Any] = {**self.model_names()}
@@ -98,6 +107,9 @@ class CacheCheck:
         values.update({name: recipe.dataset[name] for name in ("caption_prefix", "caption_suffix")})
         given = {name: self._size(name) for name in SIZES if data.given(name)}
         values.update(given or {name: recipe.processing[name] for name in SIZES})
+        clips = {name: self._size(name) if data.given(name) else recipe.processing.get(name) for name in CLIPS}
+        values.update({name: value for name, value in clips.items() if value not in (None, "refuse")})
+        values["mixed_precision"] = mixed_precision
         if trainable is not None:
             values["trainable_models"] = ",".join(trainable)
         values["template"] = recipe.model.get("template")
@@ -112,6 +124,19 @@ class CacheCheck:
         value = self.data.value_of(name)
         return ",".join(value) if isinstance(value, tuple) else value
 
-    def _mismatch(self, what: str, old: Any, new: Any, *, trainable: Sequence[str] | None = None) -> CacheMismatch:
+    def _mismatch(
+        self,
+        what: str,
+        old: Any,
+        new: Any,
+        *,
+        trainable: Sequence[str] | None = None,
+        mixed_precision: str | None = None,
+    ) -> CacheMismatch:
         problem = f"{self.cache.folder} was made with the {what.replace('_', ' ')} {old}, but this run has {new}"
-        return CacheMismatch(problem, hint=f"make it anew: {self.rebuild_command(trainable)}")
+        return CacheMismatch(problem, hint=f"make it anew: {self.rebuild_command(trainable, mixed_precision)}")
+
+
+def precision_of(cache: CachedDataset) -> str:
+    """Return the precision that a cache was made in, as `--mixed-precision` has it."""
+    return PRECISIONS[cache.manifest.recipe.dtype]

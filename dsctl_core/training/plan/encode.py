@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.cache.manifest import Recipe
 from dsctl_core.data import UnifiedDataset
-from dsctl_core.data.build import build_dataset
+from dsctl_core.data.build import build_dataset, refuse_file_names
 from dsctl_core.errors import UsageError
 from dsctl_core.families.prompt_lengths import cut_prompt_notes
 from dsctl_core.families.resolve import ResolvedModel
@@ -139,17 +139,21 @@ def plan_encoding(options: CacheOptions | TrainOptions) -> EncodePlan:
         batch_size, prune = options.batch_size, options.prune
     weights, data = options.weights, options.data
     resolved = open_model(weights, options.templates, use, data.extra_inputs, task)
+    use = use.located(resolved)
     dataset = build_dataset(data, resolved.family, resolved.defaults, resolved.parts.division_factor)
+    refuse_file_names(dataset, data.extra_inputs)
     refuse_varying(dataset)
     if data.on_bad_sample == "stop":
         refuse_unreadable(dataset, find_loss(task))
     accelerator = make_accelerator(device, precision)
     try:
-        for name in (*trainable, *use.edits.fp8):
+        for name in trainable:
             resolved.check_component(name)
         shell = empty_pipeline(resolved, float_dtype(accelerator.mixed_precision), accelerator.device)
         stages = plan_stages(shell, find_loss(task), trainable)
         use.refuse_loras_on(stages.first_components, resolved.family)
+        if isinstance(options, CacheOptions):  # the task ...:data_process takes the options of its second stage too
+            use.refuse_unloaded(stages.first_components, "this cache")
     except BaseException:
         accelerator.end_training()
         raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.losses import find_loss
@@ -21,11 +22,11 @@ from dsctl_core.training.callbacks.trackers import require_trackers
 from dsctl_core.training.distributed.accelerator import make_accelerator
 from dsctl_core.training.model.module import float_dtype
 from dsctl_core.training.model.open import ModelUse, empty_pipeline, without_downloads
-from dsctl_core.training.optim.lr_schedule import LRSchedule, plan_lr_schedule
+from dsctl_core.training.optim.lr_schedule import LRSchedule, plan_lr_schedule, warmup_of
 from dsctl_core.training.optim.optimizer import OptimizerPlan, learning_rate, plan_optimizer
 from dsctl_core.training.output.folder import refuse_used
 from dsctl_core.training.output.skipped import SkippedRows
-from dsctl_core.training.plan.cache_check import CacheCheck
+from dsctl_core.training.plan.cache_check import CacheCheck, precision_of
 from dsctl_core.training.plan.encode import EncodePlan
 from dsctl_core.training.plan.source import Source, open_cache, open_dataset, samples_repeat
 from dsctl_core.training.state.compare import identity_of, refuse_changes
@@ -108,8 +109,9 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     source, model = _open_source(options, use, skipped, progress, offline)
     if offline:
         model = without_downloads(model)
-    for name in (*options.trained_components, *use.edits.fp8, use.edits.lora_on):
+    for name in (*options.trained_components, use.edits.lora_on):
         model.check_component(name)
+    use = use.located(model)
     rate = learning_rate(options.optim, training.trainable_models or (), model)
     optimizer = plan_optimizer(options.optim, rate)
     identity = identity_of(options, model, source, rate)
@@ -118,7 +120,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     if options.memory.attention_backend is not None:
         check_backend(options.memory.attention_backend)
     callbacks = plan_callbacks(options, model, source, use.edits)
-    accelerator = build_accelerator(training)
+    accelerator = build_accelerator(training, precision_of(source) if isinstance(source, CachedDataset) else None)
     try:
         shell = empty_pipeline(model, float_dtype(accelerator.mixed_precision), accelerator.device)
         task, trained = options.loss_task, options.trained_components
@@ -126,8 +128,13 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
             task = source.manifest.recipe.task
             use.refuse_loras_on(source.manifest.recipe.components, model.family)
         stages = plan_stages(shell, find_loss(task), trained)
+        _refuse_idle_edits(use, model, source, stages, options)
         if isinstance(source, CachedDataset):
-            CacheCheck(source, options.weights, options.data).refuse_other_units(stages, trained)
+            check = CacheCheck(source, options.weights, options.data)
+            check.refuse_other_units(stages, trained)
+            check.refuse_other_precision(accelerator.mixed_precision)
+        if training.max_steps is not None:
+            warmup_of(options.optim, training.max_steps)
         encoding = _plan_own_cache(options, use, model, source, accelerator, shell, stages)
     except BaseException:
         accelerator.end_training()
@@ -150,16 +157,34 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     )
 
 
-def build_accelerator(options: TrainingOptions) -> Accelerator:
-    """Set up accelerate: device, precision and gradient accumulation."""
+def build_accelerator(options: TrainingOptions, usual: str | None = None) -> Accelerator:
+    """Set up accelerate: device, precision (`usual` if none was given) and gradient accumulation."""
     from accelerate import DistributedDataParallelKwargs
 
     return make_accelerator(
         options.device,
         options.mixed_precision,
+        usual,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=options.find_unused_parameters)],
     )
+
+
+def _refuse_idle_edits(
+    use: ModelUse, model: ResolvedModel, source: Source, stages: Stages, options: TrainOptions
+) -> None:
+    """Raise an error for an edit of weights that the run does not load, or that it moves to main memory."""
+    if isinstance(source, CachedDataset):
+        use.refuse_unloaded(stages.second_components, "training from a cache")
+    else:
+        parts = {component.name for component in model.family.components} - set(stages.idle)
+        use.refuse_unloaded(parts, "this run")
+    for denoiser in model.parts.denoisers if options.memory.offload_blocks else ():
+        if denoiser.name in use.edits.fp8:
+            raise UsageError(
+                f"--offload-blocks and --fp8-models {denoiser.name} are both given, and cannot be combined",
+                hint="give one of them",
+            )
 
 
 def _goes_on(output: OutputOptions, state: SavedState | None) -> bool:

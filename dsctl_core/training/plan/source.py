@@ -6,19 +6,20 @@ from collections.abc import Hashable
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DatasetError, UnifiedDataset, check_dataset, usable_part
-from dsctl_core.data.build import build_dataset
+from dsctl_core.data.build import build_dataset, refuse_file_names
 from dsctl_core.families.prompt_lengths import cut_prompt_notes
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.losses import Loss, find_loss
 from dsctl_core.losses.columns import refuse_unreadable, unreadable_rows, with_columns_alike
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.data import DataOptions
+from dsctl_core.options.effects import CACHE_WITHOUT_TEMPLATE, DRAWS_NO_LEVELS, PICTURES_ONLY
 from dsctl_core.options.template import INPUTS as TEMPLATE_COLUMN
 from dsctl_core.options.template import TemplateSource
 from dsctl_core.options.training import TrainingOptions
 from dsctl_core.progress import Progress
 from dsctl_core.training.model.open import ModelUse, open_model, with_template
-from dsctl_core.training.model.task_module import TaskModule, objective_of, refuse_unused
+from dsctl_core.training.model.task_module import TaskModule
 from dsctl_core.training.output.skipped import SkippedRows
 from dsctl_core.training.plan.cache_check import CacheCheck
 
@@ -36,11 +37,15 @@ def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, Res
     recipe, check = cached.manifest.recipe, CacheCheck(cached, options.weights, options.data)
     made_with = recipe.model.get("template")
     template = options.templates.template or (None if made_with is None else TemplateSource.parse(made_with))
+    if template is None:
+        CACHE_WITHOUT_TEMPLATE.refuse(options, folder=cached.folder)
     trusted, required = options.templates.trust_template, TEMPLATE_COLUMN in options.data.extra_inputs
     named = resolve_model(**check.model_names())
+    if named.family.time_division is None:
+        PICTURES_ONLY.refuse(options, title=named.family.title)
     resolved = with_template(named, template, use, trusted=trusted, required=required)
     check.refuse_misfit(resolved, options.loss_task if options.given("task") else None)
-    refuse_unused(objective_of(options.objective), find_loss(recipe.task))
+    refuse_undrawn_levels(options, find_loss(recipe.task))
     return cached, resolved
 
 
@@ -53,11 +58,17 @@ def open_dataset(
     """
     resolved = open_model(options.weights, options.templates, use, options.data.extra_inputs, options.loss_task)
     loss = find_loss(options.loss_task)
-    refuse_unused(objective_of(options.objective), loss)
+    refuse_undrawn_levels(options, loss)
     dataset = checked_dataset(options.data, resolved, loss, skipped, progress)
     for note in cut_prompt_notes(dataset, resolved, download=not offline):
         progress.note(note)
     return dataset, resolved
+
+
+def refuse_undrawn_levels(options: TrainOptions, loss: Loss) -> None:
+    """Raise a UsageError for options of how noise levels are drawn, with a loss that draws none."""
+    if not loss.draws_levels:
+        DRAWS_NO_LEVELS.refuse(options, task=loss.task)
 
 
 def checked_dataset(
@@ -65,6 +76,7 @@ def checked_dataset(
 ) -> UnifiedDataset:
     """Build and check the dataset: a row that cannot be used is an error, or is dropped and added to `skipped`."""
     dataset = build_dataset(options, resolved.family, resolved.defaults, resolved.parts.division_factor)
+    refuse_file_names(dataset, options.extra_inputs)
     for note in dataset.notes():
         progress.note(note)
     if options.on_bad_sample == "stop":

@@ -129,7 +129,8 @@ def test_a_templates_own_traceback_is_shown_only_on_demand(
 
 
 def test_negative_inputs_without_guidance_are_refused_before_anything_is_loaded(dsctl: Dsctl, model: Path) -> None:
-    words = infer(model, "a.png", "--template", "bright", "--trust-template", "--cfg-scale", 1)
+    words = infer(model, "a.png", "--template", "bright", "--trust-template")
+    words[words.index("--cfg-scale") + 1] = 1
     problem, _ = dsctl(*words, "--negative-template-inputs", "{}").fault(2)
     assert problem.startswith("--negative-template-inputs has no effect at --cfg-scale 1")
 

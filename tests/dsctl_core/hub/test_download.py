@@ -46,12 +46,11 @@ def test_the_folder_is_printed_and_nothing_else_with_quiet(hub, dsctl, source):
 
 
 def test_list_shows_files_and_sizes_and_downloads_nothing(hub, dsctl, source):
-    run = dsctl(*words(source, REPO, "--list", "--json"))
+    listing = ("download", REPO, "--source", source, "--local-dir", "model", "--list")
+    run = dsctl(*listing, "--json")
     assert run.json["things"][0]["files"] == {path: len(data) for path, data in contents().items()}
     assert not Path("model").exists()
-    assert (
-        "205 kB" in dsctl(*words(source, REPO, "--list")).out or "200 kB" in dsctl(*words(source, REPO, "--list")).out
-    )
+    assert "205 kB" in dsctl(*listing).out or "200 kB" in dsctl(*listing).out
 
 
 def test_a_pattern_brings_the_configs_beside_the_weights_and_nothing_else(hub, dsctl, source):

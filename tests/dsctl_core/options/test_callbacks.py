@@ -4,14 +4,15 @@ import pytest
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options import TrainOptions
-from dsctl_core.options.callbacks import ONLY_WITH_SAMPLES, CallbackOptions
+from dsctl_core.options.callbacks import CallbackOptions
+from dsctl_core.options.effects import NO_SAMPLES
 
 
 def build(**values):
     return TrainOptions(**{"model": "m", "dataset_base_path": "d", "output_path": "o", "lora_rank": 4, **values})
 
 
-@pytest.mark.parametrize("name", ONLY_WITH_SAMPLES)
+@pytest.mark.parametrize("name", NO_SAMPLES.names)
 def test_a_setting_of_samples_without_samples_is_refused(name):
     value = {"sample_prompt": "a cat", "sample_prompts_file": "p.txt", "sample_negative_prompt": "x"}.get(name, 16)
     given = {name: value}

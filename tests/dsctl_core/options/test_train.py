@@ -80,8 +80,8 @@ def test_every_task_is_accepted(task: str):
     [
         ({"task": "stf"}, "unknown task 'stf'", "did you mean 'sft'?"),
         ({"lora_rank": None}, "nothing to train is given", "--lora-rank 32"),
-        ({"lora_rank": None, "lora_alpha": 8}, "--lora-alpha 8 is given, but no LoRA", "--lora-rank"),
-        ({"preset_lora_model": "dit"}, "--preset-lora-model dit is given without a LoRA", "--preset-lora-path"),
+        ({"lora_rank": None, "lora_alpha": 8}, "--lora-alpha has no effect without a LoRA", "--lora-rank"),
+        ({"preset_lora_model": "dit"}, "--preset-lora-model has no effect without a LoRA", "--preset-lora-path"),
         ({"remove_prefix_in_ckpt": "pipe.dti."}, "which no trained weight's name begins with", "give pipe.dit."),
         ({"remove_prefix_in_ckpt": "pipe.vae."}, "which no trained weight's name begins with", "give pipe.dit."),
         ({"model": None}, "no model is given", "--model"),
@@ -113,7 +113,7 @@ def test_any_lora_option_alone_means_a_lora(name: str):
     assert not build(lora_rank=None, trainable_models="dit").adapter.wants_lora
 
 
-@pytest.mark.parametrize("prefix", ["", "pipe.", "pipe.dit.", "pipe.text_encoder."])
+@pytest.mark.parametrize("prefix", ["pipe.", "pipe.dit.", "pipe.text_encoder."])
 def test_a_prefix_of_what_is_trained_is_accepted(prefix: str):
     options = build(remove_prefix_in_ckpt=prefix, trainable_models="text_encoder")
     assert options.output.remove_prefix_in_ckpt == prefix

@@ -67,7 +67,7 @@ def test_a_cache_says_itself_which_task_it_is_for(tiny_folder: Path, tmp_path: P
     about = {"task": "direct_distill", "model": str(tiny_folder), "dataset_base_path": dataset(tmp_path / "data")}
     make_cache(CacheOptions(**about, output_path=tmp_path / "c", device="cpu"))
     plan = {"from_cache": tmp_path / "c", "lora_rank": 2, "max_steps": 2, "device": "cpu"}
-    with pytest.raises(UsageError, match="direct_distill goes through the levels of inference"):
+    with pytest.raises(UsageError, match="on the task direct_distill, which goes through the levels of inference"):
         train(TrainOptions(**plan, output_path=tmp_path / "out", timestep_shift=2))
     assert train(TrainOptions(**plan, output_path=tmp_path / "out")).steps == 2
 
@@ -128,5 +128,5 @@ def test_rows_that_cannot_be_read_are_left_out_when_asked(tiny_folder: Path, tmp
 @pytest.mark.parametrize("values", [{"timestep_shift": 2}, {"loss_weighting": "none"}, {"max_timestep_boundary": 0.5}])
 def test_options_of_levels_that_are_drawn_have_no_effect_so_they_are_refused(tmp_path: Path, values: dict):
     data = dataset(tmp_path / "data")
-    with pytest.raises(UsageError, match="direct_distill goes through the levels of inference"):
+    with pytest.raises(UsageError, match="on the task direct_distill, which goes through the levels of inference"):
         train(options(Path("tiny"), tmp_path / "out", dataset_base_path=data, **values))

@@ -147,7 +147,7 @@ def test_a_second_run_over_the_first_is_refused_with_the_way_on(saved):
 
 
 def test_options_without_effect_are_refused(saved, tmp_path):
-    with pytest.raises(UsageError, match="--allow-changed seed has no effect without --resume"):
+    with pytest.raises(UsageError, match="--allow-changed has no effect without --resume"):
         saved(allow_changed="seed")
     with pytest.raises(UsageError, match="--resume has no effect on sft:data_process"):
         saved(task="sft:data_process", resume="latest")

@@ -14,7 +14,7 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.infer import infer
 from dsctl_core.commands.train import train
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import CacheOptions, InferOptions, TrainOptions
 from dsctl_core.progress import NoProgress
@@ -229,7 +229,7 @@ def test_infer_edits_pictures_at_the_size_of_the_first(dev: Pair, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"edit_image": ("x.png",)}, "--edit-image has no effect"), ({"embedded_guidance": 2}, "no effect: Qwen-Image")],
+    [({"edit_image": ("x.png",)}, "--edit-image has no effect"), ({"embedded_guidance": 2}, "no effect on Qwen-Image")],
 )
 def test_a_family_that_takes_no_such_input_says_so(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DsctlError, match=message):
@@ -244,3 +244,20 @@ def test_a_model_folder_has_the_defaults_of_its_kind(klein: Pair, dev: Pair, tmp
     index = json.loads((klein.folder / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(json.dumps({**index, "is_distilled": True}))
     assert resolve_model(str(tmp_path)).defaults["num_inference_steps"] == 4
+
+
+@pytest.mark.parametrize("cell", ["edit00.png", ["edit00.png", "edit01.png"]])
+@pytest.mark.parametrize("command", [train, make_cache])
+def test_a_picture_that_is_not_to_be_loaded_is_refused_before_anything_is_encoded(
+    pair: Pair, data: Path, tmp_path: Path, cell: Any, command: Any
+):
+    row = {"image": str(data / "0.png"), "prompt": "a", "edit_image": cell}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    changes = {"data_file_keys": "image", "allow_outside": True, "dataset_base_path": tmp_path / "data"}
+    values = settings(pair, data, tmp_path / "out", **changes)
+    options = TrainOptions(**values, lora_rank=2, max_steps=1) if command is train else CacheOptions(**values)
+    with pytest.raises(UsageError, match="--extra-inputs has edit_image, whose column has files such as") as caught:
+        command(options)
+    assert caught.value.hint == "give --data-file-keys image,edit_image too"
+    assert not (tmp_path / "out").exists()

@@ -218,6 +218,6 @@ def test_a_lora_of_another_model_is_refused_as_a_start(capsys, tiny_folder, data
 def test_dora_without_a_lora_and_in_a_format_without_it_are_usage_errors(capsys, tiny_folder):
     words = ("train", "sft", "--model", str(tiny_folder), "--dataset-base-path", "x", "--output-path", "o")
     assert main([*words, "--trainable-models", "dit", "--use-dora"]) == UsageError.exit_code
-    assert "--use-dora is given, but no LoRA is trained" in capsys.readouterr().err
+    assert "--use-dora has no effect without a LoRA to train" in capsys.readouterr().err
     assert main([*words, "--lora-rank", "2", "--use-dora", "--lora-format", "kohya"]) == UsageError.exit_code
     assert "--lora-format kohya cannot hold a DoRA" in capsys.readouterr().err

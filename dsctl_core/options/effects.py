@@ -1,0 +1,295 @@
+"""Declare which options have no effect in which kind of run: given there, each of them is a usage error.
+
+"Given" is known from parsing, not from values: `--caption-dropout 0` is given, and a default is not. An option that is
+in no entry of this table has an effect in every run of its command.
+
+Some kinds show in the options themselves (`when`); the option models list these as `idle` and check them. Others show
+in the model, the cache or the files alone (`when` is None): whoever opens those calls `refuse`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsctl_core.options.base import Options
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Options without effect in one kind of run.
+
+    `why` and `hint` may have names in braces: `{flag}` is the option as it is written, and `refuse` takes the others.
+
+    Args:
+        names: The options.
+        why: Completes "--x has no effect".
+        hint: What to do instead.
+        when: Tells from the options whether a run is of this kind; None if only its files tell.
+        by: The option that makes them idle: where it is a flag, the keys of a run.toml give way to it.
+    """
+
+    names: tuple[str, ...]
+    why: str
+    hint: str
+    when: Callable[[Any], bool] | None = None
+    by: str | None = None
+
+    def check(self, options: Options) -> None:
+        """Raise a UsageError where `options` are of this kind and ask for one of these options."""
+        if self.when is not None and self.when(options):
+            self.refuse(options)
+
+    def refuse(self, options: Options, **facts: object) -> None:
+        """Raise a UsageError for the first of these options that `options` ask for."""
+        for name in self.names:
+            if name in options.flat_fields() and options.asks_for(name):
+                words: dict[str, object] = {**options.flat_values(), **facts, "flag": options.written(name)}
+                problem = f"{words['flag']} has no effect {self.why.format_map(words)}"
+                raise UsageError(problem, hint=self.hint.format_map(words))
+
+
+# Training and caches. The first stage (task ...:data_process) takes the options of the run that follows it.
+ENCODED = Idle(
+    ("dataset_metadata_path", "column", "allow_outside", "caption_prefix", "caption_suffix", "on_bad_sample"),
+    "on training from a cache: its samples were read and encoded when it was made",
+    "leave it out, or make another cache with it: `dsctl cache {flag} ...`",
+    when=lambda options: options.cache_folder is not None,
+    by="from_cache",
+)
+ENCODED_ONCE = Idle(
+    ("caption_dropout",),
+    "on training from a cache, which has each prompt as it was encoded",
+    "leave it out, or train from the dataset: --dataset-base-path FOLDER",
+    when=lambda options: options.cache_folder is not None,
+    by="from_cache",
+)
+OWN_CACHE = Idle(
+    ("cache",),
+    "on training from a cache that is there already",
+    "leave it out, or train from the dataset: --dataset-base-path FOLDER",
+    when=lambda options: options.cache_folder is not None,
+    by="from_cache",
+)
+TOKENIZER_OF_CACHE = Idle(
+    ("tokenizer_path",),
+    "on training from a cache without a model: the cache says with which model and tokenizer it was made",
+    "leave it out, or name the model too, to compare it with the cache",
+    when=lambda options: options.cache_folder is not None and not options.weights.names_model,
+    by="from_cache",
+)
+TRAINS_NOTHING = Idle(
+    ("track", "sample_every", "validation_split"),
+    "on {task}, which trains nothing",
+    "leave {flag} out",
+    when=lambda options: options.first_stage,
+)
+CONTINUES_BY_ITSELF = Idle(
+    ("resume",),
+    "on {task}",
+    "leave it out: a cache goes on from where it is",
+    when=lambda options: options.first_stage,
+)
+ALWAYS_A_CACHE = Idle(
+    ("from_cache", "cache", "dry_run"),
+    "on {task}, which makes a cache and nothing else",
+    "leave {flag} out, or give the task without its stage",
+    when=lambda options: options.first_stage,
+)
+IN_ONE_PROCESS = Idle(
+    ("accelerate_config",),
+    "on a dry run, which reckons with one process",
+    "leave it out; with --num-processes N the dry run says the steps of N processes",
+    when=lambda options: options.memory.dry_run,
+)
+ONE_PROMPT = Idle(
+    ("caption_dropout",),
+    "on a cache, which has each prompt as it is encoded once",
+    "leave it out, and train without a cache: `dsctl train {flag} ...`",
+    when=lambda options: True,
+)
+EACH_ROW_ONCE = Idle(
+    ("dataset_repeat",),
+    "on a cache, which has every row once",
+    "give it to `dsctl train --from-cache`",
+    when=lambda options: True,
+)
+NOT_STORED = Idle(
+    ("use_gradient_checkpointing_offload",),
+    "without --use-gradient-checkpointing",
+    "give --use-gradient-checkpointing too",
+    when=lambda options: not options.use_gradient_checkpointing,
+)
+NOT_CHECKPOINTED = Idle(
+    ("gradient_checkpointing_blocks",),
+    "without --use-gradient-checkpointing",
+    "give --use-gradient-checkpointing too",
+    when=lambda options: not options.training.use_gradient_checkpointing,
+)
+IN_MAIN_MEMORY = Idle(
+    ("offload_blocks",),
+    "on a CPU: the weights are in main memory anyway",
+    "leave it out",
+    when=lambda options: options.training.device == "cpu",
+)
+NEW_RUN = Idle(
+    ("allow_changed",),
+    "without --resume",
+    "give --resume latest too",
+    when=lambda options: options.resume is None,
+)
+NO_TEMPLATE = Idle(
+    ("trust_template", "template_inputs", "negative_template_inputs"),
+    "without --template",
+    "give --template DIR too",
+    when=lambda options: not options.template,
+)
+NO_TEMPLATE_TO_TRUST = Idle(
+    ("trust_template",),
+    "without --template",
+    "give --template DIR too",
+    when=lambda options: options.cache_folder is None and options.templates.template is None,
+)
+CACHE_WITHOUT_TEMPLATE = Idle(
+    ("trust_template",),
+    "without --template: the cache {folder} was made without one",
+    "leave it out, or give --template DIR too",
+)
+
+# LoRAs
+NO_LORA = Idle(
+    ("lora_alpha", "lora_format", "lora_dtype", "lora_dropout", "use_dora", "use_rslora", "trigger_words"),
+    "without a LoRA to train",
+    "give --lora-rank too, or leave it out",
+    when=lambda options: not options.wants_lora,
+)
+NO_PRESET_LORA = Idle(
+    ("preset_lora_model",),
+    "without a LoRA to merge",
+    "give --preset-lora-path FILE too",
+    when=lambda options: options.preset_lora_path is None,
+)
+INTO_BASE = Idle(
+    ("rank", "lora_format", "lora_dtype"),
+    "without --into lora",
+    "give --into lora too",
+    when=lambda options: options.into == "base",
+)
+INTO_LORA = Idle(
+    ("allow_partial", "tokenizer_path"),
+    "with --into lora",
+    "leave it out",
+    when=lambda options: options.into == "lora",
+)
+ONE_COMPONENT = Idle(
+    ("component",),
+    "with a --base that is one component, the {found}",
+    "leave it out, or give the whole model folder as --base",
+)
+
+# The optimizer, noise levels, callbacks
+NO_WARMUP = Idle(
+    ("lr_warmup_steps",),
+    "with --lr-scheduler {lr_scheduler}",
+    "those with a warm-up are linear, cosine, cosine_with_restarts, polynomial, constant_with_warmup",
+    when=lambda options: options.lr_scheduler == "constant",
+)
+NO_RESTARTS = Idle(
+    ("lr_num_cycles",),
+    "with --lr-scheduler {lr_scheduler}",
+    "it is for cosine_with_restarts",
+    when=lambda options: options.lr_scheduler != "cosine_with_restarts",
+)
+NO_POWER = Idle(
+    ("lr_power",),
+    "with --lr-scheduler {lr_scheduler}",
+    "it is for polynomial",
+    when=lambda options: options.lr_scheduler != "polynomial",
+)
+NOT_NORMAL = Idle(
+    ("logit_mean", "logit_std"),
+    "with --timestep-sampling {timestep_sampling}",
+    "give --timestep-sampling logit_normal too",
+    when=lambda options: options.timestep_sampling != "logit_normal",
+)
+DRAWS_NO_LEVELS = Idle(
+    (
+        *("timestep_sampling", "logit_mean", "logit_std", "timestep_shift", "loss_weighting"),
+        *("min_timestep_boundary", "max_timestep_boundary"),
+    ),
+    "on the task {task}, which goes through the levels of inference: none are drawn or weighted",
+    "leave it out",
+)
+NO_SAMPLES = Idle(
+    (
+        *("sample_prompt", "sample_prompts_file", "sample_negative_prompt", "sample_height", "sample_width"),
+        *("sample_steps", "sample_cfg_scale", "sample_seed"),
+    ),
+    "without --sample-every",
+    "give --sample-every 100 too",
+    when=lambda options: options.sample_every is None,
+)
+NO_VALIDATION = Idle(
+    ("validation_every",),
+    "without --validation-split",
+    "give --validation-split 0.1 too",
+    when=lambda options: options.validation_split is None,
+)
+NO_TRACKER = Idle(
+    ("track_project",),
+    "without a tracker that has projects",
+    "give --track wandb too",
+    when=lambda options: not options.tracks_projects,
+)
+
+# What a model takes
+PICTURES_ONLY = Idle(
+    ("num_frames", "fps", "short_clips"),
+    "on {title}, which generates images, not videos",
+    "leave it out, or choose a model for videos",
+)
+EDITS_NOTHING = Idle(
+    ("edit_image",),
+    "on {title}, which takes no pictures to edit",
+    "to start from a picture give --input-image; `dsctl models` lists the models",
+)
+NO_GUIDANCE_INPUT = Idle(("embedded_guidance",), "on {title}, which takes none", "give --cfg-scale instead")
+GUIDANCE_OFF = Idle(
+    ("negative_prompt", "negative_template_inputs"),
+    "at --cfg-scale 1, which is no guidance",
+    "give a --cfg-scale above 1, or leave out {flag}",
+)
+NO_PICTURE = Idle(
+    ("denoising_strength", "inpaint_mask"),
+    "without --input-image",
+    "give --input-image FILE too",
+    when=lambda options: options.input_image is None,
+)
+
+# Looking at things, and hubs
+WITHOUT_GRAPH = Idle(
+    ("trainable_models",), "without --graph", "give --graph too", when=lambda options: not options.graph
+)
+OF_A_DATASET = Idle(
+    (
+        *("data_file_keys", "column", "allow_outside", "height", "width", "max_pixels", "bucket_resolutions"),
+        *("num_frames", "fps", "short_clips", "metadata", "workers"),
+    ),
+    "on {path}, which is a cache",
+    "leave it out, or give the dataset",
+)
+WITHOUT_REPORT = Idle(
+    ("model",), "on the cache {path} without --report", "give --report FILE.html too, for its pictures"
+)
+ONLY_LISTED = Idle(
+    ("max_workers",), "with --list, which downloads nothing", "leave it out", when=lambda options: options.list
+)
+IN_THE_PACKAGE = Idle(
+    ("source", "include", "exclude", "revision", "local_dir", "max_workers", "token", "list"),
+    "on {what}, which comes with the package: it is in {folder}",
+    "leave it out",
+)
