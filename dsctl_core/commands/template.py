@@ -10,6 +10,7 @@ from typing import Any
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.commands.upload import upload_files
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.ownership import require_new
 from dsctl_core.files.safetensors import PICKLE_SUFFIXES, safetensors_header
 from dsctl_core.hub.settings import download_source, model_base_path
 from dsctl_core.hub.upload import files_to_upload
@@ -25,7 +26,7 @@ from dsctl_core.template.card import CARD, REQUIRED, infer_line
 from dsctl_core.template.check import describe, input_names, open_model
 from dsctl_core.template.contract import read_contract
 from dsctl_core.template.model import Template, load_template
-from dsctl_core.template.pack import EXAMPLE, Packed, refuse_existing, write_pack
+from dsctl_core.template.pack import EXAMPLE, Packed, write_pack
 from dsctl_core.template.skeleton import write_skeleton
 from dsctl_core.template.source import config_of, folder_of
 from dsctl_core.template.trust import Trust
@@ -53,7 +54,7 @@ def check(options: TemplateCheckOptions) -> dict[str, Any]:
 def pack(options: TemplatePackOptions) -> Packed:
     """Write a template and the weights of a training into a new folder, and prove that it does the same as they do."""
     trust = Trust(options.trust_template)
-    refuse_existing(options.output)
+    require_new(options.output, "--output")
     contract = read_contract(folder_of(ModelConfig(path=options.folder)), trust)
     trained = load_template(contract, checkpoint=options.checkpoint)
     example = options.template_inputs.values
