@@ -82,7 +82,7 @@ def extract_lora(options: LoraExtractOptions, progress: Progress | None = None) 
     if not tuned.exists():
         raise DsctlError(f"{tuned} does not exist", hint="check the path")
     linear = linear_names(component, base)
-    progress.start("Comparing", None)
+    progress.start("Comparing", None, unit="tensor")
     found = extract(
         base, tuned, linear, options.rank, options.target_modules, lambda name: progress.advance(1, tensor=name)
     )

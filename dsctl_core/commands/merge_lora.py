@@ -74,7 +74,7 @@ def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progres
     try:
         _refuse_full_disk(options.output.parent, places)
         with atomic_folder(options.output) as temporary:
-            progress.start("Merging", sum(len(shapes[name]) for name in updates))
+            progress.start("Merging", sum(len(shapes[name]) for name in updates), unit="layer")
             _write_model(resolved, places, temporary, updates, lambda name: progress.advance(1))
             progress.finish()
     except BaseException:

@@ -70,7 +70,7 @@ def usable_part(
 def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowProblem, None, None]:
     """Yield every problem of a dataset, in the order of the rows."""
     seen: set[tuple[str, str]] = set()  # a file that many rows name is checked once
-    progress.start("Checking the dataset", len(dataset.numbers))
+    progress.start("Checking the dataset", len(dataset.numbers), unit="row")
     try:
         for number in dataset.numbers:
             row = dataset.metadata.rows[number]

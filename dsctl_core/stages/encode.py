@@ -144,8 +144,8 @@ def encode_missing(
     total = sum(len(shard) for _, shards in work for shard in shards)
     if not total:
         return 0
-    progress.start("Encoding", total)
-    began, done = time.perf_counter(), 0
+    progress.start("Encoding", total, unit="input")
+    done = 0
     for group, shards in work:
         if not shards:
             continue
@@ -162,7 +162,7 @@ def encode_missing(
                         continue
                     parts[job.key] = make_part(values, dtype)
                 done += len(jobs)
-                progress.advance(len(jobs), samples_per_second=done / (time.perf_counter() - began))
+                progress.advance(len(jobs))
             if parts:
                 write_shard(cache, parts)
         del pipe

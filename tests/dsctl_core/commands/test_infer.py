@@ -71,7 +71,7 @@ class Recorded:
         self.advanced: list[dict[str, Any]] = []
         self.ends = 0
 
-    def start(self, what: str, total: int | None, done: int = 0) -> None:
+    def start(self, what: str, total: int | None, done: int = 0, unit: str = "step") -> None:
         self.started.append((what, total))
 
     def advance(self, n: int = 1, **fields: Any) -> None:
