@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
+ONLY_AS_FLAGS = {"trust_template"}  # what a file that came with a download must not say
 METAVARS = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT", tuple: "NAMES"}
 
 
@@ -147,6 +148,11 @@ def read_config(options: type[Options], file: Path) -> dict[str, Any]:
             guess = near_miss(key, list(fields))
             hint = f"did you mean {guess!r}?" if guess else "its keys are the flags' names, with underscores"
             raise UsageError(f"unknown key {key!r} in {file}", hint=hint)
+        if key in ONLY_AS_FLAGS and value is True:
+            raise UsageError(
+                f"{key} = true in {file} has no say: a file may come with what it asks to be trusted",
+                hint=f"read the code, then give {spelled(key)} on the command line",
+            )
         values[key] = _checked(f"{key} in {file}", fields[key], value)
     return values
 
