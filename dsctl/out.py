@@ -71,7 +71,7 @@ def configure(*, json: bool, quiet: bool, verbose: bool) -> None:
     mode = _mode.get()
     mode.json, mode.quiet = json, quiet
     if verbose:
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning  # type: ignore[assignment]  # file and line are not used
         logging.getLogger().addHandler(OTHERS)
     else:
         warnings.simplefilter("ignore")
