@@ -22,6 +22,7 @@ from dsctl_core.options.messages import (
 from dsctl_core.options.run_file import SUFFIX, read_run_file
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
+ONLY_AS_FLAGS = {"trust_template"}  # what a file that came with a download must not say
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ def read_config(
                 f"{key} in {file} is {what}, which no option takes", hint="write key = value, without [...]"
             )
         name = _named(options, key)
+        if name in ONLY_AS_FLAGS and value is True:
+            raise UsageError(
+                f"{key} = true in {file} has no say: a file may come with what it asks to be trusted",
+                hint=f"read the code, then give {spelled(key)} on the command line",
+            )
         if name in values:
             raise UsageError(f"{key} in {file} is {name}, which is there too", hint="write one of them")
         values[name] = _value(options, name, value, file, key)

@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from dsctl import out, processes
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, Stopped
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 DEBUG = "DSCTL_DEBUG"
@@ -31,7 +31,7 @@ class Outcome:
         elif error is not None:
             self.code = report(error)
         elif self.code == INTERRUPTED:
-            out.error("interrupted", None)
+            out.stopped("interrupted", None)
         if error is None or isinstance(error, SystemExit):
             processes.tell(self.code, None, None, expected=True)
         return True
@@ -47,7 +47,8 @@ def report(error: BaseException) -> int:
         return FAILED
     problem, hint, code = explained(error)
     if not processes.tell(code, problem, hint, expected=isinstance(error, DsctlError)):
-        out.error(problem, hint)
+        told = isinstance(error, KeyboardInterrupt | typer.Abort | Stopped)
+        (out.stopped if told else out.error)(problem, hint)
     return code
 
 
@@ -66,7 +67,7 @@ def explained(error: BaseException) -> tuple[str, str | None, int]:
             FAILED,
         )
     if isinstance(error, OSError) and error.strerror:
-        what = error.filename if error.filename is not None else "a file"
+        what = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
         return f"{what}: {error.strerror}", "check the path, its permissions and the free space", FAILED
     return (
         f"{type(error).__name__}: {_first_line(error)}",

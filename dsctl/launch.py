@@ -16,6 +16,8 @@ from dsctl_core.errors import DsctlError, UsageError
 if TYPE_CHECKING:  # every command imports this module, most of them have no such options
     from dsctl_core.options.processes import ProcessCountOptions
 
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of processes that were told to stop
+
 _words: ContextVar[Sequence[str]] = ContextVar("words")
 
 
@@ -70,7 +72,7 @@ def _run(folder: Path, count: int | None, config: Path | None, cpu: bool) -> int
         return 0
     told = processes.endings(folder)
     if told and told[0].problem is not None:
-        out.error(told[0].problem, told[0].hint)
+        (out.stopped if told[0].code in STOPPED else out.error)(told[0].problem, told[0].hint)
         return told[0].code
     if ended.signal is not None:
         # Stopped from outside; every process came to its end in its own way.

@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from dsctl import processes
+from dsctl.printable import encodable, printable
 from dsctl.progress import Bar, Lines
 from dsctl.transfers import TransferBars, TransferLines
 from dsctl_core.progress import NoProgress, NoTransfers, Progress, Transfers
@@ -61,6 +62,7 @@ def session(words: Sequence[str]) -> Iterator[None]:
         _finish()
         library_logger.removeHandler(handler)
         logging.getLogger().removeHandler(MUTE)
+        logging.getLogger().removeHandler(OTHERS)
         _mode.reset(token)
 
 
@@ -68,7 +70,10 @@ def configure(*, json: bool, quiet: bool, verbose: bool) -> None:
     """Apply the flags that every command has; without --verbose, silence the warnings and logs of other libraries."""
     mode = _mode.get()
     mode.json, mode.quiet = json, quiet
-    if not verbose:
+    if verbose:
+        warnings.showwarning = _show_warning  # type: ignore[assignment]  # file and line are not used
+        logging.getLogger().addHandler(OTHERS)
+    else:
         warnings.simplefilter("ignore")
         logging.getLogger().addHandler(MUTE)
         for name, value in SILENCE.items():
@@ -76,27 +81,40 @@ def configure(*, json: bool, quiet: bool, verbose: bool) -> None:
 
 
 class _ShowRecords(logging.Handler):
-    """Shows the log records of dsctl_core as notes."""
+    """Shows log records as notes: those of dsctl_core, or with --verbose those of other libraries."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
         note(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
-def result(title: str, **values: Any) -> None:
-    """Show the result of a command: a title and its values, or with --json one object of the values."""
-    rows = [(name.replace("_", " "), _text(value)) for name, value in values.items() if value is not None]
+OTHERS = _ShowRecords(logging.WARNING)
+OTHERS.addFilter(lambda record: record.name.partition(".")[0] != "dsctl_core")  # which has its own handler
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    note(f"{filename}:{lineno}: {category.__name__}: {message}")
+
+
+def result(title: str, *, labels: Mapping[str, str] | None = None, **values: Any) -> None:
+    """Show the result of a command: a title and its values, or with --json one object of the values.
+
+    `labels` are the words for a value in the text, where its name does not say enough; "" leaves it out there.
+    """
+    called = {name: (labels or {}).get(name, name.replace("_", " ")) for name in values}
+    rows = [(called[name], _text(value)) for name, value in values.items() if value is not None and called[name]]
     show(values, [title, *columns(rows, indent=2)])
 
 
 def show(values: Mapping[str, Any], lines: Sequence[str]) -> None:
     """Print `values` as one JSON object with --json, else `lines`."""
     _finish()
-    print(json.dumps(values, default=str) if _mode.get().json else "\n".join(lines), flush=True)
+    _print([json.dumps(values, default=str)] if _mode.get().json else lines, sys.stdout)
 
 
 def columns(rows: Sequence[Sequence[str]], *, indent: int = 0) -> list[str]:
     """Return `rows` as lines with aligned columns."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
     return [" " * indent + "  ".join(row).rstrip() for row in cells]
@@ -107,6 +125,8 @@ def _text(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{number} in {name}" for name, number in value.items())
     return str(value)
 
 
@@ -120,37 +140,55 @@ def ask(question: str, lines: Sequence[str]) -> bool | None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or _mode.get().json:
         return None
     _finish()
-    print(*lines, f"{question} [y/N] ", sep="\n", end="", file=sys.stderr, flush=True)
+    _print(lines, sys.stderr)
+    print(f"{printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    _print([line], sys.stderr)
+
+
+def _print(lines: Iterable[str], stream: TextIO) -> None:
+    """Print lines, each of them on one line, and nothing in them that a terminal would take for a command."""
+    text = "".join(f"{printable(line)}\n" for line in lines)
+    print(encodable(text, stream.encoding), end="", file=stream, flush=True)
 
 
 def error(problem: str, hint: str | None) -> None:
     """Show an error and its hint on stderr; with --json also as one object on stdout."""
     _finish()
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    print(f"{_paint('error:', 31, colour)} {_one_line(problem)}", file=sys.stderr)
-    if hint:
-        print(f"{_paint('hint:', 36, colour)} {_one_line(hint)}", file=sys.stderr, flush=True)
+    _show_fault("error: ", problem, hint)
+
+
+def stopped(problem: str, hint: str | None) -> None:
+    """Show that the command ended because it was told to, and how to go on; with --json as `error` does."""
+    _finish()
+    _show_fault("", problem, hint)
+
+
+def _show_fault(word: str, problem: str, hint: str | None) -> None:
+    problem, hint = _one_line(problem), _one_line(hint) if hint else None
+    for start, number, text in ((word, 31, problem), ("hint: ", 36, hint)):
+        if text is not None:
+            print(f"{_paint(start, number)}{encodable(text, sys.stderr.encoding)}", file=sys.stderr, flush=True)
     if _mode.get().json and processes.rank() == 0:
-        print(json.dumps({"error": _one_line(problem), "hint": hint and _one_line(hint)}), flush=True)
+        _print([json.dumps({"error": problem, "hint": hint})], sys.stdout)
 
 
 def trace(text: str) -> None:
     """Show a traceback."""
     _finish()
-    print(text, file=sys.stderr)
+    _print(text.split("\n"), sys.stderr)
 
 
-def _paint(word: str, number: int, colour: bool) -> str:
-    return f"\x1b[{number}m{word}\x1b[0m" if colour else word
+def _paint(word: str, number: int) -> str:
+    colour = word and sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    return f"\x1b[{number}m{word.rstrip()}\x1b[0m " if colour else word
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def progress() -> Progress:
@@ -169,6 +207,12 @@ def transfers() -> Transfers:
         bars = TransferBars() if sys.stderr.isatty() else TransferLines(_to_stderr)
         mode.transfers = NoTransfers() if mode.quiet else bars
     return mode.transfers
+
+
+def end() -> None:
+    """Leave the terminal as it was, for a process that ends here and now."""
+    _finish()
+    sys.stderr.flush()
 
 
 def _finish() -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from dsctl.printable import printable
 from dsctl.progress import EVERY, OnTerminal
 from dsctl_core.readable import readable_bytes
 
@@ -19,9 +20,9 @@ class TransferLines:
 
     def start(self, what: str, sizes: dict[str, int]) -> None:
         """Begin a transfer; `sizes` are the bytes of its files by name."""
-        self.what, self.total, self.done = what, sum(sizes.values()), 0
+        self.what, self.total, self.done = printable(what), sum(sizes.values()), 0
         self.started_at = self.written_at = self.clock()
-        self.write(f"{what}: {len(sizes)} file{'s' if len(sizes) != 1 else ''}, {readable_bytes(self.total)}")
+        self.write(f"{self.what}: {len(sizes)} file{'s' if len(sizes) != 1 else ''}, {readable_bytes(self.total)}")
 
     def advance(self, name: str, n: int) -> None:
         """Count `n` bytes of the file `name`; write a line if the last one is old enough."""
@@ -31,7 +32,7 @@ class TransferLines:
                 self.written_at = self.clock()
                 pace = self.done / max(self.written_at - self.started_at, 1e-9)
                 done, total = readable_bytes(self.done), readable_bytes(self.total)
-                self.write(f"{self.what}: {done} of {total}, {readable_bytes(pace)}/s  {name}")
+                self.write(f"{self.what}: {done} of {total}, {readable_bytes(pace)}/s  {printable(name)}")
 
     def finish(self) -> None:
         """End the transfer."""
@@ -39,7 +40,10 @@ class TransferLines:
 
     def note(self, message: str) -> None:
         """Write a line."""
-        self.write(message)
+        self.write(printable(message))
+
+
+NUMBERS, MOST_NAME = 42, 40  # cells of bytes, speed and time left, with the gaps; and of a name, at most
 
 
 class TransferBars(OnTerminal):
@@ -57,17 +61,20 @@ class TransferBars(OnTerminal):
             TransferSpeedColumn,
         )
 
+        console = Console(stderr=True)
+        bar = min(max(console.width - NUMBERS - MOST_NAME, 8), 40)
+        self.name_width = min(max(console.width - NUMBERS - bar, 8), MOST_NAME)
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
-        self.live = Progress(*columns, console=Console(stderr=True))
+        self.live = Progress(*columns, console=console)
         self.sizes, self.lock = sizes, threading.Lock()
         self.transferred: dict[str, int] = {}
-        self.tasks = {"": self.live.add_task(what, total=sum(sizes.values()))}
+        self.tasks = {"": self.live.add_task(self._named(what), total=sum(sizes.values()))}
         self.live.start()
 
     def advance(self, name: str, n: int) -> None:
@@ -76,8 +83,13 @@ class TransferBars(OnTerminal):
             return
         with self.lock:
             if name not in self.tasks:
-                self.tasks[name] = self.live.add_task(name, total=self.sizes.get(name))
+                self.tasks[name] = self.live.add_task(self._named(name), total=self.sizes.get(name))
             self.live.advance(self.tasks[name], n)
             self.live.advance(self.tasks[""], n)
             self.transferred[name] = self.transferred.get(name, 0) + n
             self.live.update(self.tasks[name], visible=self.transferred[name] < self.sizes.get(name, 0))
+
+    def _named(self, name: str) -> str:
+        """Return a name that fits beside its numbers: of a long path the end is shown."""
+        text = printable(name)
+        return text if len(text) <= self.name_width else f"…{text[-self.name_width + 1 :]}"

@@ -24,6 +24,12 @@ class UsageError(DsctlError):
     exit_code = 2
 
 
+class Stopped(DsctlError):
+    """The end of a command that was told to stop, and did so in order: nothing is wrong."""
+
+    exit_code = 130
+
+
 def near_miss(name: str, known: list[str] | tuple[str, ...]) -> str | None:
     """Return the entry of `known` that is most similar to `name`, or None when none is similar."""
     import difflib

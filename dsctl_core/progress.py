@@ -8,8 +8,11 @@ from typing import Protocol
 class Progress(Protocol):
     """Receives the progress of a long job: one `start` and one `finish` per job, and `advance` in between."""
 
-    def start(self, what: str, total: int | None, done: int = 0) -> None:
-        """Begin the job `what` with `total` units (None: unknown), of which `done` were completed in an earlier run."""
+    def start(self, what: str, total: int | None, done: int = 0, unit: str = "step") -> None:
+        """Begin the job `what` with `total` units (None: unknown), of which `done` were completed in an earlier run.
+
+        `unit` is what is counted, in the singular.
+        """
 
     def advance(self, n: int = 1, **fields: float | str) -> None:
         """Report that `n` more units are done; `fields` are values to show, such as the loss."""
@@ -24,7 +27,7 @@ class Progress(Protocol):
 class NoProgress:
     """Reports to nobody."""
 
-    def start(self, what: str, total: int | None, done: int = 0) -> None:
+    def start(self, what: str, total: int | None, done: int = 0, unit: str = "step") -> None:
         """Ignore the start of a job."""
 
     def advance(self, n: int = 1, **fields: float | str) -> None:

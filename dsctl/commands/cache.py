@@ -34,8 +34,12 @@ def show_cache(result: CacheResult, folder: Path) -> None:
     if not result.is_main_process:
         return
     counts, sizes = result.manifest.counts, result.manifest.bytes
+    labels = {"encoded": "encoded inputs", "reused": "reused inputs"}
+    labels |= {} if counts["skipped"] else {"skipped": ""}
+    labels |= {} if result.freed_bytes else {"freed_bytes": ""}
     out.result(
         "Cached",
+        labels=labels,
         entries=counts["entries"],
         encoded=result.encoded,
         reused=max(counts["parts"] - result.encoded, 0),

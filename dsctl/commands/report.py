@@ -14,4 +14,5 @@ def report(options: ReportOptions) -> None:
 
     written = report(options)
     files = {"report": written.report, "table": written.table}
-    out.result("Written", **{name: path for name, path in files.items() if path is not None})
+    given = {name: path for name, path in files.items() if path is not None}
+    out.show(given, ["Written", *out.columns([(name, str(path)) for name, path in given.items()], indent=2)])

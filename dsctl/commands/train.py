@@ -31,6 +31,7 @@ def train(options: TrainOptions) -> None:
         return
     out.result(
         "Trained",
+        labels={"final_loss": "loss of the last step", "skipped_rows": "skipped rows" if result.skipped else ""},
         checkpoint=result.checkpoint,
         steps=result.steps,
         final_loss=result.final_loss,

@@ -55,6 +55,14 @@ class CachedDataset(Sequence[dict[str, Any]]):
                 values[name] = decode(structure, lambda n, key=key, file=file: file.get_tensor(f"{key}/{n}"))
         return values
 
+    def shape(self, entry: Entry, name: str) -> list[int]:
+        """Return the shape of the tensor `name` of an entry, from the header of its shard; [] if it has none."""
+        for key in entry.parts:
+            file, parts = self._shard(self.shard_names[key])
+            for number in tensors_of(parts[key].get(name)):
+                return list(file.get_slice(f"{key}/{number}").get_shape())
+        return []
+
     def without(self, rows: Collection[int]) -> CachedDataset:
         """Return this dataset without the entries of the rows `rows` (from 0) of the original dataset."""
         subset = copy.copy(self)

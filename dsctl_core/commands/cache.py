@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from dsctl_core.cache.shards import FOLDER
-from dsctl_core.errors import DsctlError
+from dsctl_core.cache.folder import require_cache_or_nothing
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages.encode import CacheResult
@@ -18,7 +15,7 @@ def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None =
     Raises DsctlError for anything that cannot be used.
     """
     folder = options.output.output_path if isinstance(options, TrainOptions) else options.output_path
-    refuse_other_files(folder)
+    require_cache_or_nothing(folder)
     plan = plan_encoding(options)
     alone = progress if progress is not None and plan.accelerator.is_main_process else NoProgress()
     try:
@@ -27,11 +24,3 @@ def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None =
         return plan.fill(folder, alone)
     finally:
         plan.accelerator.end_training()
-
-
-def refuse_other_files(folder: Path) -> None:
-    """Refuse an output folder that has something in it which is no cache."""
-    if folder.exists() and not folder.is_dir():
-        raise DsctlError(f"{folder} is a file, not a folder", hint="give another --output-path")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / FOLDER).is_dir():
-        raise DsctlError(f"{folder} is not empty and holds no cache", hint="give another --output-path")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.cache.manifest import INDEX_FILE, MANIFEST_FILE, read_manifest
+from dsctl_core.cache.manifest import INDEX_FILE, MANIFEST_FILE
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_resize
 from dsctl_core.data.dataset import SINGLE_COLUMNS
@@ -20,11 +20,13 @@ from dsctl_core.families import families
 from dsctl_core.families.prompt_lengths import find_cut_prompts
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text
+from dsctl_core.files.ownership import require_replaceable
 from dsctl_core.options import DatasetValidateOptions, ReadingOptions
 from dsctl_core.options.effects import OF_A_DATASET, PICTURES_ONLY, WITHOUT_REPORT
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.readable import readable_bytes
 from dsctl_core.report.dataset import report_page
+from dsctl_core.report.html import CACHE_PAGE, DATASET_PAGE, PAGE_KINDS
 
 DIVISION_FACTOR = 16  # of the families that there are, where no --model says which one it will be
 
@@ -49,22 +51,21 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     if resolved is not None and resolved.family.time_division is None:
         PICTURES_ONLY.refuse(options, title=resolved.family.title)
     checks = _checks(options.reading, options.workers, resolved)
-    if options.report is not None:
-        if options.report.suffix.lower() not in (".html", ".htm"):
-            raise UsageError(f"--report is {str(options.report)!r}, which is no page", hint="give it a name in .html")
-        prepare_folder(options.report.parent)
     base, table = options.path, options.metadata
     if base.is_file() and table is None:
         base, table = base.parent, base
-    if (base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file():
+    cached = (base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file()
+    if cached:
         OF_A_DATASET.refuse(options)
         if options.report is None:
             WITHOUT_REPORT.refuse(options)
-        if options.report is not None:  # the page of a cache has pictures of its own: from the latents
-            from dsctl_core.commands.validate_cache import validate_cache
-
-            validate_cache(base, options.report, options.model)
-        return _finished(_validated_cache(base, progress), None, options.strict)
+    if options.report is not None:
+        if options.report.suffix.lower() not in (".html", ".htm"):
+            raise UsageError(f"--report is {str(options.report)!r}, which is no page", hint="give it a name in .html")
+        require_replaceable(options.report, PAGE_KINDS[CACHE_PAGE if cached else DATASET_PAGE], "--report")
+        prepare_folder(options.report.parent)
+    if cached:
+        return _finished(_validated_cache(base, options, progress), None, options.strict)
     try:
         dataset = UnifiedDataset(
             base,
@@ -113,24 +114,27 @@ def _finished(found: Validation, cache_bytes: CacheBytes | None, strict: bool) -
     return ValidateResult(found, summary, clean=not bad)
 
 
-def _validated_cache(folder: Path, progress: Progress) -> Validation:
-    """Return what is wrong with a cache: every byte of it is read. This needs torch."""
-    from dsctl_core.cache.verify import find_problems
+def _validated_cache(folder: Path, options: DatasetValidateOptions, progress: Progress) -> Validation:
+    """Return the problems of a cache, whose bytes are all read, and write the report if one is asked for.
+
+    This needs torch.
+    """
+    from dsctl_core.commands.validate_cache import validate_cache
 
     progress.start("Reading the cache", None)
+    found = validate_cache(folder, options.report, options.model)
+    progress.finish()
     problems = []
-    for each in find_problems(folder):
-        level: Level = "warning" if each.kind == "left over" else "error"
+    for each in found.problems:
+        level: Level = "warning" if each.harmless else "error"
         row = None if each.row is None else each.row + 1
         problems.append(Problem(each.kind, level, each.message, each.hint, row, str(each.file)))
-    progress.finish()
-    try:
-        manifest = read_manifest(folder)
-    except DsctlError:
+    if not found.summary:
         return Validation(0, "", problems, [], {}, {})
-    entries = manifest.counts["entries"]
-    layout = f"cache of {entries} entries for {manifest.recipe.family}, {readable_bytes(manifest.bytes['shards'])}"
-    return Validation(entries, layout, problems, [], {}, {})
+    entries, size = found.summary["entries"], readable_bytes(found.summary["bytes"])
+    return Validation(
+        entries, f"cache of {entries} entries for {found.summary['family']}, {size}", problems, [], {}, {}
+    )
 
 
 def _checks(reading: ReadingOptions, workers: int | None, resolved: ResolvedModel | None) -> Checks:

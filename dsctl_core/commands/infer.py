@@ -22,8 +22,9 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.family import Family
 from dsctl_core.files.atomic import prepare_folder, unclaim
+from dsctl_core.files.ownership import require_replaceable
 from dsctl_core.lora.files import lora_weights
-from dsctl_core.media.image_file import grid, write_png
+from dsctl_core.media.image_file import DRAWN, grid, write_png
 from dsctl_core.options import InferOptions
 from dsctl_core.options.effects import EDITS_NOTHING, GUIDANCE_OFF, NO_GUIDANCE_INPUT
 from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
@@ -68,7 +69,7 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     progress = progress or NoProgress()
     prompts = read_prompts(options)
     files = output_files(options.output, len(prompts) * options.num_images, options.grid)
-    check_output(options.output, files)
+    check_output([*files, options.output] if options.grid else files)
     weights = options.weights
     resolved = resolve_model(
         weights.model, weights.model_paths, weights.model_id_with_origin_paths, weights.tokenizer_path
@@ -137,14 +138,10 @@ def output_files(output: Path, count: int, with_grid: bool) -> list[Path]:
     return [output.with_name(f"{output.stem}-{number:03}{output.suffix}") for number in range(1, count + 1)]
 
 
-def check_output(output: Path, files: Sequence[Path]) -> None:
-    """Raise a DsctlError for a picture that would have to replace a folder, or to stand inside of a file."""
-    for file in (output, *files):
-        if file.is_dir():
-            raise DsctlError(f"{file} is a folder, so no picture can be written there", hint="give another --output")
-    for parent in output.parents:
-        if parent.exists() and not parent.is_dir():
-            raise DsctlError(f"{parent} is a file, so {output} cannot be in it", hint="give another --output")
+def check_output(files: Iterable[Path]) -> None:
+    """Raise a DsctlError for a picture that would have to replace anything but a picture of this command."""
+    for file in files:
+        require_replaceable(file, DRAWN, "--output")
 
 
 def refuse_unknown_inputs(options: InferOptions, family: Family) -> None:

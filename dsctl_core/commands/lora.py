@@ -10,7 +10,6 @@ from dsctl_core.commands.lora_files import (
     Written,
     base_shapes,
     open_lora,
-    refuse_existing,
     refuse_flat,
     save,
 )
@@ -18,6 +17,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families import family_of_class, identify_folder
 from dsctl_core.family import Component, Family
 from dsctl_core.files.digest import weights_identity
+from dsctl_core.files.ownership import require_new
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.lora.about import SPEC
 from dsctl_core.lora.algebra import resize_layers
@@ -54,7 +54,7 @@ def info(options: LoraInfoOptions) -> dict[str, Any]:
 
 def convert(options: LoraConvertOptions) -> Written:
     """Write a LoRA in another format."""
-    refuse_existing(options.output)
+    require_new(options.output, "--output")
     lora, shapes = _read_for_writing(options.file, options)
     components = {name: with_dots(lora, name, shapes.get(name, ())) for name in lora.components}
     dtype = options.lora_dtype or _dtype_of(options.file)
@@ -63,7 +63,7 @@ def convert(options: LoraConvertOptions) -> Written:
 
 def resize(options: LoraResizeOptions) -> Written:
     """Write a LoRA at another rank."""
-    refuse_existing(options.output)
+    require_new(options.output, "--output")
     lora, shapes = _read_for_writing(options.file, options)
     parts = {name: resize_layers(with_dots(lora, name, shapes.get(name, ())), options.rank) for name in lora.components}
     components = {name: layers for name, (layers, _) in parts.items()}
@@ -75,7 +75,7 @@ def resize(options: LoraResizeOptions) -> Written:
 def extract_lora(options: LoraExtractOptions, progress: Progress | None = None) -> Written:
     """Write the LoRA that leads from one checkpoint to another."""
     progress = progress or NoProgress()
-    refuse_existing(options.output)
+    require_new(options.output, "--output")
     family, component, base = _component_at(options.base, options.component)
     if base == options.base and component.name != options.component:
         ONE_COMPONENT.refuse(options, found=component.name)
@@ -85,7 +85,7 @@ def extract_lora(options: LoraExtractOptions, progress: Progress | None = None) 
     if not tuned.exists():
         raise DsctlError(f"{tuned} does not exist", hint="check the path")
     linear = linear_names(component, base)
-    progress.start("Comparing", None)
+    progress.start("Comparing", None, unit="tensor")
     found = extract(
         base, tuned, linear, options.rank, options.target_modules, lambda name: progress.advance(1, tensor=name)
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.checkpoint.load import find_component_paths
-from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.errors import UsageError
 from dsctl_core.families import families
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.family import OriginalNames
@@ -38,12 +38,6 @@ def component_names() -> tuple[str, ...]:
 def open_lora(path: Path) -> LoraFile:
     """Return the LoRA at `path`, of whichever family it is."""
     return read_lora(path, component_names(), [family.original_names for family in families().values()])
-
-
-def refuse_existing(output: Path) -> None:
-    """Raise a DsctlError if there is something at `output` already."""
-    if output.exists():
-        raise DsctlError(f"{output} is there already", hint="give another --output, or remove it")
 
 
 def resolve(options: SomeModelOptions) -> ResolvedModel:

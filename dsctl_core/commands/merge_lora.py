@@ -14,7 +14,6 @@ from dsctl_core.commands.lora_files import (
     Written,
     base_shapes,
     open_lora,
-    refuse_existing,
     refuse_flat,
     resolve,
     save,
@@ -22,6 +21,7 @@ from dsctl_core.commands.lora_files import (
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.atomic import atomic_folder, prepare_folder, unclaim, write_json
+from dsctl_core.files.ownership import require_empty_folder, require_new
 from dsctl_core.lora.merge import (
     ScaledLora,
     component_shapes,
@@ -41,7 +41,7 @@ def merge(options: MergeLoraOptions, progress: Progress | None = None) -> Writte
     loras = [ScaledLora(open_lora(each.path), each.scale) for each in options.lora]
     if options.into == "base":
         return _merge_into_base(options, loras, progress)
-    refuse_existing(options.output)
+    require_new(options.output, "--output")
     shapes = base_shapes(options)
     refuse_flat([part.lora for part in loras], shapes)
     families_named = {part.lora.metadata["family"] for part in loras if "family" in part.lora.metadata}
@@ -57,7 +57,7 @@ def merge(options: MergeLoraOptions, progress: Progress | None = None) -> Writte
 
 
 def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progress: Progress) -> Written:
-    refuse_used_folder(options.output)
+    require_empty_folder(options.output, "--output")
     resolved = resolve(options)
     places = find_component_paths(resolved.family, resolved.model_configs, resolved.reader_configs)
     for name, place in places.components.items():
@@ -74,7 +74,7 @@ def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progres
     try:
         _refuse_full_disk(options.output.parent, places)
         with atomic_folder(options.output) as temporary:
-            progress.start("Merging", sum(len(shapes[name]) for name in updates))
+            progress.start("Merging", sum(len(shapes[name]) for name in updates), unit="layer")
             _write_model(resolved, places, temporary, updates, lambda name: progress.advance(1))
             progress.finish()
     except BaseException:
@@ -116,12 +116,6 @@ def _write_model(
         absent = (part for part in resolved.family.components if part.optional and part.folder not in parts)
         parts |= {part.folder: [None, None] for part in absent}
         write_json(target / "model_index.json", {**index, **parts})
-
-
-def refuse_used_folder(folder: Path) -> None:
-    """Raise a DsctlError if `folder` is a file, or holds anything."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DsctlError(f"{folder} is there already", hint="give another --output, or remove it")
 
 
 def _refuse_full_disk(folder: Path, places: ComponentPaths) -> None:

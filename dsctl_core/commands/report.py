@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.atomic import atomic_path, prepare_folder, write_text
+from dsctl_core.files.ownership import Kind, require_replaceable
 from dsctl_core.options import ReportOptions
 
 TABLES = (".csv", ".parquet")
@@ -25,18 +26,18 @@ def report(options: ReportOptions) -> ReportResult:
 
     The page goes to `output`, else to report.html in the first folder, unless only `csv` is given. Raises DsctlError
     for a folder that holds no run, for a file to write that is neither a page nor a table by its suffix, and for a
-    table in place of which this command would write its own.
+    file that is there and is not of the kind that would replace it.
     """
+    from dsctl_core.report.html import PAGE_KINDS, RUN_PAGE
     from dsctl_core.report.run import report_page
     from dsctl_core.report.runs import metrics_table, names_of, read_runs
 
     page = None if options.output is None and options.csv is not None else _page_path(options)
+    if page is not None:
+        require_replaceable(page, PAGE_KINDS[RUN_PAGE], "--output")
     if options.csv is not None:
         _refuse_suffix("--csv", options.csv, TABLES)
-        if options.csv.exists() and not _is_table_of_metrics(options.csv):
-            raise DsctlError(
-                f"{options.csv} is there already, and `dsctl report` did not write it", hint="give --csv another name"
-            )
+        require_replaceable(options.csv, METRICS_TABLE, "--csv")
     runs = read_runs(options.runs)
     if options.csv is not None:
         prepare_folder(options.csv.parent)
@@ -72,12 +73,12 @@ def _is_table_of_metrics(path: Path) -> bool:
     """Return whether the table at `path` has the first columns of one that this command writes."""
     from dsctl_core.report.runs import KEYS
 
-    try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet
 
-            return tuple(pyarrow.parquet.read_schema(path).names[: len(KEYS)]) == KEYS
-        with path.open(encoding="utf-8") as stream:
-            return tuple(stream.readline().rstrip("\n").split(",")[: len(KEYS)]) == KEYS
-    except (OSError, ValueError):  # pyarrow's errors are ValueErrors
-        return False
+        return tuple(pyarrow.parquet.read_schema(path).names[: len(KEYS)]) == KEYS
+    with path.open(encoding="utf-8") as stream:
+        return tuple(stream.readline().rstrip("\n").split(",")[: len(KEYS)]) == KEYS
+
+
+METRICS_TABLE = Kind("a table of `dsctl report`", _is_table_of_metrics)

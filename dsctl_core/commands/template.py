@@ -8,8 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.commands.template_apart import check_apart
 from dsctl_core.commands.upload import upload_files
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.ownership import require_new
 from dsctl_core.files.safetensors import PICKLE_SUFFIXES, safetensors_header
 from dsctl_core.hub.settings import download_source, model_base_path
 from dsctl_core.hub.upload import files_to_upload
@@ -22,12 +24,12 @@ from dsctl_core.options.template_tools import (
 )
 from dsctl_core.progress import Transfers
 from dsctl_core.template.card import CARD, REQUIRED, infer_line
-from dsctl_core.template.check import describe, input_names, open_model
+from dsctl_core.template.check import input_names, open_model
 from dsctl_core.template.contract import read_contract
 from dsctl_core.template.model import Template, load_template
-from dsctl_core.template.pack import EXAMPLE, Packed, refuse_existing, write_pack
+from dsctl_core.template.pack import EXAMPLE, Packed, write_pack
 from dsctl_core.template.skeleton import write_skeleton
-from dsctl_core.template.source import config_of, folder_of
+from dsctl_core.template.source import folder_of
 from dsctl_core.template.trust import Trust
 
 PACK = "write the folder with `dsctl template pack`"
@@ -43,18 +45,17 @@ def init(options: TemplateInitOptions) -> dict[str, Any]:
 
 
 def check(options: TemplateCheckOptions) -> dict[str, Any]:
-    """Load the template, run it beside the model, and return what it does; see dsctl_core.template.check.describe."""
-    source = options.template
-    template = load_template(config_of(source.source), Trust(options.trust_template), checkpoint=source.checkpoint)
-    template.refuse_unread(options.template_inputs.values, "--template-inputs")
-    pipe = open_model(options.model)
-    return {"template": str(source), "model": options.model, **describe(template, pipe, options.template_inputs.values)}
+    """Load the template, run it beside the model, and return what it does; see dsctl_core.template.check.describe.
+
+    Its code runs in a process of its own, so that code which ends its process cannot end this one as if all were well.
+    """
+    return check_apart(options)
 
 
 def pack(options: TemplatePackOptions) -> Packed:
     """Write a template and the weights of a training into a new folder, and prove that it does the same as they do."""
     trust = Trust(options.trust_template)
-    refuse_existing(options.output)
+    require_new(options.output, "--output")
     contract = read_contract(folder_of(ModelConfig(path=options.folder)), trust)
     trained = load_template(contract, checkpoint=options.checkpoint)
     example = options.template_inputs.values

@@ -15,7 +15,9 @@ from dsctl_core.cache.verify import Problem, find_problems
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import write_text
+from dsctl_core.files.ownership import require_replaceable
 from dsctl_core.report.cache import cache_page
+from dsctl_core.report.html import CACHE_PAGE, PAGE_KINDS
 
 PICTURES = 12  # in a page, from all over the cache
 LATENTS = "shared.input_latents"
@@ -54,6 +56,8 @@ def validate_cache(cache: Path, report: Path | None = None, model: str | None = 
     `report` is a page to write; with the `model` that the cache was made with (of which only the VAE is needed) it
     shows pictures that a sample of the latents decode to.
     """
+    if report is not None:
+        require_replaceable(report, PAGE_KINDS[CACHE_PAGE], "--report")
     problems = tuple(find_problems(cache))
     try:
         dataset = CachedDataset(cache)
@@ -93,5 +97,5 @@ def decoded(dataset: CachedDataset, resolved: ResolvedModel) -> list[tuple[int, 
 
 def _sizes(dataset: CachedDataset) -> str:
     """Return how many entries have latents of which shape."""
-    shapes = Counter(tuple(dataset.sample(entry)[LATENTS].shape[1:]) for entry in dataset.entries)
+    shapes = Counter(tuple(dataset.shape(entry, LATENTS)[1:]) for entry in dataset.entries)
     return ", ".join(f"{count} of {'x'.join(map(str, shape))}" for shape, count in shapes.most_common())

@@ -71,7 +71,7 @@ def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowPr
     """Yield every problem of a dataset, in the order of the rows."""
     seen: set[tuple[str, str]] = set()  # a file that many rows name is checked once
     numbers = dataset.rows_in_use
-    progress.start("Checking the dataset", len(numbers))
+    progress.start("Checking the dataset", len(numbers), unit="row")
     try:
         for number in numbers:
             row = dataset.metadata.rows[number]

@@ -179,7 +179,7 @@ def _inspect_files(
     videos = checks.frames is not None
     workers = checks.workers or cores()
     chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
-    progress.start("Decoding", len(paths))
+    progress.start("Decoding", len(paths), unit="file")
     try:
         for chunk, facts in zip(chunks, _in_processes(chunks, videos, workers, len(paths)), strict=True):
             yield from zip(chunk, facts, strict=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,14 +22,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it there when the block succeeds, remove it when it fails.
 
     The data reaches the disk (fsync) before the rename, so that after a crash `path` is the old file or the new one.
-    A full disk or a missing permission is a DsctlError that names `path`.
+    The file has the mode that the user's umask gives to new files, whichever library writes it. A full disk or a
+    missing permission is a DsctlError that names `path`.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary_of(path)
     try:
         try:
+            with temporary.open("xb") as new:  # only a new file shows the umask, which cannot be read without a race
+                mode = stat.S_IMODE(os.fstat(new.fileno()).st_mode)
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
+            temporary.chmod(mode)
             temporary.replace(path)
             sync_folder(path.parent)
         except OSError as error:
@@ -43,7 +49,7 @@ def atomic_folder(folder: Path, remove: Callable[[Path], None] = Path.rmdir) -> 
     An existing `folder` is first removed by `remove`, which by default succeeds only if it is empty. The parent exists.
     A full disk or a missing permission is a DsctlError that names `folder`.
     """
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary_of(folder)
     try:
         try:
             temporary.mkdir()
@@ -56,6 +62,18 @@ def atomic_folder(folder: Path, remove: Callable[[Path], None] = Path.rmdir) -> 
             raise write_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def is_temporary(path: Path, of: str) -> bool:
+    """Return whether `path` has the name of a temporary file for a file whose name matches the pattern `of`.
+
+    What is deleted after a crash must match: other programs leave hidden files that end in .tmp, too.
+    """
+    return re.fullmatch(rf"\.(?:{of})\.[0-9a-f]{{8}}\.tmp", path.name) is not None
 
 
 def sync_folder(folder: Path) -> None:

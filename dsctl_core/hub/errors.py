@@ -19,7 +19,8 @@ TOKENS = {
     "modelscope": "set MODELSCOPE_API_TOKEN, log in with `modelscope login`, or give --token",
 }
 TITLES = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+DISK: tuple[int, ...] = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+DISK += (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EILSEQ)
 OFFLINE = "check the connection; DSCTL_SKIP_DOWNLOAD=1 uses the files that are downloaded already"
 
 

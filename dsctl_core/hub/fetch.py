@@ -17,11 +17,12 @@ from typing import Any
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder, write_json
 from dsctl_core.files.lock import locked
-from dsctl_core.hub.remote import Hub, RemoteFile, RepoType, checksum_of, safe_path
+from dsctl_core.hub.parts import PARTS
+from dsctl_core.hub.remote import Hub, RemoteFile, RepoType, checksum_of
+from dsctl_core.hub.targets import NOTES, ignores_case, refuse_alike, refuse_to_replace, require_inside, targets
 from dsctl_core.progress import NoTransfers, Transfers
 from dsctl_core.readable import readable_bytes
 
-NOTES, PARTS = ".dsctl", "parts"
 SPARE = 100_000_000  # bytes that stay free on the disk
 
 
@@ -49,7 +50,8 @@ def fetch(
     """Download `files` of a repository to `folder`, and verify their checksums.
 
     Files in the folder are verified and not downloaded again; a partial file is continued. A lock keeps other processes
-    out of the folder. Files that were completed before an error remain.
+    out of the folder. Files that were completed before an error remain. Nothing is written outside the folder, and no
+    file is replaced that an earlier download did not bring.
 
     Args:
         hub: The hub.
@@ -61,11 +63,17 @@ def fetch(
         max_workers: The number of files to download at the same time.
         progress: Shows the transfer.
 
-    Raises `DsctlError` if the hub refuses, if the disk is full, and if a file does not have its checksum.
+    Raises `DsctlError` if the hub refuses, if the disk is full, if a file does not have its checksum, and for a file
+    that may not be written (see dsctl_core.hub.targets).
     """
     transfers = progress or NoTransfers()
-    paths = [folder / safe_path(file.path) for file in files]
+    files = list({file.path: file for file in files}.values())
+    paths = targets((file.path for file in files), folder)
+    for ours in (folder / NOTES, folder / NOTES / PARTS):
+        require_inside(ours, folder)
     prepare_folder(folder / NOTES)
+    if ignores_case(folder):
+        refuse_alike(file.path for file in files)
     with locked(folder / NOTES / "lock"):
         verified = _VerifiedFiles(folder / NOTES / "files.json")
         missing = []
@@ -73,6 +81,11 @@ def fetch(
             if not verified.is_whole(file, path, transfers):
                 missing.append(file)
         if missing:
+            to_write = zip(files, paths, strict=True)
+            wanted = {file.path for file in missing}
+            refuse_to_replace(
+                [(file.path, path) for file, path in to_write if file.path in wanted], folder, verified.known.keys()
+            )
             _refuse_full_disk(folder, missing)
             transfers.start(f"Downloading {repo_id}", {file.path: file.size for file in missing})
             try:
@@ -131,8 +144,7 @@ def _record(file: RemoteFile, path: Path) -> dict[str, Any]:
 
 
 def _refuse_full_disk(folder: Path, files: Iterable[RemoteFile]) -> None:
-    started = sum(path.stat().st_size for path in folder.rglob("*.incomplete"))
-    started += sum(path.stat().st_size for path in (folder / NOTES / PARTS).glob("*"))
+    started = sum(path.stat().st_size for path in (folder / NOTES / PARTS).rglob("*") if path.is_file())
     needed, free = sum(file.size for file in files) - started + SPARE, shutil.disk_usage(folder).free
     if needed > free:
         raise DsctlError(
@@ -142,7 +154,8 @@ def _refuse_full_disk(folder: Path, files: Iterable[RemoteFile]) -> None:
 
 
 def _remove_parts_folder(folder: Path) -> None:
-    """Remove the folder of partial files if it is empty."""
+    """Remove the folder of partial files, and those in it, as far as they are empty."""
     parts = folder / NOTES / PARTS
-    if parts.is_dir() and not any(parts.iterdir()):
-        parts.rmdir()
+    for path in [*sorted(parts.rglob("*"), reverse=True), parts]:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

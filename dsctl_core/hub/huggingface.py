@@ -18,8 +18,9 @@ from typing import Any
 from urllib.parse import urlparse
 
 from dsctl_core.hub.errors import WrongContent, explained
-from dsctl_core.hub.parts import Part, Stopped
-from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType, safe_path
+from dsctl_core.hub.parts import PARTS, Part, Stopped
+from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType
+from dsctl_core.hub.targets import NOTES, safe_path
 
 TRIES = 5  # attempts in a row without a new byte
 TIMEOUT = 30.0  # seconds without an answer; some requests of the library have no timeout
@@ -114,7 +115,7 @@ class HuggingFace:
         # The name has the checksum, so that a part is not continued with another version of the file, and a hash of
         # the path, because two files may have the same content.
         path_digest = hashlib.sha256(file.path.encode()).hexdigest()[:16]
-        partial = folder / ".dsctl" / "parts" / f"{path_digest}-{file.checksum or 'unknown'}-{file.size}"
+        partial = folder / NOTES / PARTS / f"{path_digest}-{file.checksum or 'unknown'}-{file.size}"
         url = hf_hub_url(repo_id, file.path, repo_type=repo_type, revision=revision, endpoint=self.endpoint)
         part: Any = Part(partial, file, advance, stop)
         try:

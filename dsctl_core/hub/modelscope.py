@@ -13,7 +13,9 @@ from typing import Any
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.hub.errors import explained
-from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType, safe_path
+from dsctl_core.hub.parts import PARTS
+from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType
+from dsctl_core.hub.targets import NOTES, safe_path
 
 # Environment variables that the library reads when it is imported. By default a file may take at most an hour.
 SETTINGS = {"MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(30 * 24 * 3600), "TQDM_DISABLE": "1"}
@@ -62,10 +64,13 @@ class ModelScope:
         advance: Advance,
         done: Callable[[RemoteFile], None],
     ) -> None:
-        """Download files, several at once; see `Hub.fetch`."""
+        """Download files, several at once; see `Hub.fetch`.
+
+        The library writes beside each target, and over what is there. So it writes into a folder of our own, and whole
+        files are moved from there.
+        """
         entries = [{"Path": file.path, "Size": file.size, "Sha256": file.sha256, "Type": "blob"} for file in files]
-        for file in files:
-            safe_path(file.path)
+        staging = folder / NOTES / PARTS / self.name
         by_path = {file.path: file for file in files}
         lock = threading.Lock()
 
@@ -80,13 +85,19 @@ class ModelScope:
             def end(self) -> None:
                 return None
 
+        def move(file: RemoteFile) -> None:
+            target = folder / safe_path(file.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (staging / file.path).replace(target)
+            done(file)
+
         with explained(self.name, repo_id, folder):
             try:
                 self.api.download_repo(
                     repo_id,
                     repo_type,
                     revision=revision,
-                    local_dir=folder,
+                    local_dir=staging,
                     max_workers=max_workers,
                     progress_callbacks=[Report],  # type: ignore[list-item]
                     file_list=entries,
@@ -94,10 +105,10 @@ class ModelScope:
             except Exception as error:
                 failed: Any = getattr(error, "failed_files", None) or by_path
                 for path in set(by_path) - set(failed):
-                    done(by_path[path])
+                    move(by_path[path])
                 raise
-        for file in files:
-            done(file)
+            for file in files:
+                move(file)
 
     def upload(
         self,

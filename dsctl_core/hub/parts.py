@@ -10,6 +10,8 @@ from typing import Any
 
 from dsctl_core.hub.remote import BLOCK, RemoteFile, new_digest
 
+PARTS = "parts"  # the folder of partial files, in our records of a download folder
+
 
 class Stopped(Exception):
     """The download was stopped."""

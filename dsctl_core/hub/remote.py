@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, Protocol
 
 from dsctl_core.errors import DsctlError
@@ -109,16 +109,6 @@ def check_repo_id(repo_id: str) -> str:
     ):
         raise DsctlError(f"{repo_id!r} is not the name of a repository", hint="write it as OWNER/NAME")
     return repo_id
-
-
-def safe_path(path: str) -> PurePosixPath:
-    """Return a path in a repository; raise `DsctlError` if it would lead out of the download folder."""
-    pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
-        raise DsctlError(
-            f"the repository has a file {path!r}, whose path leads out of the folder", hint="report it to the owner"
-        )
-    return pure
 
 
 def matches(path: str, pattern: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,11 +172,25 @@ def save_lora(
             write_safetensors(temporary, kept, about)
             verify_lora(temporary, path, components, shapes, dtype, original)
         return path
-    with atomic_folder(path, remove=shutil.rmtree) as temporary:
+    with atomic_folder(path, remove=_remove_adapter) as temporary:
         write_safetensors(temporary / ADAPTER_FILE, kept, about)
         write_json(temporary / ADAPTER_CONFIG, adapter_config(components[unnamed], metadata.get("base_model")))
         verify_lora(temporary, path, components, shapes, dtype, original)
     return path
+
+
+def _remove_adapter(folder: Path) -> None:
+    """Remove an adapter folder that `save_lora` wrote; raise a DsctlError for one that anything else is in."""
+    names = {path.name for path in folder.iterdir()}
+    if names:
+        _, about = read_safetensors(folder / ADAPTER_FILE) if ADAPTER_FILE in names else ({}, {})
+        if folder.is_symlink() or names != {ADAPTER_FILE, ADAPTER_CONFIG} or "format_of_keys" not in about:
+            raise DsctlError(
+                f"{folder} is there already and is no LoRA that dsctl wrote", hint="give another name, or remove it"
+            )
+        for name in names:
+            (folder / name).unlink()
+    folder.rmdir()
 
 
 def adapter_config(layers: Layers, base_model: str | None) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.files.atomic import atomic_path
+from dsctl_core.files.ownership import Kind
 from dsctl_core.media.clip import Clip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ABOUT = "parameters"  # the tEXt chunk with what a picture was made of, as other programs call it, too
 GRID_GAP = 4  # white pixels between the images of a grid
 
 
@@ -22,9 +24,26 @@ def write_png(file: Path, picture: Image, about: dict[str, Any]) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_text("parameters", json.dumps(about))
+    info.add_text(ABOUT, json.dumps(about))
     with atomic_path(file) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info)
+
+
+def about_picture(path: Path) -> dict[str, Any]:
+    """Return the metadata that `write_png` wrote into a PNG; {} if the file is no such picture."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            about = json.loads(picture.info.get(ABOUT, "{}"))
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        return {}  # SyntaxError: Pillow's word for a broken PNG
+    return about if isinstance(about, dict) and "dsctl_version" in about else {}
+
+
+# Both have the seed; only a sample of a run has the step that it was drawn after.
+DRAWN = Kind("a picture of `dsctl infer`", lambda path: bool(about := about_picture(path)) and "step" not in about)
+SAMPLE = Kind("a sample of `dsctl train`", lambda path: "step" in about_picture(path))
 
 
 def as_picture(made: Image | Clip) -> Image:

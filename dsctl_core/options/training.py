@@ -52,7 +52,9 @@ class OutputOptions(Options):
     panel: ClassVar[str] = "Output"
     idle: ClassVar[tuple[Idle, ...]] = (NEW_RUN,)
 
-    output_path: Path = Field(description="Folder for the results. It must be new or empty, unless with --resume.")
+    output_path: Path = Field(
+        description="Folder for the results. Without --resume it must hold no cache, and no run with a checkpoint."
+    )
     save_steps: Count | None = Field(None, description="Save every this many steps. Left out: after every epoch.")
     remove_prefix_in_ckpt: Text | None = Field(
         None, description="Prefix to take off the names of saved weights, such as pipe.dit."

@@ -11,11 +11,25 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.files.ownership import Kind, generator_tag, page_kind
+
 if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL.Image import Image
 
 TEMPLATES = Path(__file__).with_name("templates")
+RUN_PAGE, DATASET_PAGE, CACHE_PAGE = (
+    "dsctl report",
+    "dsctl dataset validate, of a dataset",
+    "dsctl dataset validate, of a cache",
+)
+GENERATORS = {
+    "run.html.j2": RUN_PAGE,
+    "runs.html.j2": RUN_PAGE,
+    "dataset.html.j2": DATASET_PAGE,
+    "cache.html.j2": CACHE_PAGE,
+}
+PAGE_KINDS: dict[str, Kind] = {name: page_kind(name) for name in (RUN_PAGE, DATASET_PAGE, CACHE_PAGE)}
 
 
 @functools.cache
@@ -33,8 +47,14 @@ def environment() -> Environment:
 
 
 def render(template: str, title: str, **values: Any) -> str:
-    """Return the HTML page for `template` (such as "run.html.j2") with `title` and `values`."""
-    return environment().get_template(template).render(title=title, **values)
+    """Return the HTML page for `template` (such as "run.html.j2") with `title` and `values`.
+
+    Its head names the command that wrote it: only a page that does may be written over by that command.
+    """
+    from markupsafe import Markup
+
+    generator = Markup(generator_tag(GENERATORS[template]))
+    return environment().get_template(template).render(title=title, generator=generator, **values)
 
 
 def image_url(image: Image, side: int) -> str:

@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 
-from dsctl_core.cache.folder import Parts, clear_temporary_files, locked
+from dsctl_core.cache.folder import (
+    SKIPPED_FILE,
+    Parts,
+    clear_temporary_files,
+    locked,
+    refuse_to_prune,
+    require_cache_or_nothing,
+)
 from dsctl_core.cache.manifest import Manifest, Recipe, read_manifest, write_manifest
 from dsctl_core.cache.shards import FOLDER, PARTS_IN_A_SHARD, Part, make_part, tensor_bytes, write_shard
 from dsctl_core.cache.verify import is_finite
@@ -29,7 +36,6 @@ from dsctl_core.stages.plan_rows import Job, Plan, plan_rows, read_inputs
 from dsctl_core.stages.sample import Sample
 from dsctl_core.stages.split import EncodeGroup, Stages
 
-SKIPPED_FILE = "skipped.jsonl"
 READERS = 2  # threads that decode pictures ahead where no number is asked for
 
 
@@ -75,6 +81,9 @@ def encode_dataset(
 
     A shard is written as soon as it is full, so that a run that is killed goes on from there.
     """
+    require_cache_or_nothing(cache)
+    if how.prune:
+        refuse_to_prune(cache)
     folders = (cache / FOLDER, cache, *cache.parents)
     made = [path for path in folders if not path.exists()] if how.process == 0 else []
     prepare_folder(cache / FOLDER)
@@ -135,8 +144,8 @@ def encode_missing(
     total = sum(len(shard) for _, shards in work for shard in shards)
     if not total:
         return 0
-    progress.start("Encoding", total)
-    began, done = time.perf_counter(), 0
+    progress.start("Encoding", total, unit="input")
+    done = 0
     for group, shards in work:
         if not shards:
             continue
@@ -153,7 +162,7 @@ def encode_missing(
                         continue
                     parts[job.key] = make_part(values, dtype)
                 done += len(jobs)
-                progress.advance(len(jobs), samples_per_second=done / (time.perf_counter() - began))
+                progress.advance(len(jobs))
             if parts:
                 write_shard(cache, parts)
         del pipe

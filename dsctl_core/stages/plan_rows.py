@@ -74,7 +74,7 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
     contents = digest_files(path for found in files.values() for path in found.values())
     checks = stages.checks
     about = {"dtype": recipe.dtype, "family": recipe.family}
-    progress.start("Looking at the dataset", len(files))
+    progress.start("Looking at the dataset", len(files), unit="row")
     for row, found in files.items():
         if row not in plan.bad:
             try:

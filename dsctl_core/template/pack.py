@@ -20,6 +20,7 @@ from torch import Tensor
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import atomic_folder, prepare_folder, unclaim, write_text
+from dsctl_core.files.ownership import require_new
 from dsctl_core.files.safetensors import PICKLE_SUFFIXES, read_safetensors, write_safetensors
 from dsctl_core.hub.upload import SECRET_NAMES
 from dsctl_core.pipeline import BasePipeline
@@ -73,7 +74,7 @@ def write_pack(
     template does not equal `trained`.
     """
     folder = trained.contract.folder
-    refuse_existing(output)
+    require_new(output, "--output")
     if output.resolve().is_relative_to(folder.resolve()):
         raise DsctlError(f"{output} is inside {folder}, the folder to pack", hint="use an --output outside the folder")
     copied = files_to_copy(folder, without=(*trained.contract.weights, checkpoint))
@@ -109,12 +110,6 @@ def write_pack(
     return Packed(
         output, [f.relative_to(output).as_posix() for f in files], parameters, sum(f.stat().st_size for f in files)
     )
-
-
-def refuse_existing(output: Path) -> None:
-    """Raise `DsctlError` if `output` exists."""
-    if output.exists() or output.is_symlink():
-        raise DsctlError(f"{output} already exists", hint="use another --output, or remove it")
 
 
 def files_to_copy(folder: Path, without: Sequence[Path] = ()) -> list[Path]:

@@ -18,6 +18,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families import find_preset, identify_folder
 from dsctl_core.family import Family
 from dsctl_core.files.atomic import prepare_folder, write_text
+from dsctl_core.files.ownership import require_new
 from dsctl_core.media.kv_cache import block_heads
 from dsctl_core.template.source import CODE
 
@@ -39,8 +40,7 @@ def write_skeleton(folder: Path, kind: str, model: str) -> Started:
 
     Raises `DsctlError` where `folder` exists.
     """
-    if folder.exists():
-        raise DsctlError(f"{folder} already exists", hint="use another name, or remove it")
+    require_new(folder, "NAME")
     blocks = blocks_of_model(model)
     prepare_folder(folder)
     write_text(folder / CODE, skeleton(kind, model, blocks))

@@ -161,7 +161,7 @@ def test_ctrl_c_exits_130(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr("dsctl_core.commands.doctor.examine", interrupt)
     run = dsctl("doctor")
-    assert (run.code, run.out, run.err) == (130, "", "error: interrupted\n")
+    assert (run.code, run.out, run.err) == (130, "", "interrupted\n")
 
 
 def test_an_error_of_the_system_names_the_file(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):

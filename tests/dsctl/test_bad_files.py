@@ -125,7 +125,7 @@ def test_an_output_folder_that_holds_a_run_is_refused(dsctl: Dsctl, model: Path)
     Path("out").mkdir()
     Path("out/run.json").write_text("{}", encoding="utf-8")
     error, hint = refused(lambda: dsctl(*words("train", model)), 1)
-    assert "out already holds a run (run.json)" in error
+    assert "out/run.json is there already, and no run of dsctl wrote it" in error
     assert "--output-path" in hint
 
 

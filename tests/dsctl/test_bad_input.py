@@ -135,7 +135,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         "trigger_words": [("", 2, "--trigger-words is empty", "Words that call")],
         "output_path": [
             ("file.txt", 1, "file.txt is a file, not a folder", "--output-path"),
-            ("file.txt/out", 1, "file.txt/out could not be written", "can write to"),
+            ("file.txt/out", 1, "file.txt is a file, so file.txt/out cannot be in it", "--output-path"),
             ("/proc/nowhere/out", 1, "/proc/nowhere/out could not be written", "can write to"),
         ],
         "remove_prefix_in_ckpt": [("pipe.dti.", 2, "pipe.dti.", "pipe.dit.")],
@@ -167,7 +167,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         "output_path": [
             ("file.txt", 1, "file.txt is a file, not a folder", "--output-path"),
             ("data", 1, "data is not empty and holds no cache", "--output-path"),
-            ("file.txt/out", 1, "file.txt/out", "can write to"),
+            ("file.txt/out", 1, "file.txt is a file, so file.txt/out cannot be in it", "--output-path"),
             ("/proc/nowhere/out", 1, "/proc/nowhere/out", "can write to"),
         ],
     },

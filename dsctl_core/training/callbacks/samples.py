@@ -10,6 +10,7 @@ from dsctl_core.files.atomic import prepare_folder
 from dsctl_core.media.image_file import as_picture, write_png
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.eval_mode import eval_mode, in_lockstep
+from dsctl_core.training.output.folder import SAMPLES_FOLDER
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from dsctl_core.training.callbacks.sample_pipeline import SamplePipeline
     from dsctl_core.training.callbacks.sample_prompts import SamplePrompt
     from dsctl_core.training.callbacks.trackers import Trackers
-
-SAMPLES_FOLDER = "samples"
 
 
 class Samples(TrainingHook):

@@ -22,6 +22,7 @@ from dsctl_core.files.atomic import write_error, write_json, write_text
 from dsctl_core.options.callbacks import TRACKERS
 from dsctl_core.report.runs import VALIDATION_LOSS
 from dsctl_core.training.callbacks.base import TrainingHook
+from dsctl_core.training.output.folder import CSV_FILE, TRACKERS_FILE
 from dsctl_core.training.output.logger import StepRecord
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CSV_FILE, TRACKERS_FILE = "metrics.csv", "trackers.json"
 NOT_CURVES = {"step"}
 LOGIN = {
     "wandb": "log in with `wandb login`, or set WANDB_MODE=offline to keep the run on this machine",

@@ -173,7 +173,7 @@ class _Loop:
         self.run, self.dataset, self.rounds, self.loader, self.hooks = run, dataset, rounds, loader, hooks
         self.batch_size, self.max_grad_norm, self.on_bad_sample = batch_size, max_grad_norm, on_bad_sample
         self.snapshots = snapshots
-        self.stop = StopSignals()
+        self.stop = StopSignals(run.progress.note)
         self.stopped_by = 0  # the signal that one of the processes received
         self.step_in_epoch = 0
         self.first_step = True  # of this process, also in a resumed run

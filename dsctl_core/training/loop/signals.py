@@ -1,21 +1,23 @@
-"""Handle SIGINT and SIGTERM: the first lets the step be finished and saved, the second ends the process at once."""
+"""Handle SIGINT and SIGTERM: the first lets the step be finished and saved, the second ends the run without saving."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SAME = 1.0  # seconds within which a second signal counts as the first, which a launcher may pass on again
+SAME = 1.0  # seconds within which a launcher may pass on the signal that its processes have got from the terminal, too
 ANEW = "begin anew from those weights, such as by --lora-checkpoint FILE, in another --output-path"
 
 
-class TrainingStopped(DsctlError):
+class TrainingStopped(Stopped):
     """Raised when a signal stopped the run after a saved step. `exit_code` is 128 + the signal's number.
 
     If not `resumable`, only the weights of that step are saved, and no state.
@@ -32,13 +34,14 @@ class TrainingStopped(DsctlError):
 
 
 class StopSignals:
-    """Context manager that stores the first signal in `number` instead of letting it end the process.
+    """Context manager that stores the first signal in `number`, and calls `announce` with what will happen.
 
-    A second one, more than a second later, ends the process: SIGINT as KeyboardInterrupt, SIGTERM as SystemExit. It
-    does nothing outside the main thread, where Python handles no signals.
+    A second one ends the run: SIGINT as KeyboardInterrupt, SIGTERM as SystemExit. With a launcher (RANK is set), it
+    counts as the first for a second. Nothing is changed outside the main thread, where Python handles no signals.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self.announce = announce
         self.number = 0
         self._since = 0.0
         self._before: dict[int, Any] = {}
@@ -54,12 +57,15 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.number and time.monotonic() - self._since > SAME:
+        passed_on = "RANK" in os.environ and time.monotonic() - self._since <= SAME
+        if self.number and not passed_on:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + number)
         if not self.number:
             self.number, self._since = number, time.monotonic()
+            again = "; press Ctrl-C again to stop without saving" if number == signal.SIGINT else ""
+            self.announce(f"stopping after this step{again}")
 
 
 def leave_interrupts_to_the_main_process(worker: int) -> None:

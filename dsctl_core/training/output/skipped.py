@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dsctl_core.cache.folder import SKIPPED_FILE
 from dsctl_core.data.problems import kind_of_problem
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error
-from dsctl_core.stages.encode import SKIPPED_FILE
 
 
 class SkippedRows:

@@ -17,6 +17,7 @@ from dsctl_core.files.digest import digest, weights_identity
 from dsctl_core.lora.about import dataset_identity
 from dsctl_core.options import TrainOptions
 from dsctl_core.training.optim.lr_schedule import follows_length
+from dsctl_core.training.state.contents import dataset_files, model_files, option_contents
 from dsctl_core.training.state.folder import SavedState
 
 # Options that change no result and may differ in a resumed run. All others are compared. The length of a run changes
@@ -45,7 +46,13 @@ FREE = frozenset(
 OTHERS = {
     "task": "task",
     "dataset": "dataset",
+    "dataset_files": "content of the dataset's files",
     "model": "model",
+    "model_files": "configs, schedule or tokenizers of the model",
+    "lora": "content of --lora, or its scale,",
+    "preset_lora_path": "content of --preset-lora-path",
+    "lora_checkpoint": "content of --lora-checkpoint",
+    "template": "code of --template, or its frozen weights,",
     "samples_per_step": "number of samples a step (processes x batch size x accumulation)",
     "samples": "number of samples an epoch",
     "max_steps": "number of steps in all, which the course of the learning rate depends on,",
@@ -58,24 +65,30 @@ def identity_of(
 ) -> dict[str, Any]:
     """Return all that the results of a run depend on: its resolved options, its data and its weights.
 
-    Dataset, cache and model are identified by their content, not by their path.
+    Dataset, cache, model, LoRAs and template are identified by their content, not by their path.
     """
     given = {name: value for name, value in options.flat_values("json").items() if name not in FREE}
     for name, value in given.items():
         if isinstance(options.value_of(name), Path):
             given[name] = str(Path(value).absolute())
-    given["lora"] = [[str(each.path.absolute()), each.scale] for each in options.adapter.lora]
     cached = isinstance(source, CachedDataset)
     if follows_length(options.optim) and options.training.max_steps is not None:
         given["max_steps"] = options.training.max_steps
+    running = _running(options, resolved) if cached else None
+    files = {}
+    if isinstance(source, UnifiedDataset):
+        files["dataset_files"] = dataset_files(source.metadata.rows, source.base_path)
     return {
         **given,
+        **option_contents(options, resolved),
+        **files,
+        "model_files": model_files(resolved, running, readers=not cached),
         "learning_rate": rate,
         "task": source.manifest.recipe.task if isinstance(source, CachedDataset) else options.loss_task,
         "dataset": digest([entry.key for entry in source.entries])
         if isinstance(source, CachedDataset)
         else dataset_identity(source.metadata.rows, source.base_path),
-        "model": _model_identity(resolved, _running(options, resolved) if cached else None),
+        "model": _model_identity(resolved, running),
     }
 
 
@@ -140,6 +153,6 @@ def _called(name: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(map(str, value)) or "empty"
+        return ",".join(map(_shown, value)) or "empty"
     text = "not given" if value is None else str(value)
     return f"{text[:12]}..." if len(text) == 64 and text.isalnum() else text

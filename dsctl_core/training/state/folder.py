@@ -6,20 +6,22 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files import lock
-from dsctl_core.files.atomic import atomic_folder, prepare_folder, write_error, write_json
+from dsctl_core.files.atomic import atomic_folder, is_temporary, prepare_folder, write_error, write_json
 from dsctl_core.files.digest import digest_files
 from dsctl_core.files.json import read_json
 
 STATE_FOLDER, MANIFEST_FILE, ABOUT_FILE, LOCK_FILE = "state", "manifest.json", "state.json", ".lock"
 FORMAT = 1  # incremented when older states can no longer be read
 LATEST = "latest"
+# Names of the files and folders that a run writes by way of temporary ones, beside those in its state folder
+WRITTEN = r"step-\d+\..+|(?:run|trackers)\.json|(?:metrics|skipped)\.jsonl|metrics\.csv|rehearsal"
 ELSEWHERE = "give another --output-path to start anew"
 
 
@@ -36,7 +38,10 @@ def locked(output_path: Path) -> Iterator[None]:
             yield
         finally:
             if not state_folders(output_path):  # the run ended before its first save
-                shutil.rmtree(output_path / STATE_FOLDER, ignore_errors=True)
+                clear_leftovers(output_path)
+                (output_path / STATE_FOLDER / LOCK_FILE).unlink(missing_ok=True)
+                with suppress(OSError):  # of what is not ours, nothing is removed
+                    (output_path / STATE_FOLDER).rmdir()
 
 
 @dataclass(frozen=True)
@@ -170,9 +175,11 @@ def _remove(folder: Path) -> None:
 
 
 def clear_leftovers(output_path: Path) -> None:
-    """Remove the incomplete files of a killed run."""
-    for path in [*output_path.glob(".*.tmp"), *(output_path / STATE_FOLDER).glob(".*.tmp")]:
-        if path.is_dir():
+    """Remove the incomplete files of a killed run, which their names tell from other programs' temporary files."""
+    of_run = [path for path in output_path.glob(".*.tmp") if is_temporary(path, WRITTEN)]
+    of_state = [path for path in (output_path / STATE_FOLDER).glob(".*.tmp") if is_temporary(path, r"step-\d+")]
+    for path in [*of_run, *of_state]:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

@@ -155,7 +155,10 @@ def test_the_report_stands_alone(dsctl: Dsctl):
 
 @pytest.mark.parametrize(
     ("report", "code", "problem"),
-    [("report.pdf", 2, "'report.pdf', which is no page"), ("data/a.png/r.html", 1, "data/a.png could not be written")],
+    [
+        ("report.pdf", 2, "'report.pdf', which is no page"),
+        ("data/a.png/r.html", 1, "data/a.png is a file, so data/a.png/r.html cannot be in it"),
+    ],
 )
 def test_a_report_that_cannot_be_is_refused_before_anything_is_decoded(
     dsctl: Dsctl, report: str, code: int, problem: str

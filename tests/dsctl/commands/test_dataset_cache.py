@@ -27,6 +27,20 @@ def test_a_whole_cache_is_called_clean(dsctl: Dsctl, cache: Path):
     assert dsctl("dataset", "validate", cache).out.splitlines()[-1] == "no problem found"
 
 
+def test_with_a_report_every_byte_is_read_once_all_the_same(dsctl: Dsctl, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    from dsctl_core.cache import shards
+    from dsctl_core.cache.reader import CachedDataset
+
+    hashed, loaded = [], []
+    digest, sample = shards.digest_file, CachedDataset.sample
+    monkeypatch.setattr(shards, "digest_file", lambda path: hashed.append(path) or digest(path))
+    monkeypatch.setattr(CachedDataset, "sample", lambda self, entry: loaded.append(entry.row) or sample(self, entry))
+    assert dsctl("dataset", "validate", cache, "--report", "report.html").code == 0
+    assert len(hashed) == len(set(hashed)) == len(list(cache.glob("shards/*"))) > 0
+    assert loaded == [0, 1, 2, 3]
+    assert "4 of 16x" in Path("report.html").read_text(encoding="utf-8")  # their shapes come from the headers
+
+
 def test_with_the_model_the_report_shows_what_the_latents_decode_to(dsctl: Dsctl, cache: Path, model: Path):
     run = dsctl("dataset", "validate", cache, "--model", model, "--report", "report.html")
     assert run.code == 0, run.err

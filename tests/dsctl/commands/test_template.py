@@ -66,13 +66,49 @@ def test_a_cache_and_a_config_file_name_a_template_too(dsctl: Dsctl, model: Path
     words = ["--model", model, "--dataset-base-path", "data", "--output-path", "cache", "--device", "cpu"]
     made = dsctl("cache", *words, "--template", "bright", "--trust-template", "--extra-inputs", "template_inputs")
     assert made.code == 0, made.err
-    Path("run.toml").write_text('template = "bright"\ntrust_template = true\ntrainable_models = "template_model"\n')
-    result = dsctl("train", "--config", "run.toml", "--from-cache", "cache", "--output-path", "out", "--max-steps", 1)
+    Path("run.toml").write_text('template = "bright"\ntrust_template = false\ntrainable_models = "template_model"\n')
+    words = ["train", "--config", "run.toml", "--from-cache", "cache", "--output-path", "out", "--max-steps", 1]
+    result = dsctl(*words, "--trust-template")
     assert result.code == 0, result.err
-    Path("infer.toml").write_text(
-        'template = ["bright"]\ntrust_template = true\ntemplate_inputs = [\'{"scale": 1}\']\n'
-    )
-    assert dsctl(*infer(model, "a.png", "--config", "infer.toml")).code == 0
+    Path("infer.toml").write_text('template = ["bright"]\ntemplate_inputs = [\'{"scale": 1}\']\n')
+    assert dsctl(*infer(model, "a.png", "--config", "infer.toml", "--trust-template")).code == 0
+
+
+def test_a_config_file_cannot_say_that_code_is_trusted(dsctl: Dsctl, model: Path) -> None:
+    Path("bright/model.py").write_text(f"open('ran', 'w').close()\n{BRIGHTNESS}")
+    Path("run.toml").write_text('template = "bright"\ntrust_template = true\ntrainable_models = "template_model"\n')
+    Path("infer.toml").write_text('template = ["bright"]\ntrust_template = true\n')
+    for words in (
+        train(model, "out", "--config", "run.toml"),
+        infer(model, "a.png", "--config", "infer.toml"),
+        ["cache", "--config", "run.toml", "--output-path", "out"],
+    ):
+        error, hint = dsctl(*words).fault(2)
+        assert "trust_template = true in" in error
+        assert "--trust-template on the command line" in hint
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("import os; os._exit(0)", "with exit code 0"),
+        ("import os; os._exit(7)", "with exit code 7"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "by SIGKILL"),
+    ],
+)
+def test_code_that_ends_its_process_does_not_pass_the_check(dsctl: Dsctl, model: Path, code: str, how: str) -> None:
+    Path("bright/model.py").write_text(f"{code}\n{BRIGHTNESS}")
+    error, _ = dsctl("template", "check", "bright", "--trust-template", "--model", model).fault(1)
+    assert error == f"bright/model.py: it ended the process {how} before the check was done"
+
+
+def test_a_check_in_a_process_of_its_own_says_the_same_errors(dsctl: Dsctl, model: Path) -> None:
+    Path("bright/model.py").write_text("1 / 0\n")
+    error, hint = dsctl("template", "check", "bright", "--trust-template", "--model", model).fault(1)
+    assert error == "bright/model.py, line 1: it cannot be run: ZeroDivisionError: division by zero"
+    assert "correct that file" in hint
+    assert "is not trusted" in dsctl("template", "check", "bright", "--model", model).fault(2)[0]
 
 
 def test_code_that_nobody_trusts_does_not_run(dsctl: Dsctl, model: Path) -> None:

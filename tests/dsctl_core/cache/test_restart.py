@@ -108,6 +108,57 @@ def test_nothing_is_deleted_without_prune_and_with_it_only_what_nobody_needs(fil
     assert fill().encoded == 4 + 3  # pictures, and prompts: one of the two prompts comes twice
 
 
+def test_prune_removes_only_shards_that_prove_to_be_of_the_cache(fill, data, tmp_path):
+    fill()
+    shards, old = tmp_path / "filled" / "shards", set(content(tmp_path / "filled" / "shards"))
+    mine = {"mine.safetensors", ".editor.tmp", f"{'0' * 64}.safetensors", ".0.safetensors.0123abcd.tmp", "notes.txt"}
+    for name in mine:
+        (shards / name).write_bytes(b"mine")
+    (tmp_path / "filled" / ".mine.tmp").write_bytes(b"mine")
+    write_rows(data, PROMPTS[:2])
+    assert fill(prune=True).freed_bytes > 0
+    left = set(content(shards))
+    assert mine < left
+    assert old - left
+    assert (tmp_path / "filled" / ".mine.tmp").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_prune_without_a_whole_manifest_removes_nothing_and_a_run_without_it_mends_that(fill, tmp_path, how):
+    fill()
+    manifest = tmp_path / "filled" / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-20]) if how == "damaged" else manifest.unlink()
+    before = content(tmp_path / "filled")
+    with pytest.raises(DsctlError, match=f"--prune removes nothing from .*{how}") as caught:
+        fill(prune=True)
+    assert "without --prune" in (caught.value.hint or "")
+    assert content(tmp_path / "filled") == before
+    fill()
+    assert manifest.read_bytes() == whole
+    fill(prune=True)
+
+
+@pytest.mark.parametrize("name", ["run.json", "mine.txt", "shards/mine.txt", "shards/a.safetensors", "manifest.json"])
+def test_a_folder_with_anything_of_others_and_no_manifest_is_no_cache(fill, tmp_path, name):
+    (tmp_path / "filled" / "shards").mkdir(parents=True)
+    (tmp_path / "filled" / name).write_text('{"name": "an app"}')
+    before = content(tmp_path / "filled")
+    with pytest.raises(DsctlError, match=f"`dsctl cache` did not write .*{name}"):
+        fill()
+    assert content(tmp_path / "filled") == before
+
+
+def test_a_cache_is_not_written_through_a_link(fill, tmp_path):
+    fill()
+    (tmp_path / "filled" / "shards").rename(tmp_path / "elsewhere")
+    (tmp_path / "filled" / "shards").symlink_to(tmp_path / "elsewhere")
+    before = content(tmp_path / "elsewhere")
+    with pytest.raises(DsctlError, match="did not write .*shards"):
+        fill(prune=True)
+    assert content(tmp_path / "elsewhere") == before
+
+
 def test_what_is_damaged_is_encoded_again_and_nothing_else(fill, tmp_path):
     fill()
     before = content(tmp_path / "filled")

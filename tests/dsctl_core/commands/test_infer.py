@@ -17,7 +17,7 @@ from dsctl_core.commands.infer import infer, output_files, read_prompts
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.lora import add_lora, export_lora
-from dsctl_core.media.image_file import GRID_GAP, grid
+from dsctl_core.media.image_file import GRID_GAP, grid, write_png
 from dsctl_core.options import InferOptions
 from dsctl_core.version import __version__
 from tests.tiny_models import write_tiny_model
@@ -71,7 +71,7 @@ class Recorded:
         self.advanced: list[dict[str, Any]] = []
         self.ends = 0
 
-    def start(self, what: str, total: int | None, done: int = 0) -> None:
+    def start(self, what: str, total: int | None, done: int = 0, unit: str = "step") -> None:
         self.started.append((what, total))
 
     def advance(self, n: int = 1, **fields: Any) -> None:
@@ -232,7 +232,8 @@ def test_a_full_disk_leaves_whole_pictures_only(model: Path, monkeypatch: pytest
 
 
 def test_a_picture_that_was_there_survives_a_failed_run(model: Path, monkeypatch: pytest.MonkeyPatch):
-    Path("output.png").write_bytes(b"precious")
+    write_png(Path("output.png"), Image.new("RGB", (8, 8)), {"dsctl_version": "0"})  # of an earlier run
+    precious = Path("output.png").read_bytes()
 
     def full(self: Image.Image, path: Path, **settings: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -240,7 +241,7 @@ def test_a_picture_that_was_there_survives_a_failed_run(model: Path, monkeypatch
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(DsctlError, match="no space left"):
         infer(build(model))
-    assert Path("output.png").read_bytes() == b"precious"
+    assert Path("output.png").read_bytes() == precious
     assert [path.name for path in Path().iterdir()] == ["output.png"]
 
 

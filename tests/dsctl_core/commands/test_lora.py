@@ -283,9 +283,9 @@ def test_unmatched_layers_are_listed_and_refused_unless_a_part_is_allowed(capsys
         (("merge-lora", "--lora", "B", "--into", "lora", "--output", "x.safetensors"), "without dots", 2),
         (("lora", "convert", "A", "--to", "peft", "--output", "x.safetensors"), "the format peft is a folder", 2),
         (("lora", "convert", "A", "--to", "kohya", "--output", "x"), "a file NAME.safetensors", 2),
-        (("lora", "convert", "A", "--to", "kohya", "--output", "A"), "is there already", 1),
+        (("lora", "convert", "A", "--to", "kohya", "--output", "A"), "already exists", 1),
         (("lora", "extract", "--base", "M", "--tuned", "M", "--rank", "2", "--output", "x"), "does not differ", 1),
-        (("merge-lora", "--lora", "A", "--model", "M", "--output", "."), "is there already", 1),
+        (("merge-lora", "--lora", "A", "--model", "M", "--output", "."), "is not empty", 1),
     ],
 )
 def test_commands_that_make_no_sense_are_refused(capsys, model, loras, words, said, code):

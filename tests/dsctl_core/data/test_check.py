@@ -97,7 +97,7 @@ def test_progress_sees_every_row(folder):
     seen = []
 
     class Recorder:
-        def start(self, what, total, done=0):
+        def start(self, what, total, done=0, unit="step"):
             seen.append((what, total))
 
         def advance(self, n=1, **fields):

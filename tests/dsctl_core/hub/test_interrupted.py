@@ -63,7 +63,7 @@ def test_ctrl_c_leaves_no_half_file_for_whole_and_the_next_run_goes_on(
         finally:
             hold.set()
             process.kill()
-    assert (process.returncode, said.splitlines()[-1]) == (130, "error: interrupted")
+    assert (process.returncode, said.splitlines()[-1]) == (130, "interrupted")
     assert bytes_here() >= SENT // 2
     assert not (Path("model") / FILE).exists()
     hub.faults.clear()

@@ -10,7 +10,7 @@ import pytest
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.hub import huggingface
-from tests.dsctl_core.hub.conftest import REPO, contents
+from tests.dsctl_core.hub.conftest import REPO, contents, shard
 from tests.hub_server import Fault, local_hub
 
 SOURCES = ("huggingface", "modelscope")
@@ -47,12 +47,19 @@ def test_a_star_does_not_cross_folders_also_on_the_hub(hub, source):
     assert not Path("models").exists()
 
 
-def test_a_stale_file_is_replaced(hub, source):
+def test_a_stale_download_is_replaced_and_a_file_of_others_is_not(hub, source):
     path = Path("models", REPO, SHARDS[0])
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"stale")
+    path.write_bytes(b"of others")
+    with pytest.raises(DsctlError, match="is there already, differs from the file in the repository"):
+        config().resolve()
+    assert path.read_bytes() == b"of others"
+    path.unlink()
     config().resolve()
     assert path.read_bytes() == contents()[SHARDS[0]]
+    hub.add(REPO, {**contents(), SHARDS[0]: shard(7)})
+    config().resolve()
+    assert path.read_bytes() == shard(7)
 
 
 def test_a_hub_that_does_not_answer_does_not_matter_when_the_files_are_there(hub, source, caplog):

@@ -255,3 +255,14 @@ def test_a_flat_name_that_fits_two_layers_is_refused(tmp_path):
     path = save_lora(tmp_path / "l.safetensors", {"dit": one}, {}, form="kohya")
     with pytest.raises(DsctlError, match=r"a_b can be a\.b or a_b"):
         with_dots(read_lora(path), "dit", ["a.b", "a_b"])
+
+
+def test_a_peft_folder_replaces_one_of_ours_and_nothing_else(tmp_path):
+    layer = LoraLayer(torch.ones(2, 8), torch.ones(8, 2), 1.0)
+    layers = {"transformer_blocks.0.attn.to_q": layer}
+    path = save_lora(tmp_path / "lora", {"dit": layers}, {}, form="peft")
+    save_lora(path, {"dit": layers}, {}, form="peft")
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(DsctlError, match="no LoRA that dsctl wrote"):
+        save_lora(path, {"dit": layers}, {}, form="peft")
+    assert (path / "notes.txt").read_text() == "mine"

@@ -185,7 +185,7 @@ def test_progress_hears_of_every_step(tmp_path):
     class Noting(NoProgress):
         heard = []
 
-        def start(self, what, total, done=0):
+        def start(self, what, total, done=0, unit="step"):
             self.heard.append((what, total, done))
 
         def advance(self, n=1, **fields):

@@ -21,16 +21,45 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 
 class Sent(TrainingHook):
-    """Sends signals to its own process after a step, with a pause between them."""
+    """Sends signals to its own process after a step."""
 
-    def __init__(self, step, *numbers, pause=0.0):
-        self.step, self.numbers, self.pause = step, numbers, pause
+    def __init__(self, step, *numbers):
+        self.step, self.numbers = step, numbers
 
     def on_step_end(self, run, record):
         if record.step == self.step:
             for number in self.numbers:
                 os.kill(os.getpid(), number)
-                time.sleep(self.pause)
+
+
+class Notes(NoProgress):
+    """Keeps what is noted."""
+
+    def __init__(self):
+        self.texts = []
+
+    def note(self, message):
+        self.texts.append(message)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGINT, "stopping after this step; press Ctrl-C again to stop without saving"),
+        (signal.SIGTERM, "stopping after this step"),
+    ],
+)
+def test_a_signal_is_answered_when_it_comes_and_not_when_the_step_ends(tmp_path, number, said):
+    notes = Notes()
+
+    class Answered(Sent):
+        def on_step_end(self, run, record):
+            super().on_step_end(run, record)
+            assert record.step != self.step or notes.texts[-1] == said
+
+    with pytest.raises(TrainingStopped):
+        train(tmp_path, max_steps=12, hooks=[Answered(3, number)], progress=notes)
+    assert notes.texts.count(said) == 1
 
 
 @BOTH
@@ -51,13 +80,6 @@ def test_the_step_is_finished_and_saved_and_the_rest_can_be_done_later(tmp_path,
 
 
 def test_where_no_state_can_be_kept_it_is_said_at_the_start_and_not_called_saved(tmp_path, monkeypatch):
-    class Notes(NoProgress):
-        def __init__(self):
-            self.texts = []
-
-        def note(self, message):
-            self.texts.append(message)
-
     monkeypatch.setattr(Snapshots, "possible", False)  # as with DeepSpeed
     notes = Notes()
     with pytest.raises(TrainingStopped) as caught:
@@ -73,14 +95,20 @@ def test_where_no_state_can_be_kept_it_is_said_at_the_start_and_not_called_saved
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_second_signal_ends_the_run_at_once(tmp_path, number, error):
     with pytest.raises(error):
-        train(tmp_path, max_steps=12, hooks=[Sent(2, number, number, pause=1.1)])
+        train(tmp_path, max_steps=12, hooks=[Sent(2, number, number)])
     assert len(metrics(tmp_path)) == 2
     assert state_folders(tmp_path) == []
 
 
-def test_the_same_signal_passed_on_by_a_launcher_is_no_second_one(tmp_path):
+def test_the_same_signal_passed_on_by_a_launcher_is_no_second_one(tmp_path, monkeypatch):
+    class SentInProcesses(Sent):
+        def on_step_end(self, run, record):
+            with monkeypatch.context() as patches:
+                patches.setenv("RANK", "0")
+                super().on_step_end(run, record)
+
     with pytest.raises(TrainingStopped):
-        train(tmp_path, max_steps=12, hooks=[Sent(2, signal.SIGINT, signal.SIGINT, signal.SIGTERM)])
+        train(tmp_path, max_steps=12, hooks=[SentInProcesses(2, signal.SIGINT, signal.SIGINT, signal.SIGTERM)])
     assert [step for step, _ in state_folders(tmp_path)] == [3]
 
 
@@ -113,7 +141,9 @@ def test_the_command_line_says_how_to_go_on(python, tiny_folder, dataset_folder,
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert "error: stopped by SIGTERM after step" in errors
+    assert "stopping after this step\n" in errors
+    assert "\nstopped by SIGTERM after step" in errors
+    assert "error" not in errors
     assert "--resume latest" in errors
 
 

@@ -42,7 +42,7 @@ class Started(NoProgress):
     def __init__(self):
         self.heard = []
 
-    def start(self, what, total, done=0):
+    def start(self, what, total, done=0, unit="step"):
         self.heard += [(what, total, done)] if what == "Training" else []
 
 

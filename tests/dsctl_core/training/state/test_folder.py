@@ -102,12 +102,14 @@ def test_what_fails_halfway_leaves_the_states_as_they_were(tmp_path):
 
 def test_what_a_kill_leaves_is_cleared_and_nothing_else(tmp_path):
     make(tmp_path, 1)
-    (tmp_path / "state" / ".step-2.abcd.tmp").mkdir()
-    (tmp_path / "state" / ".step-2.abcd.tmp" / "weights.safetensors").write_bytes(b"half")
-    (tmp_path / ".step-2.safetensors.abcd.tmp").write_bytes(b"half")
-    (tmp_path / "step-1.safetensors").write_bytes(b"mine")
+    (tmp_path / "state" / ".step-2.0123abcd.tmp").mkdir()
+    (tmp_path / "state" / ".step-2.0123abcd.tmp" / "weights.safetensors").write_bytes(b"half")
+    (tmp_path / ".step-2.safetensors.0123abcd.tmp").write_bytes(b"half")
+    mine = {"step-1.safetensors", ".editor.tmp", ".step-2.safetensors.tmp", ".notes.json.0123abcd.tmp"}
+    for name in mine:
+        (tmp_path / name).write_bytes(b"mine")
     clear_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"state", "step-1.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"state", *mine}
     assert steps_of(tmp_path) == [1]
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-1"]
 
