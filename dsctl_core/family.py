@@ -206,6 +206,8 @@ class Family:
     denoisers: tuple[Denoiser, ...] = (Denoiser("dit"),)
     # model_index.json -> denoisers of a model, if they are not `denoisers` for all models
     index_denoisers: Callable[[Mapping[str, Any]], tuple[Denoiser, ...]] | None = None
+    # Other names of the class in `pipeline`, under which `dsctl_core` has it too: those of DiffSynth
+    pipeline_aliases: tuple[str, ...] = ()
     # model_index.json -> division factor of a model, if it is not `division_factor` for all models
     index_division_factor: Callable[[Mapping[str, Any]], int] | None = None
 

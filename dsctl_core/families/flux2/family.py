@@ -170,6 +170,7 @@ FAMILY = Family(
     title="FLUX.2",
     pipeline="dsctl_core.families.flux2.pipeline:Flux2Pipeline",
     pipeline_classes=(KLEIN, DEV),
+    pipeline_aliases=("Flux2ImagePipeline",),
     components=(DIT, VAE, TEXT_ENCODER),
     readers=(Reader("tokenizer", "tokenizer", "tokenizer/"),),
     presets=(
