@@ -351,40 +351,13 @@ FP8_OF_THE_FIRST_STAGE = (
 FP8_OF_THE_SECOND_STAGE = '--fp8_models "black-forest-labs/FLUX.2-klein-base-4B:transformer/*.safetensors"'
 
 # Flags that the documentation describes one by one, and three ways of choosing what is trained.
-PARAMETERS = [
-    "dataset_base_path",
-    "dataset_metadata_path",
-    "dataset_repeat",
-    "dataset_num_workers",
-    "data_file_keys",
-    "model_paths",
-    "model_id_with_origin_paths",
-    "extra_inputs",
-    "fp8_models",
-    "learning_rate",
-    "num_epochs",
-    "trainable_models",
-    "find_unused_parameters",
-    "weight_decay",
-    "task",
-    "output_path",
-    "remove_prefix_in_ckpt",
-    "save_steps",
-    "lora_base_model",
-    "lora_target_modules",
-    "lora_rank",
-    "lora_checkpoint",
-    "preset_lora_path",
-    "preset_lora_model",
-    "use_gradient_checkpointing",
-    "use_gradient_checkpointing_offload",
-    "gradient_accumulation_steps",
-    "height",
-    "width",
-    "max_pixels",
-    "template_model_id_or_path",
-    "tokenizer_path",
-]
+PARAMETERS = """
+dataset_base_path dataset_metadata_path dataset_repeat dataset_num_workers data_file_keys model_paths
+model_id_with_origin_paths extra_inputs fp8_models learning_rate num_epochs trainable_models find_unused_parameters
+weight_decay task output_path remove_prefix_in_ckpt save_steps lora_base_model lora_target_modules lora_rank
+lora_checkpoint preset_lora_path preset_lora_model use_gradient_checkpointing use_gradient_checkpointing_offload
+gradient_accumulation_steps height width max_pixels template_model_id_or_path tokenizer_path
+"""
 TRAINED = (
     '--trainable_models "dit"',
     '--lora_base_model dit --lora_target_modules "to_q,to_k,to_v" --lora_rank 32',
@@ -395,8 +368,4 @@ DOWNLOADS = (
     "modelscope download --dataset DiffSynth-Studio/example_video_dataset --local_dir ./data/example_video_dataset",
     "modelscope download --dataset DiffSynth-Studio/diffsynth_example_dataset "
     '--include "flux2/Template-KleinBase4B-Brightness/*" --local_dir ./data/diffsynth_example_dataset',
-)
-UPLOADS = (
-    "modelscope upload user_name/your_model_id /path/to/your/model.py model.py --token ms-xxx",
-    "modelscope upload user_name/your_model_id /path/to/your/model/epoch-1.safetensors model.safetensors --token ms-xxx",
 )

@@ -315,7 +315,7 @@ def test_a_template_trains_in_two_stages_with_fp8(here: Path) -> None:
 def test_the_flags_that_are_described_one_by_one_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert [name for name in spec.PARAMETERS if f"--{name.replace('_', '-')}" not in shown] == []
+    assert [name for name in spec.PARAMETERS.split() if f"--{name.replace('_', '-')}" not in shown] == []
 
 
 @pytest.mark.parametrize("flags", spec.TRAINED)
