@@ -52,6 +52,9 @@ class CacheOptions(ComposedOptions):
     )
     fp8_models: Names = Field((), description="Components to hold in fp8 while encoding, separated by commas.")
     device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
+    dry_run: bool = Field(
+        False, description="Say what encoding would take of memory and disk, without loading weights, and stop."
+    )
 
     @property
     def trained_names(self) -> tuple[str, ...]:

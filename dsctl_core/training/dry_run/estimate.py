@@ -23,6 +23,7 @@ from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, tensor_bytes
 from dsctl_core.training.dry_run.process_memory import available_memory, warm_up
 from dsctl_core.training.dry_run.simulated import SimulatedModel, encode_row, encoder_weights, entry_bytes, largest
+from dsctl_core.training.dry_run.verdict import verdict
 from dsctl_core.training.loop.batches import MicroBatches
 from dsctl_core.training.model.task_module import TaskModule
 from dsctl_core.training.plan.module import task_module
@@ -75,6 +76,11 @@ class DryRun:
     def fits(self) -> bool:
         """Whether the peak is at most the memory of the device."""
         return self.memory.peak <= self.available_memory
+
+    @property
+    def verdict(self) -> list[str]:
+        """Sentences about whether it fits."""
+        return verdict(self.memory.peak, self.available_memory, self.device, self.not_on_disk)
 
     def facts(self) -> dict[str, Any]:
         """Return all values as a JSON object."""
