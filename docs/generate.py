@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import python_reference
+
 from dsctl.app import COMMANDS
 from dsctl_core.families import families
 from dsctl_core.family import Component, Family
@@ -97,7 +99,12 @@ def _family(family: Family) -> str:
     return f"{table}\n\n{sizes}"
 
 
-PAGES = {"cli.md": command_line, "models.md": models}
+def python() -> str:
+    """Return the page about the public names of the library."""
+    return f"{MADE}\n\n{python_reference.page()}\n"
+
+
+PAGES = {"cli.md": command_line, "models.md": models, "python.md": python}
 
 
 def main() -> int:
