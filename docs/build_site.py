@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "build" / "site_sources"
 PAGES = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/*.md", "dsctl_core/families/*/README.md")
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)]*)?(\))")
-DOCSTRING = re.compile(r"^<!-- docstring of (\S+) -->$", re.MULTILINE)
+# A name, the first paragraph of its docstring, and where that is: on the site, a heading with the whole docstring.
+DOCSTRING = re.compile(r"^## (\w+)\n\n[^\n]+\n\n<!-- docstring of (\S+) -->$", re.MULTILINE)
 
 
 def pages() -> list[Path]:
@@ -31,7 +32,8 @@ def gather(target: Path) -> None:
         copy = target / page
         copy.parent.mkdir(parents=True, exist_ok=True)
         text = LINK.sub(lambda found, page=page: _linked(found, page, target), text)
-        copy.write_text(DOCSTRING.sub(r"::: \1", text), encoding="utf-8")
+        text = DOCSTRING.sub(lambda found: f'<a id="{found[1].lower()}"></a>\n\n::: {found[2]}', text)
+        copy.write_text(text, encoding="utf-8")
 
 
 def _linked(found: re.Match[str], page: Path, target: Path) -> str:

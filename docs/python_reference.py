@@ -15,7 +15,7 @@ The site that `make docs` builds shows signatures and whole docstrings."""
 
 def public_names() -> dict[str, str]:
     """Return the public names and the modules that they are imported from; pipelines are those of the families."""
-    names = {name: module for name, module in dsctl_core._PUBLIC.items()}
+    names = dict(dsctl_core._PUBLIC)
     for family in families().values():
         module, _, name = family.pipeline.partition(":")
         names |= dict.fromkeys((name, *family.pipeline_aliases), module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,7 +91,7 @@ class SimulatedModel:
         simulation: Simulation,
         dtype: torch.dtype,
         dtype_of: Callable[[str], torch.dtype],
-        without: Sequence[str] = (),
+        without: Collection[str] = (),
     ) -> BasePipeline:
         """Return the pipeline on fake tensors, frozen, without the components in `without`.
 
