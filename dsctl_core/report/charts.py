@@ -47,7 +47,7 @@ def chart(title: str, curves: Sequence[Curve], *, from_zero: bool = False) -> Ma
         inside.append(_line(scale, main, curve.colour, "main"))
         inside.append(_spots(scale, curve, main))
     label = f"{title}: " + ", ".join(f"{curve.name} ends at {text(curve.points[-1][1])}" for curve in drawn)
-    note = Markup(" <small>axis cut: it begins at {}</small>").format(text(scale.low_y)) if cut else ""
+    note = Markup("<small> (axis cut: it begins at {})</small>").format(text(scale.low_y)) if cut else ""
     return Markup(
         '<figure class="chart"><figcaption>{}{}</figcaption>'
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>'
