@@ -244,6 +244,8 @@ class Family:
 
     def weight_bytes(self, preset: Preset) -> dict[str, int] | None:
         """Return the bytes of the published weights of each component of `preset`; None if they are not known."""
+        if preset.variant is not None and preset.variant not in self.parameters:
+            return None
         counts = {**self.parameters.get(None, {}), **self.parameters.get(preset.variant, {})}
         names = self.component_files(preset)
         return {name: 2 * counts[name] for name in names} if names and set(names) <= set(counts) else None

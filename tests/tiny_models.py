@@ -124,6 +124,47 @@ def _flux2_parts(generator: torch.Generator, encoder: Any, chat: str, *, guidanc
     }
 
 
+def write_tiny_z_image(folder: Path, seed: int = 0, shift: float = 6.0) -> Path:
+    """Write a tiny random Z-Image to `folder`; Turbo has another `shift`."""
+    from diffusers import ZImagePipeline
+
+    pipe: Any = ZImagePipeline(**_z_image_parts(torch.Generator().manual_seed(seed), shift))
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_z_image_omni(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny random Z-Image-Omni to `folder`: it also reads reference images."""
+    from diffusers import ZImageOmniPipeline
+    from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
+
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {**load_family("z-image").tiny["siglip"], "num_patches": 16}
+    pipe: Any = ZImageOmniPipeline(
+        **_z_image_parts(generator, 6.0, siglip_feat_dim=sizes["hidden_size"]),
+        siglip=randomize(Siglip2VisionModel(Siglip2VisionConfig(**sizes)), generator),
+        siglip_processor=Siglip2ImageProcessor(patch_size=16, max_num_patches=16),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _z_image_parts(generator: torch.Generator, shift: float, **dit: Any) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    tiny = load_family("z-image").tiny
+    tokenizer = AutoTokenizer.from_pretrained(str(embedded_tokenizer()), local_files_only=True)
+    tokenizer.chat_template = CHAT_KLEIN
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift),
+        "vae": randomize(AutoencoderKL(**tiny["vae"]), generator),
+        "text_encoder": randomize(Qwen3ForCausalLM(Qwen3Config(**tiny["text_encoder"])), generator),
+        "tokenizer": tokenizer,
+        "transformer": randomize(ZImageTransformer2DModel(**{**tiny["dit"], **dit}), generator),
+    }
+
+
 def embedded_tokenizer() -> Path:
     """Return the folder of the embedded model's tokenizer, the only real one that there is without a download."""
     path = find_preset("tiny")[1].local_path()
@@ -149,4 +190,5 @@ def randomize(model: Any, generator: torch.Generator) -> Any:
 BUILDERS: dict[str, Callable[[Path, int], Path]] = {
     "qwen-image": write_tiny_qwen_image,
     "flux2": write_tiny_flux2,
+    "z-image": write_tiny_z_image,
 }

@@ -41,7 +41,7 @@ Step = TypeVar("Step")
 
 @dataclass(frozen=True)
 class InferResult:
-    """What was written: the pictures in order, and the grid if one was asked for."""
+    """The files that were written: the images in order, and the grid if one was requested."""
 
     files: list[Path]
     grid: Path | None
@@ -50,7 +50,7 @@ class InferResult:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the options leave open, filled in from the model's own defaults."""
+    """The settings of a run of inference: the options, with the model's defaults for those that are not set."""
 
     height: int
     width: int

@@ -76,3 +76,10 @@ def by_sample(pictures: Pictures) -> Sequence[Sequence[Image.Image]]:
     if isinstance(listed[0], list):
         return [each if isinstance(each, list) else [each] for each in listed]
     return [[each for each in listed if isinstance(each, Image.Image)]]
+
+
+def center_cropped(picture: Image.Image, step: int) -> Image.Image:
+    """Return the center of an image, with sides that are the largest multiples of `step` pixels."""
+    width, height = (side // step * step for side in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
