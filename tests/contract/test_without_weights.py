@@ -21,7 +21,13 @@ from tests.tiny_models import write_tiny_model
 
 KNOWN = [family for family in families().values() if family.parameters]
 COUNTS = [(f, variant, name) for f in KNOWN for variant, counts in f.parameters.items() for name in counts]
-DOWNLOADS = {"qwen-image": 57.7, "flux2-klein-base-4b": 16.0, "flux2-klein-9b": 34.7, "flux2-dev": 112.6, "z-image": 20.5}  # GB
+DOWNLOADS = {
+    "qwen-image": 57.7,
+    "flux2-klein-base-4b": 16.0,
+    "flux2-klein-9b": 34.7,
+    "flux2-dev": 112.6,
+    "z-image": 20.5,
+}  # GB
 
 
 def test_these_families_are_known() -> None:

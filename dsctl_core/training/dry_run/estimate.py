@@ -20,7 +20,7 @@ from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import safetensors_header
 from dsctl_core.memory.recompute import checkpoint_some
-from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, tensor_bytes
+from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, quiet_conversion, tensor_bytes
 from dsctl_core.training.dry_run.process_memory import available_memory, warm_up
 from dsctl_core.training.dry_run.simulated import SimulatedModel, encode_row, encoder_weights, entry_bytes, largest
 from dsctl_core.training.dry_run.verdict import verdict
@@ -182,7 +182,7 @@ class _Estimate:
         batch = [{CACHED: entry, "seed": number} for number in range(self.options.training.batch_size)]
         precision = torch.autocast("cpu", self.plan.dtype, enabled=self.plan.dtype != torch.float32)
         state = activations = 0
-        with KnownAnswers(), live:
+        with KnownAnswers(), quiet_conversion(), live:
             for _ in range(2):  # the optimizer's state exists from the second step on
                 state = live.now
                 live.start_peak()
