@@ -121,6 +121,21 @@ def test_a_dry_run_of_a_cache_counts_what_the_cache_has(data: str, monkeypatch: 
     assert set(without.not_on_disk) == {"vae", "text_encoder"} and not Path("models").exists()
 
 
+def test_a_processor_that_is_not_there_is_named(data: str) -> None:
+    (Path(data) / "metadata.csv").write_text("image,edit_image,prompt\nred.png,blue.png,red\n", encoding="utf-8")
+    options = CacheOptions(
+        model="qwen-image-edit-2511",
+        dataset_base_path=data,
+        device="cpu",
+        output_path="c",
+        data_file_keys="image,edit_image",
+        extra_inputs="edit_image",
+    )
+    with pytest.raises(DsctlError, match="needs its processor") as caught:
+        cache.dry_run(options)
+    assert caught.value.hint == 'dsctl download Qwen/Qwen-Image-Edit-2511 --include "processor/*"'
+
+
 def test_a_part_without_a_published_config_is_named(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = as_if_published(load_family("qwen-image"), monkeypatch, encoders={})
     options = TrainOptions(model=preset, dataset_base_path=data, device="cpu", output_path="out", lora_rank=2)

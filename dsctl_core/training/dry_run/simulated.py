@@ -97,7 +97,7 @@ class SimulatedModel:
 
         `dtype` is that of units, and `dtype_of(name)` that of the weights of a component.
         """
-        family = self.resolved.family
+        family, readers = self.resolved.family, self._readers()
         models: dict[str, nn.Module] = {}
         for component in family.components:
             if component.name not in self.loaded or component.name in without:
@@ -106,7 +106,7 @@ class SimulatedModel:
                 model = self._empty(component)
             models[component.name] = simulation.take(model.eval().requires_grad_(False), dtype_of(component.name))
         about: dict[str, Any] = {"torch_dtype": dtype, "device": "cpu", "parts": self.resolved.parts}
-        pipe = pipeline_class(family)(models, self._readers(), self.resolved.schedule, **about).eval()
+        pipe = pipeline_class(family)(models, readers, self.resolved.schedule, **about).eval()
         pipe.scheduler.set_timesteps(training=True)
         if self.resolved.side_network is not None:
             self.resolved.with_side_network(pipe)
@@ -130,12 +130,22 @@ class SimulatedModel:
         for name in self.missing_readers:
             if family.reader(name).kind == "tokenizer":
                 folders[name] = stand_in
+            elif set(family.reader(name).components) & set(self.loaded):
+                raise self._needs_reader(name)
         readers = Readers(family, folders)
         for name in folders:
             reader = readers.get(name)
             if name in self.missing_readers:
                 reader.chat_template = CHAT
         return readers
+
+    def _needs_reader(self, name: str) -> DsctlError:
+        preset, reader = self.resolved.preset, self.resolved.family.reader(name)
+        assert preset is not None, "only the readers of a published model can be missing"
+        return DsctlError(
+            f"a dry run of {preset.name} needs its {name}, a few files, which is not on the disk",
+            hint=f'dsctl download {preset.repository(name)} --include "{reader.folder}/*"',
+        )
 
 
 def largest(dataset: UnifiedDataset) -> int:
