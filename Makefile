@@ -36,8 +36,9 @@ fix: $(READY) ## Repair what can be repaired: lint, format, generated docs.
 	@$(BIN)/ruff format
 	@$(BIN)/python docs/generate.py
 
-docs: $(READY) ## Write docs/reference/ from the code.
+docs: $(READY) ## Write docs/reference/ from the code, and build the site into build/site.
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/build_site.py
 
 bench: $(READY) ## Measure speed and memory beside plain diffusers and peft.
 	@$(BIN)/python -m benchmarks

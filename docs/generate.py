@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import python_reference
 from pydantic.fields import FieldInfo
 
 from dsctl.app import COMMANDS
@@ -119,7 +120,12 @@ def _family(family: Family) -> str:
     return f"{table}\n\n{sizes}"
 
 
-PAGES = {"cli.md": command_line, "models.md": models}
+def python() -> str:
+    """Return the page about the public names of the library."""
+    return f"{MADE}\n\n{python_reference.page()}\n"
+
+
+PAGES = {"cli.md": command_line, "models.md": models, "python.md": python}
 
 
 def main() -> int:

@@ -27,6 +27,8 @@ _PUBLIC = {
     "gradient_checkpoint_forward": "dsctl_core.memory",
     "launch_training_task": "dsctl_core.training.loop.loop",
     "load_lora": "dsctl_core.lora",
+    "load_state_dict": "dsctl_core.checkpoint.state_dict",
+    "load_template_model": "dsctl_core.template.model",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
@@ -40,6 +42,6 @@ def __getattr__(name: str) -> Any:
         from dsctl_core.families import families, pipeline_class
 
         for family in families().values():
-            if family.pipeline.endswith(f":{name}"):
+            if family.pipeline.endswith(f":{name}") or name in family.pipeline_aliases:
                 return pipeline_class(family)
     raise AttributeError(f"module 'dsctl_core' has no attribute {name!r}")

@@ -122,6 +122,8 @@ class Preset:
         schedule: Schedule of these weights, if it is not that of the family.
         base_preset: For distilled weights, the preset they were distilled from, which is better suited for training.
         index: Entries of the model_index.json other than the components.
+        license: License of the weights, as an SPDX identifier or by its name (None: not known).
+        gated: Whether Hugging Face asks for consent to the license, and for a token, before a download.
     """
 
     name: str
@@ -135,6 +137,8 @@ class Preset:
     schedule: Schedule | None = None
     base_preset: str | None = None
     index: dict[str, Any] = field(default_factory=dict)
+    license: str | None = None
+    gated: bool = False
 
     def repository(self, part: str) -> str:
         """Return the repository of a component or reader of a published preset."""
@@ -146,6 +150,14 @@ class Preset:
         from dsctl_core.assets import assets_path
 
         return None if self.folder is None else assets_path(self.folder)
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """The class of a published component, and the values of its config.json that are not those of the class."""
+
+    class_name: str
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,10 @@ class Family:
     prompt_limit: PromptLimit | None = None
     # Other published sizes by name: component -> config entries that differ from `published`.
     variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    # Encoders by variant (None: the first) and component: sizes that are in neither `published` nor `variants`
+    encoders: dict[str | None, dict[str, PublishedConfig]] = field(default_factory=dict)
+    # Parameters of the published weights by variant (None: the first) and component. All are stored in bfloat16.
+    parameters: dict[str | None, dict[str, int]] = field(default_factory=dict)
     # Layer names of the original release, if the LoRA formats of other tools use them
     original_names: OriginalNames | None = None
     # Attention modules to which a kv_cache can add tokens
@@ -227,6 +243,8 @@ class Family:
     denoisers: tuple[Denoiser, ...] = (Denoiser("dit"),)
     # model_index.json -> denoisers of a model, if they are not `denoisers` for all models
     index_denoisers: Callable[[Mapping[str, Any]], tuple[Denoiser, ...]] | None = None
+    # Other names of the class in `pipeline`, under which `dsctl_core` has it too: those of DiffSynth
+    pipeline_aliases: tuple[str, ...] = ()
     # model_index.json -> division factor of a model, if it is not `division_factor` for all models
     index_division_factor: Callable[[Mapping[str, Any]], int] | None = None
     # Entries of the model_index.json, other than components, on which the outputs of the units depend.
@@ -239,6 +257,24 @@ class Family:
         """Return the published config of `component` in the size `variant` (None: the first)."""
         chosen = self.variants[variant] if variant is not None else {}
         return chosen.get(component, self.published[component])
+
+    def published_config(self, component: str, variant: str | None = None) -> PublishedConfig | None:
+        """Return class and config of `component` in the size `variant` (None: the first); None if they are not known.
+
+        The config of a component of diffusers has the arguments of its class.
+        """
+        chosen = self.encoders.get(variant, {}).get(component) or self.encoders.get(None, {}).get(component)
+        if chosen is None and component in self.published:
+            return PublishedConfig(self.component(component).class_name, self.sizes(component, variant))
+        return chosen
+
+    def weight_bytes(self, preset: Preset) -> dict[str, int] | None:
+        """Return the bytes of the published weights of each component of `preset`; None if they are not known."""
+        if preset.variant is not None and preset.variant not in self.parameters:
+            return None
+        counts = {**self.parameters.get(None, {}), **self.parameters.get(preset.variant, {})}
+        names = self.component_files(preset)
+        return {name: 2 * counts[name] for name in names} if names and set(names) <= set(counts) else None
 
     def all_sizes(self, component: str) -> list[dict[str, Any]]:
         """Return all published configs of `component`, without duplicates."""

@@ -266,8 +266,13 @@ class BasePipeline(nn.Module):
         """
         return (height // self.parts.division_factor) * (width // self.parts.division_factor)
 
-    def preprocess_image(self, image: Image.Image) -> Tensor:
-        """Return an image as a tensor (1, 3, H, W) float32 in [-1, 1]; transparent pixels become white."""
+    def preprocess_image(self, image: Image.Image | list[Image.Image]) -> Tensor:
+        """Return an image as a tensor (1, 3, H, W) float32 in [-1, 1]; transparent pixels become white.
+
+        A list of B images of one size, as a batch has, is (B, 3, H, W).
+        """
+        if isinstance(image, list):
+            return torch.cat([self.preprocess_image(each) for each in image])
         if image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA"))

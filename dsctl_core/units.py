@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl_core.errors import DsctlError
@@ -39,6 +39,8 @@ class PipelineUnit:
       which is None when nothing is padded.
 
     `batch_key` determines which samples can share a batch in the first stage.
+
+    The three declarations can also be arguments of `super().__init__()` in the constructor of a subclass.
     """
 
     output_params: tuple[str, ...] = ()
@@ -53,10 +55,32 @@ class PipelineUnit:
 
     required: tuple[str, ...]
     optional: dict[str, Any]
+    none_if_absent: tuple[str, ...] = ()
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        input_params: Sequence[str] | None = None,
+        output_params: Sequence[str] | None = None,
+        onload_model_names: Sequence[str] | None = None,
+    ) -> None:
+        """Read the inputs from the signature of `process`.
+
+        Raises TypeError for a `process` that does not name its inputs, and for names that it does not have.
+
+        Args:
+            input_params: Names of the inputs, which must be the parameters of `process` after `pipe`. Then an input
+                that nothing provides is None instead of an error (None: the parameters of `process`).
+            output_params: Names of the outputs (None: those of the class).
+            onload_model_names: Names of the components that the unit uses (None: those of the class).
+        """
+        for name, value in (("output_params", output_params), ("onload_model_names", onload_model_names)):
+            if value is not None:
+                setattr(self, name, _names(self, name, value))
         self.required, self.optional = () if not self.take_over else self.reads, {}
         if self.take_over:
+            if input_params is not None:
+                raise TypeError(f"{type(self).__name__} takes over all inputs: list those that it reads in `reads`")
             return
         parameters = list(inspect.signature(self.process).parameters.values())[1:]
         for parameter in parameters:
@@ -64,6 +88,20 @@ class PipelineUnit:
                 raise TypeError(f"{type(self).__name__}.process must name its inputs one by one, not take *{parameter}")
         self.required = tuple(p.name for p in parameters if p.default is p.empty)
         self.optional = {p.name: p.default for p in parameters if p.default is not p.empty}
+        if input_params is not None:
+            self._declare_inputs(_names(self, "input_params", input_params))
+
+    def _declare_inputs(self, names: tuple[str, ...]) -> None:
+        """Make all inputs optional; raise TypeError if `names` are not the parameters of `process`."""
+        for name in names:
+            if name not in self.input_params:
+                raise TypeError(f"{type(self).__name__} declares the input {name!r}, which process() does not take")
+        for name in self.required:
+            if name not in names:
+                raise TypeError(f"{type(self).__name__}.process takes {name!r}, which is not in its input_params")
+        self.none_if_absent = self.required
+        self.optional = {name: self.optional.get(name) for name in names}
+        self.required = ()
 
     @property
     def input_params(self) -> tuple[str, ...]:
@@ -121,7 +159,8 @@ class UnitRunner:
                 f"{type(unit).__name__} needs the input {missing[0]!r}, which was not given",
                 hint=f"given: {', '.join(sorted(available))}",
             )
-        return {name: available[name] for name in unit.input_params if name in available}
+        given = {name: available[name] for name in unit.input_params if name in available}
+        return {**dict.fromkeys(unit.none_if_absent), **given}
 
     @staticmethod
     def _checked(unit: PipelineUnit, outputs: Inputs) -> Inputs:
@@ -129,6 +168,13 @@ class UnitRunner:
         if undeclared:
             raise TypeError(f"{type(unit).__name__} wrote {undeclared[0]!r}, which is not in its output_params")
         return outputs
+
+
+def _names(unit: PipelineUnit, what: str, value: Sequence[str]) -> tuple[str, ...]:
+    """Return a declaration as a tuple; raise TypeError for a single string, which `("vae")` is."""
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{what} of {type(unit).__name__} should be names such as ('vae',), not {value!r}")
+    return tuple(value)
 
 
 def _changed(before: Inputs, after: Inputs) -> set[str]:

@@ -9,6 +9,7 @@ from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
 from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import CacheOptions
+from dsctl_core.readable import readable_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,12 +22,28 @@ def cache(options: CacheOptions) -> None:
     """Encode a dataset once, to train from it without the encoders."""
     templates = options.templates
     confirm_trust([] if templates.template is None else [templates.template], trusted=templates.trust_template)
+    if options.dry_run:
+        show_dry_run(options)
+        return
     if launch.in_processes(options.processes, cpu=options.device == "cpu"):
         return
     with paused_gc():
         from dsctl_core.commands.cache import make_cache
 
     show_cache(make_cache(options, progress=out.progress()), options.output_path)
+
+
+def show_dry_run(options: CacheOptions) -> None:
+    """Show what encoding would take, in bytes as JSON and else in what is easily read."""
+    with paused_gc():
+        from dsctl_core.commands.cache import dry_run
+
+    found = dry_run(options)
+    rows = [("entries", f"{found.entries:,}")]
+    for name in ("process", "weights", "activations", "peak", "cache"):
+        rows.append((name, readable_bytes(getattr(found, name))))
+    lines = ["Dry run: nothing was loaded, written or encoded", *out.columns(rows, indent=2)]
+    out.show(found.facts(), [*lines, "", *found.verdict])
 
 
 def show_cache(result: CacheResult, folder: Path) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 from dsctl import out
 from dsctl.flags import takes
 from dsctl_core.options import ModelsListOptions, ModelsShowOptions
+from dsctl_core.readable import readable_bytes
+
+HIDDEN = ("components", "download_bytes", "gated", "memory")  # facts that are not shown as they are
 
 
 @takes(ModelsListOptions)
@@ -35,7 +38,14 @@ def show_model(options: ModelsShowOptions) -> None:
 
 def _lines(shown: dict[str, Any]) -> list[str]:
     """Return what `shown` says as text, without what is not known."""
-    plain = {name: value for name, value in shown.items() if name != "components" and value is not None}
+    plain = {name: value for name, value in shown.items() if name not in HIDDEN and value is not None}
+    if shown["download_bytes"]:
+        plain["download"] = readable_bytes(shown["download_bytes"])
+    if shown["gated"]:
+        plain["gated"] = "Hugging Face asks for consent to the license, and for a token"
+    if shown["memory"] is not None:
+        encode, train = (readable_bytes(shown["memory"][name]) for name in ("encode", "train"))
+        plain["memory"] = f"weights in bfloat16: {encode} to encode, {train} to train a LoRA; --dry-run counts all"
     texts = {
         **plain,
         "presets": ", ".join(shown["presets"]),

@@ -56,12 +56,13 @@ def show_dry_run(options: TrainOptions) -> None:
     with paused_gc():
         from dsctl_core.commands.train import dry_run
 
-    facts = dry_run(options, progress=out.progress()).facts()
+    found = dry_run(options, progress=out.progress())
+    facts = found.facts()
     lines = ["Dry run: nothing was loaded, written or trained", f"  steps  {facts['steps']}"]
     for part, spell in (("parameters", _numbers), ("memory", readable_bytes), ("disk", readable_bytes)):
         lines += ["", part]
         lines += out.columns([(name.replace("_", " "), spell(value)) for name, value in facts[part].items()], indent=2)
-    out.show(facts, lines)
+    out.show(facts, [*lines, "", *found.verdict])
 
 
 def _numbers(value: int) -> str:

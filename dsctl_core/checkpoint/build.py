@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.identify import class_of
-from dsctl_core.family import Component
+from dsctl_core.family import Component, Family
 from dsctl_core.files.json import read_json
 
 if TYPE_CHECKING:
@@ -28,3 +28,12 @@ def empty_component(component: Component, folder: Path) -> nn.Module:
     from transformers import AutoConfig
 
     return cls(AutoConfig.from_pretrained(str(folder), local_files_only=True))
+
+
+def published_component(family: Family, component: Component, variant: str | None) -> nn.Module | None:
+    """Build a component in a published size (None: the first), without files; None if its config is not known."""
+    known = family.published_config(component.name, variant)
+    if known is None:
+        return None
+    cls: Any = getattr(importlib.import_module(component.library), known.class_name)
+    return cls(cls.config_class(**known.config)) if component.library == "transformers" else cls(**known.config)

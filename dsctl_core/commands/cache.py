@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dsctl_core.cache.folder import require_cache_or_nothing
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages.encode import CacheResult
 from dsctl_core.training.plan.encode import plan_encoding
+
+if TYPE_CHECKING:
+    from dsctl_core.training.dry_run.encode_estimate import EncodeDryRun
 
 
 def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None = None) -> CacheResult:
@@ -22,5 +27,20 @@ def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None =
         for note in plan.notes():
             alone.note(note)
         return plan.fill(folder, alone)
+    finally:
+        plan.accelerator.end_training()
+
+
+def dry_run(options: CacheOptions) -> EncodeDryRun:
+    """Find out what making the cache would take of memory and disk. Nothing is written, downloaded or encoded.
+
+    Raises DsctlError for whatever would be refused before weights are loaded.
+    """
+    from dsctl_core.training.dry_run.encode_estimate import estimate_encoding
+
+    require_cache_or_nothing(options.output_path)
+    plan = plan_encoding(options, offline=True)
+    try:
+        return estimate_encoding(plan)
     finally:
         plan.accelerator.end_training()

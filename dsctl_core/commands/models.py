@@ -37,7 +37,32 @@ def _preset(family: Family, preset: Preset) -> dict[str, Any]:
         "summary": preset.summary,
         "path": str(path) if path else None,
         "model_id": preset.model_id,
+        "download_bytes": download_bytes(family, preset),
+        "license": preset.license,
     }
+
+
+def download_bytes(family: Family, preset: Preset) -> int | None:
+    """Return the bytes of the weights of a preset, 0 for an embedded one; None if they are not known."""
+    if preset.model_id is None:
+        return 0
+    sizes = family.weight_bytes(preset)
+    return None if sizes is None else sum(sizes.values())
+
+
+def least_memory(family: Family, preset: Preset) -> dict[str, int] | None:
+    """Return the bytes of the weights that are in memory at once in each stage, in bfloat16; None if not known.
+
+    `encode` are all components but the denoisers, `train` the largest denoiser, to which a LoRA adds little. Gradients,
+    the optimizer's state and activations come on top: a dry run counts those.
+    """
+    sizes = family.weight_bytes(preset)
+    if sizes is None:
+        return None
+    parts = family.parts(family.component_files(preset), family.preset_index(preset))
+    names = [denoiser.name for denoiser in parts.denoisers]
+    encoders = {name: size for name, size in sizes.items() if name not in names}
+    return {"encode": sum(encoders.values()), "train": max(sizes[name] for name in names)}
 
 
 def show_model(options: ModelsShowOptions) -> dict[str, Any]:
@@ -53,6 +78,10 @@ def show_model(options: ModelsShowOptions) -> dict[str, Any]:
         "summary": preset.summary if preset else None,
         "path": str(path) if path else None,
         "model_id": preset.model_id if preset else None,
+        "download_bytes": download_bytes(family, preset) if preset else None,
+        "license": preset.license if preset else None,
+        "gated": preset.gated if preset else None,
+        "memory": least_memory(family, preset) if preset else None,
         "components": [_component(each, preset, path) for each in family.components if _is_there(each, preset, path)],
         "presets": [each.name for each in family.presets],
         "defaults": {**family.defaults, **(preset.defaults if preset else {})},

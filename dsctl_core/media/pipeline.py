@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.media.latent_space import LatentSpace
+from dsctl_core.media.vae_methods import add_tiled_methods
 from dsctl_core.pipeline import BasePipeline, ProgressBar
 from dsctl_core.units import Inputs
 
@@ -22,6 +23,11 @@ class LatentPipeline(BasePipeline):
     """Base class of pipelines with a VAE; a family sets `latent_space` and the attributes of BasePipeline."""
 
     latent_space: ClassVar[LatentSpace]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "vae" in self.components:
+            add_tiled_methods(self.component("vae"), self.latent_space)
 
     def tokens(self, height: int, width: int, frames: int = 1) -> int:
         """Return the number of tokens of an image, or of a clip with `frames` frames; sizes are in pixels."""

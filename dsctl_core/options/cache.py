@@ -57,6 +57,9 @@ class CacheOptions(ComposedOptions):
         description="Components to hold in fp8 while encoding: names, or weights as given for the model.",
     )
     device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
+    dry_run: bool = Field(
+        False, description="Say what encoding would take of memory and disk, without loading weights, and stop."
+    )
 
     @property
     def trained_names(self) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 Points = Sequence[tuple[float, float]]
 
-WIDTH, HEIGHT = 560, 230
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 28
+WIDTH, HEIGHT = 560, 254
+LEFT, RIGHT, TOP, BOTTOM = 70, 14, 12, 48
 MOST_POINTS = 600  # maximum number of points drawn for a curve: about one per pixel
 MOST_SPOTS = 80  # maximum number of points of a curve with a tooltip
 SMOOTHING = 0.05  # window of the moving average, relative to the number of points of the curve
@@ -27,13 +27,18 @@ class Curve:
     smooth: bool = False
 
 
-def chart(title: str, curves: Sequence[Curve]) -> Markup:
-    """Return an HTML figure with `curves` over the steps, or empty markup if no curve has points."""
+def chart(title: str, curves: Sequence[Curve], *, from_zero: bool = False) -> Markup:
+    """Return an HTML figure with `curves` over the steps, or empty markup if no curve has points.
+
+    With `from_zero` the vertical axis begins at zero, for amounts of which the ratio counts. Where it begins above
+    zero, it is marked as cut, and the caption says where it begins.
+    """
     drawn = [curve for curve in curves if curve.points]
     if not drawn:
         return Markup()
-    scale = Scale.around([point for curve in drawn for point in curve.points])
-    inside = [_axes(scale)]
+    scale = Scale.around([point for curve in drawn for point in curve.points], from_zero=from_zero)
+    cut = scale.low_y > 0
+    inside = [_axes(scale), *([CUT] if cut else [])]
     for curve in drawn:
         main = curve.points
         if curve.smooth and len(main) > 2:
@@ -42,10 +47,17 @@ def chart(title: str, curves: Sequence[Curve]) -> Markup:
         inside.append(_line(scale, main, curve.colour, "main"))
         inside.append(_spots(scale, curve, main))
     label = f"{title}: " + ", ".join(f"{curve.name} ends at {text(curve.points[-1][1])}" for curve in drawn)
+    note = Markup("<small> (axis cut: it begins at {})</small>").format(text(scale.low_y)) if cut else ""
     return Markup(
-        '<figure class="chart"><figcaption>{}</figcaption>'
+        '<figure class="chart"><figcaption>{}{}</figcaption>'
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>'
-    ).format(title, WIDTH, HEIGHT, label, Markup().join(inside))
+    ).format(title, note, WIDTH, HEIGHT, label, Markup().join(inside))
+
+
+# Two strokes across the lower end of the vertical axis: it does not begin at zero.
+CUT = Markup('<path class="cut" d="M{x} {y} l12 -6 M{x} {lower} l12 -6"/>').format(
+    x=LEFT - 6, y=HEIGHT - BOTTOM - 4, lower=HEIGHT - BOTTOM + 2
+)
 
 
 @dataclass(frozen=True)
@@ -58,12 +70,14 @@ class Scale:
     high_y: float
 
     @classmethod
-    def around(cls, points: Points) -> Scale:
-        """Return a scale that contains all points, with a margin above and below."""
+    def around(cls, points: Points, *, from_zero: bool = False) -> Scale:
+        """Return a scale that contains all points, with a margin above and below; or that begins at zero."""
         xs, ys = [x for x, _ in points], [y for _, y in points]
         low, high = min(ys), max(ys)
         if low == high and low >= 0:  # a constant is easier to read on an axis that begins at zero
             return cls(min(xs), max(max(xs), min(xs) + 1), 0.0, high * 1.25 or 1.0)
+        if from_zero and low >= 0:
+            low = 0.0
         space = (high - low) * 0.06 or abs(high) * 0.1
         # The axis of a curve without negative values does not extend below zero.
         bottom = max(low - space, 0.0) if low >= 0 else low - space
@@ -133,7 +147,8 @@ def _axes(scale: Scale) -> Markup:
         parts.append(label.format(LEFT - 8, f"{y + 4:.1f}", "end", text(value)))
     for value in ticks(scale.low_x, scale.high_x, 6):
         if value == int(value):
-            parts.append(label.format(f"{scale.x(value):.1f}", HEIGHT - 8, "middle", text(value)))
+            parts.append(label.format(f"{scale.x(value):.1f}", HEIGHT - BOTTOM + 20, "middle", text(value)))
+    parts.append(label.format((LEFT + WIDTH - RIGHT) // 2, HEIGHT - 6, "middle", "step"))
     return Markup().join(parts)
 
 

@@ -32,7 +32,9 @@ def report_page(found: Validation, summary: Mapping[str, Any], title: str, video
     return render(
         "dataset.html.j2",
         title,
-        verdict="No problem found." if not found.problems else f"{errors} errors, {warnings} warnings.",
+        verdict="No problem found."
+        if not found.problems
+        else f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}.",
         summary=summary,
         file_bytes=readable_bytes(summary["file_bytes"]),
         cache_bytes=None if cached is None else readable_bytes(cached),
@@ -65,8 +67,13 @@ def _pictures(paths: list[Path], found: Validation, videos: bool) -> list[dict[s
         if data is not None:
             prompts = found.samples[found.rows_of[path][0]].prompts
             caption = prompts[0][:200] if prompts else ""
-            figures.append({"alt": "", "source": data_url(data, "image/jpeg"), "caption": caption})
+            source = data_url(data, "image/jpeg")
+            figures.append({"alt": "", "source": source, "name": path.name, "path": str(path), "caption": caption})
     return figures
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def histogram(values: Series) -> dict[str, int]:

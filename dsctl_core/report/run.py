@@ -101,10 +101,10 @@ def _curves(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Markup]:
     figures = [
         chart("Loss, each step and moving average", of("loss", smooth=True)),
         chart("Validation loss", of(VALIDATION_LOSS)),
-        chart("Learning rate", of("lr")),
-        chart("Gradient norm", of("grad_norm", smooth=True)),
-        chart("Samples a second", of("samples_per_second", smooth=True)),
-        chart("Peak memory, GB", of("peak_memory_bytes", unit=GB)),
+        chart("Learning rate", of("lr"), from_zero=True),
+        chart("Gradient norm", of("grad_norm", smooth=True), from_zero=True),
+        chart("Samples a second", of("samples_per_second", smooth=True), from_zero=True),
+        chart("Peak memory, GB", of("peak_memory_bytes", unit=GB), from_zero=True),
     ]
     return [figure for figure in figures if figure]
 

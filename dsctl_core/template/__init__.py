@@ -12,6 +12,7 @@ _PUBLIC = {
     "Template": "dsctl_core.template.model",
     "TemplatePipeline": "dsctl_core.template.pipeline",
     "load_template": "dsctl_core.template.model",
+    "load_template_model": "dsctl_core.template.model",
     "read_contract": "dsctl_core.template.contract",
 }
 

@@ -16,7 +16,7 @@ from dsctl_core.errors import DsctlError, UsageError, near_miss
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.template.contract import CONFIG, MODEL, PROCESSOR, WEIGHTS, Contract, read_contract
 from dsctl_core.template.errors import template_errors
-from dsctl_core.template.source import folder_of
+from dsctl_core.template.source import config_of, folder_of
 from dsctl_core.template.trust import Trust
 from dsctl_core.template.used_parameters import parameters_used
 from dsctl_core.template.uses import reads_any_input
@@ -189,6 +189,22 @@ def load_template(
         if not callable(processor):
             raise DsctlError(f"{contract.code}: objects of {PROCESSOR} are not callable", hint="define __call__")
     return Template(contract, model.eval().requires_grad_(False), processor)
+
+
+def load_template_model(
+    path: str | Path,
+    torch_dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    *,
+    trust_template: bool = False,
+) -> nn.Module:
+    """Return the network of the template `path`, with its own weights, frozen and in evaluation mode.
+
+    `path` is a folder, or "OWNER/NAME:" on a hub. `trust_template` lets its code run even if it was not trusted on this
+    machine before. Raises `DsctlError` as `load_template` does.
+    """
+    trust = Trust(trust_template, option="trust_template=True, or `dsctl template check` once")
+    return load_template(config_of(str(path)), trust).model.to(device, torch_dtype)
 
 
 def _read(files: Iterable[Path]) -> dict[str, Tensor]:

@@ -110,3 +110,63 @@ def test_a_unit_that_takes_anything_is_refused() -> None:
 def test_a_unit_without_process_is_refused_when_it_runs() -> None:
     with pytest.raises(NotImplementedError, match="PipelineUnit has no process"):
         run(PipelineUnit(), PIPE, {}, {}, {})
+
+
+def declared(inputs: Any = ("x", "times"), outputs: Any = ("y",), models: Any = ("vae",)) -> PipelineUnit:
+    """Return a unit whose constructor makes these declarations."""
+
+    class Declared(PipelineUnit):
+        def __init__(self) -> None:
+            super().__init__(input_params=inputs, output_params=outputs, onload_model_names=models)
+
+        def process(self, pipe: Any, x: int | None, times: int = 2) -> dict[str, Any]:
+            return {"y": (x, times)}
+
+    return Declared()
+
+
+def test_declarations_in_the_constructor_are_those_of_the_class() -> None:
+    unit = declared()
+    assert (unit.input_params, unit.output_params, unit.onload_model_names) == (("x", "times"), ("y",), ("vae",))
+    assert run(unit, PIPE, {"x": 3}, {}, {})[0]["y"] == (3, 2)
+    assert declared(["x"], ["y"], []).onload_model_names == ()
+    assert Double().output_params == ("y",), "the declarations are of one unit, not of the class"
+
+
+def test_an_input_that_the_constructor_declares_and_nothing_provides_is_none() -> None:
+    assert run(declared(), PIPE, {"times": 5}, {}, {})[0]["y"] == (None, 5)
+    with pytest.raises(DsctlError, match="needs the input 'x'"):
+        run(Double(), PIPE, {}, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"inputs": ("x", "tims")}, "declares the input 'tims', which process\\(\\) does not take"),
+        ({"inputs": ("times",)}, "takes 'x', which is not in its input_params"),
+        ({"inputs": "x"}, "input_params of Declared should be names"),
+        ({"outputs": "y"}, "output_params of Declared should be names"),
+        ({"models": ("vae", 3)}, "onload_model_names of Declared should be names"),
+    ],
+)
+def test_a_wrong_declaration_in_the_constructor_is_named(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        declared(**given)
+
+
+def test_an_unknown_declaration_is_refused() -> None:
+    class Unknown(PipelineUnit):
+        def __init__(self) -> None:
+            super().__init__(inputs=("x",))  # type: ignore[call-arg]
+
+    with pytest.raises(TypeError, match="inputs"):
+        Unknown()
+
+
+def test_a_unit_that_takes_over_lists_its_inputs_in_reads() -> None:
+    class Over(Swap):
+        def __init__(self) -> None:
+            super().__init__(input_params=("x",))
+
+    with pytest.raises(TypeError, match="`reads`"):
+        Over()

@@ -36,7 +36,8 @@ def declared(extras: bool) -> set[str]:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     texts = list(project["dependencies"])
     if extras:
-        texts += [text for name, of in project["optional-dependencies"].items() if name != "dev" for text in of]
+        tools = ("dev", "docs")
+        texts += [text for name, of in project["optional-dependencies"].items() if name not in tools for text in of]
     return {normal(re.match(r"[A-Za-z0-9._-]+", text)[0]) for text in texts}  # type: ignore[index]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
-from dsctl_core.family import AttentionBlocks, Component, Family, Preset, PromptLimit, Reader, Schedule
+from dsctl_core.family import AttentionBlocks, Component, Family, Preset, PromptLimit, PublishedConfig, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
 # Original files of the VAE have the names of Stable Diffusion's, except two layers that are inside encoder and decoder.
@@ -86,6 +86,57 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "klein-9b": {"dit": _dit(8, 24, 32, 12288, guidance=False)},
 }
 
+
+def _qwen3(width: int, intermediate: int, *, tied: bool) -> PublishedConfig:
+    sizes = {"vocab_size": 151936, "hidden_size": width, "intermediate_size": intermediate, "head_dim": 128}
+    heads = {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
+    return PublishedConfig("Qwen3ForCausalLM", {**sizes, **heads, "tie_word_embeddings": tied})
+
+
+# text_encoder/config.json: those of Mistral-Small-3.2-24B (dev), Qwen3-4B and Qwen3-8B (klein).
+ENCODERS: dict[str | None, dict[str, PublishedConfig]] = {
+    None: {
+        "text_encoder": PublishedConfig(
+            "Mistral3ForConditionalGeneration",
+            {
+                "text_config": {
+                    "model_type": "mistral",
+                    "vocab_size": 131072,
+                    "hidden_size": 5120,
+                    "intermediate_size": 32768,
+                    "num_hidden_layers": 40,
+                    "num_attention_heads": 32,
+                    "num_key_value_heads": 8,
+                    "head_dim": 128,
+                    "sliding_window": None,
+                    "tie_word_embeddings": False,
+                },
+                "vision_config": {
+                    "model_type": "pixtral",
+                    "hidden_size": 1024,
+                    "intermediate_size": 4096,
+                    "num_hidden_layers": 24,
+                    "num_attention_heads": 16,
+                    "head_dim": 64,
+                    "image_size": 1540,
+                    "patch_size": 14,
+                },
+                "image_token_index": 10,
+                "spatial_merge_size": 2,
+                "tie_word_embeddings": False,
+            },
+        )
+    },
+    "klein-4b": {"text_encoder": _qwen3(2560, 9728, tied=True)},
+    "klein-9b": {"text_encoder": _qwen3(4096, 12288, tied=False)},
+}
+PARAMETERS: dict[str | None, dict[str, int]] = {
+    None: {"dit": 32_223_281_152, "vae": 84_046_115, "text_encoder": 24_011_361_280},
+    "klein-4b": {"dit": 3_875_544_576, "text_encoder": 4_022_468_096},
+    "klein-9b": {"dit": 9_078_581_248, "text_encoder": 8_190_735_360},
+}
+FLUX_LICENSE = "FLUX Non-Commercial License"
+
 # The smallest sizes with all kinds of layers; the text encoder uses the tokenizer of the embedded model.
 TINY: dict[str, dict[str, Any]] = {
     "dit": {
@@ -149,6 +200,7 @@ def count_tokens(tokenizer: Any, prompts: Sequence[str], index: Mapping[str, Any
 def _klein(size: str, *, base: bool) -> Preset:
     """Return a klein preset; the base weights use text encoder, VAE and tokenizer of the distilled weights."""
     distilled = f"black-forest-labs/FLUX.2-klein-{size.upper()}"
+    terms: dict[str, Any] = {"license": "Apache-2.0"} if size == "4b" else {"license": FLUX_LICENSE, "gated": True}
     if base:
         shared = dict.fromkeys(("vae", "text_encoder", "tokenizer"), distilled)
         return Preset(
@@ -160,6 +212,7 @@ def _klein(size: str, *, base: bool) -> Preset:
             defaults=BASE_DEFAULTS,
             variant=f"klein-{size}",
             index={"_class_name": KLEIN},
+            **terms,
         )
     return Preset(
         name=f"flux2-klein-{size}",
@@ -170,6 +223,7 @@ def _klein(size: str, *, base: bool) -> Preset:
         variant=f"klein-{size}",
         base_preset=f"flux2-klein-base-{size}",
         index={"_class_name": KLEIN, "is_distilled": True},
+        **terms,
     )
 
 
@@ -178,6 +232,7 @@ FAMILY = Family(
     title="FLUX.2",
     pipeline="dsctl_core.families.flux2.pipeline:Flux2Pipeline",
     pipeline_classes=(KLEIN, DEV),
+    pipeline_aliases=("Flux2ImagePipeline",),
     components=(DIT, VAE, TEXT_ENCODER),
     readers=(Reader("tokenizer", "tokenizer", "tokenizer/"),),
     presets=(
@@ -192,6 +247,8 @@ FAMILY = Family(
             files=FILES,
             defaults=DEV_DEFAULTS,
             index={"_class_name": DEV},
+            license=FLUX_LICENSE,
+            gated=True,
         ),
     ),
     # Every linear layer of the blocks: the projections into and out of the joint attention of both streams, their
@@ -209,6 +266,8 @@ FAMILY = Family(
     optional_inputs=("edit_image",),
     published=PUBLISHED,
     variants=VARIANTS,
+    encoders=ENCODERS,
+    parameters=PARAMETERS,
     tiny=TINY,
     cache_bytes=cache_bytes,
     prompt_limit=PromptLimit(TEXT_TOKENS, count_tokens),

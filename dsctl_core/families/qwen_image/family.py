@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsctl_core.family import Component, Family, Preset, PromptLimit, Reader, Schedule
+from dsctl_core.family import Component, Family, Preset, PromptLimit, PublishedConfig, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "QwenImageTransformer2DModel")
 # The VAE has the architecture of Wan's, so original and ComfyUI files have the names that diffusers converts for Wan.
@@ -56,6 +56,33 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "latents_std": LATENTS_STD,
     },
 }
+
+# text_encoder/config.json: that of Qwen2.5-VL-7B-Instruct.
+ENCODER = PublishedConfig(
+    "Qwen2_5_VLForConditionalGeneration",
+    {
+        "text_config": {
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]},
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 3584,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        "tie_word_embeddings": False,
+    },
+)
+# From the index files of the weights: total_size 40860802176 and 16584333312; the VAE has no index file.
+PARAMETERS = {"dit": 20_430_401_088, "vae": 126_892_531, "text_encoder": 8_292_166_656}
 
 # The smallest sizes with all kinds of layers; the text encoder uses the tokenizer of the embedded model.
 TINY: dict[str, dict[str, Any]] = {
@@ -149,6 +176,7 @@ FAMILY = Family(
             name="tiny",
             summary="Embedded 7 M model for 96x96 pictures: trains and runs on a CPU in seconds",
             folder="tiny",
+            license="Apache-2.0",
             defaults={"height": 96, "width": 96, "num_inference_steps": 20, "cfg_scale": 3.0, "learning_rate": 1e-3},
         ),
         Preset(
@@ -157,6 +185,7 @@ FAMILY = Family(
             model_id="Qwen/Qwen-Image",
             files=FILES,
             defaults=OFFICIAL_DEFAULTS,
+            license="Apache-2.0",
         ),
         Preset(
             name="qwen-image-2512",
@@ -164,6 +193,7 @@ FAMILY = Family(
             model_id="Qwen/Qwen-Image-2512",
             files=FILES,
             defaults=OFFICIAL_DEFAULTS,
+            license="Apache-2.0",
         ),
     ),
     # The list of the training guide (shared spec 001-003, "Standard Supervised Training"): the six projections into
@@ -183,6 +213,8 @@ FAMILY = Family(
     defaults=OFFICIAL_DEFAULTS,
     extra_inputs=(),
     published=PUBLISHED,
+    encoders={None: {"text_encoder": ENCODER}},
+    parameters={None: PARAMETERS},
     tiny=TINY,
     cache_bytes=cache_bytes,
     prompt_limit=PromptLimit(MAX_TOKENS, count_tokens),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl_core.families.z_image.original_names import ORIGINAL_NAMES
-from dsctl_core.family import AttentionBlocks, Component, Family, Preset, PromptLimit, Reader, Schedule
+from dsctl_core.family import AttentionBlocks, Component, Family, Preset, PromptLimit, PublishedConfig, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "ZImageTransformer2DModel")
 VAE = Component("vae", "vae", "diffusers", "AutoencoderKL")
@@ -62,6 +62,23 @@ VAE_CONFIG: dict[str, Any] = {
 }
 PUBLISHED: dict[str, dict[str, Any]] = {"dit": DIT_CONFIG, "vae": VAE_CONFIG}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"omni": {"dit": {**DIT_CONFIG, "siglip_feat_dim": 1152}}}
+
+# text_encoder/config.json: that of Qwen3-4B.
+ENCODER = PublishedConfig(
+    "Qwen3ForCausalLM",
+    {
+        "vocab_size": 151936,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+)
+# Those of Omni are not known: its weights are announced, and its SigLIP too.
+PARAMETERS = {"dit": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096}
 
 # The smallest sizes with all kinds of layers; the text encoder uses the tokenizer of the embedded model.
 TINY: dict[str, dict[str, Any]] = {
@@ -126,6 +143,7 @@ FAMILY = Family(
             name="z-image",
             summary="Z-Image, 6 B text-to-image: the one to train",
             model_id="Tongyi-MAI/Z-Image",
+            license="Apache-2.0",
             files=FILES,
             defaults=BASE_DEFAULTS,
         ),
@@ -133,6 +151,7 @@ FAMILY = Family(
             name="z-image-turbo",
             summary="Z-Image-Turbo: text to image in 8 steps (distilled)",
             model_id=TURBO_REPOSITORY,
+            license="Apache-2.0",
             files=FILES,
             defaults=TURBO_DEFAULTS,
             schedule=Schedule.constant(3.0),
@@ -157,6 +176,8 @@ FAMILY = Family(
     defaults=BASE_DEFAULTS,
     extra_inputs=("edit_image",),
     published=PUBLISHED,
+    encoders={None: {"text_encoder": ENCODER}},
+    parameters={None: PARAMETERS},
     variants=VARIANTS,
     tiny=TINY,
     cache_bytes=cache_bytes,

@@ -7,36 +7,28 @@ stages and two full training steps with the real code, while the bytes of live t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL.Image import Image
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from dsctl_core.cache.reader import CACHED, CachedDataset
-from dsctl_core.checkpoint.build import empty_component
 from dsctl_core.checkpoint.identify import weight_files
-from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
-from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
-from dsctl_core.families import pipeline_class
 from dsctl_core.files.safetensors import safetensors_header
-from dsctl_core.losses import find_loss
 from dsctl_core.memory.recompute import checkpoint_some
-from dsctl_core.stages.sample import pick, rounded
-from dsctl_core.stages.split import run
-from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, tensor_bytes
-from dsctl_core.training.dry_run.process_memory import warm_up
+from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, quiet_conversion, tensor_bytes
+from dsctl_core.training.dry_run.process_memory import available_memory, warm_up
+from dsctl_core.training.dry_run.simulated import SimulatedModel, encode_row, encoder_weights, entry_bytes, largest
+from dsctl_core.training.dry_run.verdict import verdict
 from dsctl_core.training.loop.batches import MicroBatches
 from dsctl_core.training.model.task_module import TaskModule
 from dsctl_core.training.plan.module import task_module
 
 if TYPE_CHECKING:
-    from dsctl_core.families.resolve import ResolvedModel
     from dsctl_core.pipeline import BasePipeline
     from dsctl_core.training.plan.plan import TrainingPlan
 
@@ -65,17 +57,34 @@ class Memory:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The needs of a run. Sizes in bytes; `disk` is the size of all files that it leaves."""
+    """The needs of a run. Sizes in bytes; `disk` is the size of all files that it leaves.
+
+    `available_memory` is the memory of the device of this machine. `not_on_disk` are the components of which only the
+    published config was used.
+    """
 
     parameters: dict[str, int]
     memory: Memory
     disk: dict[str, int]
     steps: int
     sample: dict[str, Any]
+    device: str
+    available_memory: int
+    not_on_disk: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is at most the memory of the device."""
+        return self.memory.peak <= self.available_memory
+
+    @property
+    def verdict(self) -> list[str]:
+        """Sentences about whether it fits."""
+        return verdict(self.memory.peak, self.available_memory, self.device, self.not_on_disk)
 
     def facts(self) -> dict[str, Any]:
         """Return all values as a JSON object."""
-        return asdict(self)
+        return {**asdict(self), "fits": self.fits}
 
 
 def estimate(plan: TrainingPlan) -> DryRun:
@@ -100,18 +109,17 @@ class _Estimate:
     def __init__(self, plan: TrainingPlan) -> None:
         self.plan, self.options, self.stages = plan, plan.options, plan.stages
         cached = isinstance(plan.source, CachedDataset)
-        self.places = _places(plan.model, plan.components if cached else None)
+        self.model = SimulatedModel(plan.model, plan.components if cached else None)
         self.simulation = Simulation()
 
     def result(self) -> DryRun:
         """Simulate the run and return its needs."""
-        pipe = self._pipeline()
+        pipe = self.model.pipeline(self.simulation, self.plan.dtype, self._dtype_of, self.stages.idle)
         on_cpu = self.plan.accelerator.device.type == "cpu"
         process = warm_up(self.plan.dtype) if on_cpu else 0
         sample, index = self._largest()
         encoding, entry = (0, sample[CACHED]) if CACHED in sample else self._encode(pipe, sample)
-        groups = max((_weights(pipe, group.components) for group in self.stages.groups), default=0)
-        stage_one = groups + encoding if self.plan.encoding is not None else 0
+        stage_one = encoder_weights(pipe, self.stages) + encoding if self.plan.encoding is not None else 0
         if self.plan.cached:
             for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
@@ -137,54 +145,35 @@ class _Estimate:
         disk = {
             "checkpoints": saves * self._saved_bytes(module) * (2 if ema else 1),
             "state": min(saves, self.options.output.state_total_limit) * (trained + state + ema),
-            "cache": self._entries() * _entry_bytes(entry) if self.plan.encoding is not None else 0,
+            "cache": self._entries() * entry_bytes(entry) if self.plan.encoding is not None else 0,
         }
         disk["total"] = sum(disk.values())
         size = {"row": index, "shapes": {n: list(v.shape) for n, v in entry.items() if isinstance(v, torch.Tensor)}}
-        return DryRun(self._count(module, pipe), memory, disk, steps, size)
-
-    def _pipeline(self) -> BasePipeline:
-        """Return the pipeline with every component that the run loads, on fake tensors."""
-        family, models = self.plan.model.family, {}
-        for component in family.components:
-            folder = self.places.components.get(component.name)
-            if folder is None or component.name in self.stages.idle:
-                continue
-            with self.simulation.building():
-                model = empty_component(component, folder)
-            dtype = self._dtype_of(component.name)
-            models[component.name] = self.simulation.take(model.eval().requires_grad_(False), dtype)
-        readers = Readers(family, self.places.readers)
-        for name in self.places.readers:
-            readers.get(name)  # build it now, outside the measurement
-        plan = self.plan
-        about: dict[str, Any] = {"torch_dtype": plan.dtype, "device": "cpu", "parts": plan.model.parts}
-        pipe = pipeline_class(family)(models, readers, plan.model.schedule, **about).eval()
-        pipe.scheduler.set_timesteps(training=True)
-        if self.plan.model.side_network is not None:
-            self.plan.model.with_side_network(pipe)
-            self.simulation.take(pipe.component(self.plan.model.side_network.name))
-        return pipe
+        device = self.plan.accelerator.device
+        return DryRun(
+            self._count(module, pipe),
+            memory,
+            disk,
+            steps,
+            size,
+            device=device.type,
+            available_memory=available_memory(device),
+            not_on_disk=tuple(self.model.missing),
+        )
 
     def _largest(self) -> tuple[dict[str, Any], int]:
         """Return the sample with the most pixels, and its position."""
-        if isinstance(self.plan.source, CachedDataset):
-            sizes = [
-                sum(_numbers(value) for value in self.plan.source.sample(e).values()) for e in self.plan.source.entries
-            ]
-        else:
-            sizes = [_product(bucket) for bucket in self.plan.source.buckets()]
+        source = self.plan.source
+        if not isinstance(source, CachedDataset):
+            index = largest(source)
+            return dict(source[index]), index
+        sizes = [sum(_numbers(value) for value in source.sample(e).values()) for e in source.entries]
         index = max(range(len(sizes)), key=sizes.__getitem__)
-        return dict(self.plan.source[index]), index
+        return dict(source[index]), index
 
     def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Return the peak bytes of encoding one row, without the weights, and the encoded row."""
-        live = LiveBytes()
-        with KnownAnswers(), live, torch.no_grad():
-            sides = find_loss(self.plan.task).inputs_from_row(pipe, row, self.options.data.extra_inputs)
-            sides = run(self.stages.split.once, pipe, sides)
-            entry = rounded(pick(sides, self.stages.needs), self.plan.dtype)
-        return live.peak, entry
+        return encode_row(pipe, self.stages, self.plan.task, self.options.data.extra_inputs, row, self.plan.dtype)
 
     def _train(self, module: TaskModule, entry: dict[str, Any]) -> tuple[int, int, int]:
         """Return the peak bytes of a step without the weights, its activations and the optimizer's state."""
@@ -193,7 +182,7 @@ class _Estimate:
         batch = [{CACHED: entry, "seed": number} for number in range(self.options.training.batch_size)]
         precision = torch.autocast("cpu", self.plan.dtype, enabled=self.plan.dtype != torch.float32)
         state = activations = 0
-        with KnownAnswers(), live:
+        with KnownAnswers(), quiet_conversion(), live:
             for _ in range(2):  # the optimizer's state exists from the second step on
                 state = live.now
                 live.start_peak()
@@ -212,9 +201,9 @@ class _Estimate:
         return live.peak, activations, state
 
     def _largest_converted_file(self) -> int:
-        loaded = self.places.components if self.plan.components is None else self.plan.components
-        names = [name for name in loaded if name in self.places.components]
-        files = [(name, file) for name in names for file in weight_files(self.places.components[name])]
+        places = self.model.places.components
+        names = [name for name in self.plan.components or places if name in places]
+        files = [(name, file) for name in names for file in weight_files(places[name])]
         stored = {file: {entry["dtype"] for entry in _entries_of(file)} for _, file in files}
         sizes = [file.stat().st_size for name, file in files if stored[file] != {STORED_AS[self._dtype_of(name)]}]
         return max(sizes, default=0)
@@ -254,47 +243,11 @@ class _Estimate:
         return {**module.count_parameters(), **parts}
 
 
-def _places(resolved: ResolvedModel, components: Sequence[str] | None) -> ComponentPaths:
-    """Return the paths of the components on the disk; a dry run downloads nothing."""
-    places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.reader_configs)
-    for name, place in places.components.items():
-        if place.is_file():
-            raise DsctlError(
-                f"the {name} is the single file {place}, which no config.json stands beside",
-                hint="a dry run needs the sizes: give a model folder in diffusers layout",
-            )
-    return places
-
-
-def _weights(pipe: BasePipeline, names: Sequence[str]) -> int:
-    return sum(tensor_bytes(getattr(pipe, name).parameters()) for name in names if getattr(pipe, name) is not None)
-
-
 def _entries_of(file: Path) -> list[dict[str, Any]]:
     """Return the header entry of each tensor of a safetensors file."""
     header, _ = safetensors_header(file)
     return [entry for name, entry in header.items() if name != "__metadata__"]
 
 
-def _entry_bytes(entry: dict[str, Any]) -> int:
-    """Return the bytes of an entry in a cache: its tensors, and the pixels of its pictures."""
-    pictures = [
-        each for value in entry.values() if isinstance(value, list) for each in value if isinstance(each, Image)
-    ]
-    pixels = sum(picture.width * picture.height * len(picture.getbands()) for picture in pictures)
-    return pixels + tensor_bytes([value for value in entry.values() if isinstance(value, torch.Tensor)])
-
-
 def _numbers(value: Any) -> int:
     return value.numel() if isinstance(value, torch.Tensor) else 0
-
-
-def _product(sizes: Any) -> int:
-    """Return the number of pixels in nested lists of (width, height): the sum of their products."""
-    if isinstance(sizes, int):
-        return sizes
-    if not isinstance(sizes, tuple):
-        return 0
-    if all(isinstance(each, int) for each in sizes):
-        return math.prod(sizes)
-    return sum(_product(each) for each in sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,14 @@ class Simulation:
         if not isinstance(tensor, nn.Parameter):
             return fake
         return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+
+
+@contextmanager
+def quiet_conversion() -> Iterator[None]:
+    """Silence the warning of torch when it converts a real tensor with a history, by reading its `.grad`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        yield
 
 
 class KnownAnswers(TorchFunctionMode):

@@ -1,7 +1,8 @@
-"""Measure the main memory of the program itself, after using every library that a run uses."""
+"""Measure the memory of a device, and what the program itself takes after using every library that a run uses."""
 
 from __future__ import annotations
 
+import psutil
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -9,6 +10,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from dsctl_core.training.distributed.accelerator import peak_memory
 
 WIDTH, TOKENS = 128, 64
+
+
+def available_memory(device: torch.device) -> int:
+    """Return the bytes of memory that `device` has in all: of the GPU, or the main memory for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
 
 
 def warm_up(dtype: torch.dtype) -> int:

@@ -24,7 +24,7 @@ from dsctl_core.stages.encode import READERS, CacheResult, Encoder, EncodeSettin
 from dsctl_core.stages.split import Stages, plan_stages
 from dsctl_core.training.distributed.accelerator import make_accelerator
 from dsctl_core.training.model.module import float_dtype
-from dsctl_core.training.model.open import ModelUse, empty_pipeline, findable, open_model
+from dsctl_core.training.model.open import ModelUse, empty_pipeline, findable, open_model, without_downloads
 from dsctl_core.training.model.weight_edits import WeightEdits, identify
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ class EncodePlan:
         )
 
 
-def plan_encoding(options: CacheOptions | TrainOptions) -> EncodePlan:
-    """Plan the first stage alone, for `dsctl cache` or the task `...:data_process`.
+def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False) -> EncodePlan:
+    """Plan the first stage alone, for `dsctl cache` or the task `...:data_process`; with `offline`, without downloads.
 
     Raises DsctlError, before any weights are loaded, for a dataset or a model that cannot be encoded.
     """
@@ -139,6 +139,7 @@ def plan_encoding(options: CacheOptions | TrainOptions) -> EncodePlan:
         batch_size, prune = options.batch_size, options.prune
     weights, data = options.weights, options.data
     resolved = open_model(weights, options.templates, use, data.extra_inputs, task)
+    resolved = without_downloads(resolved) if offline else resolved
     use = use.located(resolved)
     dataset = build_dataset(data, resolved.family, resolved.defaults, resolved.parts.division_factor)
     refuse_file_names(dataset, data.extra_inputs)

@@ -19,6 +19,22 @@ def test_a_curve_goes_from_left_to_right_and_high_values_are_above_low_ones():
     assert TOP <= last[1] < first[1] < middle[1] <= HEIGHT - BOTTOM
 
 
+def test_the_horizontal_axis_says_what_it_is():
+    figure = ET.fromstring(chart("Loss", [Curve("a", [(1, 0.5), (9, 0.1)])]))
+    assert [label.text for label in figure.iter("text")].count("step") == 1
+
+
+def test_an_amount_is_drawn_from_zero_and_another_axis_is_marked_where_it_is_cut():
+    memory = [Curve("a", [(1, 482.0), (2, 484.0)])]
+    ((first, last),), ((low, high),) = (places(chart("x", memory, from_zero=on)) for on in (True, False))
+    bottom = HEIGHT - BOTTOM
+    assert (bottom - first[1]) / (bottom - last[1]) == pytest.approx(482 / 484, abs=0.002)
+    assert low[1] - high[1] > (bottom - TOP) / 2
+    assert "axis cut: it begins at 481.9" in chart("x", memory) and 'class="cut"' in chart("x", memory)
+    assert "cut" not in chart("x", memory, from_zero=True)
+    assert "cut" not in chart("x", [Curve("a", [(1, -0.5), (2, 0.5)])])
+
+
 def test_curves_of_one_chart_share_its_axes():
     one, other = places(chart("Loss", [Curve("a", [(1, 1.0), (9, 1.0)]), Curve("b", [(1, 1.0), (5, 3.0)], 1)]))
     assert one[0] == other[0]

@@ -40,6 +40,25 @@ def test_nothing_of_a_dataset_is_taken_for_html(tmp_path: Path):
     assert BREAKS_OUT in page.text
 
 
+def test_a_sample_of_a_dataset_has_the_name_of_its_file_and_one_error_is_one(tmp_path: Path):
+    file = tmp_path / "red.png"
+    Image.new("RGB", (32, 32), "red").save(file)
+    problem = Problem("kind", "error", "what", "how", 1, None)
+    sample = Sample(0, ("a caption",), [(32, 32)])
+    found = Validation(1, "table", [problem], [sample], {file: inspect(file, False)}, {file: [0]})
+    html = report_page(found, summarize(found), "Dataset", videos=False)
+    assert f'<strong title="{file}">red.png</strong><br>a caption' in html
+    assert "1 error, 0 warnings." in html
+
+
+def test_words_in_a_table_stay_whole_and_the_table_scrolls():
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    assert "th, td { overflow-wrap: normal }" in style
+    for name in ("dataset.html.j2", "cache.html.j2"):
+        text = (TEMPLATES / name).read_text(encoding="utf-8")
+        assert text.count("<table") == text.count('<div class="scroll"><table') == 1
+
+
 def test_nothing_of_a_cache_is_taken_for_html():
     problem = CacheProblem(Path(NASTY), NASTY, NASTY, NASTY)
     summary = {"family": NASTY, "task": BREAKS_OUT, "bytes": 10}

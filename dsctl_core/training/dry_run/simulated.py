@@ -1,0 +1,195 @@
+"""Build the pipeline of a model on fake tensors, from configs on the disk or from published ones, and encode a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL.Image import Image
+
+from dsctl_core.assets import assets_path
+from dsctl_core.checkpoint.build import empty_component, published_component
+from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
+from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.checkpoint.readers import Readers
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.errors import DsctlError
+from dsctl_core.families import pipeline_class
+from dsctl_core.family import Component
+from dsctl_core.losses import find_loss
+from dsctl_core.stages.sample import Sample, pick, rounded
+from dsctl_core.stages.split import Stages, run
+from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, tensor_bytes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dsctl_core.families.resolve import ResolvedModel
+    from dsctl_core.pipeline import BasePipeline
+
+# The chat template of a tokenizer that is not on the disk: roles and contents, as most published ones have.
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class SimulatedModel:
+    """A model for a dry run: the parts on the disk, and those that are only known by their published configs."""
+
+    def __init__(self, resolved: ResolvedModel, components: Sequence[str] | None) -> None:
+        """Find the parts of `resolved` that `components` (None: all) name; nothing is downloaded."""
+        self.resolved = resolved
+        self.missing: list[str] = []  # components that are not on the disk
+        configs = self._on_disk(components)
+        published = resolved.preset is not None and resolved.preset.model_id is not None
+        readers = {n: each for n, each in resolved.reader_configs.items() if not published or self._has(each)}
+        self.missing_readers = [name for name in resolved.reader_configs if name not in readers]
+        self.places: ComponentPaths = find_component_paths(resolved.family, configs, readers)
+        for name, place in self.places.components.items():
+            if place.is_file():
+                raise DsctlError(
+                    f"the {name} is the single file {place}, which no config.json stands beside",
+                    hint="a dry run needs the sizes: give a model folder in diffusers layout",
+                )
+
+    def _on_disk(self, components: Sequence[str] | None) -> list[ModelConfig]:
+        """Return the locations of the parts on the disk, and put the names of the others into `missing`."""
+        family, preset = self.resolved.family, self.resolved.preset
+        if preset is None or preset.model_id is None:
+            return self.resolved.configs_of(components)
+        found = []
+        for name, config in zip(family.component_files(preset), self.resolved.model_configs, strict=True):
+            if components is not None and name not in components:
+                continue
+            if self._has(config):
+                found.append(config)
+            elif family.published_config(name, preset.variant) is None:
+                config.resolve()  # raises the error that says what to download
+            else:
+                self.missing.append(name)
+        return found
+
+    @staticmethod
+    def _has(config: ModelConfig) -> bool:
+        try:
+            return bool(config.resolve())
+        except DsctlError:
+            return False
+
+    @property
+    def loaded(self) -> list[str]:
+        """The names of the components, on the disk or not."""
+        return [*self.places.components, *self.missing]
+
+    def pipeline(
+        self,
+        simulation: Simulation,
+        dtype: torch.dtype,
+        dtype_of: Callable[[str], torch.dtype],
+        without: Collection[str] = (),
+    ) -> BasePipeline:
+        """Return the pipeline on fake tensors, frozen, without the components in `without`.
+
+        `dtype` is that of units, and `dtype_of(name)` that of the weights of a component.
+        """
+        family, readers = self.resolved.family, self._readers()
+        models: dict[str, nn.Module] = {}
+        for component in family.components:
+            if component.name not in self.loaded or component.name in without:
+                continue
+            with simulation.building():
+                model = self._empty(component)
+            models[component.name] = simulation.take(model.eval().requires_grad_(False), dtype_of(component.name))
+        about: dict[str, Any] = {"torch_dtype": dtype, "device": "cpu", "parts": self.resolved.parts}
+        pipe = pipeline_class(family)(models, readers, self.resolved.schedule, **about).eval()
+        pipe.scheduler.set_timesteps(training=True)
+        if self.resolved.side_network is not None:
+            self.resolved.with_side_network(pipe)
+            simulation.take(pipe.component(self.resolved.side_network.name))
+        return pipe
+
+    def _empty(self, component: Component) -> nn.Module:
+        if component.name in self.places.components:
+            return empty_component(component, self.places.components[component.name])
+        preset = self.resolved.preset
+        assert preset is not None, "only the parts of a published model can be missing"
+        model = published_component(self.resolved.family, component, preset.variant)
+        assert model is not None, "a component without a published config is not missing"
+        return model
+
+    def _readers(self) -> Readers:
+        """Return the readers, loaded outside the measurement; the embedded tokenizer stands in for a missing one."""
+        family = self.resolved.family
+        folders = dict(self.places.readers)
+        stand_in = assets_path("tiny") / "tokenizer"
+        for name in self.missing_readers:
+            if family.reader(name).kind == "tokenizer":
+                folders[name] = stand_in
+            elif set(family.reader(name).components) & set(self.loaded):
+                raise self._needs_reader(name)
+        readers = Readers(family, folders)
+        for name in folders:
+            reader = readers.get(name)
+            if name in self.missing_readers:
+                reader.chat_template = CHAT
+        return readers
+
+    def _needs_reader(self, name: str) -> DsctlError:
+        preset, reader = self.resolved.preset, self.resolved.family.reader(name)
+        assert preset is not None, "only the readers of a published model can be missing"
+        return DsctlError(
+            f"a dry run of {preset.name} needs its {name}, a few files, which is not on the disk",
+            hint=f'dsctl download {preset.repository(name)} --include "{reader.folder}/*"',
+        )
+
+
+def largest(dataset: UnifiedDataset) -> int:
+    """Return the position of the row with the most pixels."""
+    sizes = [_product(bucket) for bucket in dataset.buckets()]
+    return max(range(len(sizes)), key=sizes.__getitem__)
+
+
+def _product(sizes: Any) -> int:
+    """Return the number of pixels in nested lists of (width, height): the sum of their products."""
+    if isinstance(sizes, int):
+        return sizes
+    if not isinstance(sizes, tuple):
+        return 0
+    if all(isinstance(each, int) for each in sizes):
+        return math.prod(sizes)
+    return sum(_product(each) for each in sizes)
+
+
+def encode_row(
+    pipe: BasePipeline, stages: Stages, task: str, extra_inputs: Sequence[str], row: dict[str, Any], dtype: torch.dtype
+) -> tuple[int, Sample]:
+    """Return the peak bytes of encoding one row on fake tensors, without the weights, and the encoded row."""
+    live = LiveBytes()
+    with KnownAnswers(), live, torch.no_grad():
+        sides = find_loss(task).inputs_from_row(pipe, row, extra_inputs)
+        sides = run(stages.split.once, pipe, sides)
+        entry = rounded(pick(sides, stages.needs), dtype)
+    return live.peak, entry
+
+
+def encoder_weights(pipe: BasePipeline, stages: Stages) -> int:
+    """Return the bytes of the weights of the encode group that has most."""
+    return max((_weights(pipe, group.components) for group in stages.groups), default=0)
+
+
+def _weights(pipe: BasePipeline, names: Sequence[str]) -> int:
+    return sum(tensor_bytes(getattr(pipe, name).parameters()) for name in names if getattr(pipe, name) is not None)
+
+
+def entry_bytes(entry: dict[str, Any]) -> int:
+    """Return the bytes of an entry in a cache: its tensors, and the pixels of its pictures."""
+    pictures = [
+        each for value in entry.values() if isinstance(value, list) for each in value if isinstance(each, Image)
+    ]
+    pixels = sum(picture.width * picture.height * len(picture.getbands()) for picture in pictures)
+    return pixels + tensor_bytes([value for value in entry.values() if isinstance(value, torch.Tensor)])
