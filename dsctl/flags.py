@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 import typer
 
 from dsctl import out
-from dsctl_core.errors import DsctlError, UsageError, near_miss
+from dsctl_core.errors import UsageError, near_miss
 from dsctl_core.options.base import Options
+from dsctl_core.options.config_file import read_toml
 from dsctl_core.options.messages import Positional, bare_type, choices, explain_value, spelled
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def merged(options: type[Options], flags: Mapping[str, Any], file: Path | None) 
 def read_config(options: type[Options], file: Path) -> dict[str, Any]:
     """Read a TOML file whose keys are fields of `options`, each of the right type."""
     fields, values = options.flat_fields(), {}
-    for key, value in _read_toml(file).items():
+    for key, value in read_toml(file, "--config").items():
         if not isinstance(value, str | int | float | list):
             what = "a table" if isinstance(value, dict) else "a date"
             raise UsageError(
@@ -149,22 +149,6 @@ def read_config(options: type[Options], file: Path) -> dict[str, Any]:
             raise UsageError(f"unknown key {key!r} in {file}", hint=hint)
         values[key] = _checked(f"{key} in {file}", fields[key], value)
     return values
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DsctlError(f"--config {file} does not exist", hint="check the path") from None
-    except OSError as error:
-        raise DsctlError(f"--config {file} cannot be read: {error.strerror}", hint="give a TOML file") from error
-    except ValueError as error:
-        raise UsageError(f"--config {file} is not TOML: {error}", hint="lines look like: lora_rank = 16") from error
 
 
 def _checked(label: str, field: FieldInfo, value: Any) -> Any:

@@ -24,12 +24,12 @@ from dsctl_core.cache.codec import encode
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import atomic_path
 from dsctl_core.files.digest import digest_file
+from dsctl_core.files.foreign import is_pickle
 from dsctl_core.files.safetensors import check_safetensors
 
 FOLDER, SUFFIX = "shards", ".safetensors"
 PARTS_IN_A_SHARD = 64
 HEADER_KEY = "dsctl_cache"  # a single key, because the order in which safetensors writes several is not fixed
-PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,7 @@ def examine(path: Path) -> None:
     """Raise `DsctlError` if a shard is missing, incomplete, a pickle, or not equal to its checksum."""
     if not path.is_file():
         raise DsctlError(f"{path} is missing", hint="copy it back, or run the `dsctl cache` command again")
-    with path.open("rb") as stream:
-        head = stream.read(9)
-    # A safetensors file begins with the length of its header, which can have the first bytes of a pickle.
-    if head.startswith(PICKLES) and head[4:] != bytes(4) + b"{":
+    if is_pickle(path):
         raise DsctlError(
             f"{path} is a pickle, which can run code when it is opened; a cache has no pickles",
             hint="do not open it; rebuild the cache from your own data",

@@ -10,7 +10,8 @@ from typing import Any
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.commands.upload import upload_files
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.safetensors import PICKLE_SUFFIXES, safetensors_header
+from dsctl_core.files.foreign import is_pickle
+from dsctl_core.files.safetensors import safetensors_header
 from dsctl_core.hub.settings import download_source, model_base_path
 from dsctl_core.hub.upload import files_to_upload
 from dsctl_core.options.template import WEIGHTS as SAFETENSORS
@@ -66,7 +67,7 @@ def upload(options: TemplateUploadOptions, progress: Transfers | None = None) ->
     folder = folder_of(ModelConfig(path=options.path))
     files = files_to_upload(folder)
     for name, file in files:
-        if file.suffix.lower() in PICKLE_SUFFIXES:
+        if is_pickle(file):
             raise DsctlError(
                 f"{file} is a pickle, which can run code when it is opened",
                 hint=f"save {name} as safetensors, or move it out of the folder",

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
 from dsctl_core.files.atomic import atomic_folder, atomic_path, write_json
-from dsctl_core.files.safetensors import PICKLE_SUFFIXES, check_safetensors, read_safetensors, write_safetensors
+from dsctl_core.files.foreign import is_pickle
+from dsctl_core.files.safetensors import check_safetensors, read_safetensors, write_safetensors
 from dsctl_core.lora.formats import (
     DENOISER,
     FORMATS,
@@ -81,7 +82,7 @@ def lora_weights(path: Path) -> Path:
     if path.is_dir():
         file = path / ADAPTER_FILE
         if not file.is_file():
-            pickles = sorted(each.name for each in path.iterdir() if each.suffix in PICKLE_SUFFIXES)
+            pickles = sorted(each.name for each in path.iterdir() if each.is_file() and is_pickle(each))
             what = f"only a pickle ({pickles[0]}), which can run code when it is opened" if pickles else "no LoRA"
             raise DsctlError(f"{path} holds {what}", hint=f"give a .safetensors file, or a folder with {ADAPTER_FILE}")
         path = file
