@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.build import component_class
+from dsctl_core.checkpoint.build import checked_build, component_class
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.checkpoint.schedule import read_schedule
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
+from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, ModelParts, Schedule
 from dsctl_core.files.json import read_json
@@ -178,18 +179,14 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn
     """
     from dsctl_core.memory.dtypes import declare_float32_parts
 
-    weight_files(folder)
     cls: Any = with_float32_parts(component_class(component, folder), component.float32_parts)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     # The libraries name this argument differently, and warn of deprecation for the other name.
     options["dtype" if component.library == "transformers" else "torch_dtype"] = dtype
-    try:
+    options["variant"] = find_weights(folder).variant
+    files = weight_files(folder)
+    with checked_build(component, folder, cls, files):
         model, info = cls.from_pretrained(str(folder), **options)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise DsctlError(
-            f"{folder} does not fit a {cls.__name__}: {_first_line(error)}",
-            hint="its config.json and its weights should come from one place",
-        ) from error
     _refuse_misfits(folder, info)
     declare_float32_parts(model, component.float32_parts)
     return model.eval().requires_grad_(False)
@@ -215,8 +212,3 @@ def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
             )
     if info.get("error_msgs"):
         raise DsctlError(f"{folder}: {info['error_msgs'][0]}", hint="download the model again")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

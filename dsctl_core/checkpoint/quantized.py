@@ -31,7 +31,8 @@ def refuse_quantized(path: Path, names: Iterable[str]) -> None:
     for name in names:
         for form, pattern in PATTERNS.items():
             if pattern.search(name):
-                raise DsctlError(f"{path} holds weights quantized with {form} ({name}), which are not read", hint=INSTEAD)
+                problem = f"{path} holds weights quantized with {form} ({name}), which are not read"
+                raise DsctlError(problem, hint=INSTEAD)
 
 
 def refuse_quantized_config(path: Path, config: Mapping[str, Any]) -> None:
