@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.cache.codec import decode, tensors_of
-from dsctl_core.cache.manifest import Entry, read_index, read_manifest
+from dsctl_core.cache.manifest import REBUILD, Entry, read_index, read_manifest
 from dsctl_core.cache.shards import FOLDER, examine_all, structures
 from dsctl_core.errors import DsctlError
 
@@ -48,12 +49,26 @@ class CachedDataset(Sequence[dict[str, Any]]):
 
     def sample(self, entry: Entry) -> dict[str, Any]:
         """Return the values of an entry by name."""
-        values = {name: decode(structure, None) for name, structure in entry.values.items()}
-        for key in entry.parts:
-            file, parts = self._shard(self.shard_names[key])
-            for name, structure in parts[key].items():
-                values[name] = decode(structure, lambda n, key=key, file=file: file.get_tensor(f"{key}/{n}"))
+        with self._structure_of(entry):
+            values = {name: decode(structure, None) for name, structure in entry.values.items()}
+            for key in entry.parts:
+                file, parts = self._shard(self.shard_names[key])
+                for name, structure in parts[key].items():
+                    values[name] = decode(structure, lambda n, key=key, file=file: file.get_tensor(f"{key}/{n}"))
         return values
+
+    @contextmanager
+    def _structure_of(self, entry: Entry) -> Iterator[None]:
+        """Turn what a structure runs into that `encode` does not write into a DsctlError that names the row."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+            raise DsctlError(
+                f"{self.location(entry.row)} is not an entry that dsctl has written: {type(error).__name__}: {error}",
+                hint=REBUILD,
+            ) from error
 
     def without(self, rows: Collection[int]) -> CachedDataset:
         """Return this dataset without the entries of the rows `rows` (from 0) of the original dataset."""
@@ -66,7 +81,11 @@ class CachedDataset(Sequence[dict[str, Any]]):
 
         A batch has entries of one bucket. Tensors in `padded` can be padded to the same shape.
         """
-        return [self._bucket(entry, padded) for entry in self.entries]
+        buckets = []
+        for entry in self.entries:
+            with self._structure_of(entry):
+                buckets.append(self._bucket(entry, padded))
+        return buckets
 
     def _bucket(self, entry: Entry, padded: Collection[str]) -> Hashable:
         values = [(name, repr(value)) for name, value in entry.values.items() if not isinstance(value, dict)]

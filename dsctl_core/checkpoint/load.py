@@ -16,7 +16,7 @@ from dsctl_core.checkpoint.single_file import identify_single_file, is_single_fi
 from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, ModelParts, Schedule
-from dsctl_core.files.json import read_json
+from dsctl_core.files.json import checked, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def find_component_paths(
 
 
 def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> None:
-    places.index = read_json(folder / "model_index.json")
+    places.index = read_index(family, folder)
     for component in family.components:
         left_out = component.optional and places.index.get(component.folder) == [None, None]
         if (folder / component.folder).is_dir() and not left_out:
@@ -92,6 +92,19 @@ def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> N
             places.readers.setdefault(reader.name, folder / reader.folder)
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         places.schedule = folder / "scheduler" / "scheduler_config.json"
+
+
+def read_index(family: Family, folder: Path) -> dict[str, Any]:
+    """Return the model_index.json in `folder`; raise DsctlError for an entry of another type than the published ones.
+
+    The entries are those that say of which kind a model of `family` is, such as whether it is distilled.
+    """
+    path = folder / "model_index.json"
+    index = read_json(path)
+    for name, value in {name: value for preset in family.presets for name, value in preset.index.items()}.items():
+        if index.get(name) is not None and value is not None:
+            checked(index[name], type(value), f"{path}, {name}")
+    return index
 
 
 def _add(places: ComponentPaths, name: str, folder: Path) -> None:

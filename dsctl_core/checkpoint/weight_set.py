@@ -89,6 +89,4 @@ def _no_weights(folder: Path) -> DsctlError:
                 f"{folder} has no *.safetensors; its {file.name} is one by its content",
                 hint="rename it to the name that it was published with",
             )
-    return DsctlError(
-        f"{folder} has no weights (*.safetensors)", hint="check the path, or download the model again"
-    )
+    return DsctlError(f"{folder} has no weights (*.safetensors)", hint="check the path, or download the model again")

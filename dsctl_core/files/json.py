@@ -25,7 +25,6 @@ from dsctl_core.errors import DsctlError
 
 DEPTH = 64  # nested lists and objects; published configs have at most 6
 LEAST, MOST = -(2**63), 2**64 - 1  # whole numbers that fit 64 bits, signed or not
-DIGITS = 40  # digits of a number that is not worth reading
 RESTORE = "restore the file from where it came"
 
 Kind = TypeVar("Kind")
@@ -54,46 +53,68 @@ def decode_json(text: str | bytes, *, finite: bool = True, any_text: bool = Fals
     an unpaired surrogate (unless `any_text`).
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_int=_whole)
+        value = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise JsonFault((), f"is nested more than {DEPTH} levels deep") from None
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            raise
+        raise JsonFault((), "has a whole number beyond 64 bits") from None  # of more digits than Python reads
     check_values(value, finite=finite, any_text=any_text)
     return value
 
 
 def check_values(value: Any, *, finite: bool = True, any_text: bool = False) -> None:
     """Raise a JsonFault for nesting, a number or a text that `decode_json` refuses; without recursion."""
-    for keys, each in walk_values(value):
-        if isinstance(each, _Repeated):
-            raise JsonFault(keys, f"has the key {each.key!r} twice", each.key)
-        if isinstance(each, dict):
-            if not any_text:
-                _check_texts(keys, each)
-        elif isinstance(each, float):
-            if finite and not math.isfinite(each):
-                raise JsonFault(keys, f"is {each}, not a finite number of 64 bits")
-        elif isinstance(each, int):
-            if not LEAST <= each <= MOST:
-                raise JsonFault(keys, "is a whole number beyond 64 bits")
-        elif isinstance(each, str) and not any_text:
-            _check_texts(keys, (each,))
+    if not isinstance(value, dict | list):
+        _check_plain((), value, finite, any_text)
+        return
+    waiting: list[tuple[Keys, Any]] = [((), value)]
+    while waiting:  # index files have millions of values: only lists and objects are put aside
+        keys, holder = waiting.pop()
+        if len(keys) >= DEPTH:
+            raise JsonFault(keys[:3], f"is nested more than {DEPTH} levels deep")
+        if isinstance(holder, _Repeated):
+            raise JsonFault(keys, f"has the key {holder.key!r} twice", holder.key)
+        inner = []
+        for key, part in holder.items() if isinstance(holder, dict) else enumerate(holder):
+            kind = part.__class__
+            if kind is str and part.isascii():
+                pass
+            elif kind is int and LEAST <= part <= MOST:
+                pass
+            elif isinstance(part, dict | list):
+                inner.append(((*keys, key), part))
+            else:
+                _check_plain((*keys, key), part, finite, any_text)
+            if key.__class__ is str and not key.isascii() and not any_text:
+                _check_text(keys, key)
+        waiting += reversed(inner)
 
 
-def _check_texts(keys: Keys, texts: Any) -> None:
-    for text in texts:
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise JsonFault(keys, "has an unpaired surrogate, which is no text")
+def _check_plain(keys: Keys, value: Any, finite: bool, any_text: bool) -> None:
+    if isinstance(value, str):
+        if not any_text:
+            _check_text(keys, value)
+    elif isinstance(value, float):
+        if finite and not math.isfinite(value):
+            raise JsonFault(keys, f"is {value}, not a finite number of 64 bits")
+    elif isinstance(value, int) and not LEAST <= value <= MOST:
+        raise JsonFault(keys, "is a whole number beyond 64 bits")
+
+
+def _check_text(keys: Keys, text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise JsonFault(keys, "has an unpaired surrogate, which is no text")
 
 
 def walk_values(value: Any) -> Iterator[tuple[Keys, Any]]:
-    """Yield every value inside `value` with the keys that lead to it; raise a JsonFault at DEPTH."""
+    """Yield every value inside of `value`, which `check_values` has checked, with the keys that lead to it."""
     waiting: list[tuple[Keys, Any]] = [((), value)]
     while waiting:
         keys, each = waiting.pop()
         yield keys, each
         if isinstance(each, dict | list):
-            if len(keys) >= DEPTH:
-                raise JsonFault(keys[:3], f"is nested more than {DEPTH} levels deep")
             inner = list(each.items() if isinstance(each, dict) else enumerate(each))
             waiting.extend(((*keys, key), part) for key, part in reversed(inner))
 
@@ -106,11 +127,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     repeated.key = next(name for name in names if names.count(name) > 1)
     return repeated
-
-
-def _whole(digits: str) -> int | float:
-    # Python refuses to read some thousand digits, in words about its own settings.
-    return int(digits) if len(digits) <= DIGITS else math.inf
 
 
 def field_name(keys: Keys) -> str:
@@ -134,6 +150,23 @@ def parse_json(text: str | bytes, where: str, *, finite: bool = True, hint: str 
         raise DsctlError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}", hint=hint) from error
     except ValueError as error:
         raise DsctlError(f"{where} is not valid JSON: {error}", hint=hint) from error
+
+
+def read_line(line: str) -> dict[str, Any] | None:
+    """Return the object in a line of a log; None for a line that is cut off or holds anything else."""
+    try:
+        value = decode_json(line, finite=False)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def decode_option(text: str) -> Any:
+    """Return the value of a JSON text that an option was given; raise a ValueError that says in words what is wrong."""
+    try:
+        return decode_json(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"this is not JSON ({error.msg} at character {error.pos + 1})") from None
 
 
 def read_bytes(path: Path) -> bytes:

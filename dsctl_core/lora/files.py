@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -10,10 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
 from dsctl_core.files.atomic import atomic_folder, atomic_path, write_json
 from dsctl_core.files.foreign import is_pickle
+from dsctl_core.files.json import checked, parse_json, read_json
 from dsctl_core.files.safetensors import check_safetensors, read_safetensors, write_safetensors
 from dsctl_core.lora.formats import (
     DENOISER,
@@ -92,17 +94,13 @@ def lora_weights(path: Path) -> Path:
 
 def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the peft config of a LoRA, from its adapter_config.json or from the header that diffusers writes."""
-    beside = file.parent / ADAPTER_CONFIG
-    try:
-        if file.name == ADAPTER_FILE and beside.is_file():
-            config = json.loads(beside.read_text(encoding="utf-8"))
-        else:
-            noted = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-            config = {key.removeprefix("transformer."): value for key, value in noted.items()}
-    except (OSError, ValueError) as error:
-        raise DsctlError(f"{beside} cannot be read: {error}", hint="download or copy it again") from error
-    if not isinstance(config, dict):
-        raise DsctlError(f"{beside} should hold a JSON object", hint="download or copy it again")
+    beside, where = file.parent / ADAPTER_CONFIG, f"the lora_adapter_metadata in the header of {file}"
+    if file.name == ADAPTER_FILE and beside.is_file():
+        config, where = read_json(beside), str(beside)
+    else:
+        noted = checked(parse_json(metadata.get("lora_adapter_metadata", "{}"), where), dict[str, Any], where)
+        config = {key.removeprefix("transformer."): value for key, value in noted.items()}
+    checked({key: value for key, value in config.items() if value is not None}, PeftConfig, where)
     for name, plain in (("bias", "none"), ("modules_to_save", None), ("peft_type", "LORA")):
         if config.get(name, plain) not in (plain, [] if plain is None else plain):
             raise DsctlError(
@@ -111,17 +109,32 @@ def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return config
 
 
+class PeftConfig(TypedDict, total=False):
+    """The fields of a peft config that are read here; a field can also be null, which is as if it were not there."""
+
+    lora_alpha: float
+    alpha_pattern: dict[str, float]
+    use_dora: bool
+    use_rslora: bool
+
+
 def _scale_of(path: Path, config: dict[str, Any]) -> Callable[[str, int], float]:
     """Return the function (layer, rank R) -> scale of a peft config: alpha / R, or with rsLoRA alpha / sqrt(R)."""
 
+    patterns = {}
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        try:
+            patterns[re.compile(rf"(?:.*\.)?(?:{pattern})$")] = value
+        except (re.error, RecursionError) as error:
+            raise DsctlError(
+                f"{path}: its alpha_pattern has {pattern!r}, which is no regular expression: {error}",
+                hint="download or copy it again",
+            ) from error
+
     def scale(layer: str, rank: int) -> float:
-        alpha = config.get("lora_alpha", rank)
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(?:.*\.)?(?:{pattern})$", layer):
-                alpha = value
-                break
-        if not isinstance(alpha, int | float):
-            raise DsctlError(f"{path}: its alpha is {alpha!r}, which is no number", hint="download or copy it again")
+        alpha = config.get("lora_alpha")
+        found = (value for pattern, value in patterns.items() if pattern.match(layer))
+        alpha = next(found, rank if alpha is None else alpha)
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
     return scale

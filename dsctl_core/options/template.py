@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -10,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
+from dsctl_core.files.json import decode_option
 from dsctl_core.options.base import Options
 from dsctl_core.options.messages import Takes
 
@@ -69,10 +69,7 @@ class TemplateInputs:
             return text
         if not isinstance(text, str):
             raise ValueError(f"{text!r} is no text")
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"this is not JSON ({error.msg} at character {error.pos + 1})") from None
+        values = decode_option(text)
         if not isinstance(values, dict):
             raise ValueError("this is no JSON object")
         return cls(values)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder
+from dsctl_core.files.json import read_line
 from dsctl_core.training.state.folder import state_folders
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
@@ -39,10 +41,13 @@ def lines_until(path: Path, step: int) -> list[str]:
         return []
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # cut off when the process was killed
-        if line.endswith("\n") and values.get("step", 0) <= step:
+        values = read_line(line)  # None: cut off when the process was killed
+        if values is not None and line.endswith("\n") and step_of(values) <= step:
             kept.append(line)
     return kept
+
+
+def step_of(values: Mapping[str, Any]) -> int:
+    """Return the step of a line of metrics; 0 if it has none."""
+    step = values.get("step")
+    return step if isinstance(step, int) and not isinstance(step, bool) else 0

@@ -24,7 +24,8 @@ def make(output, *steps):
     for step in steps:
         with new_state(output, step) as folder:
             (folder / "weights.safetensors").write_bytes(os.urandom(1000))
-            (folder / "state.json").write_text(json.dumps({"step": step}))
+            about = {"step": step, "epoch": 0, "step_in_epoch": step, "settings": {"samples_per_step": 1}}
+            (folder / "state.json").write_text(json.dumps(about))
     return [output / "state" / f"step-{step}" for step in steps]
 
 
