@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 POSITIVE = ("latents_std", "scaling_factor")  # latents are divided by these
 # What a network may have beyond twice its weight files: weights that several modules share, and tables.
 SPARE_TENSORS, SPARE_ELEMENTS = 64, 2**24
+MOST_WITHOUT_FILES = (2**16, 2**42)  # parameters, and their elements, of any published network
 KNOWN_TYPES = ("bool", "int", "float", "str", "tuple", "list", "dict", "None")
 WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "tuple": "a list"}
 WORDS |= {"list": "a list", "dict": "an object", "None": "null"}
@@ -116,14 +117,17 @@ def no_larger_than(
     device, because such a class also makes tables, which are in no file, in memory.
     """
     entries = [entry for file in files for name, entry in safetensors_header(file)[0].items() if name != "__metadata__"]
-    most = 2 * len(entries) + SPARE_TENSORS
-    elements = 2 * sum(math.prod(entry["shape"]) for entry in entries) + SPARE_ELEMENTS
+    most, elements = MOST_WITHOUT_FILES
+    if files:
+        most = 2 * len(entries) + SPARE_TENSORS
+        elements = 2 * sum(math.prod(entry["shape"]) for entry in entries) + SPARE_ELEMENTS
     count = size = 0
 
     def too_large() -> DsctlError:
+        held = f"its {len(entries)} weights" if files else "any published one"
         name, number = max(_numbers(config), key=lambda pair: pair[1], default=("", 0))
         return DsctlError(
-            f"{folder / 'config.json'} describes a network that is many times larger than its {len(entries)} weights "
+            f"{folder / 'config.json'} describes a network that is many times larger than {held} "
             f"(its largest number is {name} = {number})",
             hint="its config.json and its weights should come from one place",
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.build import checked_build, component_class
+from dsctl_core.checkpoint.finite import refuse_unusable_weights
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.readers import Readers
@@ -180,6 +181,7 @@ def load_components(
             load_single_file(family, component, folder, dtype) if single else load_component(component, folder, dtype)
         )
         models[component.name] = loaded.to("cpu" if component.name in waiting else device)
+        refuse_unusable_weights(loaded, [folder] if single else weight_files(folder), folder)
     readers = Readers(family, {name: path for name, path in places.readers.items() if name in used})
     found = read_schedule(schedule or family.schedule, places.schedule)
     return LoadedComponents(models, readers, found, parts)

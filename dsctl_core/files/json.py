@@ -79,9 +79,7 @@ def check_values(value: Any, *, finite: bool = True, any_text: bool = False) -> 
         inner = []
         for key, part in holder.items() if isinstance(holder, dict) else enumerate(holder):
             kind = part.__class__
-            if kind is str and part.isascii():
-                pass
-            elif kind is int and LEAST <= part <= MOST:
+            if kind is str and part.isascii() or kind is int and LEAST <= part <= MOST:
                 pass
             elif isinstance(part, dict | list):
                 inner.append(((*keys, key), part))
@@ -153,10 +151,10 @@ def parse_json(text: str | bytes, where: str, *, finite: bool = True, hint: str 
 
 
 def read_line(line: str) -> dict[str, Any] | None:
-    """Return the object in a line of a log; None for a line that is cut off or holds anything else."""
+    """Return the object in a line of a log, with numbers of any size; None for a line that is cut off or no object."""
     try:
-        value = decode_json(line, finite=False)
-    except ValueError:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
 from dsctl_core.files.atomic import atomic_folder, atomic_path, write_json
 from dsctl_core.files.foreign import is_pickle
-from dsctl_core.files.json import checked, parse_json, read_json
 from dsctl_core.files.safetensors import check_safetensors, read_safetensors, write_safetensors
+from dsctl_core.lora.check import check_tensors
 from dsctl_core.lora.formats import (
     DENOISER,
     FORMATS,
@@ -30,11 +26,11 @@ from dsctl_core.lora.formats import (
     with_dots,
 )
 from dsctl_core.lora.original import from_original, to_original
+from dsctl_core.lora.peft_config import ADAPTER_CONFIG, ADAPTER_FILE, read_peft_config, scale_function
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Shapes = Mapping[str, tuple[int, int]]  # (out, in) of a component's linear layers, by name
 # Tolerated difference between a layer in the file and the original layer, relative to its norm: the rounding of the two
 # matrices to the dtype of the file.
@@ -61,8 +57,9 @@ def read_lora(
     """
     file = lora_weights(path)
     tensors, metadata = read_safetensors(file)
-    config = _peft_config(file, metadata)
-    components, flat = decode(path, tensors, component_names, _scale_of(path, config))
+    check_tensors(file, tensors)
+    config = read_peft_config(file, metadata)
+    components, flat = decode(path, tensors, component_names, scale_function(path, config))
     if config.get("use_dora") and any(layer.magnitude is None for of in components.values() for layer in of.values()):
         raise DsctlError(
             f"{file} lacks magnitudes, but its settings have use_dora = True", hint="download or copy it again"
@@ -90,54 +87,6 @@ def lora_weights(path: Path) -> Path:
         path = file
     check_safetensors(path)
     return path
-
-
-def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the peft config of a LoRA, from its adapter_config.json or from the header that diffusers writes."""
-    beside, where = file.parent / ADAPTER_CONFIG, f"the lora_adapter_metadata in the header of {file}"
-    if file.name == ADAPTER_FILE and beside.is_file():
-        config, where = read_json(beside), str(beside)
-    else:
-        noted = checked(parse_json(metadata.get("lora_adapter_metadata", "{}"), where), dict[str, Any], where)
-        config = {key.removeprefix("transformer."): value for key, value in noted.items()}
-    checked({key: value for key, value in config.items() if value is not None}, PeftConfig, where)
-    for name, plain in (("bias", "none"), ("modules_to_save", None), ("peft_type", "LORA")):
-        if config.get(name, plain) not in (plain, [] if plain is None else plain):
-            raise DsctlError(
-                f"{file} is no plain LoRA: its settings have {name} = {config[name]!r}", hint="give a plain LoRA"
-            )
-    return config
-
-
-class PeftConfig(TypedDict, total=False):
-    """The fields of a peft config that are read here; a field can also be null, which is as if it were not there."""
-
-    lora_alpha: float
-    alpha_pattern: dict[str, float]
-    use_dora: bool
-    use_rslora: bool
-
-
-def _scale_of(path: Path, config: dict[str, Any]) -> Callable[[str, int], float]:
-    """Return the function (layer, rank R) -> scale of a peft config: alpha / R, or with rsLoRA alpha / sqrt(R)."""
-
-    patterns = {}
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        try:
-            patterns[re.compile(rf"(?:.*\.)?(?:{pattern})$")] = value
-        except (re.error, RecursionError) as error:
-            raise DsctlError(
-                f"{path}: its alpha_pattern has {pattern!r}, which is no regular expression: {error}",
-                hint="download or copy it again",
-            ) from error
-
-    def scale(layer: str, rank: int) -> float:
-        alpha = config.get("lora_alpha")
-        found = (value for pattern, value in patterns.items() if pattern.match(layer))
-        alpha = next(found, rank if alpha is None else alpha)
-        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-    return scale
 
 
 def save_lora(
@@ -241,7 +190,10 @@ def verify_lora(
     """
     import torch
 
-    found = read_lora(written, tuple(components), [original])
+    try:
+        found = read_lora(written, tuple(components), [original])
+    except DsctlError as error:
+        raise _unproven(path, error.problem.replace(f"{written}: ", "")) from error
     generator = torch.Generator().manual_seed(0)
     for component, layers in components.items():
         base = (shapes or {}).get(component)
