@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.component_config import no_larger_than, read_component_config
+from dsctl_core.checkpoint.component_config import read_component_config
 from dsctl_core.checkpoint.identify import class_of, weight_files
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component
@@ -51,6 +51,8 @@ def checked_build(component: Component, folder: Path, cls: Any, files: Sequence[
     Exceptions of the library in the block become a DsctlError that names the folder, and so does a network far larger
     than its weights.
     """
+    from dsctl_core.checkpoint.bounded_build import no_larger_than
+
     declared = cls if component.library != "transformers" else None
     config = read_component_config(folder, declared)
     with no_larger_than(files, folder, config, declared), refused_by_library(folder, cls):

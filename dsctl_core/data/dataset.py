@@ -14,13 +14,14 @@ from dsctl_core.data.defaults import default_image_operator, default_video_opera
 from dsctl_core.data.metadata import read_dataset
 from dsctl_core.data.operators import SequentialProcess, ToAbsolutePath
 from dsctl_core.data.problems import DataError, kind_of_problem
-from dsctl_core.data.routing import RouteByType, preview_of
+from dsctl_core.data.routing import OneFile, RouteByType, preview_of
 from dsctl_core.data.rows import Metadata, Row
 from dsctl_core.data.sizes import fits_of
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.random import derive_seed
 
 TEXT_COLUMNS = ("prompt",)
+TARGETS = ("image", "video")  # columns of what a sample is to look like: one file in each row
 ROW_SEED = "_seed"  # in a sample of a training: the seed that its row has, None where it has none
 
 
@@ -74,7 +75,8 @@ class UnifiedDataset(Sequence[Row]):
             if key not in self.data_file_keys:
                 raise unknown_name("column in special_operator_map", key, list(self.data_file_keys))
         main = main_data_operator or self.default_image_operator(self.base_path, allow_outside=allow_outside)
-        self.operators = {key: special.get(key, main) for key in self.data_file_keys}
+        single = OneFile() >> main
+        self.operators = {key: special.get(key, single if key in TARGETS else main) for key in self.data_file_keys}
 
     default_image_operator = staticmethod(default_image_operator)
     default_video_operator = staticmethod(default_video_operator)

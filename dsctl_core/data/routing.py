@@ -25,6 +25,24 @@ class ToList(Operator):
         return [value]
 
 
+class OneFile(Operator):
+    """Refuse a list of file names, for the column of what a sample is to look like: there is one for each row."""
+
+    def __call__(self, value: Any) -> Any:
+        """Return `value` unless it is a list."""
+        if isinstance(value, list):
+            raise DataError(
+                "the value is a list, but each row has one file here",
+                hint='write it as "a.png", and each other file in a row of its own; lists are for reference pictures',
+                kind="list",
+            )
+        return value
+
+    def preview(self, value: Any) -> Any:
+        """Return `value` unless it is a list."""
+        return self(value)
+
+
 class RouteByType(Operator):
     """Choose an operator by the type of the value.
 
