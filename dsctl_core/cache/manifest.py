@@ -64,7 +64,7 @@ class Manifest:
 
 Size = Annotated[int, Field(ge=0)]
 ShardName = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.safetensors$")]  # so it is inside of the cache
-UnitVersion = Annotated[list[str | int], Field(min_length=2, max_length=2)]
+UnitVersion = Annotated[list[Any], Field(min_length=2, max_length=2)]
 
 
 class RecipeFile(TypedDict):
@@ -176,12 +176,14 @@ def read_manifest(cache: Path) -> Manifest:
         )
     found = checked(content, ManifestFile, str(path), hint=REBUILD)
     recipe = found["recipe"]
+    names = checked([name for name, _ in recipe["once"]], list[str], f"{path}, the units in once", hint=REBUILD)
+    versions = checked([version for _, version in recipe["once"]], list[int], f"{path}, their versions", hint=REBUILD)
     return Manifest(
         Recipe(
             recipe["family"],
             recipe["task"],
             tuple(recipe["trainable"]),
-            tuple((str(name), int(version)) for name, version in recipe["once"]),
+            tuple(zip(names, versions, strict=True)),
             tuple(recipe["every_step"]),
             recipe["components"],
             recipe["dtype"],
