@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import safetensors_header
 
+LAYERS = re.compile(r"(layers|blocks|depth)$")  # fields that count what has a parameter at least
 logger = logging.getLogger(__name__)
 # What a network may have beyond twice its weight files: weights that several modules share, and tables.
 SPARE_TENSORS, SPARE_ELEMENTS = 64, 2**24
@@ -72,6 +74,9 @@ def no_larger_than(
             if count > most or size > elements:
                 raise too_large()
 
+    # Configs of transformers make lists of as many entries as there are layers, before any parameter.
+    if any(LAYERS.search(name) and number > most for name, number in _numbers(config)):
+        raise too_large()
     handle = register_module_parameter_registration_hook(register)
     try:
         if cls is not None:

@@ -62,14 +62,24 @@ def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path
                 raise DsctlError(f"{file}: {name} has whole numbers ({entry['dtype']}), and is a weight", hint=ANOTHER)
     name = find_not_finite(state.items())
     if name is not None:
-        # A library can give a tensor another name than the file has.
-        file = next((file for file, header in headers.items() if name in header), where)
+        file = _file_of(name, headers) or where
         raise DsctlError(
             f"{file}: {name} has a value that is no finite number in {_dtype_name(state[name])}", hint=ANOTHER
         )
     for name, tensor in state.items():
         if name.endswith(VARIANCE) and tensor.numel() and float(tensor.min()) < 0:
             raise DsctlError(f"{where}: {name} has a variance below 0", hint=ANOTHER)
+
+
+def _file_of(name: str, headers: Mapping[Path, Mapping[str, Any]]) -> Path | None:
+    """Return the file with the tensor that a model calls `name`; a library can have renamed its beginning."""
+    parts = name.split(".")
+    for start in range(len(parts)):
+        ending = ".".join(parts[start:])
+        found = [file for file, header in headers.items() if any(f".{own}".endswith(f".{ending}") for own in header)]
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def _dtype_name(tensor: Tensor) -> str:

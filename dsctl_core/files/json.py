@@ -223,7 +223,7 @@ def _fault_of(found: Any) -> str:
     if kind == "missing":
         return f"it lacks the field {field}"
     shown = kind_of(found["input"])
-    if kind == "too_short":
+    if kind == "too_short" and not found["input"]:
         return f"{field} is empty"
     if kind in WANTED:
         return f"{field} is {shown}, not {WANTED[kind]}"

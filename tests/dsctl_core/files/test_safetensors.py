@@ -75,7 +75,7 @@ FOREIGN = {
     "old torch": (lambda path: torch.save({"a": 1}, path, _use_new_zipfile_serialization=False), "a pickle, which"),
     "zip": (zipped, "a zip archive"),
     "LFS": (
-        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0"),
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"),
         "Git LFS pointer",
     ),
     "page": (lambda path: path.write_text("<!DOCTYPE html><html>"), "a web page"),
