@@ -195,7 +195,7 @@ def checked(value: Any, kind: type[Kind], where: str, hint: str = RESTORE) -> Ki
     No value is converted: `"16"` is no number, 1 is not true. Keys that a TypedDict does not declare are left alone.
     """
     try:
-        _adapter(kind).validate_python(value, strict=True)
+        _adapter(cast("Any", kind)).validate_python(value, strict=True)
     except ValidationError as error:
         raise DsctlError(f"{where}: {_fault_of(error.errors(include_url=False)[0])}", hint=hint) from None
     return cast("Kind", value)

@@ -104,7 +104,9 @@ BAD_CONFIGS = [
     ("vae", {"latents_std": [0.0] * 16}, r"vae/config\.json: latents_std has 0, by which latents are divided"),
     ("vae", {"latents_std": ["1"] * 16}, "latents_std has the text '1', not a number"),
     ("vae", {"num_res_blocks": 10**9}, "num_res_blocks = 1000000000"),
-    ("text_encoder", {"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers = 1000000000"),
+    ("text_encoder", {"text_config": {"num_hidden_layers": 10**9}}, r"text_config\.num_hidden_layers = 1000000000"),
+    ("text_encoder", {"text_config": {"num_hidden_layers": 10**9, "layer_types": None}}, "many times larger than its"),
+    ("text_encoder", {"text_config": {"intermediate_size": 10**9}}, "many times larger than its"),
     ("text_encoder", {"text_config": {"num_hidden_layers": "two"}}, "text_encoder does not fit a Qwen2_5_VL"),
     ("text_encoder", {"text_config": []}, "text_encoder does not fit a Qwen2_5_VL"),
     (
@@ -121,9 +123,7 @@ def test_a_config_of_wrong_types_or_absurd_sizes_is_refused_at_once(folder, part
     file = folder / part / "config.json"
     config = json.loads(file.read_text())
     for name, value in values.items():
-        config[name] = (
-            {**config[name], **value} if isinstance(config.get(name), dict) and isinstance(value, dict) else value
-        )
+        config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
     file.write_text(json.dumps(config))
     began = time.monotonic()
     with pytest.raises(DsctlError, match=message) as caught:

@@ -20,7 +20,7 @@ BAD_VALUES = [
     ('{"a": [1, NaN]}', "W: a[1] is nan, not a finite number of 64 bits"),
     ('{"a.b": -1e400}', "W: ['a.b'] is -inf, not a finite number of 64 bits"),
     ('{"a": 18446744073709551616}', "W: a is a whole number beyond 64 bits"),
-    ("9" * 5000, "W: it is a whole number beyond 64 bits"),
+    ("9" * 5000, "W: it has a whole number beyond 64 bits"),
     ('["\\ud800"]', "W: [0] has an unpaired surrogate, which is no text"),
     ("{", "W is not valid JSON: Expecting property name"),
     (b"\xff\xfe{", "W is not UTF-8 text: "),
