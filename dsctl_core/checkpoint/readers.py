@@ -53,8 +53,10 @@ def load_reader(reader: Reader, folder: Path) -> Any:
     import transformers
 
     kind: Any = getattr(transformers, AUTO_CLASS[reader.kind])
+    # With torchvision installed, images would be resized by another algorithm than without it.
+    backend = {"backend": "pil"} if reader.kind == "image_processor" else {}
     try:
-        return kind.from_pretrained(str(folder), local_files_only=True)
+        return kind.from_pretrained(str(folder), local_files_only=True, **backend)
     except MemoryError:
         raise
     except Exception as error:  # the libraries raise whatever a value in a damaged file runs into
