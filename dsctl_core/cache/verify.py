@@ -50,7 +50,7 @@ def find_problems(cache: Path) -> Iterator[Problem]:
         if error is not None:
             bad.add(path.name)
             yield Problem(path, "shard", error.problem, error.hint)
-    present = {}
+    present: dict[str, dict[str, Any]] = {}
     for path in dataset.shards():
         try:
             present |= {} if path.name in bad else {path.name: structures(path)}

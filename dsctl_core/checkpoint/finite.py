@@ -60,11 +60,11 @@ def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path
             is_weight = state[name].is_floating_point() if name in state else name.endswith((".weight", ".bias"))
             if name != "__metadata__" and entry["dtype"] in WHOLE and is_weight:
                 raise DsctlError(f"{file}: {name} has whole numbers ({entry['dtype']}), and is a weight", hint=ANOTHER)
-    name = find_not_finite(state.items())
-    if name is not None:
-        file = _file_of(name, headers) or where
+    found = find_not_finite(state.items())
+    if found is not None:
+        file = _file_of(found, headers) or where
         raise DsctlError(
-            f"{file}: {name} has a value that is no finite number in {_dtype_name(state[name])}", hint=ANOTHER
+            f"{file}: {found} has a value that is no finite number in {_dtype_name(state[found])}", hint=ANOTHER
         )
     for name, tensor in state.items():
         if name.endswith(VARIANCE) and tensor.numel() and float(tensor.min()) < 0:

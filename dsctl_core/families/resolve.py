@@ -16,6 +16,7 @@ from dsctl_core.checkpoint.single_file import identify_single_file, is_single_fi
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
 from dsctl_core.family import Family, ModelParts, Preset, Schedule
+from dsctl_core.files.json import read_json
 from dsctl_core.options.model import PATHS, parse_model_paths
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _family_of_component(folder: Path) -> tuple[Family, dict[str, Any] | None]:
     for other in families().values():
         names = {name for component in other.components for name in component.class_names}
         if index.get("_class_name") in other.pipeline_classes and class_of(folder) in names:
-            return other, index
+            return other, read_index(other, folder.parent)
     return family, None
 
 
