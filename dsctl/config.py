@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from dsctl_core.errors import DsctlError, UsageError, near_miss
+from dsctl_core.errors import UsageError, near_miss
 from dsctl_core.options.base import Options
+from dsctl_core.options.config_file import read_toml
 from dsctl_core.options.messages import (
     EMPTY_PATH,
     explain_value,
@@ -73,7 +73,7 @@ def read_config(
         values = {name: _value(options, name, value, file) for name, value in run.values.items()}
         return Config(values, run.given)
     values = {}
-    for key, value in _read_toml(file).items():
+    for key, value in read_toml(file, "--config").items():
         if not isinstance(value, str | int | float | list):
             what = "a table" if isinstance(value, dict) else "a date"
             raise UsageError(
@@ -116,19 +116,3 @@ def _value(options: type[Options], name: str, value: Any, file: Path, key: str |
         return TypeAdapter(kind, config={"allow_inf_nan": False}).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise explain_value(label, field, {**error.errors()[0], "input": value}) from None
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DsctlError(f"--config {file} does not exist", hint="check the path") from None
-    except OSError as error:
-        raise DsctlError(f"--config {file} cannot be read: {error.strerror}", hint="give a TOML file") from error
-    except ValueError as error:
-        raise UsageError(f"--config {file} is not TOML: {error}", hint="lines look like: lora_rank = 16") from error

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dsctl_core.checkpoint.finite import find_not_finite
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.data.video import FrameRule
 from dsctl_core.denoising import CfgScale, ProgressBar, Step, denoise, no_progress_bar, run_step_directly
@@ -281,6 +282,11 @@ class BasePipeline(nn.Module):
 
     def vae_output_to_image(self, images: Tensor) -> list[Image.Image]:
         """Return `images` (B, 3, H, W) in [-1, 1] as PIL images, each value rounded to the nearest of 256 levels."""
+        if find_not_finite([("image", images)]) is not None:
+            raise DsctlError(
+                "the picture has values that are no finite numbers, so nothing can be seen on it",
+                hint="use bfloat16 or float32 instead of float16, and a smaller scale of each LoRA",
+            )
         levels = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255
         pixels = levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(each) for each in pixels]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_json, write_text
 from dsctl_core.files.digest import digest, digest_file
-from dsctl_core.files.json import read_json
+from dsctl_core.files.json import checked, read_json, through_json
 from dsctl_core.version import __version__
 
 FORMAT = 1  # increased when older files can no longer be read
@@ -59,6 +62,56 @@ class Manifest:
     dsctl_version: str = field(default=__version__)
 
 
+Size = Annotated[int, Field(ge=0)]
+ShardName = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.safetensors$")]  # so it is inside of the cache
+UnitVersion = Annotated[list[Any], Field(min_length=2, max_length=2)]
+
+
+class RecipeFile(TypedDict):
+    """The recipe in manifest.json."""
+
+    family: str
+    task: str
+    trainable: list[str]
+    once: list[UnitVersion]
+    every_step: list[str]
+    components: dict[str, str]
+    dtype: str
+    processing: dict[str, Any]
+    extra_inputs: list[str]
+    model: dict[str, Any]
+    dataset: dict[str, Any]
+
+
+class ManifestFile(TypedDict):
+    """The structure of manifest.json."""
+
+    recipe: RecipeFile
+    counts: dict[str, int]
+    bytes: dict[str, int]
+    shards: dict[ShardName, Size]
+    index: str
+    skipped: list[dict[str, Any]]
+    format: int
+    dsctl_version: str
+
+
+class EntryFile(TypedDict):
+    """One entry in index.json."""
+
+    row: Size
+    key: str
+    values: dict[str, Any]
+    parts: list[str]
+
+
+class IndexFile(TypedDict):
+    """The structure of index.json."""
+
+    entries: list[EntryFile]
+    parts: dict[str, ShardName]
+
+
 def write_manifest(
     cache: Path,
     recipe: Recipe,
@@ -85,7 +138,7 @@ def write_manifest(
     counts = {"entries": len(entries), "parts": len(used), "shards": len(shards), "skipped": len(skipped)}
     sizes = {"tensors": tensor_bytes, "shards": sum(shards.values())}
     manifest = Manifest(recipe, counts, sizes, shards, digest_file(cache / INDEX_FILE), tuple(skipped))
-    content = json.loads(json.dumps(asdict(manifest)))
+    content = through_json(asdict(manifest))
     write_json(cache / MANIFEST_FILE, {**content, "checksum": digest(content)})
     return manifest
 
@@ -121,9 +174,32 @@ def read_manifest(cache: Path) -> Manifest:
             f"{content.get('dsctl_version')}, this is {__version__})",
             hint=REBUILD,
         )
-    recipe: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.pop("recipe").items()}
-    recipe["once"] = tuple((name, version) for name, version in recipe["once"])
-    return Manifest(Recipe(**recipe), **{**content, "skipped": tuple(content["skipped"])})
+    found = checked(content, ManifestFile, str(path), hint=REBUILD)
+    recipe = found["recipe"]
+    names = checked([name for name, _ in recipe["once"]], list[str], f"{path}, the units in once", hint=REBUILD)
+    versions = checked([version for _, version in recipe["once"]], list[int], f"{path}, their versions", hint=REBUILD)
+    return Manifest(
+        Recipe(
+            recipe["family"],
+            recipe["task"],
+            tuple(recipe["trainable"]),
+            tuple(zip(names, versions, strict=True)),
+            tuple(recipe["every_step"]),
+            recipe["components"],
+            recipe["dtype"],
+            recipe["processing"],
+            tuple(recipe["extra_inputs"]),
+            recipe["model"],
+            recipe["dataset"],
+        ),
+        found["counts"],
+        found["bytes"],
+        found["shards"],
+        found["index"],
+        tuple(found["skipped"]),
+        found["format"],
+        found["dsctl_version"],
+    )
 
 
 def read_index(cache: Path, manifest: Manifest) -> tuple[list[Entry], dict[str, str]]:
@@ -135,6 +211,6 @@ def read_index(cache: Path, manifest: Manifest) -> tuple[list[Entry], dict[str, 
         raise DsctlError(
             f"{path} is damaged, or does not belong to {MANIFEST_FILE}", hint="run the same `dsctl cache` command again"
         )
-    content = read_json(path)
+    content = checked(read_json(path), IndexFile, str(path), hint=REBUILD)
     entries = [Entry(e["row"], e["key"], e["values"], tuple(e["parts"])) for e in content["entries"]]
     return entries, content["parts"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.cache.codec import decode, tensors_of
-from dsctl_core.cache.manifest import Entry, read_index, read_manifest
+from dsctl_core.cache.manifest import REBUILD, Entry, read_index, read_manifest
 from dsctl_core.cache.shards import FOLDER, examine_all, structures
 from dsctl_core.errors import DsctlError
 
@@ -48,11 +49,12 @@ class CachedDataset(Sequence[dict[str, Any]]):
 
     def sample(self, entry: Entry) -> dict[str, Any]:
         """Return the values of an entry by name."""
-        values = {name: decode(structure, None) for name, structure in entry.values.items()}
-        for key in entry.parts:
-            file, parts = self._shard(self.shard_names[key])
-            for name, structure in parts[key].items():
-                values[name] = decode(structure, lambda n, key=key, file=file: file.get_tensor(f"{key}/{n}"))
+        with self._structure_of(entry):
+            values = {name: decode(structure, None) for name, structure in entry.values.items()}
+            for key in entry.parts:
+                file, parts = self._shard(self.shard_names[key])
+                for name, structure in parts[key].items():
+                    values[name] = decode(structure, lambda n, key=key, file=file: file.get_tensor(f"{key}/{n}"))
         return values
 
     def shape(self, entry: Entry, name: str) -> list[int]:
@@ -62,6 +64,19 @@ class CachedDataset(Sequence[dict[str, Any]]):
             for number in tensors_of(parts[key].get(name)):
                 return list(file.get_slice(f"{key}/{number}").get_shape())
         return []
+
+    @contextmanager
+    def _structure_of(self, entry: Entry) -> Iterator[None]:
+        """Turn what a structure runs into that `encode` does not write into a DsctlError that names the row."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+            raise DsctlError(
+                f"{self.location(entry.row)} is not an entry that dsctl has written: {type(error).__name__}: {error}",
+                hint=REBUILD,
+            ) from error
 
     def without(self, rows: Collection[int]) -> CachedDataset:
         """Return this dataset without the entries of the rows `rows` (from 0) of the original dataset."""
@@ -80,7 +95,10 @@ class CachedDataset(Sequence[dict[str, Any]]):
 
         A batch has entries of one bucket. Tensors in `padded` can be padded to the same shape.
         """
-        found = {entry.key: self._bucket(entry, padded) for entry in {e.key: e for e in self.entries}.values()}
+        found: dict[str, Hashable] = {}
+        for entry in {each.key: each for each in self.entries}.values():
+            with self._structure_of(entry):
+                found[entry.key] = self._bucket(entry, padded)
         return [found[entry.key] for entry in self.entries]
 
     def _bucket(self, entry: Entry, padded: Collection[str]) -> Hashable:

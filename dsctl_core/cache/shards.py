@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,12 +23,13 @@ from dsctl_core.cache.codec import encode
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import atomic_path
 from dsctl_core.files.digest import digest_file
-from dsctl_core.files.safetensors import check_safetensors
+from dsctl_core.files.foreign import is_pickle
+from dsctl_core.files.json import checked, parse_json
+from dsctl_core.files.safetensors import check_safetensors, safetensors_header
 
 FOLDER, SUFFIX = "shards", ".safetensors"
 PARTS_IN_A_SHARD = 64
 HEADER_KEY = "dsctl_cache"  # a single key, because the order in which safetensors writes several is not fixed
-PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,16 @@ def structures(path: Path) -> dict[str, dict[str, Any]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})[HEADER_KEY])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+            text = (file.metadata() or {})[HEADER_KEY]
+    except (SafetensorError, OSError, KeyError) as error:
         raise DsctlError(f"{path} is not a shard of a cache", hint="rebuild the cache") from error
+    found = parse_json(text, f"the {HEADER_KEY} of {path}", finite=False, hint="rebuild the cache")
+    return checked(found, dict[str, dict[str, Any]], f"the {HEADER_KEY} of {path}", hint="rebuild the cache")
 
 
 def tensor_bytes(path: Path) -> dict[str, int]:
     """Return the number of bytes of the tensors of each part in a shard."""
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
+    header, _ = safetensors_header(path)
     sizes: dict[str, int] = {}
     for name, description in header.items():
         if name != "__metadata__":
@@ -89,10 +89,7 @@ def examine(path: Path) -> None:
     """Raise `DsctlError` if a shard is missing, incomplete, a pickle, or not equal to its checksum."""
     if not path.is_file():
         raise DsctlError(f"{path} is missing", hint="copy it back, or run the `dsctl cache` command again")
-    with path.open("rb") as stream:
-        head = stream.read(9)
-    # A safetensors file begins with the length of its header, which can have the first bytes of a pickle.
-    if head.startswith(PICKLES) and head[4:] != bytes(4) + b"{":
+    if is_pickle(path):
         raise DsctlError(
             f"{path} is a pickle, which can run code when it is opened; a cache has no pickles",
             hint="do not open it; rebuild the cache from your own data",

@@ -50,7 +50,13 @@ def find_problems(cache: Path) -> Iterator[Problem]:
         if error is not None:
             bad.add(path.name)
             yield Problem(path, "shard", error.problem, error.hint)
-    present = {path.name: structures(path) for path in dataset.shards() if path.name not in bad}
+    present: dict[str, dict[str, Any]] = {}
+    for path in dataset.shards():
+        try:
+            present |= {} if path.name in bad else {path.name: structures(path)}
+        except DsctlError as error:
+            bad.add(path.name)
+            yield Problem(path, "shard", error.problem, error.hint)
     names = {name for entry in dataset.entries[:1] for name in _names(dataset, entry.parts, present)}
     for entry in dataset.entries:
         if any(dataset.shard_names.get(key) in bad for key in entry.parts):
@@ -67,8 +73,13 @@ def find_problems(cache: Path) -> Iterator[Problem]:
             continue
         if _names(dataset, entry.parts, present) != names:
             yield Problem(cache, "entry", f"{location} does not have the same values as other rows", again, entry.row)
-        for name, value in dataset.sample(entry).items():
-            if isinstance(value, Tensor) and len(value) != 1:
+        try:
+            sample = dataset.sample(entry)
+        except DsctlError as error:
+            yield Problem(cache, "entry", error.problem, error.hint, entry.row)
+            continue
+        for name, value in sample.items():
+            if isinstance(value, Tensor) and value.shape[:1] != (1,):
                 yield Problem(cache, "entry", f"{location}: its {name} is {tuple(value.shape)}", again, entry.row)
             if not is_finite(value):
                 yield Problem(cache, "not finite", f"{location}: its {name} is not finite", "check the row", entry.row)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsctl_core.checkpoint.quantized import refuse_quantized, refuse_quantized_config
+from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
 from dsctl_core.files.digest import digest, digest_file, weights_identity
 from dsctl_core.files.json import read_json
-from dsctl_core.files.safetensors import PICKLE_SUFFIXES, check_safetensors
-
-INDEX_SUFFIX = ".safetensors.index.json"
+from dsctl_core.files.safetensors import safetensors_header
 
 
 def class_of(folder: Path) -> str:
@@ -23,7 +23,11 @@ def class_of(folder: Path) -> str:
             hint="keep each component's weights together with the config.json they were published with",
         )
     config = read_json(path)
-    named = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    refuse_quantized_config(path, config)
+    named = config.get("_class_name")
+    if named is None:
+        architectures = config.get("architectures")
+        named = architectures[0] if isinstance(architectures, list) and architectures else None
     if not isinstance(named, str):
         raise DsctlError(f"{path} names no class", hint="it should have _class_name or architectures")
     return named
@@ -46,31 +50,13 @@ def identify_component(family: Family, folder: Path) -> Component:
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of the component in `folder`, a folder or a single file, and check each of them.
 
-    With an index file these are the shards that it names. Raises DsctlError for a missing shard, a damaged file, or
-    weights in pickle format.
+    See `find_weights` for which files these are. Raises DsctlError for a missing shard, a damaged file, and weights in
+    another format or quantized by another tool.
     """
-    if folder.is_file():
-        check_safetensors(folder)
-        return [folder]
-    indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
-    if indices:
-        names = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
-        for file in files:
-            if not file.is_file():
-                raise DsctlError(f"{file} is missing, but {indices[0].name} names it", hint="download it again")
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
-        if pickles:
-            raise DsctlError(
-                f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it is opened",
-                hint="use a version of the model in safetensors",
-            )
-        raise DsctlError(f"{folder} has no weights (*.safetensors)", hint="check the path, or download the model again")
+    files = [folder] if folder.is_file() else list(find_weights(folder).files)
     for file in files:
-        check_safetensors(file)
+        header, _ = safetensors_header(file)
+        refuse_quantized(file, header)
     return files
 
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.build import component_class
+from dsctl_core.checkpoint.build import checked_build, component_class
+from dsctl_core.checkpoint.finite import refuse_unusable_weights
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.checkpoint.schedule import read_schedule
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
+from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, ModelParts, Schedule
-from dsctl_core.files.json import read_json
+from dsctl_core.files.json import checked, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +76,7 @@ def find_component_paths(
 
 
 def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> None:
-    places.index = read_json(folder / "model_index.json")
+    places.index = read_index(family, folder)
     for component in family.components:
         left_out = component.optional and places.index.get(component.folder) == [None, None]
         if (folder / component.folder).is_dir() and not left_out:
@@ -91,6 +93,19 @@ def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> N
             places.readers.setdefault(reader.name, folder / reader.folder)
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         places.schedule = folder / "scheduler" / "scheduler_config.json"
+
+
+def read_index(family: Family, folder: Path) -> dict[str, Any]:
+    """Return the model_index.json in `folder`; raise DsctlError for an entry of another type than the published ones.
+
+    The entries are those that say of which kind a model of `family` is, such as whether it is distilled.
+    """
+    path = folder / "model_index.json"
+    index = read_json(path)
+    for name, value in {name: value for preset in family.presets for name, value in preset.index.items()}.items():
+        if index.get(name) is not None and value is not None:
+            checked(index[name], type(value), f"{path}, {name}")
+    return index
 
 
 def _add(places: ComponentPaths, name: str, folder: Path) -> None:
@@ -166,6 +181,7 @@ def load_components(
             load_single_file(family, component, folder, dtype) if single else load_component(component, folder, dtype)
         )
         models[component.name] = loaded.to("cpu" if component.name in waiting else device)
+        refuse_unusable_weights(loaded, [folder] if single else weight_files(folder), folder)
     readers = Readers(family, {name: path for name, path in places.readers.items() if name in used})
     found = read_schedule(schedule or family.schedule, places.schedule)
     return LoadedComponents(models, readers, found, parts)
@@ -178,18 +194,14 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn
     """
     from dsctl_core.memory.dtypes import declare_float32_parts
 
-    weight_files(folder)
     cls: Any = with_float32_parts(component_class(component, folder), component.float32_parts)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     # The libraries name this argument differently, and warn of deprecation for the other name.
     options["dtype" if component.library == "transformers" else "torch_dtype"] = dtype
-    try:
+    options["variant"] = find_weights(folder).variant
+    files = weight_files(folder)
+    with checked_build(component, folder, cls, files):
         model, info = cls.from_pretrained(str(folder), **options)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise DsctlError(
-            f"{folder} does not fit a {cls.__name__}: {_first_line(error)}",
-            hint="its config.json and its weights should come from one place",
-        ) from error
     _refuse_misfits(folder, info)
     declare_float32_parts(model, component.float32_parts)
     return model.eval().requires_grad_(False)
@@ -215,8 +227,3 @@ def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
             )
     if info.get("error_msgs"):
         raise DsctlError(f"{folder}: {info['error_msgs'][0]}", hint="download the model again")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

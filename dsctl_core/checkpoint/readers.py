@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.checkpoint.build import one_line
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Family, Reader
 
@@ -56,10 +57,11 @@ def load_reader(reader: Reader, folder: Path) -> Any:
     backend = {"backend": "pil"} if reader.kind == "image_processor" else {}
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, **backend)
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # the libraries raise whatever a value in a damaged file runs into
         what = reader.kind.replace("_", " ")
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise DsctlError(
-            f"{folder} holds no {what}: {lines[0] if lines else type(error).__name__}",
+            f"{folder} holds no {what}: {one_line(error)}",
             hint=f"download the {what} again",
         ) from error

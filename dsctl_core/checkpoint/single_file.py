@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.build import component_class
+from dsctl_core.checkpoint.quantized import refuse_quantized
 from dsctl_core.checkpoint.stream import tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
@@ -31,14 +32,16 @@ OF_TEXT = re.compile(r"(?:^|\.)(?:layers\.\d+\.self_attn\.q_proj|block\.\d+\.lay
 
 def is_single_file(path: Path) -> bool:
     """Return whether `path` is a weight file without a config.json in its folder."""
-    return path.is_file() and path.suffix == ".safetensors" and not (path.parent / "config.json").is_file()
+    return path.is_file() and not (path.parent / "config.json").is_file()
 
 
 def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family, Component]:
     """Return the family and the component with the tensor names in `path`, regardless of the number of layers.
 
-    Raises DsctlError for an unknown file, with the most similar components in the message.
+    Raises DsctlError for a file in another format or quantized by another tool, which it names, and for an unknown
+    one, with the most similar components in the message.
     """
+    refuse_quantized(path, tensor_shapes(path))
     import torch
 
     with torch.device("meta"):

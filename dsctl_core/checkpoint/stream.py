@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from dsctl_core.checkpoint.finite import refuse_not_finite
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import atomic_path
 from dsctl_core.files.safetensors import safetensors_header
@@ -56,7 +57,7 @@ def rewrite(source: Path, target: Path, changes: Mapping[str, ChangeRows], tick:
             if name in changes:
                 _change(source, name, entry, reader, writer, changes[name])
             else:
-                _copy(reader, writer, last - first)
+                _copy_tensor(source, name, entry, reader, writer)
             tick(name)
     shutil.copymode(source, target)
 
@@ -70,11 +71,28 @@ def _copy(reader: IO[bytes], writer: IO[bytes], count: int) -> None:
         count -= len(data)
 
 
+def _copy_tensor(source: Path, name: str, entry: dict[str, Any], reader: IO[bytes], writer: IO[bytes]) -> None:
+    """Copy the tensor at the position of `reader`; raise DsctlError for a value that is not finite."""
+    import torch
+
+    first, last = entry["data_offsets"]
+    dtype = getattr(torch, DTYPES[entry["dtype"]]) if entry["dtype"] in DTYPES else None
+    for position in range(first, last, CHUNK):
+        data = bytearray(reader.read(min(CHUNK, last - position)))
+        if not data:
+            raise DsctlError(f"{reader.name} ended early", hint="download or copy it again")
+        if dtype is not None:
+            refuse_not_finite([(name, torch.frombuffer(data, dtype=dtype))], source)
+        writer.write(data)
+
+
 def _change(
     source: Path, name: str, entry: dict[str, Any], reader: IO[bytes], writer: IO[bytes], change: ChangeRows
 ) -> None:
     for row, block in row_blocks(source, name, entry, reader):
-        writer.write(_bytes(change(block.float(), row).to(block.dtype)))
+        changed = change(block.float(), row).to(block.dtype)
+        refuse_not_finite([(name, changed)], source)
+        writer.write(_bytes(changed))
 
 
 def row_blocks(source: Path, name: str, entry: dict[str, Any], reader: IO[bytes]) -> Iterator[tuple[int, Tensor]]:
@@ -109,7 +127,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """Return one tensor of a safetensors file, without mapping the file into memory."""
+    """Return one tensor of a safetensors file, without mapping the file into memory; all its values are finite."""
     import torch
 
     header, begin = safetensors_header(path)
@@ -119,6 +137,8 @@ def read_tensor(path: Path, name: str) -> Tensor:
     with path.open("rb") as reader:
         reader.seek(begin + first)
         data = bytearray(reader.read(last - first))
-    return (
-        torch.frombuffer(data, dtype=dtype).view(entry["shape"]) if data else torch.empty(entry["shape"], dtype=dtype)
-    )
+    if not data:
+        return torch.empty(entry["shape"], dtype=dtype)
+    tensor = torch.frombuffer(data, dtype=dtype).view(entry["shape"])
+    refuse_not_finite([(name, tensor)], path)
+    return tensor

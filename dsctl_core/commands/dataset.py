@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from dsctl_core.data.problems import DataError
 from dsctl_core.data.summary import CacheBytes, lines_of, summarize
 from dsctl_core.data.validation import Checks, Level, Problem, Validation, unreadable_dataset, validate_dataset
 from dsctl_core.data.video import FrameRule
-from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.errors import UsageError
 from dsctl_core.families import families
 from dsctl_core.families.prompt_lengths import find_cut_prompts
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text
+from dsctl_core.files.json import checked, read_json
 from dsctl_core.files.ownership import require_replaceable
 from dsctl_core.options import DatasetValidateOptions, ReadingOptions
 from dsctl_core.options.effects import OF_A_DATASET, PICTURES_ONLY, WITHOUT_REPORT
@@ -164,10 +164,9 @@ def _cache_bytes(resolved: ResolvedModel) -> CacheBytes | None:
     for folder in folders:
         file = folder / family.component(denoiser).folder / "config.json"
         if file.is_file():
-            try:
-                config = {**config, **json.loads(file.read_text(encoding="utf-8"))}
-            except ValueError as error:
-                raise DsctlError(f"{file} is no JSON: {error}", hint="restore it from where it came") from error
+            own = read_json(file)
+            sizes = {name: own[name] for name, value in config.items() if type(value) is int and name in own}
+            config = {**config, **checked(sizes, dict[str, int], str(file))}
 
     def reckon(width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
         return reckon_with(config, width, height, frames, characters)

@@ -11,8 +11,10 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.commands.template_apart import check_apart
 from dsctl_core.commands.upload import upload_files
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.foreign import is_pickle
+from dsctl_core.files.json import read_line
 from dsctl_core.files.ownership import require_new
-from dsctl_core.files.safetensors import PICKLE_SUFFIXES, safetensors_header
+from dsctl_core.files.safetensors import safetensors_header
 from dsctl_core.hub.settings import download_source, model_base_path
 from dsctl_core.hub.upload import files_to_upload
 from dsctl_core.options.template import WEIGHTS as SAFETENSORS
@@ -69,7 +71,7 @@ def upload(options: TemplateUploadOptions, progress: Transfers | None = None) ->
     folder = folder_of(ModelConfig(path=options.path))
     files = files_to_upload(folder)
     for name, file in files:
-        if file.suffix.lower() in PICKLE_SUFFIXES:
+        if is_pickle(file):
             raise DsctlError(
                 f"{file} is a pickle, which can run code when it is opened",
                 hint=f"save {name} as safetensors, or move it out of the folder",
@@ -95,8 +97,7 @@ def _to_try(options: TemplateUploadOptions, template: Template) -> list[str]:
     get = ["dsctl", "download", f"{options.repo}{at}", "--source", download_source(options.target)]
     place = model_base_path() / f"{options.repo}{at.replace('/', '--')}"
     about = safetensors_header(template.contract.weights[0])[0].get("__metadata__", {})
-    try:
-        example = json.loads(about[EXAMPLE])
-    except (KeyError, ValueError):
+    example = read_line(about.get(EXAMPLE, ""))
+    if example is None:
         example = {name: "..." for name, default in input_names(template).items() if default == REQUIRED}
     return [shlex.join(get), infer_line(about.get("base_model"), str(place), example)]

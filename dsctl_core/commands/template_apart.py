@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.json import decode_json
 from dsctl_core.options.template_tools import TemplateCheckOptions
 from dsctl_core.template.check import describe, open_model
 from dsctl_core.template.model import load_template
@@ -47,7 +48,7 @@ def check_apart(options: TemplateCheckOptions) -> dict[str, Any]:
                 process.kill()
         if not file.is_file():
             raise _silent_end(code, code_of_end)
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = decode_json(file.read_bytes(), any_text=True)
     if "problem" in told:
         error = DsctlError(told["problem"], hint=told["hint"])
         error.exit_code = told["exit_code"]
@@ -62,7 +63,7 @@ def answer(asked: str, file: str) -> None:
     """Check the template that the JSON text `asked` names, and write the result to `file`, whole or not at all."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the process that waits for this one answers Ctrl-C
     warnings.simplefilter("ignore")
-    told = _outcome(TemplateCheckOptions(**json.loads(asked)))
+    told = _outcome(TemplateCheckOptions(**decode_json(asked, any_text=True)))
     part = Path(f"{file}.part")
     part.write_text(json.dumps(told), encoding="utf-8")
     part.replace(file)

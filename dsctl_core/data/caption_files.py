@@ -9,6 +9,7 @@ from typing import Any
 
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import BadCell, blank, kind_of
+from dsctl_core.files.json import decode_json
 
 TEXT_SUFFIXES = (".caption", ".txt")
 JSON_SUFFIX = ".json"
@@ -113,8 +114,8 @@ def _other_caption(path: Path, text: str) -> bool:
 def _captions_in(path: Path) -> dict[str, Any]:
     """Return the captions of a json file by key; raise `DataError` if it is not an object of json."""
     try:
-        value = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
+        value = decode_json(_read(path), finite=False)  # other keys of the file are of no concern here
+    except ValueError as error:
         raise DataError(f"{path} cannot be read as json: {error}", hint=AS_JSON, kind="caption") from error
     if not isinstance(value, dict):
         raise DataError(f"{path} is {kind_of(value)}, not an object", hint=AS_JSON, kind="caption")

@@ -14,6 +14,7 @@ from typing import Any
 
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.rows import Metadata, Row, kind_of, union_of_keys
+from dsctl_core.files.json import JsonFault, Keys, decode_json, field_name
 
 # What may stand between the cells of a csv: Excel writes semicolons where the comma is the decimal point.
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -113,8 +114,10 @@ def read_json(path: Path) -> Metadata:
         raise DataError(
             f"{path} line {error.lineno}, column {error.colno}: {error.msg}", hint=hint, kind="table"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as json: {error}", hint="write plain json", kind="table") from error
+    except JsonFault as fault:
+        number, *keys = fault.keys or (None,)
+        location = str(path) if not isinstance(number, int) else f"{path} row {number + 1}"
+        raise _fault_of_row(location, fault, tuple(keys)) from fault
     if not isinstance(rows, list):
         raise DataError(
             f"{path} is {kind_of(rows)}, not a list of objects",
@@ -146,10 +149,8 @@ def read_jsonl(path: Path) -> Metadata:
                     raise DataError(
                         f"{location}, column {error.colno}: {error.msg}", hint=hint, kind="table"
                     ) from error
-                except (ValueError, RecursionError) as error:
-                    raise DataError(
-                        f"{location} cannot be read as json: {error}", hint="write plain json", kind="table"
-                    ) from error
+                except JsonFault as fault:
+                    raise _fault_of_row(location, fault, fault.keys) from fault
                 _refuse_bad_object(location, row)
                 rows.append(row)
                 lines.append(number)
@@ -158,31 +159,19 @@ def read_jsonl(path: Path) -> Metadata:
     return Metadata(path, union_of_keys(rows), tuple(rows), tuple(lines))
 
 
-class _RepeatedKey(dict[str, Any]):
-    """A json object with a duplicate key; it is refused where the row number is known."""
-
-    key: str
+def _fault_of_row(location: str, fault: JsonFault, keys: Keys) -> DataError:
+    """Return the error for a value in the row at `location`, to which `keys` lead."""
+    where = f"{location}, {field_name(keys)}," if keys else location
+    hint = "write plain json" if fault.repeated is None else "keep one of the two"
+    return DataError(f"{where} {fault.fault}", hint=hint, kind="table")
 
 
 def _decode(text: str) -> Any:
-    def build(pairs: list[tuple[str, Any]]) -> Row:
-        built = dict(pairs)
-        if len(built) == len(pairs):
-            return built
-        repeated = _RepeatedKey(built)
-        names = [name for name, _ in pairs]
-        repeated.key = next(name for name in names if names.count(name) > 1)
-        return repeated
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is not a json value")
-
-    return json.loads(text, object_pairs_hook=build, parse_constant=refuse)
+    # A text that cannot be written is a problem of its row, found where the row is used.
+    return decode_json(text, any_text=True)
 
 
 def _refuse_bad_object(location: str, row: Any) -> None:
-    if isinstance(row, _RepeatedKey):
-        raise DataError(f"{location} has the key {row.key!r} twice", hint="keep one of the two", kind="table")
     if not isinstance(row, dict):
         raise DataError(
             f"{location} is {kind_of(row)}, not an object",

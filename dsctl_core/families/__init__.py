@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import TypedDict
+
 from dsctl_core.errors import DsctlError, unknown_name
 from dsctl_core.family import Family, Preset
+from dsctl_core.files.foreign import foreign_in, refuse_foreign
+from dsctl_core.files.json import read_json_as
 from dsctl_core.gc_pause import paused_gc
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
+
+
+class ModelIndex(TypedDict):
+    """The model_index.json of a folder in diffusers layout: the class of its pipeline, beside its components."""
+
+    _class_name: str
 
 
 @functools.cache
@@ -75,18 +84,22 @@ def identify_folder(path: Path) -> Family:
 
     Raises DsctlError if `path` is not such a folder, or if the class belongs to no family.
     """
+    if path.is_file():
+        refuse_foreign(path)
     if not path.is_dir():
         problem = f"{path} is not a folder" if path.exists() else f"{path} does not exist"
         raise DsctlError(problem, hint="give a folder in diffusers layout, which has a model_index.json")
     index = path / "model_index.json"
     if not index.is_file():
+        found = foreign_in(path)
+        if found is not None:
+            raise DsctlError(
+                f"{path} has no model_index.json; its {found[0].name} is {found[1].what}", hint=found[1].instead
+            )
         raise DsctlError(
             f"{path} has no model_index.json", hint="give the folder that holds transformer/, vae/ and the others"
         )
-    try:
-        named = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DsctlError(f"{index} names no pipeline class: {error}", hint="restore it from where it came") from error
+    named = read_json_as(index, ModelIndex)["_class_name"]
     for family in families().values():
         if named in family.pipeline_classes:
             return family

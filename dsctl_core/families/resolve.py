@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dsctl_core.checkpoint.identify import class_of
-from dsctl_core.checkpoint.load import find_component_paths
+from dsctl_core.checkpoint.load import find_component_paths, read_index
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.readers import load_reader
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
@@ -18,6 +18,7 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
 from dsctl_core.family import Family, ModelParts, Preset, Schedule
 from dsctl_core.files.json import read_json
+from dsctl_core.options.model import PATHS, parse_model_paths
 
 if TYPE_CHECKING:
     import torch
@@ -196,7 +197,7 @@ def _from_folder(folder: Path, readers: dict[str, ModelConfig]) -> ResolvedModel
     config = ModelConfig(path=folder.expanduser())
     defaults = dict(family.defaults)
     if family.index_defaults is not None:
-        defaults |= family.index_defaults(read_json(folder.expanduser() / "model_index.json"))
+        defaults |= family.index_defaults(read_index(family, folder.expanduser()))
     return ResolvedModel(str(folder), family, None, (config,), readers, defaults)
 
 
@@ -223,20 +224,9 @@ def _published_readers(family: Family, preset: Preset) -> dict[str, ModelConfig]
 
 def _parse_paths(text: str) -> list[ModelConfig]:
     try:
-        entries = json.loads(text)
+        entries = parse_model_paths(text)
     except ValueError as error:
-        raise UsageError(
-            f"--model-paths is not valid JSON: {error}", hint="write it as '[\"a.safetensors\"]'"
-        ) from error
-    if not isinstance(entries, list) or not entries:
-        raise UsageError("--model-paths should be a JSON list of files", hint="write it as '[\"a.safetensors\"]'")
-    for entry in entries:
-        files = entry if isinstance(entry, list) else [entry]
-        if not files or not all(isinstance(file, str) for file in files):
-            raise UsageError(
-                f"--model-paths holds {json.dumps(entry)}, which is neither a path nor a list of paths",
-                hint='write it as \'["a.safetensors", ["b-1.safetensors", "b-2.safetensors"]]\'',
-            )
+        raise UsageError(f"--model-paths is {reprlib.repr(text)}: {error}", hint=f"it takes {PATHS}") from error
     return [ModelConfig(path=entry) for entry in entries]
 
 
@@ -277,7 +267,7 @@ def _family_of_component(folder: Path) -> tuple[Family, dict[str, Any] | None]:
     for other in families().values():
         names = {name for component in other.components for name in component.class_names}
         if index.get("_class_name") in other.pipeline_classes and class_of(folder) in names:
-            return other, index
+            return other, read_index(other, folder.parent)
     return family, None
 
 

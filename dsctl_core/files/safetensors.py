@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import errno
-import json
+import math
 import re
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import atomic_path
+from dsctl_core.files.foreign import refuse_foreign
+from dsctl_core.files.json import JsonFault, checked, decode_json, kind_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+AGAIN = "download or copy it again"
+MOST_HEADER = 100_000_000  # bytes; the format's own limit
+# The bits of an element of each dtype (https://github.com/huggingface/safetensors).
+BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8}
+BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32}
+BITS |= {"F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
+Size = Annotated[int, Field(ge=0)]
+
+
+class TensorEntry(TypedDict):
+    """One tensor in a header; its offsets count from the end of the header."""
+
+    dtype: str
+    shape: list[Size]
+    data_offsets: Annotated[list[Size], Field(min_length=2, max_length=2)]
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -36,34 +55,69 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
 def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the header of a whole safetensors file, and where its tensors begin.
 
-    Raises a DsctlError for a pickle, for a header that is none, and for more or fewer bytes than it announces.
+    The header maps the name of each tensor to its "dtype", "shape" and "data_offsets", and "__metadata__" to texts.
+    Raises a DsctlError that names the file, and the tensor: for another format, for a header that is none, for tensors
+    of another size than their dtype and shape, that overlap or leave a gap, and for more or fewer bytes than announced.
     """
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise DsctlError(
-            f"{path} is a pickle, which can run code when it is opened",
-            hint="convert it to safetensors, or ask its author for a .safetensors file",
-        )
     try:
         size = path.stat().st_size
+        refuse_foreign(path)
         with path.open("rb") as stream:
             length_bytes = stream.read(8)
             if len(length_bytes) < 8:
-                raise DsctlError(f"{path} is cut off: {size} bytes", hint="download or copy the file again")
+                raise DsctlError(f"{path} is cut off: {size} bytes", hint=AGAIN)
             (length,) = struct.unpack("<Q", length_bytes)
-            if length > 100_000_000 or length + 8 > size:
-                raise DsctlError(f"{path} is no safetensors file, or is cut off", hint="download or copy it again")
-            header = json.loads(stream.read(length))
-    except OSError as error:
-        raise DsctlError(f"{path} cannot be read: {error.strerror or error}", hint="check the path") from error
+            if length > MOST_HEADER or length + 8 > size:
+                raise DsctlError(f"{path} is no safetensors file, or is cut off", hint=AGAIN)
+            text = stream.read(length)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        reason = getattr(error, "strerror", None) or error
+        raise DsctlError(f"{path} cannot be read: {reason}", hint="check the path") from error
+    header = _checked_header(path, text)
+    end = _checked_places(path, header)
+    if size != 8 + length + end:
+        announced = f"its header announces {8 + length + end}"
+        raise DsctlError(f"{path} is damaged: {size} bytes, but {announced}", hint=AGAIN)
+    return header, 8 + length
+
+
+def _checked_header(path: Path, text: bytes) -> dict[str, Any]:
+    """Return the header if it has the structure that the format defines."""
+    try:
+        header = decode_json(text)
+    except JsonFault as fault:
+        raise DsctlError(f"{path} is damaged: in its header, {fault}", hint=AGAIN) from fault
     except ValueError as error:
         raise DsctlError(f"{path} is no safetensors file: its header is not JSON", hint="check the path") from error
-    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-    if size != expected:
-        raise DsctlError(
-            f"{path} is damaged: {size} bytes, but its header announces {expected}", hint="download or copy it again"
-        )
-    return header, 8 + length
+    if not isinstance(header, dict):
+        raise DsctlError(f"{path} is no safetensors file: its header is {kind_of(header)}", hint="check the path")
+    where = f"{path} is damaged: in its header"
+    checked(header.get("__metadata__", {}), dict[str, str], f"{where}, __metadata__", hint=AGAIN)
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    checked(tensors, dict[str, TensorEntry], where, hint=AGAIN)
+    return header
+
+
+def _checked_places(path: Path, header: dict[str, Any]) -> int:
+    """Return the number of bytes of all tensors, after checking that they follow one another without a gap."""
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    end = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        if entry["dtype"] not in BITS:
+            raise DsctlError(
+                f"{path}: {name} has the dtype {entry['dtype']!r}, which is unknown",
+                hint=f"the dtypes of safetensors are {', '.join(BITS)}; give another version of the file",
+            )
+        bits = math.prod(entry["shape"]) * BITS[entry["dtype"]]
+        if bits != 8 * (last - first):
+            shape = f"{entry['dtype']} of shape {tuple(entry['shape'])}"
+            raise DsctlError(f"{path} is damaged: {name} is {shape}, but has {last - first} bytes", hint=AGAIN)
+        if first != end:
+            how = "overlaps the tensor before it" if first < end else "leaves a gap behind the tensor before it"
+            raise DsctlError(f"{path} is damaged: {name} begins at byte {first}, which {how}", hint=AGAIN)
+        end = last
+    return end
 
 
 def check_safetensors(path: Path) -> None:
@@ -73,9 +127,14 @@ def check_safetensors(path: Path) -> None:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the header's metadata of a checked safetensors file."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     check_safetensors(path)
-    with safe_open(path, framework="pt") as opened:
-        names = opened.keys()
-        return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
+    try:
+        with safe_open(path, framework="pt") as opened:
+            names = opened.keys()
+            return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
+    except (SafetensorError, AttributeError, KeyError) as error:  # a dtype that this torch does not have
+        raise DsctlError(
+            f"{path} has tensors that cannot be read: {error}", hint="give another version of the file"
+        ) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error
+from dsctl_core.hub.proxies import way_to
 
 TOKENS = {
     "huggingface": "set HF_TOKEN, log in with `hf auth login`, or give --token",
@@ -96,7 +97,7 @@ def explain(hub: str, what: str, error: BaseException, folder: Path | None = Non
             f"{what} is not downloaded, and HF_HUB_OFFLINE forbids the network", hint="unset HF_HUB_OFFLINE"
         )
     if _is_network(error, names):
-        return HubUnreachable(f"{title} cannot be reached for {what}", hint=OFFLINE)
+        return HubUnreachable(f"{title} cannot be reached at {way_to(hub)} for {what}", hint=OFFLINE)
     if status is not None:
         return DsctlError(f"{title} refused the request with status {status}: {what}", hint="check the names")
     if "HFValidationError" in names or "InvalidParameter" in names:

@@ -6,7 +6,7 @@ run does not have to read 50 GB to verify them again.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
 import threading
 from collections.abc import Iterable, Sequence
@@ -16,6 +16,7 @@ from typing import Any
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder, write_json
+from dsctl_core.files.json import read_json
 from dsctl_core.files.lock import locked
 from dsctl_core.hub.parts import PARTS
 from dsctl_core.hub.remote import Hub, RemoteFile, RepoType, checksum_of
@@ -113,11 +114,9 @@ class _VerifiedFiles:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            content = {}  # without the record every file is read and verified again
-        self.known: dict[str, Any] = content if isinstance(content, dict) else {}
+        self.known: dict[str, Any] = {}
+        with contextlib.suppress(DsctlError):  # without the record every file is read and verified again
+            self.known = read_json(path)
 
     def is_whole(self, file: RemoteFile, path: Path, progress: Transfers) -> bool:
         """Return whether `path` has the content that the hub lists; compute its checksum if it is not in the record."""

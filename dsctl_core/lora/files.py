@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
 from dsctl_core.files.atomic import atomic_folder, atomic_path, write_json
-from dsctl_core.files.safetensors import PICKLE_SUFFIXES, check_safetensors, read_safetensors, write_safetensors
+from dsctl_core.files.foreign import is_pickle
+from dsctl_core.files.safetensors import check_safetensors, read_safetensors, write_safetensors
+from dsctl_core.lora.check import check_tensors
 from dsctl_core.lora.formats import (
     DENOISER,
     FORMATS,
@@ -26,11 +25,11 @@ from dsctl_core.lora.formats import (
     with_dots,
 )
 from dsctl_core.lora.original import from_original, to_original
+from dsctl_core.lora.peft_config import ADAPTER_CONFIG, ADAPTER_FILE, read_peft_config, scale_function
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Shapes = Mapping[str, tuple[int, int]]  # (out, in) of a component's linear layers, by name
 # Tolerated difference between a layer in the file and the original layer, relative to its norm: the rounding of the two
 # matrices to the dtype of the file.
@@ -57,8 +56,9 @@ def read_lora(
     """
     file = lora_weights(path)
     tensors, metadata = read_safetensors(file)
-    config = _peft_config(file, metadata)
-    components, flat = decode(path, tensors, component_names, _scale_of(path, config))
+    check_tensors(file, tensors)
+    config = read_peft_config(file, metadata)
+    components, flat = decode(path, tensors, component_names, scale_function(path, config))
     if config.get("use_dora") and any(layer.magnitude is None for of in components.values() for layer in of.values()):
         raise DsctlError(
             f"{file} lacks magnitudes, but its settings have use_dora = True", hint="download or copy it again"
@@ -80,49 +80,12 @@ def lora_weights(path: Path) -> Path:
     if path.is_dir():
         file = path / ADAPTER_FILE
         if not file.is_file():
-            pickles = sorted(each.name for each in path.iterdir() if each.suffix in PICKLE_SUFFIXES)
+            pickles = sorted(each.name for each in path.iterdir() if each.is_file() and is_pickle(each))
             what = f"only a pickle ({pickles[0]}), which can run code when it is opened" if pickles else "no LoRA"
             raise DsctlError(f"{path} holds {what}", hint=f"give a .safetensors file, or a folder with {ADAPTER_FILE}")
         path = file
     check_safetensors(path)
     return path
-
-
-def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the peft config of a LoRA, from its adapter_config.json or from the header that diffusers writes."""
-    beside = file.parent / ADAPTER_CONFIG
-    try:
-        if file.name == ADAPTER_FILE and beside.is_file():
-            config = json.loads(beside.read_text(encoding="utf-8"))
-        else:
-            noted = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-            config = {key.removeprefix("transformer."): value for key, value in noted.items()}
-    except (OSError, ValueError) as error:
-        raise DsctlError(f"{beside} cannot be read: {error}", hint="download or copy it again") from error
-    if not isinstance(config, dict):
-        raise DsctlError(f"{beside} should hold a JSON object", hint="download or copy it again")
-    for name, plain in (("bias", "none"), ("modules_to_save", None), ("peft_type", "LORA")):
-        if config.get(name, plain) not in (plain, [] if plain is None else plain):
-            raise DsctlError(
-                f"{file} is no plain LoRA: its settings have {name} = {config[name]!r}", hint="give a plain LoRA"
-            )
-    return config
-
-
-def _scale_of(path: Path, config: dict[str, Any]) -> Callable[[str, int], float]:
-    """Return the function (layer, rank R) -> scale of a peft config: alpha / R, or with rsLoRA alpha / sqrt(R)."""
-
-    def scale(layer: str, rank: int) -> float:
-        alpha = config.get("lora_alpha", rank)
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(?:.*\.)?(?:{pattern})$", layer):
-                alpha = value
-                break
-        if not isinstance(alpha, int | float):
-            raise DsctlError(f"{path}: its alpha is {alpha!r}, which is no number", hint="download or copy it again")
-        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-    return scale
 
 
 def save_lora(
@@ -240,7 +203,10 @@ def verify_lora(
     """
     import torch
 
-    found = read_lora(written, tuple(components), [original])
+    try:
+        found = read_lora(written, tuple(components), [original])
+    except DsctlError as error:
+        raise _unproven(path, error.problem.replace(f"{written}: ", "")) from error
     generator = torch.Generator().manual_seed(0)
     for component, layers in components.items():
         base = (shapes or {}).get(component)

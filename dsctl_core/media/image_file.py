@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.files.atomic import atomic_path
+from dsctl_core.files.json import decode_json
 from dsctl_core.files.ownership import Kind
 from dsctl_core.media.clip import Clip
 
@@ -35,7 +36,7 @@ def about_picture(path: Path) -> dict[str, Any]:
 
     try:
         with Image.open(path, formats=["PNG"]) as picture:
-            about = json.loads(picture.info.get(ABOUT, "{}"))
+            about = decode_json(picture.info.get(ABOUT, "{}"))
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         return {}  # SyntaxError: Pillow's word for a broken PNG
     return about if isinstance(about, dict) and "dsctl_version" in about else {}

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
+from dsctl_core.files.json import decode_option
 from dsctl_core.options.base import Alternative, Options, Text, split_names
 from dsctl_core.options.messages import Takes
 
@@ -20,19 +21,22 @@ def _checked_model_paths(value: Any) -> Any:
     text = json.dumps(value) if isinstance(value, list) else value
     if not isinstance(text, str):
         return value
-    try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"this is not JSON ({error.msg} at character {error.pos + 1})") from None
+    parse_model_paths(text)
+    return text
+
+
+def parse_model_paths(text: str) -> list[str | list[str]]:
+    """Return the paths and lists of shards in the JSON list `text`; raise a ValueError that says what is wrong."""
+    entries = decode_option(text)
     if not isinstance(entries, list) or not entries:
         raise ValueError(
             'this is not a JSON list of paths, such as ["dit.safetensors", ["a.safetensors", "b.safetensors"]]'
         )
     for entry in entries:
         paths = entry if isinstance(entry, list) else [entry]
-        if not paths or not all(isinstance(path, str) and path for path in paths):
+        if not paths or not all(isinstance(path, str) and path and "\0" not in path for path in paths):
             raise ValueError(f"{json.dumps(entry)} is neither a path nor a list of paths")
-    return text
+    return entries
 
 
 def _checked_ids(value: Any) -> Any:
@@ -52,10 +56,7 @@ def _checked_parts(value: Any) -> Any:
     text = value.strip()
     if not text.startswith("["):
         return split_names(value)
-    try:  # a flag that is repeated has its lists one after the other
-        lists = json.loads(f"[{text}]")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"this is not JSON ({error.msg} at character {error.pos})") from None
+    lists = decode_option(f"[{text}]")  # a flag that is repeated has its lists one after the other
     parts: list[str] = []
     for entry in (entry for each in lists for entry in (each if isinstance(each, list) else [each])):
         paths = entry if isinstance(entry, list) else [entry]

@@ -78,7 +78,7 @@ class Setting:
             return WORDS[self.text.lower()]
         try:
             return ast.literal_eval(self.text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the parser's own, for deep nesting
             return self.text
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
+from dsctl_core.files.json import decode_option
 from dsctl_core.options.base import Options
 from dsctl_core.options.effects import NO_TEMPLATE, Idle
 from dsctl_core.options.messages import Spelled, Takes
@@ -72,24 +73,13 @@ class TemplateInputs:
             return text
         if not isinstance(text, str):
             raise ValueError(f"{text!r} is no text")
-        try:
-            values = json.loads(text, object_pairs_hook=_each_key_once)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"this is not JSON ({error.msg} at character {error.pos + 1})") from None
+        values = decode_option(text)
         if not isinstance(values, dict):
             raise ValueError("this is no JSON object")
         return cls(values)
 
     def __str__(self) -> str:
         return json.dumps(self.values)
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"it has the key {name!r} twice")
-    return dict(pairs)
 
 
 DIR_OR_HUB = "DIR, DIR:FILE.safetensors or OWNER/NAME: of a hub"

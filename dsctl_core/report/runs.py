@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -11,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.json import checked, read_json, read_line
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -20,6 +22,15 @@ SAMPLE = re.compile(r"step-(\d+)-(\d+)\.png")
 CHECKPOINT = re.compile(r"step-(\d+)(\..+)?\.(safetensors|peft)")
 VALIDATION_LOSS = "validation_loss"  # of a line of metrics.jsonl that has nothing else but its step
 KEYS = ("run", "step")  # columns that a table of metrics begins with
+
+
+class About(TypedDict, total=False):
+    """The parts of run.json that a page shows."""
+
+    options: dict[str, Any]
+    hardware: dict[str, Any]
+    parameters: dict[str, int]
+    versions: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -153,13 +164,11 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():
         return {}
-    except (OSError, ValueError) as error:
-        raise DsctlError(f"{path} cannot be read: {error}", hint="it is written by `dsctl train`") from error
-    return found if isinstance(found, dict) else {}
+    about = read_json(path)
+    checked(about, About, str(path), hint="it is written by `dsctl train`")
+    return about
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -170,15 +179,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         raise DsctlError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from error
-    found = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
+    return [value for line in text.splitlines() if (value := read_line(line)) is not None]
 
 
 def _samples(folder: Path) -> dict[int, dict[int, Path]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.files.json import read_line
 from dsctl_core.report.html import image_url
 
 MOST_STEPS, MOST_PROMPTS = 10, 12  # maximum numbers of columns and rows
@@ -80,7 +80,6 @@ def _read(path: Path | None) -> tuple[Any, dict[str, Any]]:
     try:
         with Image.open(path) as opened:
             opened.load()
-            about = json.loads(opened.info.get("parameters", "{}"))
-            return opened.copy(), about if isinstance(about, dict) else {}
+            return opened.copy(), read_line(opened.info.get("parameters", "{}")) or {}
     except (OSError, ValueError, SyntaxError):
         return None, {}

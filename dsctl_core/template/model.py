@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dsctl_core.checkpoint.finite import refuse_not_finite
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError, UsageError, near_miss
 from dsctl_core.files.safetensors import read_safetensors
@@ -178,6 +179,7 @@ def load_template(
         _load(model, _read(contract.weights), f"{contract.folder} ({WEIGHTS})", ())
     if checkpoint is not None:
         tensors, metadata = read_safetensors(checkpoint)
+        refuse_not_finite(tensors.items(), checkpoint)
         parts = metadata.get(TRAINED_PARTS)
         # Frozen weights are not in the file: they come from the template's own weights or from its initialization.
         frozen = () if parts is None else _names_outside(model, parts.split(","))
@@ -211,6 +213,7 @@ def _read(files: Iterable[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         loaded, _ = read_safetensors(file)
+        refuse_not_finite(loaded.items(), file)
         duplicates = sorted(set(loaded) & set(tensors))
         if duplicates:
             raise DsctlError(f"{file} has {duplicates[0]}, which an earlier file has too", hint=f"correct {WEIGHTS}")

@@ -20,8 +20,9 @@ from torch import Tensor
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import atomic_folder, prepare_folder, unclaim, write_text
+from dsctl_core.files.foreign import is_pickle
 from dsctl_core.files.ownership import require_new
-from dsctl_core.files.safetensors import PICKLE_SUFFIXES, read_safetensors, write_safetensors
+from dsctl_core.files.safetensors import read_safetensors, write_safetensors
 from dsctl_core.hub.upload import SECRET_NAMES
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.template.card import CARD, card_text, public_name
@@ -133,7 +134,7 @@ def files_to_copy(folder: Path, without: Sequence[Path] = ()) -> list[Path]:
                 continue
             if not file.resolve().is_relative_to(folder.resolve()):
                 raise DsctlError(f"{file} is a link out of {folder}", hint="replace it by the file")
-            if file.suffix.lower() in PICKLE_SUFFIXES:
+            if is_pickle(file):
                 raise DsctlError(
                     f"{file} is a pickle, which can run code when it is opened",
                     hint="save it as safetensors, or move it out of the folder",

@@ -6,14 +6,14 @@ that the template depends on torch only.
 
 from __future__ import annotations
 
-import importlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dsctl_core.checkpoint.build import checked_build, component_class
+from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import find_preset, identify_folder
 from dsctl_core.family import Family
@@ -62,19 +62,17 @@ def blocks_of_model(name: str) -> dict[str, tuple[int, int]]:
             return _blocks(family, family.sizes(family.denoisers[0].name, preset.variant))
         model_folder = local_path
     component = family.component(family.denoisers[0].name)
-    file = model_folder / component.folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DsctlError(f"{file} cannot be read: {error}", hint="use a complete model folder as --model") from error
-    return _blocks(family, {key: value for key, value in config.items() if not key.startswith("_")})
+    place = model_folder / component.folder
+    model_class = component_class(component, place)
+    files = find_weights(place).files if any(place.glob("*.safetensors")) else ()
+    with checked_build(component, place, model_class, files) as config:
+        return _blocks(family, {key: value for key, value in config.items() if not key.startswith("_")}, model_class)
 
 
-def _blocks(family: Family, config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    component = family.component(family.denoisers[0].name)
-    model_class: Any = getattr(importlib.import_module(component.library), component.class_name)
+def _blocks(family: Family, config: dict[str, Any], model_class: Any = None) -> dict[str, tuple[int, int]]:
+    built: Any = model_class or component_class(family.component(family.denoisers[0].name))
     with torch.device("meta"):
-        return block_heads(model_class.from_config(config), family.attention_blocks)
+        return block_heads(built.from_config(config), family.attention_blocks)
 
 
 def skeleton(kind: str, model: str, blocks: dict[str, tuple[int, int]]) -> str:

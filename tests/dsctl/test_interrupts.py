@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dsctl.commands.bad_datasets import good
+from tests.dsctl.commands.spoiled import good
 
 # Each program waits in the middle of a command's work, as a long step does, says so with a file, and then goes on.
 SLOW = """

@@ -18,7 +18,7 @@ from dsctl_core.media.image_file import write_png
 from dsctl_core.options.base import Options
 from dsctl_core.version import __version__
 from tests.cases import try_each
-from tests.dsctl.commands.bad_datasets import good
+from tests.dsctl.commands.spoiled import good
 from tests.dsctl.refusing import written
 from tests.dsctl.running import Dsctl
 from tests.templates import write_template

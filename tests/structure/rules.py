@@ -65,6 +65,10 @@ LIGHT = re.compile(
     r"|dsctl_core/families/__init__\.py|dsctl_core/families/\w+/(__init__|family)\.py"
 )
 
+# Who reads what was written elsewhere; the processes of a command read what those that they started have written.
+READERS = {"dsctl_core/files/json.py", "dsctl_core/options/config_file.py", "dsctl/processes.py"}
+UNCHECKED = {"json.load", "json.loads", "tomllib.load", "tomllib.loads", "pickle.load", "pickle.loads", "torch.load"}
+
 # What gives a family away without its name: the layouts and parts that only one model has.
 SIGNS = ("two streams", "double blocks", "single blocks", "mistral", "klein")
 
@@ -131,6 +135,18 @@ def heavy_imports(sources: Sources) -> list[str]:
         for name in imports(text, on_import=True)
         if name.split(".")[0] in HEAVY
     ]
+
+
+def unchecked_reading(sources: Sources) -> list[str]:
+    """List calls that read JSON, TOML or a pickle past the readers that check what they read."""
+    problems = []
+    for path, text in sources.items():
+        if path in READERS:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in UNCHECKED:
+                problems.append(f"{path}:{node.lineno} calls {ast.unparse(node.func)}: read it by dsctl_core.files")
+    return problems
 
 
 def family_words(sources: Sources) -> set[str]:

@@ -51,6 +51,13 @@ def test_light_modules_import_nothing_heavy(sources: Sources):
     assert rules.heavy_imports(sources) == []
 
 
+def test_what_was_written_elsewhere_is_read_by_the_readers_that_check_it(sources: Sources):
+    assert rules.unchecked_reading(sources) == []
+    for path in rules.READERS:
+        assert rules.unchecked_reading({f"dsctl_core/{path}": sources[path]}) != []
+    assert rules.unchecked_reading({"dsctl_core/a.py": "import torch\ntorch.load(file)"}) != []
+
+
 def test_no_file_outside_families_names_a_family(sources: Sources):
     assert rules.named_families(sources, rules.family_words(sources)) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.prompt_file import prompt_lines, text_lines
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
+from dsctl_core.files.json import parse_json
 
 if TYPE_CHECKING:
     from dsctl_core.options.callbacks import CallbackOptions
@@ -139,10 +139,7 @@ def _from_jsonl(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _checked(place: str, line: str, columns: Sequence[str]) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DsctlError(f"{place} is not JSON: {error}", hint='write {"prompt": "a cat", "seed": 1}') from error
+    row = parse_json(line, place, hint='write {"prompt": "a cat", "seed": 1}')
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise DsctlError(f"{place} has no prompt", hint='write {"prompt": "a cat", "seed": 1}')
     own = {name: value for name, value in row.items() if name not in columns}

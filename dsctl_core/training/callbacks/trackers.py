@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process
+from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error, write_json, write_text
+from dsctl_core.files.json import read_json_as
 from dsctl_core.options.callbacks import TRACKERS
 from dsctl_core.report.runs import VALIDATION_LOSS
 from dsctl_core.training.callbacks.base import TrainingHook
@@ -47,6 +49,12 @@ def require_trackers(names: Sequence[str]) -> None:
             raise DsctlError(
                 f"--track {name} needs the package {package[0]}, which is not installed", hint=f"run `{package[1]}`"
             )
+
+
+class Identity(TypedDict):
+    """The content of TRACKERS_FILE: the name of the run in the trackers."""
+
+    id: str
 
 
 class CsvTracker(GeneralTracker):
@@ -195,7 +203,7 @@ class Trackers(TrainingHook):
         """Return the name of the run in the trackers, the same after a resume."""
         file = run.logger.output_path / TRACKERS_FILE
         if run.step and file.is_file():
-            return str(json.loads(file.read_text(encoding="utf-8"))["id"])
+            return read_json_as(file, Identity)["id"]
         return uuid.uuid4().hex[:16]
 
 

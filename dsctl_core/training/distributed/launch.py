@@ -102,7 +102,7 @@ def _read(config: Path) -> Any:
         raise DsctlError(f"--accelerate-config {config} does not exist", hint="examples/accelerate/ has some")
     try:
         loaded = load_config_from_file(str(config))
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError, yaml.YAMLError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DsctlError(
             f"--accelerate-config {config} is no configuration of accelerate: {line}",

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from dsctl_core.errors import DsctlError, UsageError, near_miss, unknown_name
 from dsctl_core.options.optimizer import OPTIMIZERS, KnownOptimizer, OptimizerOptions
 from dsctl_core.options.template import MODEL as TEMPLATE
+from dsctl_core.training.optim.arguments import check_argument
 
 if TYPE_CHECKING:
     from dsctl_core.families.resolve import ResolvedModel
@@ -69,6 +70,7 @@ def plan_optimizer(options: OptimizerOptions, learning_rate: float) -> Optimizer
         if setting.name not in own and not takes_any:
             error = unknown_name(f"argument of {kind.__name__}", setting.name, own)
             raise UsageError(error.problem, hint=f"{_guess(setting.name, own)}it takes {', '.join(own) or 'none'}")
+        check_argument(kind.__name__, parameters.get(setting.name), setting)
     arguments = {**known.arguments, **{setting.name: setting.value for setting in options.optimizer_args}}
     if options.weight_decay is not None:
         if "weight_decay" not in parameters and not takes_any:

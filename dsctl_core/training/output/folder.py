@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from dsctl_core.cache.folder import SKIPPED_FILE
 from dsctl_core.cache.manifest import is_cache
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder
-from dsctl_core.files.json import read_json
+from dsctl_core.files.json import read_json, read_line
 from dsctl_core.files.ownership import require_folder
 from dsctl_core.media.image_file import about_picture
 from dsctl_core.training.state.folder import STATE_FOLDER, clear_leftovers, locked, state_folders
@@ -97,8 +96,8 @@ def _is_left_by_a_run(path: Path) -> bool:
 def _has_lines_with(*names: str) -> Callable[[Path], bool]:
     def proves(path: Path) -> bool:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut off
-        return all(isinstance(line, dict) and line.keys() >= set(names) for line in whole)
+        whole = [read_line(line) for line in lines if line.endswith("\n")]  # the last may be cut off
+        return all(line is not None and line.keys() >= set(names) for line in whole)
 
     return proves
 
@@ -128,10 +127,13 @@ def lines_until(path: Path, step: int) -> list[str]:
         return []
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # cut off when the process was killed
-        if line.endswith("\n") and values.get("step", 0) <= step:
+        values = read_line(line)  # None: cut off when the process was killed
+        if values is not None and line.endswith("\n") and step_of(values) <= step:
             kept.append(line)
     return kept
+
+
+def step_of(values: Mapping[str, Any]) -> int:
+    """Return the step of a line of metrics; 0 if it has none."""
+    step = values.get("step")
+    return step if isinstance(step, int) and not isinstance(step, bool) else 0

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error, write_json, write_text
-from dsctl_core.files.json import read_json
+from dsctl_core.files.json import read_json_as
 from dsctl_core.files.safetensors import write_safetensors
 from dsctl_core.lora.about import with_model_spec
 from dsctl_core.lora.files import save_lora, unnamed_layers
@@ -41,6 +43,13 @@ class StepRecord:
     seconds: float
     samples_per_second: float
     peak_memory_bytes: int
+
+
+class RunFile(TypedDict, total=False):
+    """What a resumed run takes over from the run.json of the run before it."""
+
+    started: Any
+    resumed: list[Any]
 
 
 @dataclass(frozen=True)
@@ -142,9 +151,9 @@ class ModelLogger:
         if self.continues is None:
             return run
         try:
-            before = read_json(self.continues.output_path / RUN_FILE)
+            before = read_json_as(self.continues.output_path / RUN_FILE, RunFile)
         except DsctlError:
-            before = {}
+            before = RunFile()
         again = {"step": self.continues.step, "started": run.get("started"), "changed": self.continues.changed}
         return {
             **run,

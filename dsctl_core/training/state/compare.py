@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.digest import digest, weights_identity
+from dsctl_core.files.json import through_json
 from dsctl_core.lora.about import dataset_identity
 from dsctl_core.options import TrainOptions
 from dsctl_core.training.optim.lr_schedule import follows_length
@@ -130,7 +130,7 @@ def refuse_changes(
 
     Names that only one of the two has are compared with None, except for whole groups that one of them lacks.
     """
-    current = json.loads(json.dumps(current))  # the same round trip through JSON as for `saved`
+    current = through_json(current)  # the same round trip through JSON as for `saved`
     known = sorted({*saved, *current, *OTHERS})
     for name in allowed:
         if name not in known:

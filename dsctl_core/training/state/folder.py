@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import reprlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files import lock
 from dsctl_core.files.atomic import atomic_folder, is_temporary, prepare_folder, write_error, write_json
 from dsctl_core.files.digest import digest_files
-from dsctl_core.files.json import read_json
+from dsctl_core.files.json import checked, read_json
 
 STATE_FOLDER, MANIFEST_FILE, ABOUT_FILE, LOCK_FILE = "state", "manifest.json", "state.json", ".lock"
 FORMAT = 1  # incremented when older states can no longer be read
@@ -23,6 +27,35 @@ LATEST = "latest"
 # Names of the files and folders that a run writes by way of temporary ones, beside those in its state folder
 WRITTEN = r"step-\d+\..+|(?:run|trackers)\.json|(?:metrics|skipped)\.jsonl|metrics\.csv|rehearsal"
 ELSEWHERE = "give another --output-path to start anew"
+
+
+class StateFile(TypedDict):
+    """The size and the SHA-256 of a file of a state."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class StateManifest(TypedDict):
+    """The manifest of a state, which names each of its files."""
+
+    format: int
+    files: Annotated[dict[str, StateFile], Field(min_length=1)]
+
+
+class Settings(TypedDict):
+    """What is computed with, of the settings on which the results of a run depend."""
+
+    samples_per_step: Annotated[int, Field(ge=1)]
+
+
+class About(TypedDict):
+    """The state.json of a state: the progress of the run, and its settings."""
+
+    step: Annotated[int, Field(ge=0)]
+    epoch: Annotated[int, Field(ge=0)]
+    step_in_epoch: Annotated[int, Field(ge=0)]
+    settings: Settings
 
 
 @contextmanager
@@ -92,12 +125,21 @@ def state_folders(output_path: Path) -> list[tuple[int, Path]]:
 def fault_of(folder: Path, *, contents: bool = True) -> str | None:
     """Return a description of what is wrong with a state, or None; with `contents`, every byte is checked."""
     try:
-        manifest = read_json(folder / MANIFEST_FILE)
+        content = read_json(folder / MANIFEST_FILE)
+        if content.get("format") != FORMAT:
+            return f"it has the format {reprlib.repr(content.get('format'))}, not {FORMAT}"
+        manifest = checked(content, StateManifest, str(folder / MANIFEST_FILE))
     except DsctlError as error:
         return error.problem
-    if manifest.get("format") != FORMAT:
-        return f"it has the format {manifest.get('format')!r}, not {FORMAT}"
-    told = {folder / name: each for name, each in manifest["files"].items()}
+    files = manifest["files"]
+    present = {path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors")}
+    for name in (ABOUT_FILE, *sorted(present - {MANIFEST_FILE})):
+        if name not in files:
+            return f"its {MANIFEST_FILE} does not name {name}"
+    for name in files:
+        if Path(name).name != name or "\0" in name:
+            return f"its {MANIFEST_FILE} names {name!r}, which is no file in it"
+    told = {folder / name: each for name, each in files.items()}
     for path, each in told.items():
         if not path.is_file():
             return f"{path.name} is missing"
@@ -107,6 +149,13 @@ def fault_of(folder: Path, *, contents: bool = True) -> str | None:
         if digest != told[path]["sha256"]:
             return f"{path.name} is not what was written"
     return None
+
+
+def read_state(folder: Path) -> SavedState:
+    """Return the state in `folder`; raise DsctlError for a state.json of another structure."""
+    about = read_json(folder / ABOUT_FILE)
+    checked(about, About, str(folder / ABOUT_FILE))
+    return SavedState(folder, about)
 
 
 def find_state(output_path: Path, resume: str | Path, note: Callable[[str], None] = lambda text: None) -> SavedState:
@@ -125,7 +174,7 @@ def find_state(output_path: Path, resume: str | Path, note: Callable[[str], None
         raise DsctlError(
             f"{folder} cannot be resumed from: {fault}", hint=f"give {LATEST}, which takes the newest whole state"
         )
-    state = SavedState(folder, read_json(folder / ABOUT_FILE))
+    state = read_state(folder)
     if state.output_path == output_path.absolute():
         newer = [path for step, path in state_folders(output_path) if step > state.step and fault_of(path) is None]
         if newer:
@@ -141,7 +190,7 @@ def _latest(output_path: Path, note: Callable[[str], None]) -> SavedState:
     for _, folder in folders:
         fault = fault_of(folder)
         if fault is None:
-            return SavedState(folder, read_json(folder / ABOUT_FILE))
+            return read_state(folder)
         note(f"{folder} is not whole ({fault}): an earlier state is taken")
     if not output_path.is_dir():
         raise DsctlError(f"{output_path} does not exist: there is no run to resume", hint="leave --resume out")

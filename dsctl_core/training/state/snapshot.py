@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.errors import UsageError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.atomic import write_json
 from dsctl_core.training.distributed.fsdp import whole_state
 from dsctl_core.training.state.folder import ABOUT_FILE, SavedState, new_state, prune_states
@@ -101,20 +103,36 @@ class Snapshots:
             )
         position = Position(**{name: state.about[name] for name in Position.__dataclass_fields__})
         self.run.step = position.step
-        load_weights(self.run, read_values(state.folder / WEIGHTS))
-        load_optimizer(self.run, read_values(state.folder / OPTIMIZER), self.initial)
+        with _structure_of(state.folder / WEIGHTS):
+            load_weights(self.run, read_values(state.folder / WEIGHTS))
+        with _structure_of(state.folder / OPTIMIZER):
+            load_optimizer(self.run, read_values(state.folder / OPTIMIZER), self.initial)
         self.saved_step = state.step if state.output_path == self.output_path.absolute() else None
         return position
 
     def restore_hooks(self, state: SavedState) -> None:
         """Restore the states of the hooks, which have started, and then the random generators."""
-        for name, kept in read_values(state.folder / HOOKS).items():
-            if name in self.hooks:
-                self.hooks[name].load_state(kept)
+        with _structure_of(state.folder / HOOKS):
+            for name, kept in read_values(state.folder / HOOKS).items():
+                if name in self.hooks:
+                    self.hooks[name].load_state(kept)
         # Another number of processes changes no result: random numbers in training have seeds of their own.
-        generators, process = read_values(state.folder / RANDOM), self.run.accelerator.process_index
-        if process < len(generators):
-            restore_random_state(generators[process], self.run.accelerator.device)
+        with _structure_of(state.folder / RANDOM):
+            generators, process = read_values(state.folder / RANDOM), self.run.accelerator.process_index
+            if process < len(generators):
+                restore_random_state(generators[process], self.run.accelerator.device)
+
+
+@contextmanager
+def _structure_of(path: Path) -> Iterator[None]:
+    """Turn what a value of another structure runs into, while the file `path` is restored, into a DsctlError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DsctlError(
+            f"{path} has not the structure of such a file: {type(error).__name__}: {error}",
+            hint="resume from another state",
+        ) from error
 
 
 def _named(hooks: Sequence[TrainingHook]) -> dict[str, TrainingHook]:

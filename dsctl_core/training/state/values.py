@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.json import decode_json
 from dsctl_core.files.safetensors import read_safetensors, write_safetensors
 
 STRUCTURE = "structure"
@@ -27,10 +28,9 @@ def read_values(path: Path) -> Any:
     """Return the values of `write_values` on the CPU: every tensor in its dtype, every number to the bit."""
     tensors, about = read_safetensors(path)
     try:
-        structure = json.loads(about[STRUCTURE])
-    except (KeyError, ValueError) as error:
-        raise DsctlError(f"{path} is no file of a training state", hint="resume from another state") from error
-    return _unpacked(structure, tensors)
+        return _unpacked(decode_json(about[STRUCTURE], finite=False), tensors)
+    except (LookupError, ValueError, TypeError) as error:
+        raise DsctlError(f"{path} is no file of a training state: {error}", hint="resume from another state") from error
 
 
 def tensor_bytes(value: Any) -> int:
@@ -69,7 +69,7 @@ def _unpacked(structure: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "dict":
         return {key: _unpacked(each, tensors) for key, each in content}
     values = [_unpacked(each, tensors) for each in content]
-    return tuple(values) if kind == "tuple" else values
+    return {"tuple": tuple, "list": list}[kind](values)
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

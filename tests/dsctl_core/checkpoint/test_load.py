@@ -109,6 +109,11 @@ def change_tensors(folder, change):
     save_file(tensors, folder / DIT, metadata={"format": "pt"})
 
 
+def pickled(folder):
+    torch.save({"weight": torch.ones(1)}, (folder / DIT).with_suffix(".bin"))
+    (folder / DIT).unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -117,7 +122,8 @@ def change_tensors(folder, change):
         (lambda f: change_tensors(f, lambda t: t.update({"proj_out.bias": torch.ones(3)})), r"proj_out\.bias"),
         (lambda f: (f / DIT).write_bytes((f / DIT).read_bytes()[:-1]), "is damaged"),
         (lambda f: (f / DIT).unlink(), "has no weights"),
-        (lambda f: (f / DIT).rename((f / DIT).with_suffix(".bin")), "as a pickle"),
+        (lambda f: (f / DIT).rename((f / DIT).with_suffix(".bin")), r"its diffusion_pytorch_model\.bin is one by its"),
+        (lambda f: pickled(f), r"its diffusion_pytorch_model\.bin is a pickle in a zip archive"),
         (lambda f: (f / "transformer/config.json").unlink(), "has no config.json"),
         (lambda f: (f / "transformer/config.json").write_text("{"), "is not valid JSON"),
         (lambda f: (f / "transformer/config.json").write_text("[]"), "should hold a JSON object"),

@@ -122,8 +122,13 @@ BAD = {
         "row 2 has the key 'image' twice",
         "keep one",
     ),
-    "not a number": ("m.jsonl", b'{"prompt": NaN}', "row 1 (line 1) cannot be read as json: NaN is not", "plain json"),
-    "too deep": ("m.json", b"[" * 200_000, "m.json cannot be read as json", "plain json"),
+    "not a number": (
+        "m.jsonl",
+        b'{"prompt": NaN}',
+        "row 1 (line 1), prompt, is nan, not a finite",
+        "plain json",
+    ),
+    "too deep": ("m.json", b"[" * 200_000, "m.json is nested more than 64 levels deep", "plain json"),
     "unknown suffix": ("m.xlsx", b"PK", "has the suffix '.xlsx'", ".csv, .json, .jsonl"),
 }
 

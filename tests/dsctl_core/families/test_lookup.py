@@ -64,9 +64,9 @@ def test_a_folder_that_is_no_model_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("{", "names no pipeline class"),
-        ("[]", "names no pipeline class"),
-        ("{}", "names no pipeline class"),
+        ("{", "is not valid JSON"),
+        ("[]", "should hold a JSON object, and holds a list"),
+        ("{}", "it lacks the field _class_name"),
         (json.dumps({"_class_name": "StableDiffusionPipeline"}), "is a StableDiffusionPipeline"),
     ],
 )

@@ -169,7 +169,7 @@ def test_a_smaller_dtype_is_written_and_proven(tmp_path, shapes, layers, dtype):
         (lambda layers: {**layers, "img_in": LoraLayer(torch.ones(2, 3), torch.ones(32, 2))}, "img_in of the dit is"),
         (
             lambda layers: {name: LoraLayer(each.down * float("nan"), each.up) for name, each in layers.items()},
-            "does not compute in float32",
+            "has a value that is no finite number",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_file_that_would_not_be_the_lora_is_not_written(tmp_path, shapes, laye
 
 def test_a_value_beyond_float16_is_an_error_and_no_file(tmp_path, layers):
     huge = {name: LoraLayer(layer.down, layer.up * 1e6, layer.scale) for name, layer in layers.items()}
-    with pytest.raises(DsctlError, match="does not compute in float16"):
+    with pytest.raises(DsctlError, match="was not written.* has a value that is no finite number"):
         save_lora(tmp_path / "l.safetensors", {"dit": huge}, {}, dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
@@ -201,7 +201,7 @@ def test_another_component_has_its_name_in_front_and_other_formats_refuse_it(tmp
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "bias"),
         ({"peft_type": "LOHA"}, "LOHA"),
-        ({"lora_alpha": "much"}, "which is no number"),
+        ({"lora_alpha": "much"}, "lora_alpha is the text 'much', not a number"),
     ],
 )
 def test_peft_settings_that_are_not_a_plain_lora_are_refused(tmp_path, layers, settings, message):

@@ -83,7 +83,7 @@ def test_the_state_of_the_weights_is_in_float32(name: str):
     [
         ({"optimizer_args": "beta=1"}, "unknown argument of AdamW 'beta'", "did you mean 'betas'? it takes betas, eps"),
         ({"optimizer": "sgd", "optimizer_args": "eps=1"}, "unknown argument of SGD 'eps'", "momentum, dampening"),
-        ({"optimizer_args": "betas=3"}, "AdamW refuses lr=0.001, betas=3", "--optimizer-args"),
+        ({"optimizer_args": "betas=3"}, "betas to 3, which is not 2 numbers in brackets", "betas=(0.9,0.999)"),
         ({"optimizer_args": "eps=-1"}, "AdamW refuses lr=0.001, eps=-1", "--optimizer-args"),
         (
             {"optimizer": "torch.optim.Rprop", "weight_decay": 0.1},

@@ -24,7 +24,8 @@ def make(output, *steps):
     for step in steps:
         with new_state(output, step) as folder:
             (folder / "weights.safetensors").write_bytes(os.urandom(1000))
-            (folder / "state.json").write_text(json.dumps({"step": step}))
+            about = {"step": step, "epoch": 0, "step_in_epoch": step, "settings": {"samples_per_step": 1}}
+            (folder / "state.json").write_text(json.dumps(about))
     return [output / "state" / f"step-{step}" for step in steps]
 
 
@@ -50,12 +51,24 @@ def flip(folder):
     path.write_bytes(content)
 
 
+def change_manifest(folder, name, entry):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 DAMAGE = {
     "cut off": cut,
     "a bit flipped": flip,
     "a file missing": lambda folder: (folder / "state.json").unlink(),
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
     "half a manifest": lambda folder: (folder / "manifest.json").write_text('{"format": 1, "fi'),
+    "a manifest of no files": lambda folder: (folder / "manifest.json").write_text('{"format": 1, "files": {}}'),
+    "a list of files": lambda folder: (folder / "manifest.json").write_text('{"format": 1, "files": []}'),
+    "a manifest without files": lambda folder: (folder / "manifest.json").write_text('{"format": 1}'),
+    "a file that is not listed": lambda folder: (folder / "hooks.safetensors").write_bytes(b"x"),
+    "sizes as text": lambda folder: change_manifest(folder, "weights.safetensors", {"bytes": "1000", "sha256": "x"}),
+    "a file outside": lambda folder: change_manifest(folder, "../../a.json", {"bytes": 1, "sha256": "x"}),
     "another format": lambda folder: (folder / "manifest.json").write_text('{"format": 2, "files": {}}'),
     "nothing in it": lambda folder: [path.unlink() for path in folder.iterdir()],
 }

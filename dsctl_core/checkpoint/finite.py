@@ -1,0 +1,86 @@
+"""Refuse weights that are not finite numbers where they are loaded, with the file and the tensor.
+
+A NaN in one weight makes every picture black and every loss NaN, far from where it can be found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.safetensors import safetensors_header
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WHOLE = ("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64")  # dtypes of whole numbers
+VARIANCE = "running_var"  # of a batch norm
+ANOTHER = "use another version of the file: this one was damaged, or written by a training that diverged"
+
+
+def find_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first of the floating-point `tensors` with a value that is not finite, or None.
+
+    Each tensor is read once. The sum of its values is finite only if each value is; where it is not, it can have
+    overflowed, and the extremes decide. On a GPU the sums of all tensors are waited for together.
+    """
+    import torch
+
+    with torch.no_grad():
+        kept = [(name, each.detach()) for name, each in tensors if each.is_floating_point() and each.numel()]
+        kept = [(name, each.float() if each.itemsize == 1 else each) for name, each in kept]
+        sums = [each.sum().float().cpu() for _, each in kept] if not kept or kept[0][1].device.type == "cpu" else None
+        if sums is None:
+            sums = list(torch.stack([each.sum().float() for _, each in kept]).cpu())
+        for (name, each), total in zip(kept, sums, strict=True):
+            if not math.isfinite(total) and not all(math.isfinite(extreme) for extreme in each.aminmax()):
+                return name
+    return None
+
+
+def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: Path) -> None:
+    """Raise a DsctlError if one of `tensors`, which were read from `where`, has a value that is not finite."""
+    name = find_not_finite(tensors)
+    if name is not None:
+        raise DsctlError(f"{where}: {name} has a value that is no finite number", hint=ANOTHER)
+
+
+def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path) -> None:
+    """Raise a DsctlError if a weight of `model`, loaded from `files` of the component at `where`, cannot be used.
+
+    That is a value that is not finite in the dtype of the model, a variance below 0, and whole numbers for a weight.
+    """
+    state: Mapping[str, Tensor] = model.state_dict()
+    headers: dict[Path, Mapping[str, Any]] = {file: safetensors_header(file)[0] for file in files}
+    for file, header in headers.items():
+        for name, entry in header.items():
+            is_weight = state[name].is_floating_point() if name in state else name.endswith((".weight", ".bias"))
+            if name != "__metadata__" and entry["dtype"] in WHOLE and is_weight:
+                raise DsctlError(f"{file}: {name} has whole numbers ({entry['dtype']}), and is a weight", hint=ANOTHER)
+    found = find_not_finite(state.items())
+    if found is not None:
+        file = _file_of(found, headers) or where
+        raise DsctlError(
+            f"{file}: {found} has a value that is no finite number in {_dtype_name(state[found])}", hint=ANOTHER
+        )
+    for name, tensor in state.items():
+        if name.endswith(VARIANCE) and tensor.numel() and float(tensor.min()) < 0:
+            raise DsctlError(f"{where}: {name} has a variance below 0", hint=ANOTHER)
+
+
+def _file_of(name: str, headers: Mapping[Path, Mapping[str, Any]]) -> Path | None:
+    """Return the file with the tensor that a model calls `name`; a library can have renamed its beginning."""
+    parts = name.split(".")
+    for start in range(len(parts)):
+        ending = ".".join(parts[start:])
+        found = [file for file, header in headers.items() if any(f".{own}".endswith(f".{ending}") for own in header)]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

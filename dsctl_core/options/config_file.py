@@ -1,0 +1,43 @@
+"""Read a TOML file of options as strictly as JSON: bounded nesting, and no values but text, numbers and lists."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.files.json import JsonFault, check_values, field_name, walk_values
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LINES = "lines look like: lora_rank = 16"
+
+
+def read_toml(file: Path, flag: str) -> dict[str, Any]:
+    """Return the content of the TOML file that the option `flag` named.
+
+    Raises a DsctlError for a file that cannot be read, and a UsageError for one that is no TOML, or that has a date or
+    a table inside of a value. Numbers that are not finite are left to the options, which refuse them by name.
+    """
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        check_values(values, finite=False)
+    except FileNotFoundError:
+        raise DsctlError(f"{flag} {file} does not exist", hint="check the path") from None
+    except OSError as error:
+        raise DsctlError(f"{flag} {file} cannot be read: {error.strerror}", hint="give a TOML file") from error
+    except RecursionError:
+        raise UsageError(f"{flag} {file} is nested too deep", hint=LINES) from None
+    except JsonFault as fault:
+        raise UsageError(f"{flag} {file}: {fault}", hint=LINES) from fault
+    except ValueError as error:
+        raise UsageError(f"{flag} {file} is not TOML: {error}", hint=LINES) from error
+    for keys, value in walk_values(values):
+        if len(keys) > 1 and not isinstance(value, str | int | float | list):
+            what = "a table" if isinstance(value, dict) else "a date"
+            raise UsageError(f"{field_name(keys)} in {file} is {what}, which no option takes", hint=LINES)
+    return values
