@@ -162,11 +162,14 @@ class Schedule:
 class OriginalNames:
     """Layer names of the original release of a model, mapped to those of diffusers; `{}` is the number of a block.
 
-    A `fused` layer is the concatenation of several diffusers layers of equal size, in order.
+    A `fused` layer is the concatenation of several diffusers layers of equal size, in order. `converted_as` is the
+    diffusers class whose conversion of single files knows the original names, which verifies files that are written
+    with this table; it must take a part of the tensors (None: there is none).
     """
 
     single: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]]
+    converted_as: str | None = None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
 from dsctl_core.lora.dora import row_norms, update_of, with_strength
 from dsctl_core.lora.dropout import put_dropout
-from dsctl_core.lora.files import read_lora, unnamed_layers
-from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile, LoraLayer, encode, with_dots
+from dsctl_core.lora.files import read_lora, refuse_other_family, unnamed_layers
+from dsctl_core.lora.formats import FORMATS, Layers, LoraFile, LoraLayer, encode, with_dots
+from dsctl_core.lora.names import DENOISER
 from dsctl_core.lora.targets import exactly, find_targets, linear_layers
 
 if TYPE_CHECKING:
@@ -209,7 +210,9 @@ def load_lora(pipe: BasePipeline, path: Path, scale: float = 1.0, component: str
 def _read_for(pipe: BasePipeline, path: Path, component: str | None) -> LoraFile:
     denoisers = [denoiser.name for denoiser in pipe.parts.denoisers]
     unnamed = DENOISER if component is None else unnamed_layers(component, denoisers)
-    return read_lora(path, tuple(pipe.components), [pipe.family.original_names], unnamed)
+    lora = read_lora(path, tuple(pipe.components), [pipe.family.original_names], unnamed)
+    refuse_other_family(lora, pipe.family.name)
+    return lora
 
 
 def _attach(model: nn.Module, layers: dict[str, LoraLayer], scale: float) -> None:
