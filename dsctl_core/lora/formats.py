@@ -198,8 +198,8 @@ def _parts(
             f"{path} holds {len(adapters)} adapters: {', '.join(sorted(adapters))}", hint="save them to a file each"
         )
     if unused:
-        shown = ", ".join(unused[:UNUSED]) + (", ..." if len(unused) > UNUSED else "")
-        logger.warning("%s: %d tensors for text encoders or embeddings are not used: %s", path, len(unused), shown)
+        shown = ", ".join(unused[:UNUSED]) + (f" and {len(unused) - UNUSED} more" if len(unused) > UNUSED else "")
+        logger.warning("%s: its parts for text encoders or embeddings are not used: %s", path, shown)
     if not any({"down", "up"} & of.keys() for of in parts.values()):
         raise DsctlError(
             f"{path} has no LoRA layers{' on a model that is known here' if unused else ''}",

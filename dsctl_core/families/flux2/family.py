@@ -112,6 +112,7 @@ TINY: dict[str, dict[str, Any]] = {
         "hidden_size": 16,
         "intermediate_size": 32,
         "num_hidden_layers": 4,
+        "text_encoder_out_layers": [1, 2, 3],  # published: 9, 18, 27, which four layers do not have
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 8,
