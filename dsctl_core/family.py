@@ -86,6 +86,7 @@ class AttentionBlocks:
     module: str = "transformer_blocks"  # name of the module list; a denoiser without it has no such blocks
     attention: str = "attn"  # name of the attention module in each block
     cache_name: str = "double"  # prefix of the block names in a kv_cache: double_0, double_1, ...
+    other_cache_names: tuple[str, ...] = ()  # prefixes that are read too, because templates of other tools use them
 
 
 @dataclass(frozen=True)

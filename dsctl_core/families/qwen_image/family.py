@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsctl_core.family import Component, Family, Preset, Reader, Schedule
+from dsctl_core.family import AttentionBlocks, Component, Family, Preset, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "QwenImageTransformer2DModel")
 # The VAE has the architecture of Wan's, so original and ComfyUI files have the names that diffusers converts for Wan.
@@ -170,4 +170,5 @@ FAMILY = Family(
     published=PUBLISHED,
     tiny=TINY,
     cache_bytes=cache_bytes,
+    attention_blocks=(AttentionBlocks(other_cache_names=("block",)),),  # block_0, ... in DiffSynth-Studio
 )
