@@ -160,6 +160,19 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class DiffSynthTable:
+    """The 1000 noise levels with which DiffSynth-Studio trains a family (its diffusion/flow_match.py).
+
+    The levels go evenly from 1 down to `last`, or to one step above 0 if it is None. They are shifted by exp(`mu`), then
+    stretched so that the last is `terminal` (None: not stretched).
+    """
+
+    mu: float
+    terminal: float | None = None
+    last: float | None = None
+
+
+@dataclass(frozen=True)
 class OriginalNames:
     """Layer names of the original release of a model, mapped to those of diffusers; `{}` is the number of a block.
 
@@ -204,6 +217,8 @@ class Family:
     attention_blocks: tuple[AttentionBlocks, ...] = (AttentionBlocks(),)
     # Whether some weights take a guidance scale as an input of the network.
     embedded_guidance: bool = False
+    # The noise levels of `--timestep-sampling diffsynth`, if DiffSynth-Studio trains the family
+    diffsynth_table: DiffSynthTable | None = None
     # model_index.json -> option values of a model, if they are not `defaults` for all models
     index_defaults: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     # Networks that predict the velocity, from the highest noise levels down.

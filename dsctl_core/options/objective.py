@@ -17,8 +17,10 @@ class ObjectiveOptions(Options):
 
     panel: ClassVar[str] = "Noise levels"
 
-    timestep_sampling: Literal["uniform", "logit_normal"] = Field(
-        "uniform", description="How noise levels are drawn: all alike, or those in the middle more often."
+    timestep_sampling: Literal["uniform", "logit_normal", "diffsynth"] = Field(
+        "uniform",
+        description="How noise levels are drawn: all alike, those in the middle more often, or all alike from the very "
+        "levels and with the weights of DiffSynth-Studio.",
     )
     logit_mean: Annotated[float, Field(ge=-10, le=10)] | None = Field(
         None, description="With logit_normal: above 0 draws more noise, below 0 less. Left out: 0."
@@ -47,6 +49,12 @@ class ObjectiveOptions(Options):
                 raise UsageError(
                     f"{flag} has no effect with --timestep-sampling {self.timestep_sampling}",
                     hint="give --timestep-sampling logit_normal too",
+                )
+        for name in ("timestep_shift", "loss_weighting"):
+            if self.timestep_sampling == "diffsynth" and self.differs(name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is given, but --timestep-sampling diffsynth has its own",
+                    hint="leave out one of the two",
                 )
         if self.min_timestep_boundary >= self.max_timestep_boundary:
             raise UsageError(

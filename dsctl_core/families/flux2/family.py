@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
-from dsctl_core.family import AttentionBlocks, Component, Family, Preset, Reader, Schedule
+from dsctl_core.family import AttentionBlocks, Component, DiffSynthTable, Family, Preset, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
 # Original files of the VAE have the names of Stable Diffusion's, except two layers that are inside encoder and decoder.
@@ -206,5 +206,6 @@ FAMILY = Family(
     original_names=ORIGINAL_NAMES,
     attention_blocks=(AttentionBlocks(), AttentionBlocks("single_transformer_blocks", cache_name="single")),
     embedded_guidance=True,
+    diffsynth_table=DiffSynthTable(mu=0.8, last=1 / 1000),
     index_defaults=index_defaults,
 )

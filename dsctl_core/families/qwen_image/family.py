@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsctl_core.family import AttentionBlocks, Component, Family, Preset, Reader, Schedule
+from dsctl_core.family import AttentionBlocks, Component, DiffSynthTable, Family, Preset, Reader, Schedule
 
 DIT = Component("dit", "transformer", "diffusers", "QwenImageTransformer2DModel")
 # The VAE has the architecture of Wan's, so original and ComfyUI files have the names that diffusers converts for Wan.
@@ -170,5 +170,6 @@ FAMILY = Family(
     published=PUBLISHED,
     tiny=TINY,
     cache_bytes=cache_bytes,
+    diffsynth_table=DiffSynthTable(mu=0.8, terminal=0.02),
     attention_blocks=(AttentionBlocks(other_cache_names=("block",)),),  # block_0, ... in DiffSynth-Studio
 )

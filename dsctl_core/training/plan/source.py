@@ -39,7 +39,7 @@ def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, Res
     named = resolve_model(**check.model_names())
     resolved = with_template(named, template, use, trusted=trusted, required=required)
     check.refuse_misfit(resolved, options.loss_task if options.given("task") else None)
-    refuse_unused(objective_of(options.objective), find_loss(recipe.task))
+    refuse_unused(objective_of(options.objective), find_loss(recipe.task), resolved.family)
     return cached, resolved
 
 
@@ -49,7 +49,7 @@ def open_dataset(
     """Return the checked dataset, and the model of the options."""
     resolved = open_model(options.weights, options.templates, use, options.data.extra_inputs, options.loss_task)
     loss = find_loss(options.loss_task)
-    refuse_unused(objective_of(options.objective), loss)
+    refuse_unused(objective_of(options.objective), loss, resolved.family)
     return checked_dataset(options.data, resolved, loss, skipped, progress), resolved
 
 
