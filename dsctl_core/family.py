@@ -163,8 +163,8 @@ class Schedule:
 class DiffSynthTable:
     """The 1000 noise levels with which DiffSynth-Studio trains a family (its diffusion/flow_match.py).
 
-    The levels go evenly from 1 down to `last`, or to one step above 0 if it is None. They are shifted by exp(`mu`), then
-    stretched so that the last is `terminal` (None: not stretched).
+    The levels go evenly from 1 down to `last`, or to one step above 0 if it is None. They are shifted by exp(`mu`) and
+    then stretched so that the last is `terminal` (None: not stretched).
     """
 
     mu: float

@@ -22,8 +22,8 @@ class FlowMatchScheduler:
     """Noise levels from high to low: `sigmas` and `timesteps`, both (n,) float32.
 
     `training` is whether the loaded table is the one to draw training levels from, or the one to sample along.
-    `training_mu` is the exponent of the shift of the training table; with a `diffsynth_table`, DiffSynth-Studio's levels
-    and weights are the training table instead.
+    `training_mu` is the exponent of the shift of the training table. With a `diffsynth_table`, the training table has
+    the levels and weights of DiffSynth-Studio instead.
     """
 
     sigmas: Tensor

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.build import component_class
+from dsctl_core.checkpoint.defaults import folder_defaults
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.readers import Readers
@@ -24,25 +25,30 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadedComponents:
-    """The loaded parts of a pipeline. `models` has only the components that were requested."""
+    """The loaded parts of a pipeline. `models` has only the components that were requested.
+
+    `defaults` are the default option values of the model, such as its size and its number of steps.
+    """
 
     models: dict[str, nn.Module]
     readers: Readers
     schedule: Schedule
     parts: ModelParts
+    defaults: dict[str, Any]
 
 
 @dataclass
 class ComponentPaths:
     """The paths of components, readers and schedule; a component is a folder, or a single file without a config.
 
-    `index` is the content of the model_index.json, if the model is a whole folder in diffusers layout.
+    `index` is the content of the model_index.json in `folder`, if the model is a whole folder in diffusers layout.
     """
 
     components: dict[str, Path]
     readers: dict[str, Path] = field(default_factory=dict)
     schedule: Path | None = None
     index: dict[str, Any] | None = None
+    folder: Path | None = None
 
 
 def find_component_paths(
@@ -74,7 +80,7 @@ def find_component_paths(
 
 
 def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> None:
-    places.index = read_json(folder / "model_index.json")
+    places.index, places.folder = read_json(folder / "model_index.json"), folder
     for component in family.components:
         left_out = component.optional and places.index.get(component.folder) == [None, None]
         if (folder / component.folder).is_dir() and not left_out:
@@ -168,7 +174,8 @@ def load_components(
         models[component.name] = loaded.to("cpu" if component.name in waiting else device)
     readers = Readers(family, {name: path for name, path in places.readers.items() if name in used})
     found = read_schedule(schedule or family.schedule, places.schedule)
-    return LoadedComponents(models, readers, found, parts)
+    defaults = dict(family.defaults) if places.folder is None else folder_defaults(family, places.folder)
+    return LoadedComponents(models, readers, found, parts, defaults)
 
 
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.checkpoint.defaults import DEFAULTS_FILE, write_defaults
 from dsctl_core.checkpoint.identify import class_of, weight_files
 from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
 from dsctl_core.commands.lora_files import Written, refuse_existing, save
@@ -92,6 +93,8 @@ def _write_model(
             (target / name).mkdir()
             for file in sorted(each for each in source.iterdir() if each.is_file() and not each.name.startswith(".")):
                 copy_file(file, target / name / file.name)
+    if resolved.preset is not None or (places.folder is not None and (places.folder / DEFAULTS_FILE).is_file()):
+        write_defaults(target, resolved.defaults)
     index = {"_class_name": resolved.family.pipeline_classes[0], **(resolved.preset.index if resolved.preset else {})}
     whole = next(iter(places.components.values())).parent / "model_index.json"
     if whole.is_file():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dsctl_core.checkpoint.defaults import folder_defaults
 from dsctl_core.checkpoint.identify import class_of
 from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.checkpoint.model_config import ModelConfig
@@ -16,7 +17,6 @@ from dsctl_core.checkpoint.single_file import identify_single_file, is_single_fi
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
 from dsctl_core.family import Family, ModelParts, Preset, Schedule
-from dsctl_core.files.json import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -120,6 +120,7 @@ class ResolvedModel:
             only=only,
             schedule=self.schedule,
             parts=self.parts,
+            defaults=self.defaults,
         )
         return self.with_side_network(pipe)
 
@@ -162,9 +163,7 @@ def _is_path(model: str) -> bool:
 def _from_folder(folder: Path, readers: dict[str, ModelConfig]) -> ResolvedModel:
     family = identify_folder(folder.expanduser())
     config = ModelConfig(path=folder.expanduser())
-    defaults = dict(family.defaults)
-    if family.index_defaults is not None:
-        defaults |= family.index_defaults(read_json(folder.expanduser() / "model_index.json"))
+    defaults = folder_defaults(family, folder.expanduser())
     return ResolvedModel(str(folder), family, None, (config,), readers, defaults)
 
 
@@ -213,6 +212,7 @@ def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str,
     folder = first if first.is_dir() else first.parent
     if (folder / "model_index.json").is_file():
         family = identify_folder(folder)
+        defaults = folder_defaults(family, folder)
     else:
         if is_single_file(first):
             family = identify_single_file(families().values(), first)[0]
@@ -220,4 +220,5 @@ def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str,
             family = family_of_class(class_of(folder), folder)
         beside = {reader.name: folder.parent / reader.folder for reader in family.readers}
         readers = {name: ModelConfig(path=path) for name, path in beside.items() if path.is_dir()} | readers
-    return ResolvedModel(label, family, None, tuple(configs), readers, dict(family.defaults))
+        defaults = dict(family.defaults)
+    return ResolvedModel(label, family, None, tuple(configs), readers, defaults)

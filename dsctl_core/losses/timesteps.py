@@ -32,7 +32,7 @@ class Objective:
     `logit_mean` and `logit_std` (Esser et al. 2024, arXiv:2403.03206, section 3.1). Only positions from `min_boundary`
     to `max_boundary` are drawn, and of these only the levels in `sigmas`: from the first sigma up to the second, which
     is not among them unless it is 1 (None: all). `shift` takes the place of the family's own (None), and 1 is none.
-    "bell" weights as the schedule says, "none" all levels alike. "diffsynth" draws every level of DiffSynth-Studio's own
+    "bell" weights as the schedule says, "none" all levels alike. "diffsynth" draws every level of DiffSynth-Studio's
     table for the family equally often, and weights them as its training does.
     """
 

@@ -22,6 +22,12 @@ FILES = {
 # Recommended by the model card: 1328x1328 for 1:1, 50 steps, true CFG 4.0 (https://huggingface.co/Qwen/Qwen-Image).
 OFFICIAL_DEFAULTS = {"height": 1328, "width": 1328, "num_inference_steps": 50, "cfg_scale": 4.0}
 
+# Of the embedded model, which was trained at this size; larger pictures are scaled down to its area for training.
+TINY_DEFAULTS = {
+    "height": 96, "width": 96, "num_inference_steps": 20, "cfg_scale": 3.0,
+    "learning_rate": 1e-3, "max_pixels": 96 * 96,
+}
+
 # Means and standard deviations are over the training images, per latent channel; they are part of the VAE's config.
 LATENTS_MEAN = [
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -134,7 +140,7 @@ FAMILY = Family(
             name="tiny",
             summary="Embedded 7 M model for 96x96 pictures: trains and runs on a CPU in seconds",
             folder="tiny",
-            defaults={"height": 96, "width": 96, "num_inference_steps": 20, "cfg_scale": 3.0, "learning_rate": 1e-3},
+            defaults=TINY_DEFAULTS,
         ),
         Preset(
             name="qwen-image",
