@@ -124,13 +124,18 @@ def continue_lora(
     path: Path,
     original: OriginalNames | None = None,
     unnamed: str = DENOISER,
+    family: str | None = None,
 ) -> None:
     """Copy the LoRA in the file `path` into the trainable LoRA of `model`.
 
     Raises DsctlError unless both have the same layers with the same ranks. `original` are the original layer names of
-    the model, which the file may use; see `dsctl_core.lora.files.read_lora` for `unnamed`.
+    the model, which the file may use; see `dsctl_core.lora.files.read_lora` for `unnamed`. `family` is that of the
+    model, for files that name theirs.
     """
-    loaded = _layers_for(model, component, read_lora(path, (component,), [original], unnamed))
+    lora = read_lora(path, (component,), [original], unnamed)
+    if family is not None:
+        refuse_other_family(lora, family)
+    loaded = _layers_for(model, component, lora)
     trained = tuner_layers(model)
     missing, extra = sorted(set(trained) - set(loaded)), sorted(set(loaded) - set(trained))
     if missing or extra:

@@ -17,9 +17,9 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, load_family
 from dsctl_core.family import Family
 from dsctl_core.files.safetensors import read_safetensors
-from dsctl_core.lora import FORMATS, LoraLayer, read_lora, save_lora
+from dsctl_core.lora import FORMATS, LoraLayer, load_lora, read_lora, save_lora
 from dsctl_core.lora.files import ADAPTER_FILE
-from dsctl_core.lora.layers import linear_shapes
+from dsctl_core.lora.layers import continue_lora, linear_shapes
 from dsctl_core.options.lora_tools import LoraConvertOptions, MergeLoraOptions
 from tests.contract import loras
 from tests.tiny_models import BUILDERS, write_tiny_model
@@ -258,6 +258,10 @@ def test_a_lora_of_another_model_is_refused_by_the_model_that_is_named(folders: 
     )
     with pytest.raises(DsctlError, match="its header names qwen-image, and this model is flux2"):
         merge(options)
+    flux = loras.fresh("flux2", folders["flux2"])
+    for use in (load_lora, lambda pipe, file: continue_lora(pipe.dit, "dit", file, family=pipe.family.name)):
+        with pytest.raises(DsctlError, match="its header names qwen-image, and this model is flux2"):
+            use(flux, tmp_path / "ours.safetensors")
 
 
 def test_a_lora_of_no_known_model_is_refused(tmp_path: Path) -> None:

@@ -24,8 +24,12 @@ OFFICIAL_DEFAULTS = {"height": 1328, "width": 1328, "num_inference_steps": 50, "
 
 # Of the embedded model, which was trained at this size; larger pictures are scaled down to its area for training.
 TINY_DEFAULTS = {
-    "height": 96, "width": 96, "num_inference_steps": 20, "cfg_scale": 3.0,
-    "learning_rate": 1e-3, "max_pixels": 96 * 96,
+    "height": 96,
+    "width": 96,
+    "num_inference_steps": 20,
+    "cfg_scale": 3.0,
+    "learning_rate": 1e-3,
+    "max_pixels": 96 * 96,
 }
 
 # Means and standard deviations are over the training images, per latent channel; they are part of the VAE's config.
