@@ -188,6 +188,7 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_an_adapter_of_another_kind_is_named(tmp_path: Path, kind: str) -> None:
     layer = {"lora_down.weight": torch.ones(1, 4), "lora_up.weight": torch.ones(4, 1)}
+    assert OTHERS[kind]
     for number, key in enumerate(OTHERS[kind]):
         plain = {f"{key.rpartition('a.')[0]}b.{part}": tensor for part, tensor in layer.items()}
         path = saved(tmp_path / f"{number}.safetensors", {**plain, key: torch.ones(2, 2)})
