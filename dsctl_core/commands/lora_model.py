@@ -103,13 +103,13 @@ def read_loras(paths: Sequence[Path], options: SomeModelOptions) -> tuple[list[L
 def read_for(resolved: ResolvedModel, path: Path) -> LoraFile:
     """Read the LoRA at `path` for a model; raise DsctlError if its header names another family."""
     lora = read_lora(path, component_names(), [resolved.family.original_names])
-    refuse_other_family(lora, resolved.family.name)
+    refuse_other_family(lora, resolved.family)
     return lora
 
 
 def _of_model(loras: Sequence[LoraFile], resolved: ResolvedModel) -> tuple[list[LoraFile], LoraModel]:
     for lora in loras:
-        refuse_other_family(lora, resolved.family.name)
+        refuse_other_family(lora, resolved.family)
     renamed = [with_model_names(lora, [resolved.family.original_names]) for lora in loras]
     shapes = model_shapes(resolved, {name for lora in renamed for name in lora.components})
     found = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.family import OriginalNames
+from dsctl_core.family import Family, OriginalNames
 from dsctl_core.files.safetensors import PICKLE_SUFFIXES, check_safetensors, read_safetensors
 from dsctl_core.lora.formats import LoraFile, decode, format_of
 from dsctl_core.lora.names import DENOISER
@@ -77,12 +77,12 @@ def family_in_header(lora: LoraFile) -> str | None:
     return lora.metadata.get("family") if "format_of_keys" in lora.metadata else None
 
 
-def refuse_other_family(lora: LoraFile, family: str) -> None:
-    """Raise DsctlError if the header of `lora` says that it is for another family of models than `family`."""
+def refuse_other_family(lora: LoraFile, family: Family) -> None:
+    """Raise DsctlError if the header of `lora` names a family of models with other layers than `family`."""
     named = family_in_header(lora)
-    if named is not None and named != family:
+    if named is not None and named not in (family.name, *family.same_layers_as):
         raise DsctlError(
-            f"{lora.path} is for another model: its header names {named}, and this model is {family}",
+            f"{lora.path} is for another model: its header names {named}, and this model is {family.name}",
             hint="check that the LoRA was trained on this model",
         )
 

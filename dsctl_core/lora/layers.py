@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.family import OriginalNames
+from dsctl_core.family import Family, OriginalNames
 from dsctl_core.lora.dora import row_norms, update_of, with_strength
 from dsctl_core.lora.dropout import put_dropout
 from dsctl_core.lora.files import read_lora, refuse_other_family, unnamed_layers
@@ -124,7 +124,7 @@ def continue_lora(
     path: Path,
     original: OriginalNames | None = None,
     unnamed: str = DENOISER,
-    family: str | None = None,
+    family: Family | None = None,
 ) -> None:
     """Copy the LoRA in the file `path` into the trainable LoRA of `model`.
 
@@ -216,7 +216,7 @@ def _read_for(pipe: BasePipeline, path: Path, component: str | None) -> LoraFile
     denoisers = [denoiser.name for denoiser in pipe.parts.denoisers]
     unnamed = DENOISER if component is None else unnamed_layers(component, denoisers)
     lora = read_lora(path, tuple(pipe.components), [pipe.family.original_names], unnamed)
-    refuse_other_family(lora, pipe.family.name)
+    refuse_other_family(lora, pipe.family)
     return lora
 
 

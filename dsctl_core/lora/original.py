@@ -55,33 +55,42 @@ def from_original(
         originals: dict[re.Pattern[str], tuple[str, ...]] = {}
         originals |= {_matcher(original, flat): (ours,) for original, ours in names.single.items()}
         originals |= {_matcher(original, flat): ours for original, ours in names.fused.items()}
+        shared = {_matcher(original, flat) for original, ours in names.single.items() if original == ours}
         found: Layers = {}
         twice: dict[str, str] = {}
-        converted = False
+        certain = in_blocks = strangers = 0
         for name, layer in layers.items():
             match, ours = next(((m, o) for matcher, o in originals.items() if (m := matcher.match(name))), (None, ()))
             if match is None:
+                strangers += 1
                 more = {name: layer}
             else:
-                converted |= bool(match.groups())
-                targets = [_numbered(pattern, match[1] if match.groups() else "") for pattern in ours]
+                # A name in a block that both layouts have is no sign, unless all layers have names of this layout.
+                in_blocks += len(match.groups())
+                certain += len(match.groups()) if match.re not in shared else 0
+                number = match[1] if match.groups() else ""
+                targets = [_numbered(pattern, number) for pattern in ours]
                 more = {targets[0]: layer} if len(targets) == 1 else _split(targets, layer)
             twice.update(dict.fromkeys(found.keys() & more.keys(), name))
             found |= more
-        if converted and twice:
-            again, original = next(iter(twice.items()))
-            raise DsctlError(
-                f"{path or 'the LoRA'} has {again} twice, once as {original}", hint="check where the file comes from"
-            )
-        if converted:
+        if certain or (in_blocks and not strangers):
+            if twice:
+                again, name = next(iter(twice.items()))
+                raise DsctlError(
+                    f"{path or 'the LoRA'} has {again} twice, once as {name}", hint="check where the file comes from"
+                )
             return found
     return layers
 
 
 def _without_number(name: str) -> tuple[str, str]:
-    """Return `name` with `{}` instead of the number of its block, and that number, "" if there is none."""
-    match = re.match(r"^((?:single_)?transformer_blocks)\.(\d+)\.(.*)$", name)
-    return (name, "") if match is None else (f"{match[1]}.{{}}.{match[3]}", match[2])
+    """Return `name` with `{}` instead of the number of its block, and that number, "" if there is none.
+
+    The number of a block is the second part of a name of at least three: `layers.3.attention.to_q`.
+    """
+    stack, _, rest = name.partition(".")
+    number, _, inside = rest.partition(".")
+    return (f"{stack}.{{}}.{inside}", number) if inside and number.isdigit() else (name, "")
 
 
 def _numbered(pattern: str, number: str) -> str:

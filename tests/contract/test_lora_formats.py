@@ -26,6 +26,7 @@ from tests.tiny_models import BUILDERS, write_tiny_model
 
 # Formats that diffusers does not read for a family: it takes lora_down for kohya's names, or wants a prefix.
 NOT_READ_BY_DIFFUSERS = {("flux2", "comfyui"), ("flux2", "diffsynth"), ("qwen-image", "peft")}
+NOT_READ_BY_DIFFUSERS |= {("qwen-image-edit", "peft"), ("z-image", "comfyui"), ("z-image", "peft")}
 # How each format writes the layer a.b, in plain text and not by the table under test.
 WRITES = {
     "diffusers": "diffusion_model.a.b.lora_A.weight",
@@ -259,7 +260,7 @@ def test_a_lora_of_another_model_is_refused_by_the_model_that_is_named(folders: 
     with pytest.raises(DsctlError, match="its header names qwen-image, and this model is flux2"):
         merge(options)
     flux = loras.fresh("flux2", folders["flux2"])
-    for use in (load_lora, lambda pipe, file: continue_lora(pipe.dit, "dit", file, family=pipe.family.name)):
+    for use in (load_lora, lambda pipe, file: continue_lora(pipe.dit, "dit", file, family=pipe.family)):
         with pytest.raises(DsctlError, match="its header names qwen-image, and this model is flux2"):
             use(flux, tmp_path / "ours.safetensors")
 

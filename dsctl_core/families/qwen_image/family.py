@@ -180,6 +180,7 @@ FAMILY = Family(
     published=PUBLISHED,
     tiny=TINY,
     cache_bytes=cache_bytes,
+    same_layers_as=("qwen-image-edit",),
     diffsynth_table=DiffSynthTable(mu=0.8, terminal=0.02),
     attention_blocks=(AttentionBlocks(other_cache_names=("block",)),),  # block_0, ... in DiffSynth-Studio
 )

@@ -125,7 +125,7 @@ class DiffusionTrainingModule(nn.Module):
             add_lora(model, targets, lora_rank, lora_alpha, own_seed, dropout=lora_dropout, **kind)
             if lora_checkpoint is not None:
                 original, unnamed = pipe.family.original_names, unnamed_layers(name, denoisers)
-                continue_lora(model, name, Path(lora_checkpoint), original, unnamed, pipe.family.name)
+                continue_lora(model, name, Path(lora_checkpoint), original, unnamed, pipe.family)
             alpha = lora_rank if lora_alpha is None else lora_alpha
             about = {"rank": str(lora_rank), "alpha": f"{alpha:g}", "target_modules": ",".join(targets)}
             about |= {name: "true" for name, on in kind.items() if on}
