@@ -30,6 +30,10 @@ class Stopped(DsctlError):
     exit_code = 130
 
 
+class CodeError(DsctlError):
+    """Error in code that a user supplied, which is wrong for every sample: leaving out one does not help."""
+
+
 def near_miss(name: str, known: list[str] | tuple[str, ...]) -> str | None:
     """Return the entry of `known` that is most similar to `name`, or None when none is similar."""
     import difflib

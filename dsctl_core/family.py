@@ -103,6 +103,7 @@ class AttentionBlocks:
     module: str = "transformer_blocks"  # name of the module list; a denoiser without it has no such blocks
     attention: str = "attn"  # name of the attention module in each block
     cache_name: str = "double"  # prefix of the block names in a kv_cache: double_0, double_1, ...
+    other_cache_names: tuple[str, ...] = ()  # prefixes that are read too, because templates of other tools use them
 
 
 @dataclass(frozen=True)
@@ -188,14 +189,30 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class DiffSynthTable:
+    """The 1000 noise levels with which DiffSynth-Studio trains a family (its diffusion/flow_match.py).
+
+    The levels go evenly from 1 down to `last`, or to one step above 0 if it is None. They are shifted by exp(`mu`) and
+    then stretched so that the last is `terminal` (None: not stretched).
+    """
+
+    mu: float
+    terminal: float | None = None
+    last: float | None = None
+
+
+@dataclass(frozen=True)
 class OriginalNames:
     """Layer names of the original release of a model, mapped to those of diffusers; `{}` is the number of a block.
 
-    A `fused` layer is the concatenation of several diffusers layers of equal size, in order.
+    A `fused` layer is the concatenation of several diffusers layers of equal size, in order. `converted_as` is the
+    diffusers class whose conversion of single files knows the original names, which verifies files that are written
+    with this table; it must take a part of the tensors (None: there is none).
     """
 
     single: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]]
+    converted_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -233,10 +250,14 @@ class Family:
     parameters: dict[str | None, dict[str, int]] = field(default_factory=dict)
     # Layer names of the original release, if the LoRA formats of other tools use them
     original_names: OriginalNames | None = None
+    # Families whose denoiser has the same layers, so that their LoRAs fit this one too
+    same_layers_as: tuple[str, ...] = ()
     # Attention modules to which a kv_cache can add tokens
     attention_blocks: tuple[AttentionBlocks, ...] = (AttentionBlocks(),)
     # Whether some weights take a guidance scale as an input of the network.
     embedded_guidance: bool = False
+    # The noise levels of `--timestep-sampling diffsynth`, if DiffSynth-Studio trains the family
+    diffsynth_table: DiffSynthTable | None = None
     # model_index.json -> option values of a model, if they are not `defaults` for all models
     index_defaults: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     # Networks that predict the velocity, from the highest noise levels down.

@@ -80,6 +80,7 @@ class BasePipeline(nn.Module):
         torch_dtype: torch.dtype,
         device: torch.device | str,
         parts: ModelParts | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         """Build the pipeline from loaded components.
 
@@ -90,12 +91,14 @@ class BasePipeline(nn.Module):
             torch_dtype: Dtype of the weights and of the outputs of units.
             device: Device of the computation.
             parts: Parts of the model, loaded or not (None: all required components, and the optional ones in `models`).
+            defaults: Values of the arguments of a call that are left out (None: those of the family).
         """
         super().__init__()
         for component in self.family.components:
             self.register_module(component.name, models.get(component.name))
         self.readers = readers or Readers(self.family)
         self.parts = parts or self.family.parts(models)
+        self.defaults = {**self.family.defaults, **(defaults or {})}
         self.scheduler = FlowMatchScheduler(schedule)
         self.unit_runner = UnitRunner()
         self.side_networks: tuple[SideNetwork, ...] = ()
@@ -118,6 +121,7 @@ class BasePipeline(nn.Module):
         only: Sequence[str] | None = None,
         schedule: Schedule | None = None,
         parts: ModelParts | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Self:
         """Load the components that `model_configs` name, frozen and in evaluation mode.
 
@@ -134,6 +138,7 @@ class BasePipeline(nn.Module):
             only: Names of the components to load (None: all in `model_configs`).
             schedule: Schedule to use without a scheduler_config.json (None: that of the family).
             parts: Parts of the model (None: derived from `model_configs` and the model_index.json).
+            defaults: Values of the arguments of a call that are left out (None: those of the model folder).
         """
         from dsctl_core.checkpoint.load import load_components
 
@@ -152,6 +157,7 @@ class BasePipeline(nn.Module):
             parts=parts,
         )
         about: dict[str, Any] = {"torch_dtype": torch_dtype, "device": place, "parts": loaded.parts}
+        about["defaults"] = loaded.defaults if defaults is None else defaults
         return cls(loaded.models, loaded.readers, loaded.schedule, **about).eval()
 
     @classmethod
@@ -163,6 +169,10 @@ class BasePipeline(nn.Module):
         `extra_inputs` are the names of row columns to use beyond those that every row has.
         """
         raise NotImplementedError(f"{cls.__name__} has no inputs_from_rows()")
+
+    def default(self, name: str, value: Any) -> Any:
+        """Return `value`, or the model's own value of the option `name` if it is None."""
+        return self.defaults[name] if value is None else value
 
     def attach_side_network(self, side_network: SideNetwork, model: nn.Module | None) -> None:
         """Add `model` as a component (None: not loaded), and append the units of `side_network` to the pipeline's."""

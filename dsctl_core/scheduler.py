@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import UsageError
-from dsctl_core.family import Schedule
+from dsctl_core.family import DiffSynthTable, Schedule
 
 TRAINING_LEVELS = 1000  # noise levels that training draws from, as every published flow-matching model has
 DEFAULT_STEPS = 100
@@ -22,17 +22,20 @@ class FlowMatchScheduler:
     """Noise levels from high to low: `sigmas` and `timesteps`, both (n,) float32.
 
     `training` is whether the loaded table is the one to draw training levels from, or the one to sample along.
-    `training_mu` is the exponent of the shift of the training table.
+    `training_mu` is the exponent of the shift of the training table. With a `diffsynth_table`, the training table has
+    the levels and weights of DiffSynth-Studio instead.
     """
 
     sigmas: Tensor
     timesteps: Tensor
     training: bool
     training_mu: float
+    diffsynth_table: DiffSynthTable | None
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.training_mu = schedule.training_mu
+        self.diffsynth_table = None
         self.set_timesteps()
 
     def set_timesteps(
@@ -62,7 +65,10 @@ class FlowMatchScheduler:
         self.training = training
         fixed = self.training_mu if training else self.schedule.training_mu
         mu = fixed if dynamic_shift_len is None else self._mu(dynamic_shift_len, count)
-        if training:
+        if training and self.diffsynth_table is not None:
+            self.sigmas = diffsynth_levels(self.diffsynth_table)
+            self._diffsynth_weights = diffsynth_weights(self.sigmas)
+        elif training:
             # Mid-points of equal bins exclude 0 and 1, where the loss weight is 0 and a draw would have no effect.
             # The table is not stretched: shift_terminal is where the *last sampling step* begins, so that this step
             # still removes noise. It is not a property of the model, which is trained at all levels.
@@ -103,10 +109,15 @@ class FlowMatchScheduler:
         """Return the loss weight of each timestep, (B,) float32: a bell curve with mean 1 over the training table.
 
         exp(-2 u^2) with u = sigma - 1/2, minus its value at the ends, is proportional to exp(2 sigma (1 - sigma)) - 1.
-        The weight is zero only at sigma 0 and 1, and this form is numerically accurate near them.
+        The weight is zero only at sigma 0 and 1, and this form is numerically accurate near them. With a
+        `diffsynth_table` it is the weight of the nearest level there.
         """
         if not self.training:
             raise RuntimeError("training_weight needs set_timesteps(training=True) first")
+        if self.diffsynth_table is not None:
+            levels = self.timesteps.to(timestep.device)
+            nearest = (levels - timestep.float().reshape(-1, 1)).abs().argmin(dim=1)
+            return self._diffsynth_weights.to(timestep.device)[nearest].reshape(timestep.shape)
         return self._bell(timestep.float() / 1000) / self._weight_mean
 
     @staticmethod
@@ -145,3 +156,22 @@ class FlowMatchScheduler:
             return sigmas
         below = first - sigmas
         return first - below / (below[-1] / (first - terminal))
+
+
+def diffsynth_levels(table: DiffSynthTable) -> Tensor:
+    """Return the noise levels of `table`, (1000,) float32, with each operation as DiffSynth-Studio rounds it."""
+    count = TRAINING_LEVELS
+    grid = torch.linspace(1, 0, count + 1)[:-1] if table.last is None else torch.linspace(1, table.last, count)
+    factor = math.exp(table.mu)
+    sigmas = factor / (factor + (1 / grid - 1))
+    if table.terminal is None:
+        return sigmas
+    below = 1 - sigmas
+    return 1 - below / (below[-1] / (1 - table.terminal))
+
+
+def diffsynth_weights(sigmas: Tensor) -> Tensor:
+    """Return the loss weights of DiffSynth-Studio's 1000 levels: a bell curve, 0 at the lowest, with mean 1."""
+    bell = torch.exp(-2 * ((sigmas * 1000 - 500) / 1000) ** 2)
+    shown = bell - bell.min()
+    return shown * (len(sigmas) / shown.sum())

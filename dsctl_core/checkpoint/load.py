@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.build import checked_build, component_class
+from dsctl_core.checkpoint.defaults import folder_defaults
 from dsctl_core.checkpoint.finite import refuse_unusable_weights
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.checkpoint.model_index import read_index
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.checkpoint.schedule import read_schedule
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
 from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, ModelParts, Schedule
-from dsctl_core.files.json import checked, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -26,25 +27,30 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadedComponents:
-    """The loaded parts of a pipeline. `models` has only the components that were requested."""
+    """The loaded parts of a pipeline. `models` has only the components that were requested.
+
+    `defaults` are the default option values of the model, such as its size and its number of steps.
+    """
 
     models: dict[str, nn.Module]
     readers: Readers
     schedule: Schedule
     parts: ModelParts
+    defaults: dict[str, Any]
 
 
 @dataclass
 class ComponentPaths:
     """The paths of components, readers and schedule; a component is a folder, or a single file without a config.
 
-    `index` is the content of the model_index.json, if the model is a whole folder in diffusers layout.
+    `index` is the content of the model_index.json in `folder`, if the model is a whole folder in diffusers layout.
     """
 
     components: dict[str, Path]
     readers: dict[str, Path] = field(default_factory=dict)
     schedule: Path | None = None
     index: dict[str, Any] | None = None
+    folder: Path | None = None
 
 
 def find_component_paths(
@@ -76,7 +82,7 @@ def find_component_paths(
 
 
 def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> None:
-    places.index = read_index(family, folder)
+    places.index, places.folder = read_index(family, folder), folder
     for component in family.components:
         left_out = component.optional and places.index.get(component.folder) == [None, None]
         if (folder / component.folder).is_dir() and not left_out:
@@ -93,19 +99,6 @@ def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> N
             places.readers.setdefault(reader.name, folder / reader.folder)
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         places.schedule = folder / "scheduler" / "scheduler_config.json"
-
-
-def read_index(family: Family, folder: Path) -> dict[str, Any]:
-    """Return the model_index.json in `folder`; raise DsctlError for an entry of another type than the published ones.
-
-    The entries are those that say of which kind a model of `family` is, such as whether it is distilled.
-    """
-    path = folder / "model_index.json"
-    index = read_json(path)
-    for name, value in {name: value for preset in family.presets for name, value in preset.index.items()}.items():
-        if index.get(name) is not None and value is not None:
-            checked(index[name], type(value), f"{path}, {name}")
-    return index
 
 
 def _add(places: ComponentPaths, name: str, folder: Path) -> None:
@@ -184,7 +177,8 @@ def load_components(
         refuse_unusable_weights(loaded, [folder] if single else weight_files(folder), folder)
     readers = Readers(family, {name: path for name, path in places.readers.items() if name in used})
     found = read_schedule(schedule or family.schedule, places.schedule)
-    return LoadedComponents(models, readers, found, parts)
+    defaults = dict(family.defaults) if places.folder is None else folder_defaults(family, places.folder)
+    return LoadedComponents(models, readers, found, parts, defaults)
 
 
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn.Module:

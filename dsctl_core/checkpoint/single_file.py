@@ -42,10 +42,7 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
     one, with the most similar components in the message.
     """
     refuse_quantized(path, tensor_shapes(path))
-    import torch
-
-    with torch.device("meta"):
-        stored = {name: torch.empty(shape) for name, shape in tensor_shapes(path).items()}
+    stored = _stored(path)
     scores: list[tuple[float, str]] = []
     for family in families:
         for component in family.components:
@@ -70,6 +67,26 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
         f"{path} is no component that is known by its tensors, and has no config.json beside it",
         hint=f"put the config.json that it was published with beside it; nearest: {nearest}",
     )
+
+
+def sizes_of_single_file(family: Family, component: Component, path: Path) -> dict[str, Any]:
+    """Return the published config of `component` whose tensors are most like those in the file `path`."""
+    stored = _stored(path)
+    candidates = [
+        (_fitting(model, layout), number)
+        for number, config in enumerate(family.all_sizes(component.name))
+        for model in [_empty(component, config)]
+        for layout in _layouts(component, model, stored)
+    ]
+    return family.all_sizes(component.name)[max(candidates)[1]]
+
+
+def _stored(path: Path) -> dict[str, Tensor]:
+    """Return tensors on the meta device with the names and shapes of those in the file `path`."""
+    import torch
+
+    with torch.device("meta"):
+        return {name: torch.empty(shape) for name, shape in tensor_shapes(path).items()}
 
 
 def load_single_file(family: Family, component: Component, path: Path, dtype: torch.dtype) -> nn.Module:
@@ -124,7 +141,7 @@ def _layouts(component: Component, model: Any, tensors: Mapping[str, Tensor]) ->
             plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
             break
     layouts = [plain]
-    convert = _conversion(component)
+    convert = conversion_of(component.single_file_as or component.class_name)
     if convert is not None:
         # The conversion fails for files that are not in the layout that it expects.
         with contextlib.suppress(KeyError, ValueError, IndexError, RuntimeError):
@@ -143,12 +160,12 @@ def _renamed(name: str, renames: Mapping[str, str]) -> str:
     return name if found is None else renames[found] + name.removeprefix(found)
 
 
-def _conversion(component: Component) -> Any:
-    """Return the function of diffusers that converts single files of the component, or None."""
+def conversion_of(class_name: str) -> Any:
+    """Return the function of diffusers that converts the tensors of single files of a class, or None."""
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     known: dict[str, Any] = SINGLE_FILE_LOADABLE_CLASSES
-    entry = known.get(component.single_file_as or component.class_name)
+    entry = known.get(class_name)
     return None if entry is None else entry["checkpoint_mapping_fn"]
 
 

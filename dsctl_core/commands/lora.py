@@ -6,13 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
-from dsctl_core.commands.lora_files import (
-    Written,
-    base_shapes,
-    open_lora,
-    refuse_flat,
-    save,
-)
+from dsctl_core.commands.lora_files import Written, save
+from dsctl_core.commands.lora_model import component_names, read_loras
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import family_of_class, identify_folder
 from dsctl_core.family import Component, Family
@@ -22,18 +17,17 @@ from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.lora.about import SPEC
 from dsctl_core.lora.algebra import resize_layers
 from dsctl_core.lora.extract import extract
-from dsctl_core.lora.files import lora_weights
-from dsctl_core.lora.formats import LoraFile, with_dots
+from dsctl_core.lora.files import lora_weights, read_lora
+from dsctl_core.lora.formats import LoraFile
 from dsctl_core.lora.merge import component_shapes
 from dsctl_core.options.effects import ONE_COMPONENT
 from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
-from dsctl_core.options.model import WeightOptions
 from dsctl_core.progress import NoProgress, Progress
 
 
 def info(options: LoraInfoOptions) -> dict[str, Any]:
     """Return what there is to say about a LoRA."""
-    lora = open_lora(options.file)
+    lora = read_lora(options.file, component_names())
     file = lora_weights(options.file)
     tensors, _ = read_safetensors(file)
     layers = [layer for of in lora.components.values() for layer in of.values()]
@@ -55,21 +49,24 @@ def info(options: LoraInfoOptions) -> dict[str, Any]:
 def convert(options: LoraConvertOptions) -> Written:
     """Write a LoRA in another format."""
     require_new(options.output, "--output")
-    lora, shapes = _read_for_writing(options.file, options)
-    components = {name: with_dots(lora, name, shapes.get(name, ())) for name in lora.components}
+    (lora,), model = read_loras([options.file], options)
+    family = model.family_for(options.to, [options.file])
     dtype = options.lora_dtype or _dtype_of(options.file)
-    return save(options.output, components, _kept_metadata(lora), options.to, dtype, shapes, None)
+    about = _kept_metadata(lora)
+    return save(options.output, lora.components, about, options.to, dtype, model.shapes, None, family)
 
 
 def resize(options: LoraResizeOptions) -> Written:
     """Write a LoRA at another rank."""
     require_new(options.output, "--output")
-    lora, shapes = _read_for_writing(options.file, options)
-    parts = {name: resize_layers(with_dots(lora, name, shapes.get(name, ())), options.rank) for name in lora.components}
+    (lora,), model = read_loras([options.file], options)
+    family = model.family_for(options.lora_format, [options.file])
+    parts = {name: resize_layers(layers, options.rank) for name, layers in lora.components.items()}
     components = {name: layers for name, (layers, _) in parts.items()}
     worst = min((kept for _, kept in parts.values()), key=lambda kept: kept.share)
     dtype = options.lora_dtype or _dtype_of(options.file)
-    return save(options.output, components, _kept_metadata(lora), options.lora_format, dtype, shapes, worst)
+    about = _kept_metadata(lora)
+    return save(options.output, components, about, options.lora_format, dtype, model.shapes, worst, family)
 
 
 def extract_lora(options: LoraExtractOptions, progress: Progress | None = None) -> Written:
@@ -94,16 +91,9 @@ def extract_lora(options: LoraExtractOptions, progress: Progress | None = None) 
     about |= {"base_weights": weights_identity(weight_files(base)), "extracted_from": tuned.name}
     shapes = {component.name: component_shapes(base)}
     layers = {component.name: found.layers}
-    written = save(options.output, layers, about, options.lora_format, options.lora_dtype, shapes, found.kept)
+    written = save(options.output, layers, about, options.lora_format, options.lora_dtype, shapes, found.kept, family)
     left_out = {"left_out": found.left_out} if found.left_out else {}
     return Written(written.output, {**written.facts, **left_out})
-
-
-def _read_for_writing(file: Path, options: WeightOptions) -> tuple[LoraFile, dict[str, dict[str, tuple[int, int]]]]:
-    lora = open_lora(file)
-    shapes = base_shapes(options)
-    refuse_flat([lora], shapes)
-    return lora, shapes
 
 
 def _dtype_of(path: Path) -> str:

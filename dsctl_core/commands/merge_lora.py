@@ -8,16 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.checkpoint.defaults import DEFAULTS_FILE, write_defaults
 from dsctl_core.checkpoint.identify import class_of, weight_files
 from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
-from dsctl_core.commands.lora_files import (
-    Written,
-    base_shapes,
-    open_lora,
-    refuse_flat,
-    resolve,
-    save,
-)
+from dsctl_core.commands.lora_files import Written, save
+from dsctl_core.commands.lora_model import read_for, read_loras, resolve
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.atomic import atomic_folder, prepare_folder, unclaim, write_json
@@ -37,28 +32,24 @@ from dsctl_core.readable import readable_bytes
 
 def merge(options: MergeLoraOptions, progress: Progress | None = None) -> Written:
     """Merge LoRAs into a copy of the base, or into one LoRA."""
-    progress = progress or NoProgress()
-    loras = [ScaledLora(open_lora(each.path), each.scale) for each in options.lora]
     if options.into == "base":
-        return _merge_into_base(options, loras, progress)
+        return _merge_into_base(options, progress or NoProgress())
     require_new(options.output, "--output")
-    shapes = base_shapes(options)
-    refuse_flat([part.lora for part in loras], shapes)
-    families_named = {part.lora.metadata["family"] for part in loras if "family" in part.lora.metadata}
-    if len(families_named) > 1:
-        raise DsctlError(
-            f"the LoRAs are for different families: {', '.join(sorted(families_named))}",
-            hint="merge LoRAs of one model",
-        )
-    components, kept = merge_into_one(loras, shapes, options.rank)
+    paths = [each.path for each in options.lora]
+    read, model = read_loras(paths, options)
+    family = model.family_for(options.lora_format, paths)
+    loras = [ScaledLora(lora, each.scale) for lora, each in zip(read, options.lora, strict=True)]
+    components, kept = merge_into_one(loras, model.shapes, options.rank)
     about = _common_metadata([part.lora.metadata for part in loras])
     about["merged_from"] = json.dumps([[part.lora.path.name, part.scale] for part in loras])
-    return save(options.output, components, about, options.lora_format, options.lora_dtype, shapes, kept)
+    form, dtype = options.lora_format, options.lora_dtype
+    return save(options.output, components, about, form, dtype, model.shapes, kept, family)
 
 
-def _merge_into_base(options: MergeLoraOptions, loras: list[ScaledLora], progress: Progress) -> Written:
+def _merge_into_base(options: MergeLoraOptions, progress: Progress) -> Written:
     require_empty_folder(options.output, "--output")
     resolved = resolve(options)
+    loras = [ScaledLora(read_for(resolved, each.path), each.scale) for each in options.lora]
     places = find_component_paths(resolved.family, resolved.model_configs, resolved.reader_configs)
     for name, place in places.components.items():
         if place.is_file():
@@ -103,6 +94,8 @@ def _write_model(
             (target / name).mkdir()
             for file in sorted(each for each in source.iterdir() if each.is_file() and not each.name.startswith(".")):
                 copy_file(file, target / name / file.name)
+    if resolved.preset is not None or (places.folder is not None and (places.folder / DEFAULTS_FILE).is_file()):
+        write_defaults(target, resolved.defaults)
     index = {"_class_name": resolved.family.pipeline_classes[0], **(resolved.preset.index if resolved.preset else {})}
     whole = next(iter(places.components.values())).parent / "model_index.json"
     if whole.is_file():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.checkpoint.defaults import folder_defaults
 from dsctl_core.checkpoint.identify import class_of
 from dsctl_core.families import families, find_preset, identify_folder
 from dsctl_core.family import Component, Family, Preset
@@ -84,7 +85,7 @@ def show_model(options: ModelsShowOptions) -> dict[str, Any]:
         "memory": least_memory(family, preset) if preset else None,
         "components": [_component(each, preset, path) for each in family.components if _is_there(each, preset, path)],
         "presets": [each.name for each in family.presets],
-        "defaults": {**family.defaults, **(preset.defaults if preset else {})},
+        "defaults": _defaults(family, preset, path),
         "lora_targets": list(family.lora_targets),
         "division_factor": family.division_factor,
     }
@@ -105,6 +106,12 @@ def find_model(name: str) -> tuple[Family, Preset | None, Path | None]:
         return families()[name], None, None
     family, preset = find_preset(name)
     return family, preset, preset.local_path()
+
+
+def _defaults(family: Family, preset: Preset | None, path: Path | None) -> dict[str, Any]:
+    if preset is None and path is not None:
+        return folder_defaults(family, path)
+    return {**family.defaults, **(preset.defaults if preset else {})}
 
 
 def _is_there(component: Component, preset: Preset | None, path: Path | None) -> bool:

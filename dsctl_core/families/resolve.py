@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dsctl_core.checkpoint.defaults import folder_defaults
 from dsctl_core.checkpoint.identify import class_of
 from dsctl_core.checkpoint.load import find_component_paths, read_index
 from dsctl_core.checkpoint.model_config import ModelConfig
@@ -153,6 +154,7 @@ class ResolvedModel:
             only=only,
             schedule=self.schedule,
             parts=self.parts,
+            defaults=self.defaults,
         )
         return self.with_side_network(pipe)
 
@@ -195,9 +197,7 @@ def _is_path(model: str) -> bool:
 def _from_folder(folder: Path, readers: dict[str, ModelConfig]) -> ResolvedModel:
     family = identify_folder(folder.expanduser())
     config = ModelConfig(path=folder.expanduser())
-    defaults = dict(family.defaults)
-    if family.index_defaults is not None:
-        defaults |= family.index_defaults(read_index(family, folder.expanduser()))
+    defaults = folder_defaults(family, folder.expanduser())
     return ResolvedModel(str(folder), family, None, (config,), readers, defaults)
 
 
@@ -242,7 +242,7 @@ def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str,
     folder = first if first.is_dir() else first.parent
     if (folder / "model_index.json").is_file():
         family = identify_folder(folder)
-        return ResolvedModel(label, family, None, tuple(configs), readers, dict(family.defaults))
+        return ResolvedModel(label, family, None, tuple(configs), readers, folder_defaults(family, folder))
     published = _published_denoiser(configs)
     if published is not None:
         family, index = published[0], published[0].preset_index(published[1])

@@ -1,39 +1,20 @@
-"""Read LoRA files of any format, and write LoRA files that are verified after writing."""
+"""Read LoRA files of any format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.family import OriginalNames
-from dsctl_core.files.atomic import atomic_folder, atomic_path, write_json
+from dsctl_core.family import Family, OriginalNames
 from dsctl_core.files.foreign import is_pickle
-from dsctl_core.files.safetensors import check_safetensors, read_safetensors, write_safetensors
+from dsctl_core.files.safetensors import check_safetensors, read_safetensors
 from dsctl_core.lora.check import check_tensors
-from dsctl_core.lora.formats import (
-    DENOISER,
-    FORMATS,
-    MAGNITUDE,
-    Layers,
-    LoraFile,
-    LoraLayer,
-    decode,
-    encode,
-    format_of,
-    with_dots,
-)
-from dsctl_core.lora.original import from_original, to_original
+from dsctl_core.lora.formats import LoraFile, decode, format_of
+from dsctl_core.lora.names import DENOISER
+from dsctl_core.lora.original import from_original
 from dsctl_core.lora.peft_config import ADAPTER_CONFIG, ADAPTER_FILE, read_peft_config, scale_function
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Shapes = Mapping[str, tuple[int, int]]  # (out, in) of a component's linear layers, by name
-# Tolerated difference between a layer in the file and the original layer, relative to its norm: the rounding of the two
-# matrices to the dtype of the file.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
 
 
 def unnamed_layers(component: str, denoisers: Iterable[str]) -> str:
@@ -63,16 +44,45 @@ def read_lora(
         raise DsctlError(
             f"{file} lacks magnitudes, but its settings have use_dora = True", hint="download or copy it again"
         )
+    beside = (file.parent / ADAPTER_CONFIG).is_file() and file.name == ADAPTER_FILE
+    lora = LoraFile(path, components, metadata, format_of(tensors, beside), flat)
+    lora = with_model_names(lora, original_names)
     if DENOISER in components:
-        dotted = from_original(components[DENOISER], original_names, flat=flat)
-        flat = flat and dotted is components[DENOISER]
         # Headers of other tools may use this key for something else.
         owner = metadata["component"] if {"component", "family"} <= metadata.keys() else unnamed
         owner = DENOISER if owner in components else owner
-        components[DENOISER] = dotted
-        components = {owner if name == DENOISER else name: layers for name, layers in components.items()}
-    beside = (file.parent / ADAPTER_CONFIG).is_file() and file.name == ADAPTER_FILE
-    return LoraFile(path, components, metadata, format_of(tensors, beside), flat)
+        owned = {owner if name == DENOISER else name: layers for name, layers in lora.components.items()}
+        lora = replace(lora, components=owned)
+    return lora
+
+
+def with_model_names(lora: LoraFile, layouts: Iterable[OriginalNames | None]) -> LoraFile:
+    """Return `lora` with the layers of its denoiser renamed from one of `layouts` to the names of the model.
+
+    Unchanged if no layer has a name of a layout. Raises DsctlError for a layer that the file has under both names.
+    """
+    layers = lora.components.get(DENOISER)
+    if layers is None:
+        return lora
+    renamed = from_original(layers, layouts, path=lora.path, flat=lora.flat)
+    if renamed is layers:
+        return lora
+    return replace(lora, components={**lora.components, DENOISER: renamed}, flat=False)
+
+
+def family_in_header(lora: LoraFile) -> str | None:
+    """Return the family of models that the header of `lora` names, or None for a file of another tool."""
+    return lora.metadata.get("family") if "format_of_keys" in lora.metadata else None
+
+
+def refuse_other_family(lora: LoraFile, family: Family) -> None:
+    """Raise DsctlError if the header of `lora` names a family of models with other layers than `family`."""
+    named = family_in_header(lora)
+    if named is not None and named not in (family.name, *family.same_layers_as):
+        raise DsctlError(
+            f"{lora.path} is for another model: its header names {named}, and this model is {family.name}",
+            hint="check that the LoRA was trained on this model",
+        )
 
 
 def lora_weights(path: Path) -> Path:
@@ -86,159 +96,3 @@ def lora_weights(path: Path) -> Path:
         path = file
     check_safetensors(path)
     return path
-
-
-def save_lora(
-    path: Path,
-    components: Mapping[str, Layers],
-    metadata: Mapping[str, str],
-    *,
-    form: str = "diffusers",
-    dtype: str = "float32",
-    shapes: Mapping[str, Shapes] | None = None,
-    original: OriginalNames | None = None,
-    unnamed: str = DENOISER,
-) -> Path:
-    """Write the layers of `components` to `path`, verify the result, and return the path.
-
-    The file is read back before it is renamed to `path`: every layer must equal the original up to the rounding of
-    `dtype` and, with `shapes`, every key must belong to a layer of the base with a matching shape. Otherwise nothing is
-    written and a DsctlError is raised. It is also raised for a layer that the format has no name for.
-
-    Args:
-        path: File to write; a folder for the format "peft".
-        components: Layers by component.
-        metadata: Header of the file.
-        form: Name of the format.
-        dtype: Dtype of the two matrices of each layer.
-        shapes: Shapes of the linear layers of each component of the base model (None: not checked).
-        original: Original layer names of the denoiser (dsctl_core.lora.original), for formats that use them.
-        unnamed: The denoiser that owns the layers, if there are several; the file names it only in the header, where
-            `metadata` has it as "component".
-    """
-    import torch
-
-    chosen = FORMATS[form]
-    tensors: dict[str, Tensor] = {}
-    for component, layers in components.items():
-        renamed = original is not None and chosen.original and component == unnamed
-        named = to_original(layers, original, form) if original is not None and renamed else layers
-        tensors |= encode(named, component, chosen, unnamed)
-    kept = {
-        # Magnitudes stay in float32: rounding one would change the norm of a whole row.
-        key: tensor if key.endswith((".alpha", MAGNITUDE)) else tensor.to(getattr(torch, dtype))
-        for key, tensor in tensors.items()
-    }
-    about = {**metadata, "format_of_keys": form}
-    if not chosen.folder:
-        with atomic_path(path) as temporary:
-            write_safetensors(temporary, kept, about)
-            verify_lora(temporary, path, components, shapes, dtype, original)
-        return path
-    with atomic_folder(path, remove=_remove_adapter) as temporary:
-        write_safetensors(temporary / ADAPTER_FILE, kept, about)
-        write_json(temporary / ADAPTER_CONFIG, adapter_config(components[unnamed], metadata.get("base_model")))
-        verify_lora(temporary, path, components, shapes, dtype, original)
-    return path
-
-
-def _remove_adapter(folder: Path) -> None:
-    """Remove an adapter folder that `save_lora` wrote; raise a DsctlError for one that anything else is in."""
-    names = {path.name for path in folder.iterdir()}
-    if names:
-        _, about = read_safetensors(folder / ADAPTER_FILE) if ADAPTER_FILE in names else ({}, {})
-        if folder.is_symlink() or names != {ADAPTER_FILE, ADAPTER_CONFIG} or "format_of_keys" not in about:
-            raise DsctlError(
-                f"{folder} is there already and is no LoRA that dsctl wrote", hint="give another name, or remove it"
-            )
-        for name in names:
-            (folder / name).unlink()
-    folder.rmdir()
-
-
-def adapter_config(layers: Layers, base_model: str | None) -> dict[str, Any]:
-    """Return the contents of peft's adapter_config.json for `layers`: each layer by name, with its rank and alpha."""
-    first = next(iter(layers.values()))
-    return {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base_model,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "r": first.rank,
-        "lora_alpha": first.scale * first.rank,
-        "rank_pattern": {name: layer.rank for name, layer in layers.items() if layer.rank != first.rank},
-        "alpha_pattern": {
-            name: layer.scale * layer.rank
-            for name, layer in layers.items()
-            if layer.scale * layer.rank != first.scale * first.rank
-        },
-        "target_modules": sorted(layers),
-        "task_type": None,
-        "use_dora": first.magnitude is not None,
-        "use_rslora": False,
-    }
-
-
-def verify_lora(
-    written: Path,
-    path: Path,
-    components: Mapping[str, Layers],
-    shapes: Mapping[str, Shapes] | None,
-    dtype: str,
-    original: OriginalNames | None = None,
-) -> None:
-    """Raise DsctlError unless the file `written` holds exactly the layers of `components`.
-
-    Args:
-        written: The temporary file.
-        path: The final path, for the message.
-        components: The layers that were written, by component.
-        shapes: Shapes of the linear layers of each component of the base model (None: not checked).
-        dtype: Dtype of the file, which determines the tolerance.
-        original: Original layer names of the denoiser, if the file may use them.
-    """
-    import torch
-
-    try:
-        found = read_lora(written, tuple(components), [original])
-    except DsctlError as error:
-        raise _unproven(path, error.problem.replace(f"{written}: ", "")) from error
-    generator = torch.Generator().manual_seed(0)
-    for component, layers in components.items():
-        base = (shapes or {}).get(component)
-        back = with_dots(found, component, base if base is not None else layers)
-        if set(back) != set(layers):
-            odd = sorted(set(back) ^ set(layers))[0]
-            raise _unproven(path, f"{odd} is not in both the LoRA and the file")
-        for name, layer in layers.items():
-            if base is not None and base.get(name) != layer.shape:
-                raise _unproven(path, f"{name} of the {component} is {base.get(name)} in the base, {layer.shape} here")
-            probe = torch.randn(layer.shape[1], 4, generator=generator)
-            wanted, given = (
-                each.up.detach().cpu().float() @ (each.down.detach().cpu().float() @ probe) * each.scale
-                for each in (layer, back[name])
-            )
-            if not _same_magnitude(layer, back[name]):
-                raise _unproven(path, f"the magnitude of {name} is another")
-            size = wanted.norm().clamp(min=1e-12)
-            if not torch.isfinite(given).all() or (given - wanted).norm() > TOLERANCE[dtype] * size + 1e-12:
-                raise _unproven(path, f"{name} does not compute in {dtype} what it computed in training")
-
-
-def _same_magnitude(one: LoraLayer, other: LoraLayer) -> bool:
-    import torch
-
-    if one.magnitude is None or other.magnitude is None:
-        return one.magnitude is other.magnitude
-    return torch.equal(one.magnitude.detach().cpu().float(), other.magnitude.detach().cpu().float())
-
-
-def _unproven(path: Path, why: str) -> DsctlError:
-    return DsctlError(
-        f"{path} was not written, because the file would not be the LoRA: {why}",
-        hint="try --lora-dtype float32; if that does not help, report this",
-    )

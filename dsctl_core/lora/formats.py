@@ -2,13 +2,14 @@
 
 For each layer a LoRA file holds down (R, in) and up (out, R); the update is scale * up @ down with scale = alpha / R.
 The formats differ in the prefix of layer names, in the names of the two matrices, and in the location of alpha: folded
-into the up matrix (so that a reader that ignores alpha applies the right strength), in a separate tensor
-`<layer>.alpha`, or in a separate file. A DoRA has a third tensor per layer, the magnitude (out,), which has a name only
+into the up matrix (so that a reader that ignores alpha applies the right strength), or in a separate tensor
+`<layer>.alpha`. A DoRA has a third tensor per layer, the magnitude (out,), which has a name only
 in the formats of diffusers and peft.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.lora.names import DENOISER, FLAT_PREFIXES, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DENOISER = "dit"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class LoraFormat:
     prefix: str
     down: str
     up: str
-    alpha: Literal["folded", "tensor", "config"]
+    alpha: Literal["folded", "tensor"]
     flat: bool = False  # dots in layer names become underscores
     magnitude: str | None = None  # name of the magnitude of a DoRA; None: this tool cannot read a DoRA
     dora_prefix: str | None = None  # prefix of the layers of a DoRA, if it is not `prefix`
@@ -84,6 +86,7 @@ class LoraFormat:
 
 
 MAGNITUDE = "lora_magnitude_vector"
+UNUSED = 3  # number of unused tensors that a warning names
 FORMATS = {
     form.name: form
     for form in (
@@ -100,21 +103,12 @@ FORMATS = {
         LoraFormat("comfyui", "diffusion_model.", "lora_down.weight", "lora_up.weight", "tensor", original=True),
         LoraFormat("kohya", "lora_unet_", "lora_down.weight", "lora_up.weight", "tensor", flat=True, original=True),
         LoraFormat("diffsynth", "", "lora_A.default.weight", "lora_B.default.weight", "folded"),
+        # peft reads alpha from adapter_config.json, which other readers of the folder do not all do: alpha is the rank.
         LoraFormat(
-            "peft", "base_model.model.", "lora_A.weight", "lora_B.weight", "config", magnitude=MAGNITUDE, folder=True
+            "peft", "base_model.model.", "lora_A.weight", "lora_B.weight", "folded", magnitude=MAGNITUDE, folder=True
         ),
     )
 }
-# Prefixes of the layer names of the denoiser, in our files and in those of other tools; longer ones first.
-FLAT_PREFIXES = ("lora_unet_", "lora_transformer_")
-READ_PREFIXES = ("transformer.base_model.model.", "diffusion_model.", "transformer.", "base_model.model.", "pipe.dit.")
-KEY = re.compile(
-    r"^(?P<layer>.+)\.(?P<part>(?:lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(?=(?:\.default)?\.weight$)"
-    r"|lora_magnitude_vector(?=(?:\.default)?(?:\.weight)?$))"
-)
-DOWN, UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up")
-# Other kinds of adapters, recognized by a part of their tensor names.
-OTHER_KINDS = {"lokr_": "LoKr", "hada_": "LoHa", "dora_scale": "kohya's DoRA", "oft_": "OFT"}
 
 
 def encode(layers: Layers, component: str, form: LoraFormat, unnamed: str = DENOISER) -> dict[str, Tensor]:
@@ -156,80 +150,93 @@ def decode(
 ) -> tuple[dict[str, Layers], bool]:
     """Return the layers in `tensors` by component, and whether their names are flat.
 
-    `component_names` are the possible prefixes of layer names; a layer without prefix belongs to the denoiser.
-    `scale_of` returns the scale for (layer, rank) where `tensors` has no alpha. `path` is for messages.
+    Parts for a text encoder or for embeddings of another tool are left out, with a warning that names them.
+
+    Args:
+        path: The file, for messages.
+        tensors: The tensors by the names in the file; see dsctl_core.lora.names.
+        component_names: The possible prefixes of layer names; a layer without prefix belongs to the denoiser.
+        scale_of: Returns the scale for (layer, rank) where `tensors` has no alpha.
     """
-    names = tuple(component_names)
-    halves: dict[tuple[str, str], dict[str, Tensor]] = {}
-    alphas: dict[tuple[str, str], float] = {}
-    flat = dotted = 0
-    for key, tensor in tensors.items():
-        component, bare, is_flat = _split(key, names)
-        flat, dotted = flat + is_flat, dotted + (not is_flat)
-        if bare.endswith(".alpha"):
-            alphas[component, bare.removesuffix(".alpha")] = float(tensor)
-            continue
-        match = KEY.match(bare)
-        if match is None:
-            raise _no_lora(path, key)
-        part = "down" if match["part"] in DOWN else "up" if match["part"] in UP else "magnitude"
-        halves.setdefault((component, match["layer"]), {})[part] = tensor
-    if not halves:
-        raise DsctlError(f"{path} has no LoRA layers", hint="check that this is the file you meant")
-    if flat and dotted:
-        raise DsctlError(f"{path} mixes two formats of LoRA keys", hint="check where the file comes from")
+    parts, flat = _parts(path, tensors, tuple(component_names))
     components: dict[str, Layers] = {}
-    for (component, layer), parts in halves.items():
-        magnitude = parts.pop("magnitude", None)
-        if set(parts) != {"down", "up"}:
-            raise DsctlError(f"{path} has only one of the two matrices of {layer}", hint="download or copy it again")
-        down, up = parts["down"], parts["up"]
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+    for (component, name), of in parts.items():
+        components.setdefault(component, {})[name] = _layer(path, name, of, scale_of)
+    return components, flat
+
+
+def _parts(
+    path: Path, tensors: Mapping[str, Tensor], component_names: tuple[str, ...]
+) -> tuple[dict[tuple[str, str], dict[str, Tensor]], bool]:
+    """Return the tensors of each layer by part, by (component, layer), and whether the layer names are flat."""
+    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    keys: dict[tuple[str, str, str], str] = {}
+    adapters: dict[str, str] = {}
+    flat: dict[bool, str] = {}
+    unused = []
+    for key, tensor in tensors.items():
+        name = parse(path, key, component_names)
+        if name.component is None or name.part is None:
+            unused.append(key)
+            continue
+        earlier = keys.setdefault((name.component, name.layer, name.part), key)
+        if earlier != key:
             raise DsctlError(
-                f"{path}: the matrices of {layer} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}",
-                hint="download or copy it again",
+                f"{path} has {name.layer} twice, as {earlier} and as {key}", hint="check where the file comes from"
             )
-        if magnitude is not None and magnitude.shape != up.shape[:1]:
-            raise DsctlError(
-                f"{path}: the magnitude of {layer} is {tuple(magnitude.shape)}, not ({up.shape[0]},)",
-                hint="download or copy it again",
-            )
-        scale = scale_of(layer, down.shape[0])
-        if (component, layer) in alphas:
-            scale = alphas.pop((component, layer)) / down.shape[0]
-        components.setdefault(component, {})[layer] = LoraLayer(down, up, scale, magnitude)
-    if alphas:
+        flat.setdefault(name.flat, key)
+        if name.adapter is not None:
+            adapters.setdefault(name.adapter, key)
+        parts.setdefault((name.component, name.layer), {})[name.part] = tensor
+    if len(flat) > 1:
         raise DsctlError(
-            f"{path} has an alpha for {next(iter(alphas))[1]}, but no matrices", hint="download or copy it again"
+            f"{path} mixes two formats of LoRA keys: {flat[True]} and {flat[False]}",
+            hint="check where the file comes from",
         )
-    return components, flat > 0
+    if len(adapters) > 1:
+        raise DsctlError(
+            f"{path} holds {len(adapters)} adapters: {', '.join(sorted(adapters))}", hint="save them to a file each"
+        )
+    if unused:
+        shown = ", ".join(unused[:UNUSED]) + (f" and {len(unused) - UNUSED} more" if len(unused) > UNUSED else "")
+        logger.warning("%s: its parts for text encoders or embeddings are not used: %s", path, shown)
+    if not any({"down", "up"} & of.keys() for of in parts.values()):
+        raise DsctlError(
+            f"{path} has no LoRA layers{' on a model that is known here' if unused else ''}",
+            hint="check that this is the file you meant",
+        )
+    return parts, True in flat
 
 
-def _no_lora(path: Path, key: str) -> DsctlError:
-    for part, kind in OTHER_KINDS.items():
-        if part in key:
-            return DsctlError(
-                f"{path} is a {kind} adapter ({key}), which cannot be read here", hint="give a plain LoRA"
-            )
-    return DsctlError(
-        f"{path} is no LoRA that can be read here: its tensor {key!r} is not a LoRA matrix",
-        hint=f"give a LoRA in one of the formats {', '.join(FORMATS)}",
-    )
-
-
-def _split(key: str, component_names: tuple[str, ...]) -> tuple[str, str, bool]:
-    """Return the component of the tensor name `key`, the name without prefix, and whether it is flat."""
-    for prefix in FLAT_PREFIXES:
-        if key.startswith(prefix):
-            return DENOISER, key.removeprefix(prefix), True
-    for prefix in READ_PREFIXES:
-        if key.startswith(prefix):
-            return DENOISER, key.removeprefix(prefix), False
-    for name in component_names:
-        for prefix in (f"{name}.", f"pipe.{name}."):
-            if key.startswith(prefix):
-                return name, key.removeprefix(prefix), False
-    return DENOISER, key, False
+def _layer(path: Path, name: str, parts: dict[str, Tensor], scale_of: Callable[[str, int], float]) -> LoraLayer:
+    """Return the layer `name` made of its tensors by part; raise DsctlError if they do not fit each other."""
+    missing = {"down", "up"} - parts.keys()
+    if missing:
+        what = "an alpha" if parts.keys() == {"alpha"} else "a magnitude" if len(missing) == 2 else None
+        raise DsctlError(
+            f"{path} has {what} for {name}, but no matrices"
+            if what
+            else f"{path} has only one of the two matrices of {name}",
+            hint="download or copy it again",
+        )
+    down, up, magnitude, alpha = parts["down"], parts["up"], parts.get("magnitude"), parts.get("alpha")
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or down.shape[0] == 0:
+        raise DsctlError(
+            f"{path}: the matrices of {name} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}",
+            hint="download or copy it again",
+        )
+    if magnitude is not None and magnitude.shape != up.shape[:1]:
+        raise DsctlError(
+            f"{path}: the magnitude of {name} is {tuple(magnitude.shape)}, not ({up.shape[0]},)",
+            hint="download or copy it again",
+        )
+    if alpha is None:
+        return LoraLayer(down, up, scale_of(name, down.shape[0]), magnitude)
+    if alpha.numel() != 1:
+        raise DsctlError(
+            f"{path}: the alpha of {name} is {tuple(alpha.shape)}, not one number", hint="download or copy it again"
+        )
+    return LoraLayer(down, up, float(alpha) / down.shape[0], magnitude)
 
 
 def format_of(keys: Iterable[str], in_folder: bool) -> str:
@@ -239,7 +246,7 @@ def format_of(keys: Iterable[str], in_folder: bool) -> str:
         return "peft"
     if any(key.startswith(FLAT_PREFIXES) for key in names):
         return "kohya"
-    if any(".default.weight" in key for key in names):
+    if any(re.search(r"\.lora_[AB]\.[^.]+\.weight$", key) for key in names):
         return "diffsynth"
     return "comfyui" if any(".lora_down." in key for key in names) else "diffusers"
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.family import OriginalNames
+from dsctl_core.family import Family, OriginalNames
 from dsctl_core.lora.dora import row_norms, update_of, with_strength
 from dsctl_core.lora.dropout import put_dropout
-from dsctl_core.lora.files import read_lora, unnamed_layers
-from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile, LoraLayer, encode, with_dots
+from dsctl_core.lora.files import read_lora, refuse_other_family, unnamed_layers
+from dsctl_core.lora.formats import FORMATS, Layers, LoraFile, LoraLayer, encode, with_dots
+from dsctl_core.lora.names import DENOISER
 from dsctl_core.lora.targets import exactly, find_targets, linear_layers
 
 if TYPE_CHECKING:
@@ -123,13 +124,18 @@ def continue_lora(
     path: Path,
     original: OriginalNames | None = None,
     unnamed: str = DENOISER,
+    family: Family | None = None,
 ) -> None:
     """Copy the LoRA in the file `path` into the trainable LoRA of `model`.
 
     Raises DsctlError unless both have the same layers with the same ranks. `original` are the original layer names of
-    the model, which the file may use; see `dsctl_core.lora.files.read_lora` for `unnamed`.
+    the model, which the file may use; see `dsctl_core.lora.files.read_lora` for `unnamed`. `family` is that of the
+    model, for files that name theirs.
     """
-    loaded = _layers_for(model, component, read_lora(path, (component,), [original], unnamed))
+    lora = read_lora(path, (component,), [original], unnamed)
+    if family is not None:
+        refuse_other_family(lora, family)
+    loaded = _layers_for(model, component, lora)
     trained = tuner_layers(model)
     missing, extra = sorted(set(trained) - set(loaded)), sorted(set(loaded) - set(trained))
     if missing or extra:
@@ -209,7 +215,9 @@ def load_lora(pipe: BasePipeline, path: Path, scale: float = 1.0, component: str
 def _read_for(pipe: BasePipeline, path: Path, component: str | None) -> LoraFile:
     denoisers = [denoiser.name for denoiser in pipe.parts.denoisers]
     unnamed = DENOISER if component is None else unnamed_layers(component, denoisers)
-    return read_lora(path, tuple(pipe.components), [pipe.family.original_names], unnamed)
+    lora = read_lora(path, tuple(pipe.components), [pipe.family.original_names], unnamed)
+    refuse_other_family(lora, pipe.family)
+    return lora
 
 
 def _attach(model: nn.Module, layers: dict[str, LoraLayer], scale: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsctl_core.errors import DsctlError
@@ -42,10 +43,13 @@ def to_original(layers: Layers, names: OriginalNames, form: str) -> Layers:
     return made
 
 
-def from_original(layers: Layers, layouts: Iterable[OriginalNames | None], *, flat: bool) -> Layers:
+def from_original(
+    layers: Layers, layouts: Iterable[OriginalNames | None], *, flat: bool, path: Path | None = None
+) -> Layers:
     """Return `layers` with diffusers' names if some of them have original names of one of `layouts`, else unchanged.
 
-    `flat` means that the names in `layers` have underscores instead of dots; converted names have dots.
+    `flat` means that the names in `layers` have underscores instead of dots; converted names have dots. `path` is the
+    file, for messages. Raises DsctlError for a layer that is there under both names.
     """
     for names in filter(None, layouts):
         originals: dict[re.Pattern[str], tuple[str, ...]] = {}
@@ -53,28 +57,30 @@ def from_original(layers: Layers, layouts: Iterable[OriginalNames | None], *, fl
         originals |= {_matcher(original, flat): ours for original, ours in names.fused.items()}
         shared = {_matcher(original, flat) for original, ours in names.single.items() if original == ours}
         found: Layers = {}
+        twice: dict[str, str] = {}
         certain = in_blocks = strangers = 0
         for name, layer in layers.items():
             match, ours = next(((m, o) for matcher, o in originals.items() if (m := matcher.match(name))), (None, ()))
             if match is None:
                 strangers += 1
-                found[name] = layer
-                continue
-            # A name in a block that both layouts have is no sign, unless all layers have names of this layout.
-            in_blocks += len(match.groups())
-            certain += len(match.groups()) if match.re not in shared else 0
-            number = match[1] if match.groups() else ""
-            targets = [_numbered(pattern, number) for pattern in ours]
-            found |= {targets[0]: layer} if len(targets) == 1 else _split(targets, layer)
+                more = {name: layer}
+            else:
+                # A name in a block that both layouts have is no sign, unless all layers have names of this layout.
+                in_blocks += len(match.groups())
+                certain += len(match.groups()) if match.re not in shared else 0
+                number = match[1] if match.groups() else ""
+                targets = [_numbered(pattern, number) for pattern in ours]
+                more = {targets[0]: layer} if len(targets) == 1 else _split(targets, layer)
+            twice.update(dict.fromkeys(found.keys() & more.keys(), name))
+            found |= more
         if certain or (in_blocks and not strangers):
+            if twice:
+                again, name = next(iter(twice.items()))
+                raise DsctlError(
+                    f"{path or 'the LoRA'} has {again} twice, once as {name}", hint="check where the file comes from"
+                )
             return found
     return layers
-
-
-def has_original_names(names: Iterable[str], layout: OriginalNames) -> bool:
-    """Return whether some of the diffusers layer `names` have an original name in a block of `layout`."""
-    own = {pattern for pattern in layout.single.values() if "{}" in pattern}
-    return any(_without_number(name)[0] in own for name in names)
 
 
 def _without_number(name: str) -> tuple[str, str]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import UsageError
-from dsctl_core.family import Denoiser
+from dsctl_core.family import Denoiser, Family
 from dsctl_core.random import derive_seed
 from dsctl_core.scheduler import FlowMatchScheduler
 
-Sampling = Literal["uniform", "logit_normal"]
+Sampling = Literal["uniform", "logit_normal", "diffsynth"]
 Weighting = Literal["bell", "none"]
 
 
@@ -32,7 +32,8 @@ class Objective:
     `logit_mean` and `logit_std` (Esser et al. 2024, arXiv:2403.03206, section 3.1). Only positions from `min_boundary`
     to `max_boundary` are drawn, and of these only the levels in `sigmas`: from the first sigma up to the second, which
     is not among them unless it is 1 (None: all). `shift` takes the place of the family's own (None), and 1 is none.
-    "bell" weights as the schedule says, "none" all levels alike.
+    "bell" weights as the schedule says, "none" all levels alike. "diffsynth" draws every level of DiffSynth-Studio's
+    table for the family equally often, and weights them as its training does.
     """
 
     sampling: Sampling = "uniform"
@@ -44,10 +45,23 @@ class Objective:
     weighting: Weighting = "bell"
     sigmas: tuple[float, float] | None = None
 
-    def apply(self, scheduler: FlowMatchScheduler) -> None:
-        """Have `scheduler` shift its training table as asked for, from the next time that it loads it."""
+    def apply(self, scheduler: FlowMatchScheduler, family: Family) -> None:
+        """Have `scheduler` make its training table as asked for, from the next time that it loads it.
+
+        Raises UsageError if the table of `family` is to be DiffSynth-Studio's, and there is none.
+        """
         if self.shift is not None:
             scheduler.training_mu = math.log(self.shift)
+        self.check(family)
+        scheduler.diffsynth_table = family.diffsynth_table if self.sampling == "diffsynth" else None
+
+    def check(self, family: Family) -> None:
+        """Raise UsageError for levels that are not known for `family`."""
+        if self.sampling == "diffsynth" and family.diffsynth_table is None:
+            raise UsageError(
+                f"--timestep-sampling diffsynth is given, but {family.title} is not trained by DiffSynth",
+                hint="leave it out: the levels are then those that the model was published with",
+            )
 
     def draw(self, scheduler: FlowMatchScheduler, count: int, seed: int | list[int | None] | None) -> Tensor:
         """Draw `count` timesteps from the scheduler's training table, (count,) float32.
@@ -68,7 +82,8 @@ class Objective:
     def places(self, scheduler: FlowMatchScheduler) -> range:
         """Return which places of the scheduler's training table can be drawn."""
         count = len(scheduler.timesteps)
-        first, last = round(self.min_boundary * count), round(self.max_boundary * count)
+        whole = int if self.sampling == "diffsynth" else round  # DiffSynth cuts the boundaries off
+        first, last = whole(self.min_boundary * count), whole(self.max_boundary * count)
         if self.sigmas is not None:
             levels, (low, high) = scheduler.timesteps.double(), self.sigmas
             above = 0 if high >= 1 else int((levels >= 1000 * high).sum())  # the table goes down
@@ -84,7 +99,7 @@ class Objective:
     def _pick(self, levels: int, places: range, generator: torch.Generator | None) -> Tensor:
         """Draw one of `places` of a table of `levels`, (1,) int64."""
         low, high = places.start, places.stop
-        if self.sampling == "uniform":
+        if self.sampling != "logit_normal":
             return torch.randint(low, high, (1,), generator=generator)
         normal = NormalDist(self.logit_mean, self.logit_std)
         least, most = (normal.cdf(_logit(1 - place / levels)) for place in (high, low))

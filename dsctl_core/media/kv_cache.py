@@ -5,7 +5,7 @@ model, so a cache steers a model without changing its weights; prefix tuning is 
 (Li & Liang 2021, arXiv:2101.00190).
 
 Legend: a key or value is (B, T, H, D): samples, tokens, heads, channels per head. It is used unchanged, after the norm
-and the rotary embedding of the model's own tokens.
+and the rotary embedding of the model's own tokens. Templates can return (B, H, T, D) too, and other names of blocks.
 """
 
 from __future__ import annotations
@@ -37,6 +37,34 @@ def attention_modules(dit: Any, blocks: Sequence[AttentionBlocks]) -> dict[str, 
 def block_heads(dit: Any, blocks: Sequence[AttentionBlocks]) -> dict[str, tuple[int, int]]:
     """Return the number of heads and of channels per head, (H, D), of each block of a denoiser, by name."""
     return {name: (attn.heads, attn.inner_dim // attn.heads) for name, attn in attention_modules(dit, blocks).items()}
+
+
+def with_model_layout(cache: Any, dit: Any, blocks: Sequence[AttentionBlocks]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return `cache` with the block names of the family and tensors (B, T, H, D).
+
+    As in DiffSynth-Studio, a tensor whose shape ends in the model's (H, D) is (B, T, H, D), so also if T is H, and else
+    one with H and D at the second and the last place is (B, H, T, D). Others are left to `check_kv_cache`. Raises
+    DsctlError for two entries of one block.
+    """
+    heads = block_heads(dit, blocks)
+    same = {
+        f"{other}_{number}": f"{stack.cache_name}_{number}"
+        for stack in blocks
+        for other in stack.other_cache_names
+        for number in range(len(getattr(dit, stack.module, ())))
+    }
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for given, (key, value) in _entries(cache).items():
+        name = same.get(given, given)
+        if name in found:
+            raise DsctlError(
+                f"a kv_cache has the block {name} twice, once under another name", hint="return each block once"
+            )
+        wanted, shape = heads.get(name), tuple(key.shape)
+        if wanted is not None and shape[2:] != wanted and (shape[1], shape[3]) == wanted:
+            key, value = key.transpose(1, 2), value.transpose(1, 2)
+        found[name] = (key, value)
+    return found
 
 
 def check_kv_cache(cache: Any, heads: Mapping[str, tuple[int, int]], batch: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -94,7 +122,9 @@ def admit_kv_cache(
     The first cache that has tokens installs the processors: `processor(block name, previous processor)` for each block.
     Raises DsctlError for a cache that does not match the model; see `check_kv_cache`.
     """
-    checked = {} if kv_cache is None else check_kv_cache(kv_cache, block_heads(dit, blocks), batch)
+    if kv_cache is None:
+        return {}
+    checked = check_kv_cache(with_model_layout(kv_cache, dit, blocks), block_heads(dit, blocks), batch)
     if not checked:
         return {}
     for name, attn in attention_modules(dit, blocks).items():

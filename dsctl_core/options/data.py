@@ -40,7 +40,9 @@ class ReadingOptions(Options):
     )
     width: Side | None = Field(None, description="Width of every picture, in pixels.")
     max_pixels: Count = Field(
-        1024 * 1024, description="Without --height and --width: a picture with more pixels is scaled down to this."
+        1024 * 1024,
+        description="Without --height and --width: a picture with more pixels is scaled down to this. "
+        "Left out: the model's own limit, where it has one.",
     )
     bucket_resolutions: Annotated[Names, BeforeValidator(_texts_of_numbers)] = Field(
         (), description="Bring pictures to sizes of about 512x512 or 1024x1024 pixels of the nearest shape: 512,1024."

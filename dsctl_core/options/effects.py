@@ -216,6 +216,12 @@ NOT_NORMAL = Idle(
     "give --timestep-sampling logit_normal too",
     when=lambda options: options.timestep_sampling != "logit_normal",
 )
+OF_DIFFSYNTH = Idle(
+    ("timestep_shift", "loss_weighting"),
+    "with --timestep-sampling diffsynth, which has its own",
+    "leave out one of the two",
+    when=lambda options: options.timestep_sampling == "diffsynth",
+)
 DRAWS_NO_LEVELS = Idle(
     (
         *("timestep_sampling", "logit_mean", "logit_std", "timestep_shift", "loss_weighting"),

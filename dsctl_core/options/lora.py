@@ -95,7 +95,8 @@ class LoraOptions(Options):
         "Can be given several times.",
     )
     lora_format: LoraFormatName = Field(
-        "diffusers", description="Key names of the saved LoRA; diffusers' load in ComfyUI and DiffSynth too."
+        "diffusers",
+        description="Key names of the saved LoRA. diffusers' load in ComfyUI and DiffSynth too; peft writes a folder.",
     )
     lora_dtype: FloatName = Field("float32", description="Precision of the saved LoRA.")
     trigger_words: Text | None = Field(None, description="Words that call for what was learned, noted in the LoRA.")

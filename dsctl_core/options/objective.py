@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Options
-from dsctl_core.options.effects import NOT_NORMAL, Idle
+from dsctl_core.options.effects import NOT_NORMAL, OF_DIFFSYNTH, Idle
 
 Boundary = Annotated[float, Field(ge=0, le=1)]
 
@@ -17,10 +17,12 @@ class ObjectiveOptions(Options):
     """The noise levels that training draws, and their weights."""
 
     panel: ClassVar[str] = "Noise levels"
-    idle: ClassVar[tuple[Idle, ...]] = (NOT_NORMAL,)
+    idle: ClassVar[tuple[Idle, ...]] = (NOT_NORMAL, OF_DIFFSYNTH)
 
-    timestep_sampling: Literal["uniform", "logit_normal"] = Field(
-        "uniform", description="How noise levels are drawn: all alike, or those in the middle more often."
+    timestep_sampling: Literal["uniform", "logit_normal", "diffsynth"] = Field(
+        "uniform",
+        description="How noise levels are drawn: all alike, those in the middle more often, or all alike from the very "
+        "levels and with the weights of DiffSynth-Studio.",
     )
     logit_mean: Annotated[float, Field(ge=-10, le=10)] | None = Field(
         None, description="With logit_normal: above 0 draws more noise, below 0 less. Left out: 0."

@@ -27,7 +27,7 @@ from dsctl_core.cache.shards import FOLDER, PARTS_IN_A_SHARD, Part, make_part, t
 from dsctl_core.cache.verify import is_finite
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.problems import kind_of_problem
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import CodeError, DsctlError
 from dsctl_core.files.atomic import prepare_folder, unclaim, write_text
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
@@ -182,7 +182,8 @@ def encode_each(pipe: BasePipeline, group: EncodeGroup, samples: list[Sample]) -
 
 def _required(made: Sample | DsctlError, dataset: UnifiedDataset, job: Job) -> Sample:
     if isinstance(made, DsctlError):
-        raise DsctlError(f"{dataset.location(job.row)}: {made.problem}", hint=made.hint) from made
+        kind = CodeError if isinstance(made, CodeError) else DsctlError
+        raise kind(f"{dataset.location(job.row)}: {made.problem}", hint=made.hint) from made
     return made
 
 
@@ -250,6 +251,8 @@ def _require_finite(values: Sample, dataset: UnifiedDataset, job: Job) -> None:
 
 
 def _stop_or_skip(plan: Plan, job: Job, error: DsctlError, how: EncodeSettings) -> None:
+    if isinstance(error, CodeError):
+        raise error
     if not how.skip_bad:
         raise DsctlError(error.problem, hint=f"{error.hint}; or go on without it: --on-bad-sample skip") from error
     for entry in plan.entries:

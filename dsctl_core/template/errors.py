@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import CodeError, DsctlError
 
 
 @contextmanager
 def template_errors(code: Path, what: str, hint: str | None = None) -> Iterator[None]:
     """Turn an exception in this block into a `DsctlError` with the file `code`, its line, and `what`.
 
-    The exception remains the cause of the error. A `DsctlError` and out-of-memory errors are not changed.
+    It is a `CodeError` if it cannot be due to the values that the code was given, such as an undefined name. The
+    exception remains the cause of the error. A `DsctlError` and out-of-memory errors are not changed.
     """
     try:
         yield
@@ -23,9 +24,11 @@ def template_errors(code: Path, what: str, hint: str | None = None) -> Iterator[
     except (Exception, SystemExit) as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             raise
-        raise DsctlError(f"{_location(code, error)}: {what}: {_summary(error)}", hint=hint or _HINT) from error
+        kind = CodeError if isinstance(error, _MISTAKES) else DsctlError
+        raise kind(f"{_location(code, error)}: {what}: {_summary(error)}", hint=hint or _HINT) from error
 
 
+_MISTAKES = (NameError, ImportError, SyntaxError)
 _HINT = "correct that file, or ask its author; DSCTL_DEBUG=1 shows the whole traceback"
 
 

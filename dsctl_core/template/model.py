@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dsctl_core.checkpoint.finite import refuse_not_finite
 from dsctl_core.checkpoint.model_config import ModelConfig
-from dsctl_core.errors import DsctlError, UsageError, near_miss
+from dsctl_core.errors import CodeError, DsctlError, UsageError, near_miss
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.template.contract import CONFIG, MODEL, PROCESSOR, WEIGHTS, Contract, read_contract
 from dsctl_core.template.errors import template_errors
@@ -77,7 +77,7 @@ class Template:
             raise self._needs_grad(sorted(used))
         for name, value in state.items():
             if any(tensor.requires_grad for tensor in tensors_in(value)):
-                raise DsctlError(
+                raise CodeError(
                     f"{self.contract.code}: process_inputs returns {name!r} with a gradient",
                     hint="compute it in forward: process_inputs runs under torch.no_grad",
                 )
@@ -135,7 +135,7 @@ class Template:
     def _mapping(self, what: str, result: Any) -> dict[str, Any]:
         """Return `result`, which `what` returned, as a dict; raise `DsctlError` if it is not a dict of named values."""
         if not isinstance(result, Mapping) or not all(isinstance(name, str) for name in result):
-            raise DsctlError(
+            raise CodeError(
                 f"{self.contract.code}: {what} returns a {type(result).__name__}, not a dict of named values",
                 hint='return a dict, such as {"kv_cache": ...}',
             )
@@ -148,11 +148,11 @@ class Template:
                     f"{what} has the name {name!r}, which is reserved (template {self.name})", hint="use another name"
                 )
 
-    def _needs_grad(self, used: Sequence[str]) -> DsctlError:
+    def _needs_grad(self, used: Sequence[str]) -> CodeError:
         heads = {name.split(".")[0] for name in used}
         others = [name for name, _ in self.model.named_children() if name not in heads]
         parts = ",".join(f"template_model.{name}" for name in others)
-        return DsctlError(
+        return CodeError(
             f"{self.contract.code}: process_inputs uses {used[0]}, which is trained, but it runs without gradients",
             hint=f"use it in forward, or keep it frozen: --trainable-models {parts}" if parts else "use it in forward",
         )

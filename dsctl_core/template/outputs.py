@@ -16,7 +16,7 @@ from torch import Tensor
 from dsctl_core.errors import DsctlError
 from dsctl_core.lora.formats import LoraFile, LoraLayer, decode
 from dsctl_core.lora.layers import layers_for, linear_shapes
-from dsctl_core.media.kv_cache import join_kv_caches, stack_kv_caches
+from dsctl_core.media.kv_cache import join_kv_caches, stack_kv_caches, with_model_layout
 from dsctl_core.stages.sample import padded_outputs
 from dsctl_core.stages.split import FROM_THE_LOSS
 from dsctl_core.template.contract import Contract
@@ -62,7 +62,7 @@ def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Contract, Mapping[str
     joined: dict[str, Any] = {}
     for name, written in writers.items():
         if name == KV_CACHE:
-            joined[name] = join_kv_caches([value for _, value in written])
+            joined[name] = join_kv_caches([_cache_for(pipe, value) for _, value in written])
         elif name == LORA:
             joined[name] = _sum_layers([lora_layers(pipe, contract, value) for contract, value in written])
         elif name in tokens:
@@ -75,6 +75,12 @@ def join_outputs(pipe: BasePipeline, parts: Sequence[tuple[Contract, Mapping[str
         else:
             joined[name] = written[0][1]
     return joined
+
+
+def _cache_for(pipe: BasePipeline, cache: Any) -> Any:
+    """Return a kv_cache with the block names and the layout of the denoiser, if it is loaded."""
+    loaded = [each.name for each in pipe.parts.denoisers if each.name in pipe.components]
+    return with_model_layout(cache, pipe.component(loaded[0]), pipe.family.attention_blocks) if loaded else cache
 
 
 def lora_layers(pipe: BasePipeline, contract: Contract, state: Any) -> Layers:

@@ -107,6 +107,38 @@ def test_a_template_steers_pictures_and_leaves_nothing_behind(pipe: Any, templat
     assert all(torch.equal(tensor, before[key]) for key, tensor in pipe.state_dict().items())
 
 
+@pytest.mark.parametrize("length", [3, "heads"])
+def test_a_template_in_the_layout_and_the_names_of_diffsynth_makes_the_same_picture(
+    pipe: Any, name: str, tmp_path: Path, length: int | str
+) -> None:
+    family = load_family(name)
+    heads, width = family.tiny["dit"]["num_attention_heads"], family.tiny["dit"]["attention_head_dim"]
+    tokens = heads if length == "heads" else length
+    sizes = f"blocks={family.tiny['dit']['num_layers']}, heads={heads}, width={width}, length={tokens}"
+    ours = BRIGHTNESS.replace("blocks=2, heads=2, width=16, length=3", sizes)
+    forms = [ours, ours.replace("self.heads, -1)\n", "self.heads, -1).transpose(1, 2)\n")]
+    forms += [
+        each.replace("double_", f"{other}_") for other in family.attention_blocks[0].other_cache_names for each in forms
+    ]
+    made = []
+    for number, code in enumerate(forms):
+        torch.manual_seed(0)
+        templates = TemplatePipeline.from_pretrained(
+            torch_dtype=torch.float32,
+            device="cpu",
+            model_configs=[ModelConfig(path=write_template(tmp_path / f"{number}", code))],
+            trust_template=True,
+        )
+        settings: dict[str, Any] = {**SIZE, "num_inference_steps": 2, "cfg_scale": 1.0, "seed": 1}
+        made.append(templates(pipe, prompt="a fox", **settings, template_inputs=[{"scale": 0.9}]).tobytes())
+    assert len(made) == len(set(forms)) == (4 if name == "qwen-image" else 2)
+    if length == "heads":  # as many tokens as heads: the shape ends in (H, D), so it is read as (B, T, H, D)
+        assert len(set(made)) == 2
+        assert made[2:] in ([], made[:2])
+    else:
+        assert len(set(made)) == 1
+
+
 def test_training_moves_the_template_alone_whether_or_not_blocks_are_recomputed(pipe: Any, template: Path) -> None:
     side_network = open_template(TemplateSource(str(template)), Trust(granted=True), ["template_model"], required=True)
     side_network.attach(pipe)

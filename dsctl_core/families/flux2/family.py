@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
-from dsctl_core.family import AttentionBlocks, Component, Family, Preset, PromptLimit, PublishedConfig, Reader, Schedule
+from dsctl_core.family import (
+    AttentionBlocks,
+    Component,
+    DiffSynthTable,
+    Family,
+    Preset,
+    PromptLimit,
+    PublishedConfig,
+    Reader,
+    Schedule,
+)
 
 DIT = Component("dit", "transformer", "diffusers", "Flux2Transformer2DModel")
 # Original files of the VAE have the names of Stable Diffusion's, except two layers that are inside encoder and decoder.
@@ -163,6 +173,7 @@ TINY: dict[str, dict[str, Any]] = {
         "hidden_size": 16,
         "intermediate_size": 32,
         "num_hidden_layers": 4,
+        "text_encoder_out_layers": [1, 2, 3],  # published: 9, 18, 27, which four layers do not have
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 8,
@@ -274,5 +285,6 @@ FAMILY = Family(
     original_names=ORIGINAL_NAMES,
     attention_blocks=(AttentionBlocks(), AttentionBlocks("single_transformer_blocks", cache_name="single")),
     embedded_guidance=True,
+    diffsynth_table=DiffSynthTable(mu=0.8, last=1 / 1000),
     index_defaults=index_defaults,
 )

@@ -8,6 +8,7 @@ from dsctl_core.family import OriginalNames
 # (https://github.com/black-forest-labs/flux2, model.py). The modulation of the output is left out, because its halves
 # are in another order there.
 ORIGINAL_NAMES = OriginalNames(
+    converted_as="Flux2Transformer2DModel",
     single={
         "double_blocks.{}.img_attn.proj": "transformer_blocks.{}.attn.to_out.0",
         "double_blocks.{}.txt_attn.proj": "transformer_blocks.{}.attn.to_add_out",

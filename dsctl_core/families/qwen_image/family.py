@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsctl_core.family import Component, Family, Preset, PromptLimit, PublishedConfig, Reader, Schedule
+from dsctl_core.family import (
+    AttentionBlocks,
+    Component,
+    DiffSynthTable,
+    Family,
+    Preset,
+    PromptLimit,
+    PublishedConfig,
+    Reader,
+    Schedule,
+)
 
 DIT = Component("dit", "transformer", "diffusers", "QwenImageTransformer2DModel")
 # The VAE has the architecture of Wan's, so original and ComfyUI files have the names that diffusers converts for Wan.
@@ -21,6 +31,16 @@ FILES = {
 
 # Recommended by the model card: 1328x1328 for 1:1, 50 steps, true CFG 4.0 (https://huggingface.co/Qwen/Qwen-Image).
 OFFICIAL_DEFAULTS = {"height": 1328, "width": 1328, "num_inference_steps": 50, "cfg_scale": 4.0}
+
+# Of the embedded model, which was trained at this size; larger pictures are scaled down to its area for training.
+TINY_DEFAULTS = {
+    "height": 96,
+    "width": 96,
+    "num_inference_steps": 20,
+    "cfg_scale": 3.0,
+    "learning_rate": 1e-3,
+    "max_pixels": 96 * 96,
+}
 
 # Means and standard deviations are over the training images, per latent channel; they are part of the VAE's config.
 LATENTS_MEAN = [
@@ -177,7 +197,7 @@ FAMILY = Family(
             summary="Embedded 7 M model for 96x96 pictures: trains and runs on a CPU in seconds",
             folder="tiny",
             license="Apache-2.0",
-            defaults={"height": 96, "width": 96, "num_inference_steps": 20, "cfg_scale": 3.0, "learning_rate": 1e-3},
+            defaults=TINY_DEFAULTS,
         ),
         Preset(
             name="qwen-image",
@@ -218,4 +238,7 @@ FAMILY = Family(
     tiny=TINY,
     cache_bytes=cache_bytes,
     prompt_limit=PromptLimit(MAX_TOKENS, count_tokens),
+    same_layers_as=("qwen-image-edit",),
+    diffsynth_table=DiffSynthTable(mu=0.8, terminal=0.02),
+    attention_blocks=(AttentionBlocks(other_cache_names=("block",)),),  # block_0, ... in DiffSynth-Studio
 )

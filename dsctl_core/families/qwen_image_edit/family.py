@@ -114,6 +114,9 @@ FAMILY = Family(
     parameters={None: qwen_image.PARAMETERS, "2511": {}},
     tiny=qwen_image.TINY,
     cache_bytes=cache_bytes,
+    attention_blocks=qwen_image.FAMILY.attention_blocks,
+    diffsynth_table=qwen_image.FAMILY.diffsynth_table,
+    same_layers_as=("qwen-image",),
     index_settings=(CLASS, PIXELS),
     edited_size=edited_size,
 )

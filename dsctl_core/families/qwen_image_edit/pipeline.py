@@ -46,7 +46,7 @@ class QwenImageEditPipeline(QwenImagePipeline):
         self,
         prompt: str | list[str],
         negative_prompt: str | list[str] = " ",
-        cfg_scale: float = 4.0,
+        cfg_scale: float | None = None,
         input_image: Image.Image | list[Image.Image] | None = None,
         denoising_strength: float = 1.0,
         inpaint_mask: Image.Image | None = None,
@@ -54,7 +54,7 @@ class QwenImageEditPipeline(QwenImagePipeline):
         width: int | None = None,
         seed: int | list[int] | None = None,
         rand_device: torch.device | str = "cpu",
-        num_inference_steps: int = 40,
+        num_inference_steps: int | None = None,
         tiled: bool = False,
         tile_size: int = TILE_SIZE,
         tile_stride: int = TILE_STRIDE,
@@ -67,7 +67,7 @@ class QwenImageEditPipeline(QwenImagePipeline):
         Args:
             prompt: A prompt, or several.
             negative_prompt: A negative prompt, or one per prompt; unused if `cfg_scale` is 1.
-            cfg_scale: Scale of classifier-free guidance; 1 disables it.
+            cfg_scale: Scale of classifier-free guidance; 1 disables it (None: the model's own).
             input_image: Image to start from, or one per prompt.
             denoising_strength: Noise level at which denoising of `input_image` starts, before the shift.
             inpaint_mask: Mask of `input_image`: white is generated, black is kept.
@@ -75,7 +75,7 @@ class QwenImageEditPipeline(QwenImagePipeline):
             width: Width in pixels (None: see `height`).
             seed: A seed for all prompts, or one per prompt.
             rand_device: Device of the random generator.
-            num_inference_steps: Number of denoising steps.
+            num_inference_steps: Number of denoising steps (None: the model's own).
             tiled: Whether the VAE works in tiles, which needs less memory.
             tile_size: Size of a tile in pixels.
             tile_stride: Distance of tiles in pixels.
@@ -90,11 +90,11 @@ class QwenImageEditPipeline(QwenImagePipeline):
         latents = self.generate(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
+            num_inference_steps=self.default("num_inference_steps", num_inference_steps),
             denoising_strength=denoising_strength,
             progress_bar_cmd=progress_bar_cmd,
             shared={
-                "cfg_scale": cfg_scale,
+                "cfg_scale": self.default("cfg_scale", cfg_scale),
                 "edit_image": edit_image,
                 "input_image": input_image,
                 "inpaint_mask": inpaint_mask,

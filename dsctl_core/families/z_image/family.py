@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl_core.families.z_image.original_names import ORIGINAL_NAMES
-from dsctl_core.family import AttentionBlocks, Component, Family, Preset, PromptLimit, PublishedConfig, Reader, Schedule
+from dsctl_core.family import (
+    AttentionBlocks,
+    Component,
+    DiffSynthTable,
+    Family,
+    Preset,
+    PromptLimit,
+    PublishedConfig,
+    Reader,
+    Schedule,
+)
 
 DIT = Component("dit", "transformer", "diffusers", "ZImageTransformer2DModel")
 VAE = Component("vae", "vae", "diffusers", "AutoencoderKL")
@@ -183,5 +194,6 @@ FAMILY = Family(
     cache_bytes=cache_bytes,
     prompt_limit=PromptLimit(TEXT_TOKENS, count_tokens),
     original_names=ORIGINAL_NAMES,
+    diffsynth_table=DiffSynthTable(mu=math.log(3)),
     attention_blocks=(AttentionBlocks("layers", "attention", cache_name="single"),),
 )

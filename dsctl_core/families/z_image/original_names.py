@@ -10,6 +10,7 @@ STACKS = ("layers", "noise_refiner", "context_refiner", "siglip_refiner")
 SAME = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")
 
 ORIGINAL_NAMES = OriginalNames(
+    converted_as="ZImageTransformer2DModel",
     single={
         **{f"{stack}.{{}}.attention.out": f"{stack}.{{}}.attention.to_out.0" for stack in STACKS},
         **{f"{stack}.{{}}.{name}": f"{stack}.{{}}.{name}" for stack in STACKS for name in SAME},

@@ -52,16 +52,16 @@ class ZImagePipeline(PicturePipeline):
         self,
         prompt: str | list[str],
         negative_prompt: str | list[str] = "",
-        cfg_scale: float = 5.0,
+        cfg_scale: float | None = None,
         edit_image: Pictures | None = None,
         input_image: Image.Image | list[Image.Image] | None = None,
         denoising_strength: float = 1.0,
         inpaint_mask: Image.Image | None = None,
-        height: int = 1024,
-        width: int = 1024,
+        height: int | None = None,
+        width: int | None = None,
         seed: int | list[int] | None = None,
         rand_device: torch.device | str = "cpu",
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         tiled: bool = False,
         tile_size: int = TILE_SIZE,
         tile_stride: int = TILE_STRIDE,
@@ -73,16 +73,17 @@ class ZImagePipeline(PicturePipeline):
         Args:
             prompt: A prompt, or several.
             negative_prompt: A negative prompt, or one per prompt; unused if `cfg_scale` is 1.
-            cfg_scale: Scale of classifier-free guidance; 1 disables it. diffusers' `guidance_scale` plus 1.
+            cfg_scale: Scale of classifier-free guidance, diffusers' `guidance_scale` plus 1; 1 disables it (None: the
+                model's own).
             edit_image: For Omni, a reference image, a list of them for all prompts, or a list per prompt.
             input_image: Image to start from, or one per prompt.
             denoising_strength: Noise level at which denoising of `input_image` starts, before the shift.
             inpaint_mask: Mask of `input_image`: white is generated, black is kept.
-            height: Height in pixels.
-            width: Width in pixels.
+            height: Height in pixels (None: the model's own).
+            width: Width in pixels (None: the model's own).
             seed: A seed for all prompts, or one per prompt.
             rand_device: Device of the random generator.
-            num_inference_steps: Number of denoising steps.
+            num_inference_steps: Number of denoising steps (None: the model's own).
             tiled: Whether the VAE works in tiles, which needs less memory.
             tile_size: Size of a tile in pixels.
             tile_stride: Distance of tiles in pixels.
@@ -92,16 +93,16 @@ class ZImagePipeline(PicturePipeline):
         latents = self.generate(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
+            num_inference_steps=self.default("num_inference_steps", num_inference_steps),
             denoising_strength=denoising_strength,
             progress_bar_cmd=progress_bar_cmd,
             shared={
-                "cfg_scale": cfg_scale,
+                "cfg_scale": self.default("cfg_scale", cfg_scale),
                 "edit_image": edit_image,
                 "input_image": input_image,
                 "inpaint_mask": inpaint_mask,
-                "height": height,
-                "width": width,
+                "height": self.default("height", height),
+                "width": self.default("width", width),
                 "seed": for_each_prompt("seed", seed, prompt),
                 "rand_device": rand_device,
                 "tiled": tiled,

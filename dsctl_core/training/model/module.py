@@ -124,8 +124,8 @@ class DiffusionTrainingModule(nn.Module):
             own_seed = derive_seed(seed, name) if number else seed
             add_lora(model, targets, lora_rank, lora_alpha, own_seed, dropout=lora_dropout, **kind)
             if lora_checkpoint is not None:
-                original = pipe.family.original_names
-                continue_lora(model, name, Path(lora_checkpoint), original, unnamed=unnamed_layers(name, denoisers))
+                original, unnamed = pipe.family.original_names, unnamed_layers(name, denoisers)
+                continue_lora(model, name, Path(lora_checkpoint), original, unnamed, pipe.family)
             alpha = lora_rank if lora_alpha is None else lora_alpha
             about = {"rank": str(lora_rank), "alpha": f"{alpha:g}", "target_modules": ",".join(targets)}
             about |= {name: "true" for name, on in kind.items() if on}

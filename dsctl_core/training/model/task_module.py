@@ -11,8 +11,9 @@ from torch import Tensor
 from dsctl_core.cache.reader import CACHED
 from dsctl_core.data.dataset import ROW_SEED
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.family import Family
 from dsctl_core.lora.dropout import dropouts_of, seed_dropout
-from dsctl_core.losses import find_loss
+from dsctl_core.losses import Loss, find_loss
 from dsctl_core.losses.contract import Sides
 from dsctl_core.losses.timesteps import Objective, choose_denoiser
 from dsctl_core.options.objective import ObjectiveOptions
@@ -56,12 +57,8 @@ class TaskModule(DiffusionTrainingModule):
         self.pipe = pipe
         self.loss = find_loss(task)
         self.objective = objective or Objective()
-        if self.objective != Objective() and not self.loss.draws_levels:
-            raise UsageError(
-                f"the task {task} goes through the levels of inference, so none are drawn or weighted",
-                hint="leave the objective out",
-            )
-        self.objective.apply(pipe.scheduler)
+        refuse_unused(self.objective, self.loss, pipe.family)
+        self.objective.apply(pipe.scheduler, pipe.family)
         self.extra_inputs = tuple(extra_inputs)
         self.run_time_inputs = {
             "use_gradient_checkpointing": use_gradient_checkpointing,
@@ -163,3 +160,13 @@ def objective_of(options: ObjectiveOptions) -> Objective:
         max_boundary=options.max_timestep_boundary,
         weighting=options.loss_weighting,
     )
+
+
+def refuse_unused(objective: Objective, loss: Loss, family: Family) -> None:
+    """Raise an error for an objective with a loss that draws no noise levels, or with levels that `family` lacks."""
+    objective.check(family)
+    if objective != Objective() and not loss.draws_levels:
+        raise UsageError(
+            f"the task {loss.task} goes through the levels of inference, so none are drawn or weighted",
+            hint="leave the objective out",
+        )

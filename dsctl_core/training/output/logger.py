@@ -17,9 +17,10 @@ from dsctl_core.files.atomic import write_error, write_json, write_text
 from dsctl_core.files.json import read_json_as
 from dsctl_core.files.safetensors import write_safetensors
 from dsctl_core.lora.about import with_model_spec
-from dsctl_core.lora.files import save_lora, unnamed_layers
+from dsctl_core.lora.files import unnamed_layers
 from dsctl_core.lora.formats import FORMATS
 from dsctl_core.lora.layers import linear_shapes, trained_layers
+from dsctl_core.lora.save import save_lora
 from dsctl_core.training.distributed.fsdp import whole_weights
 from dsctl_core.training.output.folder import METRICS_FILE, RUN_FILE, claim, lines_until
 from dsctl_core.training.state.folder import clear_leftovers

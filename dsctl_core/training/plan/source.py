@@ -19,7 +19,7 @@ from dsctl_core.options.template import TemplateSource
 from dsctl_core.options.training import TrainingOptions
 from dsctl_core.progress import Progress
 from dsctl_core.training.model.open import ModelUse, open_model, with_template
-from dsctl_core.training.model.task_module import TaskModule
+from dsctl_core.training.model.task_module import TaskModule, objective_of
 from dsctl_core.training.output.skipped import SkippedRows
 from dsctl_core.training.plan.cache_check import CacheCheck
 
@@ -46,6 +46,7 @@ def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, Res
     resolved = with_template(named, template, use, trusted=trusted, required=required)
     check.refuse_misfit(resolved, options.loss_task if options.given("task") else None)
     refuse_undrawn_levels(options, find_loss(recipe.task))
+    objective_of(options.objective).check(resolved.family)
     return cached, resolved
 
 
@@ -59,6 +60,7 @@ def open_dataset(
     resolved = open_model(options.weights, options.templates, use, options.data.extra_inputs, options.loss_task)
     loss = find_loss(options.loss_task)
     refuse_undrawn_levels(options, loss)
+    objective_of(options.objective).check(resolved.family)
     dataset = checked_dataset(options.data, resolved, loss, skipped, progress)
     for note in cut_prompt_notes(dataset, resolved, download=not offline):
         progress.note(note)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dsctl.app import main
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.families import load_family, pipeline_class
+from dsctl_core.families.resolve import resolve_model
 from dsctl_core.lora import FORMATS, LoraLayer, load_lora, read_lora, save_lora
 from tests.tiny_models import write_tiny_model
 
@@ -99,6 +101,22 @@ def test_a_merged_folder_is_a_model_everywhere(capsys, model, loras):
     size = ("--height", "32", "--width", "32", "--num-inference-steps", "1", "--device", "cpu")
     run(capsys, "infer", "--model", "./merged", "--prompt", "a", *size, "--output", "a.png")
     assert Path("a.png").is_file()
+
+
+def test_a_merged_preset_keeps_its_size_steps_and_guidance(capsys, tmp_path):
+    layer = LoraLayer(torch.ones(2, 176) * 0.01, torch.ones(176, 2) * 0.01)
+    lora = save_lora(tmp_path / "l.safetensors", {"dit": {"transformer_blocks.0.attn.to_q": layer}}, {})
+    run(capsys, "merge-lora", "--model", "tiny", "--lora", lora, "--output", "merged")
+    run(capsys, "infer", "--model", "./merged", "--prompt", "a", "--device", "cpu", "--output", "a.png")
+    with Image.open("a.png") as picture:
+        assert picture.size == (96, 96)
+        about = json.loads(picture.text["parameters"])
+    assert (about["num_inference_steps"], about["cfg_scale"]) == (20, 3.0)
+    run(capsys, "merge-lora", "--model", "./merged", "--lora", lora, "--output", "again")
+    assert resolve_model("./again").defaults == resolve_model("tiny").defaults
+    from diffusers import QwenImagePipeline
+
+    QwenImagePipeline.from_pretrained("again", local_files_only=True)
 
 
 def test_shards_names_and_dtypes_stay_and_untouched_tensors_are_the_same_bytes(capsys, model, loras, tmp_path):
@@ -245,8 +263,6 @@ def truncated(tmp_path, source):
     ],
 )
 def test_a_lora_that_cannot_be_used_is_refused_everywhere(capsys, model, loras, tmp_path, command, make, said, code):
-    from PIL import Image
-
     lora = make(tmp_path, loras)
     Path("data").mkdir()
     Image.new("RGB", (32, 32), "red").save("data/a.png")

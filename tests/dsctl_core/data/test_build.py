@@ -12,6 +12,7 @@ from dsctl_core.data import ImageCropAndResize, ImageToBucket
 from dsctl_core.data.build import build_dataset, build_resize
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import families
+from dsctl_core.families.resolve import resolve_model
 from dsctl_core.options import DataOptions, ReadingOptions
 from tests.dsctl_core.data.test_video import write
 
@@ -76,6 +77,21 @@ def test_sizes_follow_the_options_and_then_the_model():
         resize = build_resize(ReadingOptions(**given), 16, native)
         assert isinstance(resize, ImageCropAndResize)
         assert (resize.height, resize.width, resize.max_pixels) == wanted
+
+
+@pytest.mark.parametrize("size", [(1008, 672), (672, 1008), (6000, 4000), (300, 100), (97, 97), (96, 96), (40, 64)])
+def test_photographs_are_trained_at_the_area_of_the_embedded_preset(folder: Path, size: tuple[int, int]):
+    Image.new("RGB", size, "red").save(folder / "b.png")
+    (folder / "metadata.csv").write_text("clip,words\nb.png,x\n")
+    resolved = resolve_model("tiny")
+    width, height = build_dataset(options(folder), resolved.family, resolved.defaults)[0]["image"].size
+    area = resolved.defaults["height"] * resolved.defaults["width"]
+    assert width * height <= area
+    assert (width % 16, height % 16) == (0, 0)
+    if size[0] * size[1] > area and min(size) * 2 >= max(size):  # of a usual shape
+        assert width * height > area / 2
+    if size[0] * size[1] <= area:
+        assert (width, height) == (size[0] // 16 * 16, size[1] // 16 * 16)
 
 
 @pytest.mark.parametrize("given", ["512,1024", ["512", "1024"], [512, 1024]])

@@ -8,7 +8,7 @@ from torch import nn
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.lora.dora import update_of, with_strength
-from dsctl_core.lora.files import read_lora, save_lora
+from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.formats import LoraLayer
 from dsctl_core.lora.layers import (
     add_lora,
@@ -20,6 +20,7 @@ from dsctl_core.lora.layers import (
     tuner_layers,
 )
 from dsctl_core.lora.merge import ScaledLora, merge_into_one
+from dsctl_core.lora.save import save_lora
 from tests.dsctl_core.lora.test_layers import Pipe, net
 
 

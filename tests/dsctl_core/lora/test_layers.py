@@ -30,7 +30,7 @@ class Pipe:
     """As much of a pipeline as loading a LoRA needs."""
 
     parts = ModelParts((), (Denoiser("dit"),), 1)
-    family = SimpleNamespace(original_names=None)
+    family = SimpleNamespace(name="net", same_layers_as=(), original_names=None)
 
     def __init__(self, **components):
         self.components = components

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from dsctl_core.errors import UsageError
+from dsctl_core.families import families, load_family
 from dsctl_core.family import Schedule
 from dsctl_core.losses.timesteps import Objective
 from dsctl_core.scheduler import FlowMatchScheduler
@@ -19,7 +21,7 @@ DRAWS = 4000
 
 def scheduler(objective: Objective | None = None) -> FlowMatchScheduler:
     made = FlowMatchScheduler(Schedule())
-    (objective or Objective()).apply(made)
+    (objective or Objective()).apply(made, load_family("qwen-image"))
     made.set_timesteps(1000, training=True)
     return made
 
@@ -146,3 +148,57 @@ def test_no_weighting_counts_all_levels_alike_and_the_bell_those_in_the_middle_m
     assert torch.equal(bell, table.training_weight(table.timesteps))
     assert float(bell.mean()) == pytest.approx(1, abs=1e-5)
     assert float(bell[(table.timesteps - 500).abs().argmin()]) > 1 > float(bell[0])
+
+
+def of_diffsynth(family: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The levels (sigmas) and weights of DiffSynth-Studio's training, written out from its published formulas."""
+    n = 1000
+    t = (
+        1 - torch.arange(n, dtype=torch.float64) / n
+    )  # sigma_min is 1 / n and counts, or 0 and does not: the same levels
+    sigma = math.exp(0.8) / (math.exp(0.8) + (1 / t - 1))
+    if family == "qwen-image":
+        sigma = 1 - (1 - sigma) * (1 - 0.02) / (1 - sigma[-1])
+    x = 1000 * sigma
+    y = torch.exp(-2 * ((x - 500) / 1000) ** 2)
+    y = y - y.min()
+    return sigma, y * 1000 / y.sum()
+
+
+@pytest.mark.parametrize("family", ["qwen-image", "flux2"])
+def test_diffsynth_s_own_levels_and_weights(family: str):
+    levels, weights = of_diffsynth(family)
+    made = FlowMatchScheduler(load_family(family).schedule)
+    objective = Objective(sampling="diffsynth")
+    objective.apply(made, load_family(family))
+    made.set_timesteps(1000, training=True)
+    torch.testing.assert_close(made.sigmas.double(), levels, atol=5e-7, rtol=0)
+    assert float(made.sigmas[0]) == 1.0
+    assert float(made.sigmas[-1]) == pytest.approx(0.02 if family == "qwen-image" else 0.00222, abs=1e-5)
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    found = objective.weight(made, made.timesteps[order])
+    torch.testing.assert_close(found.double(), weights[order], atol=2e-5, rtol=1e-4)
+    assert found.min() == 0
+    drawn = objective.draw(made, 20000, list(range(20000)))
+    places = (made.timesteps - drawn[:, None]).abs().argmin(dim=1)
+    assert torch.equal(made.timesteps[places], drawn)
+    counts = torch.bincount(places // 100, minlength=10) / 2000
+    assert float((counts - 1).abs().max()) < 0.1
+    assert objective.places(made) == range(1000)
+    assert Objective(sampling="diffsynth", min_boundary=0.1239, max_boundary=0.8757).places(made) == range(123, 875)
+    torch.testing.assert_close(
+        Objective(sampling="diffsynth").weight(made, torch.tensor([500.4])),
+        found[(order == (made.timesteps - 500.4).abs().argmin())],
+    )
+
+
+def test_levels_of_diffsynth_leave_inference_as_it_is_and_are_refused_where_it_has_none():
+    usual, made = (FlowMatchScheduler(load_family("qwen-image").schedule) for _ in range(2))
+    Objective(sampling="diffsynth").apply(made, load_family("qwen-image"))
+    for each in (usual, made):
+        each.set_timesteps(20, dynamic_shift_len=256)
+    assert torch.equal(usual.sigmas, made.sigmas)
+    without = replace(load_family("flux2"), diffsynth_table=None)
+    with pytest.raises(UsageError, match=r"FLUX.2 is not trained by DiffSynth"):
+        Objective(sampling="diffsynth").apply(made, without)
+    assert any(family.diffsynth_table for family in families().values())

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.media.kv_cache import check_kv_cache, join_kv_caches, stack_kv_caches
+from dsctl_core.family import AttentionBlocks
+from dsctl_core.media.kv_cache import check_kv_cache, join_kv_caches, stack_kv_caches, with_model_layout
 
 
 def pair(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,3 +62,55 @@ def test_a_checked_cache_serves_every_sample_and_has_no_empty_entries() -> None:
     checked = check_kv_cache({"a": pair(1, 2, 3, 4), "b": pair(1, 0, 3, 4)}, {"a": (3, 4), "b": (3, 4)}, 5)
     assert set(checked) == {"a"}
     assert checked["a"][0].shape == (5, 2, 3, 4)
+
+
+class Attention(torch.nn.Module):
+    heads, inner_dim = 3, 12
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = Attention()
+
+
+class Dit(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer_blocks = torch.nn.ModuleList([Block(), Block()])
+
+
+STACK = (AttentionBlocks(other_cache_names=("block",)),)
+
+
+@pytest.mark.parametrize("name", ["double_1", "block_1"])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 7])
+def test_both_names_and_both_layouts_become_those_of_the_model(name: str, tokens: int) -> None:
+    ours = pair(2, tokens, 3, 4)
+    theirs = tuple(each.transpose(1, 2) for each in ours)
+    for given in (ours, theirs):
+        found = with_model_layout({name: given}, Dit(), STACK)
+        assert list(found) == ["double_1"]
+        as_given = tokens == 3 and given is theirs  # ends in (H, D) in either layout
+        assert torch.equal(found["double_1"][0], given[0] if as_given else ours[0])
+        assert found.keys() == with_model_layout(found, Dit(), STACK).keys()
+        assert torch.equal(with_model_layout(found, Dit(), STACK)["double_1"][1], found["double_1"][1])
+
+
+def test_two_layouts_join_along_their_tokens() -> None:
+    ours, theirs = pair(1, 2, 3, 4), pair(1, 3, 5, 4, seed=1)
+    joined = join_kv_caches(
+        [with_model_layout({n: c}, Dit(), STACK) for n, c in (("double_0", ours), ("block_0", theirs))]
+    )
+    assert torch.equal(joined["double_0"][0], torch.cat([ours[0], theirs[0].transpose(1, 2)], dim=1))
+
+
+def test_one_block_under_both_names_is_refused() -> None:
+    with pytest.raises(DsctlError, match="has the block double_0 twice"):
+        with_model_layout({"double_0": pair(1, 2, 3, 4), "block_0": pair(1, 2, 3, 4)}, Dit(), STACK)
+
+
+def test_other_names_and_shapes_stay_for_the_check() -> None:
+    cache = {"block_7": pair(1, 2, 3, 4), "double_0": pair(1, 2, 5, 4)}
+    found = with_model_layout(cache, Dit(), STACK)
+    assert {name: value[0].shape for name, value in found.items()} == {n: v[0].shape for n, v in cache.items()}

@@ -24,6 +24,16 @@ from dsctl_core.training.model.task_module import objective_of
         ({"loss_weighting": "bel"}, "--loss-weighting is 'bel'", "did you mean 'bell'?"),
         ({"timestep_shift": 0}, "--timestep-shift is 0", "above 0"),
         ({"min_timestep_boundary": 0.5, "max_timestep_boundary": 0.5}, "0.5 is not below", "0 is noise"),
+        (
+            {"timestep_sampling": "diffsynth", "timestep_shift": 3},
+            "--timestep-shift is given, but --timestep-sampling diffsynth has its own",
+            "leave out one",
+        ),
+        (
+            {"timestep_sampling": "diffsynth", "loss_weighting": "none"},
+            "--loss-weighting is given, but --timestep-sampling diffsynth has its own",
+            "leave out one",
+        ),
         ({"max_timestep_boundary": 1.5}, "--max-timestep-boundary is 1.5", "from 0 to 1"),
     ],
 )

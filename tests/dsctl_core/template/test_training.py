@@ -222,6 +222,27 @@ def test_what_is_trained_may_not_be_used_in_the_first_half(
         assert not (tmp_path / "out" / "run.json").exists()
 
 
+MISTAKES = {
+    "a trained weight": ("", "", "process_inputs uses encoder.bias, which is trained"),
+    "no dict": ("return {", "return [] and {", "process_inputs returns a list, not a dict"),
+    "an undefined name": ("return {", "nope\n        return {", "NameError: name 'nope' is not defined"),
+}
+
+
+@pytest.mark.parametrize("bad_sample", ["stop", "skip"])
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_in_the_code_stops_the_run_and_no_sample_is_offered_to_be_skipped(
+    template: Write, data: Any, run: Any, tmp_path: Path, kind: str, bad_sample: str
+) -> None:
+    old, new, said = MISTAKES[kind]
+    code = ENCODER.replace(old, new, 1) if old else ENCODER
+    settings: dict[str, Any] = {"trainable_models": ("template_model.mlp",)} if old else {}
+    source = data(*({"colour": colour} for colour in COLOURS))
+    with pytest.raises(DsctlError, match=said) as caught:
+        run(template(code), dataset_base_path=source, on_bad_sample=bad_sample, **settings)
+    assert "--on-bad-sample" not in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("change", ["code", "frozen weights", "trained parts"])
 def test_a_cache_of_another_template_is_refused(
     template: Write, data: Any, run: Any, tmp_path: Path, change: str

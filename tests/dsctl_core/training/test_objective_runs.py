@@ -59,6 +59,7 @@ def test_an_argument_that_is_not_there_stops_the_run_before_anything_is_written(
     [
         {"timestep_sampling": "logit_normal"},
         {"timestep_sampling": "logit_normal", "logit_mean": 2, "logit_std": 0.5},
+        {"timestep_sampling": "diffsynth"},
         {"timestep_shift": 1},
         {"min_timestep_boundary": 0.5},
         {"max_timestep_boundary": 0.2},

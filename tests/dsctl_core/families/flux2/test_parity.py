@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -11,12 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dsctl_core.errors import DsctlError
 from dsctl_core.families.flux2.latents import decode, encode, pack, patchify, picture_places, text_places, unpack
 from dsctl_core.families.flux2.latents import unpatchify as undone
-from dsctl_core.families.flux2.text import layers_taken
+from dsctl_core.families.flux2.text import embed as embed_with
+from dsctl_core.families.flux2.text import layers_taken, tokenize
 from dsctl_core.families.flux2.units import fitted
 from dsctl_core.pipeline import no_progress_bar
 from tests.dsctl_core.families.flux2.conftest import Pair
+from tests.tiny_models import randomize
 
 STEPS = (1, 2, 4, 8, 20, 28, 50, 100)
 SIZES = ((64, 96), (512, 512), (512, 768), (1024, 1024), (928, 1664), (1536, 1536))
@@ -45,9 +49,44 @@ def test_text_embeddings(pair: Pair, prompt: str | list[str]) -> None:
     assert actual.shape[1:] == (512, 48)
 
 
-def test_both_text_encoders_are_read_at_the_published_layers() -> None:
-    assert layers_taken(36) == (9, 18, 27)
-    assert layers_taken(40) == (10, 20, 30)
+def of_depth(pair: Pair, depth: int, **named: Any) -> Any:
+    """The text encoder of `pair` with `depth` random layers, and without layers named in its config but `named`."""
+    config = copy.deepcopy(pair.official.text_encoder.config)
+    text = config.get_text_config()
+    text.num_hidden_layers, text.layer_types = depth, None
+    del text.text_encoder_out_layers
+    for name, value in named.items():
+        setattr(text, name, value)
+    encoder = type(pair.official.text_encoder)(type(config)(**config.to_dict()))
+    return randomize(encoder, torch.Generator().manual_seed(depth))
+
+
+@pytest.mark.parametrize("depth", [30, 33, 40])
+def test_a_text_encoder_of_any_depth_is_read_at_the_published_layers(pair: Pair, depth: int) -> None:
+    encoder, tokenizer = of_depth(pair, depth), pair.official.tokenizer
+    with torch.no_grad():
+        actual = embed_with(encoder, *tokenize(tokenizer, encoder, PROMPTS))
+        if pair.name == "klein":
+            expected = pair.official._get_qwen3_prompt_embeds(encoder, tokenizer, PROMPTS)
+        else:
+            expected = pair.official._get_mistral_3_small_prompt_embeds(encoder, tokenizer, PROMPTS)
+    close(actual, expected, 1e-4)
+    assert actual.std() > 1
+    assert layers_taken(encoder) == ((9, 18, 27) if pair.name == "klein" else (10, 20, 30))
+
+
+@pytest.mark.parametrize(
+    ("depth", "named", "said"),
+    [
+        (20, {}, "which has 20 layers"),
+        (4, {"text_encoder_out_layers": [1, 2, 5]}, r"the hidden states \[1, 2, 5\]"),
+        (4, {"text_encoder_out_layers": "1"}, "the hidden states 1 of"),
+    ],
+)
+def test_hidden_states_that_a_text_encoder_lacks_are_refused(pair: Pair, depth: int, named: Any, said: str) -> None:
+    with pytest.raises(DsctlError, match=said) as caught:
+        layers_taken(of_depth(pair, depth, **named))
+    assert "text_encoder_out_layers" in str(caught.value.hint)
 
 
 def test_a_prompt_that_is_too_long_is_cut_and_said_so(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
