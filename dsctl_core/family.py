@@ -26,6 +26,8 @@ class Component:
     float32_parts: tuple[str, ...] = ()  # modules or weights kept in float32, in addition to those of the class
     other_classes: tuple[str, ...] = ()  # alternatives to `class_name`; the config.json names the one to use
     optional: bool = False
+    original_class: str | None = None  # `_class_name` in the config.json of the original release, if it has one
+    original_folder: str | None = None  # its folder in the original release, where two components have one class
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -64,12 +66,14 @@ class Denoiser:
 class ModelParts:
     """The components, denoisers and division factor of one model, where the models of a family differ.
 
-    See `Family.parts`. `denoisers` are ordered from the highest noise levels down and cover all levels.
+    See `Family.parts`. `denoisers` are ordered from the highest noise levels down and cover all levels. `kind` is the
+    kind of the model in its family (`Family.config_kind`); None where the family has one kind, or it is not known.
     """
 
     components: tuple[str, ...]
     denoisers: tuple[Denoiser, ...]
     division_factor: int
+    kind: str | None = None
 
     def denoiser_at(self, timestep: float) -> Denoiser:
         """Return the denoiser for `timestep` = 1000 * sigma; a boundary belongs to the denoiser of higher levels."""
@@ -162,11 +166,13 @@ class Schedule:
 class OriginalNames:
     """Layer names of the original release of a model, mapped to those of diffusers; `{}` is the number of a block.
 
-    A `fused` layer is the concatenation of several diffusers layers of equal size, in order.
+    A `fused` layer is the concatenation of several diffusers layers of equal size, in order. `diffusers_prefix` is the
+    prefix of diffusers' own names in LoRA files, if diffusers' reader does not accept "diffusion_model." before them.
     """
 
     single: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]]
+    diffusers_prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +214,10 @@ class Family:
     index_denoisers: Callable[[Mapping[str, Any]], tuple[Denoiser, ...]] | None = None
     # model_index.json -> division factor of a model, if it is not `division_factor` for all models
     index_division_factor: Callable[[Mapping[str, Any]], int] | None = None
+    # config of the first denoiser -> kind of the model, if models of the family differ in the inputs that they take
+    config_kind: Callable[[Mapping[str, Any]], str] | None = None
+    # Division factors of kinds of models, where they are not `division_factor`
+    kind_division_factors: dict[str, int] = field(default_factory=dict)
 
     def sizes(self, component: str, variant: str | None = None) -> dict[str, Any]:
         """Return the published config of `component` in the size `variant` (None: the first)."""
@@ -243,7 +253,7 @@ class Family:
     def denoiser_names(self) -> tuple[str, ...]:
         """Return the names of all denoisers that some weights of the family have."""
         published = [preset for preset in self.presets if preset.model_id is not None]
-        parts = [self.parts(self.component_files(each), self.preset_index(each)) for each in published]
+        parts = [self.preset_parts(each) for each in published]
         return tuple(dict.fromkeys(d.name for each in (self.parts(), *parts) for d in each.denoisers))
 
     def _refuse_unplaced(self, present: Collection[str]) -> None:
@@ -260,7 +270,7 @@ class Family:
     @property
     def differs(self) -> bool:
         """Whether the models of the family can differ in components, denoisers or division factor."""
-        functions = (self.index_denoisers, self.index_division_factor)
+        functions = (self.index_denoisers, self.index_division_factor, self.config_kind)
         return any(functions) or any(component.optional for component in self.components)
 
     def component_files(self, preset: Preset) -> dict[str, str]:
@@ -281,11 +291,22 @@ class Family:
             found[component.folder] = [component.library, component.class_name] if there else [None, None]
         return found
 
-    def parts(self, present: Collection[str] | None = None, index: Mapping[str, Any] | None = None) -> ModelParts:
-        """Return the parts of a model with the components `present` (None: all) and the model_index.json `index`.
+    def preset_parts(self, preset: Preset) -> ModelParts:
+        """Return the parts of a published preset."""
+        config = self.sizes(self.denoisers[0].name, preset.variant)
+        return self.parts(self.component_files(preset), self.preset_index(preset), config)
 
-        A component that is not optional counts as present, whether or not its weights were named. A denoiser beside the
-        usual ones of which no index says at which levels it acts is a DsctlError.
+    def parts(
+        self,
+        present: Collection[str] | None = None,
+        index: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> ModelParts:
+        """Return the parts of a model.
+
+        `present` are its components (None: all), `index` its model_index.json, and `config` the config of its first
+        denoiser. A component that is not optional counts as present, whether or not its weights were named. A denoiser
+        beside the usual ones of which no index says at which levels it acts is a DsctlError.
         """
         if present is not None and index is None:
             self._refuse_unplaced(present)
@@ -294,4 +315,5 @@ class Family:
         if index is not None:
             denoisers = denoisers if self.index_denoisers is None else self.index_denoisers(index)
             factor = factor if self.index_division_factor is None else self.index_division_factor(index)
-        return ModelParts(names, denoisers, factor)
+        kind = None if config is None or self.config_kind is None else self.config_kind(config)
+        return ModelParts(names, denoisers, self.kind_division_factors.get(kind or "", factor), kind)

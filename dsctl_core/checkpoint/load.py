@@ -12,7 +12,12 @@ from dsctl_core.checkpoint.identify import class_of, identify_component, weight_
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.checkpoint.schedule import read_schedule
-from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
+from dsctl_core.checkpoint.single_file import (
+    identify_single_file,
+    is_single_file,
+    load_single_file,
+    published_config,
+)
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, ModelParts, Schedule
 from dsctl_core.files.json import read_json
@@ -71,6 +76,23 @@ def find_component_paths(
             _check_shards(folder, paths)
         _add(places, component.name, folder)
     return places
+
+
+def parts_of(family: Family, places: ComponentPaths) -> ModelParts:
+    """Return the parts of the model at `places`; its kind follows from the config of the denoiser."""
+    config = None
+    if family.config_kind is not None:
+        denoisers = (places.components.get(name) for name in family.denoiser_names())
+        path = next(filter(None, denoisers), None)
+        config = None if path is None else config_of(family, path)
+    return family.parts(places.components, places.index, config)
+
+
+def config_of(family: Family, path: Path) -> dict[str, Any]:
+    """Return the config of the denoiser at `path`: its config.json, or that of the published model of its shapes."""
+    if is_single_file(path):
+        return published_config(family, identify_single_file([family], path)[1], path)
+    return read_json(path / "config.json")
 
 
 def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> None:
@@ -153,7 +175,7 @@ def load_components(
     }
     configs = {name: config for name, config in (reader_configs or {}).items() if name in used}
     places = find_component_paths(family, model_configs, configs)
-    parts = parts or family.parts(places.components, places.index)
+    parts = parts or parts_of(family, places)
     waiting = {denoiser.name for denoiser in parts.denoisers[1:]}
     models = {}
     for component in family.components:

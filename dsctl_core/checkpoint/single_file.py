@@ -69,6 +69,20 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
     )
 
 
+def published_config(family: Family, component: Component, path: Path) -> dict[str, Any]:
+    """Return the published config of `component` whose tensors fit those in the file `path` best."""
+    import torch
+
+    with torch.device("meta"):
+        stored = {name: torch.empty(shape) for name, shape in tensor_shapes(path).items()}
+
+    def fitting(config: Mapping[str, Any]) -> tuple[int, int]:
+        model = _empty(component, config)
+        return max(_fitting(model, layout) for layout in _layouts(component, model, stored))
+
+    return max(family.all_sizes(component.name), key=fitting)
+
+
 def load_single_file(family: Family, component: Component, path: Path, dtype: torch.dtype) -> nn.Module:
     """Load a component of a published size from the file `path`, in `dtype`, frozen and in evaluation mode.
 

@@ -6,7 +6,7 @@ Legend: latents are (B, c, h, w) float32 in the `latent_space` of the family, fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,7 +21,7 @@ from dsctl_core.units import Inputs
 class LatentPipeline(BasePipeline):
     """Base class of pipelines with a VAE; a family sets `latent_space` and the attributes of BasePipeline."""
 
-    latent_space: ClassVar[LatentSpace]
+    latent_space: LatentSpace
 
     def tokens(self, height: int, width: int, frames: int = 1) -> int:
         """Return the number of tokens of an image, or of a clip with `frames` frames; sizes are in pixels."""
