@@ -23,15 +23,27 @@ from dsctl_core.template.pipeline import TemplatePipeline
 from dsctl_core.template.training import open_template
 from dsctl_core.template.trust import Trust
 from dsctl_core.training.model.task_module import TaskModule
+from tests.contract.media import pixels_of
 from tests.templates import BRIGHTNESS, WORDS, write_template
 from tests.tiny_models import write_tiny_model
 
 SIZE = {"height": 32, "width": 32}
+# What a template can return for each family: tokens for the prompt, and for attention where blocks can take them.
+USES = [
+    (family.name, output)
+    for family in families().values()
+    for output in (("kv_cache", "prompt_embeds") if family.attention_blocks else ("prompt_embeds",))
+]
 
 
-@pytest.fixture(scope="module", params=list(families()))
-def name(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="module", params=USES, ids="-".join)
+def use(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def name(use: tuple[str, str]) -> str:
+    return use[0]
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +59,13 @@ def pipe(name: str, model: Path) -> Any:
     )
 
 
-@pytest.fixture(params=["kv_cache", "prompt_embeds"])
-def template(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> Path:
+@pytest.fixture
+def template(use: tuple[str, str], name: str, tmp_path: Path) -> Path:
     """A template of the family's tiny sizes, for every block of the transformer."""
     sizes = load_family(name).tiny["dit"]
-    if request.param == "prompt_embeds":
-        return write_template(tmp_path / "template", WORDS.replace("width=32", f"width={sizes['joint_attention_dim']}"))
+    if use[1] == "prompt_embeds":
+        width = sizes.get("joint_attention_dim", sizes.get("text_dim"))
+        return write_template(tmp_path / "template", WORDS.replace("width=32", f"width={width}"))
     heads, width = sizes["num_attention_heads"], sizes["attention_head_dim"]
     code = BRIGHTNESS.replace("heads=2, width=16", f"heads={heads}, width={width}")
     single = [f"single_{number}" for number in range(sizes.get("num_single_layers", 0))]
@@ -81,18 +94,20 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_every_family_is_seen() -> None:
-    assert {"qwen-image", "flux2"} <= set(families())
+    assert {name for name, _ in USES} == set(families()) >= {"qwen-image", "flux2", "wan"}
+    assert {output for _, output in USES} == {"kv_cache", "prompt_embeds"}
 
 
 def test_a_template_steers_pictures_and_leaves_nothing_behind(pipe: Any, template: Path) -> None:
     templates = TemplatePipeline.from_pretrained(
         torch_dtype=torch.float32, device="cpu", model_configs=[ModelConfig(path=template)], trust_template=True
     )
-    settings: dict[str, Any] = {**SIZE, "num_inference_steps": 2, "cfg_scale": 2.0, "seed": 1}
+    frames = {} if pipe.family.time_division is None else {"num_frames": 5}
+    settings: dict[str, Any] = {**SIZE, **frames, "num_inference_steps": 2, "cfg_scale": 2.0, "seed": 1}
 
     def made(**more: Any) -> bytes:
         call = templates if more else (lambda pipe, **given: pipe(**given))
-        return call(pipe, prompt="a fox", **settings, **more).tobytes()
+        return pixels_of(call(pipe, prompt="a fox", **settings, **more)).tobytes()
 
     plain = made()
     before = {key: tensor.clone() for key, tensor in pipe.state_dict().items()}
