@@ -158,7 +158,7 @@ def write_tiny_wan(folder: Path, seed: int = 0, kind: str = "t2v") -> Path:
 SEES = {"image_dim": 8, "added_kv_proj_dim": 24}
 VAE_2_2 = {
     **{"z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2},
-    **{"scale_factor_spatial": 16, "decoder_base_dim": 4},
+    **{"scale_factor_spatial": 16, "decoder_base_dim": 24},
 }
 # By kind: what differs in the transformer, in the VAE, and in model_index.json.
 WAN_KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {

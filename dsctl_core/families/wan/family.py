@@ -124,7 +124,7 @@ TINY: dict[str, dict[str, Any]] = {
         "freq_dim": 16,
         "rope_max_seq_len": 32,
     },
-    "vae": {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1},
+    "vae": {"base_dim": 16, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1},
     "text_encoder": {
         "vocab_size": 2048,
         "d_model": 16,
