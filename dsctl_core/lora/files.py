@@ -16,13 +16,13 @@ from dsctl_core.files.atomic import atomic_folder, atomic_path, write_json
 from dsctl_core.files.safetensors import PICKLE_SUFFIXES, check_safetensors, read_safetensors, write_safetensors
 from dsctl_core.lora.formats import (
     DENOISER,
-    FORMATS,
     MAGNITUDE,
     Layers,
     LoraFile,
     LoraLayer,
     decode,
     encode,
+    format_for,
     format_of,
     with_dots,
 )
@@ -156,7 +156,7 @@ def save_lora(
     """
     import torch
 
-    chosen = FORMATS[form]
+    chosen = format_for(form, original)
     tensors: dict[str, Tensor] = {}
     for component, layers in components.items():
         renamed = original is not None and chosen.original and component == unnamed

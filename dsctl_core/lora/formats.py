@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.family import OriginalNames
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,6 +116,14 @@ KEY = re.compile(
 DOWN, UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up")
 # Other kinds of adapters, recognized by a part of their tensor names.
 OTHER_KINDS = {"lokr_": "LoKr", "hada_": "LoHa", "dora_scale": "kohya's DoRA", "oft_": "OFT"}
+
+
+def format_for(form: str, original: OriginalNames | None) -> LoraFormat:
+    """Return the format `form`, with the prefix that diffusers expects for a model with `original` names."""
+    chosen = FORMATS[form]
+    if form != "diffusers" or original is None or original.diffusers_prefix is None:
+        return chosen
+    return replace(chosen, prefix=original.diffusers_prefix)
 
 
 def encode(layers: Layers, component: str, form: LoraFormat, unnamed: str = DENOISER) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def to_original(layers: Layers, names: OriginalNames, form: str) -> Layers:
     made: Layers = {}
     groups: dict[str, tuple[tuple[str, ...], dict[str, LoraLayer]]] = {}
     for name, layer in layers.items():
-        pattern, number = _without_number(name)
+        pattern, number = (name, "") if name in ours else _without_number(name)
         if pattern in ours:
             made[_numbered(ours[pattern], number)] = layer
         elif pattern in parts:
@@ -75,7 +75,7 @@ def has_original_names(names: Iterable[str], layout: OriginalNames) -> bool:
 
 def _without_number(name: str) -> tuple[str, str]:
     """Return `name` with `{}` instead of the number of its block, and that number, "" if there is none."""
-    match = re.match(r"^((?:single_)?transformer_blocks)\.(\d+)\.(.*)$", name)
+    match = re.match(r"^([^.]+(?:\.[^.]+)*?)\.(\d+)\.(.*)$", name)
     return (name, "") if match is None else (f"{match[1]}.{{}}.{match[3]}", match[2])
 
 
