@@ -117,13 +117,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 # The smallest sizes with all kinds of layers.
 TINY: dict[str, dict[str, Any]] = {
-    "dit": {
-        **_dit(2, 2, 32, (16, 16)),
-        "attention_head_dim": 12,
-        "text_dim": 16,
-        "freq_dim": 16,
-        "rope_max_seq_len": 32,
-    },
+    "dit": {**_dit(2, 2, 32, (16, 16)), "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16},
     "vae": {"base_dim": 16, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1},
     "text_encoder": {
         "vocab_size": 2048,
