@@ -193,6 +193,8 @@ class Family:
     extra_inputs: tuple[str, ...]  # inputs beyond image and prompt that training rows may have
     published: dict[str, dict[str, Any]]  # component -> official config sizes, for the meta-device contract
     tiny: dict[str, dict[str, Any]]  # component -> config of a tiny random model for tests
+    # Those of `extra_inputs` whose cells may be empty, in rows without that input
+    optional_columns: tuple[str, ...] = ()
     # Videos have factor * n + remainder frames, as (factor, remainder); None: the family takes pictures only.
     time_division: tuple[int, int] | None = None
     # (config of the dit, width, height, frames, characters of a prompt) -> estimated size in bytes, in a bfloat16

@@ -63,6 +63,7 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
             data_file_keys=options.reading.data_file_keys,
             columns=options.reading.columns,
             allow_outside=options.reading.allow_outside,
+            optional_columns=() if resolved is None else resolved.family.optional_columns,
         )
     except DataError as error:
         found = unreadable_dataset(error)

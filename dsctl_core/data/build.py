@@ -48,6 +48,7 @@ def build_dataset(
         main_data_operator=operator,
         columns=options.columns,
         allow_outside=options.allow_outside,
+        optional_columns=family.optional_columns,
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),
     )
 

@@ -14,8 +14,8 @@ from dsctl_core.data.defaults import default_image_operator, default_video_opera
 from dsctl_core.data.metadata import read_dataset
 from dsctl_core.data.operators import SequentialProcess, ToAbsolutePath
 from dsctl_core.data.problems import DataError, kind_of_problem
-from dsctl_core.data.routing import RouteByType, preview_of
-from dsctl_core.data.rows import Metadata, Row
+from dsctl_core.data.routing import IfGiven, RouteByType, preview_of
+from dsctl_core.data.rows import Metadata, Row, is_empty_cell
 from dsctl_core.data.sizes import fits_of
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.random import derive_seed
@@ -44,6 +44,7 @@ class UnifiedDataset(Sequence[Row]):
         columns: Renames columns: from the name that training uses to the name in the table.
         captions: The settings that turn captions into prompts.
         allow_outside: Whether file names may lead out of `base_path`.
+        optional_columns: The columns of `data_file_keys` whose cells may be empty; their value is then None.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class UnifiedDataset(Sequence[Row]):
         columns: Mapping[str, str] | None = None,
         captions: Captions | None = None,
         allow_outside: bool = False,
+        optional_columns: Collection[str] = (),
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
@@ -75,6 +77,8 @@ class UnifiedDataset(Sequence[Row]):
                 raise unknown_name("column in special_operator_map", key, list(self.data_file_keys))
         main = main_data_operator or self.default_image_operator(self.base_path, allow_outside=allow_outside)
         self.operators = {key: special.get(key, main) for key in self.data_file_keys}
+        self.operators |= {key: IfGiven(self.operators[key]) for key in self.data_file_keys if key in optional_columns}
+        self.optional_columns = frozenset(optional_columns)
 
     default_image_operator = staticmethod(default_image_operator)
     default_video_operator = staticmethod(default_video_operator)
@@ -120,11 +124,20 @@ class UnifiedDataset(Sequence[Row]):
             return preview_of(self.operators[key], self.metadata.rows[number].get(key))
 
     def files(self, number: int, key: str) -> list[Path]:
-        """Return the paths in the cell `key` of row `number`: one for a file name, several for a list of them."""
+        """Return the paths in the cell `key` of row `number`: one for a file name, several for a list of them.
+
+        An empty cell of an optional column has none.
+        """
+        if self.is_absent(number, key):
+            return []
         to_path = ToAbsolutePath(self.base_path, self.allow_outside)
         to_paths = RouteByType(((str, lambda name: [to_path(name)]), (list, SequentialProcess(to_path))))
         with self.cell_errors(number, key):
             return to_paths(self.metadata.rows[number].get(key))
+
+    def is_absent(self, number: int, key: str) -> bool:
+        """Return whether the cell `key` of row `number` is an empty one of an optional column."""
+        return key in self.optional_columns and is_empty_cell(self.metadata.rows[number].get(key))
 
     def varies(self) -> bool:
         """Return whether a row can have different prompts in different epochs, so that it cannot be encoded once."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsctl_core.data.operators import Operator
 from dsctl_core.data.problems import DataError
-from dsctl_core.data.rows import BadCell, kind_of
+from dsctl_core.data.rows import BadCell, is_empty_cell, kind_of
 
 Step = Callable[[Any], Any]
 
@@ -23,6 +23,21 @@ class ToList(Operator):
     def preview(self, value: Any) -> list[Any]:
         """Return `[value]`."""
         return [value]
+
+
+class IfGiven(Operator):
+    """Apply an operator to a value, and return None for an empty cell."""
+
+    def __init__(self, operator: Step) -> None:
+        self.operator = operator
+
+    def __call__(self, value: Any) -> Any:
+        """Return the result of the operator, or None."""
+        return None if is_empty_cell(value) else self.operator(value)
+
+    def preview(self, value: Any) -> Any:
+        """Return the preview of the operator, or None."""
+        return None if is_empty_cell(value) else preview_of(self.operator, value)
 
 
 class RouteByType(Operator):

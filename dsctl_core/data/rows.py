@@ -80,6 +80,11 @@ class Metadata:
         return replace(self, columns=tuple(names.get(key, key) for key in self.columns), rows=rows)
 
 
+def is_empty_cell(value: Any) -> bool:
+    """Return whether a cell holds nothing: null, or text without a character, as csv writes it."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def text_cell(value: Any) -> str:
     """Return `value` if it is text and not blank; raise `DataError` for anything else, without converting it."""
     if isinstance(value, str) and value.strip():

@@ -201,6 +201,9 @@ def _unread_row(
         with dataset.cell_errors(row, key):
             values[key] = dataset.captions.choose(values.get(key), 0)
     for key in dataset.data_file_keys:
+        if dataset.is_absent(row, key):
+            values[key] = None
+            continue
         sizes = dataset.preview(row, key)
         several = isinstance(sizes, list)
         made = [

@@ -290,6 +290,7 @@ FAMILY = Family(
     schedule=_schedule(5.0),
     defaults=T2V_DEFAULTS,
     extra_inputs=("input_image", "end_image"),
+    optional_columns=("input_image",),
     published=PUBLISHED,
     variants=VARIANTS,
     tiny=TINY,
