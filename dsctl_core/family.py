@@ -34,6 +34,10 @@ class Component:
         """All classes that this component can have."""
         return (self.class_name, *self.other_classes)
 
+    def is_named(self, config_class: str) -> bool:
+        """Return whether a config.json with the class `config_class` is one of this component, in any layout."""
+        return config_class in self.class_names or config_class == self.original_class
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -222,7 +226,13 @@ class Family:
     kind_division_factors: dict[str, int] = field(default_factory=dict)
 
     def sizes(self, component: str, variant: str | None = None) -> dict[str, Any]:
-        """Return the published config of `component` in the size `variant` (None: the first)."""
+        """Return the published config of `component` in the size `variant` (None: the first).
+
+        One of several denoisers of a class has the sizes of the one with published sizes.
+        """
+        if component not in self.published:
+            wanted = self.component(component).class_name
+            component = next(c.name for c in self.components if c.class_name == wanted and c.name in self.published)
         chosen = self.variants[variant] if variant is not None else {}
         return chosen.get(component, self.published[component])
 
@@ -255,7 +265,7 @@ class Family:
     def denoiser_names(self) -> tuple[str, ...]:
         """Return the names of all denoisers that some weights of the family have."""
         published = [preset for preset in self.presets if preset.model_id is not None]
-        parts = [self.preset_parts(each) for each in published]
+        parts = [self.parts(self.component_files(each), self.preset_index(each)) for each in published]
         return tuple(dict.fromkeys(d.name for each in (self.parts(), *parts) for d in each.denoisers))
 
     def _refuse_unplaced(self, present: Collection[str]) -> None:

@@ -150,15 +150,20 @@ def write_tiny_wan(folder: Path, seed: int = 0, kind: str = "t2v") -> Path:
         parts["image_encoder"] = randomize(CLIPVisionModel(vision), generator)
         sides = {"height": 32, "width": 32}
         parts["image_processor"] = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=sides)
-    official: Any = WanImageToVideoPipeline if "i2v" == kind[:3] or "flf2v" in kind else WanPipeline
+    official: Any = WanImageToVideoPipeline if kind[:3] == "i2v" or "flf2v" in kind else WanPipeline
     official(**parts, **index).save_pretrained(folder)
     return folder
 
 
 SEES = {"image_dim": 8, "added_kv_proj_dim": 24}
 VAE_2_2 = {
-    **{"z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2},
-    **{"scale_factor_spatial": 16, "decoder_base_dim": 24},
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "decoder_base_dim": 24,
 }
 # By kind: what differs in the transformer, in the VAE, and in model_index.json.
 WAN_KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {

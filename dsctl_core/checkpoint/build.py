@@ -6,7 +6,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.identify import class_of
+from dsctl_core.checkpoint.identify import class_of, is_original
+from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component
 from dsctl_core.files.json import read_json
 
@@ -21,7 +22,12 @@ def component_class(component: Component, folder: Path | None = None) -> type[nn
 
 
 def empty_component(component: Component, folder: Path) -> nn.Module:
-    """Build a component from the config.json in `folder`, without loading its weights."""
+    """Build a component from the config.json in `folder`, without loading its weights.
+
+    Raises DsctlError for the config.json of an original release, which has other entries.
+    """
+    if is_original(component, folder):
+        raise DsctlError(f"{folder} is in the layout of its original release", hint="give a folder in diffusers layout")
     cls: Any = component_class(component, folder)
     if component.library != "transformers":
         return cls.from_config(read_json(folder / "config.json"))

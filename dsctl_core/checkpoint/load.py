@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.build import component_class
-from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
+from dsctl_core.checkpoint.identify import class_of, identify_component, is_original, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.checkpoint.schedule import read_schedule
@@ -90,9 +90,26 @@ def parts_of(family: Family, places: ComponentPaths) -> ModelParts:
 
 def config_of(family: Family, path: Path) -> dict[str, Any]:
     """Return the config of the denoiser at `path`: its config.json, or that of the published model of its shapes."""
-    if is_single_file(path):
-        return published_config(family, identify_single_file([family], path)[1], path)
+    component = identify_single_file([family], path)[1] if is_single_file(path) else identify_component(family, path)
+    if not has_own_config(component, path):
+        return published_config(family, component, path)
     return read_json(path / "config.json")
+
+
+def require_configs(family: Family, places: ComponentPaths) -> None:
+    """Raise DsctlError for a component whose sizes are in no config.json that diffusers or transformers reads."""
+    for name, place in places.components.items():
+        if not has_own_config(family.component(name), place):
+            stands = f"the single file {place}, which no config.json stands beside"
+            raise DsctlError(
+                f"the {name} is {stands if place.is_file() else f'in {place}, in the layout of its original release'}",
+                hint="give a model folder in diffusers layout",
+            )
+
+
+def has_own_config(component: Component, path: Path) -> bool:
+    """Return whether the sizes of `component` at `path` are in a config.json of diffusers or transformers."""
+    return path.is_dir() and not is_original(component, path)
 
 
 def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> None:
@@ -183,10 +200,8 @@ def load_components(
         if folder is None or (only is not None and component.name not in only):
             continue
         dtype = (component_dtypes or {}).get(component.name, torch_dtype)
-        single = is_single_file(folder)
-        loaded = (
-            load_single_file(family, component, folder, dtype) if single else load_component(component, folder, dtype)
-        )
+        own = has_own_config(component, folder)
+        loaded = load_component(component, folder, dtype) if own else load_single_file(family, component, folder, dtype)
         models[component.name] = loaded.to("cpu" if component.name in waiting else device)
     readers = Readers(family, {name: path for name, path in places.readers.items() if name in used})
     found = read_schedule(schedule or family.schedule, places.schedule)

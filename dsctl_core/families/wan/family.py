@@ -17,7 +17,10 @@ T2V, I2V, FLF2V, TI2V = "t2v", "i2v", "flf2v", "ti2v"
 
 TRANSFORMER = "WanTransformer3DModel"
 DIT = Component(
-    "dit", "transformer", "diffusers", TRANSFORMER, original_class="WanModel", original_folder="high_noise_model"
+    *("dit", "transformer", "diffusers", TRANSFORMER),
+    single_file_renames={"img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed"},
+    original_class="WanModel",
+    original_folder="high_noise_model",
 )
 DIT_2 = replace(DIT, name="dit_2", folder="transformer_2", original_folder="low_noise_model", optional=True)
 VAE = Component("vae", "vae", "diffusers", "AutoencoderKLWan")

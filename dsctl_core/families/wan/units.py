@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dsctl_core.errors import UsageError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.wan.family import FLF2V, I2V, TEXT_TOKENS, TI2V
 from dsctl_core.media.units import check_picture
 from dsctl_core.units import Inputs, PipelineUnit
@@ -233,4 +233,6 @@ def padded_text(embeds: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         embeds = embeds.masked_fill(~mask[..., None], 0)
     missing = TEXT_TOKENS - embeds.shape[1]
+    if missing < 0:
+        raise DsctlError(f"the text is {embeds.shape[1]} tokens, and the model takes {TEXT_TOKENS}", hint="shorten it")
     return torch.cat([embeds, embeds.new_zeros(len(embeds), missing, embeds.shape[2])], dim=1)

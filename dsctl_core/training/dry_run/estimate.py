@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.checkpoint.build import empty_component
 from dsctl_core.checkpoint.identify import weight_files
-from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
+from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, require_configs
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
@@ -256,12 +256,7 @@ class _Estimate:
 def _places(resolved: ResolvedModel, components: Sequence[str] | None) -> ComponentPaths:
     """Return the paths of the components on the disk; a dry run downloads nothing."""
     places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.reader_configs)
-    for name, place in places.components.items():
-        if place.is_file():
-            raise DsctlError(
-                f"the {name} is the single file {place}, which no config.json stands beside",
-                hint="a dry run needs the sizes: give a model folder in diffusers layout",
-            )
+    require_configs(resolved.family, places)
     return places
 
 

@@ -164,16 +164,16 @@ def test_the_lora_of_a_file_without_a_header_is_that_of_wan_by_its_names(pairs: 
 
 
 @pytest.mark.parametrize("form", SHOWN_TO_BOTH)
-def test_a_lora_of_another_generation_or_expert_is_refused_with_a_word(
-    pairs: Pairs, tmp_path: Path, form: str
-) -> None:
+def test_a_lora_of_another_generation_or_expert_is_refused_with_a_word(pairs: Pairs, tmp_path: Path, form: str) -> None:
     old, new = pairs["i2v"], pairs["i2v-a14b"]
     layers = layers_on(old.ours.dit, every=True)
     kept = {name: layer for name, layer in layers.items() if "attn" in name}
     path = write(tmp_path, form, kept, old.ours.dit)
     pipe = load(new.folder)
     for attempt in (lambda: load_lora(pipe, path), lambda: fuse_lora(pipe, path, "dit_2")):
-        with pytest.raises(DsctlError, match="is for another model: 4 of its 20 layers are not in this one.*add_k_proj"):
+        with pytest.raises(
+            DsctlError, match="is for another model: 4 of its 20 layers are not in this one.*add_k_proj"
+        ):
             attempt()
     low = layers_on(pipe.dit_2)
     (tmp_path / "low").mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +16,12 @@ from tests.dsctl_core.families.wan.conftest import FROM_IMAGE, FROM_TEXT, KINDS,
 from tests.dsctl_core.families.wan.conftest import random as draw
 
 PROMPTS = ["a red fox", "a small yellow star in the top left corner on a black background"]
-UNCLEAN = ["  two\n\nspaces \t here ", "a &amp;amp; b &lt;c&gt;", "\u00e2\u20ac\u0153quoted\u00e2\u20ac\u009d", "\uff46\uff4f\uff58"]
+UNCLEAN = [
+    "  two\n\nspaces \t here ",
+    "a &amp;amp; b &lt;c&gt;",
+    "\u00e2\u20ac\u0153quoted\u00e2\u20ac\u009d",
+    "\uff46\uff4f\uff58",
+]
 
 
 def close(actual: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
@@ -71,9 +75,7 @@ def test_a_prompt_that_is_too_long_is_cut_and_said_so(pairs: Pairs, caplog: pyte
 def test_vae(pairs: Pairs, kind: str, frames: int) -> None:
     pair, pixels = pairs[kind], torch.rand(2, 3, frames, 32, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
     vae = pair.official.vae
-    mean, std = (
-        torch.tensor(each).view(1, -1, 1, 1, 1) for each in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    mean, std = (torch.tensor(each).view(1, -1, 1, 1, 1) for each in (vae.config.latents_mean, vae.config.latents_std))
     with torch.no_grad():
         latents = pair.ours.encode_pixels(pixels, False, None, None)
         close(latents, (vae.encode(pixels).latent_dist.mode() - mean) / std)
