@@ -158,7 +158,7 @@ TI2V_DEFAULTS = _defaults(704, 1280, 50, 5.0, frames=121, fps=24)
 
 
 def _schedule(shift: float) -> Schedule:
-    """Return the schedule with the constant `shift` for sampling; LoRAs of all sizes are trained at 5, as in DiffSynth."""
+    """Return the schedule with the constant `shift` for sampling; all sizes are trained at 5, as in DiffSynth."""
     return replace(Schedule.constant(shift), training_mu=math.log(5))
 
 

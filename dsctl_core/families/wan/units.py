@@ -6,7 +6,7 @@ import html
 import logging
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ftfy
 import torch
@@ -219,8 +219,8 @@ def check_frames(kind: str, num_frames: int, input_image: Pictures, end_image: P
             )
 
 
-def _listed(pictures: Pictures) -> list[Image.Image]:
-    return list(pictures) if isinstance(pictures, Sequence) else [pictures]  # type: ignore[list-item]
+def _listed(pictures: Pictures) -> list[Any]:
+    return list(pictures) if isinstance(pictures, Sequence) else [pictures]
 
 
 def _fitting(what: str, picture: Image.Image, height: int, width: int) -> Image.Image:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.prompt_file import prompt_lines, text_lines
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
+from dsctl_core.units import is_guided
 
 if TYPE_CHECKING:
     from dsctl_core.options.callbacks import CallbackOptions
@@ -87,7 +88,7 @@ def sample_prompts(
     numbered = enumerate(rows)
     prompts = [SamplePrompt(**{**shared, "seed": options.sample_seed + number, **row}) for number, row in numbered]
     for prompt in prompts:
-        if prompt.negative_prompt and prompt.cfg_scale == 1:
+        if prompt.negative_prompt and not is_guided(prompt.cfg_scale):
             raise UsageError(
                 "a sample's negative prompt has no effect at a cfg_scale of 1, which is no guidance",
                 hint="give a --sample-cfg-scale above 1, or leave out the negative prompt",

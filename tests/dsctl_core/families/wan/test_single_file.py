@@ -104,16 +104,25 @@ def original_folder(pair: Pair, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("parent", ["Wan2.1-T2V", "high_noise_model", "low_noise_model"])
-def test_an_original_folder_is_the_component_that_its_name_says(pairs: Pairs, tmp_path: Path, parent: str) -> None:
-    folder, family = original_folder(pairs["t2v"], tmp_path / parent), tiny_as_published()
-    name, model = loaded(family, folder)
-    assert name == ("dit_2" if parent == "low_noise_model" else "dit")
-    wanted = weights_of(pairs["t2v"])
-    state = model.state_dict()
-    assert state.keys() == wanted.keys()
-    assert all(torch.equal(state[key], wanted[key]) for key in wanted)
-    assert resolve_model(model_paths=json.dumps([str(folder)])).family.name == "wan"
+def test_an_original_folder_is_the_component_that_its_name_says(pairs: Pairs, tmp_path: Path) -> None:
+    family, wanted = tiny_as_published(), weights_of(pairs["t2v"])
+    for parent in ("Wan2.1-T2V", "high_noise_model"):
+        folder = original_folder(pairs["t2v"], tmp_path / parent)
+        name, model = loaded(family, folder)
+        state = model.state_dict()
+        assert name == "dit"
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+        assert resolve_model(model_paths=json.dumps([str(folder)])).family.name == "wan"
+    low = original_folder(pairs["t2v"], tmp_path / "low_noise_model")
+    assert set(find(family, [ModelConfig(low)]).components) == {"dit_2"}
+    with pytest.raises(DsctlError, match="nothing says at which noise levels the dit_2 of Wan acts"):
+        loaded(family, low)
+    parts = family.parts(None, {"boundary_ratio": 0.875, "transformer_2": ["diffusers", "WanTransformer3DModel"]})
+    (second,) = load_components(
+        family, [ModelConfig(low)], torch_dtype=torch.float32, device="cpu", parts=parts
+    ).models.values()
+    assert second.state_dict().keys() == wanted.keys()
 
 
 def test_what_needs_a_config_of_diffusers_refuses_an_original_folder_with_a_word(pairs: Pairs, tmp_path: Path) -> None:
