@@ -1,4 +1,4 @@
-"""What a command left behind, as plain values that are equal only where every bit is: for `benchmarks.exact`.
+"""Read the output of a command as plain values that are equal only if every bit is, for `benchmarks.exact`.
 
 Nothing of the project is imported here: the files are read by their formats.
 """

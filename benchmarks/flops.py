@@ -1,4 +1,4 @@
-"""How many floating-point operations a training step of a transformer of two streams needs, counted from its layers."""
+"""Count the floating-point operations of a training step of a two-stream transformer from its layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks on the random model of medium size share: that model, its pictures, and their command line."""
+"""The random model of medium size, its images, and the command line of the benchmarks that use it."""
 
 from __future__ import annotations
 
@@ -51,6 +51,35 @@ def write_model(folder: Path, medium: bool) -> None:
         text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**sizes["text_encoder"])),
         tokenizer=AutoTokenizer.from_pretrained(str(tokenizer)),
         transformer=QwenImageTransformer2DModel(**sizes["dit"]),
+    ).save_pretrained(folder)
+
+
+def write_z_image(folder: Path, medium: bool) -> None:
+    """Write a random Z-Image of the same widths and depth, or with the tiny sizes of the tests."""
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    from dsctl_core.families.z_image.family import TINY
+
+    sizes = {name: json.loads(json.dumps(config)) for name, config in TINY.items()}
+    if medium:
+        sizes["dit"].update({"dim": 512, "n_layers": 8, "n_refiner_layers": 2, "n_heads": 8, "n_kv_heads": 8})
+        sizes["dit"].update({"cap_feat_dim": MEDIUM["text"]["hidden_size"], "axes_dims": [16, 24, 24]})
+        sizes["vae"].update({"block_out_channels": (32, 64, 128, 128), "norm_num_groups": 16, "layers_per_block": 2})
+        sizes["text_encoder"].update({**MEDIUM["text"], "num_key_value_heads": 4, "head_dim": 64})
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(str(REPOSITORY / "dsctl_core" / "assets" / "tiny" / "tokenizer"))
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=AutoencoderKL(**sizes["vae"]),
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**sizes["text_encoder"])),
+        tokenizer=tokenizer,
+        transformer=ZImageTransformer2DModel(**sizes["dit"]),
     ).save_pretrained(folder)
 
 

@@ -1,4 +1,4 @@
-"""What templates.py times, each case a process: pictures with and without a template, and training in both ways."""
+"""The cases that templates.py times, each a process: pictures with and without a template, and training both ways."""
 
 from __future__ import annotations
 

@@ -13,18 +13,26 @@ from benchmarks.plain_two_stages import Trainer
 from benchmarks.worker import MicroBatches, main
 
 
+def classes_of(family: str) -> tuple[Any, type[Trainer]]:
+    """Return the transformer's class and what trains it."""
+    import diffusers
+
+    from benchmarks.plain_z_image import ZImageTrainer
+
+    if family == "z-image":
+        return diffusers.ZImageTransformer2DModel, ZImageTrainer
+    return diffusers.QwenImageTransformer2DModel, Trainer
+
+
 def load_trainer(settings: dict[str, Any]) -> tuple[Trainer, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Return what trains, in the precision that is asked for, and the encoded samples."""
-    from diffusers import QwenImageTransformer2DModel
-
+    transformer_class, trainer_class = classes_of(settings["family"])
     half = settings["precision"] == "bf16"
     dtype = torch.bfloat16 if half else torch.float32
-    transformer = QwenImageTransformer2DModel.from_pretrained(
-        settings["model"], subfolder="transformer", torch_dtype=dtype
-    )
+    transformer = transformer_class.from_pretrained(settings["model"], subfolder="transformer", torch_dtype=dtype)
     if settings["recompute"]:
         transformer.enable_gradient_checkpointing()
-    trainer = Trainer(transformer, settings)
+    trainer = trainer_class(transformer, settings)
     for parameter in trainer.trained:
         parameter.data = parameter.data.float()
     if half:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,43 +53,54 @@ def write_encoded(pipe: Any, settings: dict[str, Any]) -> None:
 class Trainer:
     """A LoRA on a transformer, trained on latents and embeddings."""
 
+    targets: Sequence[str] = TARGETS
+    mu = TRAINING_MU
+
     def __init__(self, transformer: Any, settings: dict[str, Any]) -> None:
         from peft import LoraConfig
 
         self.transformer = transformer
         transformer.requires_grad_(False).eval()
         rank = settings["rank"]
-        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, lora_dropout=0.0))
+        transformer.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.targets), lora_dropout=0.0)
+        )
         self.trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=settings["learning_rate"], weight_decay=0.01)
         grid = (torch.arange(1000, 0, -1) - 0.5) / 1000
-        self.sigmas = math.exp(TRAINING_MU) / (math.exp(TRAINING_MU) + (1 / grid - 1))
+        self.sigmas = math.exp(self.mu) / (math.exp(self.mu) + (1 / grid - 1))
 
     def step(self, samples: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Make one update on a batch, with the prompts padded and masked as the pipeline does it."""
+        """Make one update on a batch."""
         latents = torch.cat([sample[0] for sample in samples])
-        longest = max(embeds.shape[1] for _, embeds in samples)
-        embeds = torch.cat([torch.nn.functional.pad(e, (0, 0, 0, longest - e.shape[1])) for _, e in samples])
-        lengths = torch.tensor([e.shape[1] for _, e in samples])
-        mask = torch.arange(longest) < lengths[:, None] if len(set(lengths.tolist())) > 1 else None
-        batch, _, height, width = latents.shape
         noise = torch.randn(latents.shape)
-        sigma = self.sigmas[torch.randint(1000, (batch,))]
-        level = sigma.view(-1, 1, 1, 1)
-        velocity = self.transformer(
-            hidden_states=pack((1 - level) * latents + level * noise),
-            timestep=sigma,
-            encoder_hidden_states=embeds,
-            encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, height // 2, width // 2)]] * batch,
-            return_dict=False,
-        )[0]
-        loss = (velocity - pack(noise - latents)).square().mean()
+        sigma = self.sigmas[torch.randint(1000, (len(latents),))]
+        loss = self.errors(latents, noise, sigma, [embeds for _, embeds in samples]).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss.item()
+
+    def errors(
+        self, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, embeds: list[torch.Tensor]
+    ) -> Any:
+        """Return what the velocity is off by, with the prompts padded and masked as the pipeline does it."""
+        longest = max(each.shape[1] for each in embeds)
+        padded = torch.cat([torch.nn.functional.pad(e, (0, 0, 0, longest - e.shape[1])) for e in embeds])
+        lengths = torch.tensor([each.shape[1] for each in embeds])
+        mask = torch.arange(longest) < lengths[:, None] if len(set(lengths.tolist())) > 1 else None
+        batch, _, height, width = latents.shape
+        level = sigma.view(-1, 1, 1, 1)
+        velocity = self.transformer(
+            hidden_states=pack((1 - level) * latents + level * noise),
+            timestep=sigma,
+            encoder_hidden_states=padded,
+            encoder_hidden_states_mask=mask,
+            img_shapes=[[(1, height // 2, width // 2)]] * batch,
+            return_dict=False,
+        )[0]
+        return velocity - pack(noise - latents)
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

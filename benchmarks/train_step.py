@@ -2,6 +2,7 @@
 
     python -m benchmarks.train_step                      # prints the table, writes build/train_step.json; 10 minutes
     python -m benchmarks.train_step --only bf16 --rounds 3
+    python -m benchmarks.train_step --family z-image
 
 The model is the random one of medium size of two_stages.py. Both sides take turns, round by round; see README.md.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.medium import dsctl, measure_and_tell, parser, seconds_of, write_dataset, write_model
+from benchmarks.medium import dsctl, measure_and_tell, parser, seconds_of, write_dataset, write_model, write_z_image
 from benchmarks.run import REPOSITORY, Side, describe_machine, finish, in_turn, take_turns
 from benchmarks.two_stages import plain
 
@@ -29,6 +30,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bf16": ("step, bfloat16", {"precision": "bf16", "recompute": False}),
     "bf16-recompute": ("step, bfloat16, blocks recomputed", {"precision": "bf16", "recompute": True}),
 }
+WRITERS = {"qwen-image": write_model, "z-image": write_z_image}
 FIRST = "first"  # the part that is whole processes, from the command to the end of the first step
 
 
@@ -75,10 +77,11 @@ def compare_first(settings: dict[str, Any], folder: Path, rounds: int) -> dict[s
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Make model, dataset and cache, and do the comparisons."""
     model, data = folder / "model", folder / "data"
-    write_model(model, medium=not options.tiny)
+    WRITERS[options.family](model, medium=not options.tiny)
     write_dataset(data, options.samples, options.size)
     settings: dict[str, Any] = {
         "model": str(model),
+        "family": options.family,
         "dataset": str(data),
         "device": "cpu",
         "samples": options.samples,
@@ -89,7 +92,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "cache": str(folder / "cache"),
     }
     seconds_of(dsctl("cache", "--model", model, "--dataset-base-path", data, "--output-path", folder / "cache"))
-    seconds_of(plain("write", settings))
+    apart = [sys.executable, "-m", "benchmarks.plain_z_image", json.dumps(settings)]
+    seconds_of(apart if options.family == "z-image" else plain("write", settings))
     wanted = options.only or [*PARTS, FIRST]
     comparisons = []
     for part in wanted:
@@ -122,6 +126,7 @@ def report(numbers: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
     options = parser("train_step", __doc__.splitlines()[0], rounds=9, steps=4, samples=8)
+    options.add_argument("--family", choices=list(WRITERS), default="qwen-image", help="default: %(default)s")
     options.add_argument("--only", choices=[*PARTS, FIRST], action="append", help="measure only this; can be repeated")
     measure_and_tell(options.parse_args(arguments), measure, report)
 

@@ -13,7 +13,7 @@ FOLDER = "DSCTL_PROCESS_FOLDER"  # set by a `dsctl` that has started this one: w
 
 @dataclass(frozen=True)
 class Ending:
-    """How a process ended; `problem` is None where nothing went wrong."""
+    """The end of a process; `problem` is None if nothing went wrong."""
 
     rank: int
     code: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -70,13 +70,16 @@ class Denoiser:
 class ModelParts:
     """The components, denoisers and division factor of one model, where the models of a family differ.
 
-    See `Family.parts`. `denoisers` are ordered from the highest noise levels down and cover all levels. `kind` is the
-    kind of the model in its family (`Family.config_kind`); None where the family has one kind, or it is not known.
+    See `Family.parts`. `denoisers` are ordered from the highest noise levels down and cover all levels. `settings` are
+    the entries of the model_index.json that the pipeline reads, see `Family.index_settings`; those that the file lacks
+    are left out. `kind` is the kind of the model in its family (`Family.config_kind`); None where the family has one
+    kind, or it is not known.
     """
 
     components: tuple[str, ...]
     denoisers: tuple[Denoiser, ...]
     division_factor: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
     kind: str | None = None
 
     def denoiser_at(self, timestep: float) -> Denoiser:
@@ -224,6 +227,11 @@ class Family:
     config_kind: Callable[[Mapping[str, Any]], str] | None = None
     # Division factors of kinds of models, where they are not `division_factor`
     kind_division_factors: dict[str, int] = field(default_factory=dict)
+    # Entries of the model_index.json, other than components, on which the outputs of the units depend.
+    index_settings: tuple[str, ...] = ()
+    # (parts of the model, sizes (width, height) of the reference images, pixels of the model's own size) -> (width,
+    # height) of the edited image; None: about the number of pixels, with the aspect ratio of the first reference image
+    edited_size: Callable[[ModelParts, Sequence[tuple[int, int]], int], tuple[int, int]] | None = None
 
     def sizes(self, component: str, variant: str | None = None) -> dict[str, Any]:
         """Return the published config of `component` in the size `variant` (None: the first).
@@ -281,8 +289,8 @@ class Family:
 
     @property
     def differs(self) -> bool:
-        """Whether the models of the family can differ in components, denoisers or division factor."""
-        functions = (self.index_denoisers, self.index_division_factor, self.config_kind)
+        """Whether the models of the family can differ in components, denoisers, division factor, settings or kind."""
+        functions = (self.index_denoisers, self.index_division_factor, self.index_settings, self.config_kind)
         return any(functions) or any(component.optional for component in self.components)
 
     def component_files(self, preset: Preset) -> dict[str, str]:
@@ -327,5 +335,6 @@ class Family:
         if index is not None:
             denoisers = denoisers if self.index_denoisers is None else self.index_denoisers(index)
             factor = factor if self.index_division_factor is None else self.index_division_factor(index)
+        settings = {name: index[name] for name in self.index_settings if name in index} if index is not None else {}
         kind = None if config is None or self.config_kind is None else self.config_kind(config)
-        return ModelParts(names, denoisers, self.kind_division_factors.get(kind or "", factor), kind)
+        return ModelParts(names, denoisers, self.kind_division_factors.get(kind or "", factor), settings, kind)

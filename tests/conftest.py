@@ -1,4 +1,4 @@
-"""What every test can rely on: one thread, no network, no settings from outside, its own folder."""
+"""Fixtures of all tests: one thread, no network, no settings from outside, a folder for each test."""
 
 from __future__ import annotations
 

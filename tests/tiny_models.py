@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -52,6 +53,21 @@ def write_tiny_qwen_image(folder: Path, seed: int = 0) -> Path:
     pipe.save_pretrained(folder)
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(tokenizer, folder / "tokenizer")
+    return folder
+
+
+def write_tiny_qwen_image_edit(folder: Path, seed: int = 0, pipeline: str = "QwenImageEditPlusPipeline") -> Path:
+    """Write a tiny random Qwen-Image-Edit to `folder`: small reference images, and a processor for its vision tower."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    write_tiny_qwen_image(folder, seed)
+    shutil.copytree(embedded_tokenizer(), folder / "processor")
+    Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 84}).save_pretrained(
+        folder / "processor"
+    )
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": pipeline, "processor": ["transformers", "Qwen2VLProcessor"], "reference_pixels": 64 * 64}
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
@@ -189,6 +205,47 @@ def tokenizer_with_end() -> Any:
     return tokenizer
 
 
+def write_tiny_z_image(folder: Path, seed: int = 0, shift: float = 6.0) -> Path:
+    """Write a tiny random Z-Image to `folder`; Turbo has another `shift`."""
+    from diffusers import ZImagePipeline
+
+    pipe: Any = ZImagePipeline(**_z_image_parts(torch.Generator().manual_seed(seed), shift))
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_z_image_omni(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny random Z-Image-Omni to `folder`: it also reads reference images."""
+    from diffusers import ZImageOmniPipeline
+    from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
+
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {**load_family("z-image").tiny["siglip"], "num_patches": 16}
+    pipe: Any = ZImageOmniPipeline(
+        **_z_image_parts(generator, 6.0, siglip_feat_dim=sizes["hidden_size"]),
+        siglip=randomize(Siglip2VisionModel(Siglip2VisionConfig(**sizes)), generator),
+        siglip_processor=Siglip2ImageProcessor(patch_size=16, max_num_patches=16),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _z_image_parts(generator: torch.Generator, shift: float, **dit: Any) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    tiny = load_family("z-image").tiny
+    tokenizer = AutoTokenizer.from_pretrained(str(embedded_tokenizer()), local_files_only=True)
+    tokenizer.chat_template = CHAT_KLEIN
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift),
+        "vae": randomize(AutoencoderKL(**tiny["vae"]), generator),
+        "text_encoder": randomize(Qwen3ForCausalLM(Qwen3Config(**tiny["text_encoder"])), generator),
+        "tokenizer": tokenizer,
+        "transformer": randomize(ZImageTransformer2DModel(**{**tiny["dit"], **dit}), generator),
+    }
+
+
 def embedded_tokenizer() -> Path:
     """Return the folder of the embedded model's tokenizer, the only real one that there is without a download."""
     path = find_preset("tiny")[1].local_path()
@@ -213,6 +270,8 @@ def randomize(model: Any, generator: torch.Generator) -> Any:
 
 BUILDERS: dict[str, Callable[[Path, int], Path]] = {
     "qwen-image": write_tiny_qwen_image,
+    "qwen-image-edit": write_tiny_qwen_image_edit,
     "flux2": write_tiny_flux2,
     "wan": write_tiny_wan,
+    "z-image": write_tiny_z_image,
 }

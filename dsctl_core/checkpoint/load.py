@@ -78,14 +78,17 @@ def find_component_paths(
     return places
 
 
-def parts_of(family: Family, places: ComponentPaths) -> ModelParts:
-    """Return the parts of the model at `places`; its kind follows from the config of the denoiser."""
+def parts_of(family: Family, places: ComponentPaths, index: Mapping[str, Any] | None = None) -> ModelParts:
+    """Return the parts of the model at `places`; its kind follows from the config of the denoiser.
+
+    `index` is the model_index.json of single components, if it is known.
+    """
     config = None
     if family.config_kind is not None:
         denoisers = (places.components.get(name) for name in family.denoiser_names())
         path = next(filter(None, denoisers), None)
         config = None if path is None else config_of(family, path)
-    return family.parts(places.components, places.index, config)
+    return family.parts(places.components, index if places.index is None else places.index, config)
 
 
 def config_of(family: Family, path: Path) -> dict[str, Any]:

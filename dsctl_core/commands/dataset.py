@@ -27,7 +27,7 @@ DIVISION_FACTOR = 16  # of the families that there are, where no --model says wh
 
 @dataclass(frozen=True)
 class ValidateResult:
-    """What was found; `clean` says whether the dataset can be used as it is."""
+    """The findings of a validation; `clean` is true if the dataset can be used as it is."""
 
     found: Validation
     summary: dict[str, Any]

@@ -33,7 +33,7 @@ HUB_TIMEOUT = 5  # seconds
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, in words, by section. `problems` are what keeps dsctl from working."""
+    """The findings as text by section. `problems` are those that keep dsctl from working."""
 
     versions: dict[str, str]
     devices: dict[str, str]

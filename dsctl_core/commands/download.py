@@ -32,7 +32,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """What became of one thing: where it is, its files with their sizes, and what came over the network."""
+    """The result of one download: its location, its files with their sizes, and the number of bytes transferred."""
 
     what: str
     folder: Path

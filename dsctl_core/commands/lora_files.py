@@ -24,7 +24,7 @@ from dsctl_core.options.model import SomeModelOptions
 
 @dataclass(frozen=True)
 class Written:
-    """What a command wrote: the file or folder, and facts about it in the order in which they are worth telling."""
+    """The file or folder that a command wrote, and facts about it, the most important first."""
 
     output: Path
     facts: dict[str, Any] = field(default_factory=dict)

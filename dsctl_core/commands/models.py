@@ -53,7 +53,7 @@ def show_model(options: ModelsShowOptions) -> dict[str, Any]:
         "summary": preset.summary if preset else None,
         "path": str(path) if path else None,
         "model_id": preset.model_id if preset else None,
-        "components": [_component(component, preset, path) for component in family.components],
+        "components": [_component(each, preset, path) for each in family.components if _is_there(each, preset, path)],
         "presets": [each.name for each in family.presets],
         "defaults": {**family.defaults, **(preset.defaults if preset else {})},
         "lora_targets": list(family.lora_targets),
@@ -76,6 +76,13 @@ def find_model(name: str) -> tuple[Family, Preset | None, Path | None]:
         return families()[name], None, None
     family, preset = find_preset(name)
     return family, preset, preset.local_path()
+
+
+def _is_there(component: Component, preset: Preset | None, path: Path | None) -> bool:
+    """Return whether a model has the component, which may be optional; a family has all of its components."""
+    if preset is not None and preset.model_id is not None:
+        return not component.optional or component.name in preset.files
+    return path is None or not component.optional or (path / component.folder).is_dir()
 
 
 def _component(component: Component, preset: Preset | None, path: Path | None) -> dict[str, Any]:

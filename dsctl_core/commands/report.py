@@ -14,7 +14,7 @@ TABLES = (".csv", ".parquet")
 
 @dataclass(frozen=True)
 class ReportResult:
-    """What was written; `report` is None where only the table was asked for."""
+    """The files that were written; `report` is None if only the table was requested."""
 
     report: Path | None
     table: Path | None = None

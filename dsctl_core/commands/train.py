@@ -167,10 +167,15 @@ def checked_in_background(source: Source) -> Iterator[Callable[[], None]]:
 
 
 def warn_of_distilled(plan: TrainingPlan, progress: Progress) -> None:
-    """Say so where the weights to be trained are distilled: what is learned fights the few steps they are made for."""
-    preset = plan.model.preset
-    if preset is not None and preset.base_preset is not None:
+    """Warn where the weights to be trained are distilled: what is learned fights the few steps they are made for.
+
+    A LoRA that is trained on top of another one, which undoes the distillation, does not.
+    """
+    preset, adapter = plan.model.preset, plan.options.adapter
+    undone = adapter.preset_lora_path is not None and adapter.wants_lora
+    if preset is not None and preset.base_preset is not None and not undone:
         progress.note(
             f"Warning: {preset.name} is distilled, and training on it gives poor pictures; "
-            f"train on {preset.base_preset} instead, and use the LoRA on either"
+            f"train on {preset.base_preset} instead, and use the LoRA on either, or train a LoRA on top of one that "
+            "undoes the distillation (--preset-lora-path)"
         )

@@ -23,7 +23,7 @@ LATENTS = "shared.input_latents"
 
 @dataclass(frozen=True)
 class CacheValidation:
-    """What there is to say about a cache."""
+    """The findings of a cache validation."""
 
     rows: int
     problems: tuple[Problem, ...]

@@ -52,7 +52,7 @@ class ControlUse:
 
 
 class NetworkControl(Protocol):
-    """What a control network does: a ResidualControl or a HookControl."""
+    """The effect of a control network: a ResidualControl or a HookControl."""
 
     @property
     def reads(self) -> tuple[str, ...]:

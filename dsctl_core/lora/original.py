@@ -51,18 +51,22 @@ def from_original(layers: Layers, layouts: Iterable[OriginalNames | None], *, fl
         originals: dict[re.Pattern[str], tuple[str, ...]] = {}
         originals |= {_matcher(original, flat): (ours,) for original, ours in names.single.items()}
         originals |= {_matcher(original, flat): ours for original, ours in names.fused.items()}
+        shared = {_matcher(original, flat) for original, ours in names.single.items() if original == ours}
         found: Layers = {}
-        converted = False
+        certain = in_blocks = strangers = 0
         for name, layer in layers.items():
             match, ours = next(((m, o) for matcher, o in originals.items() if (m := matcher.match(name))), (None, ()))
             if match is None:
+                strangers += 1
                 found[name] = layer
                 continue
-            converted |= bool(match.groups())
+            # A name in a block that both layouts have is no sign, unless all layers have names of this layout.
+            in_blocks += len(match.groups())
+            certain += len(match.groups()) if match.re not in shared else 0
             number = match[1] if match.groups() else ""
             targets = [_numbered(pattern, number) for pattern in ours]
             found |= {targets[0]: layer} if len(targets) == 1 else _split(targets, layer)
-        if converted:
+        if certain or (in_blocks and not strangers):
             return found
     return layers
 
@@ -74,9 +78,13 @@ def has_original_names(names: Iterable[str], layout: OriginalNames) -> bool:
 
 
 def _without_number(name: str) -> tuple[str, str]:
-    """Return `name` with `{}` instead of the number of its block, and that number, "" if there is none."""
-    match = re.match(r"^([^.]+(?:\.[^.]+)*?)\.(\d+)\.(.*)$", name)
-    return (name, "") if match is None else (f"{match[1]}.{{}}.{match[3]}", match[2])
+    """Return `name` with `{}` instead of the number of its block, and that number, "" if there is none.
+
+    The number of a block is the second part of a name of at least three: `layers.3.attention.to_q`.
+    """
+    stack, _, rest = name.partition(".")
+    number, _, inside = rest.partition(".")
+    return (f"{stack}.{{}}.{inside}", number) if inside and number.isdigit() else (name, "")
 
 
 def _numbered(pattern: str, number: str) -> str:

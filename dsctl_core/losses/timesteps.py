@@ -26,7 +26,7 @@ Weighting = Literal["bell", "none"]
 
 @dataclass(frozen=True)
 class Objective:
-    """How noise levels are drawn and weighted.
+    """The distribution and the weights of noise levels.
 
     "uniform" draws every level of the table equally often; "logit_normal" draws t with logit(t) normal, of
     `logit_mean` and `logit_std` (Esser et al. 2024, arXiv:2403.03206, section 3.1). Only positions from `min_boundary`

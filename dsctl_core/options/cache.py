@@ -15,7 +15,7 @@ from dsctl_core.options.template import MODEL, TemplateOptions
 
 
 class CacheUseOptions(Options):
-    """Whether training uses a cache, and which."""
+    """The cache that training uses, if any."""
 
     panel: ClassVar[str] = "Cache"
 

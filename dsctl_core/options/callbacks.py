@@ -100,7 +100,7 @@ ONLY_WITH_SAMPLES = (
 
 
 class CallbackOptions(Options):
-    """What is shown of a run while it goes on."""
+    """Options of the callbacks, which show a run while it is in progress."""
 
     panel: ClassVar[str] = "Watching the run"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("sample_prompt", "sample_prompts_file"),)

@@ -17,7 +17,7 @@ def _texts_of_numbers(value: Any) -> Any:
 
 
 class ReadingOptions(Options):
-    """How the rows and files of a dataset are read, whatever is done with them."""
+    """Options for reading the rows and files of a dataset, in every command that has one."""
 
     panel: ClassVar[str] = "Data"
     exclusive: ClassVar[tuple[Alternative, ...]] = (
@@ -82,13 +82,13 @@ class ReadingOptions(Options):
 
     @property
     def columns(self) -> dict[str, str]:
-        """What `--column` says: {new name: name in the table}."""
+        """Return the renamed columns of `--column`: {new name: name in the table}."""
         pairs = (pair.partition("=") for pair in self.column)
         return {new.strip(): old.strip() for new, _, old in pairs}
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """What `--bucket-resolutions` says, as numbers."""
+        """Return the sizes of `--bucket-resolutions` as numbers."""
         return tuple(map(int, self.bucket_resolutions))
 
 

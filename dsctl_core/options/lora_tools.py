@@ -51,7 +51,7 @@ class LoraInfoOptions(Options):
 
 
 class _WritingOptions(SomeModelOptions):
-    """What every command that writes a LoRA takes."""
+    """Options of every command that writes a LoRA."""
 
     panel: ClassVar[str] = "Result"
 

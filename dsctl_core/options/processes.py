@@ -11,7 +11,7 @@ from dsctl_core.options.base import Alternative, Count, Options
 
 
 class ProcessCountOptions(Options):
-    """How many processes share the work."""
+    """The number of processes that share the work."""
 
     panel: ClassVar[str] = "Several processes"
 
@@ -21,7 +21,7 @@ class ProcessCountOptions(Options):
 
 
 class ProcessOptions(ProcessCountOptions):
-    """How many processes share the work, or the file that says so."""
+    """The number of processes that share the work, or the file of accelerate that has it."""
 
     panel: ClassVar[str] = "Several processes"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("num_processes", "accelerate_config"),)

@@ -56,7 +56,7 @@ class TemplateSource:
 
 @dataclass(frozen=True)
 class TemplateInputs:
-    """What one template is given."""
+    """The inputs of one template."""
 
     form: ClassVar[str] = "JSON"
 

@@ -16,7 +16,7 @@ OneInputs = Annotated[
 
 
 class _RunningOptions(Options):
-    """What it takes to run a template once."""
+    """Options for running a template once."""
 
     panel: ClassVar[str] = "Running it"
 

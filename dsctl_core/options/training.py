@@ -50,7 +50,7 @@ class TrainingOptions(Options):
 
 
 class OutputOptions(Options):
-    """What is written, where and how often."""
+    """The outputs of a run: where they are written, and how often."""
 
     panel: ClassVar[str] = "Output"
 

@@ -35,7 +35,7 @@ READERS = 2  # threads that decode pictures ahead where no number is asked for
 
 @dataclass(frozen=True)
 class Encoder:
-    """What encodes: a pipeline without components, how its task divides, and how entries are made and told apart."""
+    """Everything that stage one needs: a pipeline without components, the stages, and the recipe of cache entries."""
 
     shell: BasePipeline
     stages: Stages
@@ -45,7 +45,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """How stage one is done; nothing here changes what an entry is made of."""
+    """Settings of stage one that do not change the content of an entry."""
 
     batch_size: int = 1
     readers: int = READERS
@@ -59,7 +59,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class CacheResult:
-    """How stage one ended."""
+    """The result of stage one."""
 
     manifest: Manifest
     encoded: int  # parts; those that were there before are not among them

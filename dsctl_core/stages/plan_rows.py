@@ -53,7 +53,7 @@ class Job:
 
 @dataclass
 class Plan:
-    """What a dataset makes: its entries, the jobs of each group, and the rows that cannot be used."""
+    """The cache entries of a dataset, the jobs of each group, and the rows that cannot be used."""
 
     entries: list[Entry] = field(default_factory=list)
     jobs: dict[int, dict[str, Job]] = field(default_factory=dict)  # number of the group -> key -> job

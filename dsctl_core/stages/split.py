@@ -84,7 +84,7 @@ class EncodeGroup:
 
 @dataclass(frozen=True)
 class Stages:
-    """How one task divides: `needs` is what the second stage reads of what the first one leaves.
+    """The two stages of a task; `needs` are the outputs of the first stage that the second one reads.
 
     `idle` are the denoisers that training runs in neither stage, because another one is trained.
     """
@@ -97,12 +97,12 @@ class Stages:
 
     @property
     def checks(self) -> tuple[PipelineUnit, ...]:
-        """The once units that only look at what they are given: no group has them."""
+        """Return the once units that only check their inputs; they are in no group."""
         return tuple(unit for unit in self.split.once if not unit.output_params and not unit.onload_model_names)
 
     @property
     def raw(self) -> frozenset[str]:
-        """What the second stage reads as the row gives it, because no once unit writes it."""
+        """Return the inputs that the second stage takes from the row, because no once unit writes them."""
         return self.needs - {name for group in self.groups for name in group.keeps}
 
     @property

@@ -6,15 +6,29 @@ import json
 import subprocess
 from pathlib import Path
 
-from benchmarks.train_step import report
+import pytest
+
+from benchmarks.train_step import WRITERS, report
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = ["--tiny", "--rounds", "1", "--steps", "1", "--samples", "2", "--size", "32"]
 
 
-def test_both_sides_do_their_rounds(python: str, tmp_path: Path):
+@pytest.mark.parametrize("family", WRITERS)
+def test_both_sides_do_their_rounds(python: str, tmp_path: Path, family: str):
     numbers = tmp_path / "numbers.json"
-    command = [python, "-m", "benchmarks.train_step", *TINY, "--only", "bf16-recompute", "--only", "first"]
+    command = [
+        python,
+        "-m",
+        "benchmarks.train_step",
+        *TINY,
+        "--family",
+        family,
+        "--only",
+        "bf16-recompute",
+        "--only",
+        "first",
+    ]
     done = subprocess.run(
         [*command, "--json", numbers], cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False
     )

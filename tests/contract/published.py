@@ -1,4 +1,4 @@
-"""What is known of published weights from their repositories: files, numbers of tensors, names and shapes."""
+"""Facts about published weights, taken from their repositories: files, numbers of tensors, names and shapes."""
 
 from __future__ import annotations
 
@@ -81,6 +81,32 @@ def wan_files(transformer: int, *, two: bool = False, sees: bool = False) -> tup
     )
 
 
+# The repositories of Z-Image differ only in their weights. That of Omni is announced: what is listed are the parts that
+# diffusers' pipeline of it has, and that its transformer and SigLIP are there.
+Z_IMAGE_FILES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/generation_config.json",
+    *(f"text_encoder/model-0000{n}-of-00003.safetensors" for n in range(1, 4)),
+    "text_encoder/model.safetensors.index.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "transformer/config.json",
+    *(f"transformer/diffusion_pytorch_model-0000{n}-of-00003.safetensors" for n in range(1, 4)),
+    "transformer/diffusion_pytorch_model.safetensors.index.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+Z_IMAGE_OMNI_FILES = (
+    *Z_IMAGE_FILES,
+    "siglip/config.json",
+    "siglip/model.safetensors",
+    "siglip_processor/preprocessor_config.json",
+)
+
 REPOSITORIES = {
     "Qwen/Qwen-Image": QWEN_IMAGE_FILES,
     "Qwen/Qwen-Image-2512": QWEN_IMAGE_FILES,
@@ -97,15 +123,39 @@ REPOSITORIES = {
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": wan_files(12, two=True),
     "Wan-AI/Wan2.2-I2V-A14B-Diffusers": wan_files(12, two=True),
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": wan_files(5),
+    "Tongyi-MAI/Z-Image": Z_IMAGE_FILES,
+    "Tongyi-MAI/Z-Image-Turbo": Z_IMAGE_FILES,
+    "Tongyi-MAI/Z-Image-Omni-Base": Z_IMAGE_OMNI_FILES,
 }
+
+# Components with another published size than the defaults of their class, which serves many models.
+NOT_THE_DEFAULTS = {("z-image", "vae")}
+# As in the repositories of Qwen-Image, with the processor of the vision tower. That these files are in all three was
+# not compared with the repositories.
+QWEN_IMAGE_EDIT_FILES = (
+    *QWEN_IMAGE_FILES,
+    "processor/added_tokens.json",
+    "processor/chat_template.jinja",
+    "processor/merges.txt",
+    "processor/preprocessor_config.json",
+    "processor/special_tokens_map.json",
+    "processor/tokenizer.json",
+    "processor/tokenizer_config.json",
+    "processor/vocab.json",
+)
+REPOSITORIES |= {f"Qwen/Qwen-Image-Edit{version}": QWEN_IMAGE_EDIT_FILES for version in ("", "-2509", "-2511")}
 
 # Tensors and parameters of the published weights, by family, variant and component. Twice the parameters is the size
 # of the files (bfloat16): 40.9 GB for Qwen-Image's transformer, 254 MB for its VAE; 64.4, 7.75 and 18.2 GB for the
-# transformers of FLUX.2 dev, klein 4B and klein 9B, 168 MB for their VAE. Those of Wan are counted from the original
-# layer sizes below, except for its VAEs: 127 M is that of Qwen-Image too, and 2.8 GB in float32 are 705 M.
+# transformers of FLUX.2 dev, klein 4B and klein 9B, 168 MB for their VAE; 12.3 GB and 168 MB for those of Z-Image.
+# Those of Wan are counted from the original layer sizes below, except for its VAEs: 127 M is that of Qwen-Image too, and
+# 2.8 GB in float32 are 705 M.
 WEIGHTS = {
     ("qwen-image", None, "dit"): (1933, 20_430_401_088),
     ("qwen-image", None, "vae"): (194, 126_892_531),
+    ("qwen-image-edit", None, "dit"): (1933, 20_430_401_088),
+    ("qwen-image-edit", "2511", "dit"): (1933, 20_430_401_088),
+    ("qwen-image-edit", None, "vae"): (194, 126_892_531),
     ("flux2", None, "dit"): (331, 32_223_281_152),
     ("flux2", "klein-4b", "dit"): (169, 3_875_544_576),
     ("flux2", "klein-9b", "dit"): (233, 9_078_581_248),
@@ -118,6 +168,9 @@ WEIGHTS = {
     ("wan", "ti2v-5b", "dit"): (825, 4_999_787_712),
     ("wan", None, "vae"): (194, 126_892_531),
     ("wan", "ti2v-5b", "vae"): (196, 704_688_668),
+    ("z-image", None, "dit"): (521, 6_154_908_736),
+    ("z-image", "omni", "dit"): (551, 6_513_266_880),
+    ("z-image", None, "vae"): (244, 83_819_683),
 }
 
 # The tensors of one block of the published Qwen-Image transformer, and of what is around the blocks, as its index
@@ -224,6 +277,56 @@ def wan_shapes(
     return {**around, **{f"blocks.{n}.{name}": shape for n in range(layers) for name, shape in block.items()}}
 
 
+def z_image_shapes(siglip: int | None = None) -> Shapes:
+    """The tensors of a Z-Image transformer: 30 blocks, and refiners of the image, of the text and of SigLIP's features.
+
+    The blocks of text and features, which have no noise level, are not modulated.
+    """
+    width, modulation, text = 3840, 256, 2560
+    block = {
+        **{f"attention.{name}.weight": (width, width) for name in ("to_q", "to_k", "to_v", "to_out.0")},
+        **{f"attention.norm_{name}.weight": (128,) for name in "qk"},
+        **{f"feed_forward.{name}.weight": (10240, width) for name in ("w1", "w3")},
+        "feed_forward.w2.weight": (width, 10240),
+        **{f"{part}_norm{n}.weight": (width,) for part in ("attention", "ffn") for n in (1, 2)},
+    }
+    modulated = {
+        **block,
+        "adaLN_modulation.0.weight": (4 * width, modulation),
+        "adaLN_modulation.0.bias": (4 * width,),
+    }
+    stacks = {"layers": (30, modulated), "noise_refiner": (2, modulated), "context_refiner": (2, block)}
+    shapes: Shapes = {
+        "all_x_embedder.2-1.weight": (width, 64),
+        "all_x_embedder.2-1.bias": (width,),
+        "all_final_layer.2-1.linear.weight": (64, width),
+        "all_final_layer.2-1.linear.bias": (64,),
+        "all_final_layer.2-1.adaLN_modulation.1.weight": (width, modulation),
+        "all_final_layer.2-1.adaLN_modulation.1.bias": (width,),
+        "t_embedder.mlp.0.weight": (1024, modulation),
+        "t_embedder.mlp.0.bias": (1024,),
+        "t_embedder.mlp.2.weight": (modulation, 1024),
+        "t_embedder.mlp.2.bias": (modulation,),
+        "cap_embedder.0.weight": (text,),
+        "cap_embedder.1.weight": (width, text),
+        "cap_embedder.1.bias": (width,),
+        "x_pad_token": (1, width),
+        "cap_pad_token": (1, width),
+    }
+    if siglip is not None:
+        stacks["siglip_refiner"] = (2, block)
+        shapes["siglip_embedder.0.weight"] = (siglip,)
+        shapes["siglip_embedder.1.weight"] = (width, siglip)
+        shapes["siglip_embedder.1.bias"] = (width,)
+        shapes["siglip_pad_token"] = (1, width)
+    return shapes | {
+        f"{stack}.{n}.{name}": shape
+        for stack, (count, of) in stacks.items()
+        for n in range(count)
+        for name, shape in of.items()
+    }
+
+
 SHAPES: dict[tuple[str, str | None, str], Shapes] = {
     ("wan", None, "dit"): wan_shapes(5120, 40, 13824, (16, 16)),
     ("wan", "t2v-1.3b", "dit"): wan_shapes(1536, 30, 8960, (16, 16)),
@@ -238,4 +341,7 @@ SHAPES: dict[tuple[str, str | None, str], Shapes] = {
     ("flux2", None, "dit"): flux2_shapes(6144, 8, 48, 15360, guidance=True),
     ("flux2", "klein-4b", "dit"): flux2_shapes(3072, 5, 20, 7680, guidance=False),
     ("flux2", "klein-9b", "dit"): flux2_shapes(4096, 8, 24, 12288, guidance=False),
+    ("z-image", None, "dit"): z_image_shapes(),
+    ("z-image", "omni", "dit"): z_image_shapes(siglip=1152),
 }
+SHAPES |= {("qwen-image-edit", variant, "dit"): SHAPES["qwen-image", None, "dit"] for variant in (None, "2511")}

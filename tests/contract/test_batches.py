@@ -1,4 +1,4 @@
-"""What every family promises of batches: a batch of N is the mean of N samples, whatever their prompts' lengths."""
+"""In every family the loss of a batch of N is the mean over its N samples, for prompts of any lengths."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.train import train
 from dsctl_core.families import families, load_family, pipeline_class
 from dsctl_core.files.safetensors import read_safetensors
+from dsctl_core.media.kv_cache import block_heads
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.options.template import TemplateSource
 from dsctl_core.template.pipeline import TemplatePipeline
@@ -60,17 +61,17 @@ def pipe(name: str, model: Path) -> Any:
 
 
 @pytest.fixture
-def template(use: tuple[str, str], name: str, tmp_path: Path) -> Path:
+def template(use: tuple[str, str], pipe: Any, tmp_path: Path) -> Path:
     """A template of the family's tiny sizes, for every block of the transformer."""
-    sizes = load_family(name).tiny["dit"]
     if use[1] == "prompt_embeds":
-        width = sizes.get("joint_attention_dim", sizes.get("text_dim"))
-        return write_template(tmp_path / "template", WORDS.replace("width=32", f"width={width}"))
-    heads, width = sizes["num_attention_heads"], sizes["attention_head_dim"]
+        embedder = next(unit for unit in pipe.units if "prompt_embeds" in unit.output_params)
+        with torch.no_grad():
+            text_width = embedder.process(pipe, prompt="a")["prompt_embeds"].shape[-1]
+        return write_template(tmp_path / "template", WORDS.replace("width=32", f"width={text_width}"))
+    blocks = block_heads(pipe.dit, pipe.family.attention_blocks)
+    ((heads, width),) = set(blocks.values())
     code = BRIGHTNESS.replace("heads=2, width=16", f"heads={heads}, width={width}")
-    single = [f"single_{number}" for number in range(sizes.get("num_single_layers", 0))]
-    names = f"{[f'double_{number}' for number in range(sizes['num_layers'])] + single}"
-    changed = code.replace('[f"double_{i}" for i in range(blocks)]', names)
+    changed = code.replace('[f"double_{i}" for i in range(blocks)]', f"{list(blocks)}")
     assert changed != code
     return write_template(tmp_path / "template", changed)
 

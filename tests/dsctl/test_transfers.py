@@ -1,4 +1,4 @@
-"""How transfers look: lines in a log, bars on a terminal, a bar for each file and one for all."""
+"""Transfers are shown as lines in a log and as bars on a terminal, one for each file and one for all."""
 
 from __future__ import annotations
 

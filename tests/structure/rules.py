@@ -134,9 +134,10 @@ def heavy_imports(sources: Sources) -> list[str]:
 
 
 def family_words(sources: Sources) -> set[str]:
-    """Return the first word of every family's folder: `qwen` of `families/qwen_image`."""
+    """Return the first word of every family's folder, or two if it is a letter: `qwen`, `z image`."""
     folders = (re.fullmatch(r"dsctl_core/families/(\w+)/family\.py", path) for path in sources)
-    return {_words(found[1])[0] for found in folders if found}
+    named = (_words(found[1]) for found in folders if found)
+    return {" ".join(words[: 2 if len(words[0]) == 1 else 1]) for words in named}
 
 
 def named_families(sources: Sources, families: set[str]) -> list[str]:
@@ -149,8 +150,8 @@ def named_families(sources: Sources, families: set[str]) -> list[str]:
         if path.startswith("dsctl_core/families/"):
             continue
         for line, said in _said(ast.parse(text)):
-            words = _words(said)
-            if families & set(words) or any(f" {sign} " in f" {' '.join(words)} " for sign in SIGNS):
+            words = " ".join(_words(said))
+            if any(f" {sign} " in f" {words} " for sign in (*families, *SIGNS)):
                 problems.append(f"{path}:{line} names a family: {said[:60]!r}")
     return problems
 

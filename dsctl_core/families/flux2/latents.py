@@ -7,14 +7,13 @@ column, word), from which the transformer computes rotary embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsctl_core.errors import UsageError
+from dsctl_core.media.autoencoder_kl import overlapping_tiles
 from dsctl_core.media.latent_space import LatentSpace, portions
 
 CHANNELS = 128
@@ -24,30 +23,10 @@ TILE_STRIDE = 384
 PICTURE_STEP = 10  # distance of reference images on the image axis of position ids; the generated image is at 0
 
 
-@contextmanager
-def tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -> Iterator[None]:
-    """Enable tiling of `vae` inside the block, with square tiles of `tile_size` pixels, `tile_stride` pixels apart."""
-    if tiled and (tile_size < 32 or tile_size % 32 or 4 * tile_stride != 3 * tile_size):
-        raise UsageError(
-            f"a tile of {tile_size} with stride {tile_stride} is not possible",
-            hint="the size is a multiple of 32, and the stride three quarters of it: this VAE's tiles overlap by one",
-        )
-    names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor")
-    before = {name: getattr(vae, name) for name in names}
-    vae.use_tiling = tiled
-    if tiled:
-        vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor = tile_size, tile_size // 8, 0.25
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(vae, name, value)
-
-
 def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
     """Return the latents of `images`: the mean of the VAE's distribution, which is deterministic."""
     batches = portions(images.to(vae.dtype))
-    with tiles(vae, tiled, tile_size, tile_stride):
+    with overlapping_tiles(vae, tiled, tile_size, tile_stride):
         raw = torch.cat([vae.encode(batch).latent_dist.mode() for batch in batches]).float()
     mean, std = _statistics(vae)
     return (patchify(raw) - mean) / std
@@ -56,7 +35,7 @@ def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: i
 def decode(vae: Any, latents: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
     """Decode `latents` to images."""
     mean, std = _statistics(vae)
-    with tiles(vae, tiled, tile_size, tile_stride):
+    with overlapping_tiles(vae, tiled, tile_size, tile_stride):
         images = vae.decode(unpatchify(latents * std + mean).to(vae.dtype)).sample
     return images.float().clamp(-1, 1)
 

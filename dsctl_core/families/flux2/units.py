@@ -9,6 +9,7 @@ from PIL import Image
 from dsctl_core.errors import UsageError
 from dsctl_core.families.flux2.latents import SCALE
 from dsctl_core.families.flux2.text import embed, tokenize
+from dsctl_core.media.references import center_cropped
 from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:
@@ -47,5 +48,4 @@ def fitted(picture: Image.Image) -> Image.Image:
             f"a reference picture is {width}x{height}, but each side needs {SCALE} pixels at least",
             hint="give a larger picture",
         )
-    left, top = (width - width // SCALE * SCALE) // 2, (height - height // SCALE * SCALE) // 2
-    return picture.crop((left, top, left + width // SCALE * SCALE, top + height // SCALE * SCALE))
+    return center_cropped(picture, SCALE)

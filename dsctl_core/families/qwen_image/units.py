@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from dsctl_core.media import units as pictures
+from dsctl_core.media.prompts import pad_embeddings
 from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:
@@ -53,11 +51,8 @@ class PromptEmbedder(PipelineUnit):
         encoder = pipe.component("text_encoder").model
         output = encoder(input_ids=tokens.input_ids.to(pipe.device), attention_mask=mask, use_cache=False)
         rows = [row[keep][PREFIX:] for row, keep in zip(output.last_hidden_state, mask.bool(), strict=True)]
-        embeds, lengths = pad_sequence(rows, batch_first=True), [len(row) for row in rows]
-        if min(lengths) == max(lengths):
-            return {"prompt_embeds": embeds, "prompt_embeds_mask": None}
-        valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        return {"prompt_embeds": embeds, "prompt_embeds_mask": valid.to(pipe.device)}
+        embeds, valid = pad_embeddings(rows)
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": valid}
 
     def batch_key(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> list[list[int]]:
         """Return the numbers of tokens: attention over padding uses another kernel, which rounds differently."""

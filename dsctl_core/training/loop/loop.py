@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """How a run ended."""
+    """The result of a run."""
 
     steps: int
     final_loss: float

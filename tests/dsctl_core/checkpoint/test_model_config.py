@@ -1,4 +1,4 @@
-"""Where weights are: paths as they are, ids below the model base path, nothing there is an error."""
+"""Paths of weights are used as they are, ids lie below the model base path, and a missing one is an error."""
 
 import pytest
 

@@ -22,7 +22,8 @@ def put(hub: LocalHub, name: str) -> dict[str, set[str]]:
     family, preset = find_preset(name)
     assert preset.model_id is not None
     wanted: dict[str, set[str]] = {preset.model_id: {"model_index.json", "scheduler/scheduler_config.json"}}
-    for part, pattern in {**preset.files, "tokenizer": f"{family.reader('tokenizer').files}vocab.json"}.items():
+    readers = {reader: f"{folder}vocab.json" for reader, folder in family.reader_files(preset).items()}
+    for part, pattern in {**family.component_files(preset), **readers}.items():
         files = {pattern.replace("*", "-00001-of-00001"), f"{pattern.rpartition('/')[0]}/config.json"}
         wanted.setdefault(preset.repository(part), set()).update(files)
     for repository, files in wanted.items():

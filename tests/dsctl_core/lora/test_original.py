@@ -7,6 +7,7 @@ import torch
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.flux2.original_names import ORIGINAL_NAMES
+from dsctl_core.family import OriginalNames
 from dsctl_core.lora.formats import Layers, LoraLayer
 from dsctl_core.lora.original import from_original, has_original_names, to_original
 
@@ -89,3 +90,24 @@ def test_names_of_other_models_stay_as_they_are() -> None:
     assert from_original(layers, [ORIGINAL_NAMES], flat=False) is layers
     assert not has_original_names(layers, ORIGINAL_NAMES)
     assert has_original_names(["single_transformer_blocks.7.attn.to_out"], ORIGINAL_NAMES)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(
+    ("names", "converted"),
+    [
+        (["layers.0.feed_forward.w1", "layers.0.attention.qkv"], True),
+        (["layers.0.feed_forward.w1", "layers.0.attention.to_q"], False),
+        (["layers.0.feed_forward.w1"], True),
+        (["x_embedder"], False),  # another model may have a layer of this name
+    ],
+)
+def test_a_name_of_both_layouts_is_no_sign_of_the_original_one(names: list[str], converted: bool, flat: bool) -> None:
+    layout = OriginalNames(
+        single={"layers.{}.feed_forward.w1": "layers.{}.feed_forward.w1", "x_embedder": "all_x_embedder"},
+        fused={"layers.{}.attention.qkv": tuple(f"layers.{{}}.attention.to_{part}" for part in "qkv")},
+    )
+    layers = {name.replace(".", "_") if flat else name: layer(3, n, shape=(6, 5)) for n, name in enumerate(names)}
+    found = from_original(layers, [layout], flat=flat)
+    assert (found is not layers) == converted
+    assert all(("." in name) == converted for name in found if flat)

@@ -1,4 +1,4 @@
-"""How many pictures go through a VAE together, and the shapes of latents with and without time."""
+"""The number of images in one VAE call, and the shapes of latents with and without a time axis."""
 
 from __future__ import annotations
 

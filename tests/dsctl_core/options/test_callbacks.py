@@ -1,4 +1,4 @@
-"""What is to be shown of a run: what has no effect is refused, and lists can be written in every way."""
+"""Options of the callbacks: those without effect are refused, and lists can be written in every way."""
 
 import pytest
 

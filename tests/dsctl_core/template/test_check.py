@@ -1,4 +1,4 @@
-"""What `dsctl template check` says of a template is what the template does."""
+"""`dsctl template check` reports what the template does."""
 
 from __future__ import annotations
 

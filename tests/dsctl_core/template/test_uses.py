@@ -1,4 +1,4 @@
-"""What a template's code reaches for decides what is loaded for it."""
+"""The components that a template's code uses are those that are loaded for it."""
 
 from __future__ import annotations
 

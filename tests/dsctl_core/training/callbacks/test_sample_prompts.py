@@ -1,4 +1,4 @@
-"""What samples show: prompts from flags, files and captions, and what is wrong with a file of them."""
+"""Prompts of samples come from flags, files and captions; a faulty prompt file is refused with the line."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What stops a run before it does harm: infinite gradients, and training that trains nothing."""
+"""Infinite gradients, and training that trains nothing, stop a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training leaves behind as a LoRA: formats, metadata, other tools, and LoRAs to train on top of."""
+"""LoRA files written by training: formats, metadata, other tools, and LoRAs to train on top of."""
 
 from __future__ import annotations
 
