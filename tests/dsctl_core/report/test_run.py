@@ -74,6 +74,7 @@ def test_a_page_has_curves_samples_options_hardware_and_versions(tmp_path):
         "cfg 4, 3",
     ):
         assert said in found.text
+    assert "cfg 4, 3" in found.text
     assert found.tags.count("svg") == 6
     assert found.tags.count("img") == 6
     assert found.open == []
