@@ -148,8 +148,8 @@ REPOSITORIES |= {f"Qwen/Qwen-Image-Edit{version}": QWEN_IMAGE_EDIT_FILES for ver
 # Tensors and parameters of the published weights, by family, variant and component. Twice the parameters is the size
 # of the files (bfloat16): 40.9 GB for Qwen-Image's transformer, 254 MB for its VAE; 64.4, 7.75 and 18.2 GB for the
 # transformers of FLUX.2 dev, klein 4B and klein 9B, 168 MB for their VAE; 12.3 GB and 168 MB for those of Z-Image.
-# Those of Wan are counted from the original layer sizes below, except for its VAEs: 127 M is that of Qwen-Image too, and
-# 2.8 GB in float32 are 705 M.
+# Those of Wan are counted from the original layer sizes below, except for its VAEs: 127 M is that of Qwen-Image too,
+# and 2.8 GB in float32 are 705 M.
 WEIGHTS = {
     ("qwen-image", None, "dit"): (1933, 20_430_401_088),
     ("qwen-image", None, "vae"): (194, 126_892_531),

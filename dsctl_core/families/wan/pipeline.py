@@ -168,11 +168,8 @@ class WanPipeline(VideoPipeline):
 
 def _picture(row: Inputs, name: str) -> Image.Image | None:
     """Return the picture in the column `name` of a row, which may be a clip of one frame, or None."""
-    value = row[name]
-    if value is None:
-        return None
-    frames = frames_of(value)
-    if len(frames) != 1 or not isinstance(frames[0], Image.Image):
+    frames = frames_of(row[name])
+    if len(frames) != 1 or not isinstance(frames[0], Image.Image | None):
         raise DsctlError(
             f"row {row.get('_row', '?')} has {name}, but not as one picture",
             hint=f"put the file name of a picture there, and {name} into --data-file-keys; or leave the column out",

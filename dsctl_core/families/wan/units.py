@@ -100,7 +100,7 @@ class ConditionEmbedder(PipelineUnit):
     ) -> Inputs:
         """Return `condition` (B or 1, 20, t, h, w), or None for a model without it.
 
-        Four channels are the mask, 1 for the pixels' frames that are given, and 16 the latents of a clip with the given
+        Four channels are the mask, 1 for frames that are given, and 16 the latents of a clip with the given
         frames, the others being mid-grey.
 
         Args:
@@ -149,7 +149,7 @@ class FirstFrameEmbedder(PipelineUnit):
         tile_size: int | None = None,
         tile_stride: int | None = None,
     ) -> Inputs:
-        """Return what is known of the first frame, or None for all of it if no sample has one.
+        """Return what is known of the first frame, or None for all of it without an `input_image`.
 
         That is `first_latents` (B or 1, 48, 1, h, w), zeros for a sample without a first frame; `given_frames`
         (B or 1, 1, t, 1, 1) bool, true for the first latent frame of samples with one; and `loss_mask`, of the same
