@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from dsctl_core.commands.lora import convert
 from dsctl_core.errors import DsctlError
@@ -189,7 +188,6 @@ def test_a_lora_of_another_generation_or_expert_is_refused_with_a_word(pairs: Pa
 def test_default_targets_are_the_layers_of_the_blocks_in_every_kind(pairs: Pairs) -> None:
     from dsctl_core.lora.targets import find_targets
 
-    for kind in KINDS:
-        dit: nn.Module = pairs[kind].ours.dit
-        found = find_targets(dit, FAMILY.lora_targets)
-        assert len(found) == 20 == len([name for name in found if name.startswith("blocks.")])
+    found = [find_targets(pairs[kind].ours.dit, FAMILY.lora_targets) for kind in KINDS]
+    assert [len(names) for names in found] == [20] * 6
+    assert all(name.startswith("blocks.") for names in found for name in names)
