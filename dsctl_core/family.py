@@ -26,11 +26,17 @@ class Component:
     float32_parts: tuple[str, ...] = ()  # modules or weights kept in float32, in addition to those of the class
     other_classes: tuple[str, ...] = ()  # alternatives to `class_name`; the config.json names the one to use
     optional: bool = False
+    original_class: str | None = None  # `_class_name` in the config.json of the original release, if it has one
+    original_folder: str | None = None  # its folder in the original release, where two components have one class
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """All classes that this component can have."""
         return (self.class_name, *self.other_classes)
+
+    def is_named(self, config_class: str) -> bool:
+        """Return whether a config.json with the class `config_class` is one of this component, in any layout."""
+        return config_class in self.class_names or config_class == self.original_class
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,15 @@ class ModelParts:
 
     See `Family.parts`. `denoisers` are ordered from the highest noise levels down and cover all levels. `settings` are
     the entries of the model_index.json that the pipeline reads, see `Family.index_settings`; those that the file lacks
-    are left out.
+    are left out. `kind` is the kind of the model in its family (`Family.config_kind`); None where the family has one
+    kind, or it is not known.
     """
 
     components: tuple[str, ...]
     denoisers: tuple[Denoiser, ...]
     division_factor: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    kind: str | None = None
 
     def denoiser_at(self, timestep: float) -> Denoiser:
         """Return the denoiser for `timestep` = 1000 * sigma; a boundary belongs to the denoiser of higher levels."""
@@ -207,12 +215,14 @@ class OriginalNames:
 
     A `fused` layer is the concatenation of several diffusers layers of equal size, in order. `converted_as` is the
     diffusers class whose conversion of single files knows the original names, which verifies files that are written
-    with this table; it must take a part of the tensors (None: there is none).
+    with this table; it must take a part of the tensors (None: there is none). `diffusers_prefix` is the prefix of
+    diffusers' own names in LoRA files, if diffusers' reader does not accept "diffusion_model." before them.
     """
 
     single: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]]
     converted_as: str | None = None
+    diffusers_prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -268,6 +278,10 @@ class Family:
     pipeline_aliases: tuple[str, ...] = ()
     # model_index.json -> division factor of a model, if it is not `division_factor` for all models
     index_division_factor: Callable[[Mapping[str, Any]], int] | None = None
+    # config of the first denoiser -> kind of the model, if models of the family differ in the inputs that they take
+    config_kind: Callable[[Mapping[str, Any]], str] | None = None
+    # Division factors of kinds of models, where they are not `division_factor`
+    kind_division_factors: dict[str, int] = field(default_factory=dict)
     # Entries of the model_index.json, other than components, on which the outputs of the units depend.
     index_settings: tuple[str, ...] = ()
     # (parts of the model, sizes (width, height) of the reference images, pixels of the model's own size) -> (width,
@@ -275,7 +289,13 @@ class Family:
     edited_size: Callable[[ModelParts, Sequence[tuple[int, int]], int], tuple[int, int]] | None = None
 
     def sizes(self, component: str, variant: str | None = None) -> dict[str, Any]:
-        """Return the published config of `component` in the size `variant` (None: the first)."""
+        """Return the published config of `component` in the size `variant` (None: the first).
+
+        One of several denoisers of a class has the sizes of the one with published sizes.
+        """
+        if component not in self.published:
+            wanted = self.component(component).class_name
+            component = next(c.name for c in self.components if c.class_name == wanted and c.name in self.published)
         chosen = self.variants[variant] if variant is not None else {}
         return chosen.get(component, self.published[component])
 
@@ -342,8 +362,8 @@ class Family:
 
     @property
     def differs(self) -> bool:
-        """Whether the models of the family can differ in components, denoisers, division factor or settings."""
-        functions = (self.index_denoisers, self.index_division_factor, self.index_settings)
+        """Whether the models of the family can differ in components, denoisers, division factor, settings or kind."""
+        functions = (self.index_denoisers, self.index_division_factor, self.index_settings, self.config_kind)
         return any(functions) or any(component.optional for component in self.components)
 
     def component_files(self, preset: Preset) -> dict[str, str]:
@@ -364,11 +384,22 @@ class Family:
             found[component.folder] = [component.library, component.class_name] if there else [None, None]
         return found
 
-    def parts(self, present: Collection[str] | None = None, index: Mapping[str, Any] | None = None) -> ModelParts:
-        """Return the parts of a model with the components `present` (None: all) and the model_index.json `index`.
+    def preset_parts(self, preset: Preset) -> ModelParts:
+        """Return the parts of a published preset."""
+        config = self.sizes(self.denoisers[0].name, preset.variant)
+        return self.parts(self.component_files(preset), self.preset_index(preset), config)
 
-        A component that is not optional counts as present, whether or not its weights were named. A denoiser beside the
-        usual ones of which no index says at which levels it acts is a DsctlError.
+    def parts(
+        self,
+        present: Collection[str] | None = None,
+        index: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> ModelParts:
+        """Return the parts of a model.
+
+        `present` are its components (None: all), `index` its model_index.json, and `config` the config of its first
+        denoiser. A component that is not optional counts as present, whether or not its weights were named. A denoiser
+        beside the usual ones of which no index says at which levels it acts is a DsctlError.
         """
         if present is not None and index is None:
             self._refuse_unplaced(present)
@@ -378,4 +409,5 @@ class Family:
             denoisers = denoisers if self.index_denoisers is None else self.index_denoisers(index)
             factor = factor if self.index_division_factor is None else self.index_division_factor(index)
         settings = {name: index[name] for name in self.index_settings if name in index} if index is not None else {}
-        return ModelParts(names, denoisers, factor, settings)
+        kind = None if config is None or self.config_kind is None else self.config_kind(config)
+        return ModelParts(names, denoisers, self.kind_division_factors.get(kind or "", factor), settings, kind)

@@ -97,7 +97,7 @@ class BasePipeline(nn.Module):
         for component in self.family.components:
             self.register_module(component.name, models.get(component.name))
         self.readers = readers or Readers(self.family)
-        self.parts = parts or self.family.parts(models)
+        self.parts = parts or self.family.parts(models, config=self._denoiser_config(models))
         self.defaults = {**self.family.defaults, **(defaults or {})}
         self.scheduler = FlowMatchScheduler(schedule)
         self.unit_runner = UnitRunner()
@@ -106,6 +106,13 @@ class BasePipeline(nn.Module):
         self.torch_dtype = torch_dtype
         # The device as tensors report it, "cuda:0" for "cuda", so that devices can be compared.
         self.device = torch.empty(0, device=device).device
+
+    @classmethod
+    def _denoiser_config(cls, models: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return the config of the first denoiser in `models` if the kind of the model follows from it."""
+        if cls.family.config_kind is None:
+            return None
+        return next((models[name].config for name in cls.family.denoiser_names() if name in models), None)
 
     @classmethod
     def from_pretrained(

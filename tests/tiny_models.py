@@ -140,6 +140,71 @@ def _flux2_parts(generator: torch.Generator, encoder: Any, chat: str, *, guidanc
     }
 
 
+def write_tiny_wan(folder: Path, seed: int = 0, kind: str = "t2v") -> Path:
+    """Write a tiny random Wan to `folder`, of one of the kinds in WAN_KINDS."""
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
+    from diffusers import WanTransformer3DModel as Transformer
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+
+    tiny, generator = load_family("wan").tiny, torch.Generator().manual_seed(seed)
+    dit, vae, index = WAN_KINDS[kind]
+    latents = {"latents_mean": [0.1] * 48, "latents_std": [0.9] * 48} if vae else {}
+    parts: dict[str, Any] = {
+        "transformer": randomize(Transformer(**{**tiny["dit"], **dit}), generator),
+        "vae": randomize(AutoencoderKLWan(**{**tiny["vae"], **vae, **latents}), generator),
+        "text_encoder": randomize(UMT5EncoderModel(UMT5Config(**tiny["text_encoder"])), generator),
+        "tokenizer": tokenizer_with_end(),
+        "scheduler": UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+        ),
+    }
+    if "boundary_ratio" in index:
+        parts["transformer_2"] = randomize(Transformer(**{**tiny["dit"], **dit}), generator)
+    if "image_dim" in dit:
+        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        vision = CLIPVisionConfig(**sizes, image_size=32, patch_size=2, hidden_act="gelu")  # 257 tokens
+        parts["image_encoder"] = randomize(CLIPVisionModel(vision), generator)
+        sides = {"height": 32, "width": 32}
+        parts["image_processor"] = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=sides)
+    official: Any = WanImageToVideoPipeline if kind[:3] == "i2v" or "flf2v" in kind else WanPipeline
+    official(**parts, **index).save_pretrained(folder)
+    return folder
+
+
+SEES = {"image_dim": 8, "added_kv_proj_dim": 24}
+VAE_2_2 = {
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "decoder_base_dim": 24,
+}
+# By kind: what differs in the transformer, in the VAE, and in model_index.json.
+WAN_KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "t2v": ({}, {}, {}),
+    "i2v": ({"in_channels": 36, **SEES}, {}, {}),
+    "flf2v": ({"in_channels": 36, **SEES, "pos_embed_seq_len": 514}, {}, {}),
+    "t2v-a14b": ({}, {}, {"boundary_ratio": 0.875}),
+    "i2v-a14b": ({"in_channels": 36}, {}, {"boundary_ratio": 0.9}),
+    "ti2v": ({"in_channels": 48, "out_channels": 48}, VAE_2_2, {"expand_timesteps": True}),
+}
+
+
+def tokenizer_with_end() -> Any:
+    """Return the embedded model's tokenizer with an end token after each text, as that of T5 has."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(embedded_tokenizer()), local_files_only=True)
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    return tokenizer
+
+
 def write_tiny_z_image(folder: Path, seed: int = 0, shift: float = 6.0) -> Path:
     """Write a tiny random Z-Image to `folder`; Turbo has another `shift`."""
     from diffusers import ZImagePipeline
@@ -207,5 +272,6 @@ BUILDERS: dict[str, Callable[[Path, int], Path]] = {
     "qwen-image": write_tiny_qwen_image,
     "qwen-image-edit": write_tiny_qwen_image_edit,
     "flux2": write_tiny_flux2,
+    "wan": write_tiny_wan,
     "z-image": write_tiny_z_image,
 }

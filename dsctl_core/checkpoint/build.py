@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.component_config import read_component_config
-from dsctl_core.checkpoint.identify import class_of, weight_files
+from dsctl_core.checkpoint.identify import class_of, is_original, weight_files
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
 
@@ -28,8 +28,11 @@ def component_class(component: Component, folder: Path | None = None) -> type[nn
 def empty_component(component: Component, folder: Path) -> nn.Module:
     """Build a component from the config.json in `folder`, without loading its weights.
 
-    Raises DsctlError for a config that does not describe a network of the class, or one far larger than the weights.
+    Raises DsctlError for a config that does not describe a network of the class, or one far larger than the weights,
+    and for the config.json of an original release, which has other entries.
     """
+    if is_original(component, folder):
+        raise DsctlError(f"{folder} is in the layout of its original release", hint="give a folder in diffusers layout")
     cls: Any = component_class(component, folder)
     with checked_build(component, folder, cls, weight_files(folder)) as config:
         return network_of(component, folder, cls, config)

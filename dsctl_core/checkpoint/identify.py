@@ -40,11 +40,16 @@ def identify_component(family: Family, folder: Path) -> Component:
     returned. Raises DsctlError if no component of the family has the class.
     """
     name = class_of(folder)
-    found = [component for component in family.components if name in component.class_names]
+    found = [component for component in family.components if component.is_named(name)]
     if found:
-        return next((component for component in found if component.folder == folder.name), found[0])
+        return next((c for c in found if folder.name in (c.folder, c.original_folder)), found[0])
     wanted = ", ".join(f"{c.name} ({' or '.join(c.class_names)})" for c in family.components)
     raise DsctlError(f"{folder} holds a {name}, which is no part of {family.name}", hint=f"{family.name} has {wanted}")
+
+
+def is_original(component: Component, folder: Path) -> bool:
+    """Return whether `folder` holds `component` in the layout of its original release, by its config.json."""
+    return component.original_class is not None and folder.is_dir() and class_of(folder) == component.original_class
 
 
 def weight_files(folder: Path) -> list[Path]:

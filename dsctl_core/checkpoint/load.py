@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.checkpoint.build import checked_build, component_class
 from dsctl_core.checkpoint.defaults import folder_defaults
 from dsctl_core.checkpoint.finite import refuse_unusable_weights
-from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
+from dsctl_core.checkpoint.identify import class_of, identify_component, is_original, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.model_index import read_index
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.checkpoint.schedule import read_schedule
-from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
+from dsctl_core.checkpoint.single_file import (
+    identify_single_file,
+    is_single_file,
+    load_single_file,
+    published_config,
+)
 from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, ModelParts, Schedule
+from dsctl_core.files.json import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +85,43 @@ def find_component_paths(
             _check_shards(folder, paths)
         _add(places, component.name, folder)
     return places
+
+
+def parts_of(family: Family, places: ComponentPaths, index: Mapping[str, Any] | None = None) -> ModelParts:
+    """Return the parts of the model at `places`; its kind follows from the config of the denoiser.
+
+    `index` is the model_index.json of single components, if it is known.
+    """
+    config = None
+    if family.config_kind is not None:
+        denoisers = (places.components.get(name) for name in family.denoiser_names())
+        path = next(filter(None, denoisers), None)
+        config = None if path is None else config_of(family, path)
+    return family.parts(places.components, index if places.index is None else places.index, config)
+
+
+def config_of(family: Family, path: Path) -> dict[str, Any]:
+    """Return the config of the denoiser at `path`: its config.json, or that of the published model of its shapes."""
+    component = identify_single_file([family], path)[1] if is_single_file(path) else identify_component(family, path)
+    if not has_own_config(component, path):
+        return published_config(family, component, path)
+    return read_json(path / "config.json")
+
+
+def require_configs(family: Family, places: ComponentPaths) -> None:
+    """Raise DsctlError for a component whose sizes are in no config.json that diffusers or transformers reads."""
+    for name, place in places.components.items():
+        if not has_own_config(family.component(name), place):
+            stands = f"the single file {place}, which no config.json stands beside"
+            raise DsctlError(
+                f"the {name} is {stands if place.is_file() else f'in {place}, in the layout of its original release'}",
+                hint="give a model folder in diffusers layout",
+            )
+
+
+def has_own_config(component: Component, path: Path) -> bool:
+    """Return whether the sizes of `component` at `path` are in a config.json of diffusers or transformers."""
+    return path.is_dir() and not is_original(component, path)
 
 
 def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> None:
@@ -161,7 +204,7 @@ def load_components(
     }
     configs = {name: config for name, config in (reader_configs or {}).items() if name in used}
     places = find_component_paths(family, model_configs, configs)
-    parts = parts or family.parts(places.components, places.index)
+    parts = parts or parts_of(family, places)
     waiting = {denoiser.name for denoiser in parts.denoisers[1:]}
     models = {}
     for component in family.components:
@@ -169,12 +212,10 @@ def load_components(
         if folder is None or (only is not None and component.name not in only):
             continue
         dtype = (component_dtypes or {}).get(component.name, torch_dtype)
-        single = is_single_file(folder)
-        loaded = (
-            load_single_file(family, component, folder, dtype) if single else load_component(component, folder, dtype)
-        )
+        own = has_own_config(component, folder)
+        loaded = load_component(component, folder, dtype) if own else load_single_file(family, component, folder, dtype)
         models[component.name] = loaded.to("cpu" if component.name in waiting else device)
-        refuse_unusable_weights(loaded, [folder] if single else weight_files(folder), folder)
+        refuse_unusable_weights(loaded, weight_files(folder), folder)
     readers = Readers(family, {name: path for name, path in places.readers.items() if name in used})
     found = read_schedule(schedule or family.schedule, places.schedule)
     defaults = dict(family.defaults) if places.folder is None else folder_defaults(family, places.folder)

@@ -1,4 +1,4 @@
-"""Load a single weight file without a config.json, identified by its tensor names, in any layout diffusers converts.
+"""Load weight files without a config.json of diffusers, identified by tensor names, in any layout diffusers converts.
 
 ComfyUI's files have a prefix in front of every tensor name, and original layouts have other names, which diffusers
 converts to its own. The sizes are those of a published model.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.build import component_class
+from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.quantized import refuse_quantized
 from dsctl_core.checkpoint.stream import tensor_shapes
 from dsctl_core.errors import DsctlError
@@ -69,34 +70,36 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
     )
 
 
-def sizes_of_single_file(family: Family, component: Component, path: Path) -> dict[str, Any]:
-    """Return the published config of `component` whose tensors are most like those in the file `path`."""
-    stored = _stored(path)
-    candidates = [
-        (_fitting(model, layout), number)
-        for number, config in enumerate(family.all_sizes(component.name))
-        for model in [_empty(component, config)]
-        for layout in _layouts(component, model, stored)
-    ]
-    return family.all_sizes(component.name)[max(candidates)[1]]
+def published_config(family: Family, component: Component, path: Path) -> dict[str, Any]:
+    """Return the published config of `component` whose tensors fit those of `path`, a file or a folder, best."""
+    stored = _stored(*weight_files(path))
+
+    def fitting(config: Mapping[str, Any]) -> tuple[int, int]:
+        model = _empty(component, config)
+        return max(_fitting(model, layout) for layout in _layouts(component, model, stored))
+
+    return max(family.all_sizes(component.name), key=fitting)
 
 
-def _stored(path: Path) -> dict[str, Tensor]:
-    """Return tensors on the meta device with the names and shapes of those in the file `path`."""
+def _stored(*paths: Path) -> dict[str, Tensor]:
+    """Return tensors on the meta device with the names and shapes of those in the files `paths`."""
     import torch
 
     with torch.device("meta"):
-        return {name: torch.empty(shape) for name, shape in tensor_shapes(path).items()}
+        return {name: torch.empty(shape) for path in paths for name, shape in tensor_shapes(path).items()}
 
 
 def load_single_file(family: Family, component: Component, path: Path, dtype: torch.dtype) -> nn.Module:
-    """Load a component of a published size from the file `path`, in `dtype`, frozen and in evaluation mode.
+    """Load a component of a published size from `path`, in `dtype`, frozen and in evaluation mode.
 
-    Raises DsctlError unless the file holds exactly the tensors of the model.
+    `path` is a file, or the folder of the original release. Raises DsctlError unless it holds exactly the tensors of
+    the model.
     """
     from dsctl_core.memory.dtypes import cast_weights, declare_float32_parts
 
-    tensors, _ = read_safetensors(path)
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        tensors |= read_safetensors(file)[0]
     candidates = [
         (model, layout)
         for model in (_empty(component, config) for config in family.all_sizes(component.name))

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.checkpoint.build import component_class
-from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.load import find_component_paths
-from dsctl_core.checkpoint.single_file import sizes_of_single_file
+from dsctl_core.checkpoint.single_file import published_config
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
@@ -187,7 +186,7 @@ def shapes_at(family: Family, name: str, place: Path) -> dict[str, tuple[int, in
     if place.is_dir():
         return component_shapes(place)
     component = family.component(name)
-    return published_shapes(component, sizes_of_single_file(family, component, weight_files(place)[0]))
+    return published_shapes(component, published_config(family, component, place))
 
 
 def published_shapes(component: Component, config: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dsctl_core.checkpoint.defaults import DEFAULTS_FILE, write_defaults
 from dsctl_core.checkpoint.identify import class_of, weight_files
-from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
+from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, require_configs
 from dsctl_core.commands.lora_files import Written, save
 from dsctl_core.commands.lora_model import read_for, read_loras, resolve
 from dsctl_core.errors import DsctlError
@@ -51,12 +51,7 @@ def _merge_into_base(options: MergeLoraOptions, progress: Progress) -> Written:
     resolved = resolve(options)
     loras = [ScaledLora(read_for(resolved, each.path), each.scale) for each in options.lora]
     places = find_component_paths(resolved.family, resolved.model_configs, resolved.reader_configs)
-    for name, place in places.components.items():
-        if place.is_file():
-            raise DsctlError(
-                f"the {name} is the single file {place}, which no config.json stands beside",
-                hint="give a model folder in diffusers layout",
-            )
+    require_configs(resolved.family, places)
     wanted = {component for part in loras for component in part.lora.components}
     shapes = {name: component_shapes(folder) for name, folder in places.components.items() if name in wanted}
     updates = matched(loras, shapes, allow_partial=options.allow_partial)

@@ -73,7 +73,7 @@ def pipeline_class(family: Family) -> type[BasePipeline]:
 def family_of_class(name: str, where: Path) -> Family:
     """Return the family with a component of the class `name`; raise DsctlError, naming `where`, if there is none."""
     for family in families().values():
-        if any(name in component.class_names for component in family.components):
+        if any(component.is_named(name) for component in family.components):
             return family
     known = sorted({name for family in families().values() for c in family.components for name in c.class_names})
     raise DsctlError(f"{where} holds a {name}, which no family has", hint=f"known: {', '.join(known)}")

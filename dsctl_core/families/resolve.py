@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dsctl_core.checkpoint.defaults import folder_defaults
 from dsctl_core.checkpoint.identify import class_of
-from dsctl_core.checkpoint.load import find_component_paths, read_index
+from dsctl_core.checkpoint.load import find_component_paths, parts_of
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.checkpoint.model_index import read_index
 from dsctl_core.checkpoint.readers import load_reader
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
 from dsctl_core.errors import DsctlError, UsageError
@@ -77,11 +78,11 @@ class ResolvedModel:
     def parts(self) -> ModelParts:
         """The parts of this model: its components, including optional ones, and the ranges of its denoisers."""
         if self.preset is not None and self.preset.model_id is not None:
-            return self.family.parts(self.family.component_files(self.preset), self.family.preset_index(self.preset))
+            return self.family.preset_parts(self.preset)
         if not self.family.differs:  # avoids a search for the files
             return self.family.parts()
         places = find_component_paths(self.family, self.model_configs)
-        return self.family.parts(places.components, self.index if places.index is None else places.index)
+        return parts_of(self.family, places, self.index)
 
     @functools.cached_property
     def known_index(self) -> Mapping[str, Any] | None:

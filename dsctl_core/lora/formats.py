@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.family import OriginalNames
 from dsctl_core.lora.names import DENOISER, FLAT_PREFIXES, parse
 
 if TYPE_CHECKING:
@@ -109,6 +110,14 @@ FORMATS = {
         ),
     )
 }
+
+
+def format_for(form: str, original: OriginalNames | None) -> LoraFormat:
+    """Return the format `form`, with the prefix that diffusers expects for a model with `original` names."""
+    chosen = FORMATS[form]
+    if form != "diffusers" or original is None or original.diffusers_prefix is None:
+        return chosen
+    return replace(chosen, prefix=original.diffusers_prefix)
 
 
 def encode(layers: Layers, component: str, form: LoraFormat, unnamed: str = DENOISER) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from dsctl_core.family import Family, OriginalNames
 from dsctl_core.lora.dora import row_norms, update_of, with_strength
 from dsctl_core.lora.dropout import put_dropout
 from dsctl_core.lora.files import read_lora, refuse_other_family, unnamed_layers
-from dsctl_core.lora.formats import FORMATS, Layers, LoraFile, LoraLayer, encode, with_dots
+from dsctl_core.lora.formats import Layers, LoraFile, LoraLayer, encode, format_for, with_dots
 from dsctl_core.lora.names import DENOISER
 from dsctl_core.lora.targets import exactly, find_targets, linear_layers
 
@@ -105,12 +105,14 @@ def trained_layers(model: nn.Module) -> Layers:
     }
 
 
-def export_lora(model: nn.Module, component: str, unnamed: str = DENOISER) -> dict[str, Tensor]:
+def export_lora(
+    model: nn.Module, component: str, unnamed: str = DENOISER, original: OriginalNames | None = None
+) -> dict[str, Tensor]:
     """Return the trained LoRA of `model` as tensors in the default format: float32, with alpha folded into lora_B.
 
-    See `dsctl_core.lora.formats.encode` for `unnamed`.
+    See `dsctl_core.lora.formats.encode` for `unnamed`; `original` are the original layer names of the model.
     """
-    return encode(trained_layers(model), component, FORMATS["diffusers"], unnamed)
+    return encode(trained_layers(model), component, format_for("diffusers", original), unnamed)
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:

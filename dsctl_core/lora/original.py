@@ -28,7 +28,7 @@ def to_original(layers: Layers, names: OriginalNames, form: str) -> Layers:
     made: Layers = {}
     groups: dict[str, tuple[tuple[str, ...], dict[str, LoraLayer]]] = {}
     for name, layer in layers.items():
-        pattern, number = _without_number(name)
+        pattern, number = (name, "") if name in ours else _without_number(name)
         if pattern in ours:
             made[_numbered(ours[pattern], number)] = layer
         elif pattern in parts:

@@ -10,7 +10,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
 from dsctl_core.files.atomic import atomic_folder, atomic_path, write_json
 from dsctl_core.files.safetensors import read_safetensors, write_safetensors
-from dsctl_core.lora.formats import FORMATS, MAGNITUDE, Layers, encode
+from dsctl_core.lora.formats import MAGNITUDE, Layers, encode, format_for
 from dsctl_core.lora.names import DENOISER
 from dsctl_core.lora.original import to_original
 from dsctl_core.lora.peft_config import ADAPTER_CONFIG, ADAPTER_FILE
@@ -50,7 +50,7 @@ def save_lora(
     """
     import torch
 
-    chosen = FORMATS[form]
+    chosen = format_for(form, original)
     tensors: dict[str, Tensor] = {}
     renamed: Layers = {}
     for component, layers in components.items():

@@ -6,7 +6,7 @@ Legend: latents are (B, c, h, w) float32 in the `latent_space` of the family, fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,7 +22,7 @@ from dsctl_core.units import Inputs
 class LatentPipeline(BasePipeline):
     """Base class of pipelines with a VAE; a family sets `latent_space` and the attributes of BasePipeline."""
 
-    latent_space: ClassVar[LatentSpace]
+    latent_space: LatentSpace
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -67,7 +67,9 @@ def _row(number: int, pictures: Mapping[int, Path], steps: Sequence[int]) -> Row
     settings = [f"seed {metadata['seed']}"] if "seed" in metadata else []
     settings += [f"{metadata['width']}x{metadata['height']}"] if {"width", "height"} <= metadata.keys() else []
     guidance = metadata.get("cfg_scale")
-    settings += [f"cfg {guidance:g}"] if isinstance(guidance, int | float) else []
+    scales = guidance if isinstance(guidance, list) else [guidance]  # a list has one for each denoiser
+    if all(isinstance(scale, int | float) for scale in scales):
+        settings.append(f"cfg {', '.join(f'{scale:g}' for scale in scales)}")
     return Row(str(metadata.get("prompt", number)), ", ".join(settings), cells)
 
 

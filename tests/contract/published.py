@@ -52,6 +52,35 @@ def flux2_files(transformer: int, text_encoder: int) -> tuple[str, ...]:
     )
 
 
+def wan_files(transformer: int, *, two: bool = False, sees: bool = False) -> tuple[str, ...]:
+    """The files of a Wan repository in diffusers layout; numbers of shards are from memory, not from a listing."""
+    return (
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        *(f"text_encoder/model-{n:05}-of-00005.safetensors" for n in range(1, 6)),
+        "text_encoder/model.safetensors.index.json",
+        *(f"tokenizer/{name}" for name in ("special_tokens_map.json", "spiece.model", "tokenizer.json")),
+        "tokenizer/tokenizer_config.json",
+        *(
+            f"{folder}/{name}"
+            for folder in ("transformer", *(["transformer_2"] if two else []))
+            for name in (
+                "config.json",
+                "diffusion_pytorch_model.safetensors.index.json",
+                *(f"diffusion_pytorch_model-{n:05}-of-{transformer:05}.safetensors" for n in range(1, transformer + 1)),
+            )
+        ),
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        *(
+            ["image_encoder/config.json", "image_encoder/model.safetensors", "image_processor/preprocessor_config.json"]
+            if sees
+            else []
+        ),
+    )
+
+
 # The repositories of Z-Image differ only in their weights. That of Omni is announced: what is listed are the parts that
 # diffusers' pipeline of it has, and that its transformer and SigLIP are there.
 Z_IMAGE_FILES = (
@@ -86,6 +115,14 @@ REPOSITORIES = {
     "black-forest-labs/FLUX.2-klein-9B": flux2_files(2, 4),
     "black-forest-labs/FLUX.2-klein-base-9B": flux2_files(2, 4),
     "black-forest-labs/FLUX.2-dev": flux2_files(7, 10),
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": wan_files(2),
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": wan_files(12),
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": wan_files(14, sees=True),
+    "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": wan_files(14, sees=True),
+    "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers": wan_files(14, sees=True),
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": wan_files(12, two=True),
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": wan_files(12, two=True),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": wan_files(5),
     "Tongyi-MAI/Z-Image": Z_IMAGE_FILES,
     "Tongyi-MAI/Z-Image-Turbo": Z_IMAGE_FILES,
     "Tongyi-MAI/Z-Image-Omni-Base": Z_IMAGE_OMNI_FILES,
@@ -111,6 +148,8 @@ REPOSITORIES |= {f"Qwen/Qwen-Image-Edit{version}": QWEN_IMAGE_EDIT_FILES for ver
 # Tensors and parameters of the published weights, by family, variant and component. Twice the parameters is the size
 # of the files (bfloat16): 40.9 GB for Qwen-Image's transformer, 254 MB for its VAE; 64.4, 7.75 and 18.2 GB for the
 # transformers of FLUX.2 dev, klein 4B and klein 9B, 168 MB for their VAE; 12.3 GB and 168 MB for those of Z-Image.
+# Those of Wan are counted from the original layer sizes below, except for its VAEs: 127 M is that of Qwen-Image too,
+# and 2.8 GB in float32 are 705 M.
 WEIGHTS = {
     ("qwen-image", None, "dit"): (1933, 20_430_401_088),
     ("qwen-image", None, "vae"): (194, 126_892_531),
@@ -121,6 +160,14 @@ WEIGHTS = {
     ("flux2", "klein-4b", "dit"): (169, 3_875_544_576),
     ("flux2", "klein-9b", "dit"): (233, 9_078_581_248),
     ("flux2", None, "vae"): (251, 84_046_372),
+    ("wan", None, "dit"): (1095, 14_288_491_584),
+    ("wan", "t2v-1.3b", "dit"): (825, 1_418_996_800),
+    ("wan", "i2v-14b", "dit"): (1303, 16_394_878_784),
+    ("wan", "flf2v-14b", "dit"): (1304, 16_395_536_704),
+    ("wan", "i2v-a14b", "dit"): (1095, 14_288_901_184),
+    ("wan", "ti2v-5b", "dit"): (825, 4_999_787_712),
+    ("wan", None, "vae"): (194, 126_892_531),
+    ("wan", "ti2v-5b", "vae"): (196, 704_688_668),
     ("z-image", None, "dit"): (521, 6_154_908_736),
     ("z-image", "omni", "dit"): (551, 6_513_266_880),
     ("z-image", None, "vae"): (244, 83_819_683),
@@ -191,6 +238,45 @@ def flux2_shapes(width: int, double: int, single: int, text: int, *, guidance: b
     return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
+def wan_shapes(
+    width: int, layers: int, ffn: int, channels: tuple[int, int], *, sees: bool = False, frames: int | None = None
+) -> Shapes:
+    """The tensors of a Wan transformer, as wan/modules/model.py of the original repository builds them."""
+
+    def linear(name: str, rows: int, columns: int) -> Shapes:
+        return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+
+    def norm(name: str, size: int) -> Shapes:
+        return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+
+    block: Shapes = {"scale_shift_table": (1, 6, width), **norm("norm2", width)}
+    for attention in ("attn1", "attn2"):
+        for name in ("to_q", "to_k", "to_v", "to_out.0"):
+            block |= linear(f"{attention}.{name}", width, width)
+        block |= {f"{attention}.norm_{name}.weight": (width,) for name in "qk"}
+    block |= {**linear("ffn.net.0.proj", ffn, width), **linear("ffn.net.2", width, ffn)}
+    around: Shapes = {
+        "patch_embedding.weight": (width, channels[0], 1, 2, 2),
+        "patch_embedding.bias": (width,),
+        "scale_shift_table": (1, 2, width),
+        **linear("condition_embedder.time_embedder.linear_1", width, 256),
+        **linear("condition_embedder.time_embedder.linear_2", width, width),
+        **linear("condition_embedder.time_proj", 6 * width, width),
+        **linear("condition_embedder.text_embedder.linear_1", width, 4096),
+        **linear("condition_embedder.text_embedder.linear_2", width, width),
+        **linear("proj_out", 4 * channels[1], width),
+    }
+    if sees:
+        block |= {**linear("attn2.add_k_proj", width, width), **linear("attn2.add_v_proj", width, width)}
+        block["attn2.norm_added_k.weight"] = (width,)
+        head = "condition_embedder.image_embedder"
+        around |= {**norm(f"{head}.norm1", 1280), **linear(f"{head}.ff.net.0.proj", 1280, 1280)}
+        around |= {**linear(f"{head}.ff.net.2", width, 1280), **norm(f"{head}.norm2", width)}
+        if frames is not None:
+            around[f"{head}.pos_embed"] = (1, 257 * frames, 1280)
+    return {**around, **{f"blocks.{n}.{name}": shape for n in range(layers) for name, shape in block.items()}}
+
+
 def z_image_shapes(siglip: int | None = None) -> Shapes:
     """The tensors of a Z-Image transformer: 30 blocks, and refiners of the image, of the text and of SigLIP's features.
 
@@ -242,6 +328,12 @@ def z_image_shapes(siglip: int | None = None) -> Shapes:
 
 
 SHAPES: dict[tuple[str, str | None, str], Shapes] = {
+    ("wan", None, "dit"): wan_shapes(5120, 40, 13824, (16, 16)),
+    ("wan", "t2v-1.3b", "dit"): wan_shapes(1536, 30, 8960, (16, 16)),
+    ("wan", "i2v-14b", "dit"): wan_shapes(5120, 40, 13824, (36, 16), sees=True),
+    ("wan", "flf2v-14b", "dit"): wan_shapes(5120, 40, 13824, (36, 16), sees=True, frames=2),
+    ("wan", "i2v-a14b", "dit"): wan_shapes(5120, 40, 13824, (36, 16)),
+    ("wan", "ti2v-5b", "dit"): wan_shapes(3072, 30, 14336, (48, 48)),
     ("qwen-image", None, "dit"): {
         **QWEN_IMAGE_AROUND,
         **{f"transformer_blocks.{n}.{name}": s for n in range(60) for name, s in QWEN_IMAGE_BLOCK.items()},

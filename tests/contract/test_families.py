@@ -72,7 +72,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_every_family_is_seen() -> None:
     folders = [path.parent.name for path in Path(package.__path__[0]).glob("*/family.py")]
     assert len(FAMILIES) == len(folders) >= 1
-    assert {"qwen-image", "flux2", "z-image"} <= set(families())
+    assert {"qwen-image", "flux2", "z-image", "wan"} <= set(families())
     assert [family.name for family in EVERY_FAMILY if family.name not in families()] == ["dawn"]
     assert {"tiny", "qwen-image", "qwen-image-2512"} <= {preset.name for _, preset in PRESETS}
     assert set(BUILDERS) == set(families()), "every family has a tiny random model for tests"

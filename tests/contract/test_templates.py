@@ -24,15 +24,27 @@ from dsctl_core.template.pipeline import TemplatePipeline
 from dsctl_core.template.training import open_template
 from dsctl_core.template.trust import Trust
 from dsctl_core.training.model.task_module import TaskModule
+from tests.contract.media import pixels_of
 from tests.templates import BRIGHTNESS, WORDS, write_template
 from tests.tiny_models import write_tiny_model
 
 SIZE = {"height": 32, "width": 32}
+# What a template can return for each family: tokens for the prompt, and for attention where blocks can take them.
+USES = [
+    (family.name, output)
+    for family in families().values()
+    for output in (("kv_cache", "prompt_embeds") if family.attention_blocks else ("prompt_embeds",))
+]
 
 
-@pytest.fixture(scope="module", params=list(families()))
-def name(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="module", params=USES, ids="-".join)
+def use(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def name(use: tuple[str, str]) -> str:
+    return use[0]
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +60,10 @@ def pipe(name: str, model: Path) -> Any:
     )
 
 
-@pytest.fixture(params=["kv_cache", "prompt_embeds"])
-def template(request: pytest.FixtureRequest, pipe: Any, tmp_path: Path) -> Path:
+@pytest.fixture
+def template(use: tuple[str, str], pipe: Any, tmp_path: Path) -> Path:
     """A template of the family's tiny sizes, for every block of the transformer."""
-    if request.param == "prompt_embeds":
+    if use[1] == "prompt_embeds":
         embedder = next(unit for unit in pipe.units if "prompt_embeds" in unit.output_params)
         with torch.no_grad():
             text_width = embedder.process(pipe, prompt="a")["prompt_embeds"].shape[-1]
@@ -83,18 +95,20 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_every_family_is_seen() -> None:
-    assert {"qwen-image", "flux2"} <= set(families())
+    assert {name for name, _ in USES} == set(families()) >= {"qwen-image", "flux2", "wan"}
+    assert {output for _, output in USES} == {"kv_cache", "prompt_embeds"}
 
 
 def test_a_template_steers_pictures_and_leaves_nothing_behind(pipe: Any, template: Path) -> None:
     templates = TemplatePipeline.from_pretrained(
         torch_dtype=torch.float32, device="cpu", model_configs=[ModelConfig(path=template)], trust_template=True
     )
-    settings: dict[str, Any] = {**SIZE, "num_inference_steps": 2, "cfg_scale": 2.0, "seed": 1}
+    frames = {} if pipe.family.time_division is None else {"num_frames": 5}
+    settings: dict[str, Any] = {**SIZE, **frames, "num_inference_steps": 2, "cfg_scale": 2.0, "seed": 1}
 
     def made(**more: Any) -> bytes:
         call = templates if more else (lambda pipe, **given: pipe(**given))
-        return call(pipe, prompt="a fox", **settings, **more).tobytes()
+        return pixels_of(call(pipe, prompt="a fox", **settings, **more)).tobytes()
 
     plain = made()
     before = {key: tensor.clone() for key, tensor in pipe.state_dict().items()}

@@ -102,10 +102,11 @@ def plan_callbacks(
         return plan
     columns = () if resolved.side_network is None else resolved.side_network.columns
     captions = captions_of(training_part if held_out is None else held_out, columns)
-    prompts = sample_prompts(callbacks, resolved.defaults, _trained_size(options.data, source), captions, columns)
+    size, frames = _trained_size(options.data, source), _trained_frames(options.data, source, resolved)
+    prompts = sample_prompts(callbacks, resolved.defaults, size, captions, columns, frames)
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
-        shell.check_size(prompt.height, prompt.width)
+        shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)
     return replace(plan, prompts=prompts)
 
 
@@ -116,3 +117,15 @@ def _trained_size(options: DataOptions, source: UnifiedDataset | CachedDataset) 
         processing = source.manifest.recipe.processing
         height, width = processing["height"], processing["width"]
     return None if height is None or width is None else (height, width)
+
+
+def _trained_frames(
+    options: DataOptions, source: UnifiedDataset | CachedDataset, resolved: ResolvedModel
+) -> int | None:
+    """Return the number of frames of every training clip; None for a model of pictures."""
+    if resolved.family.time_division is None:
+        return None
+    frames = options.num_frames
+    if isinstance(source, CachedDataset):
+        frames = source.manifest.recipe.processing["num_frames"]
+    return frames or resolved.defaults["num_frames"]

@@ -11,6 +11,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.prompt_file import prompt_lines, text_lines
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.files.json import parse_json
+from dsctl_core.units import is_guided
 
 if TYPE_CHECKING:
     from dsctl_core.options.callbacks import CallbackOptions
@@ -30,7 +31,7 @@ LEAST = {"seed": 0, "height": 1, "width": 1, "num_inference_steps": 1, "cfg_scal
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One picture, drawn with the same seed and settings every time. Height and width in pixels."""
+    """One picture or clip, drawn with the same seed and settings every time. Height and width in pixels."""
 
     prompt: str
     negative_prompt: str
@@ -38,12 +39,14 @@ class SamplePrompt:
     height: int
     width: int
     num_inference_steps: int
-    cfg_scale: float
+    cfg_scale: float | Sequence[float]
+    num_frames: int | None = None  # of a clip; None for a model of pictures
     columns: Mapping[str, Any] = field(default_factory=dict)  # inputs of the side networks of the pipeline
 
     def inputs(self) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline call."""
-        return {name: value for name, value in asdict(self).items() if name != "columns"}
+        settings = {name: value for name, value in asdict(self).items() if name != "columns"}
+        return {name: value for name, value in settings.items() if name != "num_frames" or value is not None}
 
     def about(self) -> dict[str, Any]:
         """Return all settings, as written into the metadata of the picture."""
@@ -56,12 +59,13 @@ def sample_prompts(
     trained_size: tuple[int, int] | None,
     captions: Sequence[Mapping[str, Any]],
     columns: Sequence[str] = (),
+    num_frames: int | None = None,
 ) -> list[SamplePrompt]:
     """Return the samples that `options` ask for.
 
     Settings without a value come from `defaults`, except for the size, which is `trained_size`, (height, width) in
     pixels, if there is one. `captions` are drawn when there is no prompt. `columns` are those of side networks that are
-    trained; at least one sample must have a value in them, else a UsageError is raised.
+    trained; at least one sample must have a value in them, else a UsageError is raised. `num_frames` is that of clips.
     """
     rows = _rows(options, captions, columns)
     if columns and not any(row.get("columns") for row in rows):
@@ -79,11 +83,12 @@ def sample_prompts(
         "width": width,
         "num_inference_steps": options.sample_steps or defaults["num_inference_steps"],
         "cfg_scale": defaults["cfg_scale"] if options.sample_cfg_scale is None else options.sample_cfg_scale,
+        "num_frames": num_frames,
     }
     numbered = enumerate(rows)
     prompts = [SamplePrompt(**{**shared, "seed": options.sample_seed + number, **row}) for number, row in numbered]
     for prompt in prompts:
-        if prompt.negative_prompt and prompt.cfg_scale == 1:
+        if prompt.negative_prompt and not is_guided(prompt.cfg_scale):
             raise UsageError(
                 "a sample's negative prompt has no effect at a cfg_scale of 1, which is no guidance",
                 hint="give a --sample-cfg-scale above 1, or leave out the negative prompt",

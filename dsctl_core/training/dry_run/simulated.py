@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from dsctl_core.assets import assets_path
 from dsctl_core.checkpoint.build import empty_component, published_component
-from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths
+from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, require_configs
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.data import UnifiedDataset
@@ -50,12 +50,7 @@ class SimulatedModel:
         readers = {n: each for n, each in resolved.reader_configs.items() if not published or self._has(each)}
         self.missing_readers = [name for name in resolved.reader_configs if name not in readers]
         self.places: ComponentPaths = find_component_paths(resolved.family, configs, readers)
-        for name, place in self.places.components.items():
-            if place.is_file():
-                raise DsctlError(
-                    f"the {name} is the single file {place}, which no config.json stands beside",
-                    hint="a dry run needs the sizes: give a model folder in diffusers layout",
-                )
+        require_configs(resolved.family, self.places)
 
     def _on_disk(self, components: Sequence[str] | None) -> list[ModelConfig]:
         """Return the locations of the parts on the disk, and put the names of the others into `missing`."""

@@ -171,7 +171,8 @@ class DiffusionTrainingModule(nn.Module):
             if component.lora:
                 denoisers = [denoiser.name for denoiser in self.pipe.parts.denoisers]
                 unnamed = unnamed_layers(component.name, denoisers)
-                exported[component.name] = export_lora(model, component.name, unnamed)
+                original = self.pipe.family.original_names
+                exported[component.name] = export_lora(model, component.name, unnamed, original)
                 continue
             own = f"pipe.{component.name}."
             prefix = own if remove_prefix is None else remove_prefix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -33,6 +34,20 @@ def test_a_type_that_has_no_operator_is_refused(value, problem):
     with pytest.raises(DsctlError, match=problem) as caught:
         RouteByType([(str, str.upper)])(value)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("empty", [None, "", "  "])
+def test_an_empty_cell_is_nothing_where_it_may_be_empty(tmp_path, empty):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "other": "a.png", "prompt": "x"}, {"image": "a.png", "other": empty, "prompt": "y"}]
+    (tmp_path / "metadata.json").write_text(json.dumps(rows))
+    dataset = UnifiedDataset(tmp_path, data_file_keys="image,other", optional_keys=("other",))
+    assert dataset[0]["other"].size == (32, 32)
+    assert dataset[1]["other"] is None
+    assert [len(dataset.files(number, "other")) for number in (0, 1)] == [1, 0]
+    assert dataset.buckets() == [((32, 32), (32, 32)), ((32, 32), None)]
+    with pytest.raises(DsctlError, match="row 2, other .*the cell is empty"):
+        UnifiedDataset(tmp_path, data_file_keys="image,other")[1]
 
 
 def test_the_suffix_decides_whatever_its_case():

@@ -41,7 +41,8 @@ def write_run(folder, steps=20, prompts=("a cat",), **options):
     (folder / "run.json").write_text(json.dumps(about))
     for number, prompt in enumerate(prompts, 1):
         for step in (0, 10, 20):
-            told = {"prompt": prompt, "seed": number, "width": 600, "height": 300, "cfg_scale": 4.0}
+            told = {"prompt": prompt, "seed": number, "width": 600, "height": 300}
+            told["cfg_scale"] = 4.0 if number == 1 else [4.0, 3.0]  # of one denoiser, or one of each of two
             picture = Image.new("RGB", (600, 300), (step * 10, 0, 0))
             write_png(folder / "samples" / f"step-{step}-{number}.png", picture, told)
     (folder / "step-20.safetensors").touch()
@@ -60,8 +61,20 @@ def test_a_page_has_curves_samples_options_hardware_and_versions(tmp_path):
     found = page(write_run(tmp_path / "run", prompts=("a cat", "a dog")))
     for said in ("Loss", "Validation loss", "Learning rate", "Gradient norm", "Samples a second", "Peak memory, GB"):
         assert said in found.text
-    for said in ("--lora-rank", "Some GPU", "1,234,567", "0.1.0", "a dog", "seed 2", "20:00", "step 10", "2 GB"):
+    for said in (
+        "--lora-rank",
+        "Some GPU",
+        "1,234,567",
+        "0.1.0",
+        "a dog",
+        "seed 2",
+        "20:00",
+        "step 10",
+        "2 GB",
+        "cfg 4, 3",
+    ):
         assert said in found.text
+    assert "cfg 4, 3" in found.text
     assert found.tags.count("svg") == 6
     assert found.tags.count("img") == 6
     assert found.open == []

@@ -32,6 +32,17 @@ def test_the_size_is_that_given_else_that_of_training_else_the_model_s():
     assert [(each.height, each.width) for each in sizes] == [(16, 16), (32, 48), (96, 64)]
 
 
+def test_clips_have_frames_and_a_guidance_scale_for_each_denoiser():
+    options = {"model": "m", "dataset_base_path": "d", "output_path": "o", "lora_rank": 4, "sample_every": 5}
+    callbacks = TrainOptions(**options, sample_prompt="a", sample_negative_prompt="b").callbacks
+    (clip,) = sample_prompts(callbacks, {**DEFAULTS, "cfg_scale": (4.0, 1.0)}, None, [], num_frames=9)
+    assert (clip.inputs()["num_frames"], clip.inputs()["cfg_scale"]) == (9, (4.0, 1.0))
+    (picture,) = sample_prompts(callbacks, DEFAULTS, None, [])
+    assert "num_frames" not in picture.about()
+    with pytest.raises(UsageError, match="negative prompt has no effect at a cfg_scale of 1"):
+        sample_prompts(callbacks, {**DEFAULTS, "cfg_scale": (1.0, 1.0)}, None, [], num_frames=9)
+
+
 def test_a_line_of_a_jsonl_beats_the_flags(tmp_path):
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "a", "seed": 3, "height": 32, "width": 16, "cfg_scale": 2}\n\n{"prompt": "b"}\n')

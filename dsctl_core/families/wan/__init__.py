@@ -1,0 +1,1 @@
+"""The Wan family: see README.md beside this file."""
