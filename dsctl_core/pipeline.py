@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dsctl_core.checkpoint.finite import find_not_finite
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.data.video import FrameRule
 from dsctl_core.denoising import CfgScale, ProgressBar, Step, denoise, no_progress_bar, run_step_directly
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.family import Family, ModelParts, Schedule
 from dsctl_core.lora.applied import AppliedLora, lora_applied
+from dsctl_core.pixels import to_images, to_pixels
 from dsctl_core.placement import Placement
 from dsctl_core.scheduler import FlowMatchScheduler
+from dsctl_core.side_network import SideNetwork
 from dsctl_core.units import Inputs, PipelineUnit, UnitRunner
 
 if TYPE_CHECKING:
@@ -34,25 +33,6 @@ if TYPE_CHECKING:
     from dsctl_core.checkpoint.model_config import ModelConfig
 
 DENOISER_ARGUMENT = "dit"  # parameter of `model_fn` that receives the denoiser in use, whatever its name in the family
-
-# (side network, denoiser, inputs of model_fn) -> a context manager that yields the inputs with those that it adds
-Control = Callable[[nn.Module, nn.Module, Inputs], AbstractContextManager[Inputs]]
-
-
-@dataclass(frozen=True)
-class SideNetwork:
-    """A network in addition to the components of the family, with the units that use it.
-
-    `columns` are the dataset columns that its units read; the units raise an error for a row without them. `control`
-    is applied during each call of `model_fn`, and `reads` are the inputs of `model_fn` that it uses; see
-    dsctl_core.control.
-    """
-
-    name: str
-    units: tuple[PipelineUnit, ...]
-    columns: tuple[str, ...] = ()
-    control: Control | None = None
-    reads: tuple[str, ...] = ()
 
 
 class BasePipeline(nn.Module):
@@ -289,24 +269,11 @@ class BasePipeline(nn.Module):
 
         A list of B images of one size, as a batch has, is (B, 3, H, W).
         """
-        if isinstance(image, list):
-            return torch.cat([self.preprocess_image(each) for each in image])
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255)  # (H, W, 3)
-        return (2 * pixels - 1).permute(2, 0, 1).unsqueeze(0)
+        return torch.cat([to_pixels(each) for each in (image if isinstance(image, list) else [image])])
 
     def vae_output_to_image(self, images: Tensor) -> list[Image.Image]:
         """Return `images` (B, 3, H, W) in [-1, 1] as PIL images, each value rounded to the nearest of 256 levels."""
-        if find_not_finite([("image", images)]) is not None:
-            raise DsctlError(
-                "the picture has values that are no finite numbers, so nothing can be seen on it",
-                hint="use bfloat16 or float32 instead of float16, and a smaller scale of each LoRA",
-            )
-        levels = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255
-        pixels = levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(each) for each in pixels]
+        return to_images(images)
 
     def run_units(self, shared: Inputs, posi: Inputs, nega: Inputs) -> tuple[Inputs, Inputs, Inputs]:
         """Run all units in order and return the three dicts with their outputs added."""

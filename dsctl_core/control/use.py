@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.pipeline import SideNetwork
+from dsctl_core.side_network import SideNetwork
 from dsctl_core.units import Inputs, PipelineUnit
 
 # The input with a ControlUse for each control network by name; a network without one uses the defaults.

@@ -14,7 +14,8 @@ from torch import nn
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.files.digest import digest
 from dsctl_core.options.template import INPUTS, MODEL, TemplateSource
-from dsctl_core.pipeline import BasePipeline, SideNetwork
+from dsctl_core.pipeline import BasePipeline
+from dsctl_core.side_network import SideNetwork
 from dsctl_core.template.model import Template, load_template
 from dsctl_core.template.source import config_of
 from dsctl_core.template.trust import Trust

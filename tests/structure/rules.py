@@ -33,6 +33,7 @@ ORDER = (
     "assets",
     "files",
     "options",
+    "family_parts",
     "family",
     "scheduler",
 )
@@ -44,8 +45,10 @@ ORDER += (
     "cache",
     "lora",
     "units",
+    "side_network",
     "placement",
     "denoising",
+    "pixels",
     "pipeline",
     "media",
     "losses",
@@ -61,7 +64,7 @@ ALSO = {"dsctl/launch.py": "training.distributed.launch"}
 
 # What `dsctl --help` and reading options import, so what must stay free of heavy libraries.
 LIGHT = re.compile(
-    r"dsctl/.*|dsctl_core/(__init__|gc_pause|errors|family|progress|readable|version)\.py|dsctl_core/options/.*"
+    r"dsctl/.*|dsctl_core/(__init__|gc_pause|errors|family|family_parts|progress|readable|version)\.py|dsctl_core/options/.*"
     r"|dsctl_core/families/__init__\.py|dsctl_core/families/\w+/(__init__|family)\.py"
 )
 

@@ -20,7 +20,8 @@ from dsctl_core.media.pipeline import for_each_prompt
 from dsctl_core.media.video import video_inputs
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
-from dsctl_core.pipeline import CfgScale, ProgressBar, SideNetwork, no_progress_bar
+from dsctl_core.pipeline import CfgScale, ProgressBar, no_progress_bar
+from dsctl_core.side_network import SideNetwork
 from dsctl_core.units import Inputs
 
 
