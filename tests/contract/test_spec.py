@@ -122,11 +122,7 @@ def command(text: str, *more: str) -> list[str]:
     script = next(number for number, word in enumerate(words) if word.endswith("/train.py"))
     assert words[:2] == ["accelerate", "launch"]
     flags = ["1" if word == "50" else word for word in words[script + 1 :]]
-    return ["train", *renamed([*flags, *more]), "--device", "cpu"]
-
-
-# Flags of the documentation, and their names in `dsctl train` as long as it does not take those.
-OWN_NAMES = {"--template_model_id_or_path": "--template", "--task": "TASK"}
+    return ["train", *flags, *more, "--device", "cpu"]
 
 
 @functools.cache
@@ -136,20 +132,6 @@ def train_help() -> str:
     with contextlib.redirect_stdout(shown):
         assert main(["train", "--help"]) == 0
     return shown.getvalue()
-
-
-def renamed(words: list[str]) -> list[str]:
-    """Return the words with our names for flags that `dsctl train` takes by those alone."""
-    if "--template-model-id-or-path" in train_help():
-        return words
-    words = [OWN_NAMES.get(word, word) for word in words]
-    if "TASK" in words:
-        place = words.index("TASK")
-        words = [words[place + 1], *words[:place], *words[place + 2 :]]
-    if "--fp8_models" in words:
-        place = words.index("--fp8_models")
-        words[place + 1] = ",".join(n for n in ("text_encoder", "vae") if n in words[place + 1]) or "dit"
-    return words
 
 
 def test_the_names_of_the_documentation_are_public() -> None:
@@ -345,7 +327,7 @@ def test_a_template_trains_in_two_stages_with_fp8(here: Path) -> None:
 def test_the_flags_that_are_described_one_by_one_are_taken() -> None:
     names = spec.PARAMETERS.split()
     assert {"template_model_id_or_path", "task", "fp8_models"} <= set(names)
-    flags = [renamed([f"--{name}", "sft"])[0].replace("_", "-") for name in names]
+    flags = [f"--{name}".replace("_", "-") for name in names]
     assert [flag for flag in flags if flag not in train_help()] == []
 
 
