@@ -67,7 +67,7 @@ class Family:
     variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     # Encoders by variant (None: the first) and component: sizes that are in neither `published` nor `variants`
     encoders: dict[str | None, dict[str, PublishedConfig]] = field(default_factory=dict)
-    # Parameters of the published weights by variant (None: the first) and component. All are stored in bfloat16.
+    # Parameters of the published weights by variant (None: the first) and component
     parameters: dict[str | None, dict[str, int]] = field(default_factory=dict)
     # Layer names of the original release, if the LoRA formats of other tools use them
     original_names: OriginalNames | None = None
@@ -104,11 +104,17 @@ class Family:
 
         One of several denoisers of a class has the sizes of the one with published sizes.
         """
-        if component not in self.published:
-            wanted = self.component(component).class_name
-            component = next(c.name for c in self.components if c.class_name == wanted and c.name in self.published)
+        known = self._sized_as(component)
+        assert known is not None, f"{self.name} has no published sizes of its {component}"
         chosen = self.variants[variant] if variant is not None else {}
-        return chosen.get(component, self.published[component])
+        return chosen.get(known, self.published[known])
+
+    def _sized_as(self, component: str) -> str | None:
+        """Return which component with published sizes has those of `component`: itself, or one of its class."""
+        if component in self.published:
+            return component
+        wanted = self.component(component).class_name
+        return next((c.name for c in self.components if c.class_name == wanted and c.name in self.published), None)
 
     def published_config(self, component: str, variant: str | None = None) -> PublishedConfig | None:
         """Return class and config of `component` in the size `variant` (None: the first); None if they are not known.
@@ -116,17 +122,22 @@ class Family:
         The config of a component of diffusers has the arguments of its class.
         """
         chosen = self.encoders.get(variant, {}).get(component) or self.encoders.get(None, {}).get(component)
-        if chosen is None and component in self.published:
+        if chosen is None and self._sized_as(component) is not None:
             return PublishedConfig(self.component(component).class_name, self.sizes(component, variant))
         return chosen
 
     def weight_bytes(self, preset: Preset) -> dict[str, int] | None:
-        """Return the bytes of the published weights of each component of `preset`; None if they are not known."""
+        """Return the bytes of the weights of each component of `preset` in bfloat16; None if they are not known."""
         if preset.variant is not None and preset.variant not in self.parameters:
             return None
         counts = {**self.parameters.get(None, {}), **self.parameters.get(preset.variant, {})}
         names = self.component_files(preset)
         return {name: 2 * counts[name] for name in names} if names and set(names) <= set(counts) else None
+
+    def stored_bytes(self, preset: Preset) -> dict[str, int] | None:
+        """Return the bytes of the published files of each component of `preset`; None if they are not known."""
+        sizes = self.weight_bytes(preset)
+        return sizes and {name: size * 2 if name in preset.float32 else size for name, size in sizes.items()}
 
     def all_sizes(self, component: str) -> list[dict[str, Any]]:
         """Return all published configs of `component`, without duplicates."""

@@ -133,6 +133,7 @@ class Preset:
         index: Entries of the model_index.json other than the components.
         license: License of the weights, as an SPDX identifier or by its name (None: not known).
         gated: Whether Hugging Face asks for consent to the license, and for a token, before a download.
+        float32: Components whose published weights are stored in float32; those of the others are in bfloat16.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Preset:
     index: dict[str, Any] = field(default_factory=dict)
     license: str | None = None
     gated: bool = False
+    float32: tuple[str, ...] = ()
 
     def repository(self, part: str) -> str:
         """Return the repository of a component or reader of a published preset."""

@@ -41,9 +41,10 @@ def _own_defaults(family: Family, path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     values = read_json(path).get("defaults")
-    known = dict(family.defaults)
-    for preset in family.presets:
-        known |= preset.defaults
+    known: dict[str, list[Any]] = {}
+    for defaults in (family.defaults, *(preset.defaults for preset in family.presets)):
+        for name, value in defaults.items():
+            known.setdefault(name, []).append(value)
     if not isinstance(values, dict):
         raise DsctlError(f'{path} has no object "defaults"', hint="restore the file, or remove it")
     for name, value in values.items():
@@ -52,9 +53,10 @@ def _own_defaults(family: Family, path: Path) -> dict[str, Any]:
                 f"{path} has the default {name!r}, which {family.title} does not know",
                 hint=f"it knows {', '.join(sorted(known))}",
             )
-        if not _is_like(value, known[name]):
+        # Models of a family can differ in the type, such as one guidance scale or one for each denoiser.
+        if not any(_is_like(value, each) for each in known[name]):
             raise DsctlError(
-                f"{path} has {value!r} as {name}", hint=f"write a value such as {known[name]!r}, or remove the file"
+                f"{path} has {value!r} as {name}", hint=f"write a value such as {known[name][0]!r}, or remove the file"
             )
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 

@@ -44,10 +44,10 @@ def _preset(family: Family, preset: Preset) -> dict[str, Any]:
 
 
 def download_bytes(family: Family, preset: Preset) -> int | None:
-    """Return the bytes of the weights of a preset, 0 for an embedded one; None if they are not known."""
+    """Return the bytes of the files of a preset's weights, 0 for an embedded one; None if they are not known."""
     if preset.model_id is None:
         return 0
-    sizes = family.weight_bytes(preset)
+    sizes = family.stored_bytes(preset)
     return None if sizes is None else sum(sizes.values())
 
 

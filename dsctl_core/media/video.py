@@ -18,7 +18,7 @@ from dsctl_core.units import Inputs
 
 
 class VideoPipeline(LatentPipeline):
-    """Base class of pipelines that generate clips; the default frame rate is `family.defaults["fps"]`."""
+    """Base class of pipelines that generate clips; the default frame rate is `defaults["fps"]`."""
 
     def decode_latents(
         self,
@@ -35,10 +35,10 @@ class VideoPipeline(LatentPipeline):
             tiled: Whether the VAE works in tiles.
             tile_size: Size of a tile in pixels (None: the default of the VAE).
             tile_stride: Distance of tiles in pixels (None: the default of the VAE).
-            fps: Frame rate in frames per second (None: the default of the family).
+            fps: Frame rate in frames per second (None: the model's own).
         """
         pixels = self.decode_pixels(latents, tiled, tile_size, tile_stride)
-        rate = self.family.defaults["fps"] if fps is None else fps
+        rate = self.default("fps", fps)
         return [Clip(tuple(self.vae_output_to_image(clip.transpose(0, 1))), rate) for clip in pixels]
 
 

@@ -52,13 +52,16 @@ def flux2_files(transformer: int, text_encoder: int) -> tuple[str, ...]:
     )
 
 
-def wan_files(transformer: int, *, two: bool = False, sees: bool = False) -> tuple[str, ...]:
-    """The files of a Wan repository in diffusers layout; numbers of shards are from memory, not from a listing."""
+def wan_files(
+    transformer: int, *, two: bool = False, sees: bool = False, encoder_in_bfloat16: bool = False
+) -> tuple[str, ...]:
+    """The files of a Wan repository in diffusers layout; those of T2V 1.3B and TI2V 5B are from listings."""
+    shards = 3 if encoder_in_bfloat16 else 5
     return (
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json",
-        *(f"text_encoder/model-{n:05}-of-00005.safetensors" for n in range(1, 6)),
+        *(f"text_encoder/model-{n:05}-of-{shards:05}.safetensors" for n in range(1, shards + 1)),
         "text_encoder/model.safetensors.index.json",
         *(f"tokenizer/{name}" for name in ("special_tokens_map.json", "spiece.model", "tokenizer.json")),
         "tokenizer/tokenizer_config.json",
@@ -120,9 +123,9 @@ REPOSITORIES = {
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": wan_files(14, sees=True),
     "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": wan_files(14, sees=True),
     "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers": wan_files(14, sees=True),
-    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": wan_files(12, two=True),
-    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": wan_files(12, two=True),
-    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": wan_files(5),
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": wan_files(12, two=True, encoder_in_bfloat16=True),
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": wan_files(12, two=True, encoder_in_bfloat16=True),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": wan_files(5, encoder_in_bfloat16=True),
     "Tongyi-MAI/Z-Image": Z_IMAGE_FILES,
     "Tongyi-MAI/Z-Image-Turbo": Z_IMAGE_FILES,
     "Tongyi-MAI/Z-Image-Omni-Base": Z_IMAGE_OMNI_FILES,

@@ -27,6 +27,7 @@ from tests.tiny_models import BUILDERS, write_tiny_model
 # Formats that diffusers does not read for a family: it takes lora_down for kohya's names, or wants a prefix.
 NOT_READ_BY_DIFFUSERS = {("flux2", "comfyui"), ("flux2", "diffsynth"), ("qwen-image", "peft")}
 NOT_READ_BY_DIFFUSERS |= {("qwen-image-edit", "peft"), ("z-image", "comfyui"), ("z-image", "peft")}
+NOT_READ_BY_DIFFUSERS |= {("wan", "diffsynth"), ("wan", "peft")}
 # How each format writes the layer a.b, in plain text and not by the table under test.
 WRITES = {
     "diffusers": "diffusion_model.a.b.lora_A.weight",
@@ -35,6 +36,8 @@ WRITES = {
     "diffsynth": "a.b.lora_A.default.weight",
     "peft": "base_model.model.a.b.lora_A.weight",
 }
+# Families of whose files diffusers takes original names behind diffusion_model., and its own behind transformer.
+BEHIND_TRANSFORMER = {"wan"}
 NAMES = sorted(BUILDERS)
 CASES = [(name, form) for name in NAMES for form in FORMATS]
 
@@ -68,7 +71,7 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
 
 def test_every_format_and_family_is_there() -> None:
     assert WRITES.keys() == FORMATS.keys()
-    assert {"qwen-image", "flux2"} <= set(NAMES) <= set(families())
+    assert {"qwen-image", "flux2", "wan"} <= set(NAMES) <= set(families())
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
@@ -105,8 +108,11 @@ def test_a_file_has_the_names_of_the_model_or_those_that_diffusers_converts_to_t
     family, (layers, _, shapes) = load_family(name), made[name]
     keys = set(tensors_of(write(tmp_path, name, form, layers, shapes)))
     if not FORMATS[form].original or family.original_names is None:
-        flat = WRITES[form].startswith("lora_unet_")
-        names = {WRITES[form].replace("a_b" if flat else "a.b", n.replace(".", "_") if flat else n) for n in layers}
+        written_as = WRITES[form]
+        if form == "diffusers" and name in BEHIND_TRANSFORMER:
+            written_as = written_as.replace("diffusion_model.", "transformer.")
+        flat = written_as.startswith("lora_unet_")
+        names = {written_as.replace("a_b" if flat else "a.b", n.replace(".", "_") if flat else n) for n in layers}
         assert names <= keys
         assert names == {key for key in keys if re.search(r"lora_(A|down)", key)}
         return

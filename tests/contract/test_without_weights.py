@@ -31,7 +31,7 @@ DOWNLOADS = {
 
 
 def test_these_families_are_known() -> None:
-    assert {"qwen-image", "flux2", "z-image"} <= {family.name for family in KNOWN}
+    assert {"qwen-image", "flux2", "z-image", "wan"} <= {family.name for family in KNOWN}
 
 
 @pytest.mark.parametrize(("family", "variant", "name"), COUNTS, ids=lambda each: getattr(each, "name", str(each)))
@@ -88,7 +88,23 @@ def as_if_published(family: Family, monkeypatch: pytest.MonkeyPatch, **changed: 
     return "a-preset"
 
 
-@pytest.mark.parametrize("name", ["qwen-image", "flux2", "z-image"])
+# Sums of the sizes of the published files, in GB, with the largest denoiser and all else in bfloat16.
+FLOAT32 = {
+    "wan2.1-t2v-1.3b": (28.91, 2.84, 11.62),
+    "wan2.2-t2v-a14b": (126.18, 28.58, 11.62),
+    "wan2.2-ti2v-5b": (34.18, 10.00, 12.77),
+}
+
+
+@pytest.mark.parametrize(("preset", "sizes"), FLOAT32.items())
+def test_models_show_counts_weights_that_are_published_in_float32(preset: str, sizes: tuple[float, ...]) -> None:
+    shown = show_model(ModelsShowOptions(name=preset))
+    found = (shown["download_bytes"], shown["memory"]["train"], shown["memory"]["encode"])
+    assert [each / 1e9 for each in found] == pytest.approx(sizes, abs=0.01)
+    assert (shown["license"], shown["gated"]) == ("Apache-2.0", False)
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "flux2", "z-image", "wan"])
 def test_a_dry_run_of_a_model_that_is_not_there_is_that_of_its_folder(
     name: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.wan.original_names import ORIGINAL_NAMES
-from dsctl_core.family import Component, Denoiser, Family, Preset, Reader, Schedule
+from dsctl_core.family import (
+    Component,
+    Denoiser,
+    DiffSynthTable,
+    Family,
+    Preset,
+    PromptLimit,
+    PublishedConfig,
+    Reader,
+    Schedule,
+)
 
 # Kinds of models: from text; from text and a first frame; from text, first and last frame; from text and, if one is
 # given, a first frame.
@@ -118,6 +128,41 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# text_encoder/config.json: the encoder of google/umt5-xxl; image_encoder/config.json: the images of CLIP ViT-H/14.
+UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+CLIP_H = {
+    "hidden_size": CLIP_WIDTH,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "projection_dim": 1024,
+}
+ENCODERS: dict[str | None, dict[str, PublishedConfig]] = {
+    None: {
+        "text_encoder": PublishedConfig("UMT5EncoderModel", UMT5_XXL),
+        "image_encoder": PublishedConfig("CLIPVisionModel", CLIP_H),
+    }
+}
+# Counted from the sizes above. The files of T2V 1.3B, T2V A14B and TI2V 5B, but for small headers, have the same.
+PARAMETERS: dict[str | None, dict[str, int]] = {
+    None: {
+        **dict.fromkeys(("dit", "dit_2"), 14_288_491_584),
+        "vae": 126_892_531,
+        "text_encoder": 5_680_910_336,
+        "image_encoder": 630_766_080,
+    },
+    "t2v-1.3b": {"dit": 1_418_996_800},
+    "i2v-14b": {"dit": 16_394_878_784},
+    "flf2v-14b": {"dit": 16_395_536_704},
+    "i2v-a14b": dict.fromkeys(("dit", "dit_2"), 14_288_901_184),
+    "ti2v-5b": {"dit": 4_999_787_712, "vae": 704_688_668},
+}
+# What is stored in float32: the text encoder was rounded with 2.2.
+FLOAT32_2_1, FLOAT32_2_2 = ("dit", "vae", "text_encoder"), ("dit", "dit_2", "vae")
+
 # The smallest sizes with all kinds of layers.
 TINY: dict[str, dict[str, Any]] = {
     "dit": {**_dit(2, 2, 32, (16, 16)), "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16},
@@ -196,6 +241,13 @@ def index_defaults(index: Mapping[str, Any]) -> dict[str, Any]:
     return I2V_DEFAULTS if from_image else T2V_DEFAULTS
 
 
+def count_tokens(tokenizer: Any, prompts: Sequence[str], index: Mapping[str, Any] | None) -> list[int]:
+    """Return the number of tokens of each prompt, cleaned, with the token at its end."""
+    from dsctl_core.families.wan.text import cleaned
+
+    return [len(ids) for ids in tokenizer([cleaned(prompt) for prompt in prompts]).input_ids]
+
+
 def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
     """Return the estimated size in bytes, in bfloat16, of the latents of a clip and of the embeddings of a prompt.
 
@@ -213,7 +265,15 @@ def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, ch
 def _preset(name: str, summary: str, repository: str, shift: float, defaults: dict[str, Any], **more: Any) -> Preset:
     """Return a preset whose files are the usual ones and those in `more`."""
     files = {**FILES, **more.pop("files", {})}
-    return Preset(name, summary, f"Wan-AI/{repository}", files, defaults=defaults, schedule=_schedule(shift), **more)
+    stored = FLOAT32_2_1 if name.startswith("wan2.1") else FLOAT32_2_2
+    return Preset(
+        *(name, summary, f"Wan-AI/{repository}", files),
+        defaults=defaults,
+        schedule=_schedule(shift),
+        license="Apache-2.0",
+        float32=tuple(part for part in stored if part in files),
+        **more,
+    )
 
 
 FROM_ONE_IMAGE = {"_class_name": FROM_IMAGE}
@@ -296,9 +356,13 @@ FAMILY = Family(
     optional_inputs=("input_image",),
     published=PUBLISHED,
     variants=VARIANTS,
+    encoders=ENCODERS,
+    parameters=PARAMETERS,
     tiny=TINY,
     cache_bytes=cache_bytes,
+    prompt_limit=PromptLimit(TEXT_TOKENS, count_tokens),
     original_names=ORIGINAL_NAMES,
+    diffsynth_table=DiffSynthTable(mu=math.log(5)),
     attention_blocks=(),
     index_defaults=index_defaults,
     index_denoisers=index_denoisers,

@@ -8,6 +8,7 @@ from dsctl_core.family import OriginalNames
 # norms are called after the order of their definition: `norm3` is that of cross-attention, diffusers' `norm2`.
 ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
 ORIGINAL_NAMES = OriginalNames(
+    converted_as="WanTransformer3DModel",
     single={
         **{f"blocks.{{}}.self_attn.{old}": f"blocks.{{}}.attn1.{new}" for old, new in ATTENTION.items()},
         **{f"blocks.{{}}.cross_attn.{old}": f"blocks.{{}}.attn2.{new}" for old, new in ATTENTION.items()},

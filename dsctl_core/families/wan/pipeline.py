@@ -37,6 +37,8 @@ class WanPipeline(VideoPipeline):
         self.kind = self.parts.kind or T2V
         if self.kind == TI2V:
             self.latent_space = SPACE_2_2
+            if self.defaults == self.family.defaults:  # of single components, which have no defaults of their own
+                self.defaults = dict(TI2V_DEFAULTS)
         self.model_fn = model_fn_wan
         self.units = [
             shared_units.ShapeChecker(),
@@ -55,19 +57,19 @@ class WanPipeline(VideoPipeline):
         self,
         prompt: str | list[str],
         negative_prompt: str | list[str] = "",
-        cfg_scale: CfgScale = 5.0,
+        cfg_scale: CfgScale | None = None,
         input_image: Image.Image | list[Image.Image] | None = None,
         end_image: Image.Image | list[Image.Image] | None = None,
         input_video: Clips | None = None,
         denoising_strength: float = 1.0,
         inpaint_mask: Image.Image | list[Image.Image] | None = None,
-        height: int = 480,
-        width: int = 832,
-        num_frames: int = 81,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
         fps: float | None = None,
         seed: int | list[int] | None = None,
         rand_device: torch.device | str = "cpu",
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         tiled: bool = False,
         tile_size: int = TILE_SIZE,
         tile_stride: int = TILE_STRIDE,
@@ -79,19 +81,20 @@ class WanPipeline(VideoPipeline):
         Args:
             prompt: A prompt, or several.
             negative_prompt: A negative prompt, or one per prompt; unused if `cfg_scale` is 1.
-            cfg_scale: Scale of classifier-free guidance, one for all denoisers or one for each; 1 disables it.
+            cfg_scale: Scale of classifier-free guidance, one for all denoisers or one for each; 1 disables it
+                (None: the model's own).
             input_image: The first frame, or one per prompt, for models that take one.
             end_image: The last frame, or one per prompt, for models that take one.
             input_video: Clip to start from, or one per prompt.
             denoising_strength: Noise level at which denoising of `input_video` starts, before the shift.
             inpaint_mask: Mask of `input_video`, or one per frame: white is generated, black is kept.
-            height: Height in pixels.
-            width: Width in pixels.
-            num_frames: Number of frames, 4n + 1.
-            fps: Frame rate of the clip in frames per second (None: that of the model); it changes no frame.
+            height: Height in pixels (None: the model's own).
+            width: Width in pixels (None: the model's own).
+            num_frames: Number of frames, 4n + 1 (None: the model's own).
+            fps: Frame rate of the clip in frames per second (None: the model's own); it changes no frame.
             seed: A seed for all prompts, or one per prompt.
             rand_device: Device of the random generator.
-            num_inference_steps: Number of denoising steps.
+            num_inference_steps: Number of denoising steps (None: the model's own).
             tiled: Whether the VAE works in tiles, which needs less memory.
             tile_size: Size of a tile in pixels.
             tile_stride: Distance of tiles in pixels.
@@ -101,18 +104,18 @@ class WanPipeline(VideoPipeline):
         latents = self.generate(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
+            num_inference_steps=self.default("num_inference_steps", num_inference_steps),
             denoising_strength=denoising_strength,
             progress_bar_cmd=progress_bar_cmd,
             shared={
-                "cfg_scale": cfg_scale,
+                "cfg_scale": self.default("cfg_scale", cfg_scale),
                 "input_image": input_image,
                 "end_image": end_image,
                 "input_video": input_video,
                 "inpaint_mask": inpaint_mask,
-                "height": height,
-                "width": width,
-                "num_frames": num_frames,
+                "height": self.default("height", height),
+                "width": self.default("width", width),
+                "num_frames": self.default("num_frames", num_frames),
                 "seed": for_each_prompt("seed", seed, prompt),
                 "rand_device": rand_device,
                 "tiled": tiled,
@@ -123,18 +126,6 @@ class WanPipeline(VideoPipeline):
         )
         clips = self.decode_latents(latents, tiled, tile_size, tile_stride, fps)
         return clips if isinstance(prompt, list) else clips[0]
-
-    def decode_latents(
-        self,
-        latents: Tensor,
-        tiled: bool = False,
-        tile_size: int | None = None,
-        tile_stride: int | None = None,
-        fps: float | None = None,
-    ) -> list[Clip]:
-        """Decode clean latents to clips; `fps` None is the frame rate of the model."""
-        own = TI2V_DEFAULTS["fps"] if self.kind == TI2V else None
-        return super().decode_latents(latents, tiled, tile_size, tile_stride, own if fps is None else fps)
 
     def denoise(self, shared: Inputs, posi: Inputs, nega: Inputs, **settings: Any) -> Tensor:
         """Denoise as every pipeline does, and put a given first frame in its place."""

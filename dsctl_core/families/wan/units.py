@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import logging
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import ftfy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.wan.family import FLF2V, I2V, TEXT_TOKENS, TI2V
+from dsctl_core.families.wan.text import cleaned
 from dsctl_core.media.units import check_picture
 from dsctl_core.units import Inputs, PipelineUnit
 
@@ -60,12 +58,6 @@ class PromptEmbedder(PipelineUnit):
         prompts = [each for each in (posi.get("prompt"), nega.get("negative_prompt")) if each is not None]
         read = [pipe.reader("tokenizer")(_texts(each), truncation=True, max_length=TEXT_TOKENS) for each in prompts]
         return [[len(ids) for ids in each.input_ids] for each in read]
-
-
-def cleaned(text: str) -> str:
-    """Return a prompt as the text encoder of Wan was trained on it: encoding errors, HTML and spaces repaired."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return re.sub(r"\s+", " ", text).strip()
 
 
 def _texts(prompt: str | list[str]) -> list[str]:

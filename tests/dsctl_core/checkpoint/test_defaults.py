@@ -14,7 +14,7 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import families, find_preset, load_family, pipeline_class
 from dsctl_core.families.resolve import resolve_model
-from tests.tiny_models import BUILDERS, write_tiny_model
+from tests.tiny_models import BUILDERS, write_tiny_model, write_tiny_wan
 
 OWN = {"height": 48, "width": 64, "num_inference_steps": 2, "cfg_scale": 1.0}
 
@@ -23,8 +23,9 @@ OWN = {"height": 48, "width": 64, "num_inference_steps": 2, "cfg_scale": 1.0}
 def test_every_way_of_loading_a_folder_takes_its_defaults(tmp_path: Path, name: str) -> None:
     folder, family = write_tiny_model(name, tmp_path / "model"), load_family(name)
     assert folder_defaults(family, folder) == resolve_model(str(folder)).defaults
-    write_defaults(folder, OWN)
-    expected = {**family.defaults, **OWN}
+    own = OWN if family.time_division is None else {**OWN, "num_frames": 5, "fps": 12}
+    write_defaults(folder, own)
+    expected = {**family.defaults, **own}
     assert resolve_model(str(folder)).defaults == expected
     assert resolve_model(model_paths=json.dumps([str(folder)])).defaults == expected
     pipes = [
@@ -41,9 +42,28 @@ def test_every_way_of_loading_a_folder_takes_its_defaults(tmp_path: Path, name: 
         )
         if family.edited_size is not None:  # its size is that of the edited picture
             continue
+        if family.time_division is not None:
+            assert (len(picture.frames), picture.fps) == (5, 12)
+            picture = picture.frames[0]
         assert picture.size == (64, 48)
-        assert pipe(prompt="a fox", seed=0, width=32, num_inference_steps=1).size == (32, 48)
+        if family.time_division is None:
+            assert pipe(prompt="a fox", seed=0, width=32, num_inference_steps=1).size == (32, 48)
     assert len(steps) == 2 * len(pipes)
+
+
+@pytest.mark.parametrize(("kind", "scales"), [("t2v-a14b", (4.0, 3.0)), ("i2v-a14b", (3.5, 3.5)), ("t2v", 5.0)])
+def test_a_folder_keeps_one_guidance_scale_or_one_for_each_denoiser(tmp_path: Path, kind: str, scales: Any) -> None:
+    folder = write_tiny_wan(tmp_path / "model", kind=kind)
+    assert resolve_model(str(folder)).defaults["cfg_scale"] == scales
+    for given in (scales, (6.0, 2.0), 1.5):
+        write_defaults(folder, {"cfg_scale": given})
+        resolved = resolve_model(str(folder))
+        pipe = resolved.load_pipeline(torch_dtype=torch.float32, device="cpu", only=["dit"])
+        assert resolved.defaults["cfg_scale"] == pipe.default("cfg_scale", None) == given
+    for wrong in ([4.0], [4.0, 3.0, 2.0], [4.0, "3"], [4.0, -1.0]):
+        write_defaults(folder, {"cfg_scale": wrong})
+        with pytest.raises(DsctlError, match="as cfg_scale"):
+            resolve_model(str(folder))
 
 
 def test_the_embedded_preset_and_its_folder_have_the_same_defaults() -> None:
