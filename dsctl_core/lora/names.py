@@ -106,9 +106,16 @@ def split_prefixes(key: str, component_names: tuple[str, ...]) -> tuple[str | No
                 component, rest = DENOISER, rest.removeprefix(prefix)
                 break
         else:
-            named = next((name for name in component_names if rest.startswith(f"{name}.")), None)
+            known = ((name, prefix) for name in component_names for prefix in _prefixes_of(name))
+            named = next(((name, prefix) for name, prefix in known if rest.startswith(prefix)), None)
             if named is not None:
-                component, rest = named, rest.removeprefix(f"{named}.")
+                component, rest = named[0], rest.removeprefix(named[1])
             elif TEXT.match(rest):
                 return None, rest, False
     return component or DENOISER, rest, False
+
+
+def _prefixes_of(component: str) -> tuple[str, ...]:
+    """Return the prefixes of the layers of `component`; a further denoiser, `dit_2`, also has that of diffusers."""
+    number = component.removeprefix(f"{DENOISER}_")
+    return (f"{component}.", f"transformer_{number}.") if number.isdigit() else (f"{component}.",)
