@@ -219,9 +219,11 @@ class OriginalNames:
     diffusers class whose conversion of single files knows the original names, which verifies files that are written
     with this table; it must take a part of the tensors (None: there is none). `diffusers_prefix` is the prefix of
     diffusers' own names in LoRA files, if diffusers' reader does not accept "diffusion_model." before them.
+    `in_diffsynth` says whether DiffSynth-Studio has the original names too, and not those of diffusers.
     """
 
     single: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]]
     converted_as: str | None = None
     diffusers_prefix: str | None = None
+    in_diffsynth: bool = False

@@ -113,11 +113,13 @@ FORMATS = {
 
 
 def format_for(form: str, original: OriginalNames | None) -> LoraFormat:
-    """Return the format `form`, with the prefix that diffusers expects for a model with `original` names."""
+    """Return the format `form`, with the prefix and names that its tool expects for a model with `original` names."""
     chosen = FORMATS[form]
-    if form != "diffusers" or original is None or original.diffusers_prefix is None:
+    if original is None:
         return chosen
-    return replace(chosen, prefix=original.diffusers_prefix)
+    if form == "diffusers" and original.diffusers_prefix is not None:
+        return replace(chosen, prefix=original.diffusers_prefix)
+    return replace(chosen, original=original.in_diffsynth) if form == "diffsynth" else chosen
 
 
 def encode(layers: Layers, component: str, form: LoraFormat, unnamed: str = DENOISER) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from dsctl_core.family import Family
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.lora import FORMATS, LoraLayer, load_lora, read_lora, save_lora
 from dsctl_core.lora.files import ADAPTER_FILE
+from dsctl_core.lora.formats import format_for
 from dsctl_core.lora.layers import continue_lora, linear_shapes
 from dsctl_core.options.lora_tools import LoraConvertOptions, MergeLoraOptions
 from tests.contract import loras
@@ -107,7 +108,8 @@ def test_a_file_has_the_names_of_the_model_or_those_that_diffusers_converts_to_t
 ) -> None:
     family, (layers, _, shapes) = load_family(name), made[name]
     keys = set(tensors_of(write(tmp_path, name, form, layers, shapes)))
-    if not FORMATS[form].original or family.original_names is None:
+    written_form = format_for(form, family.original_names)
+    if not written_form.original or family.original_names is None:
         written_as = WRITES[form]
         if form == "diffusers" and name in BEHIND_TRANSFORMER:
             written_as = written_as.replace("diffusion_model.", "transformer.")
@@ -127,11 +129,12 @@ def test_a_file_has_the_names_of_the_model_or_those_that_diffusers_converts_to_t
     written = tensors_of(tmp_path / "lora.safetensors")
     products = {}
     for key, up in written.items():
-        if key.endswith(".lora_up.weight"):
-            own = key.removesuffix(".lora_up.weight")
-            scale = written[f"{own}.alpha"] / up.shape[1]
-            whole = scale * up @ written[f"{own}.lora_down.weight"]
+        if key.endswith(f".{written_form.up}"):
+            own = key.removesuffix(f".{written_form.up}")
+            scale = written[f"{own}.alpha"] / up.shape[1] if written_form.alpha == "tensor" else 1
+            whole = scale * up @ written[f"{own}.{written_form.down}"]
             products[f"{dotted[own.removeprefix('diffusion_model.').removeprefix('lora_unet_')]}.weight"] = whole
+    assert products
     converted = convert_weights(checkpoint=products)
     for layer, each in layers.items():
         torch.testing.assert_close(converted[f"{layer}.weight"], each.scale * each.up @ each.down, atol=1e-6, rtol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
-from dsctl_core.families import load_family
-from dsctl_core.lora import LoraLayer, load_lora, read_lora
+from dsctl_core.families import load_family, pipeline_class
+from dsctl_core.lora import LoraLayer, fuse_lora, load_lora, read_lora
 from dsctl_core.lora.original import to_original
 from tests.contract import loras
-from tests.tiny_models import BUILDERS, write_tiny_model
+from tests.tiny_models import BUILDERS, write_tiny_model, write_tiny_wan
 
 NAMES = sorted(BUILDERS)
 Tensors = dict[str, Tensor]
@@ -119,7 +121,7 @@ def test_every_spelling_gives_the_weights_with_the_updates(
 WITH_ORIGINAL = [name for name in NAMES if load_family(name).original_names is not None]
 
 
-@pytest.mark.parametrize("trainer", [each for each in TRAINERS if "lora_A.default" not in each])
+@pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("name", WITH_ORIGINAL)
 def test_every_spelling_of_the_original_names_gives_the_weights_with_the_updates(
     folders: Any, made: Any, tmp_path: Path, name: str, trainer: str
@@ -129,6 +131,36 @@ def test_every_spelling_of_the_original_names_gives_the_weights_with_the_updates
     assert original is not None
     path = saved(tmp_path / "l.safetensors", TRAINERS[trainer](to_original(layers, original, "kohya")))
     loras.assert_same(loras.fused_weights(name, folders[name], path), expected)
+
+
+SECOND = {
+    "dsctl": lambda name: f"dit_2.{name}",
+    "diffusers": lambda name: f"transformer_2.{name}",
+    "peft inside a component": lambda name: f"transformer_2.base_model.model.{name}",
+    "peft around a component": lambda name: f"base_model.model.transformer_2.{name}",
+    "DiffSynth, with the pipeline": lambda name: f"pipe.dit_2.{name}",
+}
+
+
+@pytest.mark.parametrize("spelling", SECOND)
+def test_one_file_can_hold_the_layers_of_two_denoisers(made: Any, tmp_path: Path, spelling: str) -> None:
+    layers, _ = made["wan"]
+    family = load_family("wan")
+    folder = write_tiny_wan(tmp_path / "two", kind="t2v-a14b")
+    both = {"dit": layers, "dit_2": {name: replace(each, scale=2 * each.scale) for name, each in layers.items()}}
+    tensors = TRAINERS["diffusers"](both["dit"])
+    for name, layer in both["dit_2"].items():
+        own = SECOND[spelling](name)
+        tensors |= {f"{own}.lora_A.weight": layer.down, f"{own}.lora_B.weight": layer.up * layer.scale}
+    path = saved(tmp_path / "l.safetensors", tensors)
+    assert len(read_lora(path, ("dit", "dit_2")).components["dit_2"]) == len(layers)
+    pipe = pipeline_class(family).from_pretrained(
+        torch_dtype=torch.float32, device="cpu", model_configs=[ModelConfig(path=folder)], only=["dit", "dit_2"]
+    )
+    expected = {name: loras.updated_weights(pipe.component(name), each) for name, each in both.items()}
+    fuse_lora(pipe, path, None)
+    for name, weights in expected.items():
+        loras.assert_same(dict(pipe.component(name).state_dict()), weights)
 
 
 @pytest.mark.parametrize("name", NAMES)

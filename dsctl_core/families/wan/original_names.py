@@ -26,5 +26,6 @@ ORIGINAL_NAMES = OriginalNames(
         "head.head": "proj_out",
     },
     fused={},
+    in_diffsynth=True,  # diffsynth/models/wan_video_dit.py
     diffusers_prefix="transformer.",  # behind "diffusion_model." diffusers expects the names of this list
 )
