@@ -55,7 +55,7 @@ def flux2_files(transformer: int, text_encoder: int) -> tuple[str, ...]:
 def wan_files(
     transformer: int, *, two: bool = False, sees: bool = False, encoder_in_bfloat16: bool = False
 ) -> tuple[str, ...]:
-    """The files of a Wan repository in diffusers layout; those of T2V 1.3B and TI2V 5B are from listings."""
+    """The files of a Wan repository in diffusers layout; T2V 1.3B and TI2V 5B from listings, others from memory."""
     shards = 3 if encoder_in_bfloat16 else 5
     return (
         "model_index.json",

@@ -289,8 +289,15 @@ def test_rows_with_and_without_a_first_frame_are_validated_cached_and_trained(
     model = str(pairs["ti2v"].folder)
     found = validate(DatasetValidateOptions(path=folder, model=model, num_frames=5, **columns))
     assert found.clean
-    usual = validate(DatasetValidateOptions(path=folder, num_frames=5, **columns))
-    assert not usual.clean, "a family says which columns may be empty"
+    (folder / "last.csv").write_text("\n".join(rows).replace("input_image", "end_image") + "\n")
+    last = DatasetValidateOptions(
+        path=folder,
+        metadata=folder / "last.csv",
+        model=model,
+        num_frames=5,
+        data_file_keys=("video", "end_image"),
+    )
+    assert not validate(last).clean, "a family says which columns may be empty"
     settings = settings_of(pairs["ti2v"], folder, extra_inputs=("input_image",), **columns)
     more = {"lora_rank": 2, "max_steps": 4, "seed": 3}
     for cache in (True, False):
