@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_json, write_text
 from dsctl_core.files.digest import digest, digest_file
-from dsctl_core.files.json import checked, read_json, through_json
+from dsctl_core.files.json import checked, read_json, read_verified_json, through_json
 from dsctl_core.version import __version__
 
 FORMAT = 1  # increased when older files can no longer be read
@@ -211,6 +211,6 @@ def read_index(cache: Path, manifest: Manifest) -> tuple[list[Entry], dict[str, 
         raise DsctlError(
             f"{path} is damaged, or does not belong to {MANIFEST_FILE}", hint="run the same `dsctl cache` command again"
         )
-    content = checked(read_json(path), IndexFile, str(path), hint=REBUILD)
+    content = read_verified_json(path, IndexFile, hint=REBUILD)
     entries = [Entry(e["row"], e["key"], e["values"], tuple(e["parts"])) for e in content["entries"]]
     return entries, content["parts"]

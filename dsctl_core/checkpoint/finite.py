@@ -31,14 +31,18 @@ def find_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
     with torch.no_grad():
         kept = [(name, each.detach()) for name, each in tensors if each.is_floating_point() and each.numel()]
-        kept = [(name, each.float() if each.itemsize == 1 else each) for name, each in kept]
-        sums = [each.sum().float().cpu() for _, each in kept] if not kept or kept[0][1].device.type == "cpu" else None
-        if sums is None:
-            sums = list(torch.stack([each.sum().float() for _, each in kept]).cpu())
+        sums = [_widened(each).sum().float() for _, each in kept]
+        if sums and sums[0].device.type != "cpu":
+            sums = list(torch.stack(sums).cpu())
         for (name, each), total in zip(kept, sums, strict=True):
-            if not math.isfinite(total) and not all(math.isfinite(extreme) for extreme in each.aminmax()):
+            if not math.isfinite(total) and not all(math.isfinite(extreme) for extreme in _widened(each).aminmax()):
                 return name
     return None
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Return `tensor`, in float32 if its values have 8 bits, of which torch computes no sums."""
+    return tensor.float() if tensor.itemsize == 1 else tensor
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: Path) -> None:

@@ -189,6 +189,22 @@ def read_json_as(path: Path, kind: type[Kind]) -> Kind:
     return checked(read_json(path), kind, str(path))
 
 
+def read_verified_json(path: Path, kind: type[Kind], hint: str = RESTORE) -> Kind:
+    """Return the declared part of the object in a JSON file whose checksum has been compared; see `checked`.
+
+    Such a file was written by dsctl, so that only its structure is checked, which takes a third of the time of
+    `read_json_as`: an index has a line for each sample.
+    """
+    try:
+        found = _adapter(cast("Any", kind)).validate_json(read_bytes(path), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            raise DsctlError(f"{path} is not valid JSON: {first['ctx']['error']}", hint=hint) from None
+        raise DsctlError(f"{path}: {_fault_of(first)}", hint=hint) from None
+    return cast("Kind", found)
+
+
 def checked(value: Any, kind: type[Kind], where: str, hint: str = RESTORE) -> Kind:
     """Return `value` if it has the structure of `kind`; a DsctlError names `where` it stands, and the field.
 

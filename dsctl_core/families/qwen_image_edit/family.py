@@ -46,6 +46,11 @@ def edited_size(parts: ModelParts, references: Sequence[tuple[int, int]], pixels
     return fitted_size(*references[-1], pixels)
 
 
+def index_defaults(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of a model folder, from the pipeline class in its model_index.json."""
+    return DEFAULTS if index.get(CLASS) == ORIGINAL else PLUS_DEFAULTS
+
+
 def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
     """Return the estimated size in bytes, in bfloat16, of the latents of an image pair and of its prompt embeddings.
 
@@ -108,6 +113,7 @@ FAMILY = Family(
     schedule=qwen_image.FAMILY.schedule,
     defaults=PLUS_DEFAULTS,
     extra_inputs=("edit_image",),
+    optional_inputs=("edit_image",),
     published=PUBLISHED,
     variants={"2511": ZERO_COND},
     encoders={None: {"text_encoder": qwen_image.ENCODER}},
@@ -117,6 +123,7 @@ FAMILY = Family(
     attention_blocks=qwen_image.FAMILY.attention_blocks,
     diffsynth_table=qwen_image.FAMILY.diffsynth_table,
     same_layers_as=("qwen-image",),
+    index_defaults=index_defaults,
     index_settings=(CLASS, PIXELS),
     edited_size=edited_size,
 )

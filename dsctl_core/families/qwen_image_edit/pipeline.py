@@ -17,8 +17,8 @@ from dsctl_core.families.qwen_image.pipeline import QwenImagePipeline
 from dsctl_core.families.qwen_image_edit import units
 from dsctl_core.families.qwen_image_edit.family import FAMILY, edited_size, is_plus, reference_pixels
 from dsctl_core.media.kv_cache import KvCache
-from dsctl_core.media.pipeline import for_each_prompt, picture_inputs
-from dsctl_core.media.references import EditImageEmbedder, Pictures, by_sample, references_of
+from dsctl_core.media.pipeline import for_each_prompt, picture_inputs, pictures_from_row
+from dsctl_core.media.references import EditImageEmbedder, Pictures, by_sample
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
 from dsctl_core.pipeline import ProgressBar, no_progress_bar
@@ -125,7 +125,8 @@ class QwenImageEditPipeline(QwenImagePipeline):
                 raise unknown_name("extra input", name, list(FAMILY.extra_inputs))
         shared, posi, nega = picture_inputs(rows)
         if "edit_image" in extra_inputs:
-            shared |= references_of(rows)
+            references = [pictures_from_row(row, "edit_image") for row in rows]
+            shared["edit_image"] = references if any(references) else None
         return shared, posi, nega
 
 

@@ -21,6 +21,7 @@ from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.qwen_image_edit.family import FAMILY, fitted_size
 from dsctl_core.families.qwen_image_edit.pipeline import QwenImageEditPipeline
+from dsctl_core.families.resolve import resolve_model
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.lora.layers import tuner_layers
 from dsctl_core.losses import FlowMatchSFTLoss
@@ -157,7 +158,7 @@ def only(data: Path, folder: Path, rows: slice) -> Path:
     return folder / "rows.jsonl"
 
 
-@pytest.mark.parametrize(("rows", "batch_size"), [(slice(2, 6), 1), (slice(4, 6), 2)])
+@pytest.mark.parametrize(("rows", "batch_size"), [(slice(0, 6), 1), (slice(4, 6), 2)])
 def test_training_from_a_cache_equals_training_without(
     plus: Pair, data: Path, tmp_path: Path, rows: slice, batch_size: int
 ) -> None:
@@ -171,6 +172,11 @@ def test_training_from_a_cache_equals_training_without(
     assert losses == pytest.approx(cached_losses, abs=1e-6)
     assert weights.keys() == cached_weights.keys()
     assert all((weights[name] - cached_weights[name]).abs().max() < 1e-6 for name in weights)
+
+
+def test_a_model_folder_has_the_defaults_of_its_kind(plus: Pair, original: Pair) -> None:
+    steps = [resolve_model(str(pair.folder)).defaults["num_inference_steps"] for pair in (plus, original)]
+    assert steps == [40, 50]
 
 
 def test_what_is_cached_of_a_prompt_depends_on_the_reference_pictures(plus: Pair, data: Path, tmp_path: Path) -> None:
@@ -251,8 +257,6 @@ def test_infer_edits_at_the_size_that_the_last_reference_has(plus: Pair, tmp_pat
 def test_single_components_of_a_published_repository_are_those_of_its_preset(
     plus: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, steps: int, pipeline: str
 ) -> None:
-    from dsctl_core.families.resolve import resolve_model
-
     (tmp_path / "Qwen").mkdir()
     for name in (f"Qwen-Image-Edit{version}", "Qwen-Image"):
         (tmp_path / "Qwen" / name).symlink_to(plus.folder)
