@@ -121,6 +121,7 @@ def test_a_template_steers_pictures_and_leaves_nothing_behind(pipe: Any, templat
     assert all(torch.equal(tensor, before[key]) for key, tensor in pipe.state_dict().items())
 
 
+@pytest.mark.parametrize("use", [use for use in USES if use[1] == "kv_cache"], ids="-".join, indirect=True)
 @pytest.mark.parametrize("length", [3, "heads"])
 def test_a_template_in_the_layout_and_the_names_of_diffsynth_makes_the_same_picture(
     pipe: Any, name: str, tmp_path: Path, length: int | str
