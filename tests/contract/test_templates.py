@@ -127,13 +127,17 @@ def test_a_template_in_the_layout_and_the_names_of_diffsynth_makes_the_same_pict
     pipe: Any, name: str, tmp_path: Path, length: int | str
 ) -> None:
     family = load_family(name)
-    heads, width = family.tiny["dit"]["num_attention_heads"], family.tiny["dit"]["attention_head_dim"]
+    blocks = block_heads(pipe.dit, family.attention_blocks[:1])
+    ((heads, width),) = set(blocks.values())
     tokens = heads if length == "heads" else length
-    sizes = f"blocks={family.tiny['dit']['num_layers']}, heads={heads}, width={width}, length={tokens}"
+    sizes = f"blocks={len(blocks)}, heads={heads}, width={width}, length={tokens}"
     ours = BRIGHTNESS.replace("blocks=2, heads=2, width=16, length=3", sizes)
+    ours = ours.replace("double_", f"{family.attention_blocks[0].cache_name}_")
     forms = [ours, ours.replace("self.heads, -1)\n", "self.heads, -1).transpose(1, 2)\n")]
     forms += [
-        each.replace("double_", f"{other}_") for other in family.attention_blocks[0].other_cache_names for each in forms
+        each.replace(f"{family.attention_blocks[0].cache_name}_", f"{other}_")
+        for other in family.attention_blocks[0].other_cache_names
+        for each in forms
     ]
     made = []
     for number, code in enumerate(forms):
@@ -146,7 +150,7 @@ def test_a_template_in_the_layout_and_the_names_of_diffsynth_makes_the_same_pict
         )
         settings: dict[str, Any] = {**SIZE, "num_inference_steps": 2, "cfg_scale": 1.0, "seed": 1}
         made.append(templates(pipe, prompt="a fox", **settings, template_inputs=[{"scale": 0.9}]).tobytes())
-    assert len(made) == len(set(forms)) == (4 if name == "qwen-image" else 2)
+    assert len(made) == len(set(forms)) == (4 if name.startswith("qwen-image") else 2)
     if length == "heads":  # as many tokens as heads: the shape ends in (H, D), so it is read as (B, T, H, D)
         assert len(set(made)) == 2
         assert made[2:] in ([], made[:2])
