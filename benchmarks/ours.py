@@ -18,7 +18,7 @@ class Metronome:
         self.rounds, self.steps, self.output_path = rounds, steps, output_path
         self.count, self.training = 0, False
 
-    def start(self, what: str, total: int | None, done: int = 0) -> None:
+    def start(self, what: str, total: int | None, done: int = 0, unit: str = "step") -> None:
         """Begin: of a training run, everything is loaded by then."""
         self.training = what == "Training"
         if self.training:

@@ -101,8 +101,8 @@ def test_a_picture_of_the_embedded_preset_has_its_size_in_python() -> None:
             }.items()
             for value in values
         ),
-        ('{"defaults": {"cfg_scale": NaN}}', "has nan as cfg_scale"),
-        ('{"defaults": {"cfg_scale": 1e999}}', "has inf as cfg_scale"),
+        ('{"defaults": {"cfg_scale": NaN}}', "cfg_scale is nan, not a finite number"),
+        ('{"defaults": {"cfg_scale": 1e999}}', "cfg_scale is inf, not a finite number"),
     ],
 )
 def test_what_is_no_default_is_named_with_the_file(tmp_path: Path, content: str, said: str) -> None:

@@ -143,12 +143,3 @@ def test_the_cache_and_the_steps_are_those_of_the_run(capsys, data, tiny_folder)
     several = facts(capsys, tiny_folder, "--lora-rank", "2", "--num-epochs", "3", "--gradient-accumulation-steps", "2")
     assert several["steps"] == 3 and several["disk"]["cache"] > 0
     assert several["memory"]["weights"] < once["memory"]["weights"], "the encoders are not there in stage two"
-
-
-def test_a_model_that_is_not_on_the_disk_is_an_error_and_no_download(capsys, data, monkeypatch):
-    monkeypatch.delenv("DSCTL_SKIP_DOWNLOAD")
-    monkeypatch.setenv("DSCTL_MODEL_BASE_PATH", "nowhere")
-    more = ("--lora-rank", "2", "--output-path", "out", "--dry-run")
-    assert main(words("qwen-image", *more)) == 1
-    error = capsys.readouterr().err
-    assert "is not in nowhere" in error and "dsctl download" in error
