@@ -18,6 +18,7 @@ from dsctl_core.families import families, load_family, pipeline_class
 from dsctl_core.losses import DirectDistillLoss
 from dsctl_core.losses.direct_distill import read_row
 from dsctl_core.training.model.task_module import TaskModule
+from tests.contract.media import FRAMES
 from tests.tiny_models import write_tiny_model
 
 SIZE = {"height": 64, "width": 96}
@@ -36,12 +37,15 @@ def pipe(tmp_path: Path) -> Any:
     return load("qwen-image", tmp_path / "tiny")
 
 
-def row(**values: Any) -> dict[str, Any]:
-    return {"image": Image.new("RGB", (96, 64), "teal"), "prompt": "a fox", "_row": 2, **ROW, **values}
+def row(clips: bool = False, **values: Any) -> dict[str, Any]:
+    picture = Image.new("RGB", (96, 64), "teal")
+    media = {"video": [picture] * FRAMES} if clips else {"image": picture}
+    return {**media, "prompt": "a fox", "_row": 2, **ROW, **values}
 
 
 def inferred(pipe: Any, steps: int, cfg_scale: float, seed: int, negative_prompt: str = "") -> torch.Tensor:
     """Return the latents that inference ends with."""
+    frames = {} if pipe.family.time_division is None else {"num_frames": FRAMES, "input_video": None}
     with torch.no_grad():
         return pipe.generate(
             prompt="a fox",
@@ -51,6 +55,7 @@ def inferred(pipe: Any, steps: int, cfg_scale: float, seed: int, negative_prompt
             progress_bar_cmd=lambda steps: steps,
             shared={
                 **SIZE,
+                **frames,
                 "cfg_scale": cfg_scale,
                 "input_image": None,
                 "inpaint_mask": None,
@@ -74,7 +79,8 @@ def test_a_student_that_is_the_teacher_has_no_loss(
     pipe = load(family, tmp_path / "tiny")
     picture = inferred(pipe, steps, cfg_scale, 5, negative)
     module = module_on(pipe)
-    given = row(num_inference_steps=steps, cfg_scale=cfg_scale, negative_prompt=negative)
+    clips = pipe.family.time_division is not None
+    given = row(clips, num_inference_steps=steps, cfg_scale=cfg_scale, negative_prompt=negative)
     encode = module.encode
 
     def with_picture(rows: list[dict[str, Any]], picture: torch.Tensor = picture) -> list[dict[str, Any]]:
