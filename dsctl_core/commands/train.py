@@ -107,6 +107,7 @@ def run_training(plan: TrainingPlan, progress: Progress) -> TrainingSummary:
             lora_format=options.adapter.lora_format,
             lora_dtype=options.adapter.lora_dtype,
             base_weights=base_weights(options.adapter, plan.model),
+            claimed=True,  # by claimed_output; what is written by now is of this run
         )
         plan.skipped.start(is_main_process=plan.accelerator.is_main_process)
         check_cache()

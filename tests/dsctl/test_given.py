@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.commands.cache import make_cache
@@ -35,6 +36,7 @@ def from_cache(cache: str, *more: object) -> list[object]:
 
 def test_what_a_cache_has_settled_is_refused_in_training_from_it(dsctl: Dsctl, model: Path):
     cached(model)
+    save_file({"transformer.a.lora_A.weight": torch.zeros(1, 1)}, "some.safetensors")
     settled = [
         ("--caption-dropout", "0.9", "train from the dataset"),
         ("--caption-dropout", "0", "train from the dataset"),
@@ -47,7 +49,7 @@ def test_what_a_cache_has_settled_is_refused_in_training_from_it(dsctl: Dsctl, m
         ("--fps", "5", "model for videos"),
         ("--tokenizer-path", "/nonexistent", "name the model too"),
         ("--fp8-models", "text_encoder", "leave it out"),
-        ("--preset-lora-path", "cut.safetensors --preset-lora-model text_encoder", "leave it out"),
+        ("--preset-lora-path", "some.safetensors --preset-lora-model text_encoder", "leave it out"),
         ("--template-model-id-or-path", "data", "TEMPLATE_MODEL"),
     ]
 

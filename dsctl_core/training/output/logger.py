@@ -78,6 +78,7 @@ class ModelLogger:
         lora_format: a format of dsctl_core.lora.formats; "peft" writes a folder `step-N.peft`.
         lora_dtype: the dtype of saved LoRAs.
         base_weights: by component, the identifier of the base weights for the header of its file.
+        claimed: whether the folder has been claimed for this run already.
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class ModelLogger:
         lora_format: str = "diffusers",
         lora_dtype: str = "float32",
         base_weights: Mapping[str, str] | None = None,
+        claimed: bool = False,
     ) -> None:
+        self.claimed = claimed
         self.base_weights = dict(base_weights or {})
         self.output_path = Path(output_path)
         self.remove_prefix_in_ckpt = remove_prefix_in_ckpt
@@ -106,7 +109,7 @@ class ModelLogger:
     def on_training_start(self, accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
         """Claim the output folder, unless the run is resumed in it."""
         goes_on = self.continues is not None and self.continues.output_path == self.output_path.absolute()
-        if accelerator.is_main_process and not goes_on:
+        if accelerator.is_main_process and not goes_on and not self.claimed:
             claim(self.output_path)
         accelerator.wait_for_everyone()
 
