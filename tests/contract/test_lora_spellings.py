@@ -191,13 +191,14 @@ def test_parts_for_a_text_encoder_of_another_tool_are_named_as_not_used(
 ) -> None:
     layers, expected = made["qwen-image"]
     style = "kohya and musubi" if who.startswith("kohya") else "diffusers"
-    tensors = {**TRAINERS[style](layers), TEXT[who]: torch.ones(2, 2)}
+    part = {TEXT[who]: torch.tensor(2.0) if TEXT[who].endswith(".alpha") else torch.ones(2, 2)}
+    tensors = {**TRAINERS[style](layers), **part}
     path = saved(tmp_path / "l.safetensors", tensors)
     with caplog.at_level(logging.WARNING):
         weights = loras.fused_weights("qwen-image", folders["qwen-image"], path)
     loras.assert_same(weights, expected)
     assert f"its parts for text encoders or embeddings are not used: {TEXT[who]}" in caplog.text
-    only = saved(tmp_path / "only.safetensors", {TEXT[who]: torch.ones(2, 2)})
+    only = saved(tmp_path / "only.safetensors", part)
     with pytest.raises(DsctlError, match="has no LoRA layers on a model that is known here"):
         read_lora(only)
 
@@ -253,7 +254,7 @@ WRONG = {
     ),
     "an alpha that is a vector": (
         {"a.lora_down.weight": A, "a.lora_up.weight": B, "a.alpha": torch.ones(3)},
-        r"the alpha of a is \(3,\), not one number",
+        r"a.alpha has the shape \(3,\), not one number",
     ),
     "an alpha alone": ({"a.lora_A.weight": A, "a.lora_B.weight": B, "b.alpha": torch.ones(())}, "an alpha for b"),
     "a magnitude alone": (
@@ -261,7 +262,7 @@ WRONG = {
         "a magnitude for b",
     ),
     "one matrix": ({"a.lora_A.weight": A}, "has only one of the two matrices of a"),
-    "no rank": ({"a.lora_A.weight": A[:0], "a.lora_B.weight": B[:, :0]}, "do not fit each other"),
+    "no rank": ({"a.lora_A.weight": A[:0], "a.lora_B.weight": B[:, :0]}, "a.lora_A.weight is empty"),
     "a convolution": (
         {"a.lora_down.weight": A[..., None, None], "a.lora_up.weight": B[..., None, None]},
         "do not fit each other",

@@ -77,13 +77,17 @@ def test_what_a_model_consists_of_is_said_by_its_preset_or_its_index(dawn_folder
     ]
 
 
-def test_a_second_denoiser_without_an_index_that_places_it_is_refused(dawn_folder: Path) -> None:
-    both = json.dumps([str(dawn_folder / "transformer"), str(dawn_folder / "transformer_2")])
+def test_a_second_denoiser_is_refused_without_an_index_that_places_it(dawn_folder: Path, tmp_path: Path) -> None:
+    names = ("transformer", "transformer_2")
+    for name in names:
+        (tmp_path / name).symlink_to(dawn_folder / name)
     with pytest.raises(DsctlError, match="nothing says at which noise levels the dit_2 of Dawn acts"):
-        resolve_model(model_paths=both).parts  # noqa: B018
-    one = resolve_model(model_paths=json.dumps([str(dawn_folder / "transformer")]))
+        resolve_model(model_paths=json.dumps([str(tmp_path / name) for name in names])).parts  # noqa: B018
+    one = resolve_model(model_paths=json.dumps([str(tmp_path / "transformer")]))
     assert one.parts.denoisers == (Denoiser("dit"),)
-    assert set(one.reader_configs) == {"tokenizer", "processor"}
+    beside = resolve_model(model_paths=json.dumps([str(dawn_folder / name) for name in names]))
+    assert [denoiser.name for denoiser in beside.parts.denoisers] == ["dit", "dit_2"]
+    assert set(beside.reader_configs) == {"tokenizer", "processor"}
 
 
 def test_what_is_downloaded_of_a_preset_is_what_it_has() -> None:

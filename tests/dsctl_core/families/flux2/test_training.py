@@ -122,7 +122,9 @@ def test_rows_without_references_train_as_a_dataset_without_the_column(klein: Pa
 
 def test_a_column_of_references_that_is_read_as_text_is_named(klein: Pair, data: Path, tmp_path: Path) -> None:
     options = {**settings(klein, data, tmp_path / "out", lora_rank=2, cache=False), "data_file_keys": "image"}
-    with pytest.raises(DsctlError, match="edit_image, whose column has files such as 'edit00.png', but they are not") as caught:
+    with pytest.raises(
+        DsctlError, match="edit_image, whose column has files such as 'edit00.png', but they are not"
+    ) as caught:
         train(TrainOptions(**options))
     assert "--data-file-keys image,edit_image" in str(caught.value.hint)
 
