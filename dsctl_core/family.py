@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -64,12 +64,15 @@ class Denoiser:
 class ModelParts:
     """The components, denoisers and division factor of one model, where the models of a family differ.
 
-    See `Family.parts`. `denoisers` are ordered from the highest noise levels down and cover all levels.
+    See `Family.parts`. `denoisers` are ordered from the highest noise levels down and cover all levels. `settings` are
+    the entries of the model_index.json that the pipeline reads, see `Family.index_settings`; those that the file lacks
+    are left out.
     """
 
     components: tuple[str, ...]
     denoisers: tuple[Denoiser, ...]
     division_factor: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def denoiser_at(self, timestep: float) -> Denoiser:
         """Return the denoiser for `timestep` = 1000 * sigma; a boundary belongs to the denoiser of higher levels."""
@@ -208,6 +211,11 @@ class Family:
     index_denoisers: Callable[[Mapping[str, Any]], tuple[Denoiser, ...]] | None = None
     # model_index.json -> division factor of a model, if it is not `division_factor` for all models
     index_division_factor: Callable[[Mapping[str, Any]], int] | None = None
+    # Entries of the model_index.json, other than components, on which the outputs of the units depend.
+    index_settings: tuple[str, ...] = ()
+    # (parts of the model, sizes (width, height) of the reference images, pixels of the model's own size) -> (width,
+    # height) of the edited image; None: about the number of pixels, with the aspect ratio of the first reference image
+    edited_size: Callable[[ModelParts, Sequence[tuple[int, int]], int], tuple[int, int]] | None = None
 
     def sizes(self, component: str, variant: str | None = None) -> dict[str, Any]:
         """Return the published config of `component` in the size `variant` (None: the first)."""
@@ -259,8 +267,8 @@ class Family:
 
     @property
     def differs(self) -> bool:
-        """Whether the models of the family can differ in components, denoisers or division factor."""
-        functions = (self.index_denoisers, self.index_division_factor)
+        """Whether the models of the family can differ in components, denoisers, division factor or settings."""
+        functions = (self.index_denoisers, self.index_division_factor, self.index_settings)
         return any(functions) or any(component.optional for component in self.components)
 
     def component_files(self, preset: Preset) -> dict[str, str]:
@@ -294,4 +302,5 @@ class Family:
         if index is not None:
             denoisers = denoisers if self.index_denoisers is None else self.index_denoisers(index)
             factor = factor if self.index_division_factor is None else self.index_division_factor(index)
-        return ModelParts(names, denoisers, factor)
+        settings = {name: index[name] for name in self.index_settings if name in index} if index is not None else {}
+        return ModelParts(names, denoisers, factor, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -52,6 +53,21 @@ def write_tiny_qwen_image(folder: Path, seed: int = 0) -> Path:
     pipe.save_pretrained(folder)
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(tokenizer, folder / "tokenizer")
+    return folder
+
+
+def write_tiny_qwen_image_edit(folder: Path, seed: int = 0, pipeline: str = "QwenImageEditPlusPipeline") -> Path:
+    """Write a tiny random Qwen-Image-Edit to `folder`: small reference images, and a processor for its vision tower."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    write_tiny_qwen_image(folder, seed)
+    shutil.copytree(embedded_tokenizer(), folder / "processor")
+    Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 84}).save_pretrained(
+        folder / "processor"
+    )
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": pipeline, "processor": ["transformers", "Qwen2VLProcessor"], "reference_pixels": 64 * 64}
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
@@ -189,6 +205,7 @@ def randomize(model: Any, generator: torch.Generator) -> Any:
 
 BUILDERS: dict[str, Callable[[Path, int], Path]] = {
     "qwen-image": write_tiny_qwen_image,
+    "qwen-image-edit": write_tiny_qwen_image_edit,
     "flux2": write_tiny_flux2,
     "z-image": write_tiny_z_image,
 }

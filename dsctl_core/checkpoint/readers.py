@@ -52,8 +52,10 @@ def load_reader(reader: Reader, folder: Path) -> Any:
     import transformers
 
     kind: Any = getattr(transformers, AUTO_CLASS[reader.kind])
+    # With torchvision installed, images would be resized by another algorithm than without it.
+    backend = {"backend": "pil"} if reader.kind == "image_processor" else {}
     try:
-        return kind.from_pretrained(str(folder), local_files_only=True)
+        return kind.from_pretrained(str(folder), local_files_only=True, **backend)
     except (OSError, ValueError) as error:
         what = reader.kind.replace("_", " ")
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -178,7 +178,7 @@ def read_references(options: InferOptions) -> list[Image]:
 def fill_in(options: InferOptions, resolved: ResolvedModel, references: Sequence[Image] = ()) -> Settings:
     """Return the size, steps and guidance: those given, else the model's own.
 
-    Where no size is given, an edited picture keeps that of the first of `references`, as far as the model can.
+    Where no size is given, an edited picture has the aspect ratio of one of `references`, as the family has it.
     """
 
     def chosen(name: str) -> Any:
@@ -187,8 +187,7 @@ def fill_in(options: InferOptions, resolved: ResolvedModel, references: Sequence
 
     height, width = chosen("height"), chosen("width")
     if references and options.height is None:
-        factor = resolved.parts.division_factor
-        width, height = ImageCropAndResize(None, None, height * width, factor, factor).target_size(*references[0].size)
+        width, height = edited_size(resolved, references, height * width)
     settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"))
     if options.negative_prompt and settings.cfg_scale == 1:
         raise UsageError(
@@ -196,6 +195,14 @@ def fill_in(options: InferOptions, resolved: ResolvedModel, references: Sequence
             hint="give a --cfg-scale above 1, or leave out --negative-prompt",
         )
     return settings
+
+
+def edited_size(resolved: ResolvedModel, references: Sequence[Image], pixels: int) -> tuple[int, int]:
+    """Return the (width, height) of an edited picture: as the family has it, else that of the first reference."""
+    if resolved.family.edited_size is not None:
+        return resolved.family.edited_size(resolved.parts, [picture.size for picture in references], pixels)
+    factor = resolved.parts.division_factor
+    return ImageCropAndResize(None, None, pixels, factor, factor).target_size(*references[0].size)
 
 
 def read_pictures(options: InferOptions, settings: Settings, factor: int) -> dict[str, Any]:

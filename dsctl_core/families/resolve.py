@@ -60,11 +60,14 @@ class ResolvedModel:
     reader_configs: Mapping[str, ModelConfig] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     side_network: SideNetworkSource | None = None
+    published: Preset | None = None  # published weights with the denoiser of this model, if single components are named
+    index: Mapping[str, Any] | None = None  # the model_index.json of single components, if it is known
 
     @property
     def schedule(self) -> Schedule:
         """The published schedule of these weights; a scheduler_config.json in the model folder takes precedence."""
-        own = None if self.preset is None else self.preset.schedule
+        known = self.preset or self.published
+        own = None if known is None else known.schedule
         return own or self.family.schedule
 
     @functools.cached_property
@@ -75,7 +78,7 @@ class ResolvedModel:
         if not self.family.differs:  # avoids a search for the files
             return self.family.parts()
         places = find_component_paths(self.family, self.model_configs)
-        return self.family.parts(places.components, places.index)
+        return self.family.parts(places.components, self.index if places.index is None else places.index)
 
     def with_side_network(self, pipe: BasePipeline) -> BasePipeline:
         """Return `pipe` after adding the side network, if there is one."""
@@ -178,12 +181,15 @@ def _from_preset(name: str, readers: dict[str, ModelConfig]) -> ResolvedModel:
             ModelConfig(model_id=preset.repository(part), origin_file_pattern=pattern)
             for part, pattern in family.component_files(preset).items()
         )
-        published = {
-            reader: ModelConfig(model_id=preset.repository(reader), origin_file_pattern=pattern)
-            for reader, pattern in family.reader_files(preset).items()
-        }
-        readers = {**published, **readers}
+        readers = {**_published_readers(family, preset), **readers}
     return ResolvedModel(name, family, preset, configs, readers, {**family.defaults, **preset.defaults})
+
+
+def _published_readers(family: Family, preset: Preset) -> dict[str, ModelConfig]:
+    return {
+        reader: ModelConfig(model_id=preset.repository(reader), origin_file_pattern=pattern)
+        for reader, pattern in family.reader_files(preset).items()
+    }
 
 
 def _parse_paths(text: str) -> list[ModelConfig]:
@@ -206,18 +212,54 @@ def _parse_paths(text: str) -> list[ModelConfig]:
 
 
 def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str, ModelConfig]) -> ResolvedModel:
-    """Resolve a model from locations: the class of the first one identifies the family, and readers are next to it."""
+    """Resolve a model from locations: the class of the first one identifies the family, and readers are next to it.
+
+    Several families can have components of one class. The repository of published weights takes precedence over the
+    class, and so does a model_index.json in the parent folder of the first component.
+    """
     if not configs:
         raise UsageError(f"{label!r} names no model files", hint='write it as "ID:PATTERN,ID:PATTERN"')
     first = configs[0].resolve()[0]
     folder = first if first.is_dir() else first.parent
     if (folder / "model_index.json").is_file():
         family = identify_folder(folder)
+        return ResolvedModel(label, family, None, tuple(configs), readers, dict(family.defaults))
+    published = _published_denoiser(configs)
+    if published is not None:
+        family, index = published[0], published[0].preset_index(published[1])
+    elif is_single_file(first):
+        family, index = identify_single_file(families().values(), first)[0], None
     else:
-        if is_single_file(first):
-            family = identify_single_file(families().values(), first)[0]
-        else:
-            family = family_of_class(class_of(folder), folder)
-        beside = {reader.name: folder.parent / reader.folder for reader in family.readers}
-        readers = {name: ModelConfig(path=path) for name, path in beside.items() if path.is_dir()} | readers
-    return ResolvedModel(label, family, None, tuple(configs), readers, dict(family.defaults))
+        family, index = _family_of_component(folder)
+    beside = {reader.name: folder.parent / reader.folder for reader in family.readers}
+    readers = {name: ModelConfig(path=path) for name, path in beside.items() if path.is_dir()} | readers
+    preset, defaults = None, dict(family.defaults)
+    if published is not None:
+        preset = published[1]
+        readers, defaults = {**_published_readers(family, preset), **readers}, {**defaults, **preset.defaults}
+    return ResolvedModel(label, family, None, tuple(configs), readers, defaults, published=preset, index=index)
+
+
+def _family_of_component(folder: Path) -> tuple[Family, dict[str, Any] | None]:
+    """Return the family of the component in `folder`, and the model_index.json beside the folder if it is of it."""
+    family = family_of_class(class_of(folder), folder)
+    file = folder.parent / "model_index.json"
+    index = read_json(file) if file.is_file() else {}
+    for other in families().values():
+        names = {name for component in other.components for name in component.class_names}
+        if index.get("_class_name") in other.pipeline_classes and class_of(folder) in names:
+            return other, index
+    return family, None
+
+
+def _published_denoiser(configs: Sequence[ModelConfig]) -> tuple[Family, Preset] | None:
+    """Return the family and the preset whose repository and folder one of `configs` names for a denoiser."""
+    for config in configs:
+        pattern, repository = config.origin_file_pattern, config.repository[0]
+        for family in families().values() if pattern is not None else ():
+            for preset in family.presets:
+                denoisers = [preset.files[name] for name in family.denoiser_names() if name in preset.files]
+                folders = {Path(files).parent for files in denoisers if preset.model_id == repository}
+                if Path(pattern or "").parent in folders:
+                    return family, preset
+    return None

@@ -68,6 +68,24 @@ class EditImageEmbedder(PipelineUnit):
         return {"edit_latents": torch.cat(tokens, dim=1), "edit_sizes": tuple(sizes)}
 
 
+def references_of(rows: Sequence[Inputs]) -> Inputs:
+    """Return the input `edit_image` for dataset rows: a list of reference images per row, or None if no row has any.
+
+    Raises DsctlError for rows with and without reference images.
+    """
+    found = [row.get("edit_image") for row in rows]
+    listed = [each if isinstance(each, list) else [] if each is None else [each] for each in found]
+    if not any(listed):
+        return {"edit_image": None}
+    for row, images in zip(rows, listed, strict=True):
+        if not images:
+            raise DsctlError(
+                f"row {row.get('_row', '?')} has no reference picture, but other rows of its batch have",
+                hint="give a batch size of 1",
+            )
+    return {"edit_image": listed}
+
+
 def by_sample(pictures: Pictures) -> Sequence[Sequence[Image.Image]]:
     """Return a list of reference images per sample, or a single list if all samples have the same images."""
     listed = pictures if isinstance(pictures, list) else [pictures]

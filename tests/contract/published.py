@@ -94,12 +94,30 @@ REPOSITORIES = {
 # Components with another published size than the defaults of their class, which serves many models.
 NOT_THE_DEFAULTS = {("z-image", "vae")}
 
+# As in the repositories of Qwen-Image, with the processor of the vision tower. That these files are in all three was
+# not compared with the repositories.
+QWEN_IMAGE_EDIT_FILES = (
+    *QWEN_IMAGE_FILES,
+    "processor/added_tokens.json",
+    "processor/chat_template.jinja",
+    "processor/merges.txt",
+    "processor/preprocessor_config.json",
+    "processor/special_tokens_map.json",
+    "processor/tokenizer.json",
+    "processor/tokenizer_config.json",
+    "processor/vocab.json",
+)
+REPOSITORIES |= {f"Qwen/Qwen-Image-Edit{version}": QWEN_IMAGE_EDIT_FILES for version in ("", "-2509", "-2511")}
+
 # Tensors and parameters of the published weights, by family, variant and component. Twice the parameters is the size
 # of the files (bfloat16): 40.9 GB for Qwen-Image's transformer, 254 MB for its VAE; 64.4, 7.75 and 18.2 GB for the
 # transformers of FLUX.2 dev, klein 4B and klein 9B, 168 MB for their VAE; 12.3 GB and 168 MB for those of Z-Image.
 WEIGHTS = {
     ("qwen-image", None, "dit"): (1933, 20_430_401_088),
     ("qwen-image", None, "vae"): (194, 126_892_531),
+    ("qwen-image-edit", None, "dit"): (1933, 20_430_401_088),
+    ("qwen-image-edit", "2511", "dit"): (1933, 20_430_401_088),
+    ("qwen-image-edit", None, "vae"): (194, 126_892_531),
     ("flux2", None, "dit"): (331, 32_223_281_152),
     ("flux2", "klein-4b", "dit"): (169, 3_875_544_576),
     ("flux2", "klein-9b", "dit"): (233, 9_078_581_248),
@@ -235,3 +253,4 @@ SHAPES: dict[tuple[str, str | None, str], Shapes] = {
     ("z-image", None, "dit"): z_image_shapes(),
     ("z-image", "omni", "dit"): z_image_shapes(siglip=1152),
 }
+SHAPES |= {("qwen-image-edit", variant, "dit"): SHAPES["qwen-image", None, "dit"] for variant in (None, "2511")}

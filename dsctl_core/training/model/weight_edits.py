@@ -11,6 +11,7 @@ from dsctl_core.checkpoint.identify import identify_weights
 from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.files.digest import digest
 from dsctl_core.lora.layers import fuse_lora
 from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.pipeline import BasePipeline
@@ -55,6 +56,7 @@ def identify(resolved: ResolvedModel, components: Sequence[str], edits: WeightEd
     if not components:
         return {}
     places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.reader_configs)
+    settings = resolved.parts.settings
     found = {}
     for name in components:
         folder = places.components.get(name)
@@ -64,6 +66,7 @@ def identify(resolved: ResolvedModel, components: Sequence[str], edits: WeightEd
                 hint=f"name its weights too: {resolved.family.component(name).folder}/ in a model folder",
             )
         words, files = edits.notes(name)
+        words += [digest(dict(settings))] if settings else []
         for reader in resolved.family.readers:
             if name in reader.components and reader.name in places.readers:
                 files += sorted(path for path in places.readers[reader.name].iterdir() if path.is_file())

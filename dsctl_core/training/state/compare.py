@@ -97,7 +97,8 @@ def _model_identity(resolved: ResolvedModel, components: Sequence[str] | None) -
             continue  # not on the disk; loading raises an error if it is needed
         if folder is not None:
             found[name] = weights_identity(weight_files(folder))
-    return digest([resolved.family.name, found])
+    settings = [dict(resolved.parts.settings)] if resolved.parts.settings else []
+    return digest([resolved.family.name, found, *settings])
 
 
 def require_steps_left(state: SavedState, total: int) -> None:

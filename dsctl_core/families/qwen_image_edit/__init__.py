@@ -1,0 +1,1 @@
+"""The Qwen-Image-Edit family: see README.md beside this file."""

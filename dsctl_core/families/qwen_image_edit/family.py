@@ -1,0 +1,114 @@
+"""Declare Qwen-Image-Edit: presets with their weights, and the sizes to which its reference images are brought."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dsctl_core.families.qwen_image import family as qwen_image
+from dsctl_core.family import Family, ModelParts, Preset, Reader
+
+# The first version takes one reference image. The later ones (2509 and 2511) take several, and are called "plus".
+PLUS, ORIGINAL = "QwenImageEditPlusPipeline", "QwenImageEditPipeline"
+CLASS, PIXELS = "_class_name", "reference_pixels"  # entries of model_index.json
+
+# diffusers, pipelines/qwenimage/pipeline_qwenimage_edit_plus.py: VAE_IMAGE_SIZE and CONDITION_IMAGE_SIZE. The first
+# version shows the text encoder the image that the VAE gets.
+REFERENCE_PIXELS = 1024 * 1024
+PROMPT_PIXELS = 384 * 384
+SIDE = 32  # sides of reference images are multiples of this
+
+# The model card of Qwen-Image-Edit: 50 steps; those of 2509 and 2511: 40. True CFG 4.0 for all three.
+DEFAULTS = {"height": 1024, "width": 1024, "num_inference_steps": 50, "cfg_scale": 4.0}
+PLUS_DEFAULTS = {**DEFAULTS, "num_inference_steps": 40}
+
+
+def fitted_size(width: int, height: int, pixels: int) -> tuple[int, int]:
+    """Return (width, height) of about `pixels` pixels with the aspect ratio of `width` x `height`."""
+    wide = math.sqrt(pixels * (width / height))
+    tall = wide / (width / height)
+    return max(round(wide / SIDE), 1) * SIDE, max(round(tall / SIDE), 1) * SIDE
+
+
+def is_plus(parts: ModelParts) -> bool:
+    """Return whether a model takes several reference images; single components without a model_index.json count so."""
+    return parts.settings.get(CLASS, PLUS) == PLUS
+
+
+def reference_pixels(parts: ModelParts) -> int:
+    """Return the number of pixels to which reference images are brought before the VAE encodes them."""
+    return parts.settings.get(PIXELS, REFERENCE_PIXELS)
+
+
+def edited_size(parts: ModelParts, references: Sequence[tuple[int, int]], pixels: int) -> tuple[int, int]:
+    """Return (width, height) of the edited image: that of the last reference image, if it has about `pixels`."""
+    return fitted_size(*references[-1], pixels)
+
+
+def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
+    """Return the estimated size in bytes, in bfloat16, of the latents of an image pair and of its prompt embeddings.
+
+    The pair is the edited image and one reference image.
+    """
+    latents, prompt = qwen_image.cache_bytes(dit, width, height, frames, characters)
+    reference = dit["out_channels"] * (REFERENCE_PIXELS // 64)
+    seen = PROMPT_PIXELS // 28**2  # the vision tower makes one token of 28 x 28 pixels
+    return latents + 2 * reference, prompt + 2 * seen * dit["joint_attention_dim"]
+
+
+PUBLISHED = qwen_image.PUBLISHED
+# 2511 modulates the tokens of reference images as if they were at sigma 0; the weights have the same shapes.
+ZERO_COND = {"dit": {**PUBLISHED["dit"], "zero_cond_t": True}}
+
+
+FAMILY = Family(
+    name="qwen-image-edit",
+    title="Qwen-Image-Edit",
+    pipeline="dsctl_core.families.qwen_image_edit.pipeline:QwenImageEditPipeline",
+    pipeline_classes=(PLUS, ORIGINAL, "QwenImageEditInpaintPipeline"),
+    components=(qwen_image.DIT, qwen_image.VAE, qwen_image.TEXT_ENCODER),
+    readers=(
+        Reader("tokenizer", "tokenizer", "tokenizer/"),
+        # Only the image processor of it: the whole needs torchvision, for videos.
+        Reader("processor", "processor", "processor/", kind="image_processor"),
+    ),
+    presets=(
+        Preset(
+            name="qwen-image-edit",
+            summary="Qwen-Image-Edit, 20 B editing with one reference image",
+            model_id="Qwen/Qwen-Image-Edit",
+            files=qwen_image.FILES,
+            defaults=DEFAULTS,
+            index={CLASS: ORIGINAL},
+        ),
+        Preset(
+            name="qwen-image-edit-2509",
+            summary="Qwen-Image-Edit-2509, with several reference images",
+            model_id="Qwen/Qwen-Image-Edit-2509",
+            files=qwen_image.FILES,
+            defaults=PLUS_DEFAULTS,
+            index={CLASS: PLUS},
+        ),
+        Preset(
+            name="qwen-image-edit-2511",
+            summary="Qwen-Image-Edit-2511, the update of 2509",
+            model_id="Qwen/Qwen-Image-Edit-2511",
+            files=qwen_image.FILES,
+            defaults=PLUS_DEFAULTS,
+            variant="2511",
+            index={CLASS: PLUS},
+        ),
+    ),
+    lora_targets=qwen_image.FAMILY.lora_targets,
+    division_factor=qwen_image.FAMILY.division_factor,
+    schedule=qwen_image.FAMILY.schedule,
+    defaults=PLUS_DEFAULTS,
+    extra_inputs=("edit_image",),
+    published=PUBLISHED,
+    variants={"2511": ZERO_COND},
+    tiny=qwen_image.TINY,
+    cache_bytes=cache_bytes,
+    index_settings=(CLASS, PIXELS),
+    edited_size=edited_size,
+)
