@@ -1,0 +1,225 @@
+"""Declare FLUX.1: components, presets with their weights, and the constants that it was published with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dsctl_core.families.flux1.original_names import ORIGINAL_NAMES
+from dsctl_core.families.z_image.family import VAE_CONFIG
+from dsctl_core.family import AttentionBlocks, Component, Family, ModelParts, Preset, Reader, Schedule
+
+DIT = Component("dit", "transformer", "diffusers", "FluxTransformer2DModel")
+VAE = Component("vae", "vae", "diffusers", "AutoencoderKL")
+# CLIP-L gives one vector for the whole prompt, and the encoder of T5-XXL one for each token.
+CLIP = Component("text_encoder", "text_encoder", "transformers", "CLIPTextModel")
+T5 = Component("text_encoder_2", "text_encoder_2", "transformers", "T5EncoderModel")
+
+FILES = {
+    "dit": "transformer/diffusion_pytorch_model*.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+    "text_encoder_2": "text_encoder_2/model*.safetensors",
+}
+PLAIN, KONTEXT, FILL = "FluxPipeline", "FluxKontextPipeline", "FluxFillPipeline"
+ALSO_PLAIN = ("FluxImg2ImgPipeline", "FluxInpaintPipeline")
+
+# What a model is: the pipeline class tells Kontext, which has the network of dev; the config of the network tells Fill
+# (more input channels) and schnell (no embedded guidance). The last two are in no published model_index.json.
+CLASS, GUIDANCE, SIZES = "_class_name", "embedded_guidance", "reference_sizes"
+CHANNELS, TAKES_GUIDANCE = "dit.in_channels", "dit.guidance_embeds"
+
+# Settings of the model cards (https://huggingface.co/black-forest-labs), and diffusers' default of 28 steps for Kontext
+# and Krea, whose cards have a range or none.
+SIZE = {"height": 1024, "width": 1024, "cfg_scale": 1.0}
+DEV_DEFAULTS = {**SIZE, "num_inference_steps": 50}
+SHORT_DEFAULTS = {**SIZE, "num_inference_steps": 28}
+SCHNELL_DEFAULTS = {**SIZE, "num_inference_steps": 4}
+DEV_GUIDANCE, KREA_GUIDANCE, KONTEXT_GUIDANCE, FILL_GUIDANCE = 3.5, 4.5, 2.5, 30.0
+
+CLIP_TOKENS = 77
+TEXT_TOKENS, SCHNELL_TEXT_TOKENS = 512, 256  # length to which all prompts are padded or truncated for T5
+
+# Sizes (width, height) that Kontext was trained with (https://github.com/black-forest-labs/flux, util.py).
+KONTEXT_SIZES = (
+    *((672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184), (944, 1104)),
+    (1024, 1024),
+    *((1104, 944), (1184, 880), (1248, 832), (1328, 800), (1392, 752), (1456, 720), (1504, 688), (1568, 672)),
+)
+
+
+def takes_references(parts: ModelParts) -> bool:
+    """Return whether a model edits reference images; single components without a model_index.json can be Kontext's."""
+    return not is_fill(parts) and parts.settings.get(CLASS, KONTEXT) == KONTEXT
+
+
+def is_fill(parts: ModelParts) -> bool:
+    """Return whether the network reads a masked image and its mask in addition to the noisy latents."""
+    return parts.settings.get(CHANNELS, DIT_CONFIG["in_channels"]) != DIT_CONFIG["in_channels"]
+
+
+def reference_sizes(parts: ModelParts) -> Sequence[Sequence[int]]:
+    """Return the sizes (width, height) to which reference images are brought."""
+    return parts.settings.get(SIZES, KONTEXT_SIZES)
+
+
+def text_tokens(parts: ModelParts) -> int:
+    """Return the number of tokens of all prompts."""
+    return TEXT_TOKENS if parts.settings.get(TAKES_GUIDANCE, True) else SCHNELL_TEXT_TOKENS
+
+
+def guidance_of(parts: ModelParts) -> float:
+    """Return the embedded guidance with which a model is used."""
+    usual = FILL_GUIDANCE if is_fill(parts) else DEV_GUIDANCE
+    return parts.settings.get(GUIDANCE, KONTEXT_GUIDANCE if parts.settings.get(CLASS) == KONTEXT else usual)
+
+
+def edited_size(parts: ModelParts, references: Sequence[tuple[int, int]], pixels: int) -> tuple[int, int]:
+    """Return (width, height) of the edited image: a square of about `pixels` pixels, as in diffusers."""
+    side = max(round(math.sqrt(pixels) / FACTOR), 1) * FACTOR
+    return side, side
+
+
+def index_defaults(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the default option values for the model with the model_index.json `index`."""
+    return dict(SHORT_DEFAULTS if index.get(CLASS) == KONTEXT else DEV_DEFAULTS)
+
+
+DIT_CONFIG: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+    "axes_dims_rope": (16, 56, 56),
+}
+# Noisy latents and masked latents of 16 channels and a mask of 8 x 8 pixels, each in 2x2 patches.
+FILL_CONFIG = {**DIT_CONFIG, "in_channels": 4 * (16 + 16 + 64), "out_channels": 64}
+PUBLISHED: dict[str, dict[str, Any]] = {"dit": DIT_CONFIG, "vae": VAE_CONFIG}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "schnell": {"dit": {**DIT_CONFIG, "guidance_embeds": False}},
+    "fill": {"dit": FILL_CONFIG},
+}
+
+# The smallest sizes with all kinds of layers.
+TINY: dict[str, dict[str, Any]] = {
+    "dit": {
+        "patch_size": 1,
+        "in_channels": 64,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 24,
+        "pooled_projection_dim": 16,
+        "guidance_embeds": True,
+        "axes_dims_rope": (4, 6, 6),
+    },
+    "vae": {**VAE_CONFIG, "block_out_channels": (4, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4},
+    "text_encoder": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": CLIP_TOKENS,
+    },
+    "text_encoder_2": {
+        "d_model": 24,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "feed_forward_proj": "gated-gelu",
+    },
+}
+
+
+def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
+    """Return the size in bytes, in bfloat16, of the latents of an image and of the embeddings of a prompt.
+
+    For Fill this counts the masked latents and the mask too; for Kontext no reference image is counted.
+    """
+    latents = dit["in_channels"] * (width // FACTOR) * (height // FACTOR) * frames
+    tokens = TEXT_TOKENS if dit["guidance_embeds"] else SCHNELL_TEXT_TOKENS
+    return 2 * latents, 2 * (tokens * dit["joint_attention_dim"] + dit["pooled_projection_dim"])
+
+
+def _preset(
+    name: str,
+    summary: str,
+    defaults: dict[str, Any],
+    *,
+    kind: str = PLAIN,
+    variant: str | None = None,
+    guidance: float | None = None,
+    schedule: Schedule | None = None,
+) -> Preset:
+    """Return the preset of the repository FLUX.1-`name`; `kind` is its pipeline class."""
+    index = {CLASS: kind} | ({} if guidance is None else {GUIDANCE: guidance})
+    return Preset(
+        name=f"flux1-{name.lower()}",
+        summary=summary,
+        model_id=f"black-forest-labs/FLUX.1-{name}",
+        files=FILES,
+        defaults=defaults,
+        variant=variant,
+        index=index,
+        schedule=schedule,
+    )
+
+
+FACTOR = 16  # 8 from the VAE times 2 from the 2x2 patches
+
+FAMILY = Family(
+    name="flux1",
+    title="FLUX.1",
+    pipeline="dsctl_core.families.flux1.pipeline:Flux1Pipeline",
+    pipeline_classes=(PLAIN, KONTEXT, FILL, *ALSO_PLAIN),
+    components=(DIT, VAE, CLIP, T5),
+    readers=(
+        Reader("tokenizer", "tokenizer", "tokenizer/"),
+        Reader("tokenizer_2", "tokenizer_2", "tokenizer_2/", components=("text_encoder_2",)),
+    ),
+    presets=(
+        _preset("dev", "FLUX.1 dev, 12 B text to image, with embedded guidance: the one to train", DEV_DEFAULTS),
+        _preset(
+            "schnell",
+            "FLUX.1 schnell: text to image in 4 steps (distilled), Apache-2.0",
+            SCHNELL_DEFAULTS,
+            variant="schnell",
+            schedule=Schedule.constant(1.0),
+        ),
+        _preset("Krea-dev", "FLUX.1 Krea dev: text to image", SHORT_DEFAULTS, guidance=KREA_GUIDANCE),
+        _preset("Kontext-dev", "FLUX.1 Kontext dev: editing of a reference image", SHORT_DEFAULTS, kind=KONTEXT),
+        _preset("Fill-dev", "FLUX.1 Fill dev: inpainting and outpainting", DEV_DEFAULTS, kind=FILL, variant="fill"),
+    ),
+    # Every linear layer of attention and feed-forward in the blocks with a stream each for prompt and image, and the
+    # projections into and out of those with one stream for both.
+    lora_targets=(
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+        "proj_mlp",
+    ),
+    division_factor=FACTOR,
+    # DiffSynth trains at a constant shift of 3; the line from which inference takes its shift is in the scheduler file.
+    schedule=Schedule(training_mu=math.log(3.0)),
+    defaults=DEV_DEFAULTS,
+    extra_inputs=("edit_image", "inpaint_mask"),
+    published=PUBLISHED,
+    variants=VARIANTS,
+    tiny=TINY,
+    cache_bytes=cache_bytes,
+    original_names=ORIGINAL_NAMES,
+    attention_blocks=(AttentionBlocks(), AttentionBlocks("single_transformer_blocks", cache_name="single")),
+    embedded_guidance=True,
+    index_defaults=index_defaults,
+    index_settings=(CLASS, GUIDANCE, SIZES),
+    config_settings=(("dit", "in_channels"), ("dit", "guidance_embeds")),
+    edited_size=edited_size,
+)
