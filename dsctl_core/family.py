@@ -65,8 +65,8 @@ class ModelParts:
     """The components, denoisers and division factor of one model, where the models of a family differ.
 
     See `Family.parts`. `denoisers` are ordered from the highest noise levels down and cover all levels. `settings` are
-    the entries of the model_index.json that the pipeline reads, see `Family.index_settings`; those that the file lacks
-    are left out.
+    the entries of the model_index.json and of the configs of components that the pipeline reads, see
+    `Family.index_settings` and `Family.config_settings`; those that the files lack are left out.
     """
 
     components: tuple[str, ...]
@@ -165,11 +165,15 @@ class Schedule:
 class OriginalNames:
     """Layer names of the original release of a model, mapped to those of diffusers; `{}` is the number of a block.
 
-    A `fused` layer is the concatenation of several diffusers layers of equal size, in order.
+    A `fused` layer is the concatenation of several diffusers layers, in order. They are of equal size, or, for a fused
+    layer in `shares`, have these multiples of a common size. A layer in `swapped` has the halves of its outputs in the
+    other order.
     """
 
     single: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]]
+    shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    swapped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,8 @@ class Family:
     index_division_factor: Callable[[Mapping[str, Any]], int] | None = None
     # Entries of the model_index.json, other than components, on which the outputs of the units depend.
     index_settings: tuple[str, ...] = ()
+    # (component, entry of its config.json) on which they depend; in the settings its name is "component.entry".
+    config_settings: tuple[tuple[str, str], ...] = ()
     # (parts of the model, sizes (width, height) of the reference images, pixels of the model's own size) -> (width,
     # height) of the edited image; None: about the number of pixels, with the aspect ratio of the first reference image
     edited_size: Callable[[ModelParts, Sequence[tuple[int, int]], int], tuple[int, int]] | None = None
@@ -268,7 +274,7 @@ class Family:
     @property
     def differs(self) -> bool:
         """Whether the models of the family can differ in components, denoisers, division factor or settings."""
-        functions = (self.index_denoisers, self.index_division_factor, self.index_settings)
+        functions = (self.index_denoisers, self.index_division_factor, self.index_settings, self.config_settings)
         return any(functions) or any(component.optional for component in self.components)
 
     def component_files(self, preset: Preset) -> dict[str, str]:
@@ -289,9 +295,19 @@ class Family:
             found[component.folder] = [component.library, component.class_name] if there else [None, None]
         return found
 
-    def parts(self, present: Collection[str] | None = None, index: Mapping[str, Any] | None = None) -> ModelParts:
+    def preset_configs(self, preset: Preset) -> dict[str, Mapping[str, Any]]:
+        """Return the published config of each component in `config_settings`, by name."""
+        return {name: self.sizes(name, preset.variant) for name, _ in self.config_settings}
+
+    def parts(
+        self,
+        present: Collection[str] | None = None,
+        index: Mapping[str, Any] | None = None,
+        configs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> ModelParts:
         """Return the parts of a model with the components `present` (None: all) and the model_index.json `index`.
 
+        `configs` are the contents of config.json by component, of which those in `config_settings` are needed.
         A component that is not optional counts as present, whether or not its weights were named. A denoiser beside the
         usual ones of which no index says at which levels it acts is a DsctlError.
         """
@@ -303,4 +319,7 @@ class Family:
             denoisers = denoisers if self.index_denoisers is None else self.index_denoisers(index)
             factor = factor if self.index_division_factor is None else self.index_division_factor(index)
         settings = {name: index[name] for name in self.index_settings if name in index} if index is not None else {}
+        for name, entry in self.config_settings:
+            if entry in (configs or {}).get(name, {}):
+                settings[f"{name}.{entry}"] = (configs or {})[name][entry]
         return ModelParts(names, denoisers, factor, settings)

@@ -12,7 +12,12 @@ from dsctl_core.checkpoint.identify import class_of, identify_component, weight_
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.checkpoint.schedule import read_schedule
-from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, load_single_file
+from dsctl_core.checkpoint.single_file import (
+    identify_single_file,
+    is_single_file,
+    load_single_file,
+    published_config,
+)
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, ModelParts, Schedule
 from dsctl_core.files.json import read_json
@@ -71,6 +76,22 @@ def find_component_paths(
             _check_shards(folder, paths)
         _add(places, component.name, folder)
     return places
+
+
+def read_configs(family: Family, components: Mapping[str, Path]) -> dict[str, Mapping[str, Any]]:
+    """Return the config of each component in `family.config_settings`, by name, if its path is in `components`.
+
+    A single file has the config of the published size that it fits best.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, _ in family.config_settings:
+        path = components.get(name)
+        if path is not None and name not in found:
+            single = is_single_file(path)
+            found[name] = (
+                published_config(family, family.component(name), path) if single else read_json(path / "config.json")
+            )
+    return found
 
 
 def _add_whole_folder(family: Family, folder: Path, places: ComponentPaths) -> None:
@@ -153,7 +174,7 @@ def load_components(
     }
     configs = {name: config for name, config in (reader_configs or {}).items() if name in used}
     places = find_component_paths(family, model_configs, configs)
-    parts = parts or family.parts(places.components, places.index)
+    parts = parts or family.parts(places.components, places.index, read_configs(family, places.components))
     waiting = {denoiser.name for denoiser in parts.denoisers[1:]}
     models = {}
     for component in family.components:

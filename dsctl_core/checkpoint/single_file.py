@@ -39,10 +39,7 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
 
     Raises DsctlError for an unknown file, with the most similar components in the message.
     """
-    import torch
-
-    with torch.device("meta"):
-        stored = {name: torch.empty(shape) for name, shape in tensor_shapes(path).items()}
+    stored = _shapes_of(path)
     scores: list[tuple[float, str]] = []
     for family in families:
         for component in family.components:
@@ -77,12 +74,7 @@ def load_single_file(family: Family, component: Component, path: Path, dtype: to
     from dsctl_core.memory.dtypes import cast_weights, declare_float32_parts
 
     tensors, _ = read_safetensors(path)
-    candidates = [
-        (model, layout)
-        for model in (_empty(component, config) for config in family.all_sizes(component.name))
-        for layout in _layouts(component, model, tensors)
-    ]
-    model, state = max(candidates, key=lambda pair: _fitting(pair[0], pair[1]))
+    _, model, state = _best_fit(family, component, tensors)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in sorted(wanted.keys() ^ state.keys()):
         verb = "lacks" if name in wanted else "has, beyond the published model,"
@@ -96,6 +88,32 @@ def load_single_file(family: Family, component: Component, path: Path, dtype: to
     model.load_state_dict(state, strict=True, assign=True)
     declare_float32_parts(model, component.float32_parts)
     return cast_weights(model, dtype).eval().requires_grad_(False)
+
+
+def published_config(family: Family, component: Component, path: Path) -> Mapping[str, Any]:
+    """Return the config of the published size that the tensors in the file `path` fit best."""
+    return _best_fit(family, component, _shapes_of(path))[0]
+
+
+def _shapes_of(path: Path) -> dict[str, Tensor]:
+    """Return the tensors in the file `path` without their values."""
+    import torch
+
+    with torch.device("meta"):
+        return {name: torch.empty(shape) for name, shape in tensor_shapes(path).items()}
+
+
+def _best_fit(
+    family: Family, component: Component, tensors: Mapping[str, Tensor]
+) -> tuple[Mapping[str, Any], nn.Module, dict[str, Tensor]]:
+    """Return the published config that fits `tensors` best, the empty model of it, and `tensors` with its names."""
+    candidates = [
+        (config, model, layout)
+        for config in family.all_sizes(component.name)
+        for model in (_empty(component, config),)
+        for layout in _layouts(component, model, tensors)
+    ]
+    return max(candidates, key=lambda each: _fitting(each[1], each[2]))
 
 
 def _fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dsctl_core.checkpoint.identify import class_of
-from dsctl_core.checkpoint.load import find_component_paths
+from dsctl_core.checkpoint.load import find_component_paths, read_configs
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
 from dsctl_core.errors import UsageError
@@ -74,11 +74,13 @@ class ResolvedModel:
     def parts(self) -> ModelParts:
         """The parts of this model: its components, including optional ones, and the ranges of its denoisers."""
         if self.preset is not None and self.preset.model_id is not None:
-            return self.family.parts(self.family.component_files(self.preset), self.family.preset_index(self.preset))
+            index, configs = self.family.preset_index(self.preset), self.family.preset_configs(self.preset)
+            return self.family.parts(self.family.component_files(self.preset), index, configs)
         if not self.family.differs:  # avoids a search for the files
             return self.family.parts()
         places = find_component_paths(self.family, self.model_configs)
-        return self.family.parts(places.components, self.index if places.index is None else places.index)
+        index = self.index if places.index is None else places.index
+        return self.family.parts(places.components, index, read_configs(self.family, places.components))
 
     def with_side_network(self, pipe: BasePipeline) -> BasePipeline:
         """Return `pipe` after adding the side network, if there is one."""

@@ -93,7 +93,6 @@ REPOSITORIES = {
 
 # Components with another published size than the defaults of their class, which serves many models.
 NOT_THE_DEFAULTS = {("z-image", "vae")}
-
 # As in the repositories of Qwen-Image, with the processor of the vision tower. That these files are in all three was
 # not compared with the repositories.
 QWEN_IMAGE_EDIT_FILES = (

@@ -204,7 +204,7 @@ FAMILY = Family(
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
-        "proj_mlp",
+        *("proj_mlp", r"single_transformer_blocks\.\d+\.proj_out"),
     ),
     division_factor=FACTOR,
     # DiffSynth trains at a constant shift of 3; the line from which inference takes its shift is in the scheduler file.

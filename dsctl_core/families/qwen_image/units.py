@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from dsctl_core.media import units as pictures
 from dsctl_core.media.prompts import pad_embeddings
 from dsctl_core.units import Inputs, PipelineUnit
@@ -52,7 +50,8 @@ class PromptEmbedder(PipelineUnit):
         # Without the language-model head: its (B, T, 152064) logits are not needed.
         encoder = pipe.component("text_encoder").model
         output = encoder(input_ids=tokens.input_ids.to(pipe.device), attention_mask=mask, use_cache=False)
-        embeds, valid = without_prefix(output.last_hidden_state, mask, PREFIX)
+        rows = [row[keep][PREFIX:] for row, keep in zip(output.last_hidden_state, mask.bool(), strict=True)]
+        embeds, valid = pad_embeddings(rows)
         return {"prompt_embeds": embeds, "prompt_embeds_mask": valid}
 
     def batch_key(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> list[list[int]]:
@@ -60,15 +59,6 @@ class PromptEmbedder(PipelineUnit):
         prompts = [each for each in (posi.get("prompt"), nega.get("negative_prompt")) if each is not None]
         read = [pipe.reader("tokenizer")(_chats(each), truncation=True, max_length=LIMIT).input_ids for each in prompts]
         return [[len(ids) for ids in each] for each in read]
-
-
-def without_prefix(hidden: Tensor, mask: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
-    """Return the hidden states (B, T', D) without padding and without the first `prefix` tokens, padded at the end.
-
-    `hidden` is (B, T, D) and `mask` (B, T) is 1 for tokens. The second result is their mask (B, T'), or None if nothing
-    is padded.
-    """
-    return pad_embeddings([row[keep][prefix:] for row, keep in zip(hidden, mask.bool(), strict=True)])
 
 
 def _chats(prompt: str | list[str]) -> list[str]:

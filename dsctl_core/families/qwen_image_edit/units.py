@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from dsctl_core.errors import UsageError
-from dsctl_core.families.qwen_image.units import without_prefix
 from dsctl_core.families.qwen_image_edit.family import PROMPT_PIXELS, fitted_size, reference_pixels
+from dsctl_core.media.prompts import pad_embeddings
 from dsctl_core.media.references import Pictures, by_sample
 from dsctl_core.units import Inputs, PipelineUnit
 
@@ -67,8 +67,9 @@ class PromptWithImagesEmbedder(PipelineUnit):
             use_cache=False,
             **self._vision(pipe, read.input_ids, [image for images in samples for image in images]),
         )
-        embeds, mask = without_prefix(output.last_hidden_state, read.attention_mask, PREFIX)
-        return {"prompt_embeds": embeds, "prompt_embeds_mask": mask}
+        hidden, mask = output.last_hidden_state, read.attention_mask.bool()
+        embeds, valid = pad_embeddings([row[keep][PREFIX:] for row, keep in zip(hidden, mask, strict=True)])
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": valid}
 
     def _vision(self, pipe: QwenImageEditPipeline, ids: Tensor, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Return the inputs of the text encoder for `images`, in the order of their tokens in `ids` (B, T).
