@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
 from dsctl_core.errors import UsageError
-from dsctl_core.families.flux1.family import CLIP_TOKENS, text_tokens
+from dsctl_core.families.flux1.family import CLIP_TOKENS, FACTOR, text_tokens
 from dsctl_core.media import units as pictures
 from dsctl_core.media.units import check_picture
 from dsctl_core.units import Inputs, PipelineUnit
@@ -60,9 +60,17 @@ class PromptEmbedder(PipelineUnit):
 
 
 def fitted(picture: Image.Image, sizes: Sequence[Sequence[int]]) -> Image.Image:
-    """Return a reference image, resized to the one of `sizes` (width, height) with the most similar aspect ratio."""
-    ratio = picture.width / picture.height
-    _, width, height = min((abs(ratio - wide / tall), wide, tall) for wide, tall in sizes)
+    """Return a reference image, resized to the one of `sizes` (width, height) with the most similar aspect ratio.
+
+    As in diffusers, the ratio is that of the sides rounded down to multiples of 16.
+    """
+    across, down = picture.width // FACTOR, picture.height // FACTOR
+    if not across or not down:
+        raise UsageError(
+            f"a reference picture is {picture.width}x{picture.height}, but each side needs {FACTOR} pixels at least",
+            hint="give a larger picture",
+        )
+    _, width, height = min((abs(across / down - wide / tall), wide, tall) for wide, tall in sizes)
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
