@@ -209,9 +209,7 @@ def write_tiny_flux1(folder: Path, seed: int = 0, kind: str = "dev") -> Path:
         tokenizer=CLIPTokenizer(vocab=clip, merges=[("f", "o"), ("fo", "x</w>")], model_max_length=77),
         text_encoder_2=randomize(T5EncoderModel(T5Config(**tiny["text_encoder_2"], vocab_size=len(t5))), generator),
         tokenizer_2=tokenizer_2,
-        transformer=randomize(
-            diffusers.FluxTransformer2DModel(**{**tiny["dit"], **of_kind.get(kind, {})}), generator
-        ),
+        transformer=randomize(diffusers.FluxTransformer2DModel(**{**tiny["dit"], **of_kind.get(kind, {})}), generator),
     )
     pipe.save_pretrained(folder)
     if kind == "kontext":

@@ -49,7 +49,7 @@ class Flux1Pipeline(PicturePipeline):
             picture_units.InputImageEmbedder(),
             EditImageEmbedder(fitted, pack),
             picture_units.LatentsInitializer(),
-            units.FillEmbedder() if is_fill(self.parts) else units.InpaintMask(),
+            units.FillEmbedder() if is_fill(self.parts) else picture_units.InpaintMask(),
             units.PromptEmbedder(),
         ]
 
@@ -132,6 +132,15 @@ class Flux1Pipeline(PicturePipeline):
             raise UsageError("these weights take no embedded guidance", hint="use the cfg scale instead")
         return None
 
+    def row_inputs(self, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()) -> tuple[Inputs, Inputs, Inputs]:
+        """Return the inputs of dataset rows; raise UsageError for masks that would have no effect on training."""
+        if "inpaint_mask" in extra_inputs and not is_fill(self.parts):
+            raise UsageError(
+                "these weights do not read an inpaint_mask, so it has no effect on training",
+                hint="leave it out of --extra-inputs, or train flux1-fill-dev",
+            )
+        return super().row_inputs(rows, extra_inputs)
+
     @classmethod
     def inputs_from_rows(
         cls, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()
@@ -188,7 +197,9 @@ def model_fn_flux1(
     set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, _, height, width = latents.shape
     dtype, device = compute_dtype(dit, dit.x_embedder.weight), latents.device
-    read = latents if fill_latents is None else torch.cat([latents, fill_latents.to(latents).expand(batch, -1, -1, -1)], 1)
+    read = (
+        latents if fill_latents is None else torch.cat([latents, fill_latents.to(latents).expand(batch, -1, -1, -1)], 1)
+    )
     tokens = pack(read).to(dtype)
     if tokens.shape[2] != dit.config.in_channels:
         raise DsctlError(

@@ -14,13 +14,11 @@ from torch.nn.functional import pixel_unshuffle
 
 from dsctl_core.errors import UsageError
 from dsctl_core.families.flux1.family import CLIP_TOKENS, FACTOR, text_tokens
-from dsctl_core.media import units as pictures
 from dsctl_core.media.units import check_picture
 from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:
     from dsctl_core.families.flux1.pipeline import Flux1Pipeline
-    from dsctl_core.media.pipeline import LatentPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -80,27 +78,6 @@ def refused(picture: Image.Image) -> Image.Image:
         "these weights take no reference pictures",
         hint="leave --edit-image out, or use flux1-kontext-dev; to start from a picture give --input-image",
     )
-
-
-class InpaintMask(pictures.InpaintMask):
-    """Scale the inpaint mask of a model that does not read it; such a mask has no effect on training."""
-
-    def process(
-        self,
-        pipe: LatentPipeline,
-        height: int,
-        width: int,
-        inpaint_mask: Image.Image | list[Image.Image] | None = None,
-        input_latents: Tensor | None = None,
-        num_frames: int = 1,
-    ) -> Inputs:
-        """Return `latents_mask` as the base class does; raise UsageError for a mask in training."""
-        if inpaint_mask is not None and pipe.scheduler.training:
-            raise UsageError(
-                "these weights do not read an inpaint_mask, so it has no effect on training",
-                hint="leave it out of --extra-inputs, or train flux1-fill-dev",
-            )
-        return super().process(pipe, height, width, inpaint_mask, input_latents, num_frames)
 
 
 class FillEmbedder(PipelineUnit):

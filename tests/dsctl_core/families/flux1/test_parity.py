@@ -163,7 +163,7 @@ def test_references_are_brought_to_the_one_of_17_sizes_that_diffusers_takes(
 ) -> None:
     from diffusers.pipelines.flux import pipeline_flux_kontext
 
-    assert pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS == list(KONTEXT_SIZES)
+    assert list(KONTEXT_SIZES) == pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS
     seen: list[Any] = []
 
     def stop(self: Any, image: Tensor, *_: Any, **__: Any) -> None:
