@@ -174,6 +174,7 @@ class OriginalNames:
     fused: Mapping[str, tuple[str, ...]]
     shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     swapped: tuple[str, ...] = ()
+    own_prefix: bool = False  # whether diffusers reads a LoRA of this model only with the prefix of its own files
 
 
 @dataclass(frozen=True)

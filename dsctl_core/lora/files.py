@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,8 @@ def save_lora(
     import torch
 
     chosen = FORMATS[form]
+    if original is not None and original.own_prefix and chosen.dora_prefix is not None:
+        chosen = replace(chosen, prefix=chosen.dora_prefix)
     tensors: dict[str, Tensor] = {}
     for component, layers in components.items():
         renamed = original is not None and chosen.original and component == unnamed

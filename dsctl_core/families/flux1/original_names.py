@@ -36,4 +36,5 @@ ORIGINAL_NAMES = OriginalNames(
     },
     shares={"single_blocks.{}.linear1": (1, 1, 1, 4)},
     swapped=("final_layer.adaLN_modulation.1",),
+    own_prefix=True,
 )

@@ -204,7 +204,7 @@ def test_an_input_that_the_model_does_not_take_is_one_line(
 
 def test_a_mask_has_no_effect_on_training_of_weights_that_do_not_read_it(dev: Pair, data: Path, tmp_path: Path) -> None:
     more = {"data_file_keys": "image,inpaint_mask", "extra_inputs": "inpaint_mask"}
-    with pytest.raises(UsageError, match="do not read an inpaint_mask"):
+    with pytest.raises(DsctlError, match="do not read an inpaint_mask"):
         train(settings(dev.folder, data, tmp_path / "out", **more))
 
 
