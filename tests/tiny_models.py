@@ -201,13 +201,16 @@ def write_tiny_flux1(folder: Path, seed: int = 0, kind: str = "dev") -> Path:
     shift = {"base_shift": 0.5, "max_shift": 1.15, "shift": 1.0 if kind == "schnell" else 3.0}
     pipeline = {"kontext": diffusers.FluxKontextPipeline, "fill": diffusers.FluxFillPipeline}
     tokenizer_2 = T5Tokenizer(vocab=t5, extra_ids=0, model_max_length=512)
+    gated = {"feed_forward_proj": "gated-gelu"}
     sizes = {"vocab_size": len(clip), "eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}
     pipe: Any = pipeline.get(kind, diffusers.FluxPipeline)(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=kind != "schnell", **shift),
         vae=randomize(diffusers.AutoencoderKL(**tiny["vae"]), generator),
         text_encoder=randomize(CLIPTextModel(CLIPTextConfig(**tiny["text_encoder"], **sizes)), generator),
         tokenizer=CLIPTokenizer(vocab=clip, merges=[("f", "o"), ("fo", "x</w>")], model_max_length=77),
-        text_encoder_2=randomize(T5EncoderModel(T5Config(**tiny["text_encoder_2"], vocab_size=len(t5))), generator),
+        text_encoder_2=randomize(
+            T5EncoderModel(T5Config(**tiny["text_encoder_2"], **gated, vocab_size=len(t5))), generator
+        ),
         tokenizer_2=tokenizer_2,
         transformer=randomize(diffusers.FluxTransformer2DModel(**{**tiny["dit"], **of_kind.get(kind, {})}), generator),
     )

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor
 
 from dsctl_core.families.flux1.family import FAMILY
+from dsctl_core.families.flux2.attention import attend, normed
 from dsctl_core.media.kv_cache import CachedProcessor, KvCache, admit_kv_cache
 
 
@@ -51,37 +50,15 @@ class CachedAttention(CachedProcessor, FluxAttnProcessor):
         if cached is None:
             plain: Any = super().__call__
             return plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        joined = _normed(attn, hidden_states, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
-        if encoder_hidden_states is not None:
-            layers, norms = ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k")
-            text = _normed(attn, encoder_hidden_states, layers, norms)
-            joined = [torch.cat(pair, dim=1) for pair in zip(text, joined, strict=True)]
-        query, key, value = joined
-        if image_rotary_emb is not None:
-            rotated: list[Any] = [apply_rotary_emb(each, image_rotary_emb, sequence_dim=1) for each in (query, key)]
-            query, key = rotated
-        mask = attention_mask
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(*mask.shape[:-1], cached[0].shape[1])], dim=-1)
-        attended = dispatch_attention_fn(
-            query,
-            torch.cat([key, cached[0].to(key)], dim=1),
-            torch.cat([value, cached[1].to(value)], dim=1),
-            attn_mask=mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        flat = attended.flatten(2, 3).to(query.dtype)
+        joined = normed(attn, hidden_states, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
         if encoder_hidden_states is None:
-            return flat
+            return attend(self, joined, cached, attention_mask, image_rotary_emb)
+        layers, norms = ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k")
+        text = normed(attn, encoder_hidden_states, layers, norms)
+        joined = [torch.cat(pair, dim=1) for pair in zip(text, joined, strict=True)]
+        flat = attend(self, joined, cached, attention_mask, image_rotary_emb)
         tokens = encoder_hidden_states.shape[1]
         shown = flat[:, tokens:].contiguous()
         for layer in attn.to_out:
             shown = layer(shown)
         return shown, attn.to_add_out(flat[:, :tokens].contiguous())
-
-
-def _normed(attn: Any, hidden: Tensor, layers: tuple[str, str, str], norms: tuple[str, str]) -> list[Tensor]:
-    """Return query, key and value of one stream, (B, T, H, D) each, with query and key normalized."""
-    parts = [getattr(attn, name)(hidden).unflatten(-1, (-1, attn.head_dim)) for name in layers]
-    return [*(getattr(attn, norm)(part) for norm, part in zip(norms, parts[:2], strict=True)), parts[2]]

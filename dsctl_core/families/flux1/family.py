@@ -23,21 +23,20 @@ FILES = {
     "text_encoder_2": "text_encoder_2/model*.safetensors",
 }
 PLAIN, KONTEXT, FILL = "FluxPipeline", "FluxKontextPipeline", "FluxFillPipeline"
-ALSO_PLAIN = ("FluxImg2ImgPipeline", "FluxInpaintPipeline")
 
 # What a model is: the pipeline class tells Kontext, which has the network of dev; the config of the network tells Fill
 # (more input channels) and schnell (no embedded guidance). The last two are in no published model_index.json.
 CLASS, GUIDANCE, SIZES = "_class_name", "embedded_guidance", "reference_sizes"
 CHANNELS, TAKES_GUIDANCE = "dit.in_channels", "dit.guidance_embeds"
 
-# Settings of the model cards (https://huggingface.co/black-forest-labs), and diffusers' default of 28 steps for Kontext
-# and Krea, whose cards have a range or none.
+# Settings of the model cards (https://huggingface.co/black-forest-labs), and diffusers' 28 steps for Kontext and Krea.
 SIZE = {"height": 1024, "width": 1024, "cfg_scale": 1.0}
 DEV_DEFAULTS = {**SIZE, "num_inference_steps": 50}
 SHORT_DEFAULTS = {**SIZE, "num_inference_steps": 28}
 SCHNELL_DEFAULTS = {**SIZE, "num_inference_steps": 4}
 DEV_GUIDANCE, KREA_GUIDANCE, KONTEXT_GUIDANCE, FILL_GUIDANCE = 3.5, 4.5, 2.5, 30.0
 
+FACTOR = 16  # sides are multiples of this: 8 from the VAE times 2 from the 2x2 patches
 CLIP_TOKENS = 77
 TEXT_TOKENS, SCHNELL_TEXT_TOKENS = 512, 256  # length to which all prompts are padded or truncated for T5
 
@@ -87,7 +86,6 @@ def index_defaults(index: Mapping[str, Any]) -> dict[str, Any]:
 
 
 DIT_CONFIG: dict[str, Any] = {
-    "patch_size": 1,
     "in_channels": 64,
     "num_layers": 19,
     "num_single_layers": 38,
@@ -109,7 +107,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 # The smallest sizes with all kinds of layers.
 TINY: dict[str, dict[str, Any]] = {
     "dit": {
-        "patch_size": 1,
         "in_channels": 64,
         "num_layers": 2,
         "num_single_layers": 2,
@@ -121,21 +118,8 @@ TINY: dict[str, dict[str, Any]] = {
         "axes_dims_rope": (4, 6, 6),
     },
     "vae": {**VAE_CONFIG, "block_out_channels": (4, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4},
-    "text_encoder": {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": CLIP_TOKENS,
-    },
-    "text_encoder_2": {
-        "d_model": 24,
-        "d_kv": 8,
-        "d_ff": 32,
-        "num_layers": 2,
-        "num_heads": 2,
-        "feed_forward_proj": "gated-gelu",
-    },
+    "text_encoder": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "text_encoder_2": {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
 }
 
 
@@ -149,37 +133,18 @@ def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, ch
     return 2 * latents, 2 * (tokens * dit["joint_attention_dim"] + dit["pooled_projection_dim"])
 
 
-def _preset(
-    name: str,
-    summary: str,
-    defaults: dict[str, Any],
-    *,
-    kind: str = PLAIN,
-    variant: str | None = None,
-    guidance: float | None = None,
-    schedule: Schedule | None = None,
-) -> Preset:
+def _preset(name: str, summary: str, defaults: dict[str, Any], kind: str = PLAIN, **more: Any) -> Preset:
     """Return the preset of the repository FLUX.1-`name`; `kind` is its pipeline class."""
-    index = {CLASS: kind} | ({} if guidance is None else {GUIDANCE: guidance})
-    return Preset(
-        name=f"flux1-{name.lower()}",
-        summary=summary,
-        model_id=f"black-forest-labs/FLUX.1-{name}",
-        files=FILES,
-        defaults=defaults,
-        variant=variant,
-        index=index,
-        schedule=schedule,
-    )
+    index = {CLASS: kind, **more.pop("index", {})}
+    repository = f"black-forest-labs/FLUX.1-{name}"
+    return Preset(f"flux1-{name.lower()}", summary, repository, FILES, defaults=defaults, index=index, **more)
 
-
-FACTOR = 16  # 8 from the VAE times 2 from the 2x2 patches
 
 FAMILY = Family(
     name="flux1",
     title="FLUX.1",
     pipeline="dsctl_core.families.flux1.pipeline:Flux1Pipeline",
-    pipeline_classes=(PLAIN, KONTEXT, FILL, *ALSO_PLAIN),
+    pipeline_classes=(PLAIN, KONTEXT, FILL, "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
     components=(DIT, VAE, CLIP, T5),
     readers=(
         Reader("tokenizer", "tokenizer", "tokenizer/"),
@@ -194,9 +159,9 @@ FAMILY = Family(
             variant="schnell",
             schedule=Schedule.constant(1.0),
         ),
-        _preset("Krea-dev", "FLUX.1 Krea dev: text to image", SHORT_DEFAULTS, guidance=KREA_GUIDANCE),
-        _preset("Kontext-dev", "FLUX.1 Kontext dev: editing of a reference image", SHORT_DEFAULTS, kind=KONTEXT),
-        _preset("Fill-dev", "FLUX.1 Fill dev: inpainting and outpainting", DEV_DEFAULTS, kind=FILL, variant="fill"),
+        _preset("Krea-dev", "FLUX.1 Krea dev: text to image", SHORT_DEFAULTS, index={GUIDANCE: KREA_GUIDANCE}),
+        _preset("Kontext-dev", "FLUX.1 Kontext dev: editing of a reference image", SHORT_DEFAULTS, KONTEXT),
+        _preset("Fill-dev", "FLUX.1 Fill dev: inpainting and outpainting", DEV_DEFAULTS, FILL, variant="fill"),
     ),
     # Every linear layer of attention and feed-forward in the blocks with a stream each for prompt and image, and the
     # projections into and out of those with one stream for both.

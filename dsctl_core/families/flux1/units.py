@@ -119,7 +119,7 @@ class FillEmbedder(PipelineUnit):
             )
         images = input_image if isinstance(input_image, list) else [input_image]
         masks = inpaint_mask if isinstance(inpaint_mask, list) else [inpaint_mask]
-        if len(masks) not in (1, len(images)) and len(images) != 1:
+        if len(images) > 1 and len(masks) not in (1, len(images)):
             raise UsageError(f"{len(masks)} inpaint masks for {len(images)} images", hint="give one, or one for each")
         for what, given in (("input image", images), ("inpaint mask", masks)):
             for picture in given:
