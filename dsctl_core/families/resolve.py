@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dsctl_core.checkpoint.identify import class_of
 from dsctl_core.checkpoint.load import find_component_paths, read_configs
 from dsctl_core.checkpoint.model_config import ModelConfig
-from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
+from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, single_file_owners
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
 from dsctl_core.family import Family, ModelParts, Preset, Schedule
@@ -74,8 +74,8 @@ class ResolvedModel:
     def parts(self) -> ModelParts:
         """The parts of this model: its components, including optional ones, and the ranges of its denoisers."""
         if self.preset is not None and self.preset.model_id is not None:
-            index, configs = self.family.preset_index(self.preset), self.family.preset_configs(self.preset)
-            return self.family.parts(self.family.component_files(self.preset), index, configs)
+            files, configs = self.family.component_files(self.preset), self.family.preset_configs(self.preset)
+            return self.family.parts(files, self.family.preset_index(self.preset), configs)
         if not self.family.differs:  # avoids a search for the files
             return self.family.parts()
         places = find_component_paths(self.family, self.model_configs)
@@ -214,10 +214,10 @@ def _parse_paths(text: str) -> list[ModelConfig]:
 
 
 def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str, ModelConfig]) -> ResolvedModel:
-    """Resolve a model from locations: the class of the first one identifies the family, and readers are next to it.
+    """Resolve a model from locations: the class of one of them identifies the family; readers are next to the first.
 
-    Several families can have components of one class. The repository of published weights takes precedence over the
-    class, and so does a model_index.json in the parent folder of the first component.
+    Several families can have components of one class, so it is that of the first component that only one family has. The
+    repository of published weights takes precedence over the class, and so does a model_index.json in the parent folder of the first component.
     """
     if not configs:
         raise UsageError(f"{label!r} names no model files", hint='write it as "ID:PATTERN,ID:PATTERN"')
@@ -229,10 +229,8 @@ def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str,
     published = _published_denoiser(configs)
     if published is not None:
         family, index = published[0], published[0].preset_index(published[1])
-    elif is_single_file(first):
-        family, index = identify_single_file(families().values(), first)[0], None
     else:
-        family, index = _family_of_component(folder)
+        family, index = _family_of([config.resolve()[0] for config in configs])
     beside = {reader.name: folder.parent / reader.folder for reader in family.readers}
     readers = {name: ModelConfig(path=path) for name, path in beside.items() if path.is_dir()} | readers
     preset, defaults = None, dict(family.defaults)
@@ -240,6 +238,27 @@ def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str,
         preset = published[1]
         readers, defaults = {**_published_readers(family, preset), **readers}, {**defaults, **preset.defaults}
     return ResolvedModel(label, family, None, tuple(configs), readers, defaults, published=preset, index=index)
+
+
+def _family_of(paths: Sequence[Path]) -> tuple[Family, dict[str, Any] | None]:
+    """Return the family of the first component that only one family has, or else a family of the first component.
+
+    The second result is the model_index.json beside that component, if it is of the family.
+    """
+    told = next(((path, _owners(path)[0]) for path in paths if len(paths) > 1 and len(_owners(path)) == 1), None)
+    path = paths[0] if told is None else told[0]
+    if not is_single_file(path):
+        return _family_of_component(path if path.is_dir() else path.parent)
+    return identify_single_file(families().values(), path)[0] if told is None else told[1], None
+
+
+@functools.lru_cache(maxsize=8)
+def _owners(path: Path) -> list[Family]:
+    """Return the families with a component of the class, or with the tensor names, of the one at `path`."""
+    if is_single_file(path):
+        return single_file_owners(families().values(), path)
+    name = class_of(path if path.is_dir() else path.parent)
+    return [f for f in families().values() if any(name in component.class_names for component in f.components)]
 
 
 def _family_of_component(folder: Path) -> tuple[Family, dict[str, Any] | None]:

@@ -53,7 +53,7 @@ def test_without_cached_tokens_it_is_diffusers_own_processor_to_the_bit(pipe: Fl
 def test_repeating_the_tokens_of_a_block_changes_nothing(
     pipe: Flux1Pipeline, block: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cached tokens are keys and values after norm and rotation, so repeating a block's own changes no weighted mean."""
+    """Cached tokens are keys and values after norm and rotation: repeating a block's own changes no weighted mean."""
     seen: list[tuple[Tensor, Tensor]] = []
     attend = attention.dispatch_attention_fn
 

@@ -18,8 +18,7 @@ from dsctl_core.families.flux1.units import fitted
 from dsctl_core.media.autoencoder_kl import decode, encode
 from tests.dsctl_core.families.flux1.conftest import HEIGHT, PROMPTS, WIDTH, Pair, close, mask_of, noisy
 
-STEPS = (1, 2, 4, 28, 50)
-SIZES = ((16, 16), (48, 80), (112, 32))  # height and width
+STEPS = (1, 4, 50)
 LONG = "red fox " * 300
 TOKENS = {"dev": 512, "schnell": 256, "kontext": 512, "fill": 512}
 
@@ -31,7 +30,7 @@ def embed(pair: Pair, prompts: str | list[str]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("prompts", [[""], PROMPTS[:1], PROMPTS, [LONG]], ids=["empty", "one", "two", "long"])
+@pytest.mark.parametrize("prompts", [[""], PROMPTS, [LONG]], ids=["empty", "two", "long"])
 def test_prompt_embeddings(pair: Pair, prompts: list[str]) -> None:
     found, length = embed(pair, prompts), TOKENS[pair.kind]
     with torch.no_grad():
@@ -52,8 +51,7 @@ def test_a_prompt_that_is_too_long_is_cut_and_said_so(pair: Pair, caplog: pytest
     assert not caplog.text
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("batch", "size"), [(1, (16, 16)), (2, (48, 80)), (2, (112, 32))], ids=str)
 def test_the_network_with_all_that_it_reads(pair: Pair, batch: int, size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     height, width = size[0] // 8, size[1] // 8
@@ -122,8 +120,7 @@ def test_vae(dev: Pair) -> None:
     assert (vae.config.shift_factor, vae.config.scaling_factor) == (0.1159, 0.3611)
 
 
-@pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
-@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["one", "batch"])
+@pytest.mark.parametrize(("prompts", "cfg_scale"), [(PROMPTS[:1], 3.0), (PROMPTS, 1.0)], ids=["guided", "batch"])
 @pytest.mark.parametrize("kind", ["dev", "schnell", "kontext"])
 def test_whole_images_from_a_prompt(pairs: dict[str, Pair], kind: str, prompts: list[str], cfg_scale: float) -> None:
     pair = pairs[kind]
@@ -140,8 +137,7 @@ def test_the_prompt_and_both_kinds_of_guidance_matter_to_the_random_model(dev: P
     assert all((other - plain).abs().max() > 1e-3 for other in others)
 
 
-@pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
-@pytest.mark.parametrize("size", [(50, 60), (200, 90), (30, 99)], ids=str)
+@pytest.mark.parametrize(("size", "cfg_scale"), [((50, 60), 1.0), ((200, 90), 3.0), ((30, 99), 1.0)], ids=str)
 def test_edited_images(kontext: Pair, size: tuple[int, int], cfg_scale: float) -> None:
     reference = noisy(size)
     actual = kontext.our_images(PROMPTS[:1], cfg_scale, edit_image=reference)
@@ -157,7 +153,7 @@ def test_edited_images_in_a_batch_with_a_reference_each(kontext: Pair) -> None:
     assert (actual[0] - actual[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("size", [(600, 400), (300, 1400), (2000, 100), (45, 63)], ids=str)
+@pytest.mark.parametrize("size", [(600, 400), (2000, 100), (45, 63)], ids=str)
 def test_references_are_brought_to_the_one_of_17_sizes_that_diffusers_takes(
     pairs: dict[str, Pair], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

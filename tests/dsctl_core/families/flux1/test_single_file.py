@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import shutil
 import types
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.families import load_family
 from dsctl_core.families.flux1.family import FAMILY, FILL_CONFIG
 from dsctl_core.families.flux1.original_names import ORIGINAL_NAMES
+from dsctl_core.families.resolve import resolve_model
 from dsctl_core.family import Family
 from tests.dsctl_core.families.flux1.conftest import Pair
 from tests.dsctl_core.families.z_image.test_single_file import original_vae
+from tests.tiny_models import write_tiny_model
 
 TINY = {name: FAMILY.tiny[name] for name in ("dit", "vae")}
 KINDS = {
@@ -69,8 +73,7 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Family:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "prefix"), [("dev", "model.diffusion_model."), *((kind, "") for kind in KINDS)])
 def test_a_transformer_in_one_file_is_the_one_of_the_folder_to_the_dtype_and_says_what_it_is(
     pairs: dict[str, Pair], family: Family, tmp_path: Path, kind: str, prefix: str, dtype: torch.dtype
 ) -> None:
@@ -103,6 +106,16 @@ def test_a_vae_in_one_file_is_the_one_of_the_folder(dev: Pair, family: Family, t
     assert all(torch.equal(single[name], whole[name]) for name in whole)
 
 
+@pytest.mark.parametrize(("name", "single"), [("flux1", False), ("z-image", False), ("z-image", True)])
+def test_the_vae_that_two_families_share_says_nothing_of_the_family(tmp_path: Path, name: str, single: bool) -> None:
+    folder = write_tiny_model(name, tmp_path / "model")
+    paths = [folder / part / "diffusion_pytorch_model.safetensors" for part in ("vae", "transformer")]
+    (folder / "model_index.json").unlink()
+    if single:
+        paths = [path.rename(tmp_path / f"{path.parent.name}.safetensors") for path in paths]
+    assert resolve_model(model_paths=json.dumps([str(path) for path in paths])).family.name == name
+
+
 @pytest.mark.parametrize(("variant", "count"), [(None, 780), ("schnell", 776), ("fill", 780)])
 def test_diffusers_converts_a_file_with_the_published_sizes(variant: str | None, count: int) -> None:
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
@@ -118,8 +131,6 @@ def test_diffusers_converts_a_file_with_the_published_sizes(variant: str | None,
 
 @pytest.mark.parametrize("kept", ["shared.weight", "encoder.embed_tokens.weight"])
 def test_the_embeddings_of_t5_are_in_a_file_under_either_name(dev: Pair, tmp_path: Path, kept: str) -> None:
-    import shutil
-
     folder = shutil.copytree(dev.folder, tmp_path / "model")
     file = folder / "text_encoder_2" / "model.safetensors"
     state = load_file(file)
