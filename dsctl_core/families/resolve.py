@@ -216,8 +216,9 @@ def _parse_paths(text: str) -> list[ModelConfig]:
 def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str, ModelConfig]) -> ResolvedModel:
     """Resolve a model from locations: the class of one of them identifies the family; readers are next to the first.
 
-    Several families can have components of one class, so it is that of the first component that only one family has. The
-    repository of published weights takes precedence over the class, and so does a model_index.json in the parent folder of the first component.
+    Several families can have components of one class, so it is that of the first component that only one family has.
+    The repository of published weights takes precedence over the class, and so does a model_index.json in the parent
+    folder of the first component.
     """
     if not configs:
         raise UsageError(f"{label!r} names no model files", hint='write it as "ID:PATTERN,ID:PATTERN"')
@@ -227,6 +228,7 @@ def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str,
         family = identify_folder(folder)
         return ResolvedModel(label, family, None, tuple(configs), readers, dict(family.defaults))
     published = _published_denoiser(configs)
+    index: dict[str, Any] | None
     if published is not None:
         family, index = published[0], published[0].preset_index(published[1])
     else:
@@ -245,14 +247,18 @@ def _family_of(paths: Sequence[Path]) -> tuple[Family, dict[str, Any] | None]:
 
     The second result is the model_index.json beside that component, if it is of the family.
     """
-    told = next(((path, _owners(path)[0]) for path in paths if len(paths) > 1 and len(_owners(path)) == 1), None)
-    path = paths[0] if told is None else told[0]
-    if not is_single_file(path):
-        return _family_of_component(path if path.is_dir() else path.parent)
-    return identify_single_file(families().values(), path)[0] if told is None else told[1], None
+    for path in paths if len(paths) > 1 else ():
+        owners = _owners(path)
+        if len(owners) == 1 and is_single_file(path):
+            return owners[0], None
+        if len(owners) == 1:
+            return _family_of_component(path if path.is_dir() else path.parent)
+    first = paths[0]
+    if is_single_file(first):
+        return identify_single_file(families().values(), first)[0], None
+    return _family_of_component(first if first.is_dir() else first.parent)
 
 
-@functools.lru_cache(maxsize=8)
 def _owners(path: Path) -> list[Family]:
     """Return the families with a component of the class, or with the tensor names, of the one at `path`."""
     if is_single_file(path):

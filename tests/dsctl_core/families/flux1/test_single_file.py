@@ -140,3 +140,16 @@ def test_the_embeddings_of_t5_are_in_a_file_under_either_name(dev: Pair, tmp_pat
         FAMILY, [ModelConfig(folder)], torch_dtype=torch.float32, device="cpu", only=["text_encoder_2"]
     )
     assert torch.equal(found.models["text_encoder_2"].encoder.embed_tokens.weight, embeddings)
+
+
+def test_the_names_of_clip_are_those_of_the_published_file_or_of_the_library(dev: Pair, tmp_path: Path) -> None:
+    folder = shutil.copytree(dev.folder, tmp_path / "model")
+    file = folder / "text_encoder" / "model.safetensors"
+    state = load_file(file)
+    assert not any(name.startswith("text_model.") for name in state)
+    save_file({f"text_model.{name}": each for name, each in state.items()}, file, {"format": "pt"})
+    configs, only = [ModelConfig(folder)], ["text_encoder"]
+    found = load_components(FAMILY, configs, torch_dtype=torch.float32, device="cpu", only=only).models
+    loaded = found["text_encoder"].state_dict()
+    assert len(loaded) == len(state) == 36
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
