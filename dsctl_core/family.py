@@ -167,13 +167,15 @@ class OriginalNames:
 
     A `fused` layer is the concatenation of several diffusers layers, in order. They are of equal size, or, for a fused
     layer in `shares`, have these multiples of a common size. A layer in `swapped` has the halves of its outputs in the
-    other order.
+    other order. Layers in `ratios` have these numbers of outputs for inputs, which tells them from layers of the same
+    name in other models.
     """
 
     single: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]]
     shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     swapped: tuple[str, ...] = ()
+    ratios: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     own_prefix: bool = False  # whether diffusers reads a LoRA of this model only with the prefix of its own files
 
 

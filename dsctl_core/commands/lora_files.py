@@ -18,7 +18,7 @@ from dsctl_core.lora.algebra import RankTruncation
 from dsctl_core.lora.files import read_lora, save_lora, unnamed_layers
 from dsctl_core.lora.formats import DENOISER, FORMATS, Layers, LoraFile
 from dsctl_core.lora.merge import component_shapes
-from dsctl_core.lora.original import has_original_names
+from dsctl_core.lora.original import has_original_names, named_in
 from dsctl_core.options.model import SomeModelOptions
 
 
@@ -125,6 +125,10 @@ def _original_names(
     """Return the original names of the model that a LoRA is for, from its header, else from its layers."""
     if about.get("family") in families():
         return families()[about["family"]].original_names
-    names = {*components.get(DENOISER, {}), *shapes.get(DENOISER, {})}
+    own = components.get(DENOISER, {})
+    names = {*own, *shapes.get(DENOISER, {})}
     known = [family.original_names for family in families().values() if family.original_names is not None]
-    return next((layout for layout in known if has_original_names(names, layout)), None)
+    whole = [layout for layout in known if own and named_in(own, layout) == len(own)]
+    if whole:
+        return max(whole, key=lambda layout: named_in(names, layout))
+    return next((layout for layout in known if not layout.own_prefix and has_original_names(names, layout)), None)

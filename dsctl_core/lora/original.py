@@ -47,6 +47,8 @@ def to_original(layers: Layers, names: OriginalNames, form: str) -> Layers:
 def from_original(layers: Layers, layouts: Iterable[OriginalNames | None], *, flat: bool) -> Layers:
     """Return `layers` with diffusers' names if some of them have original names of one of `layouts`, else unchanged.
 
+    A layout with other sizes than those of the layers is left out.
+
     `flat` means that the names in `layers` have underscores instead of dots; converted names have dots.
     """
     for names in filter(None, layouts):
@@ -56,13 +58,16 @@ def from_original(layers: Layers, layouts: Iterable[OriginalNames | None], *, fl
         swapped = {_matcher(original, flat) for original in names.swapped}
         shared = {_matcher(original, flat) for original, ours in names.single.items() if original == ours}
         found: Layers = {}
-        certain = in_blocks = strangers = 0
+        ratios = {_matcher(original, flat): ratio for original, ratio in names.ratios.items()}
+        certain = in_blocks = strangers = misfits = 0
         for name, layer in layers.items():
             match, ours = next(((m, o) for matcher, o in originals.items() if (m := matcher.match(name))), (None, {}))
             if match is None:
                 strangers += 1
                 found[name] = layer
                 continue
+            outputs, inputs = ratios.get(match.re, layer.shape)
+            misfits += layer.shape[0] * inputs != layer.shape[1] * outputs
             # A name in a block that both layouts have is no sign, unless all layers have names of this layout.
             in_blocks += len(match.groups())
             certain += len(match.groups()) if match.re not in shared else 0
@@ -72,7 +77,7 @@ def from_original(layers: Layers, layouts: Iterable[OriginalNames | None], *, fl
                 found[next(iter(targets))] = _with_halves_swapped(layer) if match.re in swapped else layer
             else:
                 found |= _split(targets, layer)
-        if certain or (in_blocks and not strangers):
+        if not misfits and (certain or (in_blocks and not strangers)):
             return found
     return layers
 
@@ -81,6 +86,12 @@ def has_original_names(names: Iterable[str], layout: OriginalNames) -> bool:
     """Return whether some of the diffusers layer `names` have an original name in a block of `layout`."""
     own = {pattern for pattern in layout.single.values() if "{}" in pattern}
     return any(_without_number(name)[0] in own for name in names)
+
+
+def named_in(names: Iterable[str], layout: OriginalNames) -> int:
+    """Return how many of the diffusers layer `names` have an original name in `layout`."""
+    known = {*layout.single.values(), *(part for parts in layout.fused.values() for part in parts)}
+    return sum(_without_number(name)[0] in known for name in names)
 
 
 def _without_number(name: str) -> tuple[str, str]:

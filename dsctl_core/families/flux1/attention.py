@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor
 
 from dsctl_core.families.flux1.family import FAMILY
-from dsctl_core.families.flux2.attention import attend, normed
+from dsctl_core.families.flux2.attention import attend, mask_of, normed
 from dsctl_core.media.kv_cache import CachedProcessor, KvCache, admit_kv_cache
 
 
@@ -23,10 +23,7 @@ def attention_kwargs_of(
 
     `text_mask` (B, T) marks the text tokens to attend to (None: all); all `pictures` image tokens (S) are attended to.
     """
-    found: dict[str, Any] = {}
-    if text_mask is not None:
-        mask = torch.cat([text_mask.bool(), text_mask.new_ones(len(text_mask), pictures, dtype=torch.bool)], dim=1)
-        found["attention_mask"] = mask[:, None, None, :]
+    found = mask_of(text_mask, pictures)
     return {**found, **admit_kv_cache(dit, FAMILY.attention_blocks, kv_cache, batch, CachedAttention)} or None
 
 

@@ -58,11 +58,6 @@ def is_fill(parts: ModelParts) -> bool:
     return parts.settings.get(CHANNELS, DIT_CONFIG["in_channels"]) != DIT_CONFIG["in_channels"]
 
 
-def reference_sizes(parts: ModelParts) -> Sequence[Sequence[int]]:
-    """Return the sizes (width, height) to which reference images are brought."""
-    return parts.settings.get(SIZES, KONTEXT_SIZES)
-
-
 def text_tokens(parts: ModelParts) -> int:
     """Return the number of tokens of all prompts."""
     return TEXT_TOKENS if parts.settings.get(TAKES_GUIDANCE, True) else SCHNELL_TEXT_TOKENS
@@ -124,10 +119,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
-    """Return the size in bytes, in bfloat16, of the latents of an image and of the embeddings of a prompt.
-
-    For Fill this counts the masked latents and the mask too; for Kontext no reference image is counted.
-    """
+    """Return the size in bytes, in bfloat16, of the latents of an image (Fill: and mask) and of the prompt embeddings."""
     latents = dit["in_channels"] * (width // FACTOR) * (height // FACTOR) * frames
     tokens = TEXT_TOKENS if dit["guidance_embeds"] else SCHNELL_TEXT_TOKENS
     return 2 * latents, 2 * (tokens * dit["joint_attention_dim"] + dit["pooled_projection_dim"])

@@ -36,5 +36,11 @@ ORIGINAL_NAMES = OriginalNames(
     },
     shares={"single_blocks.{}.linear1": (1, 1, 1, 4)},
     swapped=("final_layer.adaLN_modulation.1",),
+    ratios={  # layers of the same names in FLUX.2 have others
+        **dict.fromkeys(("double_blocks.{}.img_mlp.0", "double_blocks.{}.txt_mlp.0"), (4, 1)),
+        **dict.fromkeys(("double_blocks.{}.img_mlp.2", "double_blocks.{}.txt_mlp.2"), (1, 4)),
+        "single_blocks.{}.linear1": (7, 1),
+        "single_blocks.{}.linear2": (1, 5),
+    },
     own_prefix=True,
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.families.flux1 import units
 from dsctl_core.families.flux1.attention import attention_kwargs_of
-from dsctl_core.families.flux1.family import FAMILY, guidance_of, is_fill, reference_sizes, takes_references
+from dsctl_core.families.flux1.family import FAMILY, KONTEXT_SIZES, SIZES, guidance_of, is_fill, takes_references
 from dsctl_core.families.flux1.latents import SPACE, TILE_SIZE, TILE_STRIDE, pack, places, unpack
 from dsctl_core.media import PicturePipeline
 from dsctl_core.media import units as picture_units
@@ -41,8 +41,8 @@ class Flux1Pipeline(PicturePipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_fn = model_fn_flux1
-        edits = takes_references(self.parts)
-        fitted = partial(units.fitted, sizes=reference_sizes(self.parts)) if edits else units.refused
+        sizes = self.parts.settings.get(SIZES, KONTEXT_SIZES)
+        fitted = partial(units.fitted, sizes=sizes) if takes_references(self.parts) else units.refused
         self.units = [
             picture_units.ShapeChecker(),
             picture_units.NoiseInitializer(),

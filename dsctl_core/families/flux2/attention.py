@@ -24,11 +24,16 @@ def attention_kwargs_of(
 
     `text_mask` (B, T) marks the text tokens to attend to (None: all); all `pictures` image tokens (S) are attended to.
     """
-    found: dict[str, Any] = {}
-    if text_mask is not None:
-        mask = torch.cat([text_mask.bool(), text_mask.new_ones(len(text_mask), pictures, dtype=torch.bool)], dim=1)
-        found["attention_mask"] = mask[:, None, None, :]
+    found = mask_of(text_mask, pictures)
     return {**found, **admit_kv_cache(dit, FAMILY.attention_blocks, kv_cache, batch, _processor)} or None
+
+
+def mask_of(text_mask: Tensor | None, pictures: int) -> dict[str, Any]:
+    """Return the keyword argument with the attention mask (B, 1, 1, T + S), or none; see `attention_kwargs_of`."""
+    if text_mask is None:
+        return {}
+    mask = torch.cat([text_mask.bool(), text_mask.new_ones(len(text_mask), pictures, dtype=torch.bool)], dim=1)
+    return {"attention_mask": mask[:, None, None, :]}
 
 
 def _processor(block: str, plain: Any) -> CachedProcessor:
