@@ -119,7 +119,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
-    """Return the size in bytes, in bfloat16, of the latents of an image (Fill: and mask) and of the prompt embeddings."""
+    """Return the size in bytes, in bfloat16, of the latents of an image (Fill: and mask) and of its prompt."""
     latents = dit["in_channels"] * (width // FACTOR) * (height // FACTOR) * frames
     tokens = TEXT_TOKENS if dit["guidance_embeds"] else SCHNELL_TEXT_TOKENS
     return 2 * latents, 2 * (tokens * dit["joint_attention_dim"] + dit["pooled_projection_dim"])

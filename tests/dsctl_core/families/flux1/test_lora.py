@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from dsctl_core.commands.lora import convert
 from dsctl_core.commands.merge_lora import merge
+from dsctl_core.commands.train import train
 from dsctl_core.families import load_family
 from dsctl_core.lora import FORMATS, LoraLayer, load_lora, read_lora, save_lora
 from dsctl_core.lora.layers import linear_shapes
 from dsctl_core.lora.targets import find_targets
+from dsctl_core.options import TrainOptions
 from dsctl_core.options.lora_tools import LoraConvertOptions, MergeLoraOptions
-from tests.dsctl_core.families.flux1.conftest import Pair, fresh
+from tests.dsctl_core.families.flux1.conftest import Pair, fresh, noisy, write_rows
 
 FAMILY = load_family("flux1")
 LAYOUT = FAMILY.original_names
@@ -127,6 +129,40 @@ def test_diffusers_loads_all_layers_without_a_warning_and_gives_our_output(
     loaded = {name for name, module in transformer.named_modules() if hasattr(module, "lora_A")}
     assert loaded == set(layers)
     torch.testing.assert_close(velocity(transformer), changed_by(dev, layers), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", DIFFUSERS_READS)
+def test_a_lora_that_was_trained_here_loads_in_diffusers(dev: Pair, narrow: None, tmp_path: Path, form: str) -> None:
+    noisy((48, 32)).save(tmp_path / "a.png")
+    write_rows(tmp_path, {"image": "a.png", "prompt": "a picture"})
+    options = {"model": str(dev.folder), "dataset_base_path": tmp_path, "lora_rank": 4, "learning_rate": 0.05}
+    options |= {"max_steps": 2, "device": "cpu", "mixed_precision": "no", "lora_format": form}
+    made = train(TrainOptions(**options, output_path=tmp_path / "out", cache=False)).checkpoint
+    ours = fresh(dev.folder, only=["dit"])
+    before = velocity(ours.dit)
+    load_lora(ours, made)
+    transformer = load_into_diffusers(dev, made)
+    assert sum(hasattr(module, "lora_A") for module in transformer.modules()) == 34
+    torch.testing.assert_close(velocity(transformer), velocity(ours.dit), atol=1e-5, rtol=1e-5)
+    assert (velocity(ours.dit) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("single_transformer_blocks.0.proj_mlp", "transformer."),
+        ("transformer_blocks.0.img_mlp.net.2", "diffusion_model."),
+        ("single_transformer_blocks.0.attn.to_qkv_mlp_proj", "diffusion_model."),
+    ],
+)
+def test_a_lora_without_a_header_is_converted_under_the_prefix_of_its_own_model(
+    tmp_path: Path, name: str, prefix: str
+) -> None:
+    layer = LoraLayer(torch.ones(2, 4), torch.ones(4, 2))
+    layers = {name: layer, "transformer_blocks.0.attn.to_out.0": layer}
+    path = save_lora(tmp_path / "a.safetensors", {"dit": layers}, {})
+    convert(LoraConvertOptions(file=path, to="diffusers", output=tmp_path / "b.safetensors"))
+    assert {each.split(".")[0] + "." for each in load_file(tmp_path / "b.safetensors")} == {prefix}
 
 
 def test_what_kohya_and_comfyui_call_the_layers(tmp_path: Path, layers: Any, shapes: Any) -> None:

@@ -229,3 +229,26 @@ def test_every_preset_knows_its_guidance_and_how_long_its_prompts_are() -> None:
         "flux1-kontext-dev": (2.5, 512, True, False),
         "flux1-fill-dev": (30.0, 512, False, True),
     }
+
+
+def test_an_edited_picture_is_a_square_as_in_diffusers_and_a_folder_has_the_steps_of_its_kind(
+    pairs: dict[str, Pair],
+) -> None:
+    from dsctl_core.families.resolve import resolve_model
+
+    parts = pairs["kontext"].ours.parts
+    assert FAMILY.edited_size is not None
+    assert FAMILY.edited_size(parts, [(600, 400)], 1024 * 1024) == (1024, 1024)
+    assert FAMILY.edited_size(parts, [(600, 400)], 500 * 500) == (496, 496)
+    steps = {kind: resolve_model(str(pair.folder)).defaults["num_inference_steps"] for kind, pair in pairs.items()}
+    assert steps == {"dev": 50, "schnell": 50, "kontext": 28, "fill": 50}
+
+
+def test_fill_takes_one_mask_or_one_for_each_picture(fill: Pair) -> None:
+    images, masks = [noisy((48, 32), n) for n in range(2)], [mask_of((48, 32), n) for n in range(3)]
+    options = {"height": 32, "width": 48, "num_inference_steps": 1, "seed": 1, "input_image": images}
+    made = fill.ours(list(PROMPTS), inpaint_mask=masks[:2], **options)
+    alone = fill.ours(PROMPTS[1], inpaint_mask=masks[1], **{**options, "input_image": images[1]})
+    assert np.abs(np.array(made[1], dtype=int) - np.array(alone, dtype=int)).max() <= 1
+    with pytest.raises(UsageError, match="3 inpaint masks for 2 images"):
+        fill.ours(list(PROMPTS), inpaint_mask=masks, **options)
