@@ -75,7 +75,9 @@ def test_every_layer_of_the_blocks_comes_back_under_its_name(flat: bool) -> None
     ]
     names += [f"single_transformer_blocks.{n}.attn.{part}" for n in (1, 20) for part in ("to_qkv_mlp_proj", "to_out")]
     names += ["x_embedder", "context_embedder", "proj_out", "single_stream_modulation.linear"]
-    layers = {name: layer(2, number) for number, name in enumerate(names)}
+    ratios = {"linear_in": (6, 1), "linear_out": (1, 3), "to_qkv_mlp_proj": (9, 1), "attn.to_out": (1, 4)}
+    sizes = [next((size for end, size in ratios.items() if name.endswith(end)), (6, 5)) for name in names]
+    layers = {name: layer(2, number, size) for number, (name, size) in enumerate(zip(names, sizes, strict=True))}
     written = to_original(layers, ORIGINAL_NAMES, "kohya")
     assert not set(written) & set(layers)
     shown = {name.replace(".", "_") if flat else name: each for name, each in written.items()}
