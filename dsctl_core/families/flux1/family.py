@@ -179,7 +179,7 @@ def _preset(name: str, summary: str, defaults: dict[str, Any], kind: str = PLAIN
     """Return the preset of the repository FLUX.1-`name`; `kind` is its pipeline class."""
     index = {CLASS: kind, **more.pop("index", {})}
     repository = f"black-forest-labs/FLUX.1-{name}"
-    # Hugging Face asks for consent before all of them, also before schnell, which anyone may use.
+    # Hugging Face asks for consent before all of them, also before schnell, which has a free license.
     more = {"license": DEV_LICENSE, "gated": True, **more}
     return Preset(f"flux1-{name.lower()}", summary, repository, FILES, defaults=defaults, index=index, **more)
 
