@@ -93,12 +93,14 @@ class PromptLimit:
 
     `count(reader, prompts, index)` returns the number of tokens of each prompt, counted as `tokens` is: with what the
     model puts around it, if that is part of the limit. It needs no weights; `index` is the model_index.json, or None if
-    there is none. `reader` is the name of the tokenizer.
+    there is none. `reader` is the name of the tokenizer. `of_kind` has the number for kinds of models
+    (`Family.config_kind`) that take another than `tokens`.
     """
 
     tokens: int
     count: Callable[[Any, Sequence[str], Mapping[str, Any] | None], list[int]]
     reader: str = "tokenizer"
+    of_kind: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -215,15 +217,21 @@ class DiffSynthTable:
 class OriginalNames:
     """Layer names of the original release of a model, mapped to those of diffusers; `{}` is the number of a block.
 
-    A `fused` layer is the concatenation of several diffusers layers of equal size, in order. `converted_as` is the
-    diffusers class whose conversion of single files knows the original names, which verifies files that are written
-    with this table; it must take a part of the tensors (None: there is none). `diffusers_prefix` is the prefix of
-    diffusers' own names in LoRA files, if diffusers' reader does not accept "diffusion_model." before them.
-    `in_diffsynth` says whether DiffSynth-Studio has the original names too, and not those of diffusers.
+    A `fused` layer is the concatenation of several diffusers layers, in order. They are of equal size, or, for a fused
+    layer in `shares`, have these multiples of a common size. A layer in `swapped` has the halves of its outputs in the
+    other order. Layers in `ratios` have these numbers of outputs for inputs, which tells them from layers of the same
+    name in other models. `converted_as` is the diffusers class whose conversion of single files knows the original
+    names, which verifies files that are written with this table; it must take a part of the tensors (None: there is
+    none). `diffusers_prefix` is the prefix of diffusers' own names in LoRA files, if diffusers' reader does not accept
+    "diffusion_model." before them. `in_diffsynth` says whether DiffSynth-Studio has the original names too, and not
+    those of diffusers.
     """
 
     single: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]]
+    shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    swapped: tuple[str, ...] = ()
+    ratios: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     converted_as: str | None = None
     diffusers_prefix: str | None = None
     in_diffsynth: bool = False

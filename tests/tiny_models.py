@@ -246,6 +246,49 @@ def _z_image_parts(generator: torch.Generator, shift: float, **dit: Any) -> dict
     }
 
 
+def write_tiny_flux1(folder: Path, seed: int = 0, kind: str = "dev") -> Path:
+    """Write a tiny random FLUX.1 to `folder`; `kind` is dev, schnell, kontext or fill."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+    generator = torch.Generator().manual_seed(seed)
+    tiny = load_family("flux1").tiny
+    of_kind = {
+        "schnell": {"guidance_embeds": False},
+        "fill": {"in_channels": 4 * (16 + 16 + 64), "out_channels": 64},
+    }
+    letters = [chr(code) for code in range(33, 127)]
+    clip = {each: number for number, each in enumerate([*letters, *(f"{each}</w>" for each in letters)])}
+    clip |= {"fo": len(clip), "fox</w>": len(clip) + 1}
+    clip |= {"<|startoftext|>": len(clip), "<|endoftext|>": len(clip) + 1}
+    t5 = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((each, -2.0) for each in ("\u2581", *letters))]
+    t5 += [(word, -3.0) for word in ("\u2581a", "\u2581red", "\u2581cat", "fox", "star")]
+    shift = {"base_shift": 0.5, "max_shift": 1.15, "shift": 1.0 if kind == "schnell" else 3.0}
+    pipeline = {"kontext": diffusers.FluxKontextPipeline, "fill": diffusers.FluxFillPipeline}
+    tokenizer_2 = T5Tokenizer(vocab=t5, extra_ids=0, model_max_length=512)
+    gated = {"feed_forward_proj": "gated-gelu"}
+    sizes = {"vocab_size": len(clip), "eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}
+    pipe: Any = pipeline.get(kind, diffusers.FluxPipeline)(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=kind != "schnell", **shift),
+        vae=randomize(diffusers.AutoencoderKL(**tiny["vae"]), generator),
+        text_encoder=randomize(CLIPTextModel(CLIPTextConfig(**tiny["text_encoder"], **sizes)), generator),
+        tokenizer=CLIPTokenizer(vocab=clip, merges=[("f", "o"), ("fo", "x</w>")], model_max_length=77),
+        text_encoder_2=randomize(
+            T5EncoderModel(T5Config(**tiny["text_encoder_2"], **gated, vocab_size=len(t5))), generator
+        ),
+        tokenizer_2=tokenizer_2,
+        transformer=randomize(diffusers.FluxTransformer2DModel(**{**tiny["dit"], **of_kind.get(kind, {})}), generator),
+    )
+    pipe.save_pretrained(folder)
+    if kind == "kontext":
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps({**index, "reference_sizes": FLUX1_SIZES}))
+    return folder
+
+
+FLUX1_SIZES = [[32, 80], [48, 48], [80, 32]]  # of the references of a tiny Kontext, (width, height)
+
+
 def embedded_tokenizer() -> Path:
     """Return the folder of the embedded model's tokenizer, the only real one that there is without a download."""
     path = find_preset("tiny")[1].local_path()
@@ -271,6 +314,7 @@ def randomize(model: Any, generator: torch.Generator) -> Any:
 BUILDERS: dict[str, Callable[[Path, int], Path]] = {
     "qwen-image": write_tiny_qwen_image,
     "qwen-image-edit": write_tiny_qwen_image_edit,
+    "flux1": write_tiny_flux1,
     "flux2": write_tiny_flux2,
     "wan": write_tiny_wan,
     "z-image": write_tiny_z_image,

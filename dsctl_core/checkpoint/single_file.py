@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,14 +46,7 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
     stored = _stored(path)
     scores: list[tuple[float, str]] = []
     for family in families:
-        for component in family.components:
-            if component.name not in family.published:
-                continue
-            score = max(
-                _likeness(_patterns(model.state_dict()), _patterns(layout))
-                for model in (_empty(component, config) for config in family.all_sizes(component.name))
-                for layout in _layouts(component, model, stored)
-            )
+        for component, score in _scores(family, stored):
             if score == 1:
                 return family, component
             scores.append((score, f"{component.name} of {family.name} ({score:.0%} of the names)"))
@@ -68,6 +61,26 @@ def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family
         f"{path} is no component that is known by its tensors, and has no config.json beside it",
         hint=f"put the config.json that it was published with beside it; nearest: {nearest}",
     )
+
+
+def single_file_owners(families: Iterable[Family], path: Path) -> list[Family]:
+    """Return all families with a component that has the tensor names in `path`; families can share a VAE."""
+    stored = _stored(path)
+    return [family for family in families if any(score == 1 for _, score in _scores(family, stored))]
+
+
+def _scores(family: Family, stored: Mapping[str, Tensor]) -> Iterator[tuple[Component, float]]:
+    """Yield each published component of `family`, and which share of the tensor names `stored` is that of it."""
+    for component in family.components:
+        if component.name in family.published:
+            yield (
+                component,
+                max(
+                    _likeness(_patterns(model.state_dict()), _patterns(layout))
+                    for model in (_empty(component, config) for config in family.all_sizes(component.name))
+                    for layout in _layouts(component, model, stored)
+                ),
+            )
 
 
 def published_config(family: Family, component: Component, path: Path) -> dict[str, Any]:

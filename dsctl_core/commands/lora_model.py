@@ -21,7 +21,7 @@ from dsctl_core.families import families
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.family import Component, Family
 from dsctl_core.lora.files import family_in_header, read_lora, refuse_other_family, with_model_names
-from dsctl_core.lora.formats import FORMATS, LoraFile, with_dots
+from dsctl_core.lora.formats import FORMATS, LoraFile, format_for, with_dots
 from dsctl_core.lora.merge import component_shapes
 from dsctl_core.options.model import SomeModelOptions, WeightOptions
 
@@ -48,7 +48,9 @@ class LoraModel:
         """
         if len(self.candidates) == 1:
             return self.candidates[0]
-        if FORMATS[form].original and len({id(family.original_names) for family in self.candidates}) > 1:
+        tables = [family.original_names for family in self.candidates]
+        renamed = FORMATS[form].original and len(set(map(id, tables))) > 1
+        if renamed or len({format_for(form, table).prefix for table in tables}) > 1:
             named = " and ".join(family.name for family in self.candidates)
             raise UsageError(
                 f"the layers of {paths[0]} are layers of {named}, which have other names in the format {form}",

@@ -47,15 +47,16 @@ def find_cut_prompts(resolved: ResolvedModel, prompts: Sequence[str], *, downloa
     limit = resolved.family.prompt_limit
     if limit is None:
         return CutPrompts(resolved.label, 0, {})
+    most = limit.of_kind.get(resolved.parts.kind or "", limit.tokens) if limit.of_kind else limit.tokens
     # What a model puts around a prompt is less than half of what it takes.
-    long = [prompt for prompt in dict.fromkeys(prompts) if _most_tokens(prompt) > limit.tokens // 2]
+    long = [prompt for prompt in dict.fromkeys(prompts) if _most_tokens(prompt) > most // 2]
     if not long:
-        return CutPrompts(resolved.label, limit.tokens, {})
+        return CutPrompts(resolved.label, most, {})
     reader = resolved.find_reader(limit.reader, download=download)
     if reader is None:
-        return CutPrompts(resolved.label, limit.tokens, {}, unchecked=len(long))
+        return CutPrompts(resolved.label, most, {}, unchecked=len(long))
     counts = zip(long, limit.count(reader, long, resolved.known_index), strict=True)
-    return CutPrompts(resolved.label, limit.tokens, {each: count for each, count in counts if count > limit.tokens})
+    return CutPrompts(resolved.label, most, {each: count for each, count in counts if count > most})
 
 
 def _most_tokens(prompt: str) -> int:

@@ -15,7 +15,7 @@ from dsctl_core.checkpoint.load import find_component_paths, parts_of
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.model_index import read_index
 from dsctl_core.checkpoint.readers import load_reader
-from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file
+from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, single_file_owners
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
 from dsctl_core.family import Family, ModelParts, Preset, Schedule
@@ -232,10 +232,11 @@ def _parse_paths(text: str) -> list[ModelConfig]:
 
 
 def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str, ModelConfig]) -> ResolvedModel:
-    """Resolve a model from locations: the class of the first one identifies the family, and readers are next to it.
+    """Resolve a model from locations: the class of one of them identifies the family; readers are next to the first.
 
-    Several families can have components of one class. The repository of published weights takes precedence over the
-    class, and so does a model_index.json in the parent folder of the first component.
+    Several families can have components of one class, so it is that of the first component that only one family has.
+    The repository of published weights takes precedence over the class, and so does a model_index.json in the parent
+    folder of the first component.
     """
     if not configs:
         raise UsageError(f"{label!r} names no model files", hint='write it as "ID:PATTERN,ID:PATTERN"')
@@ -245,12 +246,11 @@ def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str,
         family = identify_folder(folder)
         return ResolvedModel(label, family, None, tuple(configs), readers, folder_defaults(family, folder))
     published = _published_denoiser(configs)
+    index: dict[str, Any] | None
     if published is not None:
         family, index = published[0], published[0].preset_index(published[1])
-    elif is_single_file(first):
-        family, index = identify_single_file(families().values(), first)[0], None
     else:
-        family, index = _family_of_component(folder)
+        family, index = _family_of([config.resolve()[0] for config in configs])
     beside = {reader.name: folder.parent / reader.folder for reader in family.readers}
     readers = {name: ModelConfig(path=path) for name, path in beside.items() if path.is_dir()} | readers
     preset, defaults = None, dict(family.defaults)
@@ -258,6 +258,31 @@ def _from_configs(label: str, configs: Sequence[ModelConfig], readers: dict[str,
         preset = published[1]
         readers, defaults = {**_published_readers(family, preset), **readers}, {**defaults, **preset.defaults}
     return ResolvedModel(label, family, None, tuple(configs), readers, defaults, published=preset, index=index)
+
+
+def _family_of(paths: Sequence[Path]) -> tuple[Family, dict[str, Any] | None]:
+    """Return the family of the first component that only one family has, or else a family of the first component.
+
+    The second result is the model_index.json beside that component, if it is of the family.
+    """
+    for path in paths if len(paths) > 1 else ():
+        owners = _owners(path)
+        if len(owners) == 1 and is_single_file(path):
+            return owners[0], None
+        if len(owners) == 1:
+            return _family_of_component(path if path.is_dir() else path.parent)
+    first = paths[0]
+    if is_single_file(first):
+        return identify_single_file(families().values(), first)[0], None
+    return _family_of_component(first if first.is_dir() else first.parent)
+
+
+def _owners(path: Path) -> list[Family]:
+    """Return the families with a component of the class, or with the tensor names, of the one at `path`."""
+    if is_single_file(path):
+        return single_file_owners(families().values(), path)
+    name = class_of(path if path.is_dir() else path.parent)
+    return [f for f in families().values() if any(name in component.class_names for component in f.components)]
 
 
 def _family_of_component(folder: Path) -> tuple[Family, dict[str, Any] | None]:

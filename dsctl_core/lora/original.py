@@ -1,7 +1,8 @@
 """Convert between diffusers' layer names and those of the original release of a model, which some tools use.
 
-Originally the three projections into attention are one layer, `qkv`. Their updates are fused without loss: with the
-down matrices stacked and the up matrices as diagonal blocks, the product is the three updates stacked.
+Originally the three projections into attention are one layer, `qkv`, in some models with that into the feed-forward.
+Their updates are fused without loss: with the down matrices stacked and the up matrices as diagonal blocks, the product
+is the updates stacked.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ def to_original(layers: Layers, names: OriginalNames, form: str) -> Layers:
     ours = {pattern: original for original, pattern in names.single.items()}
     parts = {part: original for original, of in names.fused.items() for part in of}
     made: Layers = {}
-    groups: dict[str, tuple[tuple[str, ...], dict[str, LoraLayer]]] = {}
+    groups: dict[str, tuple[dict[str, int], dict[str, LoraLayer]]] = {}
     for name, layer in layers.items():
         pattern, number = (name, "") if name in ours else _without_number(name)
         if pattern in ours:
-            made[_numbered(ours[pattern], number)] = layer
+            swapped = ours[pattern] in names.swapped
+            made[_numbered(ours[pattern], number)] = _with_halves_swapped(layer) if swapped else layer
         elif pattern in parts:
             original = parts[pattern]
-            order = tuple(_numbered(part, number) for part in names.fused[original])
+            order = {_numbered(part, number): share for part, share in _shares(names, original).items()}
             groups.setdefault(_numbered(original, number), (order, {}))[1][name] = layer
         else:
             raise DsctlError(
@@ -48,32 +50,40 @@ def from_original(
 ) -> Layers:
     """Return `layers` with diffusers' names if some of them have original names of one of `layouts`, else unchanged.
 
-    `flat` means that the names in `layers` have underscores instead of dots; converted names have dots. `path` is the
-    file, for messages. Raises DsctlError for a layer that is there under both names.
+    A layout with other sizes than those of the layers is left out. `flat` means that the names in `layers` have
+    underscores instead of dots; converted names have dots. `path` is the file, for messages. Raises DsctlError for a
+    layer that is there under both names.
     """
     for names in filter(None, layouts):
-        originals: dict[re.Pattern[str], tuple[str, ...]] = {}
-        originals |= {_matcher(original, flat): (ours,) for original, ours in names.single.items()}
-        originals |= {_matcher(original, flat): ours for original, ours in names.fused.items()}
+        originals: dict[re.Pattern[str], dict[str, int]] = {}
+        originals |= {_matcher(original, flat): {ours: 1} for original, ours in names.single.items()}
+        originals |= {_matcher(original, flat): _shares(names, original) for original in names.fused}
+        swapped = {_matcher(original, flat) for original in names.swapped}
         shared = {_matcher(original, flat) for original, ours in names.single.items() if original == ours}
         found: Layers = {}
+        ratios = {_matcher(original, flat): ratio for original, ratio in names.ratios.items()}
         twice: dict[str, str] = {}
-        certain = in_blocks = strangers = 0
+        certain = in_blocks = strangers = misfits = 0
         for name, layer in layers.items():
-            match, ours = next(((m, o) for matcher, o in originals.items() if (m := matcher.match(name))), (None, ()))
+            match, ours = next(((m, o) for matcher, o in originals.items() if (m := matcher.match(name))), (None, {}))
             if match is None:
                 strangers += 1
                 more = {name: layer}
             else:
+                outputs, inputs = ratios.get(match.re, layer.shape)
+                misfits += layer.shape[0] * inputs != layer.shape[1] * outputs
                 # A name in a block that both layouts have is no sign, unless all layers have names of this layout.
                 in_blocks += len(match.groups())
                 certain += len(match.groups()) if match.re not in shared else 0
                 number = match[1] if match.groups() else ""
-                targets = [_numbered(pattern, number) for pattern in ours]
-                more = {targets[0]: layer} if len(targets) == 1 else _split(targets, layer)
+                targets = {_numbered(pattern, number): share for pattern, share in ours.items()}
+                if len(targets) == 1:
+                    more = {next(iter(targets)): _with_halves_swapped(layer) if match.re in swapped else layer}
+                else:
+                    more = _split(targets, layer)
             twice.update(dict.fromkeys(found.keys() & more.keys(), name))
             found |= more
-        if certain or (in_blocks and not strangers):
+        if not misfits and (certain or (in_blocks and not strangers)):
             if twice:
                 again, name = next(iter(twice.items()))
                 raise DsctlError(
@@ -102,33 +112,54 @@ def _matcher(pattern: str, flat: bool) -> re.Pattern[str]:
     return re.compile("^" + re.escape(text).replace(r"\{\}", r"(\d+)") + "$")
 
 
-def _fuse(order: tuple[str, ...], group: Mapping[str, LoraLayer]) -> LoraLayer:
+def _shares(names: OriginalNames, original: str) -> dict[str, int]:
+    """Return the parts of a fused layer in order, each with its multiple of their common size."""
+    parts = names.fused[original]
+    return dict(zip(parts, names.shares.get(original, (1,) * len(parts)), strict=True))
+
+
+def _spans(shares: Iterable[int], unit: int) -> list[slice]:
+    """Return the rows of each part of a fused layer, of which `shares` are multiples of `unit` rows."""
+    spans, first = [], 0
+    for share in shares:
+        spans.append(slice(first, first + share * unit))
+        first += share * unit
+    return spans
+
+
+def _with_halves_swapped(layer: LoraLayer) -> LoraLayer:
+    """Return `layer` with the halves of its rows in the other order."""
+    half = len(layer.up) // 2
+    magnitude = None if layer.magnitude is None else layer.magnitude.roll(half)
+    return replace(layer, up=layer.up.roll(half, dims=0), magnitude=magnitude)
+
+
+def _fuse(order: Mapping[str, int], group: Mapping[str, LoraLayer]) -> LoraLayer:
     """Return one layer with the updates of `group` stacked in the given `order`; a missing one is zero.
 
-    All parts get the same share of the rank, so that readers can split them again.
+    `order` has the share of each part in the rows. All parts get the same share of the rank, so that readers can split
+    them again.
     """
     import torch
 
-    first = next(iter(group.values()))
-    rows, columns = first.shape
+    known, first = next(iter(group.items()))
+    unit, columns = first.shape[0] // order[known], first.shape[1]
     rank = max(layer.rank for layer in group.values())
     down = first.down.new_zeros((len(order) * rank, columns), dtype=torch.float32)
-    up = first.up.new_zeros((len(order) * rows, len(order) * rank), dtype=torch.float32)
-    for place, name in enumerate(order):
+    up = first.up.new_zeros((sum(order.values()) * unit, len(order) * rank), dtype=torch.float32)
+    for place, (name, rows) in enumerate(zip(order, _spans(order.values(), unit), strict=True)):
         if name in group:
             layer = group[name]
             down[place * rank : place * rank + layer.rank] = layer.down.detach()
-            up[place * rows : (place + 1) * rows, place * rank : place * rank + layer.rank] = (
-                layer.up.detach().float() * layer.scale
-            )
+            up[rows, place * rank : place * rank + layer.rank] = layer.up.detach().float() * layer.scale
     return LoraLayer(down, up)
 
 
-def _split(names: list[str], layer: LoraLayer) -> Layers:
+def _split(names: Mapping[str, int], layer: LoraLayer) -> Layers:
     """Undo `_fuse`. If the up matrix is not block-diagonal, every part has the whole down matrix."""
     count = len(names)
-    rows = layer.up.shape[0] // count
-    whole = [rows_of(layer, place * rows, (place + 1) * rows) for place in range(count)]
+    rows = _spans(names.values(), layer.up.shape[0] // sum(names.values()))
+    whole = [rows_of(layer, each.start, each.stop) for each in rows]
     ups = [part.up for part in whole]
     if layer.rank % count or layer.magnitude is not None:
         return dict(zip(names, whole, strict=True))

@@ -101,6 +101,9 @@ def adapter_config(layers: Layers, base_model: str | None) -> dict[str, Any]:
     """
     first = next(iter(layers.values()))
     ranks = {name: layer.rank for name, layer in layers.items() if layer.rank != first.rank}
+    # A pattern is also that of a layer whose name ends with it, and peft takes the first one: the longest go first.
+    ranks |= {name: each.rank for name, each in layers.items() if any(name.endswith(f".{end}") for end in ranks)}
+    ranks = dict(sorted(ranks.items(), key=lambda pair: -len(pair[0])))
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": base_model,

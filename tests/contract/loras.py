@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,11 @@ def fused_by_diffusers(folder: Path, lora: Path) -> dict[str, Tensor]:
     config = json.loads((folder / DIT / "config.json").read_text(encoding="utf-8"))
     transformer = getattr(diffusers, config["_class_name"]).from_pretrained(folder / DIT)
     cls = diffusers_class(folder)
+    alphas = (
+        {"network_alphas": None} if "network_alphas" in signature(cls.load_lora_into_transformer).parameters else {}
+    )
     state, metadata = cls.lora_state_dict(str(lora.parent), weight_name=lora.name, return_lora_metadata=True)
-    cls.load_lora_into_transformer(state, transformer, metadata=metadata)
+    cls.load_lora_into_transformer(state, transformer=transformer, metadata=metadata, **alphas)
     transformer.fuse_lora()
     transformer.unload_lora()
     return dict(transformer.state_dict())

@@ -84,6 +84,32 @@ def wan_files(
     )
 
 
+# The five repositories of FLUX.1 differ only in their weights. That all of them have these files was not compared with
+# the repositories; their single files in the original layout, which no preset uses, are left out.
+FLUX1_FILES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "text_encoder_2/config.json",
+    *(f"text_encoder_2/model-0000{n}-of-00002.safetensors" for n in (1, 2)),
+    "text_encoder_2/model.safetensors.index.json",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "tokenizer_2/special_tokens_map.json",
+    "tokenizer_2/spiece.model",
+    "tokenizer_2/tokenizer.json",
+    "tokenizer_2/tokenizer_config.json",
+    "transformer/config.json",
+    *(f"transformer/diffusion_pytorch_model-0000{n}-of-00003.safetensors" for n in range(1, 4)),
+    "transformer/diffusion_pytorch_model.safetensors.index.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
 # The repositories of Z-Image differ only in their weights. That of Omni is announced: what is listed are the parts that
 # diffusers' pipeline of it has, and that its transformer and SigLIP are there.
 Z_IMAGE_FILES = (
@@ -113,6 +139,7 @@ Z_IMAGE_OMNI_FILES = (
 REPOSITORIES = {
     "Qwen/Qwen-Image": QWEN_IMAGE_FILES,
     "Qwen/Qwen-Image-2512": QWEN_IMAGE_FILES,
+    **{f"black-forest-labs/FLUX.1-{n}": FLUX1_FILES for n in ("dev", "schnell", "Krea-dev", "Kontext-dev", "Fill-dev")},
     "black-forest-labs/FLUX.2-klein-4B": flux2_files(1, 2),
     "black-forest-labs/FLUX.2-klein-base-4B": flux2_files(1, 2),
     "black-forest-labs/FLUX.2-klein-9B": flux2_files(2, 4),
@@ -132,7 +159,7 @@ REPOSITORIES = {
 }
 
 # Components with another published size than the defaults of their class, which serves many models.
-NOT_THE_DEFAULTS = {("z-image", "vae")}
+NOT_THE_DEFAULTS = {("z-image", "vae"), ("flux1", "vae"), ("flux1", "dit")}
 # As in the repositories of Qwen-Image, with the processor of the vision tower. That these files are in all three was
 # not compared with the repositories.
 QWEN_IMAGE_EDIT_FILES = (
@@ -159,6 +186,10 @@ WEIGHTS = {
     ("qwen-image-edit", None, "dit"): (1933, 20_430_401_088),
     ("qwen-image-edit", "2511", "dit"): (1933, 20_430_401_088),
     ("qwen-image-edit", None, "vae"): (194, 126_892_531),
+    ("flux1", None, "dit"): (1160, 11_901_408_320),
+    ("flux1", "schnell", "dit"): (1156, 11_891_178_560),
+    ("flux1", "fill", "dit"): (1160, 11_902_391_360),
+    ("flux1", None, "vae"): (244, 83_819_683),
     ("flux2", None, "dit"): (331, 32_223_281_152),
     ("flux2", "klein-4b", "dit"): (169, 3_875_544_576),
     ("flux2", "klein-9b", "dit"): (233, 9_078_581_248),
@@ -207,6 +238,41 @@ QWEN_IMAGE_AROUND = {
     "proj_out.weight": (64, D),
     "proj_out.bias": (64,),
 }
+
+
+def flux1_shapes(channels: int = 64, *, guidance: bool = True) -> Shapes:
+    """The tensors of a FLUX.1 transformer: 19 blocks of two streams, then 38 of one, each layer with a bias."""
+    width = 3072
+    norms = {f"attn.norm_{name}": (128,) for name in "qk"}
+    block = {
+        **{f"attn.{name}": (width, width) for name in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")},
+        **{f"attn.add_{name}_proj": (width, width) for name in "qkv"},
+        **{f"{stream}.net.0.proj": (4 * width, width) for stream in ("ff", "ff_context")},
+        **{f"{stream}.net.2": (width, 4 * width) for stream in ("ff", "ff_context")},
+        **{f"{name}.linear": (6 * width, width) for name in ("norm1", "norm1_context")},
+        **norms,
+        **{f"attn.norm_added_{name}": (128,) for name in "qk"},
+    }
+    single = {
+        **{f"attn.to_{name}": (width, width) for name in "qkv"},
+        **norms,
+        "norm.linear": (3 * width, width),
+        "proj_mlp": (4 * width, width),
+        "proj_out": (width, 5 * width),
+    }
+    embedders = {"timestep_embedder": 256, "text_embedder": 768} | ({"guidance_embedder": 256} if guidance else {})
+    shapes: Shapes = {
+        "x_embedder": (width, channels),
+        "context_embedder": (width, 4096),
+        "norm_out.linear": (2 * width, width),
+        "proj_out": (64, width),
+        **{f"time_text_embed.{name}.linear_1": (width, size) for name, size in embedders.items()},
+        **{f"time_text_embed.{name}.linear_2": (width, width) for name in embedders},
+        **{f"transformer_blocks.{n}.{name}": shape for n in range(19) for name, shape in block.items()},
+        **{f"single_transformer_blocks.{n}.{name}": shape for n in range(38) for name, shape in single.items()},
+    }
+    biases = {f"{name}.bias": shape[:1] for name, shape in shapes.items() if len(shape) == 2}
+    return {f"{name}.weight": shape for name, shape in shapes.items()} | biases
 
 
 def flux2_shapes(width: int, double: int, single: int, text: int, *, guidance: bool) -> Shapes:
@@ -341,6 +407,9 @@ SHAPES: dict[tuple[str, str | None, str], Shapes] = {
         **QWEN_IMAGE_AROUND,
         **{f"transformer_blocks.{n}.{name}": s for n in range(60) for name, s in QWEN_IMAGE_BLOCK.items()},
     },
+    ("flux1", None, "dit"): flux1_shapes(),
+    ("flux1", "schnell", "dit"): flux1_shapes(guidance=False),
+    ("flux1", "fill", "dit"): flux1_shapes(384),
     ("flux2", None, "dit"): flux2_shapes(6144, 8, 48, 15360, guidance=True),
     ("flux2", "klein-4b", "dit"): flux2_shapes(3072, 5, 20, 7680, guidance=False),
     ("flux2", "klein-9b", "dit"): flux2_shapes(4096, 8, 24, 12288, guidance=False),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families, identify_folder, load_family, pipeline_class
 from dsctl_core.family import Component, Family, Preset
+from dsctl_core.lora.targets import find_targets
 from dsctl_core.pipeline import BasePipeline
 from tests.contract.media import filled, pictures_of, pixels_of, row, small
 from tests.contract.published import NOT_THE_DEFAULTS, REPOSITORIES, SHAPES, WEIGHTS
@@ -72,7 +72,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_every_family_is_seen() -> None:
     folders = [path.parent.name for path in Path(package.__path__[0]).glob("*/family.py")]
     assert len(FAMILIES) == len(folders) >= 1
-    assert {"qwen-image", "flux2", "z-image", "wan"} <= set(families())
+    assert {"qwen-image", "flux1", "flux2", "z-image", "wan"} <= set(families())
     assert [family.name for family in EVERY_FAMILY if family.name not in families()] == ["dawn"]
     assert {"tiny", "qwen-image", "qwen-image-2512"} <= {preset.name for _, preset in PRESETS}
     assert set(BUILDERS) == set(families()), "every family has a tiny random model for tests"
@@ -178,9 +178,11 @@ def test_every_lora_target_is_a_linear_layer_of_the_published_network(family: Fa
     assert family.lora_targets
     for variant in (None, *family.variants):
         network = on_meta(family.name, "dit", variant)
-        layers = [name for name, layer in network.named_modules() if type(layer) is nn.Linear]
+        layers = {name for name, layer in network.named_modules() if type(layer) is nn.Linear}
         for target in family.lora_targets:
-            assert any(re.search(rf"(^|\.){re.escape(target)}$", name) for name in layers), f"{target} is not there"
+            found = set(find_targets(network, [target]))
+            assert found, f"{target} is not there"
+            assert found <= layers
 
 
 def test_units_write_what_they_declare_and_read_what_is_there(tiny: BasePipeline) -> None:

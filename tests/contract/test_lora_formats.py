@@ -29,6 +29,10 @@ from tests.tiny_models import BUILDERS, write_tiny_model
 NOT_READ_BY_DIFFUSERS = {("flux2", "comfyui"), ("flux2", "diffsynth"), ("qwen-image", "peft")}
 NOT_READ_BY_DIFFUSERS |= {("qwen-image-edit", "peft"), ("z-image", "comfyui"), ("z-image", "peft")}
 NOT_READ_BY_DIFFUSERS |= {("wan", "diffsynth"), ("wan", "peft")}
+# Diffusers has the widths of FLUX.1 as numbers: tests/dsctl_core/families/flux1/test_lora.py changes them.
+NOT_READ_BY_DIFFUSERS |= {("flux1", "comfyui"), ("flux1", "kohya"), ("flux1", "diffsynth"), ("flux1", "peft")}
+# Families of which diffusers converts only whole weights of the published widths, not the layers of a LoRA.
+ONLY_WHOLE = {"flux1"}
 # How each format writes the layer a.b, in plain text and not by the table under test.
 WRITES = {
     "diffusers": "diffusion_model.a.b.lora_A.weight",
@@ -38,7 +42,7 @@ WRITES = {
     "peft": "base_model.model.a.b.lora_A.weight",
 }
 # Families of whose files diffusers takes original names behind diffusion_model., and its own behind transformer.
-BEHIND_TRANSFORMER = {"wan"}
+BEHIND_TRANSFORMER = {"flux1", "wan"}
 NAMES = sorted(BUILDERS)
 CASES = [(name, form) for name in NAMES for form in FORMATS]
 
@@ -72,7 +76,7 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
 
 def test_every_format_and_family_is_there() -> None:
     assert WRITES.keys() == FORMATS.keys()
-    assert {"qwen-image", "flux2", "wan"} <= set(NAMES) <= set(families())
+    assert {"qwen-image", "flux1", "flux2", "wan"} <= set(NAMES) <= set(families())
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
@@ -97,12 +101,14 @@ def test_diffusers_reads_the_file_and_gives_the_weights_with_the_updates(
         return
     try:
         other = loras.fused_by_diffusers(folders[name], file)
-    except (ValueError, RuntimeError, RuntimeWarning, AttributeError, KeyError, IndexError):
+    except (ValueError, RuntimeError, RuntimeWarning, AttributeError, KeyError, IndexError, AssertionError):
         return
     assert any(not torch.equal(other[each], expected[each]) for each in expected), "diffusers reads it: say so above"
 
 
-@pytest.mark.parametrize(("name", "form"), CASES)
+@pytest.mark.parametrize(
+    ("name", "form"), [(name, form) for name, form in CASES if name not in ONLY_WHOLE or not FORMATS[form].original]
+)
 def test_a_file_has_the_names_of_the_model_or_those_that_diffusers_converts_to_them(
     made: Any, tmp_path: Path, name: str, form: str
 ) -> None:
@@ -140,7 +146,9 @@ def test_a_file_has_the_names_of_the_model_or_those_that_diffusers_converts_to_t
         torch.testing.assert_close(converted[f"{layer}.weight"], each.scale * each.up @ each.down, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if load_family(name).original_names is not None])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if load_family(name).original_names is not None and name not in ONLY_WHOLE]
+)
 def test_a_wrong_table_of_original_names_is_found_before_anything_is_written(
     made: Any, tmp_path: Path, name: str
 ) -> None:
@@ -219,7 +227,7 @@ def test_layers_that_two_families_share_are_converted_without_a_model_only_if_th
     path = of_another_tool(tmp_path, load_family("qwen-image"), "qwen-image", SHARED)
     output = tmp_path / ("out" if FORMATS[form].folder else "out.safetensors")
     options = LoraConvertOptions(file=path, to=form, output=output)
-    if not FORMATS[form].original:
+    if not FORMATS[form].original and form != "diffusers":  # in which the prefix of FLUX.1 is another
         convert(options)
         assert len(tensors_of(output)) == 6
         return

@@ -30,7 +30,7 @@ def prompt_unit(pipe: BasePipeline) -> PipelineUnit:
 
 
 def test_a_limit_names_a_tokenizer_of_its_family() -> None:
-    assert {"qwen-image", "flux2", "z-image", "wan"} <= {family.name for family in LIMITED}
+    assert {"qwen-image", "flux1", "flux2", "z-image", "wan"} <= {family.name for family in LIMITED}
     for family in LIMITED:
         assert family.prompt_limit is not None
         assert family.prompt_limit.reader in [reader.name for reader in family.readers]

@@ -23,6 +23,7 @@ KNOWN = [family for family in families().values() if family.parameters]
 COUNTS = [(f, variant, name) for f in KNOWN for variant, counts in f.parameters.items() for name in counts]
 DOWNLOADS = {
     "qwen-image": 57.7,
+    "flux1-dev": 33.7,
     "flux2-klein-base-4b": 16.0,
     "flux2-klein-9b": 34.7,
     "flux2-dev": 112.6,
@@ -31,7 +32,7 @@ DOWNLOADS = {
 
 
 def test_these_families_are_known() -> None:
-    assert {"qwen-image", "flux2", "z-image", "wan"} <= {family.name for family in KNOWN}
+    assert {"qwen-image", "flux1", "flux2", "z-image", "wan"} <= {family.name for family in KNOWN}
 
 
 @pytest.mark.parametrize(("family", "variant", "name"), COUNTS, ids=lambda each: getattr(each, "name", str(each)))

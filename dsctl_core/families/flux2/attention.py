@@ -24,11 +24,16 @@ def attention_kwargs_of(
 
     `text_mask` (B, T) marks the text tokens to attend to (None: all); all `pictures` image tokens (S) are attended to.
     """
-    found: dict[str, Any] = {}
-    if text_mask is not None:
-        mask = torch.cat([text_mask.bool(), text_mask.new_ones(len(text_mask), pictures, dtype=torch.bool)], dim=1)
-        found["attention_mask"] = mask[:, None, None, :]
+    found = mask_of(text_mask, pictures)
     return {**found, **admit_kv_cache(dit, FAMILY.attention_blocks, kv_cache, batch, _processor)} or None
+
+
+def mask_of(text_mask: Tensor | None, pictures: int) -> dict[str, Any]:
+    """Return the keyword argument with the attention mask (B, 1, 1, T + S), or none; see `attention_kwargs_of`."""
+    if text_mask is None:
+        return {}
+    mask = torch.cat([text_mask.bool(), text_mask.new_ones(len(text_mask), pictures, dtype=torch.bool)], dim=1)
+    return {"attention_mask": mask[:, None, None, :]}
 
 
 def _processor(block: str, plain: Any) -> CachedProcessor:
@@ -52,12 +57,12 @@ class CachedDouble(CachedProcessor, Flux2AttnProcessor):
         if cached is None:
             plain: Any = super().__call__
             return plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        pictures = _normed(attn, hidden_states, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
-        text = _normed(
+        pictures = normed(attn, hidden_states, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+        text = normed(
             attn, encoder_hidden_states, ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k")
         )
         joined = [torch.cat(pair, dim=1) for pair in zip(text, pictures, strict=True)]
-        flat = _attend(self, joined, cached, attention_mask, image_rotary_emb)
+        flat = attend(self, joined, cached, attention_mask, image_rotary_emb)
         tokens = encoder_hidden_states.shape[1]
         shown = flat[:, tokens:]
         for layer in attn.to_out:
@@ -85,17 +90,17 @@ class CachedSingle(CachedProcessor, Flux2ParallelSelfAttnProcessor):
         own = 3 * attn.inner_dim
         fused = attn.to_qkv_mlp_proj(hidden_states)
         query, key, value = (each.unflatten(-1, (-1, attn.head_dim)) for each in fused[..., :own].chunk(3, dim=-1))
-        flat = _attend(self, [attn.norm_q(query), attn.norm_k(key), value], cached, attention_mask, image_rotary_emb)
+        flat = attend(self, [attn.norm_q(query), attn.norm_k(key), value], cached, attention_mask, image_rotary_emb)
         return attn.to_out(torch.cat([flat, attn.mlp_act_fn(fused[..., own:])], dim=-1))
 
 
-def _normed(attn: Any, hidden: Tensor, layers: tuple[str, str, str], norms: tuple[str, str]) -> list[Tensor]:
+def normed(attn: Any, hidden: Tensor, layers: tuple[str, str, str], norms: tuple[str, str]) -> list[Tensor]:
     """Return query, key and value of one stream, (B, T, H, D) each, with query and key normalized."""
     parts = [getattr(attn, name)(hidden).unflatten(-1, (-1, attn.head_dim)) for name in layers]
     return [*(getattr(attn, norm)(part) for norm, part in zip(norms, parts[:2], strict=True)), parts[2]]
 
 
-def _attend(
+def attend(
     processor: Any, own: list[Tensor], cached: tuple[Tensor, Tensor], mask: Tensor | None, rotary: Any
 ) -> Tensor:
     """Return the attention output (B, T + S, H*D) with the cached tokens appended to the keys and values.

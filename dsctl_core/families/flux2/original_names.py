@@ -33,4 +33,10 @@ ORIGINAL_NAMES = OriginalNames(
         f"double_blocks.{{}}.{stream}_attn.qkv": tuple(f"transformer_blocks.{{}}.attn.{part}" for part in parts)
         for stream, parts in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj")))
     },
+    ratios={  # layers of the same names in FLUX.1 have others
+        **dict.fromkeys(("double_blocks.{}.img_mlp.0", "double_blocks.{}.txt_mlp.0"), (6, 1)),
+        **dict.fromkeys(("double_blocks.{}.img_mlp.2", "double_blocks.{}.txt_mlp.2"), (1, 3)),
+        "single_blocks.{}.linear1": (9, 1),
+        "single_blocks.{}.linear2": (1, 4),
+    },
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -73,7 +75,9 @@ def test_every_layer_of_the_blocks_comes_back_under_its_name(flat: bool) -> None
     ]
     names += [f"single_transformer_blocks.{n}.attn.{part}" for n in (1, 20) for part in ("to_qkv_mlp_proj", "to_out")]
     names += ["x_embedder", "context_embedder", "proj_out", "single_stream_modulation.linear"]
-    layers = {name: layer(2, number) for number, name in enumerate(names)}
+    ratios = {"linear_in": (6, 1), "linear_out": (1, 3), "to_qkv_mlp_proj": (9, 1), "attn.to_out": (1, 4)}
+    sizes = [next((size for end, size in ratios.items() if name.endswith(end)), (6, 5)) for name in names]
+    layers = {name: layer(2, number, size) for number, (name, size) in enumerate(zip(names, sizes, strict=True))}
     written = to_original(layers, ORIGINAL_NAMES, "kohya")
     assert not set(written) & set(layers)
     shown = {name.replace(".", "_") if flat else name: each for name, each in written.items()}
@@ -109,3 +113,36 @@ def test_a_name_of_both_layouts_is_no_sign_of_the_original_one(names: list[str],
     found = from_original(layers, [layout], flat=flat)
     assert (found is not layers) == converted
     assert all(("." in name) == converted for name in found if flat)
+
+
+WIDE = OriginalNames(
+    single={"b.{}.last": "blocks.{}.out"},
+    fused={"b.{}.in": ("blocks.{}.q", "blocks.{}.mlp")},
+    shares={"b.{}.in": (1, 4)},
+    swapped=("b.{}.last",),
+    ratios={"b.{}.in": (5, 1)},
+)
+
+
+@pytest.mark.parametrize("missing", [None, "q", "mlp"])
+def test_parts_of_several_sizes_and_swapped_halves_come_back(missing: str | None) -> None:
+    parts = {"q": layer(2, 1, (6, 6)), "mlp": layer(3, 2, (24, 6), scale=0.5), "out": layer(1, 3, (6, 6))}
+    given = {f"blocks.7.{name}": each for name, each in parts.items() if name != missing}
+    made = to_original(given, WIDE, "kohya")
+    assert set(made) == {"b.7.in", "b.7.last"}
+    assert made["b.7.in"].shape == (30, 6)
+    assert torch.equal(made["b.7.last"].up, torch.cat([parts["out"].up[3:], parts["out"].up[:3]]))
+    close(from_original(made, [WIDE], flat=False), given)
+
+
+def test_a_layout_with_other_sizes_is_not_that_of_the_layers() -> None:
+    other = {"b.7.in": layer(2, 1, (36, 6))}
+    assert from_original(other, [WIDE], flat=False) is other
+    assert from_original({"b.7.in": layer(2, 1, (30, 6))}, [WIDE], flat=False).keys() == {"blocks.7.q", "blocks.7.mlp"}
+
+
+def test_halves_of_a_magnitude_are_swapped_with_its_rows() -> None:
+    one = replace(layer(2, 1, (6, 6)), magnitude=torch.arange(6.0))
+    made = to_original({"blocks.7.out": one}, WIDE, "kohya")["b.7.last"]
+    assert made.magnitude is not None
+    assert made.magnitude.tolist() == [3, 4, 5, 0, 1, 2]

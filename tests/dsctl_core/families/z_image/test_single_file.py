@@ -114,4 +114,5 @@ def test_the_published_families_tell_its_files_from_others(pair: Pair, tmp_path:
         state = load_file(pair.folder / part / "diffusion_pytorch_model.safetensors")
         save_file(TURNS[part](state) if original else state, tmp_path / f"{component}.safetensors")
         family, found = identify_single_file(families().values(), tmp_path / f"{component}.safetensors")
-        assert (family.name, found.name) == ("z-image", component)
+        assert found.name == component
+        assert family.name == "z-image" or component == "vae", "the VAE is that of other families too"
