@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dsctl.app import main
-from dsctl.flags import read_config
+from dsctl.config import build_options
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import TrainOptions
@@ -56,7 +56,7 @@ def test_it_trains_on_the_data_that_it_makes(example: Path, tmp_path: Path, pyth
     before = code.read_text(encoding="utf-8")
     code.write_text(before.replace("CONFIG = SIZES", f"CONFIG = {TINY}"), encoding="utf-8")
     assert code.read_text(encoding="utf-8") != before
-    given = TrainOptions.model_validate(read_config(TrainOptions, example / "run.toml"))
+    given = build_options(TrainOptions, {}, example / "run.toml")
     assert given.templates.template is not None and given.trained_names == ("template_model",)
     words = [
         "train",

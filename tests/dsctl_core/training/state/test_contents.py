@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from dsctl_core.errors import UsageError
 from dsctl_core.files.digest import SAMPLE, SAMPLES, digest_samples
-from dsctl_core.lora.files import save_lora
 from dsctl_core.lora.layers import LoraLayer
+from dsctl_core.lora.save import save_lora
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress
 from dsctl_core.training.plan.plan import plan_training
