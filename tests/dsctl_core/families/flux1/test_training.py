@@ -192,7 +192,7 @@ def test_a_cache_is_as_large_as_reckoned(dev: Pair, tmp_path: Path) -> None:
         ("schnell", {"embedded_guidance": 3.0}, "these weights take no embedded guidance"),
         ("dev", {"height": 40}, "the height 40 is not a multiple of 16"),
     ],
-    ids=str,
+    ids=lambda each: ",".join(each) if isinstance(each, dict) else str(each),
 )
 def test_an_input_that_the_model_does_not_take_is_one_line(
     pairs: dict[str, Pair], kind: str, values: dict[str, Any], message: str
