@@ -92,7 +92,7 @@ def _loras() -> None:
 
     layers = [layer(f"transformer_blocks.{number}.attn.to_q") for number in range(config["num_layers"])]
     whole = {name: tensor for each in layers for name, tensor in each.items()}
-    about = {"family": "qwen-image", "component": "dit"}
+    about = {"family": "qwen-image", "component": "dit", "format_of_keys": "diffusers"}
     save_file(whole, "lora.safetensors", about)
     save_file({**whole, **layer("transformer_blocks.9.attn.to_q")}, "partial.safetensors", about)
     convert(LoraConvertOptions(file="lora.safetensors", to="kohya", model="./tiny", output="named.safetensors"))
