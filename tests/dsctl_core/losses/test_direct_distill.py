@@ -60,7 +60,8 @@ def inferred(pipe: Any, steps: int, cfg_scale: float, seed: int, negative_prompt
                 "input_image": None,
                 "inpaint_mask": None,
                 "edit_image": None,
-                "embedded_guidance": None,
+                # as in training
+                "embedded_guidance": 1.0 if getattr(pipe.dit.config, "guidance_embeds", False) else None,
                 "seed": [seed],
                 "rand_device": "cpu",
             },
