@@ -91,7 +91,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "encoded": str(folder / "plain.safetensors"),
         "cache": str(folder / "cache"),
     }
-    seconds_of(dsctl("cache", "--model", model, "--dataset-base-path", data, "--output-path", folder / "cache"))
+    # A run has the precision of its cache.
+    for precision, cache in (("no", folder / "cache"), ("bf16", folder / "cache-bf16")):
+        place = ("--output-path", cache, "--mixed-precision", precision)
+        seconds_of(dsctl("cache", "--model", model, "--dataset-base-path", data, *place))
     apart = [sys.executable, "-m", "benchmarks.plain_z_image", json.dumps(settings)]
     seconds_of(apart if options.family == "z-image" else plain("write", settings))
     wanted = options.only or [*PARTS, FIRST]
@@ -101,7 +104,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             comparisons.append(compare_first(settings, folder, options.rounds))
         else:
             name, changed = PARTS[part]
-            comparisons.append(compare_steps(name, {**settings, **changed}, options.rounds))
+            cache = settings["cache"] + ("-bf16" if changed["precision"] == "bf16" else "")
+            comparisons.append(compare_steps(name, {**settings, **changed, "cache": cache}, options.rounds))
     return {"machine": describe_machine(None), "settings": settings, "comparisons": comparisons}
 
 
