@@ -39,8 +39,8 @@ def another_family(folder: Path) -> str:
 
 
 def another_pipeline(folder: Path) -> str:
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    return "FluxPipeline"
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    return "StableDiffusionPipeline"
 
 
 def cut_off(folder: Path) -> str:
