@@ -85,7 +85,7 @@ def test_a_list_where_one_picture_is_needed_is_a_fault_of_its_row(dsctl: Dsctl, 
     Path("data/metadata.jsonl").write_text('{"image": ["a.png", "a.png"], "prompt": "x"}\n')
     error, hint = refused(lambda: dsctl(*words(command, model)), 1)
     assert "metadata.jsonl row 1 (line 1), image" in error
-    assert "the value is a list, but each row has one file here" in error
+    assert "the value is a list of 2, but a row has one image" in error
     assert "a.png" in hint
 
 

@@ -42,6 +42,7 @@ OUTPUTS = {
 NAMES = ("output", "output_path", "csv", "report", "local_dir", "name")
 INFER = ["infer", "--model=tiny", "--prompt=a", "--height=32", "--width=32", "--num-inference-steps=1", "--output"]
 TRAIN = ["train", "--model=tiny", "--dataset-base-path=data", "--lora-rank=2", "--max-steps=1", "--device=cpu"]
+LONGER = [word for word in TRAIN if not word.startswith("--max-steps")]
 # name of a case -> the command up to its output, the suffix that the output has, the kinds of ours that it replaces
 COMMANDS: dict[str, tuple[list[str], str, set[str]]] = {
     "infer": (INFER, ".png", {"picture"}),
@@ -236,7 +237,7 @@ def test_all_files_of_a_run_and_a_cache_have_the_mode_that_the_umask_gives(dsctl
     good(Path("data"))
     before = os.umask(mask)
     try:
-        assert dsctl(*TRAIN, "--max-steps=6", "--output-path", "out", "--quiet").code == 0
+        assert dsctl(*LONGER, "--max-steps=6", "--output-path", "out", "--quiet").code == 0
     finally:
         os.umask(before)
     paths = [path for path in Path("out").rglob("*") if path.name != ".lock"]
@@ -247,7 +248,7 @@ def test_all_files_of_a_run_and_a_cache_have_the_mode_that_the_umask_gives(dsctl
 
 def test_a_run_that_met_a_damaged_picture_is_started_again_by_the_same_command(dsctl: Dsctl):
     good(Path("data"))
-    words = [*TRAIN, "--max-steps=4", "--no-cache", "--seed=1", "--output-path", "out", "--quiet"]
+    words = [*LONGER, "--max-steps=4", "--no-cache", "--seed=1", "--output-path", "out", "--quiet"]
     picture = sorted(Path("data").glob("*.png"))[1]
     whole = picture.read_bytes()
     middle = len(whole) // 2
