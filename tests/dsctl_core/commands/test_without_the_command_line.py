@@ -47,7 +47,9 @@ def test_the_commands_work_where_there_is_no_command_line(tmp_path: Path):
     from dsctl_core.lora import LoraLayer, save_lora
 
     layer = LoraLayer(torch.ones(3, 176), torch.ones(176, 3), 1.0)
-    file = save_lora(tmp_path / "l.safetensors", {"dit": {"transformer_blocks.0.attn.to_q": layer}}, {})
+    file = save_lora(
+        tmp_path / "l.safetensors", {"dit": {"transformer_blocks.0.attn.to_q": layer}}, {"family": "qwen-image"}
+    )
     data = assets_path("datasets/robot")
     done = subprocess.run([sys.executable, "-c", PROGRAM, data, tmp_path, file], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
