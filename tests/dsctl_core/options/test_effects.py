@@ -58,6 +58,7 @@ RUNS: dict[str, tuple[type[Options], dict[str, Any]]] = {
     "NO_RESTARTS": (TrainOptions, {**TRAIN, "lr_scheduler": "cosine"}),
     "NO_POWER": (TrainOptions, {**TRAIN, "lr_scheduler": "cosine"}),
     "NOT_NORMAL": (TrainOptions, TRAIN),
+    "OF_DIFFSYNTH": (TrainOptions, {**TRAIN, "timestep_sampling": "diffsynth"}),
     "NO_SAMPLES": (TrainOptions, TRAIN),
     "NO_VALIDATION": (TrainOptions, TRAIN),
     "NO_TRACKER": (TrainOptions, {**TRAIN, "track": "csv"}),

@@ -26,12 +26,12 @@ from dsctl_core.training.model.task_module import objective_of
         ({"min_timestep_boundary": 0.5, "max_timestep_boundary": 0.5}, "0.5 is not below", "0 is noise"),
         (
             {"timestep_sampling": "diffsynth", "timestep_shift": 3},
-            "--timestep-shift is given, but --timestep-sampling diffsynth has its own",
+            "--timestep-shift has no effect with --timestep-sampling diffsynth, which has its own",
             "leave out one",
         ),
         (
             {"timestep_sampling": "diffsynth", "loss_weighting": "none"},
-            "--loss-weighting is given, but --timestep-sampling diffsynth has its own",
+            "--loss-weighting has no effect with --timestep-sampling diffsynth, which has its own",
             "leave out one",
         ),
         ({"max_timestep_boundary": 1.5}, "--max-timestep-boundary is 1.5", "from 0 to 1"),

@@ -189,8 +189,8 @@ def test_a_page_replaces_nothing_that_is_no_page(tmp_path, name):
     [
         ("step-20.safetensors", UsageError, "does not end in .csv or .parquet"),
         ("run.json", UsageError, "does not end in .csv or .parquet"),
-        ("metrics.csv", DsctlError, "did not write it"),  # what --track csv writes
-        ("other.parquet", DsctlError, "did not write it"),
+        ("metrics.csv", DsctlError, "which alone is replaced"),  # what --track csv writes
+        ("other.parquet", DsctlError, "which alone is replaced"),
     ],
 )
 def test_a_table_replaces_nothing_but_a_table_that_report_wrote(tmp_path, name, error, message):

@@ -54,7 +54,7 @@ def test_a_line_of_a_jsonl_beats_the_flags(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 1 is not JSON"),
+        ("{", "line 1 is not valid JSON"),
         ('{"seed": 1}', "line 1 has no prompt"),
         ('{"prompt": "a", "sead": 1}', "unknown key in .* 'sead'"),
         ('{"prompt": "a", "seed": "1"}', "seed is '1'"),
