@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.wan.family import FLF2V, I2V, TEXT_TOKENS, TI2V
 from dsctl_core.families.wan.text import cleaned
+from dsctl_core.media.prompts import pad_embeddings
 from dsctl_core.media.units import check_picture
 from dsctl_core.units import Inputs, PipelineUnit
 
@@ -40,18 +40,18 @@ class PromptEmbedder(PipelineUnit):
         Padding is zero. The transformer also attends to zeros, up to 512 tokens; `model_fn` adds them.
         """
         pipe.load_models_to_device(self.onload_model_names)
-        texts = _texts(prompt)
-        tokens = pipe.reader("tokenizer")(
-            texts, padding=True, truncation=True, max_length=TEXT_TOKENS, return_tensors="pt"
-        )
-        mask = tokens.attention_mask.to(pipe.device)
-        output = pipe.component("text_encoder")(input_ids=tokens.input_ids.to(pipe.device), attention_mask=mask)
-        kept = mask.bool()
-        lengths = kept.sum(dim=1).tolist()
-        _warn_of_cut_prompts(pipe, texts, lengths)
-        rows = [row[keep] for row, keep in zip(output.last_hidden_state, kept, strict=True)]
-        whole = min(lengths) == max(lengths)
-        return {"prompt_embeds": pad_sequence(rows, batch_first=True), "prompt_embeds_mask": None if whole else kept}
+        texts, rows = _texts(prompt), []
+        # On a CPU a product of few rows uses another algorithm than one of many, which rounds differently.
+        for portion in [[text] for text in texts] if pipe.device.type == "cpu" else [texts]:
+            tokens = pipe.reader("tokenizer")(
+                portion, padding=True, truncation=True, max_length=TEXT_TOKENS, return_tensors="pt"
+            )
+            mask = tokens.attention_mask.to(pipe.device)
+            output = pipe.component("text_encoder")(input_ids=tokens.input_ids.to(pipe.device), attention_mask=mask)
+            rows += [row[keep] for row, keep in zip(output.last_hidden_state, mask.bool(), strict=True)]
+        _warn_of_cut_prompts(pipe, texts, [len(row) for row in rows])
+        embeds, valid = pad_embeddings(rows)
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": valid}
 
     def batch_key(self, pipe: BasePipeline, shared: Inputs, posi: Inputs, nega: Inputs) -> list[list[int]]:
         """Return the numbers of tokens: attention over padding rounds differently."""
