@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.warm.start import warm_python
 
@@ -17,6 +18,10 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# The same examples every time, and no limit of time: a machine that is busy is no fault of what is tested.
+settings.register_profile("dsctl", derandomize=True, deadline=None, database=None)
+settings.load_profile("dsctl")
 
 REPOSITORY = Path(__file__).parents[1]
 LONGEST = Path(__file__).parent / "longest.txt"  # seconds and module, of those that take most

@@ -24,7 +24,8 @@ from dsctl_core.family import Component, Family, Preset
 from dsctl_core.lora.targets import find_targets
 from dsctl_core.pipeline import BasePipeline
 from tests.contract.media import filled, pictures_of, pixels_of, row, small
-from tests.contract.published import NOT_THE_DEFAULTS, REPOSITORIES, SHAPES, WEIGHTS
+from tests.contract.published import NOT_THE_DEFAULTS, REPOSITORIES, WEIGHTS
+from tests.contract.published_shapes import SHAPES
 from tests.families_fixture.tiny import added_families, write_dawn
 from tests.tiny_models import BUILDERS, write_tiny_model
 

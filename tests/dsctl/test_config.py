@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -49,7 +49,6 @@ GIVEN: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(deadline=None)
 @given(st.fixed_dictionaries({}, optional=GIVEN))
 def test_the_options_of_a_run_are_set_again_as_they_were_given(values: dict[str, Any]):
     before = TrainOptions(**NEEDED, **values)

@@ -36,7 +36,7 @@ from tests.mutations import accepted_or_refused, damaged_texts, damaged_values
 
 Draw = Callable[..., Any]
 WRITTEN = Path(__file__).parents[1] / "written_before"
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def tiny(place):
     return folder
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_config_of_a_component(tiny, data):
     family = find_preset("tiny")[0]
@@ -240,7 +240,7 @@ NAMES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(["adamw", "sgd", "adafactor", "torch.optim.RMSprop"]),
     st.sampled_from(NAMES),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -85,7 +85,6 @@ def spied(monkeypatch: pytest.MonkeyPatch, family: str) -> list[list[str]]:
     return batches
 
 
-@settings(max_examples=100, derandomize=True, deadline=None, database=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=60), st.integers(1, 8))
 @example([1, 2] * 9, 4)  # full batches, and one that is not, of each length
 @example([3], 8)

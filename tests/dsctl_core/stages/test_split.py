@@ -97,7 +97,7 @@ def kinds_of(parts: Split, found: list[EncodeGroup]) -> set[str]:
 def test_training_from_the_cache_equals_training_without_it() -> None:
     counts = Counter({"once": 0, "every step": 0, "both": 0, "groups": 0})
 
-    @settings(max_examples=400, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=800)
     @given(st.randoms(use_true_random=False))
     def divided_equals_whole(rng: random.Random) -> None:
         units, trainable, required = of(rng)
