@@ -48,8 +48,9 @@ def no_larger_than(
 ) -> Iterator[None]:
     """Raise a DsctlError in this block as soon as a network is built with far more parameters than `files` hold.
 
-    `config` is the content of the config.json in `folder`. The diffusers class `cls` is first built from it on the meta
-    device, because such a class also makes tables, which are in no file, in memory.
+    `config` is the content of the config.json in `folder`. A diffusers class `cls` also makes tables, which are in no
+    file, in memory: where the two largest numbers of the config could make too large a one, it is first built on the
+    meta device.
     """
     entries = [entry for file in files for name, entry in safetensors_header(file)[0].items() if name != "__metadata__"]
     most, elements = MOST_WITHOUT_FILES
@@ -79,7 +80,7 @@ def no_larger_than(
         raise too_large()
     handle = register_module_parameter_registration_hook(register)
     try:
-        if cls is not None:
+        if cls is not None and math.prod(sorted(number for _, number in _numbers(config))[-2:]) > elements:
             with torch.device("meta"), _NoLargeTensors(elements, too_large):
                 _try_to_build(cls, config)
             count = size = 0
