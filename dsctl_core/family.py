@@ -165,6 +165,14 @@ class Family:
 
         raise unknown_name(f"reader of {self.name}", name, [reader.name for reader in self.readers])
 
+    def check_extra_inputs(self, names: Sequence[str]) -> None:
+        """Raise UsageError for a name that is none of `extra_inputs`."""
+        for name in names:
+            if name not in self.extra_inputs:
+                from dsctl_core.errors import unknown_name
+
+                raise unknown_name("extra input", name, list(self.extra_inputs))
+
     def denoiser_names(self) -> tuple[str, ...]:
         """Return the names of all denoisers that some weights of the family have."""
         published = [preset for preset in self.presets if preset.model_id is not None]

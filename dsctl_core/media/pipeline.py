@@ -18,6 +18,8 @@ from dsctl_core.media.vae_methods import add_tiled_methods
 from dsctl_core.pipeline import BasePipeline, ProgressBar
 from dsctl_core.units import Inputs
 
+OWN = ("cfg_scale", "height", "width", "num_frames")  # inputs that a model has values of its own for
+
 
 class LatentPipeline(BasePipeline):
     """Base class of pipelines with a VAE; a family sets `latent_space` and the attributes of BasePipeline."""
@@ -38,7 +40,7 @@ class LatentPipeline(BasePipeline):
         *,
         prompt: str | list[str],
         negative_prompt: str | list[str],
-        num_inference_steps: int,
+        num_inference_steps: int | None,
         denoising_strength: float,
         progress_bar_cmd: ProgressBar,
         shared: Inputs,
@@ -48,13 +50,17 @@ class LatentPipeline(BasePipeline):
         Args:
             prompt: A prompt, or one per sample.
             negative_prompt: A negative prompt for all samples, or one per sample.
-            num_inference_steps: Number of denoising steps.
+            num_inference_steps: Number of denoising steps (None: the model's own).
             denoising_strength: Noise level at which denoising starts, before the shift; 1 is pure noise.
             progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
-            shared: The other inputs of the units.
+            shared: The other inputs of the units. A guidance scale, a size or a number of frames of None is the model's
+                own, and a single seed is that of every prompt.
         """
+        shared = {name: self.default(name, shared[name]) if name in OWN else shared[name] for name in shared}
+        shared |= {"seed": for_each_prompt("seed", shared["seed"], prompt)} if "seed" in shared else {}
         tokens = self.tokens(shared["height"], shared["width"], shared.get("num_frames", 1))
-        self.scheduler.set_timesteps(num_inference_steps, denoising_strength, dynamic_shift_len=tokens)
+        steps = self.default("num_inference_steps", num_inference_steps)
+        self.scheduler.set_timesteps(steps, denoising_strength, dynamic_shift_len=tokens)
         posi: Inputs = {"prompt": prompt}
         nega: Inputs = {"negative_prompt": for_each_prompt("negative prompt", negative_prompt, prompt)}
         shared, posi, nega = self.run_units(shared, posi, nega)
@@ -92,6 +98,31 @@ class LatentPipeline(BasePipeline):
 
 class PicturePipeline(LatentPipeline):
     """Base class of pipelines that generate images."""
+
+    def draw(
+        self,
+        *,
+        prompt: str | list[str],
+        negative_prompt: str | list[str],
+        num_inference_steps: int | None,
+        denoising_strength: float,
+        progress_bar_cmd: ProgressBar,
+        shared: Inputs,
+    ) -> Image.Image | list[Image.Image]:
+        """Generate and decode: an image for a prompt, and a list of images for a list of prompts.
+
+        The parameters are those of `generate`; the tiles in `shared` are those of decoding too.
+        """
+        latents = self.generate(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            denoising_strength=denoising_strength,
+            progress_bar_cmd=progress_bar_cmd,
+            shared=shared,
+        )
+        pictures = self.decode_latents(latents, shared["tiled"], shared["tile_size"], shared["tile_stride"])
+        return pictures if isinstance(prompt, list) else pictures[0]
 
     def decode_latents(
         self, latents: Tensor, tiled: bool = False, tile_size: int | None = None, tile_stride: int | None = None
@@ -134,6 +165,12 @@ def picture_inputs(rows: Sequence[Inputs]) -> tuple[Inputs, Inputs, Inputs]:
         "rand_device": "cpu",
     }
     return shared, {"prompt": [from_row(row, "prompt") for row in rows]}, {"negative_prompt": ""}
+
+
+def reference_inputs(rows: Sequence[Inputs]) -> Inputs:
+    """Return the input `edit_image` of rows that may have reference images: a list per row, or None if none has any."""
+    references = [pictures_from_row(row, "edit_image") for row in rows]
+    return {"edit_image": references if any(references) else None}
 
 
 def from_row(row: Inputs, name: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsctl_core.errors import DsctlError, UsageError, unknown_name
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.flux1 import units
 from dsctl_core.families.flux1.attention import attention_kwargs_of
 from dsctl_core.families.flux1.family import FAMILY, KONTEXT_SIZES, SIZES, guidance_of, is_fill, takes_references
@@ -18,7 +18,7 @@ from dsctl_core.families.flux1.latents import SPACE, TILE_SIZE, TILE_STRIDE, pac
 from dsctl_core.media import PicturePipeline
 from dsctl_core.media import units as picture_units
 from dsctl_core.media.kv_cache import KvCache
-from dsctl_core.media.pipeline import for_each_prompt, picture_from_row, picture_inputs, pictures_from_row
+from dsctl_core.media.pipeline import picture_from_row, picture_inputs, reference_inputs
 from dsctl_core.media.references import EditImageEmbedder, Pictures
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
@@ -97,21 +97,21 @@ class Flux1Pipeline(PicturePipeline):
             noise: Noise to use instead of drawing it.
             progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
         """
-        latents = self.generate(
+        return self.draw(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            num_inference_steps=self.default("num_inference_steps", num_inference_steps),
+            num_inference_steps=num_inference_steps,
             denoising_strength=denoising_strength,
             progress_bar_cmd=progress_bar_cmd,
             shared={
-                "cfg_scale": self.default("cfg_scale", cfg_scale),
+                "cfg_scale": cfg_scale,
                 "embedded_guidance": self.guidance(embedded_guidance),
                 "edit_image": edit_image,
                 "input_image": input_image,
                 "inpaint_mask": inpaint_mask,
-                "height": self.default("height", height),
-                "width": self.default("width", width),
-                "seed": for_each_prompt("seed", seed, prompt),
+                "height": height,
+                "width": width,
+                "seed": seed,
                 "rand_device": rand_device,
                 "tiled": tiled,
                 "tile_size": tile_size,
@@ -119,8 +119,6 @@ class Flux1Pipeline(PicturePipeline):
                 "noise": noise,
             },
         )
-        pictures = self.decode_latents(latents, tiled, tile_size, tile_stride)
-        return pictures if isinstance(prompt, list) else pictures[0]
 
     def guidance(self, asked: float | None) -> float | None:
         """Return the embedded guidance: `asked` or the default, or None for a network that has no such input."""
@@ -150,14 +148,11 @@ class Flux1Pipeline(PicturePipeline):
         A row has `image`, of one size in all rows, `prompt`, with the extra input `edit_image` a reference image, a
         list of them or None, with `inpaint_mask` a mask, and optionally `seed`, the seed of the sample.
         """
-        for name in extra_inputs:
-            if name not in FAMILY.extra_inputs:
-                raise unknown_name("extra input", name, list(FAMILY.extra_inputs))
+        FAMILY.check_extra_inputs(extra_inputs)
         shared, posi, nega = picture_inputs(rows)
         shared["embedded_guidance"] = TRAINING_GUIDANCE
         if "edit_image" in extra_inputs:
-            references = [pictures_from_row(row, "edit_image") for row in rows]
-            shared["edit_image"] = references if any(references) else None
+            shared |= reference_inputs(rows)
         if "inpaint_mask" in extra_inputs:
             shared["inpaint_mask"] = [picture_from_row(row, "inpaint_mask") for row in rows]
         return shared, posi, nega

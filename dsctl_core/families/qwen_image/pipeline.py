@@ -18,7 +18,7 @@ from dsctl_core.families.qwen_image.single_frame_vae import encode_single_frames
 from dsctl_core.media import PicturePipeline
 from dsctl_core.media import units as picture_units
 from dsctl_core.media.kv_cache import KvCache
-from dsctl_core.media.pipeline import for_each_prompt, picture_inputs
+from dsctl_core.media.pipeline import picture_inputs
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
 from dsctl_core.pipeline import ProgressBar, no_progress_bar
@@ -85,19 +85,19 @@ class QwenImagePipeline(PicturePipeline):
             noise: Noise to use instead of drawing it.
             progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
         """
-        latents = self.generate(
+        return self.draw(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            num_inference_steps=self.default("num_inference_steps", num_inference_steps),
+            num_inference_steps=num_inference_steps,
             denoising_strength=denoising_strength,
             progress_bar_cmd=progress_bar_cmd,
             shared={
-                "cfg_scale": self.default("cfg_scale", cfg_scale),
+                "cfg_scale": cfg_scale,
                 "input_image": input_image,
                 "inpaint_mask": inpaint_mask,
-                "height": self.default("height", height),
-                "width": self.default("width", width),
-                "seed": for_each_prompt("seed", seed, prompt),
+                "height": height,
+                "width": width,
+                "seed": seed,
                 "rand_device": rand_device,
                 "tiled": tiled,
                 "tile_size": tile_size,
@@ -105,8 +105,6 @@ class QwenImagePipeline(PicturePipeline):
                 "noise": noise,
             },
         )
-        pictures = self.decode_latents(latents, tiled, tile_size, tile_stride)
-        return pictures if isinstance(prompt, list) else pictures[0]
 
     def guide(self, posi: Tensor, nega: Tensor, cfg_scale: float) -> Tensor:
         """Apply classifier-free guidance, then rescale the velocity of each token to its norm with the prompt alone.

@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsctl_core.errors import unknown_name
 from dsctl_core.families.qwen_image.attention import attention_kwargs_of
 from dsctl_core.families.qwen_image.latents import TILE_SIZE, TILE_STRIDE, pack, unpack
 from dsctl_core.families.qwen_image.pipeline import QwenImagePipeline
 from dsctl_core.families.qwen_image_edit import units
 from dsctl_core.families.qwen_image_edit.family import FAMILY, edited_size, is_plus, reference_pixels
 from dsctl_core.media.kv_cache import KvCache
-from dsctl_core.media.pipeline import for_each_prompt, picture_inputs, pictures_from_row
+from dsctl_core.media.pipeline import picture_inputs, reference_inputs
 from dsctl_core.media.references import EditImageEmbedder, Pictures, by_sample
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
@@ -87,20 +86,20 @@ class QwenImageEditPipeline(QwenImagePipeline):
             sizes = [(1, 1)] if edit_image is None else [image.size for image in by_sample(edit_image)[0]]
             own = edited_size(self.parts, sizes, reference_pixels(self.parts))
             width, height = own[0] if width is None else width, own[1] if height is None else height
-        latents = self.generate(
+        return self.draw(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            num_inference_steps=self.default("num_inference_steps", num_inference_steps),
+            num_inference_steps=num_inference_steps,
             denoising_strength=denoising_strength,
             progress_bar_cmd=progress_bar_cmd,
             shared={
-                "cfg_scale": self.default("cfg_scale", cfg_scale),
+                "cfg_scale": cfg_scale,
                 "edit_image": edit_image,
                 "input_image": input_image,
                 "inpaint_mask": inpaint_mask,
                 "height": height,
                 "width": width,
-                "seed": for_each_prompt("seed", seed, prompt),
+                "seed": seed,
                 "rand_device": rand_device,
                 "tiled": tiled,
                 "tile_size": tile_size,
@@ -108,8 +107,6 @@ class QwenImageEditPipeline(QwenImagePipeline):
                 "noise": noise,
             },
         )
-        pictures = self.decode_latents(latents, tiled, tile_size, tile_stride)
-        return pictures if isinstance(prompt, list) else pictures[0]
 
     @classmethod
     def inputs_from_rows(
@@ -120,13 +117,10 @@ class QwenImageEditPipeline(QwenImagePipeline):
         A row has `image`, of one size in all rows, `prompt`, with the extra input `edit_image` a reference image, a
         list of them or None, and optionally `seed`, the seed of the sample.
         """
-        for name in extra_inputs:
-            if name not in FAMILY.extra_inputs:
-                raise unknown_name("extra input", name, list(FAMILY.extra_inputs))
+        FAMILY.check_extra_inputs(extra_inputs)
         shared, posi, nega = picture_inputs(rows)
         if "edit_image" in extra_inputs:
-            references = [pictures_from_row(row, "edit_image") for row in rows]
-            shared["edit_image"] = references if any(references) else None
+            shared |= reference_inputs(rows)
         return shared, posi, nega
 
 

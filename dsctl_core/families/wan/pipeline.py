@@ -9,14 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsctl_core.errors import DsctlError, unknown_name
+from dsctl_core.errors import DsctlError
 from dsctl_core.families.wan import units
 from dsctl_core.families.wan.family import FAMILY, FLF2V, I2V, T2V, TI2V, TI2V_DEFAULTS
 from dsctl_core.families.wan.latents import SPACE, SPACE_2_2, TILE_SIZE, TILE_STRIDE
 from dsctl_core.media import Clip, VideoPipeline
 from dsctl_core.media import units as shared_units
 from dsctl_core.media.clip import Clips, frames_of
-from dsctl_core.media.pipeline import for_each_prompt
 from dsctl_core.media.video import video_inputs
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
@@ -104,19 +103,19 @@ class WanPipeline(VideoPipeline):
         latents = self.generate(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            num_inference_steps=self.default("num_inference_steps", num_inference_steps),
+            num_inference_steps=num_inference_steps,
             denoising_strength=denoising_strength,
             progress_bar_cmd=progress_bar_cmd,
             shared={
-                "cfg_scale": self.default("cfg_scale", cfg_scale),
+                "cfg_scale": cfg_scale,
                 "input_image": input_image,
                 "end_image": end_image,
                 "input_video": input_video,
                 "inpaint_mask": inpaint_mask,
-                "height": self.default("height", height),
-                "width": self.default("width", width),
-                "num_frames": self.default("num_frames", num_frames),
-                "seed": for_each_prompt("seed", seed, prompt),
+                "height": height,
+                "width": width,
+                "num_frames": num_frames,
+                "seed": seed,
                 "rand_device": rand_device,
                 "tiled": tiled,
                 "tile_size": tile_size,
@@ -146,9 +145,7 @@ class WanPipeline(VideoPipeline):
         With the extra input `input_image` the first frame is given to the model: the column of this name if there is
         one, whose cells may be empty for rows without, else that of the clip. `end_image` is the last frame likewise.
         """
-        for name in extra_inputs:
-            if name not in FAMILY.extra_inputs:
-                raise unknown_name("extra input", name, list(FAMILY.extra_inputs))
+        FAMILY.check_extra_inputs(extra_inputs)
         shared, posi, nega = video_inputs(rows)
         for name, number in (("input_image", 0), ("end_image", -1)):
             if name in extra_inputs:

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsctl_core.errors import unknown_name
 from dsctl_core.families.z_image import units
 from dsctl_core.families.z_image.attention import attending_to
 from dsctl_core.families.z_image.family import FAMILY
@@ -17,7 +16,7 @@ from dsctl_core.families.z_image.latents import SPACE, TILE_SIZE, TILE_STRIDE
 from dsctl_core.media import PicturePipeline
 from dsctl_core.media import units as picture_units
 from dsctl_core.media.kv_cache import KvCache
-from dsctl_core.media.pipeline import for_each_prompt, from_row, picture_inputs
+from dsctl_core.media.pipeline import from_row, picture_inputs
 from dsctl_core.media.references import Pictures
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
@@ -90,20 +89,20 @@ class ZImagePipeline(PicturePipeline):
             noise: Noise to use instead of drawing it.
             progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
         """
-        latents = self.generate(
+        return self.draw(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            num_inference_steps=self.default("num_inference_steps", num_inference_steps),
+            num_inference_steps=num_inference_steps,
             denoising_strength=denoising_strength,
             progress_bar_cmd=progress_bar_cmd,
             shared={
-                "cfg_scale": self.default("cfg_scale", cfg_scale),
+                "cfg_scale": cfg_scale,
                 "edit_image": edit_image,
                 "input_image": input_image,
                 "inpaint_mask": inpaint_mask,
-                "height": self.default("height", height),
-                "width": self.default("width", width),
-                "seed": for_each_prompt("seed", seed, prompt),
+                "height": height,
+                "width": width,
+                "seed": seed,
                 "rand_device": rand_device,
                 "tiled": tiled,
                 "tile_size": tile_size,
@@ -111,8 +110,6 @@ class ZImagePipeline(PicturePipeline):
                 "noise": noise,
             },
         )
-        pictures = self.decode_latents(latents, tiled, tile_size, tile_stride)
-        return pictures if isinstance(prompt, list) else pictures[0]
 
     @classmethod
     def inputs_from_rows(
@@ -123,9 +120,7 @@ class ZImagePipeline(PicturePipeline):
         A row has `image`, of one size in all rows, `prompt`, with the extra input `edit_image` a reference image or a
         list of them (Omni), and optionally `seed`, the seed of the sample.
         """
-        for name in extra_inputs:
-            if name not in FAMILY.extra_inputs:
-                raise unknown_name("extra input", name, list(FAMILY.extra_inputs))
+        FAMILY.check_extra_inputs(extra_inputs)
         shared, posi, nega = picture_inputs(rows)
         if "edit_image" in extra_inputs:
             references = [from_row(row, "edit_image") for row in rows]
