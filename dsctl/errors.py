@@ -11,7 +11,7 @@ import typer
 from dsctl import out, processes
 from dsctl_core.errors import DsctlError, Stopped
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, Stopped.exit_code
 DEBUG = "DSCTL_DEBUG"
 
 

@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Any
 
 from dsctl import out, processes
+from dsctl.errors import INTERRUPTED
 
-INTERRUPTED = 128 + signal.SIGINT
 SAME = 1.0  # seconds within which a launcher may pass on the signal that its processes have got from the terminal, too
 STOPPING = "stopping; press Ctrl-C again to stop at once"
 

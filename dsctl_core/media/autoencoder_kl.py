@@ -14,9 +14,11 @@ from torch import Tensor
 
 from dsctl_core.errors import UsageError
 from dsctl_core.media.latent_space import portions
+from dsctl_core.media.tiles import tiling
 
 STEP = 32  # tile sizes are multiples of this, so that a quarter of a tile is a whole number of latents
 VAE_SCALE = 8
+OVERLAP = 0.25
 
 
 @contextmanager
@@ -31,17 +33,9 @@ def overlapping_tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -
             f"a tile of {tile_size} with stride {tile_stride} is not possible",
             hint="the size is a multiple of 32, and the stride three quarters of it: this VAE's tiles overlap by one",
         )
-    names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor")
-    before = {name: getattr(vae, name) for name in names}
-    vae.use_tiling = tiled
-    if tiled:
-        vae.tile_sample_min_size, vae.tile_latent_min_size = tile_size, tile_size // VAE_SCALE
-        vae.tile_overlap_factor = 0.25
-    try:
+    latents = tile_size // VAE_SCALE
+    with tiling(vae, tiled, tile_sample_min_size=tile_size, tile_latent_min_size=latents, tile_overlap_factor=OVERLAP):
         yield
-    finally:
-        for name, value in before.items():
-            setattr(vae, name, value)
 
 
 def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:

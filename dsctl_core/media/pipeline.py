@@ -66,6 +66,19 @@ class LatentPipeline(BasePipeline):
         shared, posi, nega = self.run_units(shared, posi, nega)
         return self.denoise(shared, posi, nega, cfg_scale=shared["cfg_scale"], progress_bar_cmd=progress_bar_cmd)
 
+    def embedded_guidance(self, asked: float | None, default: float) -> float | None:
+        """Return `asked` or `default`, or None for a network that takes no guidance as an input.
+
+        Raises UsageError for a guidance asked of a network that takes none.
+        """
+        if "dit" not in self.components:  # only prompts are encoded, as before training: there is no guidance
+            return asked
+        if self.component("dit").config.guidance_embeds:
+            return default if asked is None else asked
+        if asked is not None:
+            raise UsageError("these weights take no embedded guidance", hint="use the cfg scale instead")
+        return None
+
     def encode_pictures(
         self, pictures: Sequence[Image.Image], tiled: bool, tile_size: int | None, tile_stride: int | None
     ) -> Tensor:

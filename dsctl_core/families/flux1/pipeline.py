@@ -122,13 +122,7 @@ class Flux1Pipeline(PicturePipeline):
 
     def guidance(self, asked: float | None) -> float | None:
         """Return the embedded guidance: `asked` or the default, or None for a network that has no such input."""
-        if "dit" not in self.components:  # only prompts are encoded, as before training: there is no guidance
-            return asked
-        if self.component("dit").config.guidance_embeds:
-            return guidance_of(self.parts) if asked is None else asked
-        if asked is not None:
-            raise UsageError("these weights take no embedded guidance", hint="use the cfg scale instead")
-        return None
+        return self.embedded_guidance(asked, guidance_of(self.parts))
 
     def row_inputs(self, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()) -> tuple[Inputs, Inputs, Inputs]:
         """Return the inputs of dataset rows; raise UsageError for masks that would have no effect on training."""

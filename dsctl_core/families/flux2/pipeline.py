@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsctl_core.errors import UsageError
 from dsctl_core.families.flux2 import units
 from dsctl_core.families.flux2.attention import attention_kwargs_of
 from dsctl_core.families.flux2.family import EMBEDDED_GUIDANCE, FAMILY
@@ -126,13 +125,7 @@ class Flux2Pipeline(PicturePipeline):
 
     def guidance(self, asked: float | None) -> float | None:
         """Return the embedded guidance: `asked` or the default, or None for a network that has no such input."""
-        if "dit" not in self.components:  # only prompts are encoded, as before training: there is no guidance
-            return asked
-        if self.component("dit").config.guidance_embeds:
-            return EMBEDDED_GUIDANCE if asked is None else asked
-        if asked is not None:
-            raise UsageError("these weights take no embedded guidance", hint="use the cfg scale instead")
-        return None
+        return self.embedded_guidance(asked, EMBEDDED_GUIDANCE)
 
     @classmethod
     def inputs_from_rows(

@@ -6,15 +6,13 @@ tokens (B, h/2 * w/2, 64), one for each 2x2 patch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsctl_core.errors import UsageError
 from dsctl_core.media.latent_space import LatentSpace, portions
+from dsctl_core.media.tiles import channel_statistics, strided_tiles
 
 CHANNELS = 16
 SCALE = 8
@@ -22,57 +20,24 @@ TILE_SIZE = 256  # pixels; the VAE's own defaults
 TILE_STRIDE = 192
 
 
-@contextmanager
-def tiles(vae: Any, tiled: bool, tile_size: int, tile_stride: int) -> Iterator[None]:
-    """Enable tiling of `vae` inside the block, with square tiles of `tile_size` pixels, `tile_stride` pixels apart."""
-    if tiled and not (0 < tile_stride <= tile_size and tile_size % SCALE == 0 and tile_stride % SCALE == 0):
-        raise UsageError(
-            f"a tile of {tile_size} with stride {tile_stride} is not possible",
-            hint=f"both are multiples of {SCALE}, and the stride is at most the size",
-        )
-    names = (
-        "use_tiling",
-        *(f"tile_sample_{what}_{side}" for what in ("min", "stride") for side in ("height", "width")),
-    )
-    before = {name: getattr(vae, name) for name in names}
-    if tiled:
-        vae.enable_tiling(tile_size, tile_size, tile_stride, tile_stride)
-    else:
-        vae.use_tiling = False
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(vae, name, value)
-
-
 def encode(vae: Any, images: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
     """Return the latents of `images`: the mean of the VAE's distribution, which is deterministic."""
     batches = portions(images.to(vae.dtype))
-    with tiles(vae, tiled, tile_size, tile_stride):
+    with strided_tiles(vae, tiled, tile_size, tile_stride, scale=SCALE):
         # The VAE encodes video: an image is a video of one frame.
         means = [vae.encode(batch.unsqueeze(2)).latent_dist.mode().squeeze(2) for batch in batches]
     raw = torch.cat(means).float()
-    mean, std = _statistics(vae, raw)
+    mean, std = channel_statistics(vae, raw)
     return (raw - mean) / std
 
 
 def decode(vae: Any, latents: Tensor, tiled: bool, tile_size: int, tile_stride: int) -> Tensor:
     """Decode `latents` to images."""
-    mean, std = _statistics(vae, latents)
-    with tiles(vae, tiled, tile_size, tile_stride):
+    mean, std = channel_statistics(vae, latents)
+    with strided_tiles(vae, tiled, tile_size, tile_stride, scale=SCALE):
         images = vae.decode((latents * std + mean).to(vae.dtype).unsqueeze(2)).sample.squeeze(2)
     # The VAE clamps its output to [-1, 1] only without tiling.
     return images.float().clamp(-1, 1)
-
-
-def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation of each latent channel, both (1, 16, 1, 1)."""
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return mean, std
 
 
 def pack(latents: Tensor) -> Tensor:
