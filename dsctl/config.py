@@ -10,7 +10,6 @@ from typing import Annotated, Any, TypeVar
 
 from dsctl_core.errors import UsageError, near_miss
 from dsctl_core.options.base import Options
-from dsctl_core.options.config_file import read_toml
 from dsctl_core.options.messages import (
     EMPTY_PATH,
     explain_value,
@@ -19,7 +18,6 @@ from dsctl_core.options.messages import (
     requirement,
     spelled,
 )
-from dsctl_core.options.run_file import SUFFIX, read_run_file
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 ONLY_AS_FLAGS = {"trust_template"}  # what a file that came with a download must not say
@@ -68,6 +66,9 @@ def read_config(
 
     What an earlier run resolved from options that `flags` have now is left out.
     """
+    from dsctl_core.options.config_file import read_toml
+    from dsctl_core.options.run_file import SUFFIX, read_run_file
+
     if file.suffix.lower() == SUFFIX:
         run = read_run_file(file, command).without_resolved(flags or {})
         values = {name: _value(options, name, value, file) for name, value in run.values.items()}

@@ -15,8 +15,6 @@ from typing import Any, TextIO
 
 from dsctl import processes
 from dsctl.printable import encodable, printable
-from dsctl.progress import Bar, Lines
-from dsctl.transfers import TransferBars, TransferLines
 from dsctl_core.progress import NoProgress, NoTransfers, Progress, Transfers
 
 # Environment variables that silence other libraries, which read them when they are imported. Values that are set stay.
@@ -195,6 +193,8 @@ def progress() -> Progress:
     """Return the display of long jobs: a bar on a terminal, else lines at intervals; nothing with --quiet."""
     mode = _mode.get()
     if mode.progress is None:
+        from dsctl.progress import Bar, Lines  # which --help does without
+
         silent = mode.quiet or processes.rank() != 0  # only the first of several processes shows progress
         mode.progress = NoProgress() if silent else Bar() if sys.stderr.isatty() else Lines(_to_stderr)
     return mode.progress
@@ -204,6 +204,8 @@ def transfers() -> Transfers:
     """Return the display of downloads and uploads; see `progress`."""
     mode = _mode.get()
     if mode.transfers is None:
+        from dsctl.transfers import TransferBars, TransferLines
+
         bars = TransferBars() if sys.stderr.isatty() else TransferLines(_to_stderr)
         mode.transfers = NoTransfers() if mode.quiet else bars
     return mode.transfers

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import re
 import struct
+import time
+from collections.abc import Mapping
+from os import stat_result
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
 AGAIN = "download or copy it again"
 MOST_HEADER = 100_000_000  # bytes; the format's own limit
+SETTLED = 2.0  # seconds since a file was last changed, after which another change shows in its times
+KEPT_HEADERS = 64  # a model has its weights in fewer files
 # The bits of an element of each dtype (https://github.com/huggingface/safetensors).
 BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8}
 BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32}
@@ -52,15 +58,42 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
-def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+def safetensors_header(path: Path) -> tuple[Mapping[str, Any], int]:
     """Return the header of a whole safetensors file, and where its tensors begin.
 
     The header maps the name of each tensor to its "dtype", "shape" and "data_offsets", and "__metadata__" to texts.
+    The header of a file that has not changed since is not read again: loading a component asks for it several times.
+
     Raises a DsctlError that names the file, and the tensor: for another format, for a header that is none, for tensors
     of another size than their dtype and shape, that overlap or leave a gap, and for more or fewer bytes than announced.
     """
     try:
-        size = path.stat().st_size
+        status = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        raise _unreadable(path, error) from error
+    if time.time() - max(status.st_mtime, status.st_ctime) < SETTLED:
+        return _read_header(path, status.st_size)
+    return _read_once(path, *_identity(status))
+
+
+def _identity(status: stat_result) -> tuple[int, ...]:
+    """Return what of a file changes with its content, its size first."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
+
+
+@functools.lru_cache(KEPT_HEADERS)
+def _read_once(path: Path, size: int, *identity: int) -> tuple[Mapping[str, Any], int]:
+    """Read the header of a file of `size` bytes, which `identity` tells from others that were at `path` before."""
+    return _read_header(path, size)
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> DsctlError:
+    reason = getattr(error, "strerror", None) or error
+    return DsctlError(f"{path} cannot be read: {reason}", hint="check the path")
+
+
+def _read_header(path: Path, size: int) -> tuple[Mapping[str, Any], int]:
+    try:
         refuse_foreign(path)
         with path.open("rb") as stream:
             length_bytes = stream.read(8)
@@ -70,9 +103,8 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
             if length > MOST_HEADER or length + 8 > size:
                 raise DsctlError(f"{path} is no safetensors file, or is cut off", hint=AGAIN)
             text = stream.read(length)
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
-        reason = getattr(error, "strerror", None) or error
-        raise DsctlError(f"{path} cannot be read: {reason}", hint="check the path") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
     header = _checked_header(path, text)
     end = _checked_places(path, header)
     if size != 8 + length + end:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
-from dsctl_core.files.json import decode_option
 from dsctl_core.options.base import Options
 from dsctl_core.options.effects import NO_TEMPLATE, Idle
 from dsctl_core.options.messages import Spelled, Takes
@@ -69,6 +68,8 @@ class TemplateInputs:
     @classmethod
     def parse(cls, text: Any) -> TemplateInputs:
         """Read a JSON object."""
+        from dsctl_core.files.json import decode_option
+
         if isinstance(text, TemplateInputs):
             return text
         if not isinstance(text, str):

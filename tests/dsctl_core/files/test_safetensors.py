@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -12,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.safetensors import check_safetensors, read_safetensors, safetensors_header
+from dsctl_core.files import safetensors
+from dsctl_core.files.safetensors import check_safetensors, read_safetensors, safetensors_header, write_safetensors
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -96,3 +98,24 @@ def test_another_format_is_named_whatever_the_name_of_the_file(tmp_path, write_i
 def test_a_safetensors_file_is_read_whatever_its_name(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "x.bin")
     assert torch.equal(read_safetensors(tmp_path / "x.bin")[0]["a"], torch.ones(2))
+
+
+def test_the_header_of_a_file_is_read_once_and_again_after_any_change_of_the_file(tmp_path, monkeypatch):
+    path, reads = tmp_path / "a.safetensors", []
+    monkeypatch.setattr(safetensors, "refuse_foreign", reads.append)
+
+    def header(value: float, name: str) -> list[str]:
+        write_safetensors(path, {name: torch.full((4,), value)}, {})
+        os.utime(path, ns=(0, 0))  # a change that keeps the size and the time of the last change
+        return [key for key in safetensors_header(path)[0] if key != "__metadata__"]
+
+    assert (header(0.0, "a"), header(0.0, "b"), len(reads)) == (["a"], ["b"], 2)  # just changed: always read
+    monkeypatch.setattr(safetensors, "SETTLED", 0.0)
+    assert header(0.0, "c") == ["c"]
+    for _ in range(3):
+        safetensors_header(path)
+    assert len(reads) == 3
+    assert header(0.0, "d") == ["d"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DsctlError, match="damaged"):
+        safetensors_header(path)
