@@ -180,19 +180,11 @@ def fill_in(options: InferOptions, resolved: ResolvedModel, references: Sequence
 
     height, width = chosen("height"), chosen("width")
     if references and options.height is None:
-        width, height = edited_size(resolved, references, height * width)
+        width, height = resolved.edited_size(references, height * width)
     settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"))
     if settings.cfg_scale == 1:
         GUIDANCE_OFF.refuse(options)
     return settings
-
-
-def edited_size(resolved: ResolvedModel, references: Sequence[Image], pixels: int) -> tuple[int, int]:
-    """Return the (width, height) of an edited picture: as the family has it, else that of the first reference."""
-    if resolved.family.edited_size is not None:
-        return resolved.family.edited_size(resolved.parts, [picture.size for picture in references], pixels)
-    factor = resolved.parts.division_factor
-    return ImageCropAndResize(None, None, pixels, factor, factor).target_size(*references[0].size)
 
 
 def read_pictures(options: InferOptions, settings: Settings, factor: int) -> dict[str, Any]:

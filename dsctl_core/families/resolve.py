@@ -16,6 +16,7 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.model_index import read_index
 from dsctl_core.checkpoint.readers import load_reader
 from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, single_file_owners
+from dsctl_core.data.sizes import ImageCropAndResize
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
 from dsctl_core.family import Family, ModelParts, Preset, Schedule
@@ -24,6 +25,7 @@ from dsctl_core.options.model import PATHS, parse_model_paths
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
     from dsctl_core.pipeline import BasePipeline
 
@@ -117,6 +119,17 @@ class ResolvedModel:
         if self.side_network is not None:
             self.side_network.attach(pipe)
         return pipe
+
+    def edited_size(self, references: Sequence[Image], pixels: int) -> tuple[int, int]:
+        """Return the (width, height) of an image of about `pixels` that is made of `references`.
+
+        It is the size that the family defines, else it has the aspect ratio of the first reference.
+        """
+        sizes = [picture.size for picture in references]
+        if self.family.edited_size is not None:
+            return self.family.edited_size(self.parts, sizes, pixels)
+        factor = self.parts.division_factor
+        return ImageCropAndResize(None, None, pixels, factor, factor).target_size(*sizes[0])
 
     def check_component(self, name: str) -> None:
         """Raise UsageError if `name` is not a component of this model, or a module inside of one ("dit.blocks")."""

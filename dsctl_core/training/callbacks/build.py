@@ -17,6 +17,7 @@ from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.ema import AverageWeights
 from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
 from dsctl_core.training.callbacks.sample_prompts import SamplePrompt, captions_of, sample_prompts
+from dsctl_core.training.callbacks.sample_references import REFERENCES
 from dsctl_core.training.callbacks.samples import Samples
 from dsctl_core.training.callbacks.trackers import Trackers
 from dsctl_core.training.callbacks.validation import Validation, hold_out
@@ -103,7 +104,8 @@ def plan_callbacks(
     columns = () if resolved.side_network is None else resolved.side_network.columns
     captions = captions_of(training_part if held_out is None else held_out, columns)
     size, frames = _trained_size(options.data, source), _trained_frames(options.data, source, resolved)
-    prompts = sample_prompts(callbacks, resolved.defaults, size, captions, columns, frames)
+    edited_size = resolved.edited_size if REFERENCES in resolved.family.extra_inputs else None
+    prompts = sample_prompts(callbacks, resolved.defaults, size, captions, columns, frames, edited_size)
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)

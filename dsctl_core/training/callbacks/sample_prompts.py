@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,17 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.prompt_file import prompt_lines, text_lines
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.files.json import parse_json
+from dsctl_core.training.callbacks.sample_references import (
+    REFERENCES,
+    References,
+    load_references,
+    read_references,
+)
 from dsctl_core.units import is_guided
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from dsctl_core.options.callbacks import CallbackOptions
 
 CAPTIONS = 4  # number of captions of the dataset to draw when there is no prompt
@@ -29,6 +37,10 @@ KINDS: dict[str, tuple[type, ...]] = {
 LEAST = {"seed": 0, "height": 1, "width": 1, "num_inference_steps": 1, "cfg_scale": 0}
 
 
+# From the reference images of a sample, and the pixels that it is to have, to its (width, height) in pixels.
+EditedSize = Callable[[Sequence["Image"], int], tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class SamplePrompt:
     """One picture or clip, drawn with the same seed and settings every time. Height and width in pixels."""
@@ -42,15 +54,21 @@ class SamplePrompt:
     cfg_scale: float | Sequence[float]
     num_frames: int | None = None  # of a clip; None for a model of pictures
     columns: Mapping[str, Any] = field(default_factory=dict)  # inputs of the side networks of the pipeline
+    edit_image: References | None = None
 
     def inputs(self) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline call."""
-        settings = {name: value for name, value in asdict(self).items() if name != "columns"}
-        return {name: value for name, value in settings.items() if name != "num_frames" or value is not None}
+        references = {} if self.edit_image is None else {REFERENCES: list(self.edit_image.images)}
+        return {**self._settings(), **references}
 
     def about(self) -> dict[str, Any]:
         """Return all settings, as written into the metadata of the picture."""
-        return {**self.inputs(), **self.columns}
+        references = {} if self.edit_image is None else {REFERENCES: list(map(str, self.edit_image.files))}
+        return {**self._settings(), **references, **self.columns}
+
+    def _settings(self) -> dict[str, Any]:
+        frames = {} if self.num_frames is None else {"num_frames": self.num_frames}
+        return {**{name: getattr(self, name) for name in KINDS}, **frames}
 
 
 def sample_prompts(
@@ -60,14 +78,22 @@ def sample_prompts(
     captions: Sequence[Mapping[str, Any]],
     columns: Sequence[str] = (),
     num_frames: int | None = None,
+    edited_size: EditedSize | None = None,
 ) -> list[SamplePrompt]:
     """Return the samples that `options` ask for.
 
-    Settings without a value come from `defaults`, except for the size, which is `trained_size`, (height, width) in
-    pixels, if there is one. `captions` are drawn when there is no prompt. `columns` are those of side networks that are
-    trained; at least one sample must have a value in them, else a UsageError is raised. `num_frames` is that of clips.
+    At least one sample must have a value in the columns of side networks, else a UsageError is raised.
+
+    Args:
+        options: The options of the callbacks.
+        defaults: The settings without a value, except for the size.
+        trained_size: (height, width) in pixels of the training images, if all have one.
+        captions: Rows of the dataset, which are drawn when there is no prompt.
+        columns: The columns of the side networks that are trained.
+        num_frames: The number of frames of a clip; None for a model of pictures.
+        edited_size: The size of a sample with reference images; None for a model that takes none.
     """
-    rows = _rows(options, captions, columns)
+    rows = _rows(options, captions, columns if edited_size is None else [*columns, REFERENCES])
     if columns and not any(row.get("columns") for row in rows):
         raise UsageError(
             f"no sample has {columns[0]}, so none would show what is trained",
@@ -85,6 +111,8 @@ def sample_prompts(
         "cfg_scale": defaults["cfg_scale"] if options.sample_cfg_scale is None else options.sample_cfg_scale,
         "num_frames": num_frames,
     }
+    if edited_size is not None and options.sample_height is None and trained_size is None:
+        rows = [_as_edited(row, edited_size, height * width) for row in rows]
     numbered = enumerate(rows)
     prompts = [SamplePrompt(**{**shared, "seed": options.sample_seed + number, **row}) for number, row in numbered]
     for prompt in prompts:
@@ -96,17 +124,35 @@ def sample_prompts(
     return prompts
 
 
+def _as_edited(row: Mapping[str, Any], edited_size: EditedSize, pixels: int) -> Mapping[str, Any]:
+    """Return `row` with the size of its reference images, if it has some and no size of its own."""
+    if row.get(REFERENCES) is None or "height" in row:
+        return row
+    width, height = edited_size(row[REFERENCES].images, pixels)
+    return {**row, "height": height, "width": width}
+
+
 def captions_of(dataset: Any, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return a few rows with different captions, spread over the dataset, in order, with their `columns`."""
+    """Return a few rows with different captions, spread over the dataset, in order, with their `columns`.
+
+    Reference images are loaded, if the dataset loads them.
+    """
     if not isinstance(dataset, UnifiedDataset):
         return []
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, int] = {}
     for number in dataset.numbers:
-        row = dataset.metadata.rows[number]
-        for text in dataset.captions.texts(row.get("prompt")):
-            found.setdefault(text, {"prompt": text, "columns": _given(row, columns)})
-    rows = [row for text, row in found.items() if text.strip()]
-    return rows[:: max(-(-len(rows) // CAPTIONS), 1)]
+        for text in dataset.captions.texts(dataset.metadata.rows[number].get("prompt")):
+            if text.strip():
+                found.setdefault(text, number)
+    chosen = list(found.items())[:: max(-(-len(found) // CAPTIONS), 1)]
+    return [_caption_row(dataset, text, number, columns) for text, number in chosen]
+
+
+def _caption_row(dataset: UnifiedDataset, text: str, number: int, columns: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"prompt": text, "columns": _given(dataset.metadata.rows[number], columns)}
+    if REFERENCES in dataset.data_file_keys:
+        row[REFERENCES] = load_references(dataset.files(number, REFERENCES), dataset.location(number))
+    return row
 
 
 def _given(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
@@ -134,7 +180,7 @@ def _from_jsonl(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(text_lines(file, "--sample-prompts-file"), 1):
         if line.strip():
-            rows.append(_checked(f"--sample-prompts-file {file} line {number}", line, columns))
+            rows.append(_checked(f"--sample-prompts-file {file} line {number}", line, columns, file.parent))
     if not rows:
         raise DsctlError(
             f"--sample-prompts-file {file} has no prompt in it",
@@ -143,7 +189,7 @@ def _from_jsonl(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _checked(place: str, line: str, columns: Sequence[str]) -> dict[str, Any]:
+def _checked(place: str, line: str, columns: Sequence[str], folder: Path) -> dict[str, Any]:
     row = parse_json(line, place, hint='write {"prompt": "a cat", "seed": 1}')
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise DsctlError(f"{place} has no prompt", hint='write {"prompt": "a cat", "seed": 1}')
@@ -156,7 +202,10 @@ def _checked(place: str, line: str, columns: Sequence[str]) -> dict[str, Any]:
             raise DsctlError(f"{place}: {name} is {value!r}", hint=f"{name} takes {kind}")
     if ("height" in row) != ("width" in row):
         raise DsctlError(f"{place} has a height or a width alone", hint="give both, or neither")
-    return {**own, "columns": _given(row, columns)}
+    found = {**own, "columns": _given(row, [name for name in columns if name != REFERENCES])}
+    if REFERENCES in columns:
+        found[REFERENCES] = read_references(row.get(REFERENCES), folder, place)
+    return found
 
 
 def _too_small(name: str, value: Any) -> bool:

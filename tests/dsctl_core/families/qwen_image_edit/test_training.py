@@ -269,3 +269,43 @@ def test_single_components_of_a_published_repository_are_those_of_its_preset(
         assert resolved.parts.settings["_class_name"] == pipeline
         assert resolved.defaults["num_inference_steps"] == steps
         assert set(resolved.reader_configs) == {"tokenizer", "processor"}
+
+
+def test_samples_of_a_run_show_the_edit_that_infer_makes_of_their_references(
+    plus: Pair, data: Path, tmp_path: Path
+) -> None:
+    table = {"dataset_metadata_path": only(data, tmp_path / "table", slice(2, 6))}
+    drawn = {"sample_every": 9, "sample_height": 48, "sample_width": 32, "sample_steps": 1, "sample_cfg_scale": 2.0}
+    common = {"lora_rank": 2, "max_steps": 1, **drawn}
+    train(TrainOptions(**settings(plus, data, tmp_path / "rows", cache=False, **common, **table)))
+    make_cache(CacheOptions(**settings(plus, data, tmp_path / "cache", **table)))
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [json.loads(line) for line in (tmp_path / "table" / "rows.jsonl").read_text().splitlines()]
+    for line in lines:
+        names = [line["edit_image"]] if isinstance(line["edit_image"], str) else line["edit_image"]
+        line["edit_image"] = [str(data / name) for name in names]
+    written = [json.dumps({"prompt": line["prompt"], "edit_image": line["edit_image"]}) for line in lines]
+    prompts.write_text("\n".join(written))
+    again = {"from_cache": tmp_path / "cache", "output_path": tmp_path / "file", "sample_prompts_file": prompts}
+    train(TrainOptions(**again, device="cpu", mixed_precision="no", **common))
+    for number, line in enumerate(lines):
+        edit = {"prompt": line["prompt"], "edit_image": line["edit_image"], "seed": number, "height": 48, "width": 32}
+        made = infer(
+            InferOptions(
+                model=str(plus.folder),
+                **edit,
+                num_inference_steps=1,
+                cfg_scale=2.0,
+                negative_prompt="",
+                output=tmp_path / f"{number}.png",
+                device="cpu",
+            )
+        )
+        samples = [tmp_path / run / "samples" / f"step-0-{number + 1}.png" for run in ("rows", "file")]
+        for path in samples:
+            with Image.open(path) as sample, Image.open(made.files[0]) as image:
+                assert np.array_equal(np.asarray(sample), np.asarray(image))
+                assert json.loads(sample.info["parameters"])["edit_image"] == line["edit_image"]
+    prompts.write_text('{"prompt": "a", "edit_image": "nowhere.png"}')
+    with pytest.raises(DsctlError, match=r"prompts.jsonl line 1, edit_image: .*nowhere.png"):
+        train(TrainOptions(**{**again, "output_path": tmp_path / "bad"}, device="cpu", mixed_precision="no", **common))
