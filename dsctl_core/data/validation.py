@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
 from dsctl_core.data.duplicates import same_bytes, same_pictures
 from dsctl_core.data.inspection import FileFacts, inspect_all
+from dsctl_core.data.pair_checks import odd_references, swapped_columns
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.rows import LeftOut
 from dsctl_core.data.sizes import Resize
@@ -104,8 +106,8 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
         validation.notes = (*notes, f"{converted} files are converted from their colour profiles to sRGB")
     validation.problems += _captions_without_pictures(dataset)
     validation.problems += _warnings_of_files(validation, checks.resize)
-    validation.problems += _same_files(dataset, validation)
-    validation.problems += _swapped_columns(dataset, files_by_row, validation)
+    validation.problems += _same_files(dataset, files_by_row, validation)
+    validation.problems += _pair_faults(dataset, files_by_row, validation)
     validation.problems.sort(key=lambda problem: (problem.row is not None, problem.row or 0))
     return validation
 
@@ -265,13 +267,36 @@ def _enlarged(path: Path, facts: FileFacts, row: int, resize: Resize) -> Iterato
         yield Problem("enlarged", "warning", message, "use a larger picture, or a smaller size", row, str(path))
 
 
-def _same_files(dataset: UnifiedDataset, validation: Validation) -> Iterator[Problem]:
-    """Yield warnings about duplicate files and duplicate rows."""
+def _pair_faults(
+    dataset: UnifiedDataset, files_by_row: list[dict[str, list[Path]]], validation: Validation
+) -> Iterator[Problem]:
+    """Yield warnings about targets and references: equal, of another aspect ratio, or in each other's column."""
+    target = dataset.data_file_keys[0]
+    for fault in (
+        *odd_references(target, files_by_row, validation.files),
+        *swapped_columns(dataset.data_file_keys, files_by_row, validation.files),
+    ):
+        row = None if fault.number is None else fault.number + 1
+        file = None if fault.file is None else str(fault.file)
+        yield Problem(fault.kind, "warning", fault.message, fault.hint, row, file)
+
+
+def _same_files(
+    dataset: UnifiedDataset, files_by_row: list[dict[str, list[Path]]], validation: Validation
+) -> Iterator[Problem]:
+    """Yield warnings about duplicate files and duplicate rows; files of one row are compared by `_pair_faults`."""
+    together = {
+        frozenset((one, other))
+        for cells in files_by_row
+        for one, other in itertools.combinations({path for paths in cells.values() for path in paths}, 2)
+    }
     for kind, pairs, relation in (
         ("same bytes", same_bytes(validation.files), "has the same bytes as"),
         ("same picture", same_pictures(validation.files), "shows the same picture as"),
     ):
         for path, earlier in pairs:
+            if frozenset((path, earlier)) in together:
+                continue
             row, other = (validation.rows_of[each][0] + 1 for each in (path, earlier))
             message = f"row {row}: {path} {relation} {earlier} (row {other})"
             yield Problem(
@@ -283,24 +308,3 @@ def _same_files(dataset: UnifiedDataset, validation: Validation) -> Iterator[Pro
         if other != number:
             message = f"row {number + 1} is the same as row {other + 1}"
             yield Problem("same row", "warning", message, "remove one of the two", number + 1)
-
-
-def _swapped_columns(
-    dataset: UnifiedDataset, files_by_row: list[dict[str, list[Path]]], validation: Validation
-) -> Iterator[Problem]:
-    """Yield a warning for a column in which every file is the target of another row: the two were probably swapped."""
-    target, *others = dataset.data_file_keys
-    digests: dict[Any, set[int]] = {}
-    for number, cells in enumerate(files_by_row):
-        for path in cells.get(target, ()):
-            if path in validation.files:
-                digests.setdefault(validation.files[path].digest, set()).add(number)
-    for key in others:
-        entries = [(number, path) for number, cells in enumerate(files_by_row) for path in cells.get(key, ())]
-        known = [(number, validation.files[path].digest) for number, path in entries if path in validation.files]
-        if len(known) < 2 or len(known) < len(entries):
-            continue
-        if all(digests.get(digest, set()) - {number} for number, digest in known):
-            message = f"every {key} is the {target} of another row ({len(known)} files): are the two columns swapped?"
-            hint = f"if they are, exchange them with --column {target}={key},{key}={target}"
-            yield Problem("swapped columns", "warning", message, hint)

@@ -189,6 +189,21 @@ def swapped(folder: Path) -> None:
     )
 
 
+def edited(size: tuple[int, int], change: bool) -> Spoil:
+    """Return what makes one row of a target and a reference of `size`, which differ by a small edit or not at all."""
+
+    def spoil(folder: Path) -> None:
+        made = noise((4, 4), 31).resize((96, 64), Image.Resampling.BICUBIC)
+        reference = made.resize(size, Image.Resampling.LANCZOS)
+        if change:
+            reference.paste("red", (10, 10, 22, 22))
+        made.save(folder / "made.png")
+        reference.save(folder / "reference.jpg", quality=95)
+        table(folder, "made.png,reference.jpg,edit", header="image,edit_image,prompt")
+
+    return spoil
+
+
 def copied(folder: Path) -> None:
     row("e.png,x", "e.png", (folder / "a.png").read_bytes())(folder)
 
