@@ -13,7 +13,13 @@ MODELS = ("tiny", "qwen-image", "flux2", "flux2-dev")
 FORMATS = ("diffusers", "comfyui", "kohya", "diffsynth", "peft")
 STEPS = 20
 SIZE = {"height": 64, "width": 64}
-TEMPLATE_GIVEN = {"scale": 0.7, "gain": 0.7, "strength": 1.5, "colour": [0.1, 0.2, 0.3, 0.4]}
+# What each template reads.
+TEMPLATE_GIVEN: dict[str, dict[str, Any]] = {
+    "kv_cache": {"scale": 0.7},
+    "words": {"gain": 0.7},
+    "lora": {"strength": 1.5},
+    "encoder": {"colour": [0.1, 0.2, 0.3, 0.4]},
+}
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,10 @@ def template_trainings(c: Commands) -> Iterator[Case]:
         trained = {**named, "trainable_models": "template_model", "learning_rate": 1e-2}
         data = c.of.given
         if kind == "encoder":
-            yield c.infer(f"infer-template-{kind}", **shown(folder))
+            yield c.infer(f"infer-template-{kind}", **shown(kind, folder))
             continue
         yield c.train(f"template-{kind}", data, **trained, cache=False)
-        yield c.infer(f"infer-template-{kind}", **shown(f"{folder}:{c.weights(f'template-{kind}')}"))
+        yield c.infer(f"infer-template-{kind}", **shown(kind, f"{folder}:{c.weights(f'template-{kind}')}"))
     folder = c.of.templates["kv_cache"]
     named = {"template": folder, "trust_template": True}
     yield c.cache("cache-template", c.of.given, **named, extra_inputs="template_inputs")
@@ -142,9 +148,9 @@ def template_trainings(c: Commands) -> Iterator[Case]:
     yield c.files("template-pack", f"template pack {folder}", "template-pack", checkpoint=weights, **packed)
 
 
-def shown(template: str) -> dict[str, Any]:
-    """Return the flags that draw with a template."""
-    return {"template": template, "template_inputs": TEMPLATE_GIVEN, "trust_template": True, "cfg_scale": 2}
+def shown(kind: str, template: str) -> dict[str, Any]:
+    """Return the flags that draw with a template of a kind."""
+    return {"template": template, "template_inputs": TEMPLATE_GIVEN[kind], "trust_template": True, "cfg_scale": 2}
 
 
 def pictures(c: Commands) -> Iterator[Case]:
@@ -167,9 +173,10 @@ def pictures(c: Commands) -> Iterator[Case]:
     yield c.infer("infer-prompts", prompts_file=f"{folder}/prompts.txt", num_images=2, grid=True, cfg_scale=2)
     yield c.infer("infer-bfloat16", dtype="bfloat16", cfg_scale=2)
     template = f"{c.of.templates['kv_cache']}:{c.weights('template-kv_cache')}"
-    yield c.infer("infer-negative-template", **shown(template), negative_template_inputs={"scale": 0.1})
+    yield c.infer("infer-negative-template", **shown("kv_cache", template), negative_template_inputs={"scale": 0.1})
     two = {"template": [template, c.of.templates["words"] + ":" + c.weights("template-words")]}
-    yield c.infer("infer-two-templates", **{**shown(template), **two, "template_inputs": [TEMPLATE_GIVEN] * 2})
+    inputs = [TEMPLATE_GIVEN["kv_cache"], TEMPLATE_GIVEN["words"]]
+    yield c.infer("infer-two-templates", **{**shown("kv_cache", template), **two, "template_inputs": inputs})
 
 
 def lora_files(c: Commands) -> Iterator[Case]:
