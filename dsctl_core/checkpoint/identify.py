@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsctl_core.checkpoint.quantized import refuse_quantized, refuse_quantized_config
+from dsctl_core.checkpoint.quantized import refuse_quantized, refuse_quantized_config, refuse_unread_scales
 from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
@@ -52,16 +52,24 @@ def is_original(component: Component, folder: Path) -> bool:
     return component.original_class is not None and folder.is_dir() and class_of(folder) == component.original_class
 
 
+def is_single_file(path: Path) -> bool:
+    """Return whether `path` is a weight file without a config.json in its folder."""
+    return path.is_file() and not (path.parent / "config.json").is_file()
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of the component in `folder`, a folder or a single file, and check each of them.
 
     See `find_weights` for which files these are. Raises DsctlError for a missing shard, a damaged file, and weights in
-    another format or quantized by another tool.
+    another format or quantized by another tool, except for a single file in scaled fp8.
     """
     files = [folder] if folder.is_file() else list(find_weights(folder).files)
     for file in files:
         header, _ = safetensors_header(file)
-        refuse_quantized(file, header)
+        if is_single_file(file) and folder.is_file():
+            refuse_unread_scales(file, header)
+        else:
+            refuse_quantized(file, header)
     return files
 
 

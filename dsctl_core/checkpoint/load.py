@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.checkpoint.build import checked_build, component_class
 from dsctl_core.checkpoint.defaults import folder_defaults
 from dsctl_core.checkpoint.finite import refuse_unusable_weights
-from dsctl_core.checkpoint.identify import class_of, identify_component, is_original, weight_files
+from dsctl_core.checkpoint.identify import class_of, identify_component, is_original, is_single_file, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.model_index import read_index
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.checkpoint.schedule import read_schedule
-from dsctl_core.checkpoint.single_file import (
-    identify_single_file,
-    is_single_file,
-    load_single_file,
-    published_config,
-)
+from dsctl_core.checkpoint.single_file import identify_single_file, load_single_file, published_config
 from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, ModelParts, Schedule

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.build import component_class
 from dsctl_core.checkpoint.identify import weight_files
-from dsctl_core.checkpoint.quantized import refuse_quantized
+from dsctl_core.checkpoint.quantized import is_scale, scaled_back
 from dsctl_core.checkpoint.stream import tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
@@ -31,19 +31,13 @@ NEAREST = 3  # number of components that an error names
 OF_TEXT = re.compile(r"(?:^|\.)(?:layers\.\d+\.self_attn\.q_proj|block\.\d+\.layer\.0\.SelfAttention\.q)\.")
 
 
-def is_single_file(path: Path) -> bool:
-    """Return whether `path` is a weight file without a config.json in its folder."""
-    return path.is_file() and not (path.parent / "config.json").is_file()
-
-
 def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family, Component]:
     """Return the family and the component with the tensor names in `path`, regardless of the number of layers.
 
     Raises DsctlError for a file in another format or quantized by another tool, which it names, and for an unknown
     one, with the most similar components in the message.
     """
-    refuse_quantized(path, tensor_shapes(path))
-    stored = _stored(path)
+    stored = _stored(*weight_files(path))
     scores: list[tuple[float, str]] = []
     for family in families:
         for component, score in _scores(family, stored):
@@ -99,7 +93,8 @@ def _stored(*paths: Path) -> dict[str, Tensor]:
     import torch
 
     with torch.device("meta"):
-        return {name: torch.empty(shape) for path in paths for name, shape in tensor_shapes(path).items()}
+        shapes = [shape for path in paths for shape in tensor_shapes(path).items()]
+        return {name: torch.empty(shape) for name, shape in shapes if not is_scale(name)}
 
 
 def load_single_file(family: Family, component: Component, path: Path, dtype: torch.dtype) -> nn.Module:
@@ -112,7 +107,7 @@ def load_single_file(family: Family, component: Component, path: Path, dtype: to
 
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
-        tensors |= read_safetensors(file)[0]
+        tensors |= scaled_back(read_safetensors(file)[0], dtype)
     candidates = [
         (model, layout)
         for model in (_empty(component, config) for config in family.all_sizes(component.name))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.finite import refuse_not_finite
+from dsctl_core.checkpoint.quantized import refuse_quantized
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import atomic_path
 from dsctl_core.files.safetensors import safetensors_header
@@ -44,6 +45,7 @@ def rewrite(source: Path, target: Path, changes: Mapping[str, ChangeRows], tick:
     time. `tick` is called with the name of each tensor when it is done.
     """
     header, begin = safetensors_header(source)
+    refuse_quantized(source, header)
     entries = sorted(
         ((name, entry) for name, entry in header.items() if name != "__metadata__"),
         key=lambda item: item[1]["data_offsets"][0],

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dsctl_core.checkpoint.defaults import folder_defaults
-from dsctl_core.checkpoint.identify import class_of
+from dsctl_core.checkpoint.identify import class_of, is_single_file
 from dsctl_core.checkpoint.load import find_component_paths, parts_of
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.model_index import read_index
 from dsctl_core.checkpoint.readers import load_reader
-from dsctl_core.checkpoint.single_file import identify_single_file, is_single_file, single_file_owners
+from dsctl_core.checkpoint.single_file import identify_single_file, single_file_owners
 from dsctl_core.data.sizes import ImageCropAndResize
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class

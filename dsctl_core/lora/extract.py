@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsctl_core.checkpoint.identify import weight_files
+from dsctl_core.checkpoint.quantized import refuse_quantized
 from dsctl_core.checkpoint.stream import read_tensor, tensor_shapes
 from dsctl_core.errors import DsctlError, near_miss
 from dsctl_core.lora.algebra import RankTruncation, collect_kept, from_difference
@@ -25,7 +26,9 @@ class Extracted:
 def tensors_of(path: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     """Return the file and the shape of each tensor, by name, of the component at `path`, a folder or a weight file."""
     files = weight_files(path) if path.is_dir() else [path]
-    return {name: (file, shape) for file in files for name, shape in tensor_shapes(file).items()}
+    found = {name: (file, shape) for file in files for name, shape in tensor_shapes(file).items()}
+    refuse_quantized(path, found)
+    return found
 
 
 def extract(

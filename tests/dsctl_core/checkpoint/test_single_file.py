@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from dsctl_core import ModelConfig
 from dsctl_core.checkpoint.load import load_components
 from dsctl_core.checkpoint.single_file import identify_single_file
+from dsctl_core.checkpoint.stream import rewrite
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import families, load_family
+from dsctl_core.lora.extract import extract
 from tests.tiny_models import write_tiny_model
 
 # The family as if its tiny sizes were the published ones.
@@ -109,3 +111,28 @@ def test_other_sizes_than_the_published_are_named(folder, tmp_path):
     save_file(changed, tmp_path / "a.safetensors")
     with pytest.raises(DsctlError, match=r"proj_out\.bias is \(3,\), but"):
         load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("name", "marks"), [("scale_weight", "scaled_fp8"), ("weight_scale", "a.comfy_quant")])
+@pytest.mark.parametrize("each_row", [False, True])
+def test_a_file_in_scaled_fp8_is_read_as_its_weights_times_their_scales(folder, tmp_path, name, marks, each_row):
+    stored, wanted = {marks: torch.zeros(2, dtype=torch.uint8)}, {}
+    for key, tensor in tensors(folder, "transformer").items():
+        stored[key] = wanted[key] = tensor
+        if key.startswith("transformer_blocks.") and tensor.ndim == 2:
+            scale = (tensor.abs().amax(1) if each_row else tensor.abs().max()) / 448
+            module = key.removesuffix(".weight")
+            stored[f"{module}.{name}"] = scale
+            stored[f"{module}.{'scale_input' if name == 'scale_weight' else 'input_scale'}"] = torch.ones(())
+            stored[key] = (tensor / scale.reshape(-1, 1)).to(torch.float8_e4m3fn)
+            wanted[key] = stored[key].float() * scale.reshape(-1, 1)
+    assert len(stored) > len(wanted) + 40
+    file = tmp_path / "a.safetensors"
+    save_file({f"model.diffusion_model.{key}": tensor for key, tensor in stored.items()}, file)
+    state = load(file)["dit"].state_dict()
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+    with pytest.raises(DsctlError, match="scaled fp8"):  # what streams over its tensors would take them without scales
+        rewrite(file, tmp_path / "b.safetensors", {}, print)
+    with pytest.raises(DsctlError, match="scaled fp8"):
+        extract(file, file, ["a"], 1)
