@@ -17,14 +17,18 @@ def classes_of(family: str) -> tuple[Any, type[Trainer]]:
     """Return the transformer's class and what trains it."""
     import diffusers
 
+    from benchmarks.plain_families import TRAINERS
     from benchmarks.plain_z_image import ZImageTrainer
 
+    if family in TRAINERS:
+        name, trainer = TRAINERS[family]
+        return getattr(diffusers, name), trainer
     if family == "z-image":
         return diffusers.ZImageTransformer2DModel, ZImageTrainer
     return diffusers.QwenImageTransformer2DModel, Trainer
 
 
-def load_trainer(settings: dict[str, Any]) -> tuple[Trainer, list[tuple[torch.Tensor, torch.Tensor]]]:
+def load_trainer(settings: dict[str, Any]) -> tuple[Trainer, list[tuple[torch.Tensor, Any]]]:
     """Return what trains, in the precision that is asked for, and the encoded samples."""
     transformer_class, trainer_class = classes_of(settings["family"])
     half = settings["precision"] == "bf16"
@@ -38,7 +42,12 @@ def load_trainer(settings: dict[str, Any]) -> tuple[Trainer, list[tuple[torch.Te
     if half:
         transformer.forward = torch.autocast("cpu", torch.bfloat16)(transformer.forward)
     tensors = load_file(settings["encoded"])
-    return trainer, [(tensors[f"{n}.latents"], tensors[f"{n}.embeds"]) for n in range(settings["samples"])]
+    samples: list[tuple[torch.Tensor, Any]] = []
+    for number in range(settings["samples"]):
+        own = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{number}.")}
+        latents = own.pop("latents")
+        samples.append((latents, own.pop("embeds") if "embeds" in own else own))
+    return trainer, samples
 
 
 def step(settings: dict[str, Any], rounds: MicroBatches) -> None:

@@ -53,7 +53,7 @@ def write_encoded(pipe: Any, settings: dict[str, Any]) -> None:
 class Trainer:
     """A LoRA on a transformer, trained on latents and embeddings."""
 
-    targets: Sequence[str] = TARGETS
+    targets: Sequence[str] | str = TARGETS  # the ends of names, or a pattern of whole names
     mu = TRAINING_MU
 
     def __init__(self, transformer: Any, settings: dict[str, Any]) -> None:
@@ -62,15 +62,14 @@ class Trainer:
         self.transformer = transformer
         transformer.requires_grad_(False).eval()
         rank = settings["rank"]
-        transformer.add_adapter(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.targets), lora_dropout=0.0)
-        )
+        targets = self.targets if isinstance(self.targets, str) else list(self.targets)
+        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, lora_dropout=0.0))
         self.trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=settings["learning_rate"], weight_decay=0.01)
         grid = (torch.arange(1000, 0, -1) - 0.5) / 1000
         self.sigmas = math.exp(self.mu) / (math.exp(self.mu) + (1 / grid - 1))
 
-    def step(self, samples: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def step(self, samples: list[tuple[torch.Tensor, Any]]) -> None:
         """Make one update on a batch."""
         latents = torch.cat([sample[0] for sample in samples])
         noise = torch.randn(latents.shape)
@@ -82,9 +81,7 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.item()
 
-    def errors(
-        self, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, embeds: list[torch.Tensor]
-    ) -> Any:
+    def errors(self, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, embeds: list[Any]) -> Any:
         """Return what the velocity is off by, with the prompts padded and masked as the pipeline does it."""
         longest = max(each.shape[1] for each in embeds)
         padded = torch.cat([torch.nn.functional.pad(e, (0, 0, 0, longest - e.shape[1])) for e in embeds])

@@ -24,9 +24,7 @@ class ZImageTrainer(Trainer):
     targets = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
     mu = math.log(6)
 
-    def errors(
-        self, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, embeds: list[torch.Tensor]
-    ) -> Any:
+    def errors(self, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, embeds: list[Any]) -> Any:
         """Return what the velocity is off by; the network's output is minus the velocity."""
         level = sigma.view(-1, 1, 1, 1)
         noisy = ((1 - level) * latents + level * noise).to(self.transformer.dtype)

@@ -2,9 +2,10 @@
 
     python -m benchmarks.train_step                      # prints the table, writes build/train_step.json; 10 minutes
     python -m benchmarks.train_step --only bf16 --rounds 3
-    python -m benchmarks.train_step --family z-image
+    python -m benchmarks.train_step --family wan         # or z-image, flux1, qwen-image-edit
 
-The model is the random one of medium size of two_stages.py. Both sides take turns, round by round; see README.md.
+The model is a random one of medium size, that of two_stages.py for Qwen-Image. Both sides take turns, round by round;
+see README.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import families
 from benchmarks.medium import dsctl, measure_and_tell, parser, seconds_of, write_dataset, write_model, write_z_image
 from benchmarks.run import REPOSITORY, Side, describe_machine, finish, in_turn, take_turns
 from benchmarks.two_stages import plain
@@ -30,7 +32,8 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bf16": ("step, bfloat16", {"precision": "bf16", "recompute": False}),
     "bf16-recompute": ("step, bfloat16, blocks recomputed", {"precision": "bf16", "recompute": True}),
 }
-WRITERS = {"qwen-image": write_model, "z-image": write_z_image}
+WRITERS = {"qwen-image": write_model, "z-image": write_z_image}  # the others are in families.py
+FAMILIES = (*WRITERS, *families.MEDIUM)
 FIRST = "first"  # the part that is whole processes, from the command to the end of the first step
 
 
@@ -77,8 +80,13 @@ def compare_first(settings: dict[str, Any], folder: Path, rounds: int) -> dict[s
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Make model, dataset and cache, and do the comparisons."""
     model, data = folder / "model", folder / "data"
-    WRITERS[options.family](model, medium=not options.tiny)
-    write_dataset(data, options.samples, options.size)
+    further = options.family in families.MEDIUM
+    if further:
+        families.write_family(options.family, model, not options.tiny, options.size)
+        families.write_family_dataset(options.family, data, options.samples, options.size)
+    else:
+        WRITERS[options.family](model, medium=not options.tiny)
+        write_dataset(data, options.samples, options.size)
     settings: dict[str, Any] = {
         "model": str(model),
         "family": options.family,
@@ -94,9 +102,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     # A run has the precision of its cache.
     for precision, cache in (("no", folder / "cache"), ("bf16", folder / "cache-bf16")):
         place = ("--output-path", cache, "--mixed-precision", precision)
-        seconds_of(dsctl("cache", "--model", model, "--dataset-base-path", data, *place))
-    apart = [sys.executable, "-m", "benchmarks.plain_z_image", json.dumps(settings)]
-    seconds_of(apart if options.family == "z-image" else plain("write", settings))
+        flags = families.FLAGS.get(options.family, ())
+        seconds_of(dsctl("cache", "--model", model, "--dataset-base-path", data, *flags, *place))
+    if further:
+        families.copy_cached(folder / "cache", Path(settings["encoded"]))
+    else:
+        apart = [sys.executable, "-m", "benchmarks.plain_z_image", json.dumps(settings)]
+        seconds_of(apart if options.family == "z-image" else plain("write", settings))
     wanted = options.only or [*PARTS, FIRST]
     comparisons = []
     for part in wanted:
@@ -130,7 +142,7 @@ def report(numbers: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
     options = parser("train_step", __doc__.splitlines()[0], rounds=9, steps=4, samples=8)
-    options.add_argument("--family", choices=list(WRITERS), default="qwen-image", help="default: %(default)s")
+    options.add_argument("--family", choices=FAMILIES, default="qwen-image", help="default: %(default)s")
     options.add_argument("--only", choices=[*PARTS, FIRST], action="append", help="measure only this; can be repeated")
     measure_and_tell(options.parse_args(arguments), measure, report)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.train_step import WRITERS, report
+from benchmarks.train_step import FAMILIES, WRITERS, report
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = ["--tiny", "--rounds", "1", "--steps", "1", "--samples", "2", "--size", "32"]
 
 
-@pytest.mark.parametrize("family", WRITERS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_both_sides_do_their_rounds(python: str, tmp_path: Path, family: str):
     numbers = tmp_path / "numbers.json"
     command = [
@@ -26,8 +26,7 @@ def test_both_sides_do_their_rounds(python: str, tmp_path: Path, family: str):
         family,
         "--only",
         "bf16-recompute",
-        "--only",
-        "first",
+        *(("--only", "first") if family in WRITERS else ()),
     ]
     done = subprocess.run(
         [*command, "--json", numbers], cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False
@@ -35,7 +34,7 @@ def test_both_sides_do_their_rounds(python: str, tmp_path: Path, family: str):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("|  | dsctl | plain | times as fast |")
     rows = json.loads(numbers.read_text())["comparisons"]
-    assert len(rows) == 2
+    assert len(rows) == (2 if family in WRITERS else 1)
     for row in rows:
         assert min(*row["ours"], *row["plain"], *row["ours_cpu"], *row["plain_cpu"]) > 0
         assert min(row["ours_memory"], row["plain_memory"]) > 10**6  # of whole processes: see test_run.py
