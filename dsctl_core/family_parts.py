@@ -178,10 +178,10 @@ class Schedule:
     """Constants of the flow-matching schedule, with the names of diffusers' scheduler_config.json.
 
     The exponent of the shift, mu, is a linear function of the number of image tokens: `base_shift` at
-    `base_image_seq_len` tokens, `max_shift` at `max_image_seq_len`. With `linear_shift` the linear function is the
-    shift itself and mu is its logarithm (diffusers' `time_shift_type: linear`). `sampling_mu`, a function of
-    (image tokens, steps), replaces the linear function if set. With `shift_terminal` the levels are stretched so that
-    the last sigma has this value. `training_mu` is the fixed exponent for training.
+    `base_image_seq_len` tokens, `max_shift` at `max_image_seq_len`. `sampling_mu`, a function of (image tokens, steps),
+    replaces the linear function if set. With `linear_shift` the value of the function is the shift itself and mu is its
+    logarithm (diffusers' `time_shift_type: linear`). With `shift_terminal` the levels are stretched so that the last
+    sigma has this value. `training_mu` is the fixed exponent for training.
     """
 
     base_shift: float = 0.5

@@ -133,10 +133,11 @@ class FlowMatchScheduler:
     def _mu(self, image_tokens: int, steps: int) -> float:
         s = self.schedule
         if s.sampling_mu is not None:
-            return s.sampling_mu(image_tokens, steps)
-        slope = (s.max_shift - s.base_shift) / (s.max_image_seq_len - s.base_image_seq_len)
-        on_line = image_tokens * slope + (s.base_shift - slope * s.base_image_seq_len)
-        return math.log(on_line) if s.linear_shift else on_line
+            found = s.sampling_mu(image_tokens, steps)
+        else:
+            slope = (s.max_shift - s.base_shift) / (s.max_image_seq_len - s.base_image_seq_len)
+            found = image_tokens * slope + (s.base_shift - slope * s.base_image_seq_len)
+        return math.log(found) if s.linear_shift else found
 
     @staticmethod
     def _shift(sigmas: Tensor, mu: float) -> Tensor:
