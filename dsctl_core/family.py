@@ -56,6 +56,12 @@ class Family:
     tiny: dict[str, dict[str, Any]]  # component -> config of a tiny random model for tests
     # Those of `extra_inputs` that a row may leave empty: it is trained on without them.
     optional_inputs: tuple[str, ...] = ()
+    # Those of `extra_inputs` that are several files in a row: a list, or a folder of them.
+    list_inputs: tuple[str, ...] = ()
+    # Columns of pictures that lie on each other, so that those of a row have one size.
+    aligned_inputs: tuple[str, ...] = ()
+    # Whether the model decomposes a picture into layers: it needs one reference image, and makes and reads RGBA images.
+    decomposes: bool = False
     # Videos have factor * n + remainder frames, as (factor, remainder); None: the family takes pictures only.
     time_division: tuple[int, int] | None = None
     # (config of the dit, width, height, frames, characters of a prompt) -> estimated size in bytes, in a bfloat16

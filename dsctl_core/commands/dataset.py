@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dsctl_core.errors import UsageError
 from dsctl_core.families import families
 from dsctl_core.families.prompt_lengths import find_cut_prompts
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
+from dsctl_core.family import Family
 from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.files.json import checked, read_json
 from dsctl_core.files.ownership import require_replaceable
@@ -73,8 +75,10 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
             data_file_keys=options.reading.data_file_keys,
             columns=options.reading.columns,
             allow_outside=options.reading.allow_outside,
-            optional_keys=_optional_keys(resolved),
+            optional_keys={name for family in _possible(resolved) for name in family.optional_inputs},
             single_keys=SINGLE_COLUMNS,
+            list_keys=_list_keys(resolved),
+            aligned_keys=_aligned_keys(resolved, options.reading.data_file_keys),
         )
     except DataError as error:
         found = unreadable_dataset(error)
@@ -89,10 +93,20 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     return result
 
 
-def _optional_keys(resolved: ResolvedModel | None) -> set[str]:
-    """Return the columns that the model lets a row leave empty; without a model, those of any family."""
-    known = [resolved.family] if resolved is not None else families().values()
-    return {name for family in known for name in family.optional_inputs}
+def _possible(resolved: ResolvedModel | None) -> Collection[Family]:
+    """Return the family of the model; without a model, all families."""
+    return [resolved.family] if resolved is not None else families().values()
+
+
+def _list_keys(resolved: ResolvedModel | None) -> set[str]:
+    """Return the columns that hold several files in a row."""
+    return {name for family in _possible(resolved) for name in family.list_inputs}
+
+
+def _aligned_keys(resolved: ResolvedModel | None, keys: Collection[str]) -> set[str]:
+    """Return the columns of pictures that lie on each other, if one of the columns `keys` holds several files."""
+    stacked = _list_keys(resolved) & set(keys)
+    return {name for family in _possible(resolved) for name in family.aligned_inputs} if stacked else set()
 
 
 def _add_cut_prompts(found: Validation, dataset: UnifiedDataset, resolved: ResolvedModel) -> None:

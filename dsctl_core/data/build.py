@@ -30,7 +30,9 @@ def build_dataset(
     resize = build_resize(options, division_factor or family.division_factor, defaults.get("max_pixels"))
     if family.time_division is None:
         PICTURES_ONLY.refuse(options, title=family.title)
-        operator = UnifiedDataset.default_image_operator(base, allow_outside=options.allow_outside, resize=resize)
+        operator = UnifiedDataset.default_image_operator(
+            base, allow_outside=options.allow_outside, resize=resize, convert_RGBA=family.decomposes
+        )
     else:
         factor, remainder = family.time_division
         operator = UnifiedDataset.default_video_operator(
@@ -53,6 +55,8 @@ def build_dataset(
         allow_outside=options.allow_outside,
         optional_keys=family.optional_inputs,
         single_keys=SINGLE_COLUMNS,
+        list_keys=family.list_inputs,
+        aligned_keys=family.aligned_inputs,
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),
     )
 

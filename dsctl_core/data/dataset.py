@@ -17,6 +17,7 @@ from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.routing import RouteByType, preview_of
 from dsctl_core.data.rows import Metadata, Row, blank
 from dsctl_core.data.sizes import fits_of
+from dsctl_core.data.stacks import Size, files_of_cell, find_odd_size
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.random import derive_seed
 
@@ -47,6 +48,8 @@ class UnifiedDataset(Sequence[Row]):
         allow_outside: Whether file names may lead out of `base_path`.
         optional_keys: The columns of file names whose cells may be empty; the value of such a cell is None.
         single_keys: The columns of file names that hold one file in each row, not a list of them.
+        list_keys: The columns of file names that hold several files in each row: a list, or the name of a folder.
+        aligned_keys: The columns of pictures that lie on each other, so that those of a row have one size.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class UnifiedDataset(Sequence[Row]):
         allow_outside: bool = False,
         optional_keys: Iterable[str] = (),
         single_keys: Iterable[str] = (),
+        list_keys: Iterable[str] = (),
+        aligned_keys: Iterable[str] = (),
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
@@ -73,6 +78,7 @@ class UnifiedDataset(Sequence[Row]):
         self.metadata: Metadata = read_dataset(self.base_path, table, self.data_file_keys, columns)
         self.metadata.require_columns(self.data_file_keys, hint="name the columns of files with --data-file-keys")
         self.optional_keys, self.single_keys = frozenset(optional_keys), frozenset(single_keys)
+        self.list_keys, self.aligned_keys = frozenset(list_keys), frozenset(aligned_keys)
         self.numbers: Sequence[int] = range(len(self.metadata.rows))
         if self.metadata.repeats is not None:
             repeats = enumerate(self.metadata.repeats)
@@ -122,7 +128,19 @@ class UnifiedDataset(Sequence[Row]):
                 row[key] = None if self.is_empty(number, key) else operator(self._file_cell(number, key))
         row["_row"] = number
         row["_fit"] = {key: fit for key in self.operators if (fit := fits_of(row[key])) is not None}
+        fits = {key: fit if isinstance(fit, list) else [fit] for key, fit in row["_fit"].items()}
+        self.require_aligned(number, {key: [fit.original for fit in each if fit] for key, each in fits.items()})
         return row
+
+    def require_aligned(self, number: int, sizes: Mapping[str, Sequence[Size]]) -> None:
+        """Raise `DataError` if pictures of row `number` that lie on each other have several sizes.
+
+        `sizes` are the (width, height) of the files in each column.
+        """
+        odd = find_odd_size({key: own for key, own in sizes.items() if key in self.aligned_keys})
+        if odd is not None:
+            with self.cell_errors(number, odd[0]):
+                raise odd[1]
 
     def preview(self, number: int, key: str) -> Any:
         """Check the cell `key` of row `number` without decoding its file, and return the preview of its operator.
@@ -148,8 +166,13 @@ class UnifiedDataset(Sequence[Row]):
         return key in self.optional_keys and (cell is None or cell == [] or (isinstance(cell, str) and blank(cell)))
 
     def _file_cell(self, number: int, key: str) -> Any:
-        """Return the cell `key` of row `number`; raise `DataError` for a list in a column of single files."""
+        """Return the cell `key` of row `number`, in a column of several files as a list.
+
+        Raises `DataError` for a list in a column of single files.
+        """
         cell = self.metadata.rows[number].get(key)
+        if key in self.list_keys:
+            return files_of_cell(cell, ToAbsolutePath(self.base_path, self.allow_outside))
         if isinstance(cell, list | tuple) and key in self.single_keys:
             raise DataError(
                 f"the value is a list of {len(cell)}, but a row has one {key}",

@@ -23,6 +23,7 @@ def default_image_operator(
     width_division_factor: int = 16,
     allow_outside: bool = False,
     resize: Resize | None = None,
+    convert_RGBA: bool = False,
 ) -> RouteByType:
     """Return the operator from a file name, or a list of file names, to RGB images of a size that the model takes.
 
@@ -35,9 +36,10 @@ def default_image_operator(
         width_division_factor: Widths are cropped to a multiple of this.
         allow_outside: Whether file names may lead out of `base_path`.
         resize: Resizes images instead of the five sizes above.
+        convert_RGBA: Whether images keep their transparency, as RGBA.
     """
     resize = resize or ImageCropAndResize(height, width, max_pixels, height_division_factor, width_division_factor)
-    return _for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> LoadImage() >> resize)
+    return _for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> LoadImage(convert_RGBA) >> resize)
 
 
 def default_video_operator(

@@ -13,6 +13,8 @@ from dsctl_core.errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image as PilImage
 
+ROUNDED_TO = 32  # pixels; to multiples of this, diffusers' pipelines round the sides of reference images
+
 
 class Fit(NamedTuple):
     """The crop and the scale of a resized image: the part `box` of the original, scaled by `scale`.
@@ -136,6 +138,20 @@ def require_sides(width: int, height: int, across: int, down: int) -> None:
             f"the picture is {width}x{height} pixels, but both sides must have at least {max(across, down)}",
             hint="use a larger picture, or remove the row",
             kind="size",
+        )
+
+
+def require_same_ratio(size: tuple[int, int], target: tuple[int, int]) -> None:
+    """Raise `UsageError` if stretching a picture from `size` to `target`, both (width, height), would distort it.
+
+    It would not if `target` is a multiple of `size` with sides that are rounded to multiples of `ROUNDED_TO`.
+    """
+    most = ROUNDED_TO / 2
+    bounds = [((wanted - most) / own, (wanted + most) / own) for own, wanted in zip(size, target, strict=True)]
+    if max(low for low, _ in bounds) > min(high for _, high in bounds):
+        raise UsageError(
+            f"the picture is {size[0]}x{size[1]} pixels, which {target[0]}x{target[1]} would distort",
+            hint="leave out the height and the width, or crop the picture",
         )
 
 

@@ -160,6 +160,11 @@ def _check_row(
                     sample.sizes.append(_size(path, validation.files[path], checks))
             except DsctlError as error:
                 _add(validation, number, error, path)
+    decoded = {key: [path for path in paths if path in validation.files] for key, paths in cells.items()}
+    try:
+        dataset.require_aligned(number, {key: [validation.files[p].size for p in own] for key, own in decoded.items()})
+    except DsctlError as error:
+        _add(validation, number, error)
     return sample
 
 
