@@ -1,4 +1,7 @@
-"""Convert images of Pillow to tensors, and back. Legend: tensors are (B, 3, H, W) in [-1, 1]."""
+"""Convert images of Pillow to tensors, and back.
+
+Legend: tensors are (B, 3, H, W) in [-1, 1], or (B, 4, H, W) for RGBA.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,16 @@ from dsctl_core.checkpoint.finite import find_not_finite
 from dsctl_core.errors import DsctlError
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """Return an image as a tensor (1, 3, H, W) float32; transparent pixels become white."""
-    if image.has_transparency_data:
+def to_pixels(image: Image.Image, keep_alpha: bool = False) -> Tensor:
+    """Return an image as a tensor (1, 3, H, W) float32, in which transparent pixels become white.
+
+    With `keep_alpha` it is (1, 4, H, W), RGBA.
+    """
+    if image.has_transparency_data and not keep_alpha:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255)  # (H, W, 3)
+    image = image.convert("RGBA" if keep_alpha else "RGB")
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)  # (H, W, 3 or 4)
     return (2 * pixels - 1).permute(2, 0, 1).unsqueeze(0)
 
 

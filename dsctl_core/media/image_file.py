@@ -12,6 +12,7 @@ from dsctl_core.files.atomic import atomic_path
 from dsctl_core.files.json import decode_json
 from dsctl_core.files.ownership import Kind
 from dsctl_core.media.clip import Clip
+from dsctl_core.media.layers import Layers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,13 +48,35 @@ DRAWN = Kind("a picture of `dsctl infer`", lambda path: bool(about := about_pict
 SAMPLE = Kind("a sample of `dsctl train`", lambda path: "step" in about_picture(path))
 
 
-def as_picture(made: Image | Clip) -> Image:
-    """Return an image unchanged, and a clip as one image with its frames in a row."""
-    return grid(made.frames, len(made.frames)) if isinstance(made, Clip) else made
+def as_picture(made: Image | Clip | Layers) -> Image:
+    """Return an image unchanged, and as one image the frames of a clip, or a composite and its layers, in a row."""
+    if isinstance(made, Clip):
+        return grid(made.frames, len(made.frames))
+    return grid(made.pictures, len(made.pictures)) if isinstance(made, Layers) else made
+
+
+def layer_files(file: Path, count: int) -> list[Path]:
+    """Return the files of `count` layers beside `file`, that of their composite: FILE-layer-1.png, ..."""
+    return [file.with_name(f"{file.stem}-layer-{number}{file.suffix}") for number in range(1, count + 1)]
+
+
+def write_made(file: Path, made: Image | Layers, about: dict[str, Any]) -> list[Path]:
+    """Write an image to `file`, or a composite to it and its layers beside it, and return the files.
+
+    `about` is the metadata; that of a layer also has its number, from 1 at the bottom.
+    """
+    if not isinstance(made, Layers):
+        write_png(file, made, about)
+        return [file]
+    files = layer_files(file, len(made.layers))
+    for number, (path, layer) in enumerate(zip(files, made.layers, strict=True), 1):
+        write_png(path, layer, {**about, "layer": number})
+    write_png(file, made.composite, about)
+    return [file, *files]
 
 
 def grid(pictures: Sequence[Image], columns: int) -> Image:
-    """Return one image with `pictures`, which have one size, in rows of `columns` images on white."""
+    """Return one image with `pictures`, of one size, in rows of `columns` images; what is transparent becomes white."""
     from PIL import Image
 
     width, height = pictures[0].width + GRID_GAP, pictures[0].height + GRID_GAP
@@ -61,5 +84,5 @@ def grid(pictures: Sequence[Image], columns: int) -> Image:
     sheet = Image.new("RGB", (columns * width - GRID_GAP, rows * height - GRID_GAP), "white")
     for number, picture in enumerate(pictures):
         row, column = divmod(number, columns)
-        sheet.paste(picture, (column * width, row * height))
+        sheet.paste(picture, (column * width, row * height), picture if picture.mode == "RGBA" else None)
     return sheet
