@@ -20,8 +20,11 @@ def write_tiny_model(family_name: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_tiny_qwen_image(folder: Path, seed: int = 0) -> Path:
-    """Write a tiny random Qwen-Image to `folder`: official classes, the sizes of `family.tiny`, a real tokenizer."""
+def write_tiny_qwen_image(folder: Path, seed: int = 0, name: str = "qwen-image", **schedule: Any) -> Path:
+    """Write a tiny random Qwen-Image to `folder`: official classes, the sizes of `family.tiny`, a real tokenizer.
+
+    `name` is the family, and `schedule` are other values of its scheduler_config.json.
+    """
     from diffusers import (
         AutoencoderKLQwenImage,
         FlowMatchEulerDiscreteScheduler,
@@ -30,19 +33,14 @@ def write_tiny_qwen_image(folder: Path, seed: int = 0) -> Path:
     )
     from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    family = load_family("qwen-image")
+    family = load_family(name)
     generator = torch.Generator().manual_seed(seed)
-    schedule = family.schedule
+    own = family.schedule
+    line = {each: getattr(own, each) for each in ("base_shift", "max_shift", "base_image_seq_len")}
+    line |= {each: getattr(own, each) for each in ("max_image_seq_len", "shift_terminal")}
     tokenizer = embedded_tokenizer()
     pipe: Any = QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_shift=schedule.base_shift,
-            max_shift=schedule.max_shift,
-            base_image_seq_len=schedule.base_image_seq_len,
-            max_image_seq_len=schedule.max_image_seq_len,
-            shift_terminal=schedule.shift_terminal,
-        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **line, **schedule}),
         vae=randomize(AutoencoderKLQwenImage(**family.tiny["vae"]), generator),
         text_encoder=randomize(
             Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**family.tiny["text_encoder"])), generator
@@ -58,15 +56,26 @@ def write_tiny_qwen_image(folder: Path, seed: int = 0) -> Path:
 
 def write_tiny_qwen_image_edit(folder: Path, seed: int = 0, pipeline: str = "QwenImageEditPlusPipeline") -> Path:
     """Write a tiny random Qwen-Image-Edit to `folder`: small reference images, and a processor for its vision tower."""
+    write_tiny_qwen_image(folder, seed)
+    return _with_processor(folder, {"_class_name": pipeline, "reference_pixels": 64 * 64})
+
+
+def write_tiny_qwen_image_layered(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny random Qwen-Image-Layered to `folder`, with the schedule that is published."""
+    write_tiny_qwen_image(folder, seed, "qwen-image-layered", time_shift_type="linear", shift_terminal=False)
+    return _with_processor(folder, {"_class_name": "QwenImageLayeredPipeline"})
+
+
+def _with_processor(folder: Path, entries: dict[str, Any]) -> Path:
+    """Add a processor for the vision tower, and `entries` of the model_index.json, to a tiny Qwen-Image."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    write_tiny_qwen_image(folder, seed)
     shutil.copytree(embedded_tokenizer(), folder / "processor")
     Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 84}).save_pretrained(
         folder / "processor"
     )
     index = json.loads((folder / "model_index.json").read_text())
-    index |= {"_class_name": pipeline, "processor": ["transformers", "Qwen2VLProcessor"], "reference_pixels": 64 * 64}
+    index |= {"processor": ["transformers", "Qwen2VLProcessor"], **entries}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
@@ -314,6 +323,7 @@ def randomize(model: Any, generator: torch.Generator) -> Any:
 BUILDERS: dict[str, Callable[[Path, int], Path]] = {
     "qwen-image": write_tiny_qwen_image,
     "qwen-image-edit": write_tiny_qwen_image_edit,
+    "qwen-image-layered": write_tiny_qwen_image_layered,
     "flux1": write_tiny_flux1,
     "flux2": write_tiny_flux2,
     "wan": write_tiny_wan,

@@ -158,6 +158,7 @@ REPOSITORIES = {
 
 # Components with another published size than the defaults of their class, which serves many models.
 NOT_THE_DEFAULTS = {("z-image", "vae"), ("flux1", "vae"), ("flux1", "dit")}
+NOT_THE_DEFAULTS |= {("qwen-image-layered", "vae"), ("qwen-image-layered", "dit")}
 # As in the repositories of Qwen-Image, with the processor of the vision tower. That these files are in all three was
 # not compared with the repositories.
 QWEN_IMAGE_EDIT_FILES = (
@@ -173,6 +174,14 @@ QWEN_IMAGE_EDIT_FILES = (
 )
 REPOSITORIES |= {f"Qwen/Qwen-Image-Edit{version}": QWEN_IMAGE_EDIT_FILES for version in ("", "-2509", "-2511")}
 
+# Not compared with the repositories either; the transformer of the second one is all that is used of it.
+REPOSITORIES |= {
+    "Qwen/Qwen-Image-Layered": QWEN_IMAGE_EDIT_FILES,
+    "DiffSynth-Studio/Qwen-Image-Layered-Control": tuple(
+        file for file in QWEN_IMAGE_FILES if file.startswith("transformer/")
+    ),
+}
+
 # Tensors and parameters of the published weights, by family, variant and component. Twice the parameters is the size
 # of the files (bfloat16): 40.9 GB for Qwen-Image's transformer, 254 MB for its VAE; 64.4, 7.75 and 18.2 GB for the
 # transformers of FLUX.2 dev, klein 4B and klein 9B, 168 MB for their VAE; 12.3 GB and 168 MB for those of Z-Image.
@@ -184,6 +193,8 @@ WEIGHTS = {
     ("qwen-image-edit", None, "dit"): (1933, 20_430_401_088),
     ("qwen-image-edit", "2511", "dit"): (1933, 20_430_401_088),
     ("qwen-image-edit", None, "vae"): (194, 126_892_531),
+    ("qwen-image-layered", None, "dit"): (1934, 20_430_407_232),
+    ("qwen-image-layered", None, "vae"): (194, 126_897_716),
     ("flux1", None, "dit"): (1160, 11_901_408_320),
     ("flux1", "schnell", "dit"): (1156, 11_891_178_560),
     ("flux1", "fill", "dit"): (1160, 11_902_391_360),

@@ -214,3 +214,8 @@ SHAPES: dict[tuple[str, str | None, str], Shapes] = {
     ("z-image", "omni", "dit"): z_image_shapes(siglip=1152),
 }
 SHAPES |= {("qwen-image-edit", variant, "dit"): SHAPES["qwen-image", None, "dit"] for variant in (None, "2511")}
+# The one of two conditions that every sample has is embedded and added to the timestep.
+SHAPES["qwen-image-layered", None, "dit"] = {
+    **SHAPES["qwen-image", None, "dit"],
+    "time_text_embed.addition_t_embedding.weight": (2, D),
+}

@@ -28,7 +28,7 @@ from tests.tiny_models import BUILDERS, write_tiny_model
 # Formats that diffusers does not read for a family: it takes lora_down for kohya's names, or wants a prefix.
 NOT_READ_BY_DIFFUSERS = {("flux2", "comfyui"), ("flux2", "diffsynth"), ("qwen-image", "peft")}
 NOT_READ_BY_DIFFUSERS |= {("qwen-image-edit", "peft"), ("z-image", "comfyui"), ("z-image", "peft")}
-NOT_READ_BY_DIFFUSERS |= {("wan", "diffsynth"), ("wan", "peft")}
+NOT_READ_BY_DIFFUSERS |= {("wan", "diffsynth"), ("wan", "peft"), ("qwen-image-layered", "peft")}
 # Diffusers has the widths of FLUX.1 as numbers: tests/dsctl_core/families/flux1/test_lora.py changes them.
 NOT_READ_BY_DIFFUSERS |= {("flux1", "comfyui"), ("flux1", "kohya"), ("flux1", "diffsynth"), ("flux1", "peft")}
 # Families of which diffusers converts only whole weights of the published widths, not the layers of a LoRA.

@@ -24,7 +24,7 @@ from dsctl_core.template.pipeline import TemplatePipeline
 from dsctl_core.template.training import open_template
 from dsctl_core.template.trust import Trust
 from dsctl_core.training.model.task_module import TaskModule
-from tests.contract.media import pixels_of
+from tests.contract.media import pixels_of, shown
 from tests.templates import BRIGHTNESS, WORDS, write_template
 from tests.tiny_models import write_tiny_model
 
@@ -104,7 +104,8 @@ def test_a_template_steers_pictures_and_leaves_nothing_behind(pipe: Any, templat
         torch_dtype=torch.float32, device="cpu", model_configs=[ModelConfig(path=template)], trust_template=True
     )
     frames = {} if pipe.family.time_division is None else {"num_frames": 5}
-    settings: dict[str, Any] = {**SIZE, **frames, "num_inference_steps": 2, "cfg_scale": 2.0, "seed": 1}
+    sides = {**SIZE, **shown(pipe.family, **SIZE)}
+    settings: dict[str, Any] = {**sides, **frames, "num_inference_steps": 2, "cfg_scale": 2.0, "seed": 1}
 
     def made(**more: Any) -> bytes:
         call = templates if more else (lambda pipe, **given: pipe(**given))
@@ -148,8 +149,10 @@ def test_a_template_in_the_layout_and_the_names_of_diffsynth_makes_the_same_pict
             model_configs=[ModelConfig(path=write_template(tmp_path / f"{number}", code))],
             trust_template=True,
         )
-        settings: dict[str, Any] = {**SIZE, "num_inference_steps": 2, "cfg_scale": 1.0, "seed": 1}
-        made.append(templates(pipe, prompt="a fox", **settings, template_inputs=[{"scale": 0.9}]).tobytes())
+        sides = {**SIZE, **shown(family, **SIZE)}
+        settings: dict[str, Any] = {**sides, "num_inference_steps": 2, "cfg_scale": 1.0, "seed": 1}
+        picture = templates(pipe, prompt="a fox", **settings, template_inputs=[{"scale": 0.9}])
+        made.append(pixels_of(picture).tobytes())
     assert len(made) == len(set(forms)) == (4 if name.startswith("qwen-image") else 2)
     if length == "heads":  # as many tokens as heads: the shape ends in (H, D), so it is read as (B, T, H, D)
         assert len(set(made)) == 2

@@ -238,7 +238,7 @@ FAMILY = Family(
     tiny=TINY,
     cache_bytes=cache_bytes,
     prompt_limit=PromptLimit(MAX_TOKENS, count_tokens),
-    same_layers_as=("qwen-image-edit",),
+    same_layers_as=("qwen-image-edit", "qwen-image-layered"),
     diffsynth_table=DiffSynthTable(mu=0.8, terminal=0.02),
     attention_blocks=(AttentionBlocks(other_cache_names=("block",)),),  # block_0, ... in DiffSynth-Studio
 )

@@ -14,6 +14,7 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import families, find_preset, load_family, pipeline_class
 from dsctl_core.families.resolve import resolve_model
+from tests.contract.media import shown
 from tests.tiny_models import BUILDERS, write_tiny_model, write_tiny_wan
 
 OWN = {"height": 48, "width": 64, "num_inference_steps": 2, "cfg_scale": 1.0}
@@ -38,7 +39,10 @@ def test_every_way_of_loading_a_folder_takes_its_defaults(tmp_path: Path, name: 
     for pipe in pipes:
         assert pipe.defaults == expected
         picture: Any = pipe(
-            prompt="a fox", seed=0, progress_bar_cmd=lambda each: [steps.append(0) or step for step in each]
+            prompt="a fox",
+            seed=0,
+            progress_bar_cmd=lambda each: [steps.append(0) or step for step in each],
+            **shown(family, 64, 48),
         )
         if family.edited_size is not None:  # its size is that of the edited picture
             continue

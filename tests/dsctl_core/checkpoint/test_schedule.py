@@ -102,6 +102,7 @@ def test_without_a_file_the_published_schedule_holds_and_no_family_changes_by_it
         published = family.schedule
         names = (*LINE, "shift_terminal")
         own = {"use_dynamic_shifting": True, **{name: getattr(published, name) for name in names}}
+        own["time_shift_type"] = "linear" if published.linear_shift else "exponential"
         file = tmp_path / "scheduler_config.json"
         file.write_text(json.dumps(own))
         assert read_schedule(published, file) == published

@@ -59,7 +59,7 @@ def inferred(pipe: Any, steps: int, cfg_scale: float, seed: int, negative_prompt
                 "cfg_scale": cfg_scale,
                 "input_image": None,
                 "inpaint_mask": None,
-                "edit_image": None,
+                "edit_image": [row()["image"]] if pipe.family.decomposes else None,
                 # as in training
                 "embedded_guidance": 1.0 if getattr(pipe.dit.config, "guidance_embeds", False) else None,
                 "seed": [seed],

@@ -1,0 +1,1 @@
+"""The Qwen-Image-Layered family: see README.md beside this file."""
