@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.prompt_file import prompt_lines
-from dsctl_core.data.sizes import ImageCropAndResize
+from dsctl_core.data.sizes import ImageCropAndResize, require_same_ratio
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.family import Family
 from dsctl_core.files.atomic import prepare_folder, unclaim
 from dsctl_core.files.ownership import require_replaceable
 from dsctl_core.lora.files import lora_weights
-from dsctl_core.media.image_file import DRAWN, grid, write_png
+from dsctl_core.media.image_file import DRAWN, as_picture, grid, layer_files, write_made, write_png
 from dsctl_core.options import InferOptions
-from dsctl_core.options.effects import EDITS_NOTHING, GUIDANCE_OFF, NO_GUIDANCE_INPUT
+from dsctl_core.options.effects import DECOMPOSES, EDITS_NOTHING, GUIDANCE_OFF, NO_GUIDANCE_INPUT, NO_LAYERS
+from dsctl_core.options.infer import no_prompt
 from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.version import __version__
@@ -43,7 +44,7 @@ Step = TypeVar("Step")
 
 @dataclass(frozen=True)
 class InferResult:
-    """The files that were written: the images in order, and the grid if one was requested."""
+    """The files that were written: the images in order, each before its layers, and the grid if one was requested."""
 
     files: list[Path]
     grid: Path | None
@@ -52,12 +53,16 @@ class InferResult:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run of inference: the options, with the model's defaults for those that are not set."""
+    """The settings of a run of inference: the options, with the model's defaults for those that are not set.
+
+    `layers` is None for a model that makes none.
+    """
 
     height: int
     width: int
     num_inference_steps: int
     cfg_scale: float
+    layers: int | None = None
 
 
 def infer(options: InferOptions, progress: Progress | None = None) -> InferResult:
@@ -68,17 +73,20 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     began = time.perf_counter()
     progress = progress or NoProgress()
     prompts = read_prompts(options)
-    files = output_files(options.output, len(prompts) * options.num_images, options.grid)
+    # Without a prompt there is one, that of the model that is to decompose a picture.
+    files = output_files(options.output, max(len(prompts), 1) * options.num_images, options.grid)
     check_output([*files, options.output] if options.grid else files)
     weights = options.weights
     resolved = resolve_model(
         weights.model, weights.model_paths, weights.model_id_with_origin_paths, weights.tokenizer_path
     )
     refuse_unknown_inputs(options, resolved.family)
-    references = read_references(options)
+    references = read_references(options, resolved.family)
     settings = fill_in(options, resolved, references)
+    check_output(layer for file in files for layer in layer_files(file, settings.layers or 0))
     inputs = read_pictures(options, settings, resolved.parts.division_factor)
     inputs |= {"edit_image": references} if references else {}
+    inputs |= {"layers": settings.layers} if settings.layers is not None else {}
     if options.embedded_guidance is not None:
         inputs["embedded_guidance"] = options.embedded_guidance
     for lora in options.lora:
@@ -89,13 +97,16 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     try:
         prepare_folder(options.output.parent)
         progress.note(f"Loading {resolved.label}")
-        pipe = load(options, resolved, device, dtype)
-        make: Callable[..., Image] = (
+        pipe: Any = load(options, resolved, device, dtype)
+        if not prompts:
+            prompts = [pipe.caption(references[0], settings.height, settings.width)]
+            progress.note(f"The picture shows: {prompts[0]}")
+        make: Callable[..., Any] = (
             pipe if templates is None else functools.partial(templates, pipe, **template_inputs(options.templates))
         )
         progress.start("Denoising", len(files) * settings.num_inference_steps)
         seeds = range(options.seed, options.seed + options.num_images)
-        pictures = []
+        pictures, written = [], []
         for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
             picture = make(
                 prompt=prompt,
@@ -110,25 +121,25 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
                 progress_bar_cmd=counted(progress, f"{number + 1}/{len(files)}"),
                 **inputs,
             )
-            write_png(files[number], picture, {"prompt": prompt, "seed": seed, **parameters(options, settings)})
-            pictures += [picture] if options.grid else []
+            about = {"prompt": prompt, "seed": seed, **parameters(options, settings)}
+            written += write_made(files[number], picture, about)
+            pictures += [as_picture(picture)] if options.grid else []
         progress.finish()
         if options.grid:
             columns = options.num_images if 1 < options.num_images < len(files) else math.ceil(math.sqrt(len(files)))
+            columns = 1 if settings.layers else columns  # layers are a row
             about = {"prompts": prompts, "seeds": list(seeds), **parameters(options, settings)}
             write_png(options.output, grid(pictures, columns), about)
     finally:
         unclaim(made)
-    return InferResult(files, options.output if options.grid else None, time.perf_counter() - began)
+    return InferResult(written, options.output if options.grid else None, time.perf_counter() - began)
 
 
 def read_prompts(options: InferOptions) -> list[str]:
-    """Return the prompt, or those of the file: one a line, empty lines left out."""
+    """Return the prompt, or those of the file: one a line, empty lines left out; nothing if there is none."""
     if options.prompt is not None:
         return [options.prompt]
-    file = options.prompts_file
-    assert file is not None  # the options see to it
-    return prompt_lines(file, "--prompts-file")
+    return [] if options.prompts_file is None else prompt_lines(options.prompts_file, "--prompts-file")
 
 
 def output_files(output: Path, count: int, with_grid: bool) -> list[Path]:
@@ -155,14 +166,25 @@ def refuse_unknown_inputs(options: InferOptions, family: Family) -> None:
         EDITS_NOTHING.refuse(options, title=family.title)
     if not family.embedded_guidance:
         NO_GUIDANCE_INPUT.refuse(options, title=family.title)
+    if not family.decomposes:
+        NO_LAYERS.refuse(options, title=family.title)
+        if options.prompt is None and options.prompts_file is None:
+            raise no_prompt()
+        return
+    DECOMPOSES.refuse(options, title=family.title)
+    if len(options.edit_image) != 1:
+        given = "none is" if not options.edit_image else f"{len(options.edit_image)} are"
+        raise UsageError(
+            f"{family.title} decomposes one picture, but {given} given", hint="give --edit-image FILE once"
+        )
 
 
-def read_references(options: InferOptions) -> list[Image]:
-    """Return the pictures to edit, as they are."""
+def read_references(options: InferOptions, family: Family) -> list[Image]:
+    """Return the pictures to edit, as they are, with their transparency for a model that reads it."""
     found = []
     for path in options.edit_image:
         try:
-            found.append(LoadImage()(path))
+            found.append(LoadImage(convert_RGBA=family.decomposes)(path))
         except DsctlError as error:
             raise DsctlError(f"--edit-image: {error.problem}", hint="give --edit-image another picture") from error
     return found
@@ -181,7 +203,11 @@ def fill_in(options: InferOptions, resolved: ResolvedModel, references: Sequence
     height, width = chosen("height"), chosen("width")
     if references and options.height is None:
         width, height = resolved.edited_size(references, height * width)
-    settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"))
+    layers = None
+    if resolved.family.decomposes:
+        layers = chosen("layers")
+        require_same_ratio(references[0].size, (width, height))
+    settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"), layers)
     if settings.cfg_scale == 1:
         GUIDANCE_OFF.refuse(options)
     return settings
@@ -294,6 +320,8 @@ def parameters(options: InferOptions, settings: Settings) -> dict[str, Any]:
         shared |= {"denoising_strength": options.denoising_strength}
     if options.edit_image:
         shared["edit_image"] = [str(path) for path in options.edit_image]
+    if settings.layers is not None:
+        shared["layers"] = settings.layers
     if options.embedded_guidance is not None:
         shared["embedded_guidance"] = options.embedded_guidance
     return {**shared, "dsctl_version": __version__}

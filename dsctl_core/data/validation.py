@@ -275,10 +275,13 @@ def _enlarged(path: Path, facts: FileFacts, row: int, resize: Resize) -> Iterato
 def _pair_faults(
     dataset: UnifiedDataset, files_by_row: list[dict[str, list[Path]]], validation: Validation
 ) -> Iterator[Problem]:
-    """Yield warnings about targets and references: equal, of another aspect ratio, or in each other's column."""
-    target = dataset.data_file_keys[0]
+    """Yield warnings about targets and references: equal, of another aspect ratio, or in each other's column.
+
+    The reference of a row with layers can be the picture that they make, and has its size in any case.
+    """
+    target, layered = dataset.data_file_keys[0], dataset.list_keys & set(dataset.data_file_keys)
     for fault in (
-        *odd_references(target, files_by_row, validation.files),
+        *(() if layered else odd_references(target, files_by_row, validation.files)),
         *swapped_columns(dataset.data_file_keys, files_by_row, validation.files),
     ):
         row = None if fault.number is None else fault.number + 1

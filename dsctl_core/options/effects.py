@@ -263,6 +263,14 @@ EDITS_NOTHING = Idle(
     "on {title}, which takes no pictures to edit",
     "to start from a picture give --input-image; `dsctl models` lists the models",
 )
+NO_LAYERS = Idle(
+    ("layers",), "on {title}, which makes no layers", "leave it out, or choose a model that decomposes pictures"
+)
+DECOMPOSES = Idle(
+    ("input_image", "inpaint_mask", "denoising_strength"),
+    "on {title}, which starts from no picture but decomposes one",
+    "give --edit-image FILE instead",
+)
 NO_GUIDANCE_INPUT = Idle(("embedded_guidance",), "on {title}, which takes none", "give --cfg-scale instead")
 GUIDANCE_OFF = Idle(
     ("negative_prompt", "negative_template_inputs"),

@@ -14,6 +14,11 @@ from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.template import TemplateUseOptions
 
 
+def no_prompt() -> UsageError:
+    """Return the error for pictures that are to be made without a prompt."""
+    return UsageError("no prompt is given", hint='give --prompt "..." or --prompts-file FILE')
+
+
 class InferOptions(ComposedOptions):
     """Options of `dsctl infer`."""
 
@@ -24,7 +29,9 @@ class InferOptions(ComposedOptions):
     weights: ModelOptions
     templates: TemplateUseOptions
 
-    prompt: Text | None = Field(None, description="What the picture is to show.")
+    prompt: Text | None = Field(
+        None, description="What the picture is to show. Left out, on a model that decomposes: it describes it itself."
+    )
     prompts_file: Path | None = Field(None, description="Text file with a prompt a line, instead of --prompt.")
     negative_prompt: str = Field("", description="What the picture is not to show.")
     lora: LoraFiles = Field(
@@ -52,11 +59,16 @@ class InferOptions(ComposedOptions):
     edit_image: tuple[Path, ...] = Field(
         (), description="Picture to edit, or one of several to combine, as --prompt says. Can be given several times."
     )
+    layers: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        None,
+        description="Layers to decompose --edit-image into, on a model for that. Left out: the model's own number.",
+    )
     embedded_guidance: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="Guidance that goes to the network, where it takes one. Left out: the model's own."
     )
     output: Path = Field(
-        Path("output.png"), description="PNG to write. Several pictures: FILE-001.png, FILE-002.png, ..."
+        Path("output.png"),
+        description="PNG to write. Several pictures: FILE-001.png, FILE-002.png, ...; layers: FILE-layer-1.png, ...",
     )
     grid: bool = Field(False, description="Write all pictures as one to --output, and each of them beside it.")
     tiled: bool = Field(False, description="Encode and decode in tiles, to save memory.")
@@ -85,8 +97,9 @@ class InferOptions(ComposedOptions):
         self._nothing_without_effect()
 
     def _some_prompt_at_all(self) -> None:
-        if self.prompt is None and self.prompts_file is None:
-            raise UsageError("no prompt is given", hint='give --prompt "..." or --prompts-file FILE')
+        # A model that decomposes a picture can do so without a prompt; other models are not known yet.
+        if self.prompt is None and self.prompts_file is None and not self.edit_image:
+            raise no_prompt()
 
     def _nothing_without_effect(self) -> None:
         check_whole_size(self.height, self.width)

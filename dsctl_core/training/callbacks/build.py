@@ -16,7 +16,7 @@ from dsctl_core.progress import Progress
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.ema import AverageWeights
 from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
-from dsctl_core.training.callbacks.sample_prompts import SamplePrompt, captions_of, sample_prompts
+from dsctl_core.training.callbacks.sample_prompts import SamplePrompt, captions_of, sample_prompts, to_decompose
 from dsctl_core.training.callbacks.sample_references import REFERENCES
 from dsctl_core.training.callbacks.samples import Samples
 from dsctl_core.training.callbacks.trackers import Trackers
@@ -106,6 +106,8 @@ def plan_callbacks(
     size, frames = _trained_size(options.data, source), _trained_frames(options.data, source, resolved)
     edited_size = resolved.edited_size if REFERENCES in resolved.family.extra_inputs else None
     prompts = sample_prompts(callbacks, resolved.defaults, size, captions, columns, frames, edited_size)
+    if resolved.family.decomposes:
+        prompts = [replace(prompt, edit_image=to_decompose(prompt)) for prompt in prompts]
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)

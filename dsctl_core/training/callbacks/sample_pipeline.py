@@ -116,6 +116,7 @@ class SamplePipeline:
             torch_dtype=trained.torch_dtype,
             device=trained.device,
             parts=trained.parts,
+            defaults=trained.defaults,
         )
         model_fn = pipe.model_fn
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.images import LoadImage
 from dsctl_core.data.prompt_file import prompt_lines, text_lines
+from dsctl_core.data.sizes import require_same_ratio
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.files.json import parse_json
 from dsctl_core.training.callbacks.sample_references import (
@@ -122,6 +124,23 @@ def sample_prompts(
                 hint="give a --sample-cfg-scale above 1, or leave out the negative prompt",
             )
     return prompts
+
+
+def to_decompose(prompt: SamplePrompt) -> References:
+    """Return the one picture that a sample of a model that decomposes shows it, with its transparency.
+
+    Raises UsageError for a sample without one, with several, or with one that its size would distort.
+    """
+    files = () if prompt.edit_image is None else prompt.edit_image.files
+    if len(files) != 1:
+        raise UsageError(
+            f"the sample {prompt.prompt!r} has {len(files) or 'no'} pictures to decompose",
+            hint=f'write lines such as {{"prompt": "a cat", "{REFERENCES}": "cat.png"}} to a .jsonl file, and name it '
+            "with --sample-prompts-file",
+        )
+    shown = LoadImage(convert_RGBA=True)(files[0])
+    require_same_ratio(shown.size, (prompt.width, prompt.height))
+    return References(files, (shown,))
 
 
 def _as_edited(row: Mapping[str, Any], edited_size: EditedSize, pixels: int) -> Mapping[str, Any]:
