@@ -86,7 +86,9 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     check_output(layer for file in files for layer in layer_files(file, settings.layers or 0))
     inputs = read_pictures(options, settings, resolved.parts.division_factor)
     inputs |= {"edit_image": references} if references else {}
-    inputs |= {"layers": settings.layers} if settings.layers is not None else {}
+    # A picture is decomposed from pure noise.
+    started = {"denoising_strength": options.denoising_strength}
+    inputs |= started if settings.layers is None else {"layers": settings.layers}
     if options.embedded_guidance is not None:
         inputs["embedded_guidance"] = options.embedded_guidance
     for lora in options.lora:
@@ -116,7 +118,6 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
                 width=settings.width,
                 num_inference_steps=settings.num_inference_steps,
                 cfg_scale=settings.cfg_scale,
-                denoising_strength=options.denoising_strength,
                 tiled=options.tiled,
                 progress_bar_cmd=counted(progress, f"{number + 1}/{len(files)}"),
                 **inputs,
