@@ -267,7 +267,7 @@ NO_LAYERS = Idle(
     ("layers",), "on {title}, which makes no layers", "leave it out, or choose a model that decomposes pictures"
 )
 DECOMPOSES = Idle(
-    ("input_image", "inpaint_mask", "denoising_strength"),
+    ("input_image",),
     "on {title}, which starts from no picture but decomposes one",
     "give --edit-image FILE instead",
 )

@@ -74,6 +74,8 @@ OPENED: dict[str, tuple[type[Options], dict[str, Any], dict[str, Any]]] = {
     "PICTURES_ONLY": (CacheOptions, CACHE, {"title": "Qwen-Image"}),
     "EDITS_NOTHING": (InferOptions, INFER, {"title": "Qwen-Image"}),
     "NO_GUIDANCE_INPUT": (InferOptions, INFER, {"title": "Qwen-Image"}),
+    "NO_LAYERS": (InferOptions, INFER, {"title": "Qwen-Image"}),
+    "DECOMPOSES": (InferOptions, INFER, {"title": "Qwen-Image-Layered"}),
     "GUIDANCE_OFF": (InferOptions, {**INFER, "template": ["t"]}, {}),
     "OF_A_DATASET": (DatasetValidateOptions, {"path": "c"}, {}),
     "WITHOUT_REPORT": (DatasetValidateOptions, {"path": "c"}, {}),
@@ -111,6 +113,8 @@ VALUES: dict[str, Any] = {
     **dict.fromkeys(("sample_every", "gradient_checkpointing_blocks", "offload_blocks", "validation_every"), 1),
     **dict.fromkeys(("sample_steps", "lr_num_cycles", "height", "width", "rank", "num_frames", "workers"), 1),
     "embedded_guidance": 1,
+    "layers": 1,
+    "input_image": "a.png",
     "sample_cfg_scale": 1,
     "logit_mean": 0,
     "sample_height": 8,
@@ -159,7 +163,8 @@ def opened() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("kind", "name"), list(opened()))
 def test_what_only_files_tell_is_refused_in_the_same_words(kind: str, name: str):
     options, base, facts = OPENED[kind]
-    also = {"height": {"width": 8}, "width": {"height": 8}}.get(name, {})
+    beside = {"height": {"width": 8}, "width": {"height": 8}, "input_image": {"denoising_strength": 0.5}}
+    also = beside.get(name, {})
     given = options(**{**base, **also, name: value_of(name, options)})
     entry = replace(kinds()[kind], names=(name,))
     entry.refuse(options(**{each: value for each, value in base.items() if each != name}), **facts)
