@@ -173,7 +173,7 @@ def test_what_is_left_open_comes_from_the_preset():
     options = InferOptions(model="tiny", prompt="p")
     filled = inference.fill_in(options, resolved)
     expected = {name: resolved.defaults[name] for name in ("height", "width", "num_inference_steps", "cfg_scale")}
-    assert vars(filled) == expected
+    assert vars(filled) == {**expected, "layers": None}
     given = inference.fill_in(InferOptions(model="tiny", prompt="p", cfg_scale=1, num_inference_steps=3), resolved)
     assert given == replace(filled, cfg_scale=1.0, num_inference_steps=3)
 
