@@ -17,6 +17,7 @@ from tests.dsctl_core.families.qwen_image_edit.conftest import Processor
 from tests.tiny_models import write_tiny_qwen_image_layered
 
 PIXELS = 64 * 64  # the area at which diffusers decomposes here, instead of 640 x 640
+SAID = 20  # tokens of a caption here, instead of 512: the random model never ends by itself
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ def pair(loaded: Pair, monkeypatch: pytest.MonkeyPatch) -> Pair:
     sized = pipeline_qwenimage_layered.calculate_dimensions
     monkeypatch.setattr(pipeline_qwenimage_layered, "calculate_dimensions", lambda area, ratio: sized(PIXELS, ratio))
     monkeypatch.setattr(loaded.ours, "defaults", {**loaded.ours.defaults, "height": 64, "width": 64})
+    encoder, generate = loaded.official.text_encoder, loaded.official.text_encoder.generate
+
+    def short(max_new_tokens: int, **inputs: Any) -> Any:
+        assert max_new_tokens == 512
+        return generate(max_new_tokens=SAID, **inputs)
+
+    monkeypatch.setattr(encoder, "generate", short)  # that of both
     loaded.ours.scheduler.set_timesteps()
     return loaded
 

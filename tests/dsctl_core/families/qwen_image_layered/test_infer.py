@@ -15,7 +15,7 @@ from dsctl_core.commands.infer import infer
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.media.image_file import about_picture
 from dsctl_core.options import DatasetValidateOptions, InferOptions
-from tests.dsctl_core.families.qwen_image_layered.conftest import Pair, layer
+from tests.dsctl_core.families.qwen_image_layered.conftest import SAID, Pair, layer
 
 
 def asked(pair: Pair, tmp_path: Path, **options: Any) -> InferOptions:
@@ -46,7 +46,9 @@ def test_each_picture_is_a_composite_and_its_layers_beside_it(pair: Pair, tmp_pa
 
 
 def test_without_a_prompt_the_picture_is_described_first(pair: Pair, tmp_path: Path) -> None:
-    made = infer(asked(pair, tmp_path, layers=1))
+    with pytest.MonkeyPatch.context() as during:
+        during.setattr("dsctl_core.families.qwen_image_layered.captions.MOST_TOKENS", SAID)
+        made = infer(asked(pair, tmp_path, layers=1))
     picture = Image.open(tmp_path / "a.png")
     caption = about_picture(made.files[1])["prompt"]
     assert caption == pair.ours.caption(picture, 64, 96)
