@@ -23,11 +23,11 @@ Sides = tuple[Inputs, Inputs, Inputs]
 class Loss:
     """The loss of `task`, called with a pipeline and the inputs that its units made.
 
-    `requires` are the inputs it reads beyond those of `model_fn`, `optional` those that it reads where a unit writes
-    them. `columns` are those of the dataset's row that it
-    reads itself, `alike` those of them in which the rows of one batch must agree. `read_row` makes inputs of them,
-    those for the negative prompt called `negative_...`; what is wrong with a row is a DsctlError that says so without
-    naming the row. `draws_levels` says that it draws a noise level for each sample, so
+    `function` returns the loss of each sample of a batch, (B,), and the call their mean. `requires` are the inputs it
+    reads beyond those of `model_fn`, `optional` those that it reads where a unit writes them. `columns` are those of
+    the dataset's row that it reads itself, `same_in_batch` those of them in which the rows of one batch must agree.
+    `read_row` makes inputs of them, those for the negative prompt called `negative_...`; what is wrong with a row is a
+    DsctlError that says so without naming the row. `draws_levels` says that it draws a noise level for each sample, so
     that how they are drawn and weighted matters to it.
     """
 
@@ -44,7 +44,11 @@ class Loss:
         update_wrapper(self, self.function)
 
     def __call__(self, pipe: BasePipeline, **inputs: Any) -> Tensor:
-        """Return the scalar loss of a batch."""
+        """Return the scalar loss of a batch, the mean over its samples."""
+        return self.function(pipe, **inputs).mean()
+
+    def by_sample(self, pipe: BasePipeline, **inputs: Any) -> Tensor:
+        """Return the loss of each sample of a batch, (B,)."""
         return self.function(pipe, **inputs)
 
     def inputs_from_row(self, pipe: BasePipeline, row: Inputs, extra_inputs: Sequence[str]) -> Sides:

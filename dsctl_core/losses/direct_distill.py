@@ -63,8 +63,8 @@ def DirectDistillLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     Reads `noise` and `input_latents`, both (B, ...), and for the whole batch `num_inference_steps`, `cfg_scale`,
     `height` and `width`: the levels are those of inference at that size. The inputs of the negative prompt, where
     there is guidance, are in `negative`. Every step keeps its latents alone and is computed again in the backward
-    pass, so that memory hardly grows with their number (Chen et al. 2016, arXiv:1604.06174). Returns the scalar mean
-    squared error of the latents, computed in float32.
+    pass, so that memory hardly grows with their number (Chen et al. 2016, arXiv:1604.06174). Returns each sample's
+    mean squared error of the latents, (B,), computed in float32.
     """
     guided = is_guided(inputs["cfg_scale"])
     refuse_uneven_passes(pipe, inputs["num_inference_steps"] * (1 + guided))
@@ -86,7 +86,7 @@ def DirectDistillLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
         scheduler=scheduler,
         run_step=recomputed,
     )
-    return (latents.float() - inputs["input_latents"].float()).square().flatten(1).mean(dim=1).mean()
+    return (latents.float() - inputs["input_latents"].float()).square().flatten(1).mean(dim=1)
 
 
 def refuse_uneven_passes(pipe: BasePipeline, passes: int) -> None:

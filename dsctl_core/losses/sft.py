@@ -25,7 +25,7 @@ def FlowMatchSFTLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     `objective` says (None: evenly from the schedule's table) when it is not given, from its `seed` where there is one.
     `loss_mask`, where a unit writes one, says how much the error at each place of the latents counts: it is at least 0,
     of a shape that expands to theirs, such as (B, 1, t, 1, 1), and a sample's mean is over what counts.
-    Returns the scalar mean over the batch of each sample's weighted mean squared error, computed in float32.
+    Returns each sample's weighted mean squared error, (B,), computed in float32.
     """
     x0, noise = inputs["input_latents"], inputs["noise"]
     objective = inputs.pop("objective", None) or Objective()
@@ -37,7 +37,7 @@ def FlowMatchSFTLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     target = pipe.scheduler.training_target(x0, noise, timestep)
     prediction = pipe.call_model_fn(timestep=timestep, **inputs)
     errors = mean_by_sample((prediction.float() - target.float()).square(), inputs.get("loss_mask"))
-    return (errors * objective.weight(pipe.scheduler, timestep).to(errors)).mean()
+    return errors * objective.weight(pipe.scheduler, timestep).to(errors)
 
 
 def mean_by_sample(errors: Tensor, mask: Tensor | None) -> Tensor:
