@@ -82,6 +82,7 @@ class BasePipeline(nn.Module):
         self.scheduler = FlowMatchScheduler(schedule)
         self.unit_runner = UnitRunner()
         self.side_networks: tuple[SideNetwork, ...] = ()
+        self.further_columns: tuple[str, ...] = ()
         self.placement = Placement()
         self.torch_dtype = torch_dtype
         # The device as tensors report it, "cuda:0" for "cuda", so that devices can be compared.
@@ -167,9 +168,15 @@ class BasePipeline(nn.Module):
         self.side_networks = (*self.side_networks, side_network)
         self.units = [*self.units, *side_network.units]
 
+    def add_unit(self, unit: PipelineUnit, columns: Sequence[str]) -> None:
+        """Append `unit` to those of the pipeline; it reads the dataset columns `columns`, which rows may lack."""
+        self.units = [*self.units, unit]
+        self.further_columns = (*self.further_columns, *columns)
+
     def row_inputs(self, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()) -> tuple[Inputs, Inputs, Inputs]:
-        """Return (shared, posi, nega) from dataset rows: inputs of the family, and a list per side-network column."""
+        """Return (shared, posi, nega) from dataset rows: inputs of the family, and a list per further column."""
         columns = [name for side_network in self.side_networks for name in side_network.columns]
+        columns += self.further_columns
         own = [name for name in extra_inputs if name not in columns]
         shared, posi, nega = self.inputs_from_rows(rows, own)
         return {**shared, **{name: [row.get(name) for row in rows] for name in columns}}, posi, nega

@@ -11,6 +11,7 @@ from dsctl_core.cache.manifest import INDEX_FILE, MANIFEST_FILE
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_resize
 from dsctl_core.data.dataset import SINGLE_COLUMNS
+from dsctl_core.data.masks import MASK
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.summary import CacheBytes, lines_of, summarize
 from dsctl_core.data.validation import Checks, Level, Problem, Validation, unreadable_dataset, validate_dataset
@@ -75,7 +76,7 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
             data_file_keys=options.reading.data_file_keys,
             columns=options.reading.columns,
             allow_outside=options.reading.allow_outside,
-            optional_keys={name for family in _possible(resolved) for name in family.optional_inputs},
+            optional_keys=_optional_keys(resolved),
             single_keys=SINGLE_COLUMNS,
             list_keys=_list_keys(resolved),
             aligned_keys=_aligned_keys(resolved, options.reading.data_file_keys),
@@ -107,6 +108,11 @@ def _aligned_keys(resolved: ResolvedModel | None, keys: Collection[str]) -> set[
     """Return the columns of pictures that lie on each other, if one of the columns `keys` holds several files."""
     stacked = _list_keys(resolved) & set(keys)
     return {name for family in _possible(resolved) for name in family.aligned_inputs} if stacked else set()
+
+
+def _optional_keys(resolved: ResolvedModel | None) -> set[str]:
+    """Return the columns that the model lets a row leave empty, masks too; without a model, those of any family."""
+    return {MASK, *(name for family in _possible(resolved) for name in family.optional_inputs)}
 
 
 def _add_cut_prompts(found: Validation, dataset: UnifiedDataset, resolved: ResolvedModel) -> None:

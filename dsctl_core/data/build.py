@@ -10,6 +10,8 @@ from dsctl_core.data.buckets import ImageToBucket
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.dataset import SINGLE_COLUMNS, UnifiedDataset
 from dsctl_core.data.kinds import media_suffixes
+from dsctl_core.data.masks import MASK, alpha_operator, refuse_opaque
+from dsctl_core.data.problems import DataError
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
 from dsctl_core.errors import UsageError
 from dsctl_core.family import Family
@@ -45,20 +47,51 @@ def build_dataset(
             allow_outside=options.allow_outside,
             resize=resize,
         )
-    return UnifiedDataset(
+    refuse_unread_masks(options)
+    target, masked = options.data_file_keys[0], options.mask_from_alpha
+    clips = family.time_division is not None
+    alpha = {MASK: alpha_operator(base, resize, allow_outside=options.allow_outside, clips=clips)} if masked else {}
+    dataset = UnifiedDataset(
         base_path=base,
         metadata_path=options.dataset_metadata_path,
         repeat=options.dataset_repeat,
-        data_file_keys=options.data_file_keys,
+        data_file_keys=(*options.data_file_keys, *alpha),
         main_data_operator=operator,
+        special_operator_map=alpha,
         columns=options.columns,
         allow_outside=options.allow_outside,
-        optional_keys=family.optional_inputs,
-        single_keys=SINGLE_COLUMNS,
+        optional_keys=(*family.optional_inputs, MASK),
+        single_keys=(*SINGLE_COLUMNS, MASK),
         list_keys=family.list_inputs,
         aligned_keys=family.aligned_inputs,
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),
+        copies=dict.fromkeys(alpha, target),
     )
+    if masked:
+        refuse_opaque(path for number in dataset.rows_in_use for path in _found_files(dataset, number, target))
+    return dataset
+
+
+def refuse_unread_masks(options: DataOptions) -> None:
+    """Raise a UsageError for masks that are asked for and found nowhere, or in two places."""
+    asked, in_files = MASK in options.extra_inputs, MASK in options.data_file_keys
+    if options.mask_from_alpha and in_files:
+        raise UsageError(
+            f"--mask-from-alpha is given, and --data-file-keys names a column {MASK}", hint="give one of them"
+        )
+    if asked and not in_files and not options.mask_from_alpha:
+        raise UsageError(
+            f"--extra-inputs has {MASK}, and nothing says where masks are",
+            hint=f"give --data-file-keys {','.join([*options.data_file_keys, MASK])}, or --mask-from-alpha",
+        )
+
+
+def _found_files(dataset: UnifiedDataset, number: int, key: str) -> list[Path]:
+    """Return the files in the cell `key` of a row; none where the cell is wrong, which is found where it is checked."""
+    try:
+        return dataset.files(number, key)
+    except DataError:
+        return []
 
 
 def refuse_file_names(dataset: UnifiedDataset, extra_inputs: Sequence[str]) -> None:

@@ -11,11 +11,12 @@ from typing import Any, overload
 
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.defaults import default_image_operator, default_video_operator
+from dsctl_core.data.masks import MASK, require_fitting, require_same_shape
 from dsctl_core.data.metadata import read_dataset
 from dsctl_core.data.operators import SequentialProcess, ToAbsolutePath
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.routing import RouteByType, preview_of
-from dsctl_core.data.rows import Metadata, Row, blank
+from dsctl_core.data.rows import Metadata, Row, blank, with_copies
 from dsctl_core.data.sizes import fits_of
 from dsctl_core.data.stacks import Size, files_of_cell, find_odd_size
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
@@ -50,6 +51,7 @@ class UnifiedDataset(Sequence[Row]):
         single_keys: The columns of file names that hold one file in each row, not a list of them.
         list_keys: The columns of file names that hold several files in each row: a list, or the name of a folder.
         aligned_keys: The columns of pictures that lie on each other, so that those of a row have one size.
+        copies: Columns that are made from others: {new column: the one whose cells it has}.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class UnifiedDataset(Sequence[Row]):
         single_keys: Iterable[str] = (),
         list_keys: Iterable[str] = (),
         aligned_keys: Iterable[str] = (),
+        copies: Mapping[str, str] | None = None,
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
@@ -75,7 +78,9 @@ class UnifiedDataset(Sequence[Row]):
         self.repeat, self.allow_outside = repeat, allow_outside
         self.data_file_keys = _column_names(data_file_keys)
         table = None if metadata_path is None else _existing_file(metadata_path, self.base_path)
-        self.metadata: Metadata = read_dataset(self.base_path, table, self.data_file_keys, columns)
+        self.copies = dict(copies or {})
+        in_table = [key for key in self.data_file_keys if key not in self.copies]
+        self.metadata: Metadata = with_copies(read_dataset(self.base_path, table, in_table, columns), self.copies)
         self.metadata.require_columns(self.data_file_keys, hint="name the columns of files with --data-file-keys")
         self.optional_keys, self.single_keys = frozenset(optional_keys), frozenset(single_keys)
         self.list_keys, self.aligned_keys = frozenset(list_keys), frozenset(aligned_keys)
@@ -130,6 +135,9 @@ class UnifiedDataset(Sequence[Row]):
         row["_fit"] = {key: fit for key in self.operators if (fit := fits_of(row[key])) is not None}
         fits = {key: fit if isinstance(fit, list) else [fit] for key, fit in row["_fit"].items()}
         self.require_aligned(number, {key: [fit.original for fit in each if fit] for key, each in fits.items()})
+        if MASK in self.operators:
+            with self.cell_errors(number, MASK):
+                require_same_shape(row["_fit"], self.data_file_keys[0])
         return row
 
     def require_aligned(self, number: int, sizes: Mapping[str, Sequence[Size]]) -> None:
@@ -151,7 +159,10 @@ class UnifiedDataset(Sequence[Row]):
         with self.cell_errors(number, key):
             if self.is_empty(number, key):
                 return None
-            return preview_of(self.operators[key], self._file_cell(number, key))
+            found = preview_of(self.operators[key], self._file_cell(number, key))
+            if key == MASK and found is not None:
+                require_fitting(self.preview(number, self.data_file_keys[0]), found)
+            return found
 
     def files(self, number: int, key: str) -> list[Path]:
         """Return the paths in the cell `key` of row `number`: one for a name, several for a list, none if empty."""
@@ -198,12 +209,11 @@ class UnifiedDataset(Sequence[Row]):
     def buckets(self) -> list[Hashable]:
         """Return the bucket of each row of one repetition: the sizes of its files. A batch has rows of one bucket.
 
-        Reads the beginning of every file; raises `DataError` for a row that cannot be used.
+        Masks have the size of what they belong to. Reads the beginning of every file; raises `DataError` for a row that
+        cannot be used.
         """
-        found = {
-            number: tuple(_hashable(self.preview(number, key)) for key in self.data_file_keys)
-            for number in self.rows_in_use
-        }
+        keys = [key for key in self.data_file_keys if key != MASK]
+        found = {number: tuple(_hashable(self.preview(number, key)) for key in keys) for number in self.rows_in_use}
         return [found[number] for number in self.numbers]
 
     def without(self, numbers: Collection[int]) -> UnifiedDataset:

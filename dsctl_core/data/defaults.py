@@ -39,7 +39,7 @@ def default_image_operator(
         convert_RGBA: Whether images keep their transparency, as RGBA.
     """
     resize = resize or ImageCropAndResize(height, width, max_pixels, height_division_factor, width_division_factor)
-    return _for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> LoadImage(convert_RGBA) >> resize)
+    return for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> LoadImage(convert_RGBA) >> resize)
 
 
 def default_video_operator(
@@ -86,10 +86,11 @@ def default_video_operator(
             (None, LoadImage() >> resize >> ToList()),
         )
     )
-    return _for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> by_suffix)
+    return for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> by_suffix)
 
 
-def _for_one_or_several(operator: Operator) -> RouteByType:
+def for_one_or_several(operator: Operator) -> RouteByType:
+    """Return the operator for a cell with one file name, or a list of them."""
     return RouteByType(((str, operator), (list, SequentialProcess(operator))))
 
 

@@ -118,6 +118,22 @@ class Metadata:
         return replace(self, columns=tuple(names.get(key, key) for key in self.columns), rows=rows)
 
 
+def with_copies(metadata: Metadata, copies: Mapping[str, str]) -> Metadata:
+    """Return the same rows with a further column for each of `copies`, {new column: column with the same cells}.
+
+    Raises `DataError` if there is such a column already.
+    """
+    for new, old in copies.items():
+        if new in metadata.columns:
+            raise DataError(
+                f"{metadata.path} already has a column {new!r}, so it cannot be made from {old}",
+                hint=f"leave out what makes it, or the column {new!r}",
+                kind="column",
+            )
+    rows = tuple({**row, **{new: row.get(old) for new, old in copies.items()}} for row in metadata.rows)
+    return replace(metadata, columns=(*metadata.columns, *copies), rows=rows) if copies else metadata
+
+
 def blank(text: str) -> bool:
     """Return whether nothing of a text can be seen: spaces, control and format characters, such as U+FEFF."""
     return all(unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp", "Zs") or each in INVISIBLE for each in text)

@@ -16,6 +16,7 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.model_index import read_index
 from dsctl_core.checkpoint.readers import load_reader
 from dsctl_core.checkpoint.single_file import identify_single_file, single_file_owners
+from dsctl_core.data.masks import MASK
 from dsctl_core.data.sizes import ImageCropAndResize
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, family_of_class, find_preset, identify_folder, pipeline_class
@@ -66,6 +67,7 @@ class ResolvedModel:
     reader_configs: Mapping[str, ModelConfig] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     side_network: SideNetworkSource | None = None
+    masked: bool = False  # whether training reads masks, which say what of a sample counts
     published: Preset | None = None  # published weights with the denoiser of this model, if single components are named
     index: Mapping[str, Any] | None = None  # the model_index.json of single components, if it is known
 
@@ -114,10 +116,14 @@ class ResolvedModel:
         inside = [folder / self.family.reader(name).folder for folder in folders]
         return next((folder for folder in inside if folder.is_dir()), None)
 
-    def with_side_network(self, pipe: BasePipeline) -> BasePipeline:
-        """Return `pipe` after adding the side network, if there is one."""
+    def with_additions(self, pipe: BasePipeline) -> BasePipeline:
+        """Return `pipe` after adding the side network, if there is one, and the unit of masks, if they are read."""
         if self.side_network is not None:
             self.side_network.attach(pipe)
+        if self.masked:
+            from dsctl_core.media.masks import LossMask
+
+            pipe.add_unit(LossMask(), [MASK])
         return pipe
 
     def edited_size(self, references: Sequence[Image], pixels: int) -> tuple[int, int]:
@@ -155,7 +161,7 @@ class ResolvedModel:
         only: Sequence[str] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
     ) -> BasePipeline:
-        """Load the pipeline with the components in `only` (None: all), and with the side network if there is one.
+        """Load the pipeline with the components in `only` (None: all), and with what is added to it.
 
         See `BasePipeline.from_pretrained` for the parameters.
         """
@@ -170,7 +176,7 @@ class ResolvedModel:
             parts=self.parts,
             defaults=self.defaults,
         )
-        return self.with_side_network(pipe)
+        return self.with_additions(pipe)
 
 
 def resolve_model(

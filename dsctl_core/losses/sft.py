@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from dsctl_core.errors import DsctlError
@@ -43,12 +44,14 @@ def FlowMatchSFTLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
 def mean_by_sample(errors: Tensor, mask: Tensor | None) -> Tensor:
     """Return each sample's mean of `errors` (B, ...), (B,): over what counts, and as much as it does, with a `mask`.
 
-    A sample of which nothing counts is a DsctlError.
+    Where all of a sample counts it is the plain mean, to the bit. A sample of which nothing counts is a DsctlError.
     """
+    plain = errors.flatten(1).mean(dim=1)
     if mask is None:
-        return errors.flatten(1).mean(dim=1)
+        return plain
     counted = mask.to(errors).expand_as(errors).flatten(1)
     total = counted.sum(dim=1)
     if not bool((total > 0).all()):
         raise DsctlError("the loss_mask of a sample leaves nothing that counts", hint="leave out such rows")
-    return (errors.flatten(1) * counted).sum(dim=1) / total
+    # A GPU divides a mean and a sum differently.
+    return torch.where((counted == 1).all(dim=1), plain, (errors.flatten(1) * counted).sum(dim=1) / total)

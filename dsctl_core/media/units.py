@@ -7,6 +7,7 @@ name with a new version.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -212,11 +213,19 @@ class InpaintMask(PipelineUnit):
             check_picture("inpaint mask", mask, height, width)
         if len(masks) not in (1, num_frames):
             raise UsageError(f"{len(masks)} inpaint masks for {num_frames} frames", hint="give one, or one for each")
-        pixels = torch.stack([torch.from_numpy(np.array(m.convert("L"), dtype=np.float32) / 255) for m in masks])
-        small = avg_pool2d(pixels[:, None], pipe.latent_space.scale)  # (frames, 1, h, w)
-        if pipe.latent_space.time_scale is not None:
-            small = mask_in_time(small.expand(num_frames, -1, -1, -1), pipe.latent_space.time_scale)
-        return {"latents_mask": small.to(pipe.device)}
+        return {"latents_mask": mask_of_latents(pipe, masks, num_frames)}
+
+
+def mask_of_latents(pipe: LatentPipeline, masks: Sequence[Image.Image], num_frames: int = 1) -> Tensor:
+    """Return a mask of latents, (1, 1, h, w) or for clips (1, 1, t, h, w): means over the pixels of each latent.
+
+    `masks` are pictures of the size of the sample, black (0) to white (1): one for all frames, or one per frame.
+    """
+    pixels = torch.stack([torch.from_numpy(np.array(m.convert("L"), dtype=np.float32) / 255) for m in masks])
+    small = avg_pool2d(pixels[:, None], pipe.latent_space.scale)  # (frames, 1, h, w)
+    if pipe.latent_space.time_scale is not None:
+        small = mask_in_time(small.expand(num_frames, -1, -1, -1), pipe.latent_space.time_scale)
+    return small.to(pipe.device)
 
 
 def mask_in_time(masks: Tensor, time_scale: int) -> Tensor:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, Options, Side
+from dsctl_core.options.effects import NO_MASKS, Idle
 
 
 def _texts_of_numbers(value: Any) -> Any:
@@ -98,6 +99,7 @@ class DataOptions(ReadingOptions):
     """Where the samples are and what becomes of their pictures and captions."""
 
     panel: ClassVar[str] = "Data"
+    idle: ClassVar[tuple[Idle, ...]] = (NO_MASKS,)
 
     dataset_base_path: Path | None = Field(None, description="Root folder of the dataset.")
     dataset_metadata_path: Path | None = Field(
@@ -110,6 +112,9 @@ class DataOptions(ReadingOptions):
         0, description="Processes that read samples ahead; 0 reads them in between."
     )
     extra_inputs: Names = Field((), description="Columns that the pipeline needs beside image and prompt.")
+    mask_from_alpha: bool = Field(
+        False, description="With --extra-inputs mask: what is transparent in a picture does not count in the loss."
+    )
     caption_prefix: str = Field("", description="Words before every caption, such as a trigger word.")
     caption_suffix: str = Field("", description="Words after every caption.")
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = Field(

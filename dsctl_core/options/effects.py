@@ -55,7 +55,10 @@ class Idle:
 
 # Training and caches. The first stage (task ...:data_process) takes the options of the run that follows it.
 ENCODED = Idle(
-    ("dataset_metadata_path", "column", "allow_outside", "caption_prefix", "caption_suffix", "on_bad_sample"),
+    (
+        *("dataset_metadata_path", "column", "allow_outside", "caption_prefix", "caption_suffix", "on_bad_sample"),
+        "mask_from_alpha",
+    ),
     "on training from a cache: its samples were read and encoded when it was made",
     "leave it out, or make another cache with it: `dsctl cache {flag} ...`",
     when=lambda options: options.cache_folder is not None,
@@ -189,6 +192,13 @@ ONE_COMPONENT = Idle(
     ("component",),
     "with a --base that is one component, the {found}",
     "leave it out, or give the whole model folder as --base",
+)
+
+NO_MASKS = Idle(
+    ("mask_from_alpha",),
+    "without --extra-inputs mask",
+    "give --extra-inputs mask too",
+    when=lambda options: "mask" not in options.extra_inputs,
 )
 
 # The optimizer, noise levels, callbacks

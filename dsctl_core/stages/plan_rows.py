@@ -208,8 +208,9 @@ def _unread_row(
             continue
         sizes = dataset.preview(row, key)
         several = isinstance(sizes, list)
+        made_from = [f"as {key}"] if key in dataset.copies else []  # the alpha channel of the picture, for example
         made = [
-            _unread(size, digest([contents[files[key, place]], recipe.processing]))
+            _unread(size, digest([contents[files[key, place]], recipe.processing, *made_from]))
             for place, size in enumerate(sizes if several else [sizes])
             if isinstance(size, tuple)
         ]

@@ -103,8 +103,8 @@ class SimulatedModel:
         about: dict[str, Any] = {"torch_dtype": dtype, "device": "cpu", "parts": self.resolved.parts}
         pipe = pipeline_class(family)(models, readers, self.resolved.schedule, **about).eval()
         pipe.scheduler.set_timesteps(training=True)
+        self.resolved.with_additions(pipe)
         if self.resolved.side_network is not None:
-            self.resolved.with_side_network(pipe)
             simulation.take(pipe.component(self.resolved.side_network.name))
         return pipe
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.data.masks import MASK
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.families import pipeline_class
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
@@ -26,6 +27,8 @@ from dsctl_core.training.model.weight_edits import WeightEdits
 
 if TYPE_CHECKING:
     import torch
+
+READ_MASK = "loss_mask"  # the input of a loss that takes masks
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def open_model(
     required = TEMPLATE_COLUMN in extra_inputs
     resolved = with_template(found, templates.template, use, trusted=templates.trust_template, required=required)
     refuse_extra_inputs(extra_inputs, resolved, task)
-    return resolved
+    return replace(resolved, masked=MASK in extra_inputs)
 
 
 def with_template(
@@ -118,7 +121,9 @@ def with_template(
 def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str) -> None:
     """Raise an error for an extra input that neither the family, nor its side network, nor the task's loss reads."""
     columns = resolved.side_network.columns if resolved.side_network else ()
-    known = (*resolved.family.extra_inputs, *columns, *find_loss(task).columns)
+    loss = find_loss(task)
+    masks = (MASK,) if READ_MASK in loss.optional else ()
+    known = (*resolved.family.extra_inputs, *columns, *loss.columns, *masks)
     for name in names:
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no extra inputs"
@@ -134,7 +139,7 @@ def without_downloads(resolved: ResolvedModel) -> ResolvedModel:
 
 def empty_pipeline(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
     """Return the pipeline of a model without components: its units can be inspected, but not run."""
-    return resolved.with_side_network(
+    return resolved.with_additions(
         empty_pipeline_of_family(resolved.family, dtype, device, resolved.schedule, resolved.parts)
     )
 

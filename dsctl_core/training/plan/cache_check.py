@@ -19,6 +19,7 @@ from dsctl_core.training.model.weight_edits import WeightEdits, identify
 
 SIZES = ("height", "width", "max_pixels", "bucket_resolutions")
 CLIPS = ("num_frames", "fps", "short_clips")  # of models for videos
+SWITCHES = ("allow_outside", "mask_from_alpha")
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 NAMING = ("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path")
 
@@ -115,9 +116,9 @@ class CacheCheck:
         values["template"] = recipe.model.get("template")
         values["fp8_models"] = ",".join(recipe.model["fp8_models"]) or None
         values["output_path"] = self.cache.folder
-        outside = ["--allow-outside"] if recipe.dataset["allow_outside"] else []
+        switches = [f"--{name.replace('_', '-')}" for name in SWITCHES if recipe.dataset.get(name)]
         flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
-        return shlex.join(["dsctl", "cache", *(word for flag in flags for word in flag), *outside])
+        return shlex.join(["dsctl", "cache", *(word for flag in flags for word in flag), *switches])
 
     def _size(self, name: str) -> Any:
         """Return the value in the recipe of `name`, which is one of SIZES."""

@@ -120,6 +120,7 @@ class EncodePlan:
                 "allow_outside": data.allow_outside,
                 "caption_prefix": data.caption_prefix or None,
                 "caption_suffix": data.caption_suffix or None,
+                **({"mask_from_alpha": True} if data.mask_from_alpha else {}),
             },
         )
 

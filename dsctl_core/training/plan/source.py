@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset, refuse_file_names
+from dsctl_core.data.masks import MASK
 from dsctl_core.families.prompt_lengths import cut_prompt_notes
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.losses import Loss, find_loss
@@ -44,6 +46,7 @@ def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, Res
     if named.family.time_division is None:
         PICTURES_ONLY.refuse(options, title=named.family.title)
     resolved = with_template(named, template, use, trusted=trusted, required=required)
+    resolved = replace(resolved, masked=MASK in recipe.extra_inputs)
     check.refuse_misfit(resolved, options.loss_task if options.given("task") else None)
     refuse_undrawn_levels(options, find_loss(recipe.task))
     objective_of(options.objective).check(resolved.family)
