@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 from itertools import islice
 
-from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
+from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError, Kind, kind_of_problem
 from dsctl_core.errors import DsctlError
 from dsctl_core.progress import NoProgress, Progress
@@ -42,7 +42,7 @@ def check_dataset(dataset: UnifiedDataset, progress: Progress | None = None, lim
     format. So damage in the middle of an image is found only when the row is loaded. The message has the first
     problem and the numbers of the next rows; `problems` of the error has all problems, up to `limit`.
     """
-    dataset.metadata.require_columns(TEXT_COLUMNS)
+    dataset.require_prompts()
     with closing(row_problems(dataset, progress or NoProgress())) as all_problems:
         problems = tuple(islice(all_problems, limit))
     if not problems:
@@ -61,7 +61,7 @@ def usable_part(
     dataset: UnifiedDataset, progress: Progress | None = None
 ) -> tuple[UnifiedDataset, tuple[RowProblem, ...]]:
     """Return the dataset without the rows that `check_dataset` rejects, and the problems of those rows."""
-    dataset.metadata.require_columns(TEXT_COLUMNS)
+    dataset.require_prompts()
     with closing(row_problems(dataset, progress or NoProgress())) as all_problems:
         problems = tuple(all_problems)
     return (dataset.without({problem.row for problem in problems}), problems) if problems else (dataset, ())
@@ -75,12 +75,10 @@ def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowPr
     try:
         for number in numbers:
             row = dataset.metadata.rows[number]
-            for key in TEXT_COLUMNS:
-                try:
-                    with dataset.cell_errors(number, key):
-                        dataset.captions.texts(row.get(key))
-                except DsctlError as error:
-                    yield RowProblem.of(number, error)
+            try:
+                dataset.prompts(number)
+            except DsctlError as error:
+                yield RowProblem.of(number, error)
             for key in dataset.data_file_keys:
                 if (cell := (key, repr(row.get(key)))) in seen:
                     continue

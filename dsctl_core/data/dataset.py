@@ -124,10 +124,8 @@ class UnifiedDataset(Sequence[Row]):
     def row(self, number: int, seed: int = 0) -> Row:
         """Load row `number` (from 0) of the metadata; raise `DataError` with its location where that fails."""
         row = dict(self.metadata.rows[number])
-        for key in TEXT_COLUMNS:
-            if key in self.metadata.columns:
-                with self.cell_errors(number, key):
-                    row[key] = self.captions.choose(row.get(key), seed)
+        if all(key in self.metadata.columns for key in TEXT_COLUMNS):
+            row |= self.chosen_texts(number, seed)
         for key, operator in self.operators.items():
             with self.cell_errors(number, key):
                 row[key] = None if self.is_empty(number, key) else operator(self._file_cell(number, key))
@@ -149,6 +147,26 @@ class UnifiedDataset(Sequence[Row]):
         if odd is not None:
             with self.cell_errors(number, odd[0]):
                 raise odd[1]
+
+    def prompts(self, number: int) -> tuple[str, ...]:
+        """Return every prompt that row `number` can have, without dropout."""
+        found: tuple[str, ...] = ()
+        for key in TEXT_COLUMNS:
+            with self.cell_errors(number, key):
+                found += self.captions.texts(self.metadata.rows[number].get(key))
+        return found
+
+    def chosen_texts(self, number: int, seed: int) -> Row:
+        """Return the text columns of row `number` as training reads them; random choices depend on `seed` alone."""
+        chosen = {}
+        for key in TEXT_COLUMNS:
+            with self.cell_errors(number, key):
+                chosen[key] = self.captions.choose(self.metadata.rows[number].get(key), seed)
+        return chosen
+
+    def require_prompts(self) -> None:
+        """Raise `DataError` if a text column is missing."""
+        self.metadata.require_columns(TEXT_COLUMNS)
 
     def preview(self, number: int, key: str) -> Any:
         """Check the cell `key` of row `number` without decoding its file, and return the preview of its operator.

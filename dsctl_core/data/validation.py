@@ -88,7 +88,7 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
     notes = tuple(dataset.notes()[1:])
     validation = Validation(len(metadata.rows), metadata.layout, [], [], {}, {}, metadata.left_out, notes)
     try:
-        dataset.metadata.require_columns(TEXT_COLUMNS)
+        dataset.require_prompts()
     except DsctlError as error:
         validation.problems.append(Problem(kind_of_problem(error), "error", error.problem, error.hint))
     files_by_row = [_files_of_row(dataset, number, validation) for number in range(validation.rows)]
@@ -144,13 +144,11 @@ def _check_row(
         validation: The result so far.
     """
     sample = Sample(number, ())
-    for key in TEXT_COLUMNS:
-        if key in dataset.metadata.columns:
-            try:
-                with dataset.cell_errors(number, key):
-                    sample.prompts = dataset.captions.texts(dataset.metadata.rows[number].get(key))
-            except DsctlError as error:
-                _add(validation, number, error)
+    if all(key in dataset.metadata.columns for key in TEXT_COLUMNS):
+        try:
+            sample.prompts = dataset.prompts(number)
+        except DsctlError as error:
+            _add(validation, number, error)
     for key, paths in cells.items():
         for path in paths:
             try:

@@ -70,7 +70,7 @@ def cut_prompt_notes(dataset: UnifiedDataset, resolved: ResolvedModel, *, downlo
     for number in dataset.rows_in_use:
         # A prompt that cannot be read is a problem of its own, found where the row is checked.
         with suppress(DataError):
-            texts[number] = dataset.captions.texts(dataset.metadata.rows[number].get("prompt"))
+            texts[number] = dataset.prompts(number)
     found = find_cut_prompts(resolved, [text for own in texts.values() for text in own], download=download)
     rows = [(number, text) for number, own in texts.items() for text in own if text in found.tokens]
     for number, text in rows[:SHOWN_ROWS]:

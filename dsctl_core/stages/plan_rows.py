@@ -15,7 +15,6 @@ from torch import Tensor
 from dsctl_core.cache.codec import encode, is_plain
 from dsctl_core.cache.manifest import Entry, Recipe
 from dsctl_core.data import UnifiedDataset
-from dsctl_core.data.dataset import TEXT_COLUMNS
 from dsctl_core.data.operators import require_file
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.digest import digest, digest_file, digest_files
@@ -198,10 +197,7 @@ def _unread_row(
     recipe: Recipe,
 ) -> dict[str, Any]:
     """Return a row as the dataset would give it, its pictures unread."""
-    values = {**dataset.metadata.rows[row], "_row": row}
-    for key in TEXT_COLUMNS:
-        with dataset.cell_errors(row, key):
-            values[key] = dataset.captions.choose(values.get(key), 0)
+    values = {**dataset.metadata.rows[row], "_row": row, **dataset.chosen_texts(row, 0)}
     for key in dataset.data_file_keys:
         if dataset.is_empty(row, key):
             values[key] = None

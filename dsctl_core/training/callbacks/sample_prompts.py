@@ -160,7 +160,7 @@ def captions_of(dataset: Any, columns: Sequence[str] = ()) -> list[dict[str, Any
         return []
     found: dict[str, int] = {}
     for number in dataset.numbers:
-        for text in dataset.captions.texts(dataset.metadata.rows[number].get("prompt")):
+        for text in dataset.prompts(number):
             if text.strip():
                 found.setdefault(text, number)
     chosen = list(found.items())[:: max(-(-len(found) // CAPTIONS), 1)]
