@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import isclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel
 
 from dsctl_core.errors import UsageError, near_miss
 from dsctl_core.options.base import Options
 from dsctl_core.options.messages import (
     EMPTY_PATH,
+    bare_type,
     explain_value,
     is_empty_path,
     other_spellings,
@@ -74,11 +78,12 @@ def read_config(
         values = {name: _value(options, name, value, file) for name, value in run.values.items()}
         return Config(values, run.given)
     values = {}
-    for key, value in read_toml(file, "--config").items():
+    for key, value in read_toml(file, "--config", tables=of_tables(options)).items():
         if not isinstance(value, str | int | float | list):
             what = "a table" if isinstance(value, dict) else "a date"
             raise UsageError(
-                f"{key} in {file} is {what}, which no option takes", hint="write key = value, without [...]"
+                f"{key} in {file} is {what}, which no option takes",
+                hint="write [[dataset]]" if key in of_tables(options) else "write key = value, without [...]",
             )
         name = _named(options, key)
         if name in ONLY_AS_FLAGS and value is True:
@@ -90,6 +95,13 @@ def read_config(
             raise UsageError(f"{key} in {file} is {name}, which is there too", hint="write one of them")
         values[name] = _value(options, name, value, file, key)
     return Config(values, frozenset(values))
+
+
+def of_tables(options: type[Options]) -> list[str]:
+    """Return the options whose values are tables, such as [[dataset]]."""
+    kinds = {name: bare_type(field.annotation) for name, field in options.flat_fields().items()}
+    inner = {name: bare_type(get_args(kind)[0]) for name, kind in kinds.items() if get_origin(kind) is tuple}
+    return [name for name, kind in inner.items() if isclass(kind) and issubclass(kind, BaseModel)]
 
 
 def _named(options: type[Options], key: str) -> str:

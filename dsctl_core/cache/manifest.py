@@ -18,6 +18,7 @@ from dsctl_core.version import __version__
 
 FORMAT = 1  # increased when older files can no longer be read
 MANIFEST_FILE, INDEX_FILE = "manifest.json", "index.json"
+OF_TABLES = "tables"  # in `Recipe.dataset`: of each of several datasets its table, rows and processing
 REBUILD = "rebuild the cache with `dsctl cache`"
 
 
@@ -35,7 +36,12 @@ class Recipe:
     processing: dict[str, Any]  # the preprocessing of images and videos
     extra_inputs: tuple[str, ...]
     model: dict[str, Any]  # the options that name the model
-    dataset: dict[str, Any]  # the options that name the dataset
+    dataset: dict[str, Any]  # the options that name the dataset, or the tables of several
+
+    def processing_of(self, table: int) -> dict[str, Any]:
+        """Return the preprocessing of the dataset of table `table` (from 0), of several; else of the one."""
+        own = self.dataset.get(OF_TABLES)
+        return self.processing if own is None else own[table]["processing"]
 
 
 @dataclass(frozen=True)

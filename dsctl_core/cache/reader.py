@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.cache.codec import decode, tensors_of
-from dsctl_core.cache.manifest import REBUILD, Entry, read_index, read_manifest
+from dsctl_core.cache.manifest import OF_TABLES, REBUILD, Entry, read_index, read_manifest
 from dsctl_core.cache.shards import FOLDER, examine_all, structures
+from dsctl_core.data.sampler import Block
+from dsctl_core.data.several import DATASET
+from dsctl_core.data.shares import Mixture, blocks_of
 from dsctl_core.errors import DsctlError
+from dsctl_core.options.datasets import DatasetTable
 
 CACHED = "_cached"  # key of the sample in a row from a cache
 MAX_OPEN_SHARDS = 256  # shards that are mapped at the same time
@@ -21,9 +27,9 @@ MAX_OPEN_SHARDS = 256  # shards that are mapped at the same time
 class CachedDataset(Sequence[dict[str, Any]]):
     """The entries of the cache in `folder`, repeated `repeat` times.
 
-    A row is `{"_row": number of the row in the original dataset, "_cached": sample}`. Opening reads manifest and index
-    only. Call `check_shards` before the first row: it verifies every byte. Raises `DsctlError` for a cache that is
-    damaged or has no entries.
+    A row is `{"_row": number of the row in the original dataset, "_cached": sample}`, of several datasets also with the
+    number of its table. Opening reads manifest and index only. Call `check_shards` before the first row: it verifies
+    every byte. Raises `DsctlError` for a cache that is damaged or has no entries.
     """
 
     def __init__(self, folder: str | Path, repeat: int = 1) -> None:
@@ -32,16 +38,38 @@ class CachedDataset(Sequence[dict[str, Any]]):
         self.entries, self.shard_names = read_index(self.folder, self.manifest)
         if not self.entries:
             raise DsctlError(f"the cache in {self.folder} has no entries", hint="rebuild it from a dataset with rows")
+        of_tables = self.manifest.recipe.dataset.get(OF_TABLES, [])
+        self.tables = tuple(DatasetTable.parse(each["table"]) for each in of_tables)
+        self.starts = [0, *accumulate(each["rows"] for each in of_tables[:-1])]
+        self.once = False
+        self._mixture: Mixture | None = None
         self._open: OrderedDict[str, tuple[Any, dict[str, Any]]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self.entries) * self.repeat
+        return len(self.mixture)
+
+    @property
+    def mixture(self) -> Mixture:
+        """Which entry is at which position of an epoch."""
+        if self._mixture is None:
+            counts = [0] * len(self.starts)
+            for entry in self.entries:
+                counts[self.table_of(entry.row)] += 1
+            several = self.tables and not self.once
+            plain = [Block(count, self.repeat) for count in counts]
+            self._mixture = Mixture(blocks_of(counts, self.tables, self.repeat) if several else plain)
+        return self._mixture
+
+    def table_of(self, row: int) -> int:
+        """Return the number of the table, of several datasets, of a row of the original dataset; else 0."""
+        return bisect_right(self.starts, row) - 1
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        entry = self.entries[range(len(self))[index] % len(self.entries)]
-        return {"_row": entry.row, CACHED: self.sample(entry)}
+        entry = self.entries[self.mixture.row_at(range(len(self))[index])]
+        of_table = {DATASET: self.table_of(entry.row)} if self.tables else {}
+        return {"_row": entry.row, **of_table, CACHED: self.sample(entry)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out open files, which cannot be sent to a worker process."""
@@ -82,12 +110,14 @@ class CachedDataset(Sequence[dict[str, Any]]):
         """Return this dataset without the entries of the rows `rows` (from 0) of the original dataset."""
         subset = copy.copy(self)
         subset.entries = [entry for entry in self.entries if entry.row not in rows]
+        subset._mixture = None
         return subset
 
     def each_once(self) -> CachedDataset:
         """Return this dataset with one entry for each row, also for a row that an epoch has several times."""
         subset = copy.copy(self)
         subset.entries = list({entry.row: entry for entry in self.entries}.values())
+        subset._mixture, subset.once = None, True
         return subset
 
     def buckets(self, padded: Collection[str]) -> list[Hashable]:

@@ -124,6 +124,8 @@ def run_training(plan: TrainingPlan, progress: Progress) -> TrainingSummary:
             max_grad_norm=training.max_grad_norm,
             seed=training.seed,
             buckets=buckets_of(dataset, module) if training.batch_size > 1 else None,
+            blocks=dataset.mixture.blocks,
+            labels=[table.label for table in dataset.tables],
             on_bad_sample=on_bad_sample,
             optimizer=plan.optimizer,
             lr_scheduler=plan.lr_schedule,

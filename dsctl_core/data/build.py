@@ -12,6 +12,7 @@ from dsctl_core.data.dataset import SINGLE_COLUMNS, UnifiedDataset
 from dsctl_core.data.kinds import media_suffixes
 from dsctl_core.data.masks import MASK, alpha_operator, refuse_opaque
 from dsctl_core.data.problems import DataError
+from dsctl_core.data.several import SeveralDatasets
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
 from dsctl_core.errors import UsageError
 from dsctl_core.family import Family
@@ -22,11 +23,32 @@ from dsctl_core.options.effects import PICTURES_ONLY
 def build_dataset(
     options: DataOptions, family: Family, defaults: Mapping[str, Any], division_factor: int | None = None
 ) -> UnifiedDataset:
-    """Build the dataset of `options` for a model family.
+    """Build the dataset of `options`, or the several of its tables, for a model family.
 
     `defaults` are option values of the preset; they apply where the user set none. `division_factor` is that of these
     weights (None: the family's). Raises `UsageError` for a video option with a family of image models.
     """
+    if options.has_tables:
+        tables = options.tables()
+        parts = [_build_one(options.of_table(each), family, defaults, division_factor, each.caption) for each in tables]
+        dataset: UnifiedDataset = SeveralDatasets(parts, tables, options.dataset_repeat)
+    else:
+        dataset = _build_one(options, family, defaults, division_factor)
+    if MASK in options.extra_inputs and MASK not in dataset.data_file_keys:
+        raise UsageError(
+            f"--extra-inputs has {MASK}, and nothing says where masks are",
+            hint=f"give --data-file-keys {','.join([*options.data_file_keys, MASK])}, or --mask-from-alpha",
+        )
+    return dataset
+
+
+def _build_one(
+    options: DataOptions,
+    family: Family,
+    defaults: Mapping[str, Any],
+    division_factor: int | None = None,
+    caption: str | None = None,
+) -> UnifiedDataset:
     assert options.dataset_base_path is not None  # the options require it where there is no cache
     base = options.dataset_base_path
     resize = build_resize(options, division_factor or family.division_factor, defaults.get("max_pixels"))
@@ -47,7 +69,10 @@ def build_dataset(
             allow_outside=options.allow_outside,
             resize=resize,
         )
-    refuse_unread_masks(options)
+    if options.mask_from_alpha and MASK in options.data_file_keys:
+        raise UsageError(
+            f"--mask-from-alpha is given, and --data-file-keys names a column {MASK}", hint="give one of them"
+        )
     target, masked = options.data_file_keys[0], options.mask_from_alpha
     clips = family.time_division is not None
     alpha = {MASK: alpha_operator(base, resize, allow_outside=options.allow_outside, clips=clips)} if masked else {}
@@ -66,24 +91,11 @@ def build_dataset(
         aligned_keys=family.aligned_inputs,
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),
         copies=dict.fromkeys(alpha, target),
+        caption=caption,
     )
     if masked:
         refuse_opaque(path for number in dataset.rows_in_use for path in _found_files(dataset, number, target))
     return dataset
-
-
-def refuse_unread_masks(options: DataOptions) -> None:
-    """Raise a UsageError for masks that are asked for and found nowhere, or in two places."""
-    asked, in_files = MASK in options.extra_inputs, MASK in options.data_file_keys
-    if options.mask_from_alpha and in_files:
-        raise UsageError(
-            f"--mask-from-alpha is given, and --data-file-keys names a column {MASK}", hint="give one of them"
-        )
-    if asked and not in_files and not options.mask_from_alpha:
-        raise UsageError(
-            f"--extra-inputs has {MASK}, and nothing says where masks are",
-            hint=f"give --data-file-keys {','.join([*options.data_file_keys, MASK])}, or --mask-from-alpha",
-        )
 
 
 def _found_files(dataset: UnifiedDataset, number: int, key: str) -> list[Path]:

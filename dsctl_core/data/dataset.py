@@ -16,10 +16,13 @@ from dsctl_core.data.metadata import read_dataset
 from dsctl_core.data.operators import SequentialProcess, ToAbsolutePath
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.routing import RouteByType, preview_of
-from dsctl_core.data.rows import Metadata, Row, blank, with_copies
+from dsctl_core.data.rows import Metadata, Row, blank, with_caption, with_copies
+from dsctl_core.data.sampler import Block
+from dsctl_core.data.shares import Mixture
 from dsctl_core.data.sizes import fits_of
 from dsctl_core.data.stacks import Size, files_of_cell, find_odd_size
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
+from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.random import derive_seed
 
 TEXT_COLUMNS = ("prompt",)
@@ -52,7 +55,10 @@ class UnifiedDataset(Sequence[Row]):
         list_keys: The columns of file names that hold several files in each row: a list, or the name of a folder.
         aligned_keys: The columns of pictures that lie on each other, so that those of a row have one size.
         copies: Columns that are made from others: {new column: the one whose cells it has}.
+        caption: The caption of every row, in place of its own.
     """
+
+    tables: tuple[DatasetTable, ...] = ()  # of several datasets
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class UnifiedDataset(Sequence[Row]):
         list_keys: Iterable[str] = (),
         aligned_keys: Iterable[str] = (),
         copies: Mapping[str, str] | None = None,
+        caption: str | None = None,
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
@@ -80,7 +87,8 @@ class UnifiedDataset(Sequence[Row]):
         table = None if metadata_path is None else _existing_file(metadata_path, self.base_path)
         self.copies = dict(copies or {})
         in_table = [key for key in self.data_file_keys if key not in self.copies]
-        self.metadata: Metadata = with_copies(read_dataset(self.base_path, table, in_table, columns), self.copies)
+        found = read_dataset(self.base_path, table, in_table, columns, uncaptioned=caption is not None)
+        self.metadata: Metadata = with_caption(with_copies(found, self.copies), caption)
         self.metadata.require_columns(self.data_file_keys, hint="name the columns of files with --data-file-keys")
         self.optional_keys, self.single_keys = frozenset(optional_keys), frozenset(single_keys)
         self.list_keys, self.aligned_keys = frozenset(list_keys), frozenset(aligned_keys)
@@ -101,6 +109,20 @@ class UnifiedDataset(Sequence[Row]):
 
     def __len__(self) -> int:
         return len(self.numbers) * self.repeat
+
+    @property
+    def parts(self) -> tuple[UnifiedDataset, ...]:
+        """The datasets that this one consists of: itself, or several."""
+        return (self,)
+
+    @property
+    def mixture(self) -> Mixture:
+        """Which row is at which position of an epoch."""
+        return Mixture([Block(len(self.numbers), self.repeat)])
+
+    def table_of(self, number: int) -> int:
+        """Return the number of the table, of several datasets, that row `number` belongs to; 0 for one dataset."""
+        return 0
 
     @property
     def rows_in_use(self) -> list[int]:
@@ -193,6 +215,10 @@ class UnifiedDataset(Sequence[Row]):
         """Return whether the cell `key` of row `number` is empty, in an optional column."""
         cell = self.metadata.rows[number].get(key)
         return key in self.optional_keys and (cell is None or cell == [] or (isinstance(cell, str) and blank(cell)))
+
+    def is_copy(self, number: int, key: str) -> bool:
+        """Return whether the cell `key` of row `number` is made from another column."""
+        return key in self.copies
 
     def _file_cell(self, number: int, key: str) -> Any:
         """Return the cell `key` of row `number`, in a column of several files as a list.

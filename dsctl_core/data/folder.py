@@ -68,16 +68,17 @@ def _is_media(path: Path) -> bool:
         return False
 
 
-def read_folder(base_path: Path, key: str, files: Files) -> Metadata | None:
+def read_folder(base_path: Path, key: str, files: Files, *, uncaptioned: bool = False) -> Metadata | None:
     """Return a row `{key: file, "prompt": caption}` for each picture or video in a folder, sorted by name.
 
-    Return None if no file has a caption. If only some have one, the prompt of the others is a `BadCell`. Folders named
-    as kohya's trainers read them, such as `10_sks dog`, repeat their rows.
+    Return None if there is no file, or none has a caption, unless `uncaptioned`. If only some have one, the prompt of
+    the others is a `BadCell`. Folders named as kohya's trainers read them, such as `10_sks dog`, repeat their rows.
     """
     captions = CaptionFiles(files.others)
     folders = repeated_folders(base_path, files.media)
     texts_and_objects = [captions.of(path) for path in files.media]
-    if folders is None and not any(texts or objects for texts, objects in texts_and_objects):
+    captioned = any(texts or objects for texts, objects in texts_and_objects)
+    if folders is None and not captioned and not (uncaptioned and files.media):
         return None
     names = tuple(path.relative_to(base_path).as_posix() for path in files.media)
     words = [None if folders is None else folders[path.parent.name][1] or None for path in files.media]
@@ -85,7 +86,9 @@ def read_folder(base_path: Path, key: str, files: Files) -> Metadata | None:
         {key: name, "prompt": captions.caption(path, default)}
         for name, path, default in zip(names, files.media, words, strict=True)
     ]
-    layout, repeats = f"folder of {len(names)} files with captions in {_endings(texts_and_objects)} beside them", None
+    layout, repeats = f"folder of {len(names)} files", None
+    if captioned:
+        layout += f" with captions in {_endings(texts_and_objects)} beside them"
     if folders is not None:
         repeats = tuple(folders[path.parent.name][0] for path in files.media)
         shown = ", ".join(f"{name!r} {count} times" for name, (count, _) in sorted(folders.items()))

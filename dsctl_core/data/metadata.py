@@ -35,26 +35,29 @@ def read_dataset(
     metadata_path: Path | None = None,
     keys: Sequence[str] = ("image",),
     columns: Mapping[str, str] | None = None,
+    *,
+    uncaptioned: bool = False,
 ) -> Metadata:
     """Read the metadata of a dataset folder.
 
     Without `metadata_path` this is the metadata file of the folder, or else the caption files in it, or for two `keys`
     a pair of folders. `keys` are the columns of file names. `columns` maps the column names that training uses to those
-    in the table. Raises `DataError` if there is no metadata, or if it cannot be read.
+    in the table. With `uncaptioned` a folder of files needs no captions. Raises `DataError` if there is no metadata, or
+    if it cannot be read.
     """
     path = metadata_path or find_metadata(base_path)
     if path is None:
-        return _read_files(base_path, keys).renamed(columns or {})
+        return _read_files(base_path, keys, uncaptioned).renamed(columns or {})
     metadata = read_metadata(path)
     return _as_image_folder(metadata.renamed(columns or {}), keys[0])
 
 
-def _read_files(base_path: Path, keys: Sequence[str]) -> Metadata:
+def _read_files(base_path: Path, keys: Sequence[str], uncaptioned: bool) -> Metadata:
     """Read a folder without a table: captions beside files, or a pair of folders for two columns of files."""
     files = list_files(base_path)
     if len(keys) == 1:
         refuse_unread_pair(base_path, keys[0], files)
-        metadata = read_folder(base_path, keys[0], files)
+        metadata = read_folder(base_path, keys[0], files, uncaptioned=uncaptioned)
         if metadata is None:
             raise _no_metadata(base_path, files)
         return metadata

@@ -134,6 +134,14 @@ def with_copies(metadata: Metadata, copies: Mapping[str, str]) -> Metadata:
     return replace(metadata, columns=(*metadata.columns, *copies), rows=rows) if copies else metadata
 
 
+def with_caption(metadata: Metadata, caption: str | None) -> Metadata:
+    """Return the same rows with the prompt `caption`, unless that is None."""
+    if caption is None:
+        return metadata
+    columns = metadata.columns if "prompt" in metadata.columns else (*metadata.columns, "prompt")
+    return replace(metadata, columns=columns, rows=tuple({**row, "prompt": caption} for row in metadata.rows))
+
+
 def blank(text: str) -> bool:
     """Return whether nothing of a text can be seen: spaces, control and format characters, such as U+FEFF."""
     return all(unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp", "Zs") or each in INVISIBLE for each in text)

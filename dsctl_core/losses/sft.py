@@ -26,6 +26,7 @@ def FlowMatchSFTLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     `objective` says (None: evenly from the schedule's table) when it is not given, from its `seed` where there is one.
     `loss_mask`, where a unit writes one, says how much the error at each place of the latents counts: it is at least 0,
     of a shape that expands to theirs, such as (B, 1, t, 1, 1), and a sample's mean is over what counts.
+    `base_target`, where it is given, is called with the prediction and the target, and returns another target.
     Returns each sample's weighted mean squared error, (B,), computed in float32.
     """
     x0, noise = inputs["input_latents"], inputs["noise"]
@@ -36,6 +37,9 @@ def FlowMatchSFTLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     timestep = timestep.to(x0.device)
     inputs["latents"] = pipe.scheduler.add_noise(x0, noise, timestep)
     target = pipe.scheduler.training_target(x0, noise, timestep)
+    base_target = inputs.pop("base_target", None)
+    if base_target is not None:
+        target = base_target(lambda: pipe.call_model_fn(timestep=timestep, **inputs), target)
     prediction = pipe.call_model_fn(timestep=timestep, **inputs)
     errors = mean_by_sample((prediction.float() - target.float()).square(), inputs.get("loss_mask"))
     return errors * objective.weight(pipe.scheduler, timestep).to(errors)

@@ -277,11 +277,19 @@ def split_names(value: Any) -> Any:
     return names
 
 
+def _texts_of_numbers(value: Any) -> Any:
+    """Let run.toml write numbers as numbers: [512, 1024]."""
+    if isinstance(value, list) and all(type(entry) is int for entry in value):
+        return [str(entry) for entry in value]
+    return value
+
+
 Argument = Positional  # marks a field that is given by position instead of by a flag
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator that is seeded with it can take
 Side = Annotated[int, Field(ge=1, le=16384)]  # a picture's height or width in pixels
 Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]  # written "a,b"
+NumberNames = Annotated[Names, BeforeValidator(_texts_of_numbers)]  # written "512,1024", or as a list of numbers
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Takes("cpu, cuda or cuda:N")]

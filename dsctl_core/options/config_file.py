@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ else:
 LINES = "lines look like: lora_rank = 16"
 
 
-def read_toml(file: Path, flag: str) -> dict[str, Any]:
+def read_toml(file: Path, flag: str, tables: Collection[str] = ()) -> dict[str, Any]:
     """Return the content of the TOML file that the option `flag` named.
 
-    Raises a DsctlError for a file that cannot be read, and a UsageError for one that is no TOML, or that has a date or
-    a table inside of a value. Numbers that are not finite are left to the options, which refuse them by name.
+    The keys `tables` may be lists of tables, [[key]]. Raises a DsctlError for a file that cannot be read, and a
+    UsageError for one that is no TOML, or that has a date or a table inside of another value. Numbers that are not
+    finite are left to the options, which refuse them by name.
     """
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
@@ -37,7 +39,8 @@ def read_toml(file: Path, flag: str) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{flag} {file} is not TOML: {error}", hint=LINES) from error
     for keys, value in walk_values(values):
-        if len(keys) > 1 and not isinstance(value, str | int | float | list):
+        is_table = len(keys) == 2 and keys[0] in tables and isinstance(value, dict)
+        if len(keys) > 1 and not is_table and not isinstance(value, str | int | float | list):
             what = "a table" if isinstance(value, dict) else "a date"
             raise UsageError(f"{field_name(keys)} in {file} is {what}, which no option takes", hint=LINES)
     return values

@@ -1,20 +1,17 @@
 """Options of the dataset, and of reading its files."""
 
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from __future__ import annotations
 
-from pydantic import BeforeValidator, Field, field_validator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field, field_validator
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Alternative, Count, Names, Options, Side
-from dsctl_core.options.effects import NO_MASKS, Idle
-
-
-def _texts_of_numbers(value: Any) -> Any:
-    """Let run.toml write numbers as numbers: [512, 1024]."""
-    if isinstance(value, list) and all(type(entry) is int for entry in value):
-        return [str(entry) for entry in value]
-    return value
+from dsctl_core.options.base import Alternative, Count, Names, NumberNames, Options, Side
+from dsctl_core.options.datasets import SIZES, DatasetTable, DatasetTables, check_tables, read_tables
+from dsctl_core.options.effects import IN_TABLES, NO_MASKS, Idle
 
 
 class ReadingOptions(Options):
@@ -45,7 +42,7 @@ class ReadingOptions(Options):
         description="Without --height and --width: a picture with more pixels is scaled down to this. "
         "Left out: the model's own limit, where it has one.",
     )
-    bucket_resolutions: Annotated[Names, BeforeValidator(_texts_of_numbers)] = Field(
+    bucket_resolutions: NumberNames = Field(
         (), description="Bring pictures to sizes of about 512x512 or 1024x1024 pixels of the nearest shape: 512,1024."
     )
     num_frames: Count | None = Field(None, description="Frames of a video to take. Left out: the model's own number.")
@@ -99,9 +96,22 @@ class DataOptions(ReadingOptions):
     """Where the samples are and what becomes of their pictures and captions."""
 
     panel: ClassVar[str] = "Data"
-    idle: ClassVar[tuple[Idle, ...]] = (NO_MASKS,)
+    idle: ClassVar[tuple[Idle, ...]] = (NO_MASKS, IN_TABLES)
+    exclusive: ClassVar[tuple[Alternative, ...]] = (
+        ("dataset_base_path", "dataset"),
+        ("dataset_base_path", "dataset_config"),
+        ("dataset", "dataset_config"),
+    )
 
     dataset_base_path: Path | None = Field(None, description="Root folder of the dataset.")
+    dataset: DatasetTables = Field(
+        (),
+        description="One of several datasets, in place of --dataset-base-path. Can be given several times; in run.toml "
+        "it is a table [[dataset]].",
+    )
+    dataset_config: Path | None = Field(
+        None, description="TOML file with a table [[dataset]] for each of several datasets."
+    )
     dataset_metadata_path: Path | None = Field(
         None,
         description="Table of the samples (csv, json, jsonl or parquet). "
@@ -126,10 +136,56 @@ class DataOptions(ReadingOptions):
 
     def require_dataset(self) -> None:
         """Raise a UsageError where no dataset is named."""
-        if self.dataset_base_path is None:
+        if self.dataset_base_path is None and not self.has_tables:
             raise UsageError(
                 "--dataset-base-path is missing", hint="--dataset-base-path takes a path: Root folder of the dataset."
             )
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether the datasets are tables, [[dataset]]."""
+        return bool(self.dataset) or self.dataset_config is not None
+
+    def tables(self) -> tuple[DatasetTable, ...]:
+        """Return the tables of the datasets, read from --dataset-config if they are there; () if there are none."""
+        return self.dataset if self.dataset_config is None else read_tables(self.dataset_config)
+
+    def check(self) -> None:
+        """Raise a UsageError for half a size, and for tables that do not go together."""
+        super().check()
+        check_tables(self.dataset)
+        for table in self.dataset:
+            self.of_table(table)
+
+    def of_table(self, table: DatasetTable) -> DataOptions:
+        """Return the options of the dataset of `table` alone: what it leaves out is as these options say."""
+        changes = {
+            "dataset": (),
+            "dataset_config": None,
+            "dataset_base_path": table.path,
+            "dataset_metadata_path": table.metadata,
+            "dataset_repeat": 1,
+            **({"caption_prefix": "", "caption_suffix": ""} if table.regularization else {}),
+        }
+        return with_table(self, table, changes)
+
+
+AnyReading = TypeVar("AnyReading", bound=ReadingOptions)
+
+
+def with_table(options: AnyReading, table: DatasetTable, changes: Mapping[str, Any] | None = None) -> AnyReading:
+    """Return `options` with the values of `table` over them, and `changes` below those of the table.
+
+    A table that sets a size in one way takes the place of all three ways to set one.
+    """
+    fields, values = options.flat_fields(), {**options.flat_values(), **(changes or {})}
+    given = set(options.given_names()) - set(changes or {}) | {name for name, value in (changes or {}).items() if value}
+    own = {name: value for name in fields if (value := getattr(table, name, None)) is not None and name != "dataset"}
+    if any(name in own for names in SIZES for name in names):
+        for name in (name for names in SIZES for name in names):
+            values[name] = fields[name].get_default()
+            given.discard(name)
+    return type(options).resolved({**values, **own}, {*given, *own})
 
 
 def check_whole_size(

@@ -194,6 +194,12 @@ ONE_COMPONENT = Idle(
     "leave it out, or give the whole model folder as --base",
 )
 
+IN_TABLES = Idle(
+    ("dataset_metadata_path",),
+    "with several datasets",
+    "write metadata = FILE into the [[dataset]]",
+    when=lambda options: options.has_tables,
+)
 NO_MASKS = Idle(
     ("mask_from_alpha",),
     "without --extra-inputs mask",

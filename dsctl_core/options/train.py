@@ -41,7 +41,11 @@ TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, S
 class TrainOptions(ComposedOptions):
     """Options of `dsctl train`."""
 
-    exclusive: ClassVar[tuple[Alternative, ...]] = (("from_cache", "dataset_base_path"),)
+    exclusive: ClassVar[tuple[Alternative, ...]] = (
+        ("from_cache", "dataset_base_path"),
+        ("from_cache", "dataset"),
+        ("from_cache", "dataset_config"),
+    )
     idle: ClassVar[tuple[Idle, ...]] = (
         *(ENCODED, ENCODED_ONCE, OWN_CACHE, TOKENIZER_OF_CACHE, NO_TEMPLATE_TO_TRUST),
         *(TRAINS_NOTHING, CONTINUES_BY_ITSELF, ALWAYS_A_CACHE, IN_ONE_PROCESS, NOT_CHECKPOINTED, IN_MAIN_MEMORY),

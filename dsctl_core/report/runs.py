@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 SAMPLE = re.compile(r"step-(\d+)-(\d+)\.png")
 CHECKPOINT = re.compile(r"step-(\d+)(\..+)?\.(safetensors|peft)")
 VALIDATION_LOSS = "validation_loss"  # of a line of metrics.jsonl that has nothing else but its step
+OF_DATASET = "loss."  # begins the name of the loss of one of several datasets
 KEYS = ("run", "step")  # columns that a table of metrics begins with
+
+
+def loss_of(label: str) -> str:
+    """Return the name, in metrics.jsonl, of the loss of the dataset called `label`."""
+    return f"{OF_DATASET}{label}"
 
 
 class About(TypedDict, total=False):

@@ -265,9 +265,8 @@ def _refuse_bad_rows(plan: Plan, dataset: UnifiedDataset, how: EncodeSettings) -
         return
     row, first = next(iter(sorted(plan.bad.items())))
     more = f" (and {len(plan.bad) - 1} more rows)" if len(plan.bad) > 1 else ""
-    problem = (
-        first.problem if str(dataset.metadata.path) in first.problem else f"{dataset.location(row)}: {first.problem}"
-    )
+    where = dataset.location(row)
+    problem = first.problem if where in first.problem else f"{where}: {first.problem}"
     raise DsctlError(f"{problem}{more}", hint=f"{first.hint}; or go on without: --on-bad-sample skip") from first
 
 

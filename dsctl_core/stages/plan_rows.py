@@ -198,15 +198,16 @@ def _unread_row(
 ) -> dict[str, Any]:
     """Return a row as the dataset would give it, its pictures unread."""
     values = {**dataset.metadata.rows[row], "_row": row, **dataset.chosen_texts(row, 0)}
+    processing = recipe.processing_of(dataset.table_of(row))
     for key in dataset.data_file_keys:
         if dataset.is_empty(row, key):
             values[key] = None
             continue
         sizes = dataset.preview(row, key)
         several = isinstance(sizes, list)
-        made_from = [f"as {key}"] if key in dataset.copies else []  # the alpha channel of the picture, for example
+        made_from = [f"as {key}"] if dataset.is_copy(row, key) else []  # the alpha channel of the picture, for example
         made = [
-            _unread(size, digest([contents[files[key, place]], recipe.processing, *made_from]))
+            _unread(size, digest([contents[files[key, place]], processing, *made_from]))
             for place, size in enumerate(sizes if several else [sizes])
             if isinstance(size, tuple)
         ]

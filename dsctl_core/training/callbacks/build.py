@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class CallbackPlan:
     ema_decay: float | None
     validation_every: int | None
     batch_size: int
+    labels: tuple[str, ...] = ()  # of several datasets
 
     def hold_out(self, dataset: Any) -> tuple[Any, Any]:
         """Return the training dataset and the validation dataset, which is None without --validation-split."""
@@ -68,7 +69,7 @@ class CallbackPlan:
             progress: reports progress.
         """
         options = self.options
-        trackers = Trackers([each.name for each in options.track], options.track_project, config)
+        trackers = Trackers([each.name for each in options.track], options.track_project, config, self.labels)
         averaging = [] if self.ema_decay is None else [AverageWeights(self.ema_decay)]
         hooks: list[TrainingHook] = [*averaging, trackers]
         if held_out is not None:
@@ -97,6 +98,7 @@ def plan_callbacks(
         options.optim.ema_decay,
         callbacks.validation_every or options.output.save_steps,
         training.batch_size,
+        tuple(table.label for table in source.tables),
     )
     training_part, held_out = plan.hold_out(source)
     if callbacks.sample_every is None:
@@ -116,11 +118,20 @@ def plan_callbacks(
 
 def _trained_size(options: DataOptions, source: UnifiedDataset | CachedDataset) -> tuple[int, int] | None:
     """Return the (height, width) in pixels of every training picture, or None if it varies."""
-    height, width = options.height, options.width
+    sizes = {(each["height"], each["width"]) for each in _settings(options, source, ("height", "width"))}
+    height, width = sizes.pop()
+    return None if sizes or height is None or width is None else (height, width)
+
+
+def _settings(
+    options: DataOptions, source: UnifiedDataset | CachedDataset, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the settings `names` of the dataset, or of each of several that is not for regularization."""
+    learned = [number for number, table in enumerate(source.tables) if not table.regularization]
     if isinstance(source, CachedDataset):
-        processing = source.manifest.recipe.processing
-        height, width = processing["height"], processing["width"]
-    return None if height is None or width is None else (height, width)
+        return [source.manifest.recipe.processing_of(number) for number in learned or [0]]
+    each = [options.of_table(source.tables[number]) for number in learned] or [options]
+    return [{name: own.value_of(name) for name in names} for own in each]
 
 
 def _trained_frames(
@@ -129,7 +140,5 @@ def _trained_frames(
     """Return the number of frames of every training clip; None for a model of pictures."""
     if resolved.family.time_division is None:
         return None
-    frames = options.num_frames
-    if isinstance(source, CachedDataset):
-        frames = source.manifest.recipe.processing["num_frames"]
+    frames = _settings(options, source, ("num_frames",))[0]["num_frames"]
     return frames or resolved.defaults["num_frames"]

@@ -19,6 +19,7 @@ from dsctl_core.training.callbacks.sample_references import (
     load_references,
     read_references,
 )
+from dsctl_core.training.callbacks.validation import is_regularization
 from dsctl_core.units import is_guided
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ def captions_of(dataset: Any, columns: Sequence[str] = ()) -> list[dict[str, Any
         return []
     found: dict[str, int] = {}
     for number in dataset.numbers:
+        if is_regularization(dataset, number):
+            continue
         for text in dataset.prompts(number):
             if text.strip():
                 found.setdefault(text, number)

@@ -11,7 +11,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error, write_json, write_text
 from dsctl_core.files.json import read_json_as
 from dsctl_core.options.callbacks import TRACKERS
-from dsctl_core.report.runs import VALIDATION_LOSS
+from dsctl_core.report.runs import VALIDATION_LOSS, loss_of
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.output.folder import CSV_FILE, TRACKERS_FILE
 from dsctl_core.training.output.logger import StepRecord
@@ -63,10 +63,11 @@ class CsvTracker(GeneralTracker):
     name = "csv"
     requires_logging_directory = False
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, labels: Sequence[str] = ()) -> None:
         super().__init__()
         self.path, self.step = folder / CSV_FILE, step
-        self.columns = [field.name for field in fields(StepRecord)] + [VALIDATION_LOSS]
+        own = [field.name for field in fields(StepRecord) if field.name != "losses"]
+        self.columns = [*own, VALIDATION_LOSS, *map(loss_of, labels)]
 
     @on_main_process
     def start(self) -> None:
@@ -109,6 +110,7 @@ class Tracking:
     project: str
     identity: str
     step: int  # that the run starts from
+    labels: tuple[str, ...] = ()  # of several datasets
 
     def arguments(self, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return (args, kwargs) of accelerate's tracker called `name`, so that a resumed run is continued there."""
@@ -139,7 +141,7 @@ class Tracking:
     def build(self, name: str) -> GeneralTracker:
         """Build the tracker called `name` without starting it."""
         if name == "csv":
-            return CsvTracker(self.folder, self.step)
+            return CsvTracker(self.folder, self.step, self.labels)
         given, named = self.arguments(name)
         return LOGGER_TYPE_TO_CLASS[name](*given, **named)
 
@@ -151,15 +153,17 @@ class Trackers(TrainingHook):
     lost because a server is down.
     """
 
-    def __init__(self, names: Sequence[str], project: str, config: Mapping[str, Any]) -> None:
-        self.names, self.project, self.config = tuple(names), project, flat(config)
+    def __init__(
+        self, names: Sequence[str], project: str, config: Mapping[str, Any], labels: Sequence[str] = ()
+    ) -> None:
+        self.names, self.project, self.config, self.labels = tuple(names), project, flat(config), tuple(labels)
         self.running: list[GeneralTracker] = []
 
     def on_training_start(self, run: TrainingRun) -> None:
         """Start the trackers and log the options."""
         if not self.names:
             return
-        tracking = Tracking(run.logger.output_path, self.project, self._identity(run), run.step)
+        tracking = Tracking(run.logger.output_path, self.project, self._identity(run), run.step, self.labels)
         for name in self.names:
             tracker = tracking.build(name)
             try:
@@ -181,7 +185,7 @@ class Trackers(TrainingHook):
 
     def on_step_end(self, run: TrainingRun, record: Any) -> None:
         """Log the metrics of the step."""
-        self.log({name: value for name, value in asdict(record).items() if name not in NOT_CURVES}, record.step)
+        self.log({name: value for name, value in record.values().items() if name not in NOT_CURVES}, record.step)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log `values` at `step`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.several import DATASET
 from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
 from dsctl_core.report.runs import VALIDATION_LOSS
@@ -28,12 +29,12 @@ AnyDataset = UnifiedDataset | CachedDataset
 def hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
     """Split `dataset` into a training and a validation part; `share` in (0, 1) is held out, at least one row.
 
-    The choice depends on the row numbers in the table alone: a cache of it, another seed and another number of
-    processes hold out the same rows.
+    Rows of regularization datasets are not held out. The choice depends on the row numbers in the table alone: a cache
+    of it, another seed and another number of processes hold out the same rows.
     """
     # A row that an epoch has several times is one row: it is trained on, or held out.
     all_rows = [entry.row for entry in dataset.entries] if isinstance(dataset, CachedDataset) else dataset.numbers
-    rows = list(dict.fromkeys(all_rows))
+    rows = [row for row in dict.fromkeys(all_rows) if not is_regularization(dataset, row)]
     count = max(round(share * len(rows)), 1)
     if count >= len(rows):
         raise DsctlError(
@@ -41,7 +42,12 @@ def hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
             hint="give a smaller --validation-split, or more rows",
         )
     held = set(sorted(rows, key=lambda row: derive_seed("validation", row))[:count])
-    return dataset.without(held), dataset.without(set(rows) - held).each_once()
+    return dataset.without(held), dataset.without(set(all_rows) - held).each_once()
+
+
+def is_regularization(dataset: AnyDataset, row: int) -> bool:
+    """Return whether a row is of a dataset for regularization, of several."""
+    return bool(dataset.tables) and dataset.tables[dataset.table_of(row)].regularization
 
 
 class Validation(TrainingHook):
@@ -128,6 +134,7 @@ class Validation(TrainingHook):
         if not module.loss.draws_levels:
             return float(module([row]))
         encoded = row[CACHED] if CACHED in row else module.encode([row])[0]
+        of_table = {DATASET: row[DATASET]} if DATASET in row else {}
         table = module.trained_levels()
         samples = [
             {
@@ -135,6 +142,7 @@ class Validation(TrainingHook):
                 "seed": derive_seed("validation", row["_row"], level),
                 "_timestep": table[(2 * level + 1) * len(table) // (2 * LEVELS)],
                 CACHED: encoded,
+                **of_table,
             }
             for level in range(LEVELS)
         ]

@@ -168,7 +168,7 @@ class _Estimate:
             index = largest(source)
             return dict(source[index]), index
         sizes = [sum(_numbers(value) for value in source.sample(e).values()) for e in source.entries]
-        index = max(range(len(sizes)), key=sizes.__getitem__)
+        index = source.mixture.position_of(max(range(len(sizes)), key=sizes.__getitem__))
         return dict(source[index]), index
 
     def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -219,7 +219,7 @@ class _Estimate:
         buckets = None
         if training.batch_size > 1 and not isinstance(source, CachedDataset):
             buckets = source.buckets()
-        batches = BatchPlan(len(source), training.batch_size, training.seed, buckets)
+        batches = BatchPlan(len(source), training.batch_size, training.seed, buckets, source.mixture.blocks)
         processes = self.options.processes.num_processes or self.plan.accelerator.num_processes
         rounds = MicroBatches(batches, 0, processes, training.gradient_accumulation_steps)
         epoch = math.ceil(len(rounds) / training.gradient_accumulation_steps)

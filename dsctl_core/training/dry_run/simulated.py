@@ -146,7 +146,7 @@ class SimulatedModel:
 def largest(dataset: UnifiedDataset) -> int:
     """Return the position of the row with the most pixels."""
     sizes = [_product(bucket) for bucket in dataset.buckets()]
-    return max(range(len(sizes)), key=sizes.__getitem__)
+    return dataset.mixture.position_of(max(range(len(sizes)), key=sizes.__getitem__))
 
 
 def _product(sizes: Any) -> int:

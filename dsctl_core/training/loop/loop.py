@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dsctl_core.data.sampler import BatchPlan
+from dsctl_core.data.sampler import BatchPlan, Block
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.random import derive_seed
@@ -26,6 +26,7 @@ from dsctl_core.training.distributed.accelerator import (
 )
 from dsctl_core.training.distributed.fsdp import gradient_norm, keeping_gradients, prepare, shard
 from dsctl_core.training.loop.batches import Loaded, MicroBatches, batch_loader
+from dsctl_core.training.loop.by_dataset import LossByDataset
 from dsctl_core.training.loop.finite_checks import (
     names_of,
     require_finite_gradient,
@@ -73,6 +74,8 @@ def launch_training_task(
     max_grad_norm: float = 1.0,
     seed: int = 0,
     buckets: Sequence[Hashable] | None = None,
+    blocks: Sequence[Block] | None = None,
+    labels: Sequence[str] = (),
     on_bad_sample: Callable[[DsctlError], None] | None = None,
     optimizer: Callable[[Sequence[Any]], Optimizer] | None = None,
     lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
@@ -105,6 +108,8 @@ def launch_training_task(
         max_grad_norm: the norm to clip gradients to.
         seed: the seed of the run.
         buckets: for each row of which `dataset` is a repetition, what the rows of a batch must share.
+        blocks: with `buckets`, which of these rows are repeated how often (None: all of them equally).
+        labels: the names of several datasets, for the loss of each; a sample's "_dataset" is a place in them.
         on_bad_sample: called with the error of a sample that cannot be loaded, which the next one of its bucket then
             replaces; None stops the run.
         optimizer: builds the optimizer of the trained parameters.
@@ -125,7 +130,7 @@ def launch_training_task(
     build = optimizer or (lambda p: torch.optim.AdamW(p, lr=learning_rate, weight_decay=weight_decay))
     built = build(parameters)
     accumulate = accelerator.gradient_accumulation_steps
-    plan = BatchPlan(len(dataset), batch_size, seed, buckets)
+    plan = BatchPlan(len(dataset), batch_size, seed, buckets, blocks)
     rounds = MicroBatches(plan, accelerator.process_index, accelerator.num_processes, accumulate)
     loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
     total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
@@ -138,7 +143,7 @@ def launch_training_task(
         "mixed_precision": accelerator.mixed_precision,
         "samples": len(dataset),
         "samples_per_step": batch_size * accumulate * accelerator.num_processes,
-        "batches_of": batch_size if len(plan.members) > 1 else None,
+        "batches_of": batch_size if len(plan.groups) > 1 else None,
     }
     if optimizer is None:
         settings.update(learning_rate=learning_rate, weight_decay=weight_decay)
@@ -147,6 +152,7 @@ def launch_training_task(
         settings["max_steps"] = total  # whether from max_steps or from num_epochs
     snapshots = Snapshots(run, hooks, state_total_limit, settings)
     loop = _Loop(run, dataset, rounds, loader, hooks, snapshots, batch_size, max_grad_norm, on_bad_sample)
+    loop.by_dataset = LossByDataset(labels)
     loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None
     state = find_state(model_logger.output_path, resume, shown.note) if isinstance(resume, str | Path) else resume
     return loop.train(state, allow_changed)
@@ -157,6 +163,7 @@ class _Loop:
 
     save_steps: int | None = None
     save_epochs = False
+    by_dataset: LossByDataset
 
     def __init__(
         self,
@@ -267,7 +274,7 @@ class _Loop:
         with nullcontext() if last else keeping_gradients(accelerator, prepared):
             loss = prepared(batch[0] if self.batch_size == 1 else batch)
             require_finite_loss(loss, self.run.step + 1, names, self.saved, resumable=self.snapshots.possible)
-            self._share(loss.detach().float() * weight)
+            self._share(loss.detach().float() * weight, batch if weight else ())
             accelerator.backward(loss * weight)
             norm = gradient_norm(accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm)) if last else None
             if last:
@@ -276,13 +283,20 @@ class _Loop:
             optimizer.zero_grad()
         return norm
 
-    def _share(self, loss: Tensor) -> None:
-        """Add the mean loss of a micro-batch over all processes to the step's, and learn whether one got a signal."""
+    def _share(self, loss: Tensor, counted: Sequence[Any]) -> None:
+        """Add the mean loss of a micro-batch over all processes to the step's, and learn whether one got a signal.
+
+        The samples `counted` are added to the losses of their datasets.
+        """
         accelerator = self.run.accelerator
         heard = [float(self.stop.number == number) for number in SIGNALS]
-        told = accelerator.reduce(torch.cat([loss[None], loss.new_tensor(heard)]), reduction="mean").tolist()
+        sums = self.by_dataset.sums(counted, self.run.model.sample_losses)
+        own = torch.cat([loss[None], loss.new_tensor([*heard, *sums])])
+        told = accelerator.reduce(own, reduction="mean").tolist()
         self.loss += told[0] / accelerator.gradient_accumulation_steps
-        self.stopped_by = next((number for number, share in zip(SIGNALS, told[1:], strict=True) if share), 0)
+        signals, shares = told[1 : 1 + len(heard)], told[1 + len(heard) :]
+        self.stopped_by = next((number for number, share in zip(SIGNALS, signals, strict=True) if share), 0)
+        self.by_dataset.add(shares)
 
     def _guard(self, norm: float | None) -> None:
         """Raise before an update with a gradient that is not finite, or with none."""
@@ -308,7 +322,8 @@ class _Loop:
         if self.record is None and run.accelerator.is_main_process:  # from now on the optimizer has a state to measure
             require_space(run.logger.output_path, weight_bytes(run) + self.snapshots.bytes())
         length = math.nan if norm is None else norm
-        self.record = StepRecord(run.step, self.loss, lr, length, seconds, pace, peak_memory())
+        losses = self.by_dataset.take()
+        self.record = StepRecord(run.step, self.loss, lr, length, seconds, pace, peak_memory(), losses)
         run.logger.on_step_end(run.accelerator, run.model, self.record)
         for hook in self.hooks:
             hook.on_step_end(run, self.record)

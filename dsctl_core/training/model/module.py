@@ -48,10 +48,12 @@ class DiffusionTrainingModule(nn.Module):
     """
 
     pipe: BasePipeline
+    sample_losses: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
         self.trained: list[TrainedComponent] = []
+        self.sample_losses = None  # (B,), of the last batch, where the module tells them
 
     def switch_pipe_to_training_mode(
         self,

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from dsctl_core.cache.reader import CACHED
 from dsctl_core.data.dataset import ROW_SEED
+from dsctl_core.data.several import DATASET
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.family import Family
 from dsctl_core.lora.dropout import dropouts_of, seed_dropout
 from dsctl_core.losses import Loss, find_loss
 from dsctl_core.losses.contract import Sides
 from dsctl_core.losses.timesteps import Objective, choose_denoiser
+from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.placement import Placement
 from dsctl_core.stages.batching import encode_all
 from dsctl_core.stages.sample import Sample, collate, padded_outputs, pick, rounded, unpick
 from dsctl_core.stages.split import PER_STEP_INPUTS, plan_stages, run
+from dsctl_core.training.model.base_target import BaseTarget, check_tables_for
 from dsctl_core.training.model.module import DiffusionTrainingModule
 
 
@@ -40,6 +45,7 @@ class TaskModule(DiffusionTrainingModule):
         use_gradient_checkpointing: bool = False,
         use_gradient_checkpointing_offload: bool = False,
         objective: Objective | None = None,
+        tables: Sequence[DatasetTable] = (),
         **training_mode: Any,
     ) -> None:
         """Prepare `pipe` for training.
@@ -51,6 +57,7 @@ class TaskModule(DiffusionTrainingModule):
             use_gradient_checkpointing: recompute activations in the backward pass.
             use_gradient_checkpointing_offload: keep the checkpoints in main memory.
             objective: how noise levels are drawn and weighted. A loss that draws none accepts only the default.
+            tables: the tables of several datasets; the "_dataset" of a row is a place in them.
             training_mode: passed to `switch_pipe_to_training_mode`.
         """
         super().__init__()
@@ -70,6 +77,8 @@ class TaskModule(DiffusionTrainingModule):
         self.denoisers = [each for each in pipe.parts.denoisers if each.name not in self.stages.idle]
         # Denoisers stay: the optimizer holds the tensors of a trained one, and a frozen one may follow it in a step.
         pipe.placement = Placement(staying=[each.name for each in self.denoisers])
+        self.tables = tuple(tables)
+        self.preserved = self._preserved()
         self.padded = padded_outputs(pipe.units)
         self.dropouts = dropouts_of(pipe)
 
@@ -80,12 +89,37 @@ class TaskModule(DiffusionTrainingModule):
         shared, posi, nega = unpick(collate(samples, self.padded))
         own = [name for name in PER_STEP_INPUTS if name not in self.loss.requires]
         drawn = {name: [row.get(name) for row in rows] for name in own}
-        shared = {**self._placed(shared), **drawn, **self.run_time_inputs, **self._levels(rows)}
+        shared = {**self._placed(shared), **drawn, **self.run_time_inputs, **self._levels(rows), **self._targets(rows)}
         seed_dropout(self.dropouts, [row.get("seed") for row in rows])
         shared, posi, nega = run(
             self.stages.split.every_step, self.pipe, (shared, self._placed(posi), self._placed(nega))
         )
-        return self.loss(self.pipe, **shared, **posi, negative=nega)
+        losses = self.loss.by_sample(self.pipe, **shared, **posi, negative=nega)
+        self.sample_losses = losses.detach()
+        weights = [table.loss_weight for table in self._tables_of(rows)]
+        if any(weight != 1 for weight in weights):
+            losses = losses * losses.new_tensor(weights)
+        return losses.mean()
+
+    def _tables_of(self, rows: Sequence[dict[str, Any]]) -> list[DatasetTable]:
+        """Return the table of each row, of several datasets; none for a single one."""
+        return [self.tables[row.get(DATASET, 0)] for row in rows] if self.tables else []
+
+    def _preserved(self) -> tuple[nn.Module, ...]:
+        """Return the models whose predictions without LoRA are targets of some tables; check what tables ask for."""
+        names = [each.name for each in self.trained]
+        whole = [each.name for each in self.trained if not each.lora]
+        check_tables_for(self.tables, self.pipe, names, whole, self.loss)
+        wanted = any(table.target == "base" for table in self.tables)
+        return tuple(self.pipe.component(name) for name in names) if wanted else ()
+
+    def _targets(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the input that replaces the target of the loss, if the rows, which agree, have that of the base."""
+        if not self.preserved:
+            return {}
+        used = self._tables_of(rows)[0].target == "base"
+        divided = any(isinstance(model, FSDPModule) for model in self.pipe.iteration_modules().values())
+        return {"base_target": BaseTarget(self.preserved, used)} if used or divided else {}
 
     def _levels(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the inputs that set the noise levels of a micro-batch, and the denoiser for them.
@@ -96,10 +130,23 @@ class TaskModule(DiffusionTrainingModule):
         if "_timestep" in rows[0]:
             timestep = torch.stack([row["_timestep"] for row in rows])
             return {"timestep": timestep, "denoiser": self.pipe.denoiser_of(timestep)}
+        objective = self._objective_of(rows)
         if len(self.pipe.parts.denoisers) == 1 or not self.loss.draws_levels:
-            return {}
-        denoiser, objective = choose_denoiser(self.objective, self.pipe.scheduler, self.denoisers, rows[0].get("seed"))
+            return {"objective": objective}
+        denoiser, objective = choose_denoiser(objective, self.pipe.scheduler, self.denoisers, rows[0].get("seed"))
         return {"objective": objective, "denoiser": denoiser.name}
+
+    def _objective_of(self, rows: Sequence[dict[str, Any]]) -> Objective:
+        """Return the objective of a batch, whose rows agree in the boundaries that their datasets have of their own."""
+        if not self.tables:
+            return self.objective
+        table, own = self._tables_of(rows)[0], self.objective
+        low, high = table.min_timestep_boundary, table.max_timestep_boundary
+        return replace(
+            own,
+            min_boundary=own.min_boundary if low is None else low,
+            max_boundary=own.max_boundary if high is None else high,
+        )
 
     def trained_levels(self) -> Tensor:
         """Return the timesteps of the training table that belong to a trained denoiser, (n,) float32."""

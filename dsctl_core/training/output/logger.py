@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from dsctl_core.lora.files import unnamed_layers
 from dsctl_core.lora.formats import FORMATS
 from dsctl_core.lora.layers import linear_shapes, trained_layers
 from dsctl_core.lora.save import save_lora
+from dsctl_core.report.runs import loss_of
 from dsctl_core.training.distributed.fsdp import whole_weights
 from dsctl_core.training.output.folder import METRICS_FILE, RUN_FILE, claim, lines_until
 from dsctl_core.training.state.folder import clear_leftovers
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """The measurements of one step (one optimizer update). Times in seconds, memory in bytes."""
+    """The measurements of one step (one optimizer update). Times in seconds, memory in bytes.
+
+    `losses` are the mean losses of those of several datasets that had samples in the step, by name.
+    """
 
     step: int
     loss: float
@@ -44,6 +48,12 @@ class StepRecord:
     seconds: float
     samples_per_second: float
     peak_memory_bytes: int
+    losses: dict[str, float] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """Return all measurements by name, as a line of metrics.jsonl has them."""
+        own = {name: value for name, value in asdict(self).items() if name != "losses"}
+        return own | {loss_of(label): value for label, value in self.losses.items()}
 
 
 class RunFile(TypedDict, total=False):
@@ -129,7 +139,7 @@ class ModelLogger:
             if not self.described and self.run is not None:
                 write_json(self.output_path / RUN_FILE, {**self._describe(), "parameters": module.count_parameters()})
             self.described = True
-            self._write_lines([asdict(record), *self.waiting])
+            self._write_lines([record.values(), *self.waiting])
             self.waiting.clear()
 
     def append(self, accelerator: Accelerator, line: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from dsctl_core.lora.about import dataset_identity
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.training.model.module import split_names
+from dsctl_core.training.state.compare import of_parts
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def header_metadata(
     if named[0] in found:
         about["base_weights"] = found[named[0]]
     if isinstance(source, UnifiedDataset):
-        about["dataset"] = dataset_identity(source.metadata.rows, source.base_path)
+        about["dataset"] = of_parts(source, dataset_identity)
     if options.trigger_words is not None:
         about["trigger_words"] = options.trigger_words
     if resolved.side_network is not None:

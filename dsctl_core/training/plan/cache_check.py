@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsctl_core.cache.manifest import Recipe
+from dsctl_core.cache.manifest import OF_TABLES, Recipe
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel
@@ -116,8 +117,10 @@ class CacheCheck:
         values["template"] = recipe.model.get("template")
         values["fp8_models"] = ",".join(recipe.model["fp8_models"]) or None
         values["output_path"] = self.cache.folder
+        tables = [json.dumps(each["table"]) for each in recipe.dataset.get(OF_TABLES, ())]
         switches = [f"--{name.replace('_', '-')}" for name in SWITCHES if recipe.dataset.get(name)]
         flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
+        flags += [("--dataset", table) for table in tables]
         return shlex.join(["dsctl", "cache", *(word for flag in flags for word in flag), *switches])
 
     def _size(self, name: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.cache.manifest import Recipe
+from dsctl_core.cache.manifest import OF_TABLES, Recipe
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_dataset, refuse_file_names
 from dsctl_core.errors import UsageError
@@ -113,7 +113,7 @@ class EncodePlan:
                 "template": side_network.about().get("template") if side_network is not None else None,
             },
             dataset={
-                "dataset_base_path": str(Path(data.dataset_base_path or "").absolute()),
+                "dataset_base_path": str(data.dataset_base_path.absolute()) if data.dataset_base_path else None,
                 "dataset_metadata_path": str(data.dataset_metadata_path) if data.dataset_metadata_path else None,
                 "data_file_keys": list(data.data_file_keys),
                 "column": list(data.column),
@@ -121,8 +121,24 @@ class EncodePlan:
                 "caption_prefix": data.caption_prefix or None,
                 "caption_suffix": data.caption_suffix or None,
                 **({"mask_from_alpha": True} if data.mask_from_alpha else {}),
+                **({OF_TABLES: self._tables()} if self.dataset.tables else {}),
             },
         )
+
+    def _tables(self) -> list[dict[str, Any]]:
+        """Return of each of several datasets its table, how many rows it has, and how its files are processed."""
+        found = []
+        for table, part in zip(self.dataset.tables, self.dataset.parts, strict=True):
+            paths = {name: path for name in ("path", "metadata") if (path := getattr(table, name)) is not None}
+            absolute = table.model_copy(update={name: path.absolute() for name, path in paths.items()})
+            found.append(
+                {
+                    "table": absolute.model_dump(mode="json"),
+                    "rows": len(part.metadata.rows),
+                    "processing": picture_settings(self.data.of_table(table), self.resolved),
+                }
+            )
+        return found
 
 
 def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False) -> EncodePlan:

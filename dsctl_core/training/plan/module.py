@@ -45,6 +45,7 @@ def task_module(plan: TrainingPlan, pipe: BasePipeline, *, read_loras: bool = Tr
         use_gradient_checkpointing=training.use_gradient_checkpointing,
         use_gradient_checkpointing_offload=training.use_gradient_checkpointing_offload,
         objective=objective_of(plan.options.objective),
+        tables=plan.source.tables,
         trainable_models=training.trainable_models,
         lora_base_model=adapter.lora_components or None,
         lora_target_modules=adapter.lora_target_modules,

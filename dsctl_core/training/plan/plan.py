@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from dsctl_core.lora.files import lora_weights
 from dsctl_core.losses import find_loss
 from dsctl_core.memory.attention import check_backend
 from dsctl_core.options import TrainOptions
+from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
@@ -20,6 +22,7 @@ from dsctl_core.stages.split import Stages, plan_stages
 from dsctl_core.training.callbacks.build import CallbackPlan, plan_callbacks
 from dsctl_core.training.callbacks.trackers import require_trackers
 from dsctl_core.training.distributed.accelerator import make_accelerator
+from dsctl_core.training.model.base_target import check_tables_for
 from dsctl_core.training.model.module import float_dtype
 from dsctl_core.training.model.open import ModelUse, empty_pipeline, without_downloads
 from dsctl_core.training.optim.lr_schedule import LRSchedule, plan_lr_schedule, warmup_of
@@ -107,6 +110,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
         lora_weights(lora.path)
     skipped, use = SkippedRows(output.output_path), ModelUse.of_training(options)
     source, model = _open_source(options, use, skipped, progress, offline)
+    refuse_epochs(source.tables, training)
     if offline:
         model = without_downloads(model)
     for name in (*options.trained_components, use.edits.lora_on):
@@ -128,6 +132,8 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
             task = source.manifest.recipe.task
             use.refuse_loras_on(source.manifest.recipe.components, model.family)
         stages = plan_stages(shell, find_loss(task), trained)
+        whole = [name.split(".")[0] for name in training.trainable_models or ()]
+        check_tables_for(source.tables, shell, trained, whole, find_loss(task))
         _refuse_idle_edits(use, model, source, stages, options)
         if isinstance(source, CachedDataset):
             check = CacheCheck(source, options.weights, options.data)
@@ -185,6 +191,15 @@ def _refuse_idle_edits(
                 f"--offload-blocks and --fp8-models {denoiser.name} are both given, and cannot be combined",
                 hint="give one of them",
             )
+
+
+def refuse_epochs(tables: Sequence[DatasetTable], options: TrainingOptions) -> None:
+    """Raise a UsageError for datasets with weights in a run whose length follows from its epochs."""
+    if options.max_steps is None and any(table.weight is not None for table in tables):
+        raise UsageError(
+            "the datasets have weights, by which an epoch has no length of its own, and --max-steps is not given",
+            hint="give --max-steps, or repeats in place of weights",
+        )
 
 
 def _goes_on(output: OutputOptions, state: SavedState | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
 from dsctl_core.cache.reader import CachedDataset
@@ -111,7 +111,19 @@ def samples_repeat(options: TrainingOptions, dataset: UnifiedDataset, processes:
 
 
 def buckets_of(source: Source, module: TaskModule) -> list[Hashable]:
-    """Return for each row a key; the rows of a batch have equal keys. In a cache, padded lengths may differ."""
+    """Return for each row a key; the rows of a batch have equal keys. In a cache, padded lengths may differ.
+
+    Of several datasets, those of a batch have one range of noise levels and one kind of target.
+    """
     if isinstance(source, CachedDataset):
-        return source.buckets(module.padded)
-    return with_columns_alike(source.buckets(), source, module.loss)
+        buckets = source.buckets(module.padded)
+        rows: Iterable[int] = (entry.row for entry in source.entries)
+    else:
+        buckets, rows = with_columns_alike(source.buckets(), source, module.loss), source.numbers
+    if not source.tables:
+        return buckets
+    tables = (source.tables[source.table_of(row)] for row in rows)
+    return [
+        (bucket, each.min_timestep_boundary, each.max_timestep_boundary, each.target)
+        for bucket, each in zip(buckets, tables, strict=True)
+    ]

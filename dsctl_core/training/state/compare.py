@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dsctl_core.files.digest import digest, weights_identity
 from dsctl_core.files.json import through_json
 from dsctl_core.lora.about import dataset_identity
 from dsctl_core.options import TrainOptions
+from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.training.optim.lr_schedule import follows_length
 from dsctl_core.training.state.contents import dataset_files, model_files, option_contents
 from dsctl_core.training.state.folder import SavedState
@@ -27,6 +28,7 @@ FREE = frozenset(
         # paths and names: the content is compared instead, as "dataset" and "model"
         *("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path", "from_cache", "cache"),
         *("dataset_base_path", "dataset_metadata_path", "allow_outside"),
+        *("dataset", "dataset_config"),  # by table: see `table_settings`
         # the length of the run, and when and in what format files are written
         *("output_path", "resume", "allow_changed", "save_steps", "state_total_limit", "num_epochs", "max_steps"),
         *("lora_format", "lora_dtype", "remove_prefix_in_ckpt", "trigger_words"),
@@ -43,7 +45,9 @@ FREE = frozenset(
     }
 )
 # Values that are compared beside options, and their descriptions
+DATASETS = "datasets"
 OTHERS = {
+    DATASETS: "names of the datasets",
     "task": "task",
     "dataset": "dataset",
     "dataset_files": "content of the dataset's files",
@@ -77,19 +81,36 @@ def identity_of(
     running = _running(options, resolved) if cached else None
     files = {}
     if isinstance(source, UnifiedDataset):
-        files["dataset_files"] = dataset_files(source.metadata.rows, source.base_path)
+        files["dataset_files"] = of_parts(source, dataset_files)
     return {
         **given,
         **option_contents(options, resolved),
         **files,
+        **table_settings(source.tables),
         "model_files": model_files(resolved, running, readers=not cached),
         "learning_rate": rate,
         "task": source.manifest.recipe.task if isinstance(source, CachedDataset) else options.loss_task,
         "dataset": digest([entry.key for entry in source.entries])
         if isinstance(source, CachedDataset)
-        else dataset_identity(source.metadata.rows, source.base_path),
+        else of_parts(source, dataset_identity),
         "model": _model_identity(resolved, running),
     }
+
+
+def of_parts(source: UnifiedDataset, identity: Callable[[Sequence[Mapping[str, Any]], Path], str]) -> str:
+    """Return the `identity`, made of rows and their folder, of a dataset, or one of those of several."""
+    found = [identity(part.metadata.rows, part.base_path) for part in source.parts]
+    return digest(found) if source.tables else found[0]
+
+
+def table_settings(tables: Sequence[DatasetTable]) -> dict[str, Any]:
+    """Return what the tables of several datasets say, {"NAME.key": value}, without where they are."""
+    found: dict[str, Any] = {}
+    for table in tables:
+        values = {name: None for name in type(table).model_fields if name not in ("path", "metadata", "name")}
+        values |= table.model_dump(mode="json", include=set(values))
+        found |= {f"{table.label}.{name}": value for name, value in values.items()}
+    return {DATASETS: [table.label for table in tables], **found} if tables else {}
 
 
 def _running(options: TrainOptions, resolved: ResolvedModel) -> list[str]:
@@ -148,6 +169,9 @@ def refuse_changes(
 
 
 def _called(name: str) -> str:
+    label, dot, key = name.rpartition(".")
+    if dot:
+        return f"{key} of [[dataset]] {label}"
     return f"the {OTHERS[name]}" if name in OTHERS else f"--{name.replace('_', '-')}"
 
 

@@ -1,0 +1,42 @@
+"""Keep the mean loss of each of several datasets, over the samples of a step in all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dsctl_core.data.several import DATASET
+
+
+class LossByDataset:
+    """Adds up the losses of samples by dataset; `labels` are the names of the datasets, none for a single one."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+        self.totals = [0.0] * 2 * len(self.labels)
+
+    def sums(self, samples: Sequence[Any], losses: Tensor | None) -> list[float]:
+        """Return the sum of `losses`, (B,), and the number of `samples` of each dataset: first all sums, then numbers.
+
+        A module that tells no losses of its samples counts none.
+        """
+        found = [0.0] * 2 * len(self.labels)
+        if not self.labels or losses is None:
+            return found
+        for sample, loss in zip(samples, losses.tolist(), strict=False):
+            found[sample[DATASET]] += loss
+            found[len(self.labels) + sample[DATASET]] += 1
+        return found
+
+    def add(self, sums: Sequence[float]) -> None:
+        """Add `sums`, which may be divided by the number of processes."""
+        self.totals = [before + more for before, more in zip(self.totals, sums, strict=True)]
+
+    def take(self) -> dict[str, float]:
+        """Return the mean loss of each dataset that had a sample, by name, and begin anew."""
+        count = len(self.labels)
+        totals, self.totals = self.totals, [0.0] * 2 * count
+        pairs = zip(self.labels, totals[:count], totals[count:], strict=True)
+        return {label: total / number for label, total, number in pairs if number}
