@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.cache.manifest import INDEX_FILE, MANIFEST_FILE
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_resize
+from dsctl_core.data.captions import Captions
 from dsctl_core.data.dataset import SINGLE_COLUMNS
 from dsctl_core.data.masks import MASK
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.summary import CacheBytes, lines_of, summarize
-from dsctl_core.data.validation import Checks, Level, Problem, Validation, unreadable_dataset, validate_dataset
+from dsctl_core.data.validation import Checks, Level, Problem, Validation, joined, unreadable_dataset, validate_dataset
 from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families
@@ -25,7 +26,9 @@ from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.files.json import checked, read_json
 from dsctl_core.files.ownership import require_replaceable
 from dsctl_core.options import DatasetValidateOptions, ReadingOptions
-from dsctl_core.options.effects import OF_A_DATASET, PICTURES_ONLY, WITHOUT_REPORT
+from dsctl_core.options.data import with_table
+from dsctl_core.options.datasets import DatasetTable, read_tables
+from dsctl_core.options.effects import OF_A_DATASET, PICTURES_ONLY, SEVERAL_DATASETS, WITHOUT_REPORT
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.readable import readable_bytes
 from dsctl_core.report.dataset import report_page
@@ -53,9 +56,11 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     resolved = None if options.model is None else resolve_model(options.model)
     if resolved is not None and resolved.family.time_division is None:
         PICTURES_ONLY.refuse(options, title=resolved.family.title)
-    checks = _checks(options.reading, options.workers, resolved)
     base, table = options.path, options.metadata
-    if base.is_file() and table is None:
+    tables = read_tables(base, "PATH") if base.suffix.lower() == ".toml" else ()
+    if tables:
+        SEVERAL_DATASETS.refuse(options)
+    if base.is_file() and table is None and not tables:
         base, table = base.parent, base
     cached = (base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file()
     if cached:
@@ -69,29 +74,56 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
         prepare_folder(options.report.parent)
     if cached:
         return _finished(_validated_cache(base, options, progress), None, options.strict)
-    try:
-        dataset = UnifiedDataset(
-            base,
-            table,
-            data_file_keys=options.reading.data_file_keys,
-            columns=options.reading.columns,
-            allow_outside=options.reading.allow_outside,
-            optional_keys=_optional_keys(resolved),
-            single_keys=SINGLE_COLUMNS,
-            list_keys=_list_keys(resolved),
-            aligned_keys=_aligned_keys(resolved, options.reading.data_file_keys),
-        )
-    except DataError as error:
-        found = unreadable_dataset(error)
-    else:
-        found = validate_dataset(dataset, checks, progress)
-        if resolved is not None:
-            _add_cut_prompts(found, dataset, resolved)
+    check = _Check(options.reading, options.workers, resolved, progress)
+    found = joined({each.label: check.of_table(each) for each in tables}) if tables else check.one(base, table)
     result = _finished(found, None if resolved is None else _cache_bytes(resolved), options.strict)
     if options.report is not None:
-        page = report_page(found, result.summary, f"Dataset {options.path}", videos=checks.frames is not None)
+        videos = resolved is None or resolved.family.time_division is not None
+        page = report_page(found, result.summary, f"Dataset {options.path}", videos=videos)
         write_text(options.report, page)
     return result
+
+
+@dataclass(frozen=True)
+class _Check:
+    """How a dataset is checked; several of them by their tables, which leave to `reading` what they do not say."""
+
+    reading: ReadingOptions
+    workers: int | None
+    resolved: ResolvedModel | None
+    progress: Progress
+
+    def of_table(self, table: DatasetTable) -> Validation:
+        """Return the problems of the dataset of a table."""
+        words = Captions(table.caption_prefix or "", table.caption_suffix or "")
+        own = replace(self, reading=with_table(self.reading, table))
+        return own.one(table.path, table.metadata, words, table.caption)
+
+    def one(
+        self, base: Path, table: Path | None, captions: Captions | None = None, caption: str | None = None
+    ) -> Validation:
+        """Return the problems of a dataset."""
+        checks = _checks(self.reading, self.workers, self.resolved)
+        try:
+            dataset = UnifiedDataset(
+                base,
+                table,
+                data_file_keys=self.reading.data_file_keys,
+                columns=self.reading.columns,
+                allow_outside=self.reading.allow_outside,
+                optional_keys=_optional_keys(self.resolved),
+                single_keys=SINGLE_COLUMNS,
+                list_keys=_list_keys(self.resolved),
+                aligned_keys=_aligned_keys(self.resolved, self.reading.data_file_keys),
+                captions=captions,
+                caption=caption,
+            )
+        except DataError as error:
+            return unreadable_dataset(error)
+        found = validate_dataset(dataset, checks, self.progress)
+        if self.resolved is not None:
+            _add_cut_prompts(found, dataset, self.resolved)
+        return found
 
 
 def _possible(resolved: ResolvedModel | None) -> Collection[Family]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,10 @@ Level = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: of row `row` (counting from 1), or of the whole dataset (None)."""
+    """One problem: of row `row` (counting from 1), or of the whole dataset (None).
+
+    `dataset` is the name of the dataset, of several.
+    """
 
     kind: str
     level: Level
@@ -38,6 +42,7 @@ class Problem:
     hint: str | None
     row: int | None = None
     file: str | None = None
+    dataset: str | None = None
 
 
 @dataclass
@@ -80,6 +85,29 @@ def unreadable_dataset(error: DsctlError) -> Validation:
     """Return the validation of a dataset whose metadata cannot be read: `error` is its only problem."""
     problem = Problem(kind_of_problem(error), "error", error.problem, error.hint)
     return Validation(0, "", [problem], [], {}, {})
+
+
+def joined(found: Mapping[str, Validation]) -> Validation:
+    """Return the validations of several datasets, by name, as one, in which the numbers of samples go on.
+
+    The rows of problems count within their datasets.
+    """
+    layout = f"mixture of {len(found)} datasets"
+    whole = Validation(sum(each.rows for each in found.values()), layout, [], [], {}, {})
+    suffixes: Counter[str] = Counter()
+    first = 0
+    for name, each in found.items():
+        whole.problems += [replace(p, dataset=name, message=f"{name}: {p.message}") for p in each.problems]
+        whole.samples += [replace(sample, number=first + sample.number) for sample in each.samples]
+        whole.files |= each.files
+        for path, rows in each.rows_of.items():
+            whole.rows_of.setdefault(path, []).extend(first + row for row in rows)
+        whole.notes += (f"{name}: {each.rows} rows in a {each.layout}" if each.layout else f"{name}: no rows",)
+        whole.notes += tuple(f"{name}: {note}" for note in each.notes)
+        suffixes.update(dict(each.left_out.suffixes))
+        first += each.rows
+    whole.left_out = LeftOut(tuple(suffixes.most_common()))
+    return whole
 
 
 def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress | None = None) -> Validation:

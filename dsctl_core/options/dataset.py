@@ -16,7 +16,9 @@ class DatasetValidateOptions(ComposedOptions):
 
     reading: ReadingOptions
 
-    path: Annotated[Path, Argument()] = Field(description="Dataset folder, or its table; or a cache.")
+    path: Annotated[Path, Argument()] = Field(
+        description="Dataset folder, or its table; a TOML file with a [[dataset]] for each of several; or a cache."
+    )
     metadata: Path | None = Field(
         None,
         description="Table of the samples. Left out: metadata.* in the folder, or captions beside files.",

@@ -10,9 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer
 
 from dsctl_core.errors import UsageError, unknown_name
-from dsctl_core.files.json import decode_option
 from dsctl_core.options.base import Count, Names, NumberNames, Side, Text
-from dsctl_core.options.config_file import read_toml
 from dsctl_core.options.messages import EMPTY_PATH, Takes, explain_value, is_empty_path
 from dsctl_core.options.objective import Boundary
 
@@ -75,6 +73,8 @@ class DatasetTable(BaseModel):
     @classmethod
     def parse(cls, value: Any) -> DatasetTable:
         """Read a table, or its JSON text. Raises UsageError, with the names of the table and of the key."""
+        from dsctl_core.files.json import decode_option
+
         if isinstance(value, DatasetTable):
             return value
         given = decode_option(value) if isinstance(value, str) else value
@@ -124,6 +124,8 @@ def read_tables(file: Path, flag: str = "--dataset-config") -> tuple[DatasetTabl
 
     Raises DsctlError for a file that cannot be read, and UsageError for what is in it.
     """
+    from dsctl_core.options.config_file import read_toml
+
     values = read_toml(file, flag, tables=(KEY,))
     for key in values:
         if key != KEY:

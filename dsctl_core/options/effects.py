@@ -304,6 +304,9 @@ NO_PICTURE = Idle(
 WITHOUT_GRAPH = Idle(
     ("trainable_models",), "without --graph", "give --graph too", when=lambda options: not options.graph
 )
+SEVERAL_DATASETS = Idle(
+    ("metadata",), "on {path}, which names several datasets", "write metadata = FILE into the [[dataset]]"
+)
 OF_A_DATASET = Idle(
     (
         *("data_file_keys", "column", "allow_outside", "height", "width", "max_pixels", "bucket_resolutions"),

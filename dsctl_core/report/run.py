@@ -11,7 +11,7 @@ from dsctl_core.options import TrainOptions
 from dsctl_core.readable import readable_bytes, readable_duration
 from dsctl_core.report.charts import Curve, averaged, chart, text
 from dsctl_core.report.html import render
-from dsctl_core.report.runs import VALIDATION_LOSS, RunRecord, compare_options, names_of
+from dsctl_core.report.runs import VALIDATION_LOSS, RunRecord, compare_options, loss_of, names_of
 from dsctl_core.report.samples import sample_grid
 from dsctl_core.version import __version__
 
@@ -98,8 +98,10 @@ def _curves(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Markup]:
             for number, (label, run) in enumerate(zip(names, runs, strict=True))
         ]
 
+    labels = dict.fromkeys(label for run in runs for label in run.datasets)
     figures = [
         chart("Loss, each step and moving average", of("loss", smooth=True)),
+        *(chart(f"Loss of the dataset {label}", of(loss_of(label), smooth=True)) for label in labels),
         chart("Validation loss", of(VALIDATION_LOSS)),
         chart("Learning rate", of("lr"), from_zero=True),
         chart("Gradient norm", of("grad_norm", smooth=True), from_zero=True),

@@ -70,6 +70,11 @@ class RunRecord:
         """The last step in `metrics`; 0 if there is none."""
         return max(self.metrics.index.tolist(), default=0)
 
+    @property
+    def datasets(self) -> list[str]:
+        """The names of several datasets, of which the losses were measured."""
+        return [str(name).removeprefix(OF_DATASET) for name in self.metrics if str(name).startswith(OF_DATASET)]
+
     def curve(self, name: str) -> Series:
         """Return the values of one measurement by step, without the steps that have none."""
         import pandas as pd

@@ -55,6 +55,7 @@ def _models() -> None:
 
 
 def _datasets() -> None:
+    Path("datasets.toml").write_text('[[dataset]]\npath = "more"\n[[dataset]]\npath = "data"\n', encoding="utf-8")
     for folder in ("data", "more", "clips", "outside", "twice"):
         Path(folder).mkdir()
     for number, colour in enumerate(("red", "blue")):

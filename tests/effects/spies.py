@@ -90,7 +90,7 @@ SIZES = {"shards": 1, "tensors": 1}
 def _first_step(dataset: Any, module: Any, settings: dict[str, Any]) -> tuple[Any, ...]:
     """Return the loss of the first batch, and the gradient of each trained weight."""
     size = settings["batch_size"]
-    rounds = MicroBatches(BatchPlan(len(dataset), size, settings["seed"], settings["buckets"]))
+    rounds = MicroBatches(BatchPlan(len(dataset), size, settings["seed"], settings["buckets"], settings["blocks"]))
     loaded = next(iter(batch_loader(dataset, rounds, settings["seed"], 0, replace_bad=False)))
     rows = [each.sample for each in loaded]
     torch.manual_seed(0)

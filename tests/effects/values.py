@@ -77,6 +77,8 @@ READING: Tries = {
 DATA: Tries = {
     **READING,
     "dataset_base_path": "more",
+    "dataset": Try('{"path": "more"}', also={"dataset_base_path": None}),
+    "dataset_config": Try("datasets.toml", also={"dataset_base_path": None}),
     "dataset_metadata_path": "data/one.csv",
     "extra_inputs": "edit_image",
     "caption_prefix": "zq ",

@@ -17,7 +17,7 @@ from tests.dsctl.running import Dsctl
 
 NAMES = sorted(BAD)
 ERRORS = sorted(name for name, bad in BAD.items() if bad.level == "error" and bad.seen_by_train)
-FIELDS = {"kind", "level", "message", "hint", "row", "file"}
+FIELDS = {"kind", "level", "message", "hint", "row", "file", "dataset"}
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +129,33 @@ def test_a_table_can_be_given_in_place_of_its_folder(dsctl: Dsctl):
     Path("data/metadata.csv").rename("data/other.csv")
     assert dsctl("dataset", "validate", "data/other.csv", "--json").json["rows"] == 4
     assert dsctl("dataset", "validate", "data", "--metadata", "data/other.csv", "--json").json["rows"] == 4
+
+
+def test_several_datasets_are_checked_with_the_settings_of_each(dsctl: Dsctl):
+    good(Path("more"))
+    for name in ("a", "b"):
+        Path(f"more/{name}.png").unlink()
+    Path("bare").mkdir()
+    Image.effect_noise((64, 64), 50).convert("RGB").save("bare/x.png")
+    Path("all.toml").write_text(
+        '[[dataset]]\npath = "data"\nheight = 32\nwidth = 32\n'
+        '[[dataset]]\npath = "more"\nname = "second"\n'
+        '[[dataset]]\npath = "bare"\ncaption = "a thing"\nregularization = true\n'
+    )
+    run = dsctl("dataset", "validate", "all.toml", "--model", "tiny", "--json", "--report", "out.html")
+    assert (run.code, run.json["rows"]) == (1, 9)
+    found = run.json["problems"]
+    assert {(each["dataset"], each["kind"], each["row"]) for each in found} == {
+        ("second", "missing file", 1),
+        ("second", "missing file", 2),
+    }
+    assert all(each["message"].startswith("second: more/metadata.csv row") for each in found)
+    assert run.json["summary"]["buckets"] == {"32x32": 4, "96x64": 2, "64x64": 1}
+    assert "second" in Path("out.html").read_text()
+    error, hint = dsctl("dataset", "validate", "all.toml", "--metadata", "data/metadata.csv").fault(2)
+    assert "--metadata has no effect on all.toml" in error
+    Path("all.toml").write_text('path = "data"\n')
+    assert "has the key 'path' beside its tables" in dsctl("dataset", "validate", "all.toml").fault(2)[0]
 
 
 def test_a_dataset_that_is_not_there_is_an_error(dsctl: Dsctl):

@@ -18,6 +18,8 @@ from dsctl_core.options import ReportOptions
 from dsctl_core.report.runs import read_metrics
 from tests.dsctl_core.report.html_page import NASTY, Page
 
+NASTY_LOSS = f"loss.{NASTY}"
+
 
 def line(step, **values):
     given = {"loss": 1 / step, "lr": 1e-4, "grad_norm": 0.5, "seconds": 60.0, "samples_per_second": 2.0}
@@ -280,3 +282,16 @@ def test_long_runs_are_read_and_shown_in_seconds(tmp_path):
     assert time.perf_counter() - began < 15
     assert len(pd.read_csv(written.table)) == 2 * 40_001
     assert written.report.stat().st_size < 2_000_000
+
+
+def test_the_losses_of_several_datasets_have_a_chart_each_and_columns_of_the_table(tmp_path):
+    folder = write_run(tmp_path / "run")
+    lines = [line(step, **{"loss.photos": 1 / step} | ({NASTY_LOSS: 2.0} if step % 2 else {})) for step in range(1, 9)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    text = write_report([folder]).read_text()
+    assert "Loss of the dataset photos" in text
+    assert "Loss of the dataset &lt;script&gt;" in text
+    assert NASTY not in text
+    table = read_metrics(folder / "metrics.jsonl")
+    assert table["loss.photos"].tolist() == [1 / step for step in range(1, 9)]
+    assert table[NASTY_LOSS].isna().sum() == 4
