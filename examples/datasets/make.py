@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import pyarrow
 import pyarrow.parquet
-from PIL import Image
+from PIL import Image, ImageDraw
 
 ROBOTS = Path("dsctl_core/assets/datasets/robot")
 
@@ -49,7 +49,23 @@ def main(root: Path) -> None:
     ]
     (root / "edit" / "metadata.json").write_text(json.dumps(edits, indent=1), encoding="utf-8")
 
+    write_masks(root / "masks", rows)
     write_videos(root / "video", rows[:3])
+
+
+def write_masks(folder: Path, rows: list[dict[str, str]]) -> None:
+    """Write each picture with a mask in which the middle counts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["image,mask,prompt"]
+    for row in rows:
+        shutil.copy(ROBOTS / row["image"], folder / row["image"])
+        with Image.open(folder / row["image"]) as picture:
+            mask = Image.new("L", picture.size)
+            ImageDraw.Draw(mask).ellipse((8, 8, picture.width - 8, picture.height - 8), fill=255)
+        name = f"mask_{row['image']}"
+        mask.save(folder / name)
+        lines.append(f'{row["image"]},{name},"{row["prompt"]}"')
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_videos(folder: Path, rows: list[dict[str, str]]) -> None:
