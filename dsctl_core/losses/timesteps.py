@@ -55,6 +55,14 @@ class Objective:
         self.check(family)
         scheduler.diffsynth_table = family.diffsynth_table if self.sampling == "diffsynth" else None
 
+    def within(self, low: float | None, high: float | None) -> Objective:
+        """Return it with other boundaries, of which None is as it is here."""
+        return replace(
+            self,
+            min_boundary=self.min_boundary if low is None else low,
+            max_boundary=self.max_boundary if high is None else high,
+        )
+
     def check(self, family: Family) -> None:
         """Raise UsageError for levels that are not known for `family`."""
         if self.sampling == "diffsynth" and family.diffsynth_table is None:

@@ -57,6 +57,28 @@ def test_the_options_of_a_run_are_set_again_as_they_were_given(values: dict[str,
     assert after.flat_values() == {**before.flat_values(), "learning_rate": 3e-4, "mixed_precision": "bf16"}
 
 
+def test_tables_of_datasets_are_set_again_and_a_folder_takes_their_place():
+    tables = [
+        {"path": "a", "weight": 0.5, "bucket_resolutions": [64]},
+        {"path": "b", "weight": 2, "regularization": True},
+    ]
+    before = TrainOptions(model="m", output_path="o", lora_rank=4, dataset=tables, max_steps=5)
+    Path("run.toml").write_text(
+        'model = "m"\noutput_path = "o"\nlora_rank = 4\nmax_steps = 5\n'
+        '[[dataset]]\npath = "a"\nweight = 0.5\nbucket_resolutions = [64]\n'
+        '[[dataset]]\npath = "b"\nweight = 2\nregularization = true\n',
+        encoding="utf-8",
+    )
+    for file in (write_run(before), Path("run.toml")):
+        assert again(file).data.dataset == before.data.dataset
+        assert "dataset" in again(file).given_names()
+        assert again(file, dataset_base_path="c").data.dataset == ()
+    Path("run.toml").write_text('[dataset]\npath = "a"\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="dataset in run.toml is a table") as caught:
+        again(Path("run.toml"))
+    assert caught.value.hint == "write [[dataset]]"
+
+
 def test_what_was_left_out_excludes_nothing_and_what_was_given_does():
     file = write_run(TrainOptions(**NEEDED, max_steps=5))
     assert again(file).training.max_steps == 5

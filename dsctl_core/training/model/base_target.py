@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dsctl_core.errors import UsageError
 from dsctl_core.lora.layers import tuner_layers
 from dsctl_core.losses import Loss
+from dsctl_core.losses.timesteps import Objective
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.pipeline import BasePipeline
 
@@ -49,11 +50,22 @@ def lora_off(models: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def check_tables_for(
-    tables: Sequence[DatasetTable], pipe: BasePipeline, trained: Sequence[str], whole: Sequence[str], loss: Loss
+    tables: Sequence[DatasetTable],
+    pipe: BasePipeline,
+    trained: Sequence[str],
+    whole: Sequence[str],
+    loss: Loss,
+    objective: Objective,
 ) -> None:
-    """Raise UsageError for a table that asks for what the training of `trained` with `loss` cannot have.
+    """Raise UsageError for a table that asks for what a training cannot have.
 
-    `whole` are the components that are not trained by a LoRA alone.
+    Args:
+        tables: The tables.
+        pipe: The pipeline, with or without its components.
+        trained: The components that are trained.
+        whole: Those of them that are not trained by a LoRA alone.
+        loss: The loss of the training.
+        objective: The levels that are drawn where a table does not say.
     """
     denoisers = {denoiser.name for denoiser in pipe.parts.denoisers}
     other = next((name for name in (*whole, *trained) if name in whole or name not in denoisers), None)
@@ -64,6 +76,13 @@ def check_tables_for(
                 f"the timestep boundaries of [[dataset]] {table.label} have no effect on the task {loss.task}, which "
                 "draws no levels",
                 hint="leave them out",
+            )
+        own = objective.within(table.min_timestep_boundary, table.max_timestep_boundary)
+        if own.min_boundary >= own.max_boundary:
+            raise UsageError(
+                f"the timestep boundaries of [[dataset]] {table.label}, {own.min_boundary:g} and {own.max_boundary:g}, "
+                "leave no level to draw",
+                hint="what the table leaves out is as --min-timestep-boundary and --max-timestep-boundary say",
             )
         if table.target == "base" and not loss.draws_levels:
             raise UsageError(

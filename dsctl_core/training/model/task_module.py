@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,7 +108,7 @@ class TaskModule(DiffusionTrainingModule):
         """Return the models whose predictions without LoRA are targets of some tables; check what tables ask for."""
         names = [each.name for each in self.trained]
         whole = [each.name for each in self.trained if not each.lora]
-        check_tables_for(self.tables, self.pipe, names, whole, self.loss)
+        check_tables_for(self.tables, self.pipe, names, whole, self.loss, self.objective)
         wanted = any(table.target == "base" for table in self.tables)
         return tuple(self.pipe.component(name) for name in names) if wanted else ()
 
@@ -140,13 +139,8 @@ class TaskModule(DiffusionTrainingModule):
         """Return the objective of a batch, whose rows agree in the boundaries that their datasets have of their own."""
         if not self.tables:
             return self.objective
-        table, own = self._tables_of(rows)[0], self.objective
-        low, high = table.min_timestep_boundary, table.max_timestep_boundary
-        return replace(
-            own,
-            min_boundary=own.min_boundary if low is None else low,
-            max_boundary=own.max_boundary if high is None else high,
-        )
+        table = self._tables_of(rows)[0]
+        return self.objective.within(table.min_timestep_boundary, table.max_timestep_boundary)
 
     def trained_levels(self) -> Tensor:
         """Return the timesteps of the training table that belong to a trained denoiser, (n,) float32."""

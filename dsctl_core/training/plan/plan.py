@@ -25,6 +25,7 @@ from dsctl_core.training.distributed.accelerator import make_accelerator
 from dsctl_core.training.model.base_target import check_tables_for
 from dsctl_core.training.model.module import float_dtype
 from dsctl_core.training.model.open import ModelUse, empty_pipeline, without_downloads
+from dsctl_core.training.model.task_module import objective_of
 from dsctl_core.training.optim.lr_schedule import LRSchedule, plan_lr_schedule, warmup_of
 from dsctl_core.training.optim.optimizer import OptimizerPlan, learning_rate, plan_optimizer
 from dsctl_core.training.output.folder import refuse_used
@@ -133,7 +134,8 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
             use.refuse_loras_on(source.manifest.recipe.components, model.family)
         stages = plan_stages(shell, find_loss(task), trained)
         whole = [name.split(".")[0] for name in training.trainable_models or ()]
-        check_tables_for(source.tables, shell, trained, whole, find_loss(task))
+        objective = objective_of(options.objective)
+        check_tables_for(source.tables, shell, trained, whole, find_loss(task), objective)
         _refuse_idle_edits(use, model, source, stages, options)
         if isinstance(source, CachedDataset):
             check = CacheCheck(source, options.weights, options.data)

@@ -167,6 +167,11 @@ def test_the_target_of_the_base_is_its_own_prediction_so_a_fresh_lora_has_nothin
             "needs the model as it was",
         ),
         ([{"path": "pictures"}], {"dataset_metadata_path": "a.csv"}, "--dataset-metadata-path has no effect"),
+        (
+            [{"path": "pictures", "min_timestep_boundary": 0.6}],
+            {"max_timestep_boundary": 0.5},
+            "pictures, 0.6 and 0.5, leave no level",
+        ),
         ([{"path": "pictures"}], {"dataset_base_path": "pictures"}, "are both given"),
         (
             [{"path": "pictures", "min_timestep_boundary": 0.1}, {"path": "things", "caption": "a"}],
