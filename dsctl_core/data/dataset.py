@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.defaults import default_image_operator, default_video_operator
-from dsctl_core.data.masks import MASK, require_fitting, require_same_shape
+from dsctl_core.data.masks import MASK, require_fitting, require_same_crop
 from dsctl_core.data.metadata import read_dataset
 from dsctl_core.data.operators import SequentialProcess, ToAbsolutePath
 from dsctl_core.data.problems import DataError, kind_of_problem
@@ -157,7 +157,7 @@ class UnifiedDataset(Sequence[Row]):
         self.require_aligned(number, {key: [fit.original for fit in each if fit] for key, each in fits.items()})
         if MASK in self.operators:
             with self.cell_errors(number, MASK):
-                require_same_shape(row["_fit"], self.data_file_keys[0])
+                require_same_crop(row["_fit"], self.data_file_keys[0])
         return row
 
     def require_aligned(self, number: int, sizes: Mapping[str, Sequence[Size]]) -> None:

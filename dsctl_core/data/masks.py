@@ -97,18 +97,21 @@ def require_fitting(target: Any, mask: Any) -> None:
         )
 
 
-def require_same_shape(fits: Mapping[str, Any], target: str) -> None:
-    """Raise `DataError` if the mask of a row was cropped to another part than its target, by their `Fit`."""
-    whole, mask = _first_fit(fits.get(target)), _first_fit(fits.get(MASK))
-    if whole is None or mask is None:
-        return
-    (width, height), (own_width, own_height) = whole.original, mask.original
-    if abs(width * own_height - own_width * height) > max(width, height, own_width, own_height):
+def require_same_shape(size: tuple[int, int], own: tuple[int, int]) -> None:
+    """Raise `DataError` for a mask of the (width, height) `own`, whose crop is another than that of `size`."""
+    if abs(size[0] * own[1] - own[0] * size[1]) > max(*size, *own):
         raise DataError(
-            f"the mask is {own_width}x{own_height} pixels, of another shape than the {width}x{height} of its {target}",
+            f"the mask is {own[0]}x{own[1]} pixels, of another shape than the {size[0]}x{size[1]} of its picture",
             hint="give a mask of the size of its picture",
             kind="size",
         )
+
+
+def require_same_crop(fits: Mapping[str, Any], target: str) -> None:
+    """Raise `DataError` if the mask of a row was cropped to another part than its target, by their `Fit`."""
+    whole, mask = _first_fit(fits.get(target)), _first_fit(fits.get(MASK))
+    if whole is not None and mask is not None:
+        require_same_shape(whole.original, mask.original)
 
 
 def _size_and_frames(preview: Any) -> tuple[tuple[int, int], int]:

@@ -14,6 +14,7 @@ from typing import Literal
 from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
 from dsctl_core.data.duplicates import same_bytes, same_pictures
 from dsctl_core.data.inspection import FileFacts, inspect_all
+from dsctl_core.data.masks import MASK, require_fitting, require_same_shape
 from dsctl_core.data.pair_checks import odd_references, swapped_columns
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.rows import LeftOut
@@ -183,7 +184,12 @@ def _check_row(
                 with dataset.cell_errors(number, key):
                     if path in errors:
                         raise errors[path]
-                    sample.sizes.append(_size(path, validation.files[path], checks))
+                    size = _size(path, validation.files[path], checks)
+                    if key != MASK:
+                        sample.sizes.append(size)
+                    elif target := [each for each in cells[dataset.data_file_keys[0]] if each in validation.files]:
+                        require_same_shape(validation.files[target[0]].size, validation.files[path].size)
+                        require_fitting(sample.sizes[0], size)
             except DsctlError as error:
                 _add(validation, number, error, path)
     decoded = {key: [path for path in paths if path in validation.files] for key, paths in cells.items()}
@@ -318,15 +324,20 @@ def _pair_faults(
 def _same_files(
     dataset: UnifiedDataset, files_by_row: list[dict[str, list[Path]]], validation: Validation
 ) -> Iterator[Problem]:
-    """Yield warnings about duplicate files and duplicate rows; files of one row are compared by `_pair_faults`."""
+    """Yield warnings about duplicate files and duplicate rows; files of one row are compared by `_pair_faults`.
+
+    Masks are often equal, and are left out.
+    """
+    masks = {path for cells in files_by_row for path in cells.get(MASK, ())}
+    files = {path: facts for path, facts in validation.files.items() if path not in masks}
     together = {
         frozenset((one, other))
         for cells in files_by_row
         for one, other in itertools.combinations({path for paths in cells.values() for path in paths}, 2)
     }
     for kind, pairs, relation in (
-        ("same bytes", same_bytes(validation.files), "has the same bytes as"),
-        ("same picture", same_pictures(validation.files), "shows the same picture as"),
+        ("same bytes", same_bytes(files), "has the same bytes as"),
+        ("same picture", same_pictures(files), "shows the same picture as"),
     ):
         for path, earlier in pairs:
             if frozenset((path, earlier)) in together:

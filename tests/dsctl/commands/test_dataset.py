@@ -158,6 +158,20 @@ def test_several_datasets_are_checked_with_the_settings_of_each(dsctl: Dsctl):
     assert "has the key 'path' beside its tables" in dsctl("dataset", "validate", "all.toml").fault(2)[0]
 
 
+def test_masks_are_compared_with_their_pictures_and_not_with_one_another(dsctl: Dsctl):
+    lines = ["image,mask,prompt"]
+    for number, size in enumerate([(96, 64), (48, 32), (64, 64), (96, 64)]):
+        Image.new("L", size, 255).save(f"data/m{number}.png")
+        lines.append(f"{'abcd'[number]}.png,m{number}.png,a prompt {number}")
+    Path("data/metadata.csv").write_text("\n".join(lines) + "\n")
+    words = ("dataset", "validate", "data", "--data-file-keys", "image,mask", "--json")
+    fixed = dsctl(*words, "--height", "32", "--width", "32").json
+    assert [(each["row"], each["kind"]) for each in fixed["problems"]] == [(3, "size")]
+    assert "another shape" in fixed["problems"][0]["message"]
+    assert fixed["summary"]["buckets"] == {"32x32": 4}
+    assert [each["row"] for each in dsctl(*words).json["problems"] if each["kind"] == "size"] == [2, 3]
+
+
 def test_a_dataset_that_is_not_there_is_an_error(dsctl: Dsctl):
     error, hint = dsctl("dataset", "validate", "nowhere").fault(1)
     assert "nowhere does not exist" in error
