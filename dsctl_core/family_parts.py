@@ -67,6 +67,21 @@ class Denoiser:
 
 
 @dataclass(frozen=True)
+class FrameInputs:
+    """The pictures that a kind of model takes as frames of its clips: those that it needs, and optional ones.
+
+    They are inputs of the pipeline: `input_image`, the first frame, and `end_image`, the last.
+    """
+
+    needed: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    def takes(self, name: str) -> bool:
+        """Return whether `name` is one of the inputs."""
+        return name in (*self.needed, *self.optional)
+
+
+@dataclass(frozen=True)
 class ModelParts:
     """The components, denoisers and division factor of one model, where the models of a family differ.
 

@@ -175,6 +175,13 @@ class LoadGIF(FrameLoader):
             return times, now, image.size
 
 
+def frame_loader(path: Path, rule: FrameRule, frame_processor: Callable[[Any], Any] | None) -> FrameLoader:
+    """Return the loader for the file `path`, chosen by its suffix; see FrameLoader for the other parameters."""
+    kind = LoadGIF if path.suffix.lower() == ".gif" else LoadVideo
+    count = (rule.num_frames, rule.time_division_factor, rule.time_division_remainder)
+    return kind(*count, frame_processor, rule.fps, rule.short)
+
+
 def decode_all(path: Path) -> tuple[list[float], float, tuple[int, int]]:
     """Decode all frames of a video; return their times and the end of the last one (seconds), and (width, height)."""
     times, end, size = LoadVideo(None).survey(path)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.files.atomic import atomic_path
 from dsctl_core.files.json import decode_json
-from dsctl_core.files.ownership import Kind
 from dsctl_core.media.clip import Clip
 
 if TYPE_CHECKING:
@@ -40,11 +39,6 @@ def about_picture(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         return {}  # SyntaxError: Pillow's word for a broken PNG
     return about if isinstance(about, dict) and "dsctl_version" in about else {}
-
-
-# Both have the seed; only a sample of a run has the step that it was drawn after.
-DRAWN = Kind("a picture of `dsctl infer`", lambda path: bool(about := about_picture(path)) and "step" not in about)
-SAMPLE = Kind("a sample of `dsctl train`", lambda path: "step" in about_picture(path))
 
 
 def as_picture(made: Image | Clip) -> Image:

@@ -14,6 +14,7 @@ from dsctl_core.family import (
     Denoiser,
     DiffSynthTable,
     Family,
+    FrameInputs,
     Preset,
     PromptLimit,
     PublishedConfig,
@@ -24,6 +25,11 @@ from dsctl_core.family import (
 # Kinds of models: from text; from text and a first frame; from text, first and last frame; from text and, if one is
 # given, a first frame.
 T2V, I2V, FLF2V, TI2V = "t2v", "i2v", "flf2v", "ti2v"
+KIND_FRAMES = {
+    I2V: FrameInputs(("input_image",), ("end_image",)),
+    FLF2V: FrameInputs(("input_image", "end_image")),
+    TI2V: FrameInputs(optional=("input_image",)),
+}
 
 TRANSFORMER = "WanTransformer3DModel"
 DIT = Component(
@@ -349,6 +355,7 @@ FAMILY = Family(
     division_factor=16,  # 8 from the VAE times 2 from the patches
     kind_division_factors={TI2V: 32},
     config_kind=config_kind,
+    kind_frames=KIND_FRAMES,
     time_division=(4, 1),
     schedule=_schedule(5.0),
     defaults=T2V_DEFAULTS,

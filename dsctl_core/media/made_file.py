@@ -1,0 +1,45 @@
+"""Write the images and clips that a pipeline returns, and tell by their metadata which command made a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.files.ownership import Kind
+from dsctl_core.media.clip import Clip
+from dsctl_core.media.clip_file import FORMATS, about_clip, grid_clip, write_clip
+from dsctl_core.media.image_file import about_picture, grid, write_png
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURE_SUFFIX, CLIP_SUFFIXES = ".png", tuple(FORMATS)
+
+
+def write_made(file: Path, made: Image | Clip, about: Mapping[str, Any]) -> None:
+    """Write an image as PNG, or a clip in the format of the suffix of `file`, with `about` in its metadata.
+
+    The only frame of a clip can be written as PNG, too.
+    """
+    if file.suffix.lower() != PICTURE_SUFFIX:
+        assert isinstance(made, Clip), "an image is written as PNG"
+        write_clip(file, made, about)
+    else:
+        write_png(file, made.frames[0] if isinstance(made, Clip) else made, dict(about))
+
+
+def about_made(path: Path) -> dict[str, Any]:
+    """Return the metadata that `write_made` wrote; {} if the file was not written by it."""
+    return about_clip(path) if path.suffix.lower() in CLIP_SUFFIXES else about_picture(path)
+
+
+def grid_of(made: Sequence[Image | Clip], columns: int) -> Image | Clip:
+    """Return one image of images, or one clip of clips, in rows of `columns`."""
+    clips = [each for each in made if isinstance(each, Clip)]
+    return grid_clip(clips, columns) if clips else grid([each for each in made if not isinstance(each, Clip)], columns)
+
+
+# Both have the seed; only a sample of a run has the step that it was drawn after.
+DRAWN = Kind("a picture or clip of `dsctl infer`", lambda path: bool(about := about_made(path)) and "step" not in about)
+SAMPLE = Kind("a sample of `dsctl train`", lambda path: "step" in about_made(path))
