@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dsctl_core.options.base import Solver
+
 
 @dataclass(frozen=True)
 class Component:
@@ -196,7 +198,7 @@ class Schedule:
     `base_image_seq_len` tokens, `max_shift` at `max_image_seq_len`. With `linear_shift` the linear function is the
     shift itself and mu is its logarithm (diffusers' `time_shift_type: linear`). `sampling_mu`, a function of
     (image tokens, steps), replaces the linear function if set. With `shift_terminal` the levels are stretched so that
-    the last sigma has this value. `training_mu` is the fixed exponent for training.
+    the last sigma has this value. `training_mu` is the fixed exponent for training. `solver` is the one of inference.
     """
 
     base_shift: float = 0.5
@@ -207,6 +209,7 @@ class Schedule:
     training_mu: float = 0.8
     sampling_mu: Callable[[int, int], float] | None = None
     linear_shift: bool = False
+    solver: Solver = "euler"
 
     @classmethod
     def constant(cls, shift: float) -> Schedule:

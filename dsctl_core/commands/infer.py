@@ -24,6 +24,7 @@ from dsctl_core.lora.files import lora_weights
 from dsctl_core.media.clip_file import check_clip_file
 from dsctl_core.media.made_file import DRAWN, PICTURE_SUFFIX, grid_of, write_made
 from dsctl_core.options import InferOptions
+from dsctl_core.options.base import Solver
 from dsctl_core.options.effects import STILL
 from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
 from dsctl_core.progress import NoProgress, Progress
@@ -97,12 +98,14 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
                 **settings.of_clip,
                 **start.inputs,
             )
-            write_made(files[number], made, {"prompt": prompt, "seed": seed, **parameters(options, settings)})
+            write_made(
+                files[number], made, {"prompt": prompt, "seed": seed, **parameters(options, settings, pipe.solver)}
+            )
             kept += [made] if options.grid else []
         progress.finish()
         if options.grid:
             columns = options.num_images if 1 < options.num_images < len(files) else math.ceil(math.sqrt(len(files)))
-            about = {"prompts": prompts, "seeds": list(seeds), **parameters(options, settings)}
+            about = {"prompts": prompts, "seeds": list(seeds), **parameters(options, settings, pipe.solver)}
             write_made(output, grid_of(kept, columns), about)
     finally:
         unclaim(new_folders)
@@ -194,6 +197,7 @@ def load(options: InferOptions, resolved: ResolvedModel, device: torch.device, d
     from dsctl_core.lora import load_lora
 
     pipe = resolved.load_pipeline(torch_dtype=dtype, device=device)
+    pipe.solver = options.solver or pipe.solver
     for lora in options.lora:
         load_lora(pipe, lora.path, lora.scale)
     return pipe
@@ -210,12 +214,13 @@ def counted(progress: Progress, picture: str) -> Callable[[Iterable[Step]], Iter
     return bar
 
 
-def parameters(options: InferOptions, settings: Settings) -> dict[str, Any]:
+def parameters(options: InferOptions, settings: Settings, solver: Solver) -> dict[str, Any]:
     """Return what all pictures or clips of a run have in common, for their metadata."""
     weights, templates = options.weights, options.templates
     shared: dict[str, Any] = {
         "negative_prompt": options.negative_prompt,
         "num_inference_steps": settings.num_inference_steps,
+        "solver": solver,
         "cfg_scale": settings.cfg_scale,
         "height": settings.height,
         "width": settings.width,

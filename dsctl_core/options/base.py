@@ -284,4 +284,5 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator that is
 Side = Annotated[int, Field(ge=1, le=16384)]  # a picture's height or width in pixels
 Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]  # written "a,b"
 Text = Annotated[str, Field(min_length=1)]
+Solver = Literal["euler", "unipc"]  # how inference follows the velocity along the noise levels
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Takes("cpu, cuda or cuda:N")]

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Alternative, ComposedOptions, Count, Device, Seed, Side, Text
+from dsctl_core.options.base import Alternative, ComposedOptions, Count, Device, Seed, Side, Solver, Text
 from dsctl_core.options.data import check_whole_size
 from dsctl_core.options.effects import CLIP_REPLACED, NO_PICTURE, Idle
 from dsctl_core.options.lora import LoraFiles
@@ -47,6 +47,10 @@ class InferOptions(ComposedOptions):
     )
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Denoising steps. Left out: the model's own number."
+    )
+    solver: Solver | None = Field(
+        None,
+        description="How the denoising steps follow the model. Left out: the one that the model is published with.",
     )
     cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="How strongly to follow the prompt; 1 is no guidance. Left out: the model's own."

@@ -199,6 +199,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("cut.png", 1, "--input-image: cut.png", "another picture", {"denoising_strength": "0.5"}),
             ("data/a.png", 2, "--input-image has no effect", "--denoising-strength"),
         ],
+        "solver": [("heun", 2, "--solver is 'heun', which is unknown", "euler, unipc")],
         "end_image": [("nowhere.png", 2, "--end-image has no effect on Qwen-Image", "model for videos")],
         "input_video": [
             (
@@ -286,7 +287,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 87), ("cache", 45), ("infer", 49)])
+@pytest.mark.parametrize(("command", "count"), [("train", 87), ("cache", 45), ("infer", 50)])
 def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, bad: Bad) -> None:
         value, code, problem, remedy, *further = bad

@@ -192,6 +192,7 @@ INFER = Command(
         "input_image": Try("data/0.png", also={"denoising_strength": "0.5"}),
         "denoising_strength": Try("0.5", {"input_image": "data/0.png", "denoising_strength": "0.9"}),
         "inpaint_mask": Try("mask.png", {"input_image": "data/0.png", "denoising_strength": "0.5"}),
+        "solver": "unipc",
         "end_image": "data/0.png",
         "input_video": Try("clips/a.gif", also={"denoising_strength": "0.5"}),
         "edit_image": "data/0.png",

@@ -209,8 +209,11 @@ TI2V_DEFAULTS = _defaults(704, 1280, 50, 5.0, frames=121, fps=24)
 
 
 def _schedule(shift: float) -> Schedule:
-    """Return the schedule with the constant `shift` for sampling; all sizes are trained at 5, as in DiffSynth."""
-    return replace(Schedule.constant(shift), training_mu=math.log(5))
+    """Return the schedule with the constant `shift` for sampling; all sizes are trained at 5, as in DiffSynth.
+
+    Every scheduler_config.json of the published models names a UniPCMultistepScheduler.
+    """
+    return replace(Schedule.constant(shift), training_mu=math.log(5), solver="unipc")
 
 
 def config_kind(config: Mapping[str, Any]) -> str:

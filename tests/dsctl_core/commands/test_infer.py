@@ -94,6 +94,7 @@ def test_a_picture_carries_what_made_it(model: Path):
     assert parameters(result.files[0]) == {
         **asked,
         "num_inference_steps": 2,
+        "solver": "euler",
         "height": 32,
         "width": 48,
         "model": str(model),

@@ -72,6 +72,7 @@ def test_a_clip_is_a_file_that_plays_and_carries_what_made_it(models: dict[str, 
     assert about_made(Path(name)) == {
         **asked,
         "num_inference_steps": 1,
+        "solver": "unipc",
         "height": 32,
         "width": 64,
         "num_frames": 5,
