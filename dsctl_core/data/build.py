@@ -40,6 +40,7 @@ def build_dataset(
             time_division_remainder=remainder,
             fps=options.fps,
             short=options.short_clips,
+            extraction=options.clip_extraction,
             allow_outside=options.allow_outside,
             resize=resize,
         )

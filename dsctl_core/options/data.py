@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, Options, Side
+from dsctl_core.options.effects import SPREAD, Idle
 
 
 def _texts_of_numbers(value: Any) -> Any:
@@ -27,6 +28,7 @@ class ReadingOptions(Options):
         ("width", "bucket_resolutions"),
         ("max_pixels", "bucket_resolutions"),
     )
+    idle: ClassVar[tuple[Idle, ...]] = (SPREAD,)
 
     data_file_keys: Names = Field(
         ("image",), min_length=1, description="Columns that hold files to load, separated by commas."
@@ -53,6 +55,9 @@ class ReadingOptions(Options):
     )
     short_clips: Literal["refuse", "shorten"] = Field(
         "refuse", description="What to do with a video that has fewer frames than asked for."
+    )
+    clip_extraction: Literal["head", "uniform"] = Field(
+        "head", description="Which frames of a video to take: the first, or frames spread evenly over all of it."
     )
 
     @field_validator("column")

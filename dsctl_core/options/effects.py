@@ -254,9 +254,15 @@ NO_TRACKER = Idle(
 
 # What a model takes
 PICTURES_ONLY = Idle(
-    ("num_frames", "fps", "short_clips", "end_image", "input_video"),
+    ("num_frames", "fps", "short_clips", "clip_extraction", "end_image", "input_video"),
     "on {title}, which generates images, not videos",
     "leave it out, or choose a model for videos",
+)
+SPREAD = Idle(
+    ("fps",),
+    "with --clip-extraction uniform, which spreads the frames over all of a video",
+    "leave out one of the two",
+    when=lambda options: options.clip_extraction == "uniform",
 )
 NO_FIRST_FRAME = Idle(
     ("input_image",),
@@ -309,7 +315,7 @@ WITHOUT_GRAPH = Idle(
 OF_A_DATASET = Idle(
     (
         *("data_file_keys", "column", "allow_outside", "height", "width", "max_pixels", "bucket_resolutions"),
-        *("num_frames", "fps", "short_clips", "metadata", "workers"),
+        *("num_frames", "fps", "short_clips", "clip_extraction", "metadata", "workers"),
     ),
     "on {path}, which is a cache",
     "leave it out, or give the dataset",

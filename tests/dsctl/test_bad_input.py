@@ -81,6 +81,11 @@ BAD_DATA: dict[str, list[Bad]] = {
         ("stretch", 2, "--short-clips is 'stretch', which is unknown", "refuse, shorten"),
         ("shorten", 2, "--short-clips has no effect", "model for videos"),
     ],
+    "clip_extraction": [
+        ("tail", 2, "--clip-extraction is 'tail', which is unknown", "head, uniform"),
+        ("uniform", 2, "--clip-extraction has no effect", "model for videos"),
+        ("uniform", 2, "--fps has no effect with --clip-extraction uniform", "one of the two", {"fps": "8"}),
+    ],
     "caption_prefix": [],  # any text will do
     "caption_suffix": [],
     "on_bad_sample": [("ignore", 2, "--on-bad-sample is 'ignore', which is unknown", "stop, skip")],
@@ -287,7 +292,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 87), ("cache", 45), ("infer", 50)])
+@pytest.mark.parametrize(("command", "count"), [("train", 90), ("cache", 48), ("infer", 50)])
 def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, bad: Bad) -> None:
         value, code, problem, remedy, *further = bad

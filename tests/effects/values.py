@@ -214,6 +214,7 @@ VALIDATE = Command(
         "strict": Try(True, {"path": "twice"}),
         "fps": Try("500", {"path": "clips"}),
         "short_clips": Try("shorten", {"path": "clips", "num_frames": "9"}),
+        "clip_extraction": Try("uniform", {"path": "clips"}),
     },
     {"workers": "how many processes decode; what they find is the same"},
 )
