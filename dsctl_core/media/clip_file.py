@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 ANIMATION_FPS = 50  # browsers show frames of less than 20 ms at 10 a second
 QUALITY = {"crf": "17"}  # of x264; differences cannot be seen at 17 or 18
 BT_709, LIMITED = 1, 1  # in H.264 (ITU-T H.264, tables E-3 to E-5): colours as browsers expect them
+MEDIA_TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".webp": "image/webp"}
 EXIF_IFD, USER_COMMENT, ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"  # Exif 2.32, 4.6.3 and 4.6.5
 
 
@@ -56,6 +58,11 @@ def check_clip_file(file: Path, fps: float) -> None:
             f"{file} can show at most {ANIMATION_FPS} frames a second, not {fps:g}",
             hint=f"give a name that ends in .mp4, or at most {ANIMATION_FPS} frames a second",
         )
+
+
+def clip_suffix() -> str:
+    """Return the suffix of the clips that this machine can write best: .mp4 with PyAV, else .webp."""
+    return ".mp4" if importlib.util.find_spec("av") is not None else ".webp"
 
 
 def grid_clip(clips: list[Clip], columns: int) -> Clip:

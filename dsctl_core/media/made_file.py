@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.files.ownership import Kind
 from dsctl_core.media.clip import Clip
-from dsctl_core.media.clip_file import FORMATS, about_clip, grid_clip, write_clip
+from dsctl_core.media.clip_file import FORMATS, about_clip, clip_suffix, grid_clip, write_clip
 from dsctl_core.media.image_file import about_picture, grid, write_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURE_SUFFIX, CLIP_SUFFIXES = ".png", tuple(FORMATS)
+# Samples of a run: the step that they were drawn after, the number of the prompt, and what `sample_suffix` returns.
+SAMPLE_NAME = re.compile(r"step-(\d+)-(\d+)(\.png|\.mp4|\.webp)")
 
 
 def write_made(file: Path, made: Image | Clip, about: Mapping[str, Any]) -> None:
@@ -27,6 +30,11 @@ def write_made(file: Path, made: Image | Clip, about: Mapping[str, Any]) -> None
         write_clip(file, made, about)
     else:
         write_png(file, made.frames[0] if isinstance(made, Clip) else made, dict(about))
+
+
+def sample_suffix(made: Image | Clip) -> str:
+    """Return the suffix of the file of a sample: that of a picture also for a clip of one frame."""
+    return clip_suffix() if isinstance(made, Clip) and len(made.frames) > 1 else PICTURE_SUFFIX
 
 
 def about_made(path: Path) -> dict[str, Any]:
