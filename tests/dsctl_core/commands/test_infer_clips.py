@@ -81,13 +81,14 @@ def test_a_clip_is_a_file_that_plays_and_carries_what_made_it(models: dict[str, 
         "loras": [],
         "dsctl_version": __version__,
     }
-    before = Path(name).read_bytes()
-    infer(build(models["t2v"], **asked, output=name, fps=10))  # it replaces its own file, by the same
-    assert Path(name).read_bytes() == before
-    infer(build(models["t2v"], **asked, output=name, fps=10, tiled=True))
-    assert all(
-        np.abs(one.astype(int) - other).max() <= 40 for one, other in zip(shown, frames(Path(name)), strict=True)
-    )
+
+
+def test_the_same_options_give_the_same_file_again_and_tiles_nearly_the_same(models: dict[str, Path]):
+    for name, more in (("a", {}), ("b", {}), ("tiled", {"tiled": True})):
+        infer(build(models["t2v"], output=f"{name}.mp4", **more))
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
+    whole, tiled = (np.stack(frames(Path(name))).astype(int) for name in ("a.mp4", "tiled.mp4"))
+    assert np.abs(whole - tiled).max() <= 40
 
 
 def test_several_clips_are_numbered_and_a_grid_shows_them_at_once(models: dict[str, Path]):
@@ -133,11 +134,9 @@ def test_given_frames_reach_the_model_and_their_shape_the_clip(models: dict[str,
     with pytest.raises(DsctlError, match="a frame of 10000x1 pixels is too narrow"):
         clip_size((10000, 1), 480 * 832, 16)
     both = {**asked, "height": 32, "width": 64, "end_image": materials / "last.png"}
-    for name, values in (("one", {**both, "end_image": None}), ("two", both), ("other", {**both, "seed": 1})):
+    for name, values in (("one", {**both, "end_image": None}), ("two", both)):
         infer(build(models["i2v-a14b"], **values, output=f"{name}.mp4"))
-    one, two = Path("one.mp4").read_bytes(), Path("two.mp4").read_bytes()
     assert frames(Path("one.mp4"))[-1].tolist() != frames(Path("two.mp4"))[-1].tolist()
-    assert one != two
     about = about_made(Path("two.mp4"))
     assert {name: about[name] for name in ("input_image", "end_image")} == {
         "input_image": str(materials / "first.png"),
