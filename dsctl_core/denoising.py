@@ -87,7 +87,7 @@ def denoise(
             velocity = pipe.guide(velocity, pipe.call_model_fn(**{**shared, **nega, **state}), scales[denoiser])
         if mask is not None:
             # The velocity of the straight line to the input latents, which reaches them at sigma = 0.
-            home = (latents - shared["input_latents"]) / (timestep / 1000).to(latents.device)
+            home = (latents - shared["input_latents"]) / levels.noise_level(timestep).to(latents.device)
             velocity = mask * velocity + (1 - mask) * home
         return levels.step(velocity, timestep, latents)
 

@@ -11,6 +11,7 @@ from dsctl_core.family_parts import (
     Component,
     Denoiser,
     DiffSynthTable,
+    FrameInputs,
     ModelParts,
     OriginalNames,
     Preset,
@@ -26,6 +27,7 @@ __all__ = [
     "Denoiser",
     "DiffSynthTable",
     "Family",
+    "FrameInputs",
     "ModelParts",
     "OriginalNames",
     "Preset",
@@ -99,6 +101,8 @@ class Family:
     config_kind: Callable[[Mapping[str, Any]], str] | None = None
     # Division factors of kinds of models, where they are not `division_factor`
     kind_division_factors: dict[str, int] = field(default_factory=dict)
+    # Pictures that kinds of models take as frames of their clips; a kind that is not here takes none
+    kind_frames: dict[str, FrameInputs] = field(default_factory=dict)
     # Entries of the model_index.json, other than components, on which the outputs of the units depend.
     index_settings: tuple[str, ...] = ()
     # (parts of the model, sizes (width, height) of the reference images, pixels of the model's own size) -> (width,
@@ -178,6 +182,10 @@ class Family:
                 from dsctl_core.errors import unknown_name
 
                 raise unknown_name("extra input", name, list(self.extra_inputs))
+
+    def frame_inputs(self, parts: ModelParts) -> FrameInputs:
+        """Return the pictures that a model with `parts` takes as frames of its clips."""
+        return self.kind_frames.get(parts.kind or "", FrameInputs())
 
     def denoiser_names(self) -> tuple[str, ...]:
         """Return the names of all denoisers that some weights of the family have."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dsctl_core.options.base import Solver
+
 
 @dataclass(frozen=True)
 class Component:
@@ -64,6 +66,21 @@ class Denoiser:
     name: str
     low: float = 0.0
     high: float = 1.0
+
+
+@dataclass(frozen=True)
+class FrameInputs:
+    """The pictures that a kind of model takes as frames of its clips: those that it needs, and optional ones.
+
+    They are inputs of the pipeline: `input_image`, the first frame, and `end_image`, the last.
+    """
+
+    needed: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    def takes(self, name: str) -> bool:
+        """Return whether `name` is one of the inputs."""
+        return name in (*self.needed, *self.optional)
 
 
 @dataclass(frozen=True)
@@ -181,7 +198,7 @@ class Schedule:
     `base_image_seq_len` tokens, `max_shift` at `max_image_seq_len`. `sampling_mu`, a function of (image tokens, steps),
     replaces the linear function if set. With `linear_shift` the value of the function is the shift itself and mu is its
     logarithm (diffusers' `time_shift_type: linear`). With `shift_terminal` the levels are stretched so that the last
-    sigma has this value. `training_mu` is the fixed exponent for training.
+    sigma has this value. `training_mu` is the fixed exponent for training. `solver` is the one of inference.
     """
 
     base_shift: float = 0.5
@@ -192,6 +209,7 @@ class Schedule:
     training_mu: float = 0.8
     sampling_mu: Callable[[int, int], float] | None = None
     linear_shift: bool = False
+    solver: Solver = "euler"
 
     @classmethod
     def constant(cls, shift: float) -> Schedule:

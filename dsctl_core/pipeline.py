@@ -21,6 +21,7 @@ from dsctl_core.denoising import CfgScale, ProgressBar, Step, denoise, no_progre
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.family import Family, ModelParts, Schedule
 from dsctl_core.lora.applied import AppliedLora, lora_applied
+from dsctl_core.options.base import Solver
 from dsctl_core.pixels import to_images, to_pixels
 from dsctl_core.placement import Placement
 from dsctl_core.scheduler import FlowMatchScheduler
@@ -80,6 +81,7 @@ class BasePipeline(nn.Module):
         self.parts = parts or self.family.parts(models, config=self._denoiser_config(models))
         self.defaults = {**self.family.defaults, **(defaults or {})}
         self.scheduler = FlowMatchScheduler(schedule)
+        self.solver: Solver = schedule.solver  # of inference; losses that denoise take Euler steps
         self.unit_runner = UnitRunner()
         self.side_networks: tuple[SideNetwork, ...] = ()
         self.further_columns: tuple[str, ...] = ()

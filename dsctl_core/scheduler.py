@@ -1,4 +1,4 @@
-"""Implement the flow-matching schedule: noise levels for sampling and training, adding noise, and the Euler step.
+"""Implement the flow-matching schedule: noise levels for sampling and training, adding noise, and the steps.
 
 Legend: sigma in [0, 1] is the noise level, timestep = 1000 * sigma, x_sigma = (1 - sigma) * x0 + sigma * noise, and
 velocity = dx/dsigma = noise - x0 (Lipman et al. 2022, arXiv:2210.02747).
@@ -7,15 +7,18 @@ velocity = dx/dsigma = noise - x0 (Lipman et al. 2022, arXiv:2210.02747).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsctl_core.errors import UsageError
 from dsctl_core.family import DiffSynthTable, Schedule
+from dsctl_core.options.base import Solver
 
 TRAINING_LEVELS = 1000  # noise levels that training draws from, as every published flow-matching model has
 DEFAULT_STEPS = 100
+UNIPC_LAST = 1 / TRAINING_LEVELS  # the level before the shift at which the grid of diffusers' UniPC ends
 
 
 class FlowMatchScheduler:
@@ -36,6 +39,7 @@ class FlowMatchScheduler:
         self.schedule = schedule
         self.training_mu = schedule.training_mu
         self.diffsynth_table = None
+        self._unipc: Any = None  # diffusers' scheduler, which keeps the model outputs of earlier steps
         self.set_timesteps()
 
     def set_timesteps(
@@ -44,13 +48,15 @@ class FlowMatchScheduler:
         denoising_strength: float = 1.0,
         dynamic_shift_len: int | None = None,
         training: bool = False,
+        solver: Solver = "euler",
     ) -> None:
         """Compute the table of noise levels, and set `sigmas` and `timesteps`.
 
         `num_inference_steps` is the number of levels (None: 100 for sampling, 1000 for training).
         `denoising_strength` is the level at which sampling starts, before the shift. `dynamic_shift_len` is the number
         of image tokens that determines the shift, together with the number of levels if the schedule has a
-        `sampling_mu` (None: the shift of training).
+        `sampling_mu` (None: the shift of training). `solver` chooses the steps: those of Euler need no other step, and
+        can be repeated; UniPC (arXiv:2302.04867, order 2) is diffusers', with its levels and its whole timesteps.
         """
         count = (
             num_inference_steps if num_inference_steps is not None else TRAINING_LEVELS if training else DEFAULT_STEPS
@@ -78,7 +84,14 @@ class FlowMatchScheduler:
         else:
             grid = torch.linspace(denoising_strength, 0, count + 1, dtype=torch.float64)[:-1]
             self.sigmas = self._stretch(self._shift(grid.float(), mu))
-        self.timesteps = self.sigmas * 1000
+        self.timesteps, self._unipc = self.sigmas * 1000, None
+        if solver == "unipc" and not training:
+            self._unipc = unipc(self._unipc_levels(count, denoising_strength, mu))
+            self.sigmas, self.timesteps = self._unipc.sigmas[:-1], self._unipc.timesteps.float()
+
+    def noise_level(self, timestep: Tensor) -> Tensor:
+        """Return the sigma at which the step at `timestep`, the next of the table, begins."""
+        return timestep / 1000 if self._unipc is None else self.sigmas[self._unipc.step_index or 0]
 
     def add_noise(self, original: Tensor, noise: Tensor, timestep: Tensor | float) -> Tensor:
         """Blend clean latents with noise: `(1 - sigma) * original + sigma * noise`.
@@ -90,11 +103,14 @@ class FlowMatchScheduler:
         return ((1 - sigma) * original.float() + sigma * noise.float()).to(original.dtype)
 
     def step(self, model_output: Tensor, timestep: Tensor | float, sample: Tensor, to_final: bool = False) -> Tensor:
-        """Return the sample at the next noise level of the table, by one Euler step; the level after the last is 0.
+        """Return the sample at the next noise level of the table, by one step; the level after the last is 0.
 
-        `model_output` is the velocity; it and `sample` are (B, ...). `timestep` is a value of the table. With
-        `to_final` the step goes directly to level 0. Computed in float32; the result has the dtype of `sample`.
+        `model_output` is the velocity; it and `sample` are (B, ...). `timestep` is a value of the table; for UniPC it
+        must be the next one. With `to_final` an Euler step goes directly to level 0. Computed in float32; the result
+        has the dtype of `sample`.
         """
+        if self._unipc is not None:
+            return self._unipc.step(model_output.float(), timestep, sample.float()).prev_sample.to(sample.dtype)
         at = torch.as_tensor(timestep, dtype=torch.float32).cpu().flatten()[0]
         index = int((self.timesteps - at).abs().argmin())
         last = to_final or index + 1 == len(self.sigmas)
@@ -139,6 +155,18 @@ class FlowMatchScheduler:
             found = image_tokens * slope + (s.base_shift - slope * s.base_image_seq_len)
         return math.log(found) if s.linear_shift else found
 
+    def _unipc_levels(self, count: int, strength: float, mu: float) -> Tensor:
+        """Return the levels (count,) float64 of diffusers' UniPC, from those of `strength` down; at 1 they are its own.
+
+        Raises UsageError for a strength below its last level.
+        """
+        if strength <= UNIPC_LAST:
+            raise UsageError(f"the levels of unipc end at {UNIPC_LAST:g}, above {strength:g}", hint="use euler")
+        grid = torch.linspace(strength, UNIPC_LAST, count + 1, dtype=torch.float64)[:-1]
+        # Its timesteps are rounded down to whole numbers, so the shift must not be off in its last digits.
+        shift = round(math.exp(mu), 12)
+        return self._stretch(shift * grid / (1 + (shift - 1) * grid))
+
     @staticmethod
     def _shift(sigmas: Tensor, mu: float) -> Tensor:
         """Shift the levels towards more noise, as larger images need (Esser et al. 2024, arXiv:2403.03206, eq. 23)."""
@@ -157,6 +185,16 @@ class FlowMatchScheduler:
             return sigmas
         below = first - sigmas
         return first - below / (below[-1] / (first - terminal))
+
+
+def unipc(sigmas: Tensor) -> Any:
+    """Return diffusers' UniPC scheduler at the levels `sigmas` (n,) float64, ready for the first step."""
+    from diffusers import UniPCMultistepScheduler
+
+    made: Any = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
+    made.set_timesteps(sigmas=sigmas.numpy())
+    made.set_begin_index(0)
+    return made
 
 
 def diffsynth_levels(table: DiffSynthTable) -> Tensor:

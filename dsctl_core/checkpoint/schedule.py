@@ -1,7 +1,7 @@
 """Convert a scheduler_config.json of diffusers to a Schedule, with every field that changes the noise levels.
 
 The fields are those of diffusers' FlowMatchEulerDiscreteScheduler, and those of UniPCMultistepScheduler with
-`use_flow_sigmas` that determine the noise levels.
+`use_flow_sigmas` that determine the noise levels. The class determines the solver.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Schedule
 from dsctl_core.files.json import read_json
+from dsctl_core.options.base import Solver
 
 # Other spacings of the levels, which no published flow-matching model uses.
 REFUSED = (
@@ -24,6 +25,19 @@ REFUSED = (
     "invert_sigmas",
     "stochastic_sampling",
 )
+UNIPC = "UniPCMultistepScheduler"
+# What the UniPC solver does here; files with other values are not known.
+UNIPC_SETTINGS = {
+    "use_flow_sigmas": True,
+    "prediction_type": "flow_prediction",
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "predict_x0": True,
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+    "thresholding": False,
+    "disable_corrector": [],
+}
 LINE = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 
 
@@ -41,17 +55,30 @@ def translate(config: Mapping[str, Any], published: Schedule, path: Path) -> Sch
     for name in REFUSED:
         if _boolean(config, name, path):
             raise DsctlError(f"{path} has {name}: true, which is not supported", hint="set it to false")
-    terminal = _terminal(config, path)
+    terminal, solver = _terminal(config, path), _solver(config, published, path)
     if not _boolean(config, "use_dynamic_shifting", path):
-        return replace(Schedule.constant(_constant_shift(config, path)), shift_terminal=terminal)
+        return replace(Schedule.constant(_constant_shift(config, path)), shift_terminal=terminal, solver=solver)
     kind = config.get("time_shift_type", "exponential")
     if kind not in ("exponential", "linear"):
         raise DsctlError(f"{path} has the time_shift_type {kind!r}", hint="it is exponential or linear")
     line: dict[str, Any] = {name: _number(config, name, path) for name in LINE if config.get(name) is not None}
-    schedule = replace(published, **line, shift_terminal=terminal, linear_shift=kind == "linear")
+    schedule = replace(published, **line, shift_terminal=terminal, linear_shift=kind == "linear", solver=solver)
     if schedule.max_image_seq_len == schedule.base_image_seq_len:
         raise DsctlError(f"{path} has equal base_image_seq_len and max_image_seq_len", hint="restore the file")
     return schedule
+
+
+def _solver(config: Mapping[str, Any], published: Schedule, path: Path) -> Solver:
+    """Return the solver of the class that the file names, and of `published` if it names none.
+
+    Raises DsctlError for another setting of UniPC.
+    """
+    if config.get("_class_name") != UNIPC:
+        return published.solver if "_class_name" not in config else "euler"
+    for name, known in UNIPC_SETTINGS.items():
+        if config.get(name, known) != known:
+            raise DsctlError(f"{path} has the {name} {config[name]!r} of {UNIPC}", hint=f"only {known!r} is supported")
+    return "unipc"
 
 
 def _constant_shift(config: Mapping[str, Any], path: Path) -> float:

@@ -193,14 +193,14 @@ def _checks(reading: ReadingOptions, workers: int | None, resolved: ResolvedMode
     """Return what the files must be fit for: one model, or where none is given any that there is."""
     if resolved is None:
         resize = build_resize(reading, DIVISION_FACTOR, None)
-        rule = FrameRule(reading.num_frames, 1, 0, reading.fps, reading.short_clips)
+        rule = FrameRule(reading.num_frames, 1, 0, reading.fps, reading.short_clips, reading.clip_extraction)
         return Checks(resize, rule, workers)
     resize = build_resize(reading, resolved.parts.division_factor, resolved.defaults.get("max_pixels"))
     division = resolved.family.time_division
     if division is None:
         return Checks(resize, None, workers)
     count = reading.num_frames or resolved.defaults.get("num_frames", 81)
-    rule = FrameRule(count, *division, reading.fps, reading.short_clips)
+    rule = FrameRule(count, *division, reading.fps, reading.short_clips, reading.clip_extraction)
     return Checks(resize, rule, workers)
 
 

@@ -1,7 +1,7 @@
-"""One run of `dsctl infer`, from the options to the pictures on the disk.
+"""One run of `dsctl infer`, from the options to the pictures or clips on the disk.
 
-What is cheap is checked first: prompts, sizes, pictures, LoRA files and the place to write to, before any weights
-are loaded. A run that fails leaves no folder behind that was not there, and no picture that is cut off.
+What is cheap is checked first: prompts, sizes, pictures, LoRA files and the output path, before any weights are loaded.
+A run that fails leaves no folder behind that was not there, and no picture or clip that is cut off.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dsctl_core.data.images import LoadImage
-from dsctl_core.data.prompt_file import prompt_lines
-from dsctl_core.data.sizes import ImageCropAndResize, require_same_ratio
-from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.commands.infer_inputs import Settings, read_prompts, read_start
+from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
-from dsctl_core.family import Family
 from dsctl_core.files.atomic import prepare_folder, unclaim
 from dsctl_core.files.ownership import require_replaceable
 from dsctl_core.lora.files import lora_weights
-from dsctl_core.media.image_file import DRAWN, as_picture, grid, layer_files, write_made, write_png
+from dsctl_core.media.clip_file import check_clip_file
+from dsctl_core.media.image_file import layer_files
+from dsctl_core.media.made_file import DRAWN, PICTURE_SUFFIX, grid_of, write_made
 from dsctl_core.options import InferOptions
-from dsctl_core.options.effects import DECOMPOSES, EDITS_NOTHING, GUIDANCE_OFF, NO_GUIDANCE_INPUT, NO_LAYERS
-from dsctl_core.options.infer import no_prompt
+from dsctl_core.options.base import Solver
+from dsctl_core.options.effects import STILL
 from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.version import __version__
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from dsctl_core.media.clip import Clip
+    from dsctl_core.media.layers import Layers
     from dsctl_core.pipeline import BasePipeline
     from dsctl_core.template.pipeline import TemplatePipeline
 
@@ -44,73 +45,56 @@ Step = TypeVar("Step")
 
 @dataclass(frozen=True)
 class InferResult:
-    """The files that were written: the images in order, each before its layers, and the grid if one was requested."""
+    """The files that were written: the images or clips in order, each before its layers; the grid if there is one."""
 
     files: list[Path]
     grid: Path | None
     seconds: float
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of a run of inference: the options, with the model's defaults for those that are not set.
-
-    `layers` is None for a model that makes none.
-    """
-
-    height: int
-    width: int
-    num_inference_steps: int
-    cfg_scale: float
-    layers: int | None = None
+    clips: bool  # whether they are clips
 
 
 def infer(options: InferOptions, progress: Progress | None = None) -> InferResult:
-    """Make the pictures that `options` ask for and write them.
+    """Make the pictures or clips that `options` ask for and write them.
 
     Raises DsctlError for anything that cannot be used.
     """
     began = time.perf_counter()
     progress = progress or NoProgress()
     prompts = read_prompts(options)
-    # Without a prompt there is one, that of the model that is to decompose a picture.
-    files = output_files(options.output, max(len(prompts), 1) * options.num_images, options.grid)
-    check_output([*files, options.output] if options.grid else files)
     weights = options.weights
     resolved = resolve_model(
         weights.model, weights.model_paths, weights.model_id_with_origin_paths, weights.tokenizer_path
     )
-    refuse_unknown_inputs(options, resolved.family)
-    references = read_references(options, resolved.family)
-    settings = fill_in(options, resolved, references)
+    start = read_start(options, resolved)
+    settings = start.settings
+    output = choose_output(options, settings, resolved.family.title)
+    # Without a prompt there is one, that of the model that is to decompose a picture.
+    files = output_files(output, max(len(prompts), 1) * options.num_images, options.grid)
+    check_output([*files, output] if options.grid else files)
     check_output(layer for file in files for layer in layer_files(file, settings.layers or 0))
-    inputs = read_pictures(options, settings, resolved.parts.division_factor)
-    inputs |= {"edit_image": references} if references else {}
     # A picture is decomposed from pure noise.
-    started = {"denoising_strength": options.denoising_strength}
-    inputs |= started if settings.layers is None else {"layers": settings.layers}
-    if options.embedded_guidance is not None:
-        inputs["embedded_guidance"] = options.embedded_guidance
+    started = {"denoising_strength": options.denoising_strength} if settings.layers is None else {}
     for lora in options.lora:
         lora_weights(lora.path)
     device, dtype = placement(options)
     templates = open_templates(options.templates, device, dtype)
-    made = [path for path in (options.output.parent, *options.output.parent.parents) if not path.exists()]
+    new_folders = [path for path in (output.parent, *output.parent.parents) if not path.exists()]
     try:
-        prepare_folder(options.output.parent)
+        prepare_folder(output.parent)
         progress.note(f"Loading {resolved.label}")
         pipe: Any = load(options, resolved, device, dtype)
         if not prompts:
-            prompts = [pipe.caption(references[0], settings.height, settings.width)]
+            prompts = [pipe.caption(start.inputs["edit_image"][0], settings.height, settings.width)]
             progress.note(f"The picture shows: {prompts[0]}")
-        make: Callable[..., Any] = (
+        make: Callable[..., Image | Clip | Layers] = (
             pipe if templates is None else functools.partial(templates, pipe, **template_inputs(options.templates))
         )
         progress.start("Denoising", len(files) * settings.num_inference_steps)
         seeds = range(options.seed, options.seed + options.num_images)
-        pictures, written = [], []
+        kept: list[Image | Clip | Layers] = []
+        written: list[Path] = []
         for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
-            picture = make(
+            made = make(
                 prompt=prompt,
                 negative_prompt=options.negative_prompt,
                 seed=seed,
@@ -120,123 +104,61 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
                 cfg_scale=settings.cfg_scale,
                 tiled=options.tiled,
                 progress_bar_cmd=counted(progress, f"{number + 1}/{len(files)}"),
-                **inputs,
+                **started,
+                **settings.of_kind,
+                **start.inputs,
             )
-            about = {"prompt": prompt, "seed": seed, **parameters(options, settings)}
-            written += write_made(files[number], picture, about)
-            pictures += [as_picture(picture)] if options.grid else []
+            about = {"prompt": prompt, "seed": seed, **parameters(options, settings, pipe.solver)}
+            written += write_made(files[number], made, about)
+            kept += [made] if options.grid else []
         progress.finish()
         if options.grid:
             columns = options.num_images if 1 < options.num_images < len(files) else math.ceil(math.sqrt(len(files)))
-            columns = 1 if settings.layers else columns  # layers are a row
-            about = {"prompts": prompts, "seeds": list(seeds), **parameters(options, settings)}
-            write_png(options.output, grid(pictures, columns), about)
+            about = {"prompts": prompts, "seeds": list(seeds), **parameters(options, settings, pipe.solver)}
+            write_made(output, grid_of(kept, columns), about)
     finally:
-        unclaim(made)
-    return InferResult(written, options.output if options.grid else None, time.perf_counter() - began)
+        unclaim(new_folders)
+    seconds = time.perf_counter() - began
+    return InferResult(written, output if options.grid else None, seconds, settings.num_frames is not None)
 
 
-def read_prompts(options: InferOptions) -> list[str]:
-    """Return the prompt, or those of the file: one a line, empty lines left out; nothing if there is none."""
-    if options.prompt is not None:
-        return [options.prompt]
-    return [] if options.prompts_file is None else prompt_lines(options.prompts_file, "--prompts-file")
+def choose_output(options: InferOptions, settings: Settings, title: str) -> Path:
+    """Return the path of `--output`, or its default; raise an error for a format that cannot hold what is made.
+
+    A clip of one frame can be a PNG. `title` is that of the family, for the message.
+    """
+    frames, output = settings.num_frames, options.output
+    if output is None:
+        output = Path("output.mp4" if frames is not None and frames > 1 else "output.png")
+    picture = output.suffix.lower() == PICTURE_SUFFIX
+    if frames is None and not picture:
+        raise UsageError(
+            f"--output is {str(output)!r}, a clip, and {title} makes pictures",
+            hint=f"give it a name that ends in {PICTURE_SUFFIX}",
+        )
+    if frames is not None and frames > 1 and picture:
+        raise UsageError(
+            f"--output is {str(output)!r}, which holds no clip, and {title} makes clips",
+            hint="give it a name that ends in .mp4, .gif or .webp, or give --num-frames 1",
+        )
+    if settings.fps is not None and not picture:
+        check_clip_file(output, settings.fps)
+    elif frames == 1:
+        STILL.refuse(options)
+    return output
 
 
 def output_files(output: Path, count: int, with_grid: bool) -> list[Path]:
-    """Return where each picture goes: FILE.png for a single one, else FILE-001.png, FILE-002.png, ..."""
+    """Return the file of each picture or clip: FILE.png for a single one, else FILE-001.png, FILE-002.png, ..."""
     if count == 1 and not with_grid:
         return [output]
     return [output.with_name(f"{output.stem}-{number:03}{output.suffix}") for number in range(1, count + 1)]
 
 
 def check_output(files: Iterable[Path]) -> None:
-    """Raise a DsctlError for a picture that would have to replace anything but a picture of this command."""
+    """Raise a DsctlError for a file that would have to replace anything but a picture or clip of this command."""
     for file in files:
         require_replaceable(file, DRAWN, "--output")
-
-
-def refuse_unknown_inputs(options: InferOptions, family: Family) -> None:
-    """Refuse an input that the family does not take, and a family whose clips no PNG can hold."""
-    if family.time_division is not None:
-        raise UsageError(
-            f"this command writes pictures, and {family.title} makes clips",
-            hint="use its pipeline in Python: `pipe(prompt=...)` returns a Clip with `frames` and `fps`",
-        )
-    if "edit_image" not in family.extra_inputs:
-        EDITS_NOTHING.refuse(options, title=family.title)
-    if not family.embedded_guidance:
-        NO_GUIDANCE_INPUT.refuse(options, title=family.title)
-    if not family.decomposes:
-        NO_LAYERS.refuse(options, title=family.title)
-        if options.prompt is None and options.prompts_file is None:
-            raise no_prompt()
-        return
-    DECOMPOSES.refuse(options, title=family.title)
-    if len(options.edit_image) != 1:
-        given = "none is" if not options.edit_image else f"{len(options.edit_image)} are"
-        raise UsageError(
-            f"{family.title} decomposes one picture, but {given} given", hint="give --edit-image FILE once"
-        )
-
-
-def read_references(options: InferOptions, family: Family) -> list[Image]:
-    """Return the pictures to edit, as they are, with their transparency for a model that reads it."""
-    found = []
-    for path in options.edit_image:
-        try:
-            found.append(LoadImage(convert_RGBA=family.decomposes)(path))
-        except DsctlError as error:
-            raise DsctlError(f"--edit-image: {error.problem}", hint="give --edit-image another picture") from error
-    return found
-
-
-def fill_in(options: InferOptions, resolved: ResolvedModel, references: Sequence[Image] = ()) -> Settings:
-    """Return the size, steps and guidance: those given, else the model's own.
-
-    Where no size is given, an edited picture has the aspect ratio of one of `references`, as the family has it.
-    """
-
-    def chosen(name: str) -> Any:
-        value = getattr(options, name)
-        return resolved.defaults[name] if value is None else value
-
-    height, width = chosen("height"), chosen("width")
-    if references and options.height is None:
-        width, height = resolved.edited_size(references, height * width)
-    layers = None
-    if resolved.family.decomposes:
-        layers = chosen("layers")
-        require_same_ratio(references[0].size, (width, height))
-    settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"), layers)
-    if settings.cfg_scale == 1:
-        GUIDANCE_OFF.refuse(options)
-    return settings
-
-
-def read_pictures(options: InferOptions, settings: Settings, factor: int) -> dict[str, Any]:
-    """Check the size, and return the input image and the mask, where given, fitted to it."""
-    fit = ImageCropAndResize(
-        height=settings.height, width=settings.width, height_division_factor=factor, width_division_factor=factor
-    )
-    found = {}
-    sizes = {}
-    for name, path in (("input_image", options.input_image), ("inpaint_mask", options.inpaint_mask)):
-        if path is None:
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        try:
-            picture = LoadImage()(path)
-            found[name], sizes[name] = fit(picture), picture.size
-        except DsctlError as error:
-            raise DsctlError(f"{flag}: {error.problem}", hint=f"give {flag} another picture") from error
-    if len(set(sizes.values())) > 1:
-        (width, height), (mask_width, mask_height) = sizes["input_image"], sizes["inpaint_mask"]
-        raise DsctlError(
-            f"--inpaint-mask is {mask_width}x{mask_height}, but --input-image is {width}x{height}",
-            hint="give a mask as large as the picture",
-        )
-    return found
 
 
 def placement(options: InferOptions) -> tuple[torch.device, torch.dtype]:
@@ -284,6 +206,7 @@ def load(options: InferOptions, resolved: ResolvedModel, device: torch.device, d
     from dsctl_core.lora import load_lora
 
     pipe = resolved.load_pipeline(torch_dtype=dtype, device=device)
+    pipe.solver = options.solver or pipe.solver
     for lora in options.lora:
         load_lora(pipe, lora.path, lora.scale)
     return pipe
@@ -300,29 +223,30 @@ def counted(progress: Progress, picture: str) -> Callable[[Iterable[Step]], Iter
     return bar
 
 
-def parameters(options: InferOptions, settings: Settings) -> dict[str, Any]:
-    """Return what all pictures of a run have in common, for their metadata."""
+def parameters(options: InferOptions, settings: Settings, solver: Solver) -> dict[str, Any]:
+    """Return what all pictures or clips of a run have in common, for their metadata."""
     weights, templates = options.weights, options.templates
     shared: dict[str, Any] = {
         "negative_prompt": options.negative_prompt,
         "num_inference_steps": settings.num_inference_steps,
+        "solver": solver,
         "cfg_scale": settings.cfg_scale,
         "height": settings.height,
         "width": settings.width,
+        **settings.of_kind,
         "model": weights.model or weights.model_paths or weights.model_id_with_origin_paths,
         "loras": [{"path": str(lora.path), "scale": lora.scale} for lora in options.lora],
     }
     if templates.template:
         shared["templates"] = [str(template) for template in templates.template]
         shared |= template_inputs(templates)
-    if options.input_image is not None:
+    starts = {name: getattr(options, name) for name in ("input_image", "end_image", "input_video")}
+    shared |= {name: str(path) for name, path in starts.items() if path is not None}
+    if options.input_video is not None or (options.input_image is not None and settings.num_frames is None):
         mask = None if options.inpaint_mask is None else str(options.inpaint_mask)
-        shared |= {"input_image": str(options.input_image), "inpaint_mask": mask}
-        shared |= {"denoising_strength": options.denoising_strength}
+        shared |= {"inpaint_mask": mask, "denoising_strength": options.denoising_strength}
     if options.edit_image:
         shared["edit_image"] = [str(path) for path in options.edit_image]
-    if settings.layers is not None:
-        shared["layers"] = settings.layers
     if options.embedded_guidance is not None:
         shared["embedded_guidance"] = options.embedded_guidance
     return {**shared, "dsctl_version": __version__}

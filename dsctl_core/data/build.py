@@ -66,6 +66,7 @@ def _build_one(
             time_division_remainder=remainder,
             fps=options.fps,
             short=options.short_clips,
+            extraction=options.clip_extraction,
             allow_outside=options.allow_outside,
             resize=resize,
         )

@@ -11,7 +11,7 @@ from dsctl_core.data.kinds import VIDEO_SUFFIXES
 from dsctl_core.data.operators import Operator, SequentialProcess, ToAbsolutePath
 from dsctl_core.data.routing import RouteByExtensionName, RouteByType, ToList
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
-from dsctl_core.data.video import LoadGIF, LoadVideo, ShortClips
+from dsctl_core.data.video import Extraction, LoadGIF, LoadVideo, ShortClips
 
 
 def default_image_operator(
@@ -54,6 +54,7 @@ def default_video_operator(
     time_division_remainder: int = 1,
     fps: float | None = None,
     short: ShortClips = "refuse",
+    extraction: Extraction = "head",
     allow_outside: bool = False,
     resize: Resize | None = None,
 ) -> RouteByType:
@@ -73,11 +74,20 @@ def default_video_operator(
         time_division_remainder: See `time_division_factor`.
         fps: Frames per second to sample; None: every frame.
         short: Whether a clip with too few frames is refused or shortened.
+        extraction: Whether the frames are from the beginning or spread over the whole clip.
         allow_outside: Whether file names may lead out of `base_path`.
         resize: Resizes frames instead of the five sizes above.
     """
     resize = resize or ImageCropAndResize(height, width, max_pixels, height_division_factor, width_division_factor)
-    frames: tuple[Any, ...] = (num_frames, time_division_factor, time_division_remainder, resize, fps, short)
+    frames: tuple[Any, ...] = (
+        num_frames,
+        time_division_factor,
+        time_division_remainder,
+        resize,
+        fps,
+        short,
+        extraction,
+    )
     by_suffix = RouteByExtensionName(
         (
             (("gif",), LoadGIF(*frames)),

@@ -133,6 +133,8 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
     converted = sum(facts.profile == "converted" for facts in validation.files.values())
     if converted:
         validation.notes = (*notes, f"{converted} files are converted from their colour profiles to sRGB")
+    if checks.frames is not None and any(facts.is_video for facts in validation.files.values()):
+        validation.notes = (*validation.notes, f"frames  {checks.frames.described()}")
     validation.problems += _captions_without_pictures(dataset)
     validation.problems += _warnings_of_files(validation, checks.resize)
     validation.problems += _same_files(dataset, files_by_row, validation)

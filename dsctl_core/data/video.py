@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image as PilImage
 
 ShortClips = Literal["refuse", "shorten"]
+Extraction = Literal["head", "uniform"]
 TOLERANCE = 1e-3  # seconds; containers round time stamps, some to milliseconds
 
 
@@ -28,8 +30,9 @@ class FrameRule:
 
     The number of frames is `time_division_factor` * n + `time_division_remainder`: `num_frames`, or for None as many as
     the clip has. With `fps` these are the frames on screen at 0, 1/fps, 2/fps, ... seconds, without it consecutive
-    frames. A clip with fewer frames than `num_frames` is refused, or used as far as it goes if `short` is "shorten".
-    Raises `UsageError` for a `num_frames` that is not such a number.
+    frames. With the `extraction` "uniform" they are instead the frames on screen at times that are spread evenly from
+    the first frame to the last. A clip with fewer frames than `num_frames` is refused, or used as far as it goes if
+    `short` is "shorten". Raises `UsageError` for a `num_frames` that is not such a number.
     """
 
     num_frames: int | None = 81
@@ -37,6 +40,7 @@ class FrameRule:
     time_division_remainder: int = 1
     fps: float | None = None
     short: ShortClips = "refuse"
+    extraction: Extraction = "head"
 
     def __post_init__(self) -> None:
         if self.num_frames is not None and self.rounded(self.num_frames) != self.num_frames:
@@ -76,7 +80,20 @@ class FrameRule:
                 hint="use a longer clip, or remove the row",
                 kind="video",
             )
-        return available[:count]
+        return available[:count] if self.extraction == "head" else _spread(times, count)
+
+    def described(self) -> str:
+        """Return which frames of a video are taken, for people."""
+        count = "all frames" if self.num_frames is None else f"{self.num_frames} frames"
+        if self.extraction == "uniform":
+            return f"{count}, spread evenly over each video"
+        return f"{count}{'' if self.fps is None else f' at {self.fps:g} a second'} from the beginning of each video"
+
+
+def _spread(times: Sequence[float], count: int) -> list[int]:
+    """Return the indices of the frames on screen at `count` times, spread evenly from the first frame to the last."""
+    step = (times[-1] - times[0]) / max(count - 1, 1)
+    return [bisect_right(times, times[0] + number * step + TOLERANCE) - 1 for number in range(count)]
 
 
 class FrameLoader(Operator):
@@ -89,6 +106,7 @@ class FrameLoader(Operator):
         frame_processor: Applied to each frame, such as a `Resize`.
         fps: Frames per second to sample; None: every frame.
         short: Whether a clip with too few frames is refused or shortened.
+        extraction: Whether the frames are from the beginning or spread over the whole clip.
     """
 
     def __init__(
@@ -99,8 +117,9 @@ class FrameLoader(Operator):
         frame_processor: Callable[[Any], Any] | None = None,
         fps: float | None = None,
         short: ShortClips = "refuse",
+        extraction: Extraction = "head",
     ) -> None:
-        self.rule = FrameRule(num_frames, time_division_factor, time_division_remainder, fps, short)
+        self.rule = FrameRule(num_frames, time_division_factor, time_division_remainder, fps, short, extraction)
         self.frame_processor = frame_processor
 
     def preview(self, value: str | Path) -> Any:
@@ -128,29 +147,15 @@ class LoadVideo(FrameLoader):
     """Load frames of a video (mp4, webm, mov, mkv, avi, gif, ...) as RGB images with the rotation applied."""
 
     def __call__(self, value: str | Path) -> list[Any]:
-        """Decode and return the frames."""
+        """Decode and return the frames. None that comes after the last of them is decoded."""
         path = Path(value)
         with _naming(path):
-            times, end, _ = self.survey(path)
-            return self._processed(_decode(path, self.rule.pick(times, end)))
+            return self._processed(_decode(path, self.rule.pick(*_times(path))))
 
     def survey(self, path: Path) -> tuple[list[float], float, tuple[int, int]]:
         """Read the time stamps of all packets, without decoding them, and decode the first frame."""
-        with _open_video(path) as (container, stream):
-            step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-            packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-            stamps = [None if p.pts is None else float(p.pts * p.time_base) for p in packets]
-            lengths = [float(p.duration * p.time_base) if p.duration else step for p in packets]
-            expected, length = stream.frames, _header_duration(container, stream)
-        known = [stamp for stamp in stamps if stamp is not None]
-        times = sorted(known) if len(known) == len(stamps) else [number * step for number in range(len(stamps))]
-        if not times:
-            raise _cut_off_error(path, 0, expected)
-        end = times[-1] + lengths[-1]
-        if len(times) < expected or (length is not None and end - times[0] < length - max(0.1, 2 * step)):
-            raise _cut_off_error(path, len(times), expected)
-        first = next(_decode(path, [0]))
-        return times, end, first.size
+        times, end = _times(path)
+        return times, end, next(_decode(path, [0])).size
 
 
 class LoadGIF(FrameLoader):
@@ -175,15 +180,49 @@ class LoadGIF(FrameLoader):
             return times, now, image.size
 
 
+def frame_loader(path: Path, rule: FrameRule, frame_processor: Callable[[Any], Any] | None) -> FrameLoader:
+    """Return the loader for the file `path`, chosen by its suffix; see FrameLoader for the other parameters."""
+    kind = LoadGIF if path.suffix.lower() == ".gif" else LoadVideo
+    count = (rule.num_frames, rule.time_division_factor, rule.time_division_remainder)
+    return kind(*count, frame_processor, rule.fps, rule.short, rule.extraction)
+
+
 def decode_all(path: Path) -> tuple[list[float], float, tuple[int, int]]:
     """Decode all frames of a video; return their times and the end of the last one (seconds), and (width, height)."""
-    times, end, size = LoadVideo(None).survey(path)
+    times, end = _times(path)
+    decoded, size = 0, (0, 0)
     with _open_video(path) as (container, stream):
         stream.thread_type = "AUTO"
-        decoded = sum(1 for _ in container.decode(stream))
+        for frame in container.decode(stream):
+            size = size if decoded else _upright(frame).size
+            decoded += 1
     if decoded < len(times):
         raise _cut_off_error(path, decoded, len(times))
     return times, end, size
+
+
+def _times(path: Path) -> tuple[list[float], float]:
+    """Return the times of all frames and the end of the last one, in seconds, from the packets of the file.
+
+    The packets are not kept, so that the memory does not depend on the bytes of the file.
+    """
+    with _open_video(path) as (container, stream):
+        step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
+        stamps: list[float | None] = []
+        last = step  # the length of the last packet
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                stamps.append(None if packet.pts is None else float(packet.pts * packet.time_base))
+                last = float(packet.duration * packet.time_base) if packet.duration else step
+        expected, length = stream.frames, _header_duration(container, stream)
+    known = [stamp for stamp in stamps if stamp is not None]
+    times = sorted(known) if len(known) == len(stamps) else [number * step for number in range(len(stamps))]
+    if not times:
+        raise _cut_off_error(path, 0, expected)
+    end = times[-1] + last
+    if len(times) < expected or (length is not None and end - times[0] < length - max(0.1, 2 * step)):
+        raise _cut_off_error(path, len(times), expected)
+    return times, end
 
 
 def _gif_frames(path: Path, wanted: list[int]) -> Iterator[PilImage.Image]:
@@ -239,7 +278,9 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise DataError(f"{path} has no video stream", hint="use another file, or remove the row", kind="video")
-            yield container, container.streams.video[0]
+            stream = container.streams.video[0]
+            _require_bounded(path, stream.codec_context.width, stream.codec_context.height)
+            yield container, stream
     except (av.FFmpegError, ValueError) as error:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty (0 bytes)", hint=COPY_AGAIN, kind="damaged file") from error
@@ -249,6 +290,18 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
             hint=COPY_AGAIN,
             kind="damaged file",
         ) from error
+
+
+def _require_bounded(path: Path, width: int, height: int) -> None:
+    """Raise `DataError` for frames of more pixels than pictures may have, before any of them is decoded."""
+    from PIL import Image
+
+    if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise DataError(
+            f"{path} has frames of {width}x{height}, more than {Image.MAX_IMAGE_PIXELS} pixels",
+            hint="scale the video down, or remove the row",
+            kind="size",
+        )
 
 
 def _require_gif_trailer(path: Path) -> None:

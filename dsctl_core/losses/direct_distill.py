@@ -58,7 +58,7 @@ def read_row(row: Mapping[str, Any]) -> Inputs:
     draws_levels=False,
 )
 def DirectDistillLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
-    """Denoise from the row's own noise as inference does, and compare where that leads with the row's picture.
+    """Denoise from the row's own noise as inference by Euler's steps does, and compare the result with the picture.
 
     Reads `noise` and `input_latents`, both (B, ...), and for the whole batch `num_inference_steps`, `cfg_scale`,
     `height` and `width`: the levels are those of inference at that size. The inputs of the negative prompt, where

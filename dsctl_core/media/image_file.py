@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.files.atomic import atomic_path
 from dsctl_core.files.json import decode_json
-from dsctl_core.files.ownership import Kind
 from dsctl_core.media.clip import Clip
 from dsctl_core.media.layers import Layers
 
@@ -43,11 +42,6 @@ def about_picture(path: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) and "dsctl_version" in about else {}
 
 
-# Both have the seed; only a sample of a run has the step that it was drawn after.
-DRAWN = Kind("a picture of `dsctl infer`", lambda path: bool(about := about_picture(path)) and "step" not in about)
-SAMPLE = Kind("a sample of `dsctl train`", lambda path: "step" in about_picture(path))
-
-
 def as_picture(made: Image | Clip | Layers) -> Image:
     """Return an image unchanged, and as one image the frames of a clip, or a composite and its layers, in a row."""
     if isinstance(made, Clip):
@@ -60,14 +54,11 @@ def layer_files(file: Path, count: int) -> list[Path]:
     return [file.with_name(f"{file.stem}-layer-{number}{file.suffix}") for number in range(1, count + 1)]
 
 
-def write_made(file: Path, made: Image | Layers, about: dict[str, Any]) -> list[Path]:
-    """Write an image to `file`, or a composite to it and its layers beside it, and return the files.
+def write_layers(file: Path, made: Layers, about: dict[str, Any]) -> list[Path]:
+    """Write the composite to `file` and the layers beside it, and return the files.
 
     `about` is the metadata; that of a layer also has its number, from 1 at the bottom.
     """
-    if not isinstance(made, Layers):
-        write_png(file, made, about)
-        return [file]
     files = layer_files(file, len(made.layers))
     for number, (path, layer) in enumerate(zip(files, made.layers, strict=True), 1):
         write_png(path, layer, {**about, "layer": number})

@@ -60,7 +60,7 @@ class LatentPipeline(BasePipeline):
         shared |= {"seed": for_each_prompt("seed", shared["seed"], prompt)} if "seed" in shared else {}
         tokens = self.tokens(shared["height"], shared["width"], shared.get("num_frames", 1))
         steps = self.default("num_inference_steps", num_inference_steps)
-        self.scheduler.set_timesteps(steps, denoising_strength, dynamic_shift_len=tokens)
+        self.scheduler.set_timesteps(steps, denoising_strength, dynamic_shift_len=tokens, solver=self.solver)
         posi: Inputs = {"prompt": prompt}
         nega: Inputs = {"negative_prompt": for_each_prompt("negative prompt", negative_prompt, prompt)}
         shared, posi, nega = self.run_units(shared, posi, nega)

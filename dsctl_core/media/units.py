@@ -174,7 +174,7 @@ class LatentsInitializer(PipelineUnit):
                 f"{len(input_latents)} input images for a batch of {len(noise)}",
                 hint="give one, or one for each prompt",
             )
-        first = pipe.scheduler.timesteps[0]
+        first = 1000 * pipe.scheduler.sigmas[0]
         return {"latents": pipe.scheduler.add_noise(input_latents.expand_as(noise), noise, first)}
 
 

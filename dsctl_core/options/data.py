@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, NumberNames, Options, Side
 from dsctl_core.options.datasets import SIZES, DatasetTable, DatasetTables, check_tables, read_tables
-from dsctl_core.options.effects import IN_TABLES, NO_MASKS, Idle
+from dsctl_core.options.effects import IN_TABLES, NO_MASKS, SPREAD, Idle
 
 
 class ReadingOptions(Options):
@@ -25,6 +25,7 @@ class ReadingOptions(Options):
         ("width", "bucket_resolutions"),
         ("max_pixels", "bucket_resolutions"),
     )
+    idle: ClassVar[tuple[Idle, ...]] = (SPREAD,)
 
     data_file_keys: Names = Field(
         ("image",), min_length=1, description="Columns that hold files to load, separated by commas."
@@ -51,6 +52,9 @@ class ReadingOptions(Options):
     )
     short_clips: Literal["refuse", "shorten"] = Field(
         "refuse", description="What to do with a video that has fewer frames than asked for."
+    )
+    clip_extraction: Literal["head", "uniform"] = Field(
+        "head", description="Which frames of a video to take: the first, or frames spread evenly over all of it."
     )
 
     @field_validator("column")

@@ -270,9 +270,35 @@ NO_TRACKER = Idle(
 
 # What a model takes
 PICTURES_ONLY = Idle(
-    ("num_frames", "fps", "short_clips"),
+    ("num_frames", "fps", "short_clips", "clip_extraction", "end_image", "input_video"),
     "on {title}, which generates images, not videos",
     "leave it out, or choose a model for videos",
+)
+SPREAD = Idle(
+    ("fps",),
+    "with --clip-extraction uniform, which spreads the frames over all of a video",
+    "leave out one of the two",
+    when=lambda options: options.clip_extraction == "uniform",
+)
+NO_FIRST_FRAME = Idle(
+    ("input_image",),
+    "on {model}, which takes no first frame",
+    "leave it out, choose an image to video model, or start from a clip: --input-video",
+)
+NO_LAST_FRAME = Idle(
+    ("end_image",),
+    "on {model}, which takes no last frame",
+    "leave it out, or choose a model of first and last frame",
+)
+_REPLACED = (
+    "at --denoising-strength 1, which replaces all of it",
+    "give a lower --denoising-strength, such as 0.6, or an --inpaint-mask",
+)
+PICTURE_REPLACED = Idle(("input_image",), *_REPLACED)
+CLIP_REPLACED = Idle(
+    ("input_video",),
+    *_REPLACED,
+    when=lambda options: options.denoising_strength == 1 and options.inpaint_mask is None,
 )
 EDITS_NOTHING = Idle(
     ("edit_image",),
@@ -296,8 +322,14 @@ GUIDANCE_OFF = Idle(
 NO_PICTURE = Idle(
     ("denoising_strength", "inpaint_mask"),
     "without --input-image",
-    "give --input-image FILE too",
-    when=lambda options: options.input_image is None,
+    "give --input-image FILE too, or --input-video FILE for a clip",
+    when=lambda options: options.input_image is None and options.input_video is None,
+)
+STILL = Idle(("fps",), "on a single frame that is written as PNG", "leave it out, or give --num-frames 5 or more")
+NO_CLIP = Idle(
+    ("denoising_strength", "inpaint_mask"),
+    "on {title} without --input-video",
+    "give --input-video FILE too",
 )
 
 # Looking at things, and hubs
@@ -310,7 +342,7 @@ SEVERAL_DATASETS = Idle(
 OF_A_DATASET = Idle(
     (
         *("data_file_keys", "column", "allow_outside", "height", "width", "max_pixels", "bucket_resolutions"),
-        *("num_frames", "fps", "short_clips", "metadata", "workers"),
+        *("num_frames", "fps", "short_clips", "clip_extraction", "metadata", "workers"),
     ),
     "on {path}, which is a cache",
     "leave it out, or give the dataset",

@@ -6,12 +6,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Alternative, ComposedOptions, Device, Seed, Side, Text
+from dsctl_core.options.base import Alternative, ComposedOptions, Count, Device, Seed, Side, Solver, Text
 from dsctl_core.options.data import check_whole_size
-from dsctl_core.options.effects import NO_PICTURE, Idle
+from dsctl_core.options.effects import CLIP_REPLACED, NO_PICTURE, Idle
 from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.template import TemplateUseOptions
+
+SUFFIXES = (".png", ".mp4", ".gif", ".webp")
 
 
 def no_prompt() -> UsageError:
@@ -22,9 +24,9 @@ def no_prompt() -> UsageError:
 class InferOptions(ComposedOptions):
     """Options of `dsctl infer`."""
 
-    panel: ClassVar[str] = "Picture"
+    panel: ClassVar[str] = "Picture or clip"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("prompt", "prompts_file"),)
-    idle: ClassVar[tuple[Idle, ...]] = (NO_PICTURE,)
+    idle: ClassVar[tuple[Idle, ...]] = (NO_PICTURE, CLIP_REPLACED)
 
     weights: ModelOptions
     templates: TemplateUseOptions
@@ -37,24 +39,45 @@ class InferOptions(ComposedOptions):
     lora: LoraFiles = Field(
         (), description="LoRA to apply, FILE or FILE:SCALE, in any format. Can be given several times."
     )
-    height: Side | None = Field(None, description="Height in pixels. Left out, with --width: the model's own size.")
+    height: Side | None = Field(
+        None,
+        description="Height in pixels. Left out, with --width: the model's own size, and for a clip from a picture or "
+        "another clip its shape.",
+    )
     width: Side | None = Field(None, description="Width in pixels.")
+    num_frames: Count | None = Field(
+        None,
+        description="Frames of a clip. Left out: the model's own number, or those of a shorter --input-video.",
+    )
+    fps: Annotated[float, Field(ge=1, le=240)] | None = Field(
+        None, description="Frames a second of a clip, and of --input-video. Left out: the model's own."
+    )
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Denoising steps. Left out: the model's own number."
+    )
+    solver: Solver | None = Field(
+        None,
+        description="How the denoising steps follow the model. Left out: the one that the model is published with.",
     )
     cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="How strongly to follow the prompt; 1 is no guidance. Left out: the model's own."
     )
-    seed: Seed = Field(0, description="Seed of the first picture; each further one has the next seed.")
-    num_images: Annotated[int, Field(ge=1, le=10000)] = Field(1, description="Pictures for each prompt.")
+    seed: Seed = Field(0, description="Seed of the first picture or clip; each further one has the next seed.")
+    num_images: Annotated[int, Field(ge=1, le=10000)] = Field(1, description="Pictures or clips for each prompt.")
     input_image: Path | None = Field(
-        None, description="Picture to start from, scaled to cover the size and cut off evenly."
+        None,
+        description="Picture to start from, or first frame of the clip, scaled to cover the size and cut off evenly.",
+    )
+    end_image: Path | None = Field(None, description="Last frame of the clip, scaled like --input-image.")
+    input_video: Path | None = Field(
+        None, description="Clip to start from: its frames at --fps, scaled like --input-image."
     )
     denoising_strength: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="How much of --input-image to replace: near 0 keeps it, 1 replaces all."
+        1.0, description="How much of --input-image or --input-video to replace: near 0 keeps it, 1 replaces all."
     )
     inpaint_mask: Path | None = Field(
-        None, description="Picture as large as --input-image: white is painted anew, black is kept."
+        None,
+        description="Picture as large as --input-image or --input-video: white is painted anew, black is kept.",
     )
     edit_image: tuple[Path, ...] = Field(
         (), description="Picture to edit, or one of several to combine, as --prompt says. Can be given several times."
@@ -66,11 +89,12 @@ class InferOptions(ComposedOptions):
     embedded_guidance: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="Guidance that goes to the network, where it takes one. Left out: the model's own."
     )
-    output: Path = Field(
-        Path("output.png"),
-        description="PNG to write. Several pictures: FILE-001.png, FILE-002.png, ...; layers: FILE-layer-1.png, ...",
+    output: Path | None = Field(
+        None,
+        description="File to write: .png, or .mp4, .gif or .webp for a clip. Several: FILE-001.png, FILE-002.png, ...; "
+        "layers: FILE-layer-1.png, ... Left out: output.png or output.mp4.",
     )
-    grid: bool = Field(False, description="Write all pictures as one to --output, and each of them beside it.")
+    grid: bool = Field(False, description="Write all pictures or clips as one to --output, and each of them beside it.")
     tiled: bool = Field(False, description="Encode and decode in tiles, to save memory.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Precision of the model. Left out: bfloat16 on a GPU that has it, else float32."
@@ -79,9 +103,12 @@ class InferOptions(ComposedOptions):
 
     @field_validator("output")
     @classmethod
-    def _a_png(cls, output: Path) -> Path:
-        if output.suffix.lower() != ".png":
-            raise UsageError(f"--output is {str(output)!r}, which is no PNG", hint="give it a name that ends in .png")
+    def _some_format(cls, output: Path | None) -> Path | None:
+        if output is not None and output.suffix.lower() not in SUFFIXES:
+            raise UsageError(
+                f"--output is {str(output)!r}, which is no PNG and no clip",
+                hint="give it a name that ends in .png, or in .mp4, .gif or .webp for a clip",
+            )
         return output
 
     @field_validator("prompt")
@@ -93,18 +120,7 @@ class InferOptions(ComposedOptions):
 
     def check(self) -> None:
         """Raise a UsageError for options that do not go together."""
-        self._some_prompt_at_all()
-        self._nothing_without_effect()
-
-    def _some_prompt_at_all(self) -> None:
         # A model that decomposes a picture can do so without a prompt; other models are not known yet.
         if self.prompt is None and self.prompts_file is None and not self.edit_image:
             raise no_prompt()
-
-    def _nothing_without_effect(self) -> None:
         check_whole_size(self.height, self.width)
-        if self.input_image is not None and self.inpaint_mask is None and self.denoising_strength == 1:
-            raise UsageError(
-                "--input-image has no effect at --denoising-strength 1, which replaces all of it",
-                hint="give a lower --denoising-strength, such as 0.6, or an --inpaint-mask",
-            )

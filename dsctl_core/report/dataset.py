@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data.inspection import thumbnail
+from dsctl_core.data.kinds import is_video
 from dsctl_core.data.summary import captions_table
 from dsctl_core.data.validation import Problem, Validation
 from dsctl_core.readable import readable_bytes
+from dsctl_core.report.clips import clip_url
 from dsctl_core.report.html import data_url, render
 
 if TYPE_CHECKING:
     from pandas import Series
 
 MOST_PROBLEMS, MOST_PICTURES, BARS = 2000, 48, 24
+SIDE = 160  # of a clip, in pixels
 
 
 def report_page(found: Validation, summary: Mapping[str, Any], title: str, videos: bool) -> str:
@@ -63,13 +66,20 @@ def _problem(problem: Problem, videos: bool, *, with_picture: bool) -> dict[str,
 def _pictures(paths: list[Path], found: Validation, videos: bool) -> list[dict[str, str]]:
     figures = []
     for path in paths:
-        data = thumbnail(path, videos)
-        if data is not None:
+        source = _shown(path, videos)
+        if source is not None:
             prompts = found.samples[found.rows_of[path][0]].prompts
             caption = prompts[0][:200] if prompts else ""
-            source = data_url(data, "image/jpeg")
             figures.append({"alt": "", "source": source, "name": path.name, "path": str(path), "caption": caption})
     return figures
+
+
+def _shown(path: Path, videos: bool) -> str | None:
+    """Return a data: URL of a small picture or clip; None if the file cannot be decoded."""
+    if videos and (is_video(path) or path.suffix.lower() == ".gif"):
+        return clip_url(path, SIDE)
+    data = thumbnail(path, videos)
+    return None if data is None else data_url(data, "image/jpeg")
 
 
 def _counted(count: int, what: str) -> str:

@@ -14,11 +14,11 @@ from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.json import checked, read_json, read_line
+from dsctl_core.media.made_file import SAMPLE_NAME
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-SAMPLE = re.compile(r"step-(\d+)-(\d+)\.png")
 CHECKPOINT = re.compile(r"step-(\d+)(\..+)?\.(safetensors|peft)")
 VALIDATION_LOSS = "validation_loss"  # of a line of metrics.jsonl that has nothing else but its step
 OF_DATASET = "loss."  # begins the name of the loss of one of several datasets
@@ -196,7 +196,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _samples(folder: Path) -> dict[int, dict[int, Path]]:
     found: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = SAMPLE.fullmatch(path.name)
+        match = SAMPLE_NAME.fullmatch(path.name)
         if match:
             found.setdefault(int(match[2]), {})[int(match[1])] = path
     return {number: dict(sorted(found[number].items())) for number in sorted(found)}

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.files.json import read_line
+from dsctl_core.media.made_file import CLIP_SUFFIXES, about_made
+from dsctl_core.report.clips import sample_url
 from dsctl_core.report.html import image_url
 
 MOST_STEPS, MOST_PROMPTS = 10, 12  # maximum numbers of columns and rows
@@ -16,7 +18,7 @@ SIDE = 224  # side of an image, in pixels
 
 @dataclass(frozen=True)
 class Cell:
-    """An image of the grid: its data: URL, and its alternative text."""
+    """An image or clip of the grid: its data: URL, and its alternative text."""
 
     source: str
     alt: str
@@ -61,9 +63,9 @@ def _row(number: int, pictures: Mapping[int, Path], steps: Sequence[int]) -> Row
     metadata: dict[str, Any] = {}
     cells: list[Cell | None] = []
     for step in steps:
-        image, own = _read(pictures.get(step))
+        source, own = _read(pictures.get(step))
         metadata = own or metadata
-        cells.append(None if image is None else Cell(image_url(image, SIDE), f"sample {number}, step {step}"))
+        cells.append(None if source is None else Cell(source, f"sample {number}, step {step}"))
     settings = [f"seed {metadata['seed']}"] if "seed" in metadata else []
     settings += [f"{metadata['width']}x{metadata['height']}"] if {"width", "height"} <= metadata.keys() else []
     guidance = metadata.get("cfg_scale")
@@ -73,15 +75,21 @@ def _row(number: int, pictures: Mapping[int, Path], steps: Sequence[int]) -> Row
     return Row(str(metadata.get("prompt", number)), ", ".join(settings), cells)
 
 
-def _read(path: Path | None) -> tuple[Any, dict[str, Any]]:
-    """Return an image and its metadata; (None, {}) if the file is missing or damaged."""
+def _read(path: Path | None) -> tuple[str | None, dict[str, Any]]:
+    """Return a data: URL of an image or clip, and its metadata; (None, {}) if the file is missing or damaged."""
     from PIL import Image
 
     if path is None:
         return None, {}
+    if path.suffix in CLIP_SUFFIXES:
+        about = about_made(path)
+        fps = about.get("fps")
+        if isinstance(fps, int | float) and 1 <= fps <= 1000:
+            return sample_url(path, fps, SIDE), about
+        return None, {}
     try:
         with Image.open(path) as opened:
             opened.load()
-            return opened.copy(), read_line(opened.info.get("parameters", "{}")) or {}
+            return image_url(opened, SIDE), read_line(opened.info.get("parameters", "{}")) or {}
     except (OSError, ValueError, SyntaxError):
         return None, {}

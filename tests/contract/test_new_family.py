@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from dsctl_core.commands.download import _of_preset
 from dsctl_core.commands.infer import infer
 from dsctl_core.control import ControlUse, HookControl, control_network
+from dsctl_core.data import LoadVideo
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families, find_preset
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.family import Denoiser
+from dsctl_core.media.made_file import about_made
 from dsctl_core.options import InferOptions
 from dsctl_core.options.hub import DownloadOptions
 from dsctl_core.placement import Placement
@@ -200,9 +202,13 @@ def test_clips_have_4n_plus_1_frames_and_a_batch_is_its_samples(dawn: Any) -> No
         assert np.abs(frames(made) - frames(dawn(prompt, seed=seed))).max() <= 1
 
 
-def test_the_command_that_writes_pictures_refuses_a_family_of_clips(dawn_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="this command writes pictures, and Dawn makes clips"):
+def test_the_command_writes_clips_of_a_new_family_and_no_pictures(dawn_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="which holds no clip, and Dawn makes clips"):
         infer(InferOptions(model=str(dawn_folder), prompt="a", output=tmp_path / "a.png"))
+    path = tmp_path / "a.mp4"
+    infer(InferOptions(model=str(dawn_folder), prompt="a", output=path, num_inference_steps=1, device="cpu"))
+    assert [frame.size for frame in LoadVideo(5)(path)] == [(32, 32)] * 5
+    assert about_made(path).items() >= {"num_frames": 5, "fps": 8, "prompt": "a"}.items()
 
 
 def test_an_inpaint_mask_keeps_frames_and_places(dawn: Any) -> None:

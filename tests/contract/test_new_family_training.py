@@ -22,12 +22,13 @@ from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.lora import convert
 from dsctl_core.commands.merge_lora import merge
 from dsctl_core.commands.train import dry_run, train
+from dsctl_core.data import LoadVideo
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import read_safetensors, safetensors_header
 from dsctl_core.lora.files import read_lora
 from dsctl_core.lora.layers import fuse_lora, load_lora, tuner_layers
 from dsctl_core.losses.timesteps import Objective
-from dsctl_core.media.image_file import GRID_GAP, as_picture
+from dsctl_core.media.made_file import about_made, write_made
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.options.lora_tools import LoraConvertOptions, MergeLoraOptions
 from dsctl_core.placement import Placement
@@ -352,16 +353,14 @@ def test_samples_of_a_run_are_drawn_with_the_denoiser_that_is_not_trained_too(
     settings = {"sample_every": 2, "sample_prompt": ("a fox",), "lora_base_model": "dit_2", "max_steps": 2}
     trained(dawn_folder, data, tmp_path / "out", **settings, cache=cache)
     assert used == [("dit", False), ("dit_2", True)] * 2, "before the first step, and after the second"
-    made = [sample(tmp_path / "out" / "samples" / f"step-{step}-1.png") for step in (0, 2)]
-    assert [pixels.shape for pixels, _ in made] == [(32, 5 * 32 + 4 * GRID_GAP, 3)] * 2
-    expected = load_dawn(dawn_folder)("a fox", seed=made[0][1])
-    assert np.array_equal(made[0][0], np.array(as_picture(expected)))
-
-
-def sample(file: Path) -> tuple[np.ndarray, int]:
-    """Return the pixels of a sample, and the seed that it says it was drawn with."""
-    with Image.open(file) as picture:
-        return np.array(picture), int(json.loads(picture.text["parameters"])["seed"])  # type: ignore[attr-defined]
+    files = [tmp_path / "out" / "samples" / f"step-{step}-1.mp4" for step in (0, 2)]
+    made = [np.stack(LoadVideo(5)(file)) for file in files]
+    about = about_made(files[0])
+    assert about.items() >= {"prompt": "a fox", "step": 0, "num_frames": 5, "fps": 8}.items()
+    expected = tmp_path / "expected.mp4"
+    write_made(expected, load_dawn(dawn_folder)("a fox", seed=about["seed"]), {})
+    assert [pixels.shape for pixels in made] == [(5, 32, 32, 3)] * 2
+    assert np.array_equal(made[0], np.stack(LoadVideo(5)(expected)))
 
 
 def test_validation_and_levels_outside_of_the_range(dawn_folder: Path, data: Path, tmp_path: Path) -> None:

@@ -96,6 +96,11 @@ BAD_DATA: dict[str, list[Bad]] = {
         ("stretch", 2, "--short-clips is 'stretch', which is unknown", "refuse, shorten"),
         ("shorten", 2, "--short-clips has no effect", "model for videos"),
     ],
+    "clip_extraction": [
+        ("tail", 2, "--clip-extraction is 'tail', which is unknown", "head, uniform"),
+        ("uniform", 2, "--clip-extraction has no effect", "model for videos"),
+        ("uniform", 2, "--fps has no effect with --clip-extraction uniform", "one of the two", {"fps": "8"}),
+    ],
     "caption_prefix": [],  # any text will do
     "caption_suffix": [],
     "on_bad_sample": [("ignore", 2, "--on-bad-sample is 'ignore', which is unknown", "stop, skip")],
@@ -214,6 +219,18 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("cut.png", 1, "--input-image: cut.png", "another picture", {"denoising_strength": "0.5"}),
             ("data/a.png", 2, "--input-image has no effect", "--denoising-strength"),
         ],
+        "solver": [("heun", 2, "--solver is 'heun', which is unknown", "euler, unipc")],
+        "end_image": [("nowhere.png", 2, "--end-image has no effect on Qwen-Image", "model for videos")],
+        "input_video": [
+            (
+                "a.mp4",
+                2,
+                "--input-video has no effect on Qwen-Image",
+                "model for videos",
+                {"denoising_strength": "0.5"},
+            ),
+            ("a.mp4", 2, "--input-video has no effect at --denoising-strength 1", "a lower"),
+        ],
         "inpaint_mask": [
             ("nowhere.png", 1, "--inpaint-mask: nowhere.png", "another picture", FROM_PICTURE),
             ("small.png", 1, "--inpaint-mask is 16x16, but --input-image is 32x32", "as large as", FROM_PICTURE),
@@ -222,6 +239,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         "edit_image": [("nowhere.png", 2, "--edit-image has no effect on Qwen-Image", "--input-image")],
         "output": [
             ("a.jpg", 2, "--output is 'a.jpg', which is no PNG", ".png"),
+            ("a.mp4", 2, "--output is 'a.mp4', a clip, and Qwen-Image makes pictures", ".png"),
             ("file.txt/a.png", 1, "file.txt is a file, so file.txt/a.png cannot be in it", "another --output"),
             ("/proc/nowhere/a.png", 1, "/proc/nowhere could not be written", "can write to"),
         ],
@@ -289,7 +307,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 97), ("cache", 55), ("infer", 45)])
+@pytest.mark.parametrize(("command", "count"), [("train", 98), ("cache", 56), ("infer", 52)])
 def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, bad: Bad) -> None:
         value, code, problem, remedy, *further = bad

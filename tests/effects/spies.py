@@ -102,7 +102,7 @@ def _first_step(dataset: Any, module: Any, settings: dict[str, Any]) -> tuple[An
 
 def _pictures(patch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:
     kind = pipeline_class(load_family("qwen-image"))
-    draw, write = kind.__call__, _real("dsctl_core.commands.infer", "write_png")
+    draw, write = kind.__call__, _real("dsctl_core.commands.infer", "write_made")
 
     def call(pipe: Any, *args: Any, progress_bar_cmd: Any = None, **inputs: Any) -> Any:
         note("drawing", pipe.torch_dtype, pipe.readers, args, inputs)
@@ -113,7 +113,7 @@ def _pictures(patch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:
         write(path, picture, about)
 
     patch.setattr(kind, "__call__", call)
-    patch.setattr("dsctl_core.commands.infer.write_png", keep)
+    patch.setattr("dsctl_core.commands.infer.write_made", keep)
 
 
 def _real(module: str, name: str) -> Any:

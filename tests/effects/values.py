@@ -194,6 +194,9 @@ INFER = Command(
         "input_image": Try("data/0.png", also={"denoising_strength": "0.5"}),
         "denoising_strength": Try("0.5", {"input_image": "data/0.png", "denoising_strength": "0.9"}),
         "inpaint_mask": Try("mask.png", {"input_image": "data/0.png", "denoising_strength": "0.5"}),
+        "solver": "unipc",
+        "end_image": "data/0.png",
+        "input_video": Try("clips/a.gif", also={"denoising_strength": "0.5"}),
         "edit_image": "data/0.png",
         "output": "elsewhere.png",
         "dtype": "bfloat16",
@@ -213,6 +216,7 @@ VALIDATE = Command(
         "strict": Try(True, {"path": "twice"}),
         "fps": Try("500", {"path": "clips"}),
         "short_clips": Try("shorten", {"path": "clips", "num_frames": "9"}),
+        "clip_extraction": Try("uniform", {"path": "clips"}),
     },
     {"workers": "how many processes decode; what they find is the same"},
 )

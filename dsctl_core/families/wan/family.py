@@ -14,6 +14,7 @@ from dsctl_core.family import (
     Denoiser,
     DiffSynthTable,
     Family,
+    FrameInputs,
     Preset,
     PromptLimit,
     PublishedConfig,
@@ -24,6 +25,11 @@ from dsctl_core.family import (
 # Kinds of models: from text; from text and a first frame; from text, first and last frame; from text and, if one is
 # given, a first frame.
 T2V, I2V, FLF2V, TI2V = "t2v", "i2v", "flf2v", "ti2v"
+KIND_FRAMES = {
+    I2V: FrameInputs(("input_image",), ("end_image",)),
+    FLF2V: FrameInputs(("input_image", "end_image")),
+    TI2V: FrameInputs(optional=("input_image",)),
+}
 
 TRANSFORMER = "WanTransformer3DModel"
 DIT = Component(
@@ -203,8 +209,11 @@ TI2V_DEFAULTS = _defaults(704, 1280, 50, 5.0, frames=121, fps=24)
 
 
 def _schedule(shift: float) -> Schedule:
-    """Return the schedule with the constant `shift` for sampling; all sizes are trained at 5, as in DiffSynth."""
-    return replace(Schedule.constant(shift), training_mu=math.log(5))
+    """Return the schedule with the constant `shift` for sampling; all sizes are trained at 5, as in DiffSynth.
+
+    Every scheduler_config.json of the published models names a UniPCMultistepScheduler.
+    """
+    return replace(Schedule.constant(shift), training_mu=math.log(5), solver="unipc")
 
 
 def config_kind(config: Mapping[str, Any]) -> str:
@@ -349,6 +358,7 @@ FAMILY = Family(
     division_factor=16,  # 8 from the VAE times 2 from the patches
     kind_division_factors={TI2V: 32},
     config_kind=config_kind,
+    kind_frames=KIND_FRAMES,
     time_division=(4, 1),
     schedule=_schedule(5.0),
     defaults=T2V_DEFAULTS,

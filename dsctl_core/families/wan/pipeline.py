@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.wan import units
-from dsctl_core.families.wan.family import FAMILY, FLF2V, I2V, T2V, TI2V, TI2V_DEFAULTS
+from dsctl_core.families.wan.family import FAMILY, T2V, TI2V, TI2V_DEFAULTS
 from dsctl_core.families.wan.latents import SPACE, SPACE_2_2, TILE_SIZE, TILE_STRIDE
 from dsctl_core.media import Clip, VideoPipeline
 from dsctl_core.media import units as shared_units
@@ -21,8 +21,6 @@ from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
 from dsctl_core.pipeline import CfgScale, ProgressBar, no_progress_bar
 from dsctl_core.units import Inputs
-
-NEEDED = {I2V: ("input_image",), FLF2V: ("input_image", "end_image")}  # extra inputs that a kind cannot do without
 
 
 class WanPipeline(VideoPipeline):
@@ -133,7 +131,8 @@ class WanPipeline(VideoPipeline):
 
     def row_inputs(self, rows: Sequence[Inputs], extra_inputs: Sequence[str] = ()) -> tuple[Inputs, Inputs, Inputs]:
         """Return (shared, posi, nega) from dataset rows, with the given frames that the model needs."""
-        return super().row_inputs(rows, tuple(dict.fromkeys((*NEEDED.get(self.kind, ()), *extra_inputs))))
+        needed = self.family.frame_inputs(self.parts).needed
+        return super().row_inputs(rows, tuple(dict.fromkeys((*needed, *extra_inputs))))
 
     @classmethod
     def inputs_from_rows(

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.families.wan.family import FLF2V, I2V, TEXT_TOKENS, TI2V
+from dsctl_core.families.wan.family import FLF2V, I2V, KIND_FRAMES, TEXT_TOKENS, TI2V
 from dsctl_core.families.wan.text import cleaned
+from dsctl_core.family import FrameInputs
 from dsctl_core.media.prompts import pad_embeddings
 from dsctl_core.media.units import check_picture
 from dsctl_core.units import Inputs, PipelineUnit
@@ -196,12 +197,12 @@ class ImageEmbedder(PipelineUnit):
 
 def check_frames(kind: str, num_frames: int, input_image: Pictures, end_image: Pictures) -> None:
     """Raise UsageError for frames that the kind of model does not take, and for missing ones that it needs."""
-    takes = {I2V: (True, True), FLF2V: (True, True), TI2V: (True, False)}.get(kind, (False, False))
-    for name, value, taken in zip(("input_image", "end_image"), (input_image, end_image), takes, strict=True):
-        if value is not None and not taken:
+    taken, given = KIND_FRAMES.get(kind, FrameInputs()), {"input_image": input_image, "end_image": end_image}
+    for name, value in given.items():
+        if value is not None and not taken.takes(name):
             raise UsageError(f"this model takes no {name}", hint="leave it out, or use an image to video model")
-    needed = {I2V: {"input_image": input_image}, FLF2V: {"input_image": input_image, "end_image": end_image}}
-    for name, value in needed.get(kind, {}).items():
+    for name in taken.needed:
+        value = given[name]
         if value is None or (isinstance(value, Sequence) and None in value):
             raise UsageError(f"this model needs an {name}", hint="give it, or use a text to video model")
         if num_frames == 1:

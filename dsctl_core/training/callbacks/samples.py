@@ -1,4 +1,4 @@
-"""Draw sample pictures during a run, with the current weights and always the same prompts and seeds."""
+"""Draw sample pictures and clips during a run, with the current weights and always the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.files.atomic import prepare_folder
-from dsctl_core.media.image_file import as_picture, write_png
+from dsctl_core.media.clip import Clip
+from dsctl_core.media.made_file import sample_suffix, write_made
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.eval_mode import eval_mode, in_lockstep
 from dsctl_core.training.output.folder import SAMPLES_FOLDER
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 class Samples(TrainingHook):
     """Draws `prompts` before the first step, every `every` steps, and after the last.
 
-    They are written to `samples/step-N-I.png`, with prompt and settings in the metadata; the frames of a clip stand in
-    a row. With several processes each draws its share, and the main process writes.
+    They are written to `samples/step-N-I.png`, clips to `.mp4` (`.webp` without PyAV), with prompt and settings in the
+    metadata. With several processes each draws its share, and the main process writes.
     """
 
     def __init__(
@@ -59,23 +60,27 @@ class Samples(TrainingHook):
         own = range(len(self.prompts)) if together else range(process, len(self.prompts), processes)
         pipe = run.model.pipe
         with eval_mode(run):
-            pictures = [
-                (number, as_picture(self.sample_pipeline.draw(pipe, self.prompts[number], run.accelerator.autocast)))
+            drawn = [
+                (number, self.sample_pipeline.draw(pipe, self.prompts[number], run.accelerator.autocast))
                 for number in own
             ]
         if processes > 1 and not together:
-            pictures = sorted(gather_object(pictures), key=lambda pair: pair[0])
+            drawn = sorted(gather_object(drawn), key=lambda pair: pair[0])
         if run.accelerator.is_main_process:
-            self._write(run, [picture for _, picture in pictures])
-        run.progress.note(f"Step {run.step}: {_counted(len(pictures))} in {self._folder(run)}")
+            self._write(run, [made for _, made in drawn])
+        run.progress.note(f"Step {run.step}: {_counted(len(drawn))} in {self._folder(run)}")
 
-    def _write(self, run: TrainingRun, pictures: list[Image]) -> None:
+    def _write(self, run: TrainingRun, samples: list[Image | Clip]) -> None:
         folder = self._folder(run)
         prepare_folder(folder)
-        for number, (prompt, picture) in enumerate(zip(self.prompts, pictures, strict=True), 1):
+        files = []
+        for number, (prompt, made) in enumerate(zip(self.prompts, samples, strict=True), 1):
             about = {**prompt.about(), "step": run.step, "dsctl_version": __version__}
-            write_png(folder / f"step-{run.step}-{number}.png", picture, about)
-        self.trackers.log_pictures(pictures, run.step)
+            if isinstance(made, Clip):
+                about["fps"] = made.fps
+            files.append(folder / f"step-{run.step}-{number}{sample_suffix(made)}")
+            write_made(files[-1], made, about)
+        self.trackers.log_samples(samples, files, run.step)
 
     @staticmethod
     def _folder(run: TrainingRun) -> Path:

@@ -1,4 +1,4 @@
-"""Log metrics and pictures to experiment trackers, through accelerate."""
+"""Log metrics and samples to experiment trackers, through accelerate."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from dsctl_core.files.json import read_json_as
 from dsctl_core.options.callbacks import TRACKERS
 from dsctl_core.report.runs import VALIDATION_LOSS, loss_of
 from dsctl_core.training.callbacks.base import TrainingHook
+from dsctl_core.training.callbacks.tracked_samples import log_samples
 from dsctl_core.training.output.folder import CSV_FILE, TRACKERS_FILE
 from dsctl_core.training.output.logger import StepRecord
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dsctl_core.media.clip import Clip
     from dsctl_core.training.callbacks.base import TrainingRun
 
 logger = logging.getLogger(__name__)
@@ -191,9 +193,12 @@ class Trackers(TrainingHook):
         """Log `values` at `step`."""
         self._each(lambda tracker: tracker.log(dict(values), step=step))
 
-    def log_pictures(self, pictures: Sequence[Image], step: int) -> None:
-        """Log the samples of a step to the trackers that support pictures."""
-        self._each(lambda tracker: _log_pictures(tracker, pictures, step))
+    def log_samples(self, samples: Sequence[Image | Clip], files: Sequence[Path], step: int) -> None:
+        """Log the samples of a step, and their files, to the trackers that support pictures.
+
+        Clips are logged as such where the tracker takes them, else as a picture with the frames in a row.
+        """
+        self._each(lambda tracker: log_samples(tracker, samples, files, step))
 
     def _each(self, tell: Callable[[GeneralTracker], None]) -> None:
         for tracker in list(self.running):
@@ -230,17 +235,3 @@ def flat(config: Mapping[str, Any]) -> dict[str, bool | str | float | int]:
         for name, value in config.items()
         if value is not None
     }
-
-
-def _log_pictures(tracker: Any, pictures: Sequence[Image], step: int) -> None:
-    import numpy as np
-
-    named = {f"sample {number}": picture for number, picture in enumerate(pictures, 1)}
-    if tracker.name == "tensorboard":
-        arrays = {name: np.asarray(picture)[None] for name, picture in named.items()}
-        tracker.log_images(arrays, step=step, dataformats="NHWC")
-        tracker.tracker.flush()
-    elif tracker.name in ("wandb", "swanlab"):
-        tracker.log_images({name: [picture] for name, picture in named.items()}, step=step)
-    elif tracker.name in ("aim", "clearml"):
-        tracker.log_images(named, step=step)

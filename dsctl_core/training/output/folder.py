@@ -13,13 +13,12 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder
 from dsctl_core.files.json import read_json, read_line
 from dsctl_core.files.ownership import require_folder
-from dsctl_core.media.image_file import about_picture
+from dsctl_core.media.made_file import CLIP_SUFFIXES, PICTURE_SUFFIX, SAMPLE, SAMPLE_NAME
 from dsctl_core.training.state.folder import STATE_FOLDER, clear_leftovers, locked, state_folders
 
 RUN_FILE, METRICS_FILE, TRACKERS_FILE = "run.json", "metrics.jsonl", "trackers.json"
 CSV_FILE, SAMPLES_FOLDER = "metrics.csv", "samples"
 CHECKPOINT = re.compile(r"step-\d+(\..+)?\.(safetensors|peft)")
-SAMPLE_NAME = re.compile(r"step-\d+-\d+\.png")
 
 
 def refuse_used(folder: Path) -> None:
@@ -85,8 +84,8 @@ def _is_left_by_a_run(path: Path) -> bool:
     """Return whether a run of dsctl wrote the file `path`, which its content must show."""
     if path.is_symlink() or not path.is_file():
         return False
-    if path.suffix == ".png":
-        return "step" in about_picture(path)
+    if path.suffix in (PICTURE_SUFFIX, *CLIP_SUFFIXES):
+        return SAMPLE.proves(path)
     try:
         return PROOFS[path.name](path)
     except (DsctlError, OSError, ValueError, KeyError):

@@ -19,7 +19,7 @@ from dsctl_core.training.model.open import findable
 from dsctl_core.training.model.weight_edits import WeightEdits, identify
 
 SIZES = ("height", "width", "max_pixels", "bucket_resolutions")
-CLIPS = ("num_frames", "fps", "short_clips")  # of models for videos
+CLIPS = ("num_frames", "fps", "short_clips", "clip_extraction")  # of models for videos
 SWITCHES = ("allow_outside", "mask_from_alpha")
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 NAMING = ("model", "model_paths", "model_id_with_origin_paths", "tokenizer_path")
@@ -60,10 +60,10 @@ class CacheCheck:
             raise self._mismatch("task", recipe.task, task)
         for name in (*SIZES, *CLIPS):
             new = self._size(name)
-            if data.given(name) and new != recipe.processing[name]:
+            old = recipe.processing.get(name, "head" if name == "clip_extraction" else None)
+            if data.given(name) and new != old:
                 own = "pictures of their own size" if name in SIZES else "the model's own"
-                old = own if recipe.processing[name] is None else recipe.processing[name]
-                raise self._mismatch(name, old, new)
+                raise self._mismatch(name, own if old is None else old, new)
         for name, old in (("data_file_keys", recipe.dataset["data_file_keys"]), ("extra_inputs", recipe.extra_inputs)):
             if data.given(name) and list(data.value_of(name)) != list(old):
                 raise self._mismatch(name, ",".join(old), ",".join(data.value_of(name)))
@@ -110,7 +110,7 @@ class CacheCheck:
         given = {name: self._size(name) for name in SIZES if data.given(name)}
         values.update(given or {name: recipe.processing[name] for name in SIZES})
         clips = {name: self._size(name) if data.given(name) else recipe.processing.get(name) for name in CLIPS}
-        values.update({name: value for name, value in clips.items() if value not in (None, "refuse")})
+        values.update({name: value for name, value in clips.items() if value not in (None, "refuse", "head")})
         values["mixed_precision"] = mixed_precision
         if trainable is not None:
             values["trainable_models"] = ",".join(trainable)

@@ -205,6 +205,8 @@ def picture_settings(data: DataOptions, resolved: ResolvedModel) -> dict[str, An
         "short_clips": data.short_clips,
         "division_factor": resolved.parts.division_factor,
         "colours": "sRGB",  # into which pictures are converted; a cache from before has them as in the file
+        # Not in caches from before, which have the first frames.
+        **({} if data.clip_extraction == "head" else {"clip_extraction": data.clip_extraction}),
     }
 
 

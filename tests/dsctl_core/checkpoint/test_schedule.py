@@ -89,6 +89,18 @@ def test_a_flow_shift_is_the_constant_shift_of_the_multistep_scheduler():
     assert theirs.sigmas[0] == pytest.approx(1, abs=1e-3)
 
 
+def test_the_class_in_the_file_is_the_solver_and_an_unknown_setting_of_it_is_refused():
+    saved = dict(
+        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0).config
+    )
+    named = {**saved, "_class_name": "UniPCMultistepScheduler"}
+    assert translate(named, PUBLISHED, HERE).solver == "unipc"
+    assert translate({**saved, "_class_name": "FlowMatchEulerDiscreteScheduler"}, PUBLISHED, HERE).solver == "euler"
+    for name, value in (("solver_order", 3), ("use_flow_sigmas", False), ("disable_corrector", [0])):
+        with pytest.raises(DsctlError, match=f"has the {name} .* of UniPCMultistepScheduler"):
+            translate({**named, name: value}, PUBLISHED, HERE)
+
+
 def test_a_constant_shift_is_that_of_training_too():
     schedule = translate({"shift": 6.0, **LINE}, PUBLISHED, HERE)
     assert schedule.training_mu == schedule.base_shift == schedule.max_shift == math.log(6)

@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageChops
 
 from dsctl_core.commands import infer as inference
-from dsctl_core.commands.infer import infer, output_files, read_prompts
+from dsctl_core.commands.infer import infer, output_files
+from dsctl_core.commands.infer_inputs import fill_in, read_prompts
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.lora import add_lora, export_lora
@@ -93,6 +94,7 @@ def test_a_picture_carries_what_made_it(model: Path):
     assert parameters(result.files[0]) == {
         **asked,
         "num_inference_steps": 2,
+        "solver": "euler",
         "height": 32,
         "width": 48,
         "model": str(model),
@@ -171,10 +173,10 @@ def test_a_black_mask_keeps_the_picture_whatever_the_prompt(model: Path):
 def test_what_is_left_open_comes_from_the_preset():
     resolved = resolve_model("tiny")
     options = InferOptions(model="tiny", prompt="p")
-    filled = inference.fill_in(options, resolved)
+    filled = fill_in(options, resolved)
     expected = {name: resolved.defaults[name] for name in ("height", "width", "num_inference_steps", "cfg_scale")}
-    assert vars(filled) == {**expected, "layers": None}
-    given = inference.fill_in(InferOptions(model="tiny", prompt="p", cfg_scale=1, num_inference_steps=3), resolved)
+    assert vars(filled) == {**expected, "num_frames": None, "fps": None, "layers": None}
+    given = fill_in(InferOptions(model="tiny", prompt="p", cfg_scale=1, num_inference_steps=3), resolved)
     assert given == replace(filled, cfg_scale=1.0, num_inference_steps=3)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
 from PIL import Image
 
-from dsctl_core.data import ImageCropAndResize, LoadGIF, LoadVideo, UnifiedDataset
+from dsctl_core.commands.dataset import validate
+from dsctl_core.data import ImageCropAndResize, LoadGIF, LoadVideo, UnifiedDataset, video
 from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.options import DatasetValidateOptions
 
 CODECS = {"mp4": "libx264", "mov": "libx264", "mkv": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4", "gif": "gif"}
 CODECS |= {"flv": "flv", "3gp": "libx264", "m4v": "libx264"}
@@ -120,25 +123,34 @@ def test_what_is_no_video_is_named(tmp_path, data, problem):
     assert caught.value.hint
 
 
-def test_sound_alone_is_no_video(tmp_path):
-    path = tmp_path / "a.mkv"
+def write_sound(path: Path) -> Path:
     with av.open(str(path), "w") as file:
         stream = file.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame(format="s16", layout="mono", samples=800)
         frame.sample_rate = 8000
         file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
+    return path
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    path = write_sound(tmp_path / "a.mkv")
     with pytest.raises(DsctlError, match=r"a.mkv has no video stream"):
         LoadVideo(1)(path)
 
 
-def test_a_phone_s_video_is_turned_upright(tmp_path):
-    path = write(tmp_path / "a.mp4", frames=2, size=(64, 48))
+def turn(path: Path) -> Path:
+    """Write into the header of a video that it is shown turned by a quarter."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # the matrix of a version 0 header: one quarter turn
-    turn = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
-    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in turn)
+    matrix = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
+    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
     path.write_bytes(data)
+    return path
+
+
+def test_a_phone_s_video_is_turned_upright(tmp_path):
+    path = turn(write(tmp_path / "a.mp4", frames=2, size=(64, 48)))
     assert LoadVideo(1)(path)[0].size == (48, 64)
     assert LoadVideo(1).preview(path) == (48, 64, 1)
 
@@ -177,3 +189,78 @@ def test_a_picture_column_that_names_a_video_is_refused_by_that_name(tmp_path):
     write(tmp_path / "a.mp4")
     with pytest.raises(DsctlError, match=r"a.mp4 is a video, not a picture"):
         UnifiedDataset.default_image_operator(tmp_path)("a.mp4")
+
+
+def test_frames_can_be_spread_over_all_of_a_video_by_their_times(tmp_path):
+    path = write(tmp_path / "a.mp4", frames=21)
+    spread = LoadVideo(5, extraction="uniform")
+    assert numbers(spread(path)) == [0, 5, 10, 15, 20]
+    assert spread.preview(path) == (64, 48, 5)
+    assert FrameRule(5, extraction="uniform").pick([0.0, 0.1, 0.2, 0.3, 3.6, 4.0], end=4.1) == [0, 3, 3, 3, 5]
+    assert FrameRule(1, extraction="uniform").pick([0.0, 0.1], end=0.2) == [0]
+    with pytest.raises(DsctlError, match="has 21 frames, but 25 are needed"):
+        LoadVideo(25, extraction="uniform")(path)
+
+
+def test_a_video_is_decoded_once_and_not_beyond_the_last_frame_that_is_taken(tmp_path, monkeypatch):
+    path, decoded = write(tmp_path / "a.mp4", frames=20), []
+    monkeypatch.setattr(video, "_upright", lambda frame: (decoded.append(frame.pts), frame.to_image())[1])
+    assert len(LoadVideo(5)(path)) == len(decoded) == 5
+
+
+def write_uneven(path: Path) -> Path:
+    """Write a video that shows its frames for 0.1, 0.1, 0.8, 0.1, 0.1, ... seconds."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(12):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (number * STEP,) * 3))
+            frame.pts, frame.time_base = number * 100 + (700 if number > 2 else 0), Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+# A file of a dataset, and what `validate` says of it: (width, height, frames), or the one problem.
+KINDS = {
+    "good.mp4": (write, (64, 48, 9)),
+    "turned.mp4": (lambda path: turn(write(path)), (48, 64, 9)),
+    "uneven.mkv": (write_uneven, (64, 48, 9)),
+    "damaged.mp4": (lambda path: path.write_bytes(write(path).read_bytes()[:900]), "is not a video, or is damaged"),
+    "cut.mkv": (lambda path: path.write_bytes(write(path).read_bytes()[:-600]), "is cut off: it ends after"),
+    "empty.mp4": (lambda path: path.touch(), "is empty"),
+    "text.mp4": (lambda path: path.write_text("x" * 99), "is not a video, or is damaged"),
+    "sound.mkv": (write_sound, "has no video stream"),
+    "one.mp4": (lambda path: write(path, frames=1), "the clip has 1 frames, but 9 are needed"),
+    "few.mp4": (lambda path: write(path, frames=8), "the clip has 8 frames, but 9 are needed"),
+    "small.mp4": (lambda path: write(path, size=(12, 12)), "both sides must have at least 16"),
+    "huge.mp4": (lambda path: write(path, frames=1, size=(2048, 1024)), "has frames of 2048x1024, more than 2000000"),
+    "stream.mpg": (lambda path: path.write_bytes(b"\0\0\1\xba"), "does not say where it ends"),
+}
+
+
+def test_validate_says_one_line_of_each_video_that_cannot_be_used(tmp_path, monkeypatch):
+    for name, (make, _) in KINDS.items():
+        make(tmp_path / name)
+    table = "".join(f"{name},a\n" for name in KINDS)
+    (tmp_path / "metadata.csv").write_text(f"video,prompt\n{table}", encoding="utf-8")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
+    values = {"path": tmp_path, "data_file_keys": "video", "num_frames": 9, "model": "wan2.1-t2v-1.3b", "workers": 1}
+    found = validate(DatasetValidateOptions(**values)).found
+    for number, (name, (_, expected)) in enumerate(KINDS.items()):
+        problems = [each.message for each in found.problems if each.row == number + 1 and each.level == "error"]
+        if isinstance(expected, str):
+            assert len(problems) == 1, name
+            assert expected in problems[0]
+            assert "\n" not in problems[0]
+        else:
+            assert (problems, found.samples[number].sizes) == ([], [expected])
+    assert "frames  9 frames from the beginning of each video" in found.notes
+
+
+def test_a_video_in_8k_is_scaled_frame_by_frame(tmp_path):
+    path = write(tmp_path / "a.avi", frames=1, size=(7680, 4320))
+    load = LoadVideo(1, frame_processor=ImageCropAndResize(32, 64))
+    assert load.preview(path) == (64, 32, 1)
+    assert [frame.size for frame in load(path)] == [(64, 32)]

@@ -44,7 +44,8 @@ def row(clips: bool = False, **values: Any) -> dict[str, Any]:
 
 
 def inferred(pipe: Any, steps: int, cfg_scale: float, seed: int, negative_prompt: str = "") -> torch.Tensor:
-    """Return the latents that inference ends with."""
+    """Return the latents that inference ends with, in steps of Euler."""
+    pipe.solver = "euler"
     frames = {} if pipe.family.time_division is None else {"num_frames": FRAMES, "input_video": None}
     with torch.no_grad():
         return pipe.generate(

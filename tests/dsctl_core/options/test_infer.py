@@ -95,7 +95,7 @@ def test_what_is_wrong_with_a_scale_is_named(text: str, problem: str):
         ({"prompt": "  "}, "--prompt is '  ', which says nothing", "what the picture is to show"),
         ({"prompt": ""}, "--prompt is empty", "--prompt: What"),
         ({"prompts_file": "f"}, "--prompt and --prompts-file are both given", "one of them"),
-        ({"output": "a.jpg"}, "--output is 'a.jpg', which is no PNG", ".png"),
+        ({"output": "a.jpg"}, "--output is 'a.jpg', which is no PNG and no clip", ".png, or in .mp4, .gif or .webp"),
         ({"output": "a"}, "--output is 'a', which is no PNG", ".png"),
         ({"width": 64}, "--width 64 is given without --height", "--height too"),
         ({"inpaint_mask": "m"}, "--inpaint-mask has no effect without --input-image", "--input-image FILE too"),
@@ -104,7 +104,7 @@ def test_what_is_wrong_with_a_scale_is_named(text: str, problem: str):
             "--denoising-strength has no effect without --input-image",
             "--input-image FILE too",
         ),
-        ({"input_image": "i"}, "--input-image has no effect at --denoising-strength 1", "such as 0.6"),
+        ({"input_video": "i"}, "--input-video has no effect at --denoising-strength 1", "such as 0.6"),
         ({"device": "gpu"}, "--device is 'gpu', which is unknown", "cpu, cuda or cuda:N"),
         ({"model": None}, "no model is given", "--model"),
     ],
@@ -117,4 +117,4 @@ def test_what_contradicts_or_has_no_effect_is_refused(values: dict, problem: str
 
 
 def test_a_mask_makes_the_full_strength_meaningful():
-    assert build(input_image="i", inpaint_mask="m").denoising_strength == 1
+    assert build(input_video="i", inpaint_mask="m").denoising_strength == 1

@@ -58,6 +58,7 @@ class DawnPipeline(VideoPipeline):
         height: int = 32,
         width: int = 32,
         num_frames: int = 5,
+        fps: float | None = None,
         seed: int | list[int] | None = None,
         rand_device: str = "cpu",
         num_inference_steps: int = 4,
@@ -89,7 +90,7 @@ class DawnPipeline(VideoPipeline):
                 **(control_inputs or {}),
             },
         )
-        clips = self.decode_latents(latents, tiled)
+        clips = self.decode_latents(latents, tiled, fps=fps)
         return clips if isinstance(prompt, list) else clips[0]
 
     @classmethod

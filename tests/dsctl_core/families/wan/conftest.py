@@ -23,12 +23,16 @@ SIZE = {"height": 32, "width": 96, "num_frames": 9}  # 4x12 latents and 2x6 patc
 
 @dataclass
 class Pair:
-    """One model, loaded by both: `ours`, and the official pipeline, diffusers'."""
+    """One model, loaded by both: `ours`, and the official pipeline, diffusers', whose steps are Euler's in both.
+
+    `unipc` is the scheduler that the model was saved with.
+    """
 
     kind: str
     folder: Path
     ours: Any
     official: Any
+    unipc: Any
 
     def from_image(self) -> Any:
         """The official pipeline for clips that begin with an image."""
@@ -70,9 +74,10 @@ def load_pair(kind: str, folder: Path) -> Pair:
 
     write_tiny_wan(folder, kind=kind)
     official: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
-    official.scheduler = Euler(shift=SHIFT)
+    unipc, official.scheduler, ours = official.scheduler, Euler(shift=SHIFT), load(folder)
     official.set_progress_bar_config(disable=True)
-    return Pair(kind, folder, load(folder), official)
+    ours.solver = "euler"
+    return Pair(kind, folder, ours, official, unipc)
 
 
 def load(folder: Path, **settings: Any) -> Any:

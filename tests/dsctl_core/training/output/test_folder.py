@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.media.clip import Clip
+from dsctl_core.media.clip_file import write_clip
 from dsctl_core.media.image_file import write_png
 from dsctl_core.training.output.folder import claim, refuse_used
 from dsctl_core.training.state.folder import locked
@@ -34,6 +36,7 @@ def leave(folder: Path, *names: str) -> None:
     (folder / "samples").mkdir()
     about = {"step": 0, "dsctl_version": __version__}
     write_png(folder / "samples" / "step-0-1.png", Image.new("RGB", (8, 8)), about)
+    write_clip(folder / "samples" / "step-0-2.mp4", Clip((Image.new("RGB", (8, 8)),) * 2, 8), about)
     (folder / ".run.json.0123abcd.tmp").write_text("half")
 
 

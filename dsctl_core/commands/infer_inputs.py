@@ -1,0 +1,236 @@
+"""Read the inputs of a run of `dsctl infer`, before any weights are loaded: settings, prompts, pictures and clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.data.images import LoadImage
+from dsctl_core.data.prompt_file import prompt_lines
+from dsctl_core.data.sizes import ImageCropAndResize, require_same_ratio
+from dsctl_core.data.video import FrameRule, ShortClips, frame_loader
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.family import Family
+from dsctl_core.options import InferOptions
+from dsctl_core.options.effects import (
+    DECOMPOSES,
+    EDITS_NOTHING,
+    GUIDANCE_OFF,
+    NO_CLIP,
+    NO_FIRST_FRAME,
+    NO_GUIDANCE_INPUT,
+    NO_LAST_FRAME,
+    NO_LAYERS,
+    PICTURE_REPLACED,
+    PICTURES_ONLY,
+)
+from dsctl_core.options.infer import no_prompt
+from dsctl_core.units import is_guided
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dsctl_core.denoising import CfgScale
+
+Size = tuple[int, int]  # (width, height) in pixels
+# Options that name one picture each, which is fitted to the size; and of these, the frames of a clip
+PICTURES, FRAMES = ("input_image", "end_image", "inpaint_mask"), ("input_image", "end_image")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run of inference: the options, with the model's defaults for those that are not set."""
+
+    height: int
+    width: int
+    num_inference_steps: int
+    cfg_scale: CfgScale
+    num_frames: int | None = None  # of a clip, and its frames a second; None for a model of pictures
+    fps: float | None = None
+    layers: int | None = None  # None for a model that makes none
+
+    @property
+    def of_kind(self) -> dict[str, Any]:
+        """The settings that only clips or layers have, by name."""
+        named = {"num_frames": self.num_frames, "fps": self.fps, "layers": self.layers}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Start:
+    """The settings of a run, and the pictures and clips that it starts from, as inputs of the pipeline."""
+
+    settings: Settings
+    inputs: dict[str, Any]
+
+
+def read_prompts(options: InferOptions) -> list[str]:
+    """Return the prompt, or those of the file: one a line, empty lines left out; nothing if there is none."""
+    if options.prompt is not None:
+        return [options.prompt]
+    return [] if options.prompts_file is None else prompt_lines(options.prompts_file, "--prompts-file")
+
+
+def read_start(options: InferOptions, resolved: ResolvedModel) -> Start:
+    """Check the options against the model, and read the pictures and clips that they name.
+
+    Raises UsageError for an option that has no effect on this model and for a missing one, and DsctlError for a file
+    that cannot be used.
+    """
+    refuse_unknown_inputs(options, resolved)
+    opened = {name: _read(name, LoadImage(), path) for name in PICTURES if (path := getattr(options, name)) is not None}
+    # With its transparency for a model that reads it.
+    load = LoadImage(convert_RGBA=resolved.family.decomposes)
+    references = [_read("edit_image", load, path) for path in options.edit_image]
+    video = None if options.input_video is None else _open_video(options, resolved)
+    frames = [video.size] if video is not None else [opened[name].size for name in FRAMES if name in opened]
+    settings = fill_in(options, resolved, references, frames)
+    if video is not None:
+        settings = replace(settings, num_frames=video.frames)
+    factor = resolved.parts.division_factor
+    fit = ImageCropAndResize(settings.height, settings.width, None, factor, factor)
+    inputs: dict[str, Any] = {name: fit(picture) for name, picture in opened.items()}
+    if options.inpaint_mask is not None:
+        name, size = ("input_image", opened["input_image"].size) if video is None else ("input_video", video.size)
+        _require_size(opened["inpaint_mask"].size, name, size)
+    if video is not None:
+        inputs["input_video"] = video.load(fit)
+    if references:
+        inputs["edit_image"] = references
+    if options.embedded_guidance is not None:
+        inputs["embedded_guidance"] = options.embedded_guidance
+    return Start(settings, inputs)
+
+
+def refuse_unknown_inputs(options: InferOptions, resolved: ResolvedModel) -> None:
+    """Raise a UsageError for an input that the model does not take, and for a frame that it needs."""
+    family, frames = resolved.family, resolved.family.frame_inputs(resolved.parts)
+    if "edit_image" not in family.extra_inputs:
+        EDITS_NOTHING.refuse(options, title=family.title)
+    if not family.embedded_guidance:
+        NO_GUIDANCE_INPUT.refuse(options, title=family.title)
+    _refuse_layers(options, family)
+    if family.time_division is None:
+        PICTURES_ONLY.refuse(options, title=family.title)
+        if options.inpaint_mask is None and options.denoising_strength == 1:
+            PICTURE_REPLACED.refuse(options)
+        return
+    for name, unused in (("input_image", NO_FIRST_FRAME), ("end_image", NO_LAST_FRAME)):
+        if not frames.takes(name):
+            unused.refuse(options, model=resolved.label)
+        if name in frames.needed and getattr(options, name) is None:
+            flag, what = f"--{name.replace('_', '-')}", "first" if name == "input_image" else "last"
+            raise UsageError(
+                f"{flag} is missing: {resolved.label} makes clips from their {what} frame", hint=f"give {flag} FILE"
+            )
+    if options.input_video is None:
+        NO_CLIP.refuse(options, title=family.title)
+
+
+def _refuse_layers(options: InferOptions, family: Family) -> None:
+    """Raise a UsageError for layers of another model, and unless a model of layers has one picture to decompose."""
+    if not family.decomposes:
+        NO_LAYERS.refuse(options, title=family.title)
+        if options.prompt is None and options.prompts_file is None:
+            raise no_prompt()
+        return
+    DECOMPOSES.refuse(options, title=family.title)
+    if len(options.edit_image) != 1:
+        given = "none is" if not options.edit_image else f"{len(options.edit_image)} are"
+        raise UsageError(
+            f"{family.title} decomposes one picture, but {given} given", hint="give --edit-image FILE once"
+        )
+
+
+def fill_in(
+    options: InferOptions,
+    resolved: ResolvedModel,
+    references: Sequence[Image] = (),
+    frames: Sequence[Size] = (),
+) -> Settings:
+    """Return the size, steps, guidance, frames and rate: those that are set, else the model's own.
+
+    Where no size is set, an edited picture has the aspect ratio of one of `references`, as the family has it, and a
+    clip that of the first of `frames`, each a (width, height).
+    """
+
+    def chosen(name: str) -> Any:
+        value = getattr(options, name)
+        return resolved.defaults[name] if value is None else value
+
+    height, width, of_clips = chosen("height"), chosen("width"), resolved.family.time_division is not None
+    if options.height is None and of_clips and frames:
+        width, height = clip_size(frames[0], height * width, resolved.parts.division_factor)
+    elif options.height is None and references:
+        width, height = resolved.edited_size(references, height * width)
+    of_kind = {name: chosen(name) for name in ("num_frames", "fps") if of_clips}
+    if resolved.family.decomposes:
+        of_kind["layers"] = chosen("layers")
+        require_same_ratio(references[0].size, (width, height))
+    settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"), **of_kind)
+    if not is_guided(settings.cfg_scale):
+        GUIDANCE_OFF.refuse(options)
+    if resolved.family.time_division is not None and settings.num_frames is not None:
+        FrameRule(settings.num_frames, *resolved.family.time_division)  # raises the error for another number
+    return settings
+
+
+def clip_size(shape: Size, pixels: int, factor: int) -> Size:
+    """Return the (width, height) of a clip with the aspect ratio of `shape` and at most about `pixels` pixels.
+
+    As the example of diffusers' WanImageToVideoPipeline has it: both sides rounded down to multiples of `factor`.
+    """
+    width, height = shape
+    sides = (round((pixels * width / height) ** 0.5), round((pixels * height / width) ** 0.5))
+    if min(sides) < factor:
+        raise DsctlError(
+            f"a frame of {width}x{height} pixels is too narrow for a clip of {pixels} pixels",
+            hint="crop it, or give --height and --width",
+        )
+    return sides[0] // factor * factor, sides[1] // factor * factor
+
+
+@dataclass(frozen=True)
+class _Video:
+    """The file of `--input-video`: the rule for its frames, their (width, height), and their number."""
+
+    path: Path
+    rule: FrameRule
+    size: Size
+    frames: int
+
+    def load(self, fit: ImageCropAndResize) -> list[Image]:
+        """Return the frames, each fitted to the size while the file is decoded."""
+        return _read("input_video", frame_loader(self.path, self.rule, fit), self.path)
+
+
+def _open_video(options: InferOptions, resolved: ResolvedModel) -> _Video:
+    path, settings = options.input_video, fill_in(options, resolved)
+    assert path is not None
+    assert resolved.family.time_division is not None
+    # Without --num-frames a shorter clip is made from a shorter video.
+    short: ShortClips = "refuse" if options.num_frames is not None else "shorten"
+    rule = FrameRule(settings.num_frames, *resolved.family.time_division, settings.fps, short)
+    width, height, count = _read("input_video", frame_loader(path, rule, None).preview, path)
+    return _Video(path, rule, (width, height), count)
+
+
+def _read(name: str, load: Callable[[Path], Any], path: Path) -> Any:
+    """Return what `load` makes of the file that the option `name` gives; its errors name the option."""
+    flag, what = f"--{name.replace('_', '-')}", "clip" if name == "input_video" else "picture"
+    try:
+        return load(path)
+    except DsctlError as error:
+        raise DsctlError(f"{flag}: {error.problem}", hint=f"give {flag} another {what}") from error
+
+
+def _require_size(mask: Size, name: str, size: Size) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    if mask != size:
+        raise DsctlError(
+            f"--inpaint-mask is {mask[0]}x{mask[1]}, but {flag} is {size[0]}x{size[1]}",
+            hint=f"give a mask as large as the {'clip' if name == 'input_video' else 'picture'}",
+        )
