@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "cache": ("dsctl.commands.cache:cache", "Encode a dataset once, to train from it without the encoders."),
     "report": ("dsctl.commands.report:report", "Write a page about a run, or compare several."),
     "infer": ("dsctl.commands.infer:infer", "Make pictures."),
+    "import": (
+        "dsctl.commands.import_config:import_config",
+        "Turn another tool's config into a run.toml.",
+    ),
     "dataset": (
         {
             "validate": ("dsctl.commands.dataset:validate", "Check every row and file of a dataset."),
