@@ -17,6 +17,10 @@ from dsctl.interrupts import Interrupts
 
 # name -> (its function, what it does), or (its own table, what it does)
 COMMANDS: dict[str, tuple[Any, str]] = {
+    "init": (
+        "dsctl.commands.init:init",
+        "Look at a folder of pictures or clips, and write a run.toml that trains on it.",
+    ),
     "download": ("dsctl.commands.download:download", "Get models and datasets from a hub."),
     "upload": ("dsctl.commands.upload:upload", "Put a trained file or folder on a hub."),
     "train": ("dsctl.commands.train:train", "Train a model, or a LoRA on it."),
