@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 CONFIG = "Read options from a TOML file, a key for each, or from the run.json of an earlier run; a flag beats it."
+MOST_USED = "Most used"  # the heading of the flags that --help shows first
 AS_FLAG = "_as_flag"  # ends the name of the parameter that is the flag of a positional argument
 METAVARS = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT", tuple: "NAMES"}
 
@@ -56,10 +57,13 @@ def takes(
             function(build_options(options, flags, None if file is None else Path(file), function.__name__))
 
         fields = options.flat_fields()
-        parameters = [each for name, field in fields.items() for each in _parameters(name, field, options)]
+        # --help shows them in this order.
+        order = [*options.most_used, *sorted(fields, key=lambda name: not is_positional(fields[name]))]
+        parameters = [each for name in dict.fromkeys(order) for each in _parameters(name, fields[name], options)]
         parameters += _common_parameters(config)
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        command.example = options.example  # type: ignore[attr-defined]
         return command
 
     return decorate
@@ -68,7 +72,7 @@ def takes(
 def _parameters(name: str, field: FieldInfo, options: type[Options]) -> Iterator[inspect.Parameter]:
     """Yield the parameters that typer makes a flag of, or a positional argument, or both of one option."""
     if not is_positional(field):
-        yield _flag(name, field, options.panel_of(name))
+        yield _flag(name, field, MOST_USED if name in options.most_used else options.panel_of(name))
         return
     several = get_origin(bare_type(field.annotation)) is tuple
     metavar = name.upper() + ("..." if several else "")
@@ -77,7 +81,8 @@ def _parameters(name: str, field: FieldInfo, options: type[Options]) -> Iterator
     yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=words_of | None)
     if other_spellings(field):
         text = f"The same as {metavar}."
-        option = typer.Option(None, *other_spellings(field), metavar="TEXT", help=text, show_default=False)
+        settings: dict[str, Any] = {"metavar": "TEXT", "help": text, "rich_help_panel": "Arguments"}
+        option = typer.Option(None, *other_spellings(field), **settings, show_default=False)
         kind = inspect.Parameter.KEYWORD_ONLY
         yield inspect.Parameter(f"{name}{AS_FLAG}", kind, default=option, annotation=str | None)
 

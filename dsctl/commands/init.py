@@ -11,7 +11,7 @@ from dsctl_core.options.first_steps import InitOptions
 
 @takes(InitOptions)
 def init(options: InitOptions) -> None:
-    """Look at a folder of pictures or clips, and write a run.toml that trains on it."""
+    """Write a run.toml that trains on a folder of pictures or clips."""
     from dsctl_core.commands.init import init
 
     result = init(options, progress=out.progress())
