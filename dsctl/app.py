@@ -71,7 +71,11 @@ class LazyCommand(TyperCommand):
 
     def __init__(self, name: str, target: str, summary: str) -> None:
         super().__init__(name, help=summary, rich_markup_mode=None)
-        self.target = target
+        self.target, self.summary = target, summary
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the summary, which is short already."""
+        return self.summary
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Import the command and let it parse `args`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
@@ -34,9 +34,11 @@ METAVARS = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT", tuple: "NAMES
 
 
 def takes(
-    options: type[AnyOptions], *, config: bool = False
+    options: type[AnyOptions], *, config: bool = False, example: str = "", most_used: Sequence[str] = ()
 ) -> Callable[[Callable[[AnyOptions], None]], Callable[..., None]]:
     """Make a function of `options` into a command: each field becomes a flag; with `config`, also a key of a file.
+
+    --help opens with the command line `example` and with the options `most_used`, in their order.
 
     Values are checked by the model alone: to the parser a flag is text, true or false, or a list of texts, and None
     when it was not given.
@@ -57,22 +59,25 @@ def takes(
             function(build_options(options, flags, None if file is None else Path(file), function.__name__))
 
         fields = options.flat_fields()
-        # --help shows them in this order.
-        order = [*options.most_used, *sorted(fields, key=lambda name: not is_positional(fields[name]))]
-        parameters = [each for name in dict.fromkeys(order) for each in _parameters(name, fields[name], options)]
+        order = [*most_used, *sorted(fields, key=lambda name: not is_positional(fields[name]))]
+        parameters = [
+            each
+            for name in dict.fromkeys(order)
+            for each in _parameters(name, fields[name], options, name in most_used)
+        ]
         parameters += _common_parameters(config)
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        command.example = options.example  # type: ignore[attr-defined]
+        command.example = example  # type: ignore[attr-defined]
         return command
 
     return decorate
 
 
-def _parameters(name: str, field: FieldInfo, options: type[Options]) -> Iterator[inspect.Parameter]:
+def _parameters(name: str, field: FieldInfo, options: type[Options], first: bool) -> Iterator[inspect.Parameter]:
     """Yield the parameters that typer makes a flag of, or a positional argument, or both of one option."""
     if not is_positional(field):
-        yield _flag(name, field, MOST_USED if name in options.most_used else options.panel_of(name))
+        yield _flag(name, field, MOST_USED if first else options.panel_of(name))
         return
     several = get_origin(bare_type(field.annotation)) is tuple
     metavar = name.upper() + ("..." if several else "")

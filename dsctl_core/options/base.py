@@ -54,8 +54,6 @@ class Options(BaseModel):
     )
 
     panel: ClassVar[str] = "Options"  # the heading of this class's own fields in --help
-    example: ClassVar[str] = ""  # a command line that --help opens with
-    most_used: ClassVar[tuple[str, ...]] = ()  # the options that --help shows first, in this order
     exclusive: ClassVar[tuple[Alternative, ...]] = ()  # options of which the first or the second is given, not both
     idle: ClassVar[tuple[Idle, ...]] = ()  # options without effect, in runs that these options themselves tell
 

@@ -23,14 +23,6 @@ class InferOptions(ComposedOptions):
     """Options of `dsctl infer`."""
 
     panel: ClassVar[str] = "Picture"
-    example: ClassVar[str] = (
-        "dsctl infer --model z-image --lora runs/photos/step-1500.safetensors \\\n"
-        '    --prompt "a dog on the beach" --output dog.png'
-    )
-    most_used: ClassVar[tuple[str, ...]] = (
-        *("model", "lora", "prompt", "negative_prompt", "output", "num_images", "height", "width"),
-        *("num_inference_steps", "cfg_scale", "seed", "input_image"),
-    )
     exclusive: ClassVar[tuple[Alternative, ...]] = (("prompt", "prompts_file"),)
     idle: ClassVar[tuple[Idle, ...]] = (NO_PICTURE,)
 

@@ -52,13 +52,14 @@ def test_help_opens_with_an_example_that_works_and_a_dozen_options_and_shows_eac
     shown = dsctl(command, "--help").out
     opening, _, rest = shown.partition("\nMost used:\n")
     most_used, _, others = rest.partition("\n\n")
-    assert options.example.replace("\n", "\n  ") in opening
-    flags = ["--" + name.replace("_", "-") for name in options.most_used]
+    module = importlib.import_module(f"dsctl.commands.{command}")
+    assert module.EXAMPLE.replace("\n", "\n  ") in opening
+    flags = ["--" + name.replace("_", "-") for name in module.MOST_USED]
     assert re.findall(r"^  (--[\w-]+)", most_used, re.MULTILINE) == flags
     assert 10 <= len(flags) <= 14
     everything = re.findall(r"^  (--[\w-]+)", most_used + "\n" + others, re.MULTILINE)
     assert len(everything) == len(set(everything)) > 30
-    _, _, *words = shlex.split(options.example)
+    _, _, *words = shlex.split(module.EXAMPLE)
     read = checked_argv(words, get_parameters(command), f"dsctl {command}")
     given = {word[2:].replace("-", "_"): value for word, value in zip(read[::2], read[1::2], strict=True)}
     assert options.model_validate({**given, "lora": [given["lora"]]} if "lora" in given else given).given_names()
