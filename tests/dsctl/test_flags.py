@@ -59,7 +59,7 @@ def test_help_opens_with_an_example_that_works_and_a_dozen_options_and_shows_eac
     assert 10 <= len(flags) <= 14
     everything = re.findall(r"^  (--[\w-]+)", most_used + "\n" + others, re.MULTILINE)
     assert len(everything) == len(set(everything)) > 30
-    _, _, *words = shlex.split(module.EXAMPLE)
+    _, _, *words = shlex.split(module.EXAMPLE.replace("\\\n", ""))
     read = checked_argv(words, get_parameters(command), f"dsctl {command}")
     given = {word[2:].replace("-", "_"): value for word, value in zip(read[::2], read[1::2], strict=True)}
     assert options.model_validate({**given, "lora": [given["lora"]]} if "lora" in given else given).given_names()
