@@ -9,7 +9,7 @@ from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import InferOptions
 
 EXAMPLE = """\
-dsctl infer --model z-image --lora runs/photos/step-1500.safetensors \\
+dsctl infer --model tiny --lora runs/photos/step-1500.safetensors \\
     --prompt "a dog on the beach" --output dog.png"""
 MOST_USED = (
     *("model", "lora", "prompt", "negative_prompt", "output", "num_images", "height", "width"),

@@ -10,7 +10,7 @@ from dsctl_core.options import TrainOptions
 from dsctl_core.readable import readable_bytes
 
 EXAMPLE = """\
-dsctl train --model z-image --dataset-base-path photos --lora-rank 16 \\
+dsctl train --model tiny --dataset-base-path photos --lora-rank 16 \\
     --max-steps 1500 --output-path runs/photos"""
 MOST_USED = (
     *("model", "dataset_base_path", "output_path", "lora_rank", "max_steps", "learning_rate", "batch_size"),
