@@ -17,12 +17,17 @@ from dsctl.interrupts import Interrupts
 
 # name -> (its function, what it does), or (its own table, what it does)
 COMMANDS: dict[str, tuple[Any, str]] = {
+    "init": ("dsctl.commands.init:init", "Write a run.toml that trains on a folder."),
     "download": ("dsctl.commands.download:download", "Get models and datasets from a hub."),
     "upload": ("dsctl.commands.upload:upload", "Put a trained file or folder on a hub."),
     "train": ("dsctl.commands.train:train", "Train a model, or a LoRA on it."),
     "cache": ("dsctl.commands.cache:cache", "Encode a dataset once, to train from it without the encoders."),
     "report": ("dsctl.commands.report:report", "Write a page about a run, or compare several."),
     "infer": ("dsctl.commands.infer:infer", "Make pictures."),
+    "import": (
+        "dsctl.commands.import_config:import_config",
+        "Turn another tool's config into a run.toml.",
+    ),
     "dataset": (
         {
             "validate": ("dsctl.commands.dataset:validate", "Check every row and file of a dataset."),
@@ -66,7 +71,11 @@ class LazyCommand(TyperCommand):
 
     def __init__(self, name: str, target: str, summary: str) -> None:
         super().__init__(name, help=summary, rich_markup_mode=None)
-        self.target = target
+        self.target, self.summary = target, summary
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the summary, which is short already."""
+        return self.summary
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Import the command and let it parse `args`."""
@@ -74,7 +83,10 @@ class LazyCommand(TyperCommand):
 
         module, _, function = self.target.partition(":")
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(self.name, cls=Command, help=self.help)(getattr(importlib.import_module(module), function))
+        command = getattr(importlib.import_module(module), function)
+        # \b keeps the lines of a paragraph as they are.
+        text = f"{self.help}\n\n\b\n{command.example}" if command.example else self.help
+        app.command(self.name, cls=Command, help=text)(command)
         return typer.main.get_command(app).make_context(info_name, args, parent=parent, **extra)
 
 
@@ -89,15 +101,15 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the flags under the headings of the option models that declare them."""
-        sections: dict[str, list[Any]] = {"Arguments": []}
+        sections: dict[str, list[Any]] = {}
         param: Any
         for param in self.get_params(ctx):
             if param.param_type_name == "argument":
-                sections["Arguments"].append((str(param.metavar), str(param.help)))
+                sections.setdefault("Arguments", []).append((str(param.metavar), str(param.help)))
             else:
                 heading = getattr(param, "rich_help_panel", None) or EVERY_COMMAND
                 sections.setdefault(heading, []).append(param.get_help_record(ctx))
-        for heading, rows in filter(lambda section: section[1], sections.items()):
+        for heading, rows in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
 

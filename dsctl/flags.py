@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 CONFIG = "Read options from a TOML file, a key for each, or from the run.json of an earlier run; a flag beats it."
+MOST_USED = "Most used"  # the heading of the flags that --help shows first
 AS_FLAG = "_as_flag"  # ends the name of the parameter that is the flag of a positional argument
 METAVARS = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT", tuple: "NAMES"}
 
 
 def takes(
-    options: type[AnyOptions], *, config: bool = False
+    options: type[AnyOptions], *, config: bool = False, example: str = "", most_used: Sequence[str] = ()
 ) -> Callable[[Callable[[AnyOptions], None]], Callable[..., None]]:
     """Make a function of `options` into a command: each field becomes a flag; with `config`, also a key of a file.
+
+    --help opens with the command line `example` and with the options `most_used`, in their order.
 
     Values are checked by the model alone: to the parser a flag is text, true or false, or a list of texts, and None
     when it was not given.
@@ -56,19 +59,25 @@ def takes(
             function(build_options(options, flags, None if file is None else Path(file), function.__name__))
 
         fields = options.flat_fields()
-        parameters = [each for name, field in fields.items() for each in _parameters(name, field, options)]
+        order = [*most_used, *sorted(fields, key=lambda name: not is_positional(fields[name]))]
+        parameters = [
+            each
+            for name in dict.fromkeys(order)
+            for each in _parameters(name, fields[name], options, name in most_used)
+        ]
         parameters += _common_parameters(config)
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        command.example = example  # type: ignore[attr-defined]
         return command
 
     return decorate
 
 
-def _parameters(name: str, field: FieldInfo, options: type[Options]) -> Iterator[inspect.Parameter]:
+def _parameters(name: str, field: FieldInfo, options: type[Options], first: bool) -> Iterator[inspect.Parameter]:
     """Yield the parameters that typer makes a flag of, or a positional argument, or both of one option."""
     if not is_positional(field):
-        yield _flag(name, field, options.panel_of(name))
+        yield _flag(name, field, MOST_USED if first else options.panel_of(name))
         return
     several = get_origin(bare_type(field.annotation)) is tuple
     metavar = name.upper() + ("..." if several else "")
@@ -77,7 +86,8 @@ def _parameters(name: str, field: FieldInfo, options: type[Options]) -> Iterator
     yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=words_of | None)
     if other_spellings(field):
         text = f"The same as {metavar}."
-        option = typer.Option(None, *other_spellings(field), metavar="TEXT", help=text, show_default=False)
+        settings: dict[str, Any] = {"metavar": "TEXT", "help": text, "rich_help_panel": "Arguments"}
+        option = typer.Option(None, *other_spellings(field), **settings, show_default=False)
         kind = inspect.Parameter.KEYWORD_ONLY
         yield inspect.Parameter(f"{name}{AS_FLAG}", kind, default=option, annotation=str | None)
 

@@ -153,6 +153,7 @@ class Preset:
         license: License of the weights, as an SPDX identifier or by its name (None: not known).
         gated: Whether Hugging Face asks for consent to the license, and for a token, before a download.
         float32: Components whose published weights are stored in float32; those of the others are in bfloat16.
+        first_choice: Whether these weights suit a first training: not distilled, from text alone, and without consent.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Preset:
     license: str | None = None
     gated: bool = False
     float32: tuple[str, ...] = ()
+    first_choice: bool = False
 
     def repository(self, part: str) -> str:
         """Return the repository of a component or reader of a published preset."""

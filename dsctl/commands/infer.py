@@ -8,8 +8,16 @@ from dsctl.flags import takes
 from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import InferOptions
 
+EXAMPLE = """\
+dsctl infer --model tiny --lora runs/photos/step-1500.safetensors \\
+    --prompt "a dog on the beach" --output dog.png"""
+MOST_USED = (
+    *("model", "lora", "prompt", "negative_prompt", "output", "num_images", "height", "width"),
+    *("num_inference_steps", "cfg_scale", "seed", "input_image"),
+)
 
-@takes(InferOptions, config=True)
+
+@takes(InferOptions, config=True, example=EXAMPLE, most_used=MOST_USED)
 def infer(options: InferOptions) -> None:
     """Make pictures or clips."""
     with paused_gc():

@@ -9,8 +9,16 @@ from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import TrainOptions
 from dsctl_core.readable import readable_bytes
 
+EXAMPLE = """\
+dsctl train --model tiny --dataset-base-path photos --lora-rank 16 \\
+    --max-steps 1500 --output-path runs/photos"""
+MOST_USED = (
+    *("model", "dataset_base_path", "output_path", "lora_rank", "max_steps", "learning_rate", "batch_size"),
+    *("bucket_resolutions", "use_gradient_checkpointing", "sample_every", "save_steps", "dry_run"),
+)
 
-@takes(TrainOptions, config=True)
+
+@takes(TrainOptions, config=True, example=EXAMPLE, most_used=MOST_USED)
 def train(options: TrainOptions) -> None:
     """Train a model, or a LoRA on it."""
     templates = options.templates

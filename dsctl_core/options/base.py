@@ -95,6 +95,16 @@ class Options(BaseModel):
         """
         return cls.model_validate(dict(values), context=_Context(given=frozenset(given)))
 
+    @classmethod
+    def check_one(cls, name: str, value: Any) -> None:
+        """Raise a UsageError where the option called `name` cannot have `value`, whatever the others are."""
+        try:
+            cls.model_validate({name: value}, context=_Context(alone=True))
+        except ValidationError as error:
+            own = [each for each in error.errors(include_url=False) if each["loc"][0] == name]
+            if own:
+                raise explain(cls.flat_fields(), own) from None
+
     def check(self) -> None:
         """Raise a UsageError for options that do not go together."""
 
@@ -207,6 +217,13 @@ class ComposedOptions(Options):
         super().check_effects()
         for name in self.groups():
             getattr(self, name).check_effects()
+
+    @classmethod
+    def check_one(cls, name: str, value: Any) -> None:
+        """Raise a UsageError where the option called `name`, of one of the groups, cannot have `value`."""
+        for group in cls.groups().values():
+            if name in group.model_fields:
+                group.check_one(name, value)
 
     @classmethod
     def groups(cls) -> dict[str, type[Options]]:

@@ -19,15 +19,30 @@ LINES = "lines look like: lora_rank = 16"
 
 
 def read_toml(file: Path, flag: str, tables: Collection[str] = ()) -> dict[str, Any]:
-    """Return the content of the TOML file that the option `flag` named.
+    """Return the content of the TOML file that the option `flag` named, whose keys are options.
 
     The keys `tables` may be lists of tables, [[key]]. Raises a DsctlError for a file that cannot be read, and a
     UsageError for one that is no TOML, or that has a date or a table inside of another value. Numbers that are not
     finite are left to the options, which refuse them by name.
     """
+    values = load_toml(file, flag)
+    for keys, value in walk_values(values):
+        is_table = len(keys) == 2 and keys[0] in tables and isinstance(value, dict)
+        if len(keys) > 1 and not is_table and not isinstance(value, str | int | float | list):
+            what = "a table" if isinstance(value, dict) else "a date"
+            raise UsageError(f"{field_name(keys)} in {file} is {what}, which no option takes", hint=LINES)
+    return values
+
+
+def load_toml(file: Path, flag: str) -> dict[str, Any]:
+    """Return the content of the TOML file that the option `flag` named, with all of its tables.
+
+    Raises a DsctlError for a file that cannot be read, and a UsageError for one that is no TOML.
+    """
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         check_values(values, finite=False)
+        return values
     except FileNotFoundError:
         raise DsctlError(f"{flag} {file} does not exist", hint="check the path") from None
     except OSError as error:
@@ -38,9 +53,3 @@ def read_toml(file: Path, flag: str, tables: Collection[str] = ()) -> dict[str, 
         raise UsageError(f"{flag} {file}: {fault}", hint=LINES) from fault
     except ValueError as error:
         raise UsageError(f"{flag} {file} is not TOML: {error}", hint=LINES) from error
-    for keys, value in walk_values(values):
-        is_table = len(keys) == 2 and keys[0] in tables and isinstance(value, dict)
-        if len(keys) > 1 and not is_table and not isinstance(value, str | int | float | list):
-            what = "a table" if isinstance(value, dict) else "a date"
-            raise UsageError(f"{field_name(keys)} in {file} is {what}, which no option takes", hint=LINES)
-    return values

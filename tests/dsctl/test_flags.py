@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from dsctl.argv import checked_argv
 from dsctl.config import build_options, merged, read_config
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import DatasetValidateOptions, InferOptions, LoraFile, Options, TrainOptions
@@ -38,6 +43,34 @@ def test_every_option_is_a_flag_with_its_description(dsctl: Dsctl, command: str,
         assert f" {written} " in shown.replace(",", " ")
         assert field.description
         assert field.description in shown
+
+
+@pytest.mark.parametrize(("command", "options"), [("train", TrainOptions), ("infer", InferOptions)])
+def test_help_opens_with_an_example_that_works_and_a_dozen_options_and_shows_each_option_once(
+    dsctl: Dsctl, command: str, options: type[Options]
+):
+    shown = dsctl(command, "--help").out
+    opening, _, rest = shown.partition("\nMost used:\n")
+    most_used, _, others = rest.partition("\n\n")
+    module = importlib.import_module(f"dsctl.commands.{command}")
+    assert module.EXAMPLE.replace("\n", "\n  ") in opening
+    flags = ["--" + name.replace("_", "-") for name in module.MOST_USED]
+    assert re.findall(r"^  (--[\w-]+)", most_used, re.MULTILINE) == flags
+    assert 10 <= len(flags) <= 14
+    everything = re.findall(r"^  (--[\w-]+)", most_used + "\n" + others, re.MULTILINE)
+    assert len(everything) == len(set(everything)) > 30
+    _, _, *words = shlex.split(module.EXAMPLE.replace("\\\n", ""))
+    read = checked_argv(words, get_parameters(command), f"dsctl {command}")
+    given = {word[2:].replace("-", "_"): value for word, value in zip(read[::2], read[1::2], strict=True)}
+    assert options.model_validate({**given, "lora": [given["lora"]]} if "lora" in given else given).given_names()
+
+
+def get_parameters(command: str) -> list[Any]:
+    """Return the parameters of a command as the parser has them."""
+    module = importlib.import_module(f"dsctl.commands.{command}")
+    app = typer.Typer(add_completion=False)
+    app.command()(getattr(module, command))
+    return typer.main.get_command(app).params
 
 
 def test_numbers_and_pairs_can_be_lists_in_a_file():

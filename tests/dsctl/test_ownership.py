@@ -37,6 +37,8 @@ OUTPUTS = {
     ("LoraExtractOptions", "output"),
     ("TemplateInitOptions", "name"),
     ("TemplatePackOptions", "output"),
+    ("ImportOptions", "output"),
+    ("InitOptions", "output"),
     ("DownloadOptions", "local_dir"),  # tests/dsctl_core/hub/test_targets.py
 }
 NAMES = ("output", "output_path", "csv", "report", "local_dir", "name")
@@ -68,7 +70,9 @@ COMMANDS: dict[str, tuple[list[str], str, set[str]]] = {
     "convert to a folder": (["lora", "convert", "l.safetensors", "--to=peft", "--output"], "", set()),
     "resize": (["lora", "resize", "l.safetensors", "--rank=1", "--output"], ".safetensors", set()),
     "extract": (["lora", "extract", "--base=m", "--tuned=m", "--rank=1", "--output"], ".safetensors", set()),
-    "init": (["template", "init"], "", set()),
+    "template init": (["template", "init"], "", set()),
+    "init": (["init", "data", "--model=tiny", "--output"], ".toml", set()),
+    "import": (["import", "train.sh", "--output"], ".toml", set()),
     "pack": (["template", "pack", "bright", "--checkpoint=l.safetensors", "--trust-template", "--output"], "", set()),
 }
 # A run may stand beside other files, such as a log, and leaves them as they are.
@@ -80,6 +84,7 @@ def here(dsctl: Dsctl) -> dict[str, Path]:
     """What commands need in the working folder, and by name a file or folder of each kind that dsctl writes."""
     good(Path("data"))
     write_template(Path("bright"))
+    Path("train.sh").write_text("python train.py --dataset_base_path data --lora_base_model dit\n", encoding="utf-8")
     layer = LoraLayer(torch.ones(2, 8), torch.ones(8, 2), 1.0)
     save_lora(Path("l.safetensors"), {"dit": {"transformer_blocks.0.attn.to_q": layer}}, {"family": "qwen-image"})
     Path("run").mkdir()

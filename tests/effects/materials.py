@@ -78,6 +78,10 @@ def _datasets() -> None:
     frames[0].save("clips/a.gif", save_all=True, append_images=frames[1:], duration=100)
     Path("clips/metadata.csv").write_text("image,prompt\na.gif,noise\n", encoding="utf-8")
 
+    for name, rank in (("train", 4), ("other", 8)):
+        words = f"python train.py --dataset_base_path data --lora_base_model dit --lora_rank {rank}"
+        Path(f"{name}.sh").write_text(f"{words} --model_paths '{json.dumps(['a'])}'\n", encoding="utf-8")
+
 
 def _loras() -> None:
     generator = torch.Generator().manual_seed(0)

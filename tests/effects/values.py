@@ -302,13 +302,18 @@ SHOW = Command(
 )
 REPORT = Command({"runs": "run"}, {"runs": ("run", "again"), "output": "out.html", "csv": "out.csv"})
 
+IMPORT = Command({"files": "train.sh"}, {"files": "other.sh", "output": "elsewhere.toml"})
+START = Command({"folder": "data", "model": "tiny"}, {"folder": "more", "model": "./other", "output": "elsewhere.toml"})
+
 COMMANDS: dict[str, Command] = {
+    "init": START,
     "download": DOWNLOAD,
     "upload": UPLOAD,
     "train": TRAIN,
     "cache": CACHE,
     "report": REPORT,
     "infer": INFER,
+    "import": IMPORT,
     "dataset validate": VALIDATE,
     "merge-lora": MERGE,
     "lora info": Command({"file": "lora.safetensors"}, {"file": "partial.safetensors"}),

@@ -14,6 +14,7 @@ from dsctl_core.errors import DsctlError
 from tests.structure.markdown import Block, shell_blocks, shortened, words
 
 REPOSITORY = Path(__file__).parents[2]
+RUN_TOML = 'model = "tiny"\ndataset_base_path = "photos"\nlora_rank = 16\noutput_path = "runs/photos"\n'
 
 
 def documents() -> list[Path]:
@@ -31,6 +32,8 @@ def enter_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `folder` look like the repository's root and go there: what the commands write stays in it."""
     for name in ("dsctl", "dsctl_core", "docs", "examples"):
         (folder / name).symlink_to(REPOSITORY / name)
+    # Such as `dsctl init` writes, for commands that are read and not run.
+    (folder / "run.toml").write_text(RUN_TOML, encoding="utf-8")
     monkeypatch.chdir(folder)
 
 
@@ -80,6 +83,8 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsctl_core.training.distributed.launch.run_in_processes", begin)
     monkeypatch.setattr("dsctl_core.commands.infer.infer", begin)
     monkeypatch.setattr("dsctl_core.commands.dataset.validate", begin)
+    for name in ("init.init", "import_config.import_config", "report.report"):
+        monkeypatch.setattr(f"dsctl_core.commands.{name}", begin)
     for name in ("download.download", "upload.upload", "merge_lora.merge", "lora.extract_lora"):
         monkeypatch.setattr(f"dsctl_core.commands.{name}", begin)
     monkeypatch.setattr("dsctl_core.commands.template.pack", begin)

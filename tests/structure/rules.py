@@ -54,7 +54,7 @@ ORDER += (
     "losses",
     "control",
 )
-ORDER += ("families", "stages", "report", "template", "training", "commands")
+ORDER += ("families", "imports", "stages", "report", "template", "training", "commands")
 PLACE = {name: number for number, name in enumerate(ORDER)}
 
 # What the command line may have of the library: what its commands do, and what both sides speak in.

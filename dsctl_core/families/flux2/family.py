@@ -223,6 +223,7 @@ def _klein(size: str, *, base: bool) -> Preset:
             defaults=BASE_DEFAULTS,
             variant=f"klein-{size}",
             index={"_class_name": KLEIN},
+            first_choice=size == "4b",
             **terms,
         )
     return Preset(

@@ -198,6 +198,7 @@ FAMILY = Family(
             folder="tiny",
             license="Apache-2.0",
             defaults=TINY_DEFAULTS,
+            first_choice=True,
         ),
         Preset(
             name="qwen-image",
@@ -206,6 +207,7 @@ FAMILY = Family(
             files=FILES,
             defaults=OFFICIAL_DEFAULTS,
             license="Apache-2.0",
+            first_choice=True,
         ),
         Preset(
             name="qwen-image-2512",

@@ -291,10 +291,12 @@ PRESETS = (
         *("wan2.1-t2v-1.3b", "Wan 2.1 text to video, 1.3 B", "Wan2.1-T2V-1.3B-Diffusers"),
         *(3.0, T2V_DEFAULTS),
         variant="t2v-1.3b",
+        first_choice=True,
     ),
     _preset(
         *("wan2.1-t2v-14b", "Wan 2.1 text to video, 14 B", "Wan2.1-T2V-14B-Diffusers"),
         *(5.0, _defaults(*LARGE, 50, 5.0)),
+        first_choice=True,
     ),
     _preset(
         *("wan2.1-i2v-14b-480p", "Wan 2.1 image to video, 14 B, for 480p", "Wan2.1-I2V-14B-480P-Diffusers"),

@@ -157,6 +157,7 @@ FAMILY = Family(
             license="Apache-2.0",
             files=FILES,
             defaults=BASE_DEFAULTS,
+            first_choice=True,
         ),
         Preset(
             name="z-image-turbo",

@@ -1,0 +1,154 @@
+"""Collect the options that follow from the settings of another tool, and the settings that none follows from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.errors import UsageError
+from dsctl_core.files.json import Keys, field_name
+from dsctl_core.options import TrainOptions
+
+SECRET = re.compile(r"(api_?key|token|password|secret)$", re.IGNORECASE)
+HIDDEN = "(a secret, not shown)"
+NO_OPTION = "dsctl has no such option"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key of another tool's config and its value: text, a number, true or false, None, or a list of these.
+
+    `keys` lead to it from the table `inside` of the file, such as "config.process[0].".
+    """
+
+    file: Path
+    keys: Keys
+    value: Any
+    inside: str = ""
+
+    @property
+    def key(self) -> str:
+        """The key as its own file writes it: `datasets[0].resolution`, or a flag."""
+        return self.inside + (str(self.keys[0]) if len(self.keys) == 1 else field_name(self.keys))
+
+    @property
+    def name(self) -> str:
+        """The key as tables of rules write it, without numbers: `datasets[].resolution`."""
+        name = "".join("[]" if isinstance(key, int) else f".{key}" for key in self.keys)
+        return name.removeprefix(".")
+
+    @property
+    def later(self) -> bool:
+        """Whether it belongs to a second or later table of a list of tables."""
+        return any(isinstance(key, int) and key > 0 for key in self.keys)
+
+
+def flattened(values: Mapping[str, Any], file: Path, keys: Keys = (), inside: str = "") -> Iterator[Setting]:
+    """Yield the settings in nested tables, in order; lists of plain values stay whole."""
+    for key, value in values.items():
+        path = (*keys, str(key))
+        if isinstance(value, dict) and value:
+            yield from flattened(value, file, path, inside)
+        elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            for number, each in enumerate(value):
+                yield from flattened(each, file, (*path, number), inside)
+        else:
+            yield Setting(file, path, value, inside)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A setting without counterpart, and why it has none."""
+
+    setting: Setting
+    reason: str
+
+    @property
+    def value(self) -> Any:
+        """The value as it may be shown: nothing secret."""
+        return HIDDEN if SECRET.search(self.setting.key) and self.setting.value else self.setting.value
+
+
+class Unfit(Exception):
+    """A value that an option cannot express; the text says why."""
+
+
+@dataclass
+class Draft:
+    """The options of a run as far as they are known.
+
+    Attributes:
+        tool: Name of the tool that the config was written for.
+        options: Values by the names of options of `dsctl train`.
+        sources: The settings that each option follows from; those that are defaults of the tool have none.
+        always: Settings for which no option is needed, with what dsctl does in any case.
+        without_counterpart: Settings that no option expresses.
+        notes: What the user should know about the translation.
+        aside: Settings that only make sense together, by their names, until the tool combines them.
+        missing: What the config does not say and the run needs, with what to write.
+    """
+
+    tool: str
+    options: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, list[Setting]] = field(default_factory=dict)
+    always: list[tuple[Setting, str]] = field(default_factory=list)
+    without_counterpart: list[Lost] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    aside: dict[str, Setting] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mapped(self) -> int:
+        """The number of settings that an option expresses, or that dsctl follows without one."""
+        return sum(len(settings) for settings in self.sources.values()) + len(self.always)
+
+    def set(self, option: str, value: Any, *settings: Setting) -> None:
+        """Set an option that follows from `settings`; a value that the option cannot have is no counterpart."""
+        try:
+            TrainOptions.check_one(option, value)
+        except UsageError as error:
+            self.lose(settings, error.problem)
+            return
+        if option in self.options:
+            self.lose(self.sources[option], f"{settings[0].key if settings else self.tool} overrides it")
+        self.options[option] = value
+        self.sources[option] = list(settings)
+
+    def default(self, option: str, value: Any, why: str) -> None:
+        """Set an option that no setting speaks of to what the tool does then."""
+        if option not in self.options:
+            self.set(option, value)
+            self.note(f"{option} = {value!r}: {why}")
+
+    def add(self, option: str, value: str, setting: Setting) -> None:
+        """Add a name to an option that takes several."""
+        self.options[option] = [*self.options.get(option, []), value]
+        self.sources.setdefault(option, []).append(setting)
+
+    def drop(self, option: str, reason: str) -> None:
+        """Take an option out again; its settings have no counterpart, for this reason."""
+        settings = self.sources.pop(option)
+        value = self.options.pop(option)
+        self.lose(settings, reason)
+        if not settings:
+            self.note(f"{option} = {value!r} was left out: {reason}")
+
+    def accept(self, setting: Setting, why: str) -> None:
+        """Take note of a setting that dsctl follows without an option."""
+        self.always.append((setting, why))
+
+    def lose(self, settings: Iterable[Setting], reason: str) -> None:
+        """Take note of settings without counterpart."""
+        self.without_counterpart += [Lost(setting, reason) for setting in settings]
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def pop(self, *names: str) -> list[Setting]:
+        """Return the settings with these names that were put aside; they are put aside no longer."""
+        return [self.aside.pop(name) for name in names if name in self.aside]
