@@ -12,7 +12,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # Words a Makefile and a folder share (docs) would otherwise look done.
-.PHONY: help demo test check fix bench docs embedded-model
+.PHONY: help demo test browser check fix bench docs embedded-model
 .DEFAULT_GOAL := help
 
 help: ## Show these words.
@@ -23,6 +23,9 @@ demo: $(READY) ## Train a LoRA on the embedded model and draw pictures before an
 
 test: $(READY) ## Run the tests.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+
+browser: $(READY) ## Try the live page of `dsctl report --serve` in a headless Chromium, which must be installed.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser/check_live_page.py
 
 check: $(READY) ## Lint, format, types, import direction and weight, generated docs: all must be clean.
 	@$(BIN)/ruff check

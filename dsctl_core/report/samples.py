@@ -78,6 +78,17 @@ def settings_of(metadata: Mapping[str, Any]) -> str:
     return ", ".join(settings)
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a sample, from its head alone; {} if the file is missing, damaged, or no PNG."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as opened:
+            return read_line(opened.info.get("parameters", "{}")) or {}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return {}
+
+
 def _read(path: Path | None) -> tuple[Any, dict[str, Any]]:
     """Return an image and its metadata; (None, {}) if the file is missing or damaged."""
     from PIL import Image
