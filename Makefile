@@ -12,7 +12,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # Words a Makefile and a folder share (docs) would otherwise look done.
-.PHONY: help demo test check fix bench docs embedded-model
+.PHONY: help demo test test-pythons browser check fix bench docs embedded-model
 .DEFAULT_GOAL := help
 
 help: ## Show these words.
@@ -24,12 +24,19 @@ demo: $(READY) ## Train a LoRA on the embedded model and draw pictures before an
 test: $(READY) ## Run the tests.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-check: $(READY) ## Lint, format, types, import direction and weight, generated docs: all must be clean.
+browser: $(READY) ## Try the live page of `dsctl report --serve` in a headless Chromium, which must be installed.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser/check_live_page.py
+
+test-pythons: ## Install and try dsctl on each Python 3.10 to 3.13, with the lowest and the newest versions allowed.
+	@.ci/pythons
+
+check: $(READY) ## Lint, format, types, import direction and weight, generated docs, Dockerfile: all must be clean.
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/structure/test_imports.py tests/structure/test_layout.py
 	@$(BIN)/python docs/generate.py --check
+	@[ ! -x $(BIN)/hadolint ] || $(BIN)/hadolint Dockerfile
 
 fix: $(READY) ## Repair what can be repaired: lint, format, generated docs.
 	@$(BIN)/ruff check --fix-only

@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code, or with --check says whether it is current."""
+"""Writes docs/reference/ and the manual page from the code, or with --check says whether they are current."""
 
 import argparse
 import importlib
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import man_page
 import python_reference
 from pydantic.fields import FieldInfo
 
@@ -29,7 +30,7 @@ from dsctl_core.options.messages import (
 ARGUMENT = "By position"
 FROM_FILE = "From a file"
 HEADER = ("| | takes | default | |", "|---|---|---|---|")
-REFERENCE = Path(__file__).parent / "reference"
+DOCS = Path(__file__).parent
 MADE = "<!-- Written by `make docs` from the code: change that instead. -->"
 COMMON = """\
 Every command also takes `--json` (the result as one JSON object on stdout, everything else on stderr), `--quiet`,
@@ -125,7 +126,17 @@ def python() -> str:
     return f"{MADE}\n\n{python_reference.page()}\n"
 
 
-PAGES = {"cli.md": command_line, "models.md": models, "python.md": python}
+def manual() -> str:
+    """Return the manual page, for `man`."""
+    return man_page.page(commands(COMMANDS), COMMON, CONFIG)
+
+
+PAGES = {
+    "reference/cli.md": command_line,
+    "reference/models.md": models,
+    "reference/python.md": python,
+    "man/dsctl.1": manual,
+}
 
 
 def main() -> int:
@@ -133,10 +144,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a page is not current")
     check = parser.parse_args().check
     for name, page in PAGES.items():
-        path, text = REFERENCE / name, page()
+        path, text = DOCS / name, page()
         current = path.is_file() and path.read_text(encoding="utf-8") == text
         if check and not current:
-            print(f"error: docs/reference/{name} is not current\nhint: make docs", file=sys.stderr)
+            print(f"error: docs/{name} is not current\nhint: make docs", file=sys.stderr)
             return 1
         if not current:
             path.parent.mkdir(parents=True, exist_ok=True)

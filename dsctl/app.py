@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "upload": ("dsctl.commands.upload:upload", "Put a trained file or folder on a hub."),
     "train": ("dsctl.commands.train:train", "Train a model, or a LoRA on it."),
     "cache": ("dsctl.commands.cache:cache", "Encode a dataset once, to train from it without the encoders."),
-    "report": ("dsctl.commands.report:report", "Write a page about a run, or compare several."),
+    "report": ("dsctl.commands.report:report", "Write or serve a page about a run, or compare several."),
     "infer": ("dsctl.commands.infer:infer", "Make pictures."),
     "import": (
         "dsctl.commands.import_config:import_config",

@@ -9,9 +9,12 @@ from dsctl_core.options import ReportOptions
 
 @takes(ReportOptions)
 def report(options: ReportOptions) -> None:
-    """Write a page about a run, or compare several; or their metrics as a table."""
-    from dsctl_core.commands.report import report
+    """Write a page about a run, or compare several; or their metrics as a table; or serve a page that follows them."""
+    from dsctl_core.commands.report import report, serve
 
+    if options.serve:
+        serve(options, lambda address: out.show({"address": address}, [f"Serving {address} until Ctrl-C"]))
+        return
     written = report(options)
     files = {"report": written.report, "table": written.table}
     given = {name: path for name, path in files.items() if path is not None}

@@ -27,7 +27,18 @@ PACKAGES: tuple[str, ...] = (
     "modelscope",
 )
 PACKAGES += ("Pillow", "pyarrow", "pydantic", "typer", "rich")
-OPTIONAL = ("av", "pillow-heif", "pillow-jxl-plugin", "flash-attn", "xformers", "bitsandbytes", "torchao", "deepspeed")
+OPTIONAL = (
+    "av",
+    "starlette",
+    "uvicorn",
+    "pillow-heif",
+    "pillow-jxl-plugin",
+    "flash-attn",
+    "xformers",
+    "bitsandbytes",
+    "torchao",
+    "deepspeed",
+)
 HUB_TIMEOUT = 5  # seconds
 
 

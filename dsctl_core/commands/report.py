@@ -1,7 +1,8 @@
-"""`dsctl report`: a page about a run, or one that compares several, and their metrics as a table."""
+"""`dsctl report`: a page about a run, or one that compares several, in a file or served; their metrics as a table."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def report(options: ReportOptions) -> ReportResult:
         prepare_folder(page.parent)
         write_text(page, report_page(runs))
     return ReportResult(page, options.csv)
+
+
+def serve(options: ReportOptions, started: Callable[[str], None]) -> None:
+    """Serve a page about the runs in `options` that follows them, until it is interrupted; see `report.live.server`.
+
+    `started` is called with the address once it can be opened.
+    """
+    from dsctl_core.report.live.server import serve as serve_runs
+
+    serve_runs(options.runs, options.port, started)
 
 
 def _page_path(options: ReportOptions) -> Path:

@@ -358,3 +358,10 @@ IN_THE_PACKAGE = Idle(
     "on {what}, which comes with the package: it is in {folder}",
     "leave it out",
 )
+SERVED = Idle(
+    ("output", "csv"),
+    "with --serve, which writes nothing",
+    "leave it out, or leave out --serve",
+    when=lambda options: options.serve,
+)
+NOT_SERVED = Idle(("port",), "without --serve", "give --serve too", when=lambda options: not options.serve)

@@ -27,25 +27,34 @@ GB = 1e9
 def report_page(runs: Sequence[RunRecord]) -> str:
     """Return the HTML page for `runs`; several runs are compared first."""
     names = names_of(runs)
-    charts, shared = _curves(runs, names), {"version": __version__}
+    charts, shared = curves(runs, names), {"version": __version__}
     if len(runs) == 1:
         run = runs[0]
         return render("run.html.j2", f"Training run {run.name}", run=_view(run, names[0], 0), charts=charts, **shared)
-    head = ["run", *(name for name, _, _ in _numbers(runs[0]))]
-    rows = [
-        [name, *(f"{value} {more}".rstrip() for _, value, more in _numbers(run))]
-        for name, run in zip(names, runs, strict=True)
-    ]
-    differences = [[_flag(name), *values] for name, *values in compare_options(runs, _written).itertuples()]
     return render(
         "runs.html.j2",
         f"{len(runs)} training runs",
         runs=[_view(run, name, number) for number, (name, run) in enumerate(zip(names, runs, strict=True))],
-        comparison={"head": head, "rows": rows},
-        differences={"head": ["", *names], "rows": differences},
+        comparison=compared_numbers(runs, names),
+        differences=compared_options(runs, names),
         charts=charts,
         **shared,
     )
+
+
+def compared_numbers(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
+    """Return a table of the main numbers, with a row for each run, as `head` and `rows`."""
+    rows = [
+        [name, *(f"{value} {more}".rstrip() for _, value, more in main_numbers(run))]
+        for name, run in zip(names, runs, strict=True)
+    ]
+    return {"head": ["run", *(name for name, _, _ in main_numbers(runs[0]))], "rows": rows}
+
+
+def compared_options(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
+    """Return a table of the options that differ, with a column for each run, as `head` and `rows`."""
+    rows = [[flag(name), *values] for name, *values in compare_options(runs, written).itertuples()]
+    return {"head": ["", *names], "rows": rows}
 
 
 def _view(run: RunRecord, name: str, number: int) -> dict[str, Any]:
@@ -60,9 +69,9 @@ def _view(run: RunRecord, name: str, number: int) -> dict[str, Any]:
         "steps": run.last_step,
         "skipped": run.skipped,
         "checkpoints": _listed(run.checkpoints),
-        "numbers": _numbers(run),
+        "numbers": main_numbers(run),
         "samples": sample_grid(run.samples),
-        "options": _options(run),
+        "options": described_options(run),
     }
 
 
@@ -71,7 +80,7 @@ def _listed(steps: Sequence[int]) -> str:
     return ", ".join(shown if len(shown) <= 8 else [*shown[:3], "...", *shown[-4:]])
 
 
-def _numbers(run: RunRecord) -> list[tuple[str, str, str]]:
+def main_numbers(run: RunRecord) -> list[tuple[str, str, str]]:
     """Return the main numbers of a run as (name, value, remark), with the same names for every run."""
     total = run.options.get("max_steps")
     loss, pace, memory = run.curve("loss"), run.curve("samples_per_second"), run.curve("peak_memory_bytes")
@@ -91,7 +100,9 @@ def _points(curve: Series) -> list[tuple[float, float]]:
     return list(zip(curve.index.tolist(), curve.tolist(), strict=True))
 
 
-def _curves(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Markup]:
+def curves(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Markup]:
+    """Return a chart of each measurement over the steps, with a curve for each run that has it."""
+
     def of(name: str, *, smooth: bool = False, unit: float = 1) -> list[Curve]:
         return [
             Curve(label, _points(run.curve(name) / unit), number % COLOURS, smooth)
@@ -111,7 +122,7 @@ def _curves(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Markup]:
     return [figure for figure in figures if figure]
 
 
-def _options(run: RunRecord) -> dict[str, list[tuple[str, str]]] | None:
+def described_options(run: RunRecord) -> dict[str, list[tuple[str, str]]] | None:
     """Return the options, hardware and versions of a run as (name, value); None if it has no run.json."""
     if not run.about:
         return None
@@ -120,25 +131,26 @@ def _options(run: RunRecord) -> dict[str, list[tuple[str, str]]] | None:
     left: list[tuple[str, str]] = []
     for name, value in sorted(run.options.items()):
         always = name in ALWAYS_SHOWN and value is not None
-        differs = _written(value) != _written(defaults.get(name)) and name != "output_path"
-        (chosen if always or differs else left).append((_flag(name), _written(value)))
-    hardware = [(name, _written(value)) for name, value in run.about.get("hardware", {}).items()]
+        differs = written(value) != written(defaults.get(name)) and name != "output_path"
+        (chosen if always or differs else left).append((flag(name), written(value)))
+    hardware = [(name, written(value)) for name, value in run.about.get("hardware", {}).items()]
     hardware += [(f"{name} parameters", f"{count:,}") for name, count in run.about.get("parameters", {}).items()]
-    versions = [(name, _written(value)) for name, value in run.about.get("versions", {}).items()]
+    versions = [(name, written(value)) for name, value in run.about.get("versions", {}).items()]
     return {"chosen": chosen, "defaults": left, "hardware": hardware, "versions": versions}
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """Return the name of an option as a user writes it."""
     return f"--{name.replace('_', '-')}" if name != "task" else "task"
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """Return the value of an option as text."""
     if isinstance(value, list | tuple):
-        written = [_written(each) for each in value]
-        return ("; " if any("," in each for each in written) else ", ").join(written)
+        parts = [written(each) for each in value]
+        return ("; " if any("," in each for each in parts) else ", ").join(parts)
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_written(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {written(each)}" for name, each in value.items())
     if isinstance(value, float):
         return f"{value:.12g}"
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

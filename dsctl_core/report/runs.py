@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 CHECKPOINT = re.compile(r"step-(\d+)(\..+)?\.(safetensors|peft)")
 VALIDATION_LOSS = "validation_loss"  # of a line of metrics.jsonl that has nothing else but its step
 OF_DATASET = "loss."  # begins the name of the loss of one of several datasets
+LARGEST = 1e100  # a measurement with which sums and the scale of a chart stay finite
 KEYS = ("run", "step")  # columns that a table of metrics begins with
 
 
@@ -105,7 +105,7 @@ def read_metrics(path: Path) -> DataFrame:
     """Return a metrics.jsonl as a table, with a row per step, in order, and a column per measurement.
 
     The line of a validation has only its loss, which goes into the row of its step. A line without a step, counted
-    from 0, is left out.
+    from 0, is left out, and so is a measurement whose name is no valid text.
     """
     import pandas as pd
 
@@ -113,16 +113,22 @@ def read_metrics(path: Path) -> DataFrame:
     for line in _lines(path):
         step = line.pop("step", None)
         if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**63:
-            rows.setdefault(step, {}).update({name: _number(value) for name, value in line.items()})
+            measured = {name: _number(value) for name, value in line.items() if _is_text(name)}
+            rows.setdefault(step, {}).update(measured)
     index = pd.Index(list(rows), name="step", dtype="int64")
     return pd.DataFrame(list(rows.values()), index=index, dtype="float64").sort_index()
 
 
+def _is_text(name: str) -> bool:
+    """Return whether `name` can be written as UTF-8, which an unpaired surrogate of JSON cannot."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def _number(value: Any) -> float:
-    """Return a measurement in float64; NaN for what is no number, or no finite one."""
+    """Return a measurement in float64; NaN for what is no number, or one beyond LARGEST, such as an infinite one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value) if abs(value) <= sys.float_info.max else math.nan
+    return float(value) if abs(value) <= LARGEST else math.nan
 
 
 def metrics_table(runs: Sequence[RunRecord], names: Sequence[str]) -> DataFrame:

@@ -66,13 +66,31 @@ def _row(number: int, pictures: Mapping[int, Path], steps: Sequence[int]) -> Row
         source, own = _read(pictures.get(step))
         metadata = own or metadata
         cells.append(None if source is None else Cell(source, f"sample {number}, step {step}"))
+    return Row(str(metadata.get("prompt", number)), settings_of(metadata), cells)
+
+
+def settings_of(metadata: Mapping[str, Any]) -> str:
+    """Return seed, size and guidance of a sample as text, as far as its metadata has them."""
     settings = [f"seed {metadata['seed']}"] if "seed" in metadata else []
     settings += [f"{metadata['width']}x{metadata['height']}"] if {"width", "height"} <= metadata.keys() else []
     guidance = metadata.get("cfg_scale")
     scales = guidance if isinstance(guidance, list) else [guidance]  # a list has one for each denoiser
     if all(isinstance(scale, int | float) for scale in scales):
         settings.append(f"cfg {', '.join(f'{scale:g}' for scale in scales)}")
-    return Row(str(metadata.get("prompt", number)), ", ".join(settings), cells)
+    return ", ".join(settings)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a sample, from its head alone; {} if the file is missing or damaged."""
+    from PIL import Image
+
+    if path.suffix in CLIP_SUFFIXES:
+        return about_made(path)
+    try:
+        with Image.open(path, formats=["PNG"]) as opened:
+            return read_line(opened.info.get("parameters", "{}")) or {}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return {}
 
 
 def _read(path: Path | None) -> tuple[str | None, dict[str, Any]]:

@@ -40,6 +40,7 @@ def install(patch: pytest.MonkeyPatch) -> Records:
     _trainings(patch, note)
     _pictures(patch, note)
     _hubs(patch, note)
+    _servers(patch, note)
     return records
 
 
@@ -98,6 +99,10 @@ def _first_step(dataset: Any, module: Any, settings: dict[str, Any]) -> tuple[An
     loss.backward()
     gradients = [tensor_digest(each.grad) for each in module.trainable_modules() if each.grad is not None]
     return loss, gradients
+
+
+def _servers(patch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:
+    patch.setattr("uvicorn.Server.run", lambda server, sockets: note("serving", sockets[0].getsockname()))
 
 
 def _pictures(patch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:

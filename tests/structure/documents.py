@@ -82,6 +82,7 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"dsctl_core.commands.{name}", begin)
     monkeypatch.setattr("dsctl_core.training.distributed.launch.run_in_processes", begin)
     monkeypatch.setattr("dsctl_core.commands.infer.infer", begin)
+    monkeypatch.setattr("dsctl_core.commands.report.serve", begin)
     monkeypatch.setattr("dsctl_core.commands.dataset.validate", begin)
     for name in ("init.init", "import_config.import_config", "report.report"):
         monkeypatch.setattr(f"dsctl_core.commands.{name}", begin)

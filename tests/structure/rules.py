@@ -20,6 +20,8 @@ HEAVY |= {
     "huggingface_hub",
     "modelscope",
     "modelscope_hub",
+    "starlette",
+    "uvicorn",
 }
 
 # The packages and modules of dsctl_core: each imports from itself and from those before it.

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -88,17 +89,40 @@ def test_a_dependency_that_is_not_imported_is_found_also_if_it_is_named():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(REPOSITORY)]
-    subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=300)
-    return next(folder.glob("dsctl-*.whl"))
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    words = ["-m", "hatchling", "build", "-t", "sdist", "-d", str(folder)]
+    subprocess.run([sys.executable, *words], cwd=REPOSITORY, check=True, capture_output=True, timeout=300)
+    return next(folder.glob("dsctl-*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """A wheel that is built from the sdist, as where pip finds no wheel: so the sdist has all that it needs, too."""
+    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run(
+        [sys.executable, *words, "--wheel-dir", str(sdist.parent), str(sdist)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    return next(sdist.parent.glob("dsctl-*.whl"))
+
+
+def test_an_sdist_has_what_the_tests_and_the_documentation_need(sdist: Path):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"Makefile", "Dockerfile", "constraints.txt", ".ci/run", "README.md", "LICENSE", "docs/man/dsctl.1"}
+    wanted |= {"tests/conftest.py", "examples/ci/train.yml", "dsctl_core/report/templates/live.js"}
+    assert wanted <= names
+    assert not [name for name in names if name.startswith((".venv", "build/", ".git/", "runs/", "models/"))]
 
 
 def test_a_wheel_has_templates_assets_and_types(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = ["dsctl/py.typed", "dsctl_core/py.typed", "dsctl_core/report/templates/run.html.j2"]
     wanted += ["dsctl_core/report/templates/style.css", "dsctl_core/assets/tiny/model_index.json"]
+    assert [name for name in names if name.endswith(".data/data/share/man/man1/dsctl.1")]
     assert set(wanted) <= names
     packaged = [path for package in sorted(OWN) for path in (REPOSITORY / package).rglob("*") if path.is_file()]
     missing = {path.relative_to(REPOSITORY).as_posix() for path in packaged if "__pycache__" not in path.parts} - names

@@ -8,7 +8,7 @@ NASTY = '<script>alert("x")</script> & "two"'
 class Page(HTMLParser):
     """What a browser would make of a page: its texts, its pictures, and the tags that are open at its end."""
 
-    VOID = {"meta", "img", "br", "line", "circle", "polyline"}
+    VOID = {"meta", "link", "img", "input", "br", "line", "circle", "polyline"}
 
     def __init__(self, html):
         super().__init__()
