@@ -23,6 +23,7 @@ from dsctl_core.options.effects import Idle
 from dsctl_core.options.hub import DownloadOptions
 from dsctl_core.options.lora_tools import LoraExtractOptions, MergeLoraOptions
 from dsctl_core.options.messages import bare_type
+from dsctl_core.options.report import ReportOptions
 
 TRAIN: dict[str, Any] = {"model": "m", "dataset_base_path": "d", "output_path": "o", "lora_rank": 4}
 FROM_CACHE: dict[str, Any] = {"from_cache": "c", "output_path": "o", "lora_rank": 4}
@@ -30,6 +31,7 @@ WHOLE: dict[str, Any] = {**TRAIN, "lora_rank": None, "trainable_models": "dit"}
 FIRST: dict[str, Any] = {**TRAIN, "task": "sft:data_process"}
 INFER: dict[str, Any] = {"model": "m", "prompt": "p"}
 CACHE: dict[str, Any] = {"model": "m", "dataset_base_path": "d", "output_path": "o"}
+TWO = ['{"path": "a"}', '{"path": "b"}']
 MERGE: dict[str, Any] = {"model": "m", "lora": ["l"], "output": "o"}
 
 # kind -> the options of a run of that kind
@@ -65,6 +67,12 @@ RUNS: dict[str, tuple[type[Options], dict[str, Any]]] = {
     "NO_PICTURE": (InferOptions, INFER),
     "WITHOUT_GRAPH": (ModelsShowOptions, {"name": "n"}),
     "ONLY_LISTED": (DownloadOptions, {"what": "a/b", "list": True}),
+    "IN_TABLES": (TrainOptions, {"model": "m", "output_path": "o", "lora_rank": 4, "dataset": TWO}),
+    "NO_MASKS": (TrainOptions, TRAIN),
+    "SPREAD": (TrainOptions, {**TRAIN, "clip_extraction": "uniform"}),
+    "CLIP_REPLACED": (InferOptions, INFER),
+    "NOT_SERVED": (ReportOptions, {"runs": ["r"]}),
+    "SERVED": (ReportOptions, {"runs": ["r"], "serve": True}),
 }
 # kind -> the same where only its files tell, with what they tell
 OPENED: dict[str, tuple[type[Options], dict[str, Any], dict[str, Any]]] = {
@@ -76,6 +84,12 @@ OPENED: dict[str, tuple[type[Options], dict[str, Any], dict[str, Any]]] = {
     "NO_GUIDANCE_INPUT": (InferOptions, INFER, {"title": "Qwen-Image"}),
     "NO_LAYERS": (InferOptions, INFER, {"title": "Qwen-Image"}),
     "DECOMPOSES": (InferOptions, INFER, {"title": "Qwen-Image-Layered"}),
+    "NO_FIRST_FRAME": (InferOptions, INFER, {"model": "wan"}),
+    "NO_LAST_FRAME": (InferOptions, INFER, {"model": "wan"}),
+    "PICTURE_REPLACED": (InferOptions, INFER, {}),
+    "STILL": (InferOptions, INFER, {}),
+    "NO_CLIP": (InferOptions, INFER, {"title": "Wan"}),
+    "SEVERAL_DATASETS": (DatasetValidateOptions, {"path": "d.toml"}, {}),
     "GUIDANCE_OFF": (InferOptions, {**INFER, "template": ["t"]}, {}),
     "OF_A_DATASET": (DatasetValidateOptions, {"path": "c"}, {}),
     "WITHOUT_REPORT": (DatasetValidateOptions, {"path": "c"}, {}),
@@ -115,6 +129,11 @@ VALUES: dict[str, Any] = {
     "embedded_guidance": 1,
     "layers": 1,
     "input_image": "a.png",
+    "end_image": "a.png",
+    "input_video": "a.mp4",
+    "output": "a.html",
+    "csv": "a.csv",
+    "port": 1,
     "sample_cfg_scale": 1,
     "logit_mean": 0,
     "sample_height": 8,
@@ -160,10 +179,18 @@ def opened() -> Iterator[tuple[str, str]]:
         yield from ((kind, name) for name in kinds()[kind].names)
 
 
+def run_with(kind: str, name: str) -> tuple[type[Options], dict[str, Any], dict[str, Any]]:
+    """Return a run of `kind` that has the option `name`: that of another command, where the first has it not."""
+    options, base, facts = OPENED[kind]
+    return (options, base, facts) if name in options.flat_fields() else (InferOptions, INFER, facts)
+
+
 @pytest.mark.parametrize(("kind", "name"), list(opened()))
 def test_what_only_files_tell_is_refused_in_the_same_words(kind: str, name: str):
-    options, base, facts = OPENED[kind]
+    options, base, facts = run_with(kind, name)
     beside = {"height": {"width": 8}, "width": {"height": 8}, "input_image": {"denoising_strength": 0.5}}
+    starts = {"denoising_strength": 0.5, "input_image": "a.png"}
+    beside |= {"input_video": {"denoising_strength": 0.5}, "inpaint_mask": starts, "denoising_strength": starts}
     also = beside.get(name, {})
     given = options(**{**base, **also, name: value_of(name, options)})
     entry = replace(kinds()[kind], names=(name,))
