@@ -9,7 +9,7 @@ from dsctl_core.options import ReportOptions
 
 @takes(ReportOptions)
 def report(options: ReportOptions) -> None:
-    """Write a page about a run, or compare several; or their metrics as a table; or serve a page that follows them."""
+    """Write or serve a page about a run, or compare several; or write their metrics as a table."""
     from dsctl_core.commands.report import report, serve
 
     if options.serve:

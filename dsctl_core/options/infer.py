@@ -50,7 +50,7 @@ class InferOptions(ComposedOptions):
         description="Frames of a clip. Left out: the model's own number, or those of a shorter --input-video.",
     )
     fps: Annotated[float, Field(ge=1, le=240)] | None = Field(
-        None, description="Frames a second of a clip, and of --input-video. Left out: the model's own."
+        None, description="Frames a second of a clip, and of its input video. Left out: the model's own."
     )
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Denoising steps. Left out: the model's own number."

@@ -307,7 +307,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 98), ("cache", 56), ("infer", 52)])
+@pytest.mark.parametrize(("command", "count"), [("train", 100), ("cache", 58), ("infer", 50)])
 def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, bad: Bad) -> None:
         value, code, problem, remedy, *further = bad

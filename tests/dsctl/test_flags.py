@@ -110,7 +110,7 @@ def test_a_repeated_flag_gathers_its_values(dsctl: Dsctl, monkeypatch: pytest.Mo
     seen: list[InferOptions] = []
 
     class Result:
-        files, grid, seconds = [Path("a.png")], None, 0.5
+        files, grid, seconds, clips = [Path("a.png")], None, 0.5, False
 
     monkeypatch.setattr("dsctl_core.commands.infer.infer", lambda options, progress: seen.append(options) or Result())
     run = dsctl("infer", "--model", "m", "--prompt", "a_b", "--lora", "x.safetensors:0.5", "--lora", "y.safetensors")
