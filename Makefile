@@ -12,7 +12,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # Words a Makefile and a folder share (docs) would otherwise look done.
-.PHONY: help demo test test-pythons browser check fix bench docs embedded-model
+.PHONY: help demo demo-edit test test-pythons browser check fix bench docs embedded-model
 .DEFAULT_GOAL := help
 
 help: ## Show these words.
@@ -20,6 +20,9 @@ help: ## Show these words.
 
 demo: $(READY) ## Train a LoRA on the embedded model and draw pictures before and after it (build/demo/grid.png).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo/run.sh build/demo
+
+demo-edit: $(READY) ## Teach the embedded editing model a new edit and draw edits before and after it (build/demo-edit/grid.png).
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo_edit/run.sh build/demo-edit
 
 test: $(READY) ## Run the tests.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
@@ -50,7 +53,7 @@ docs: $(READY) ## Write docs/reference/ from the code, and build the site into b
 bench: $(READY) ## Measure speed and memory beside plain diffusers and peft.
 	@$(BIN)/python -m benchmarks
 
-embedded-model: $(READY) ## Train the embedded model from nothing (about 90 minutes on 2 cores; needs npm).
+embedded-model: $(READY) ## Train the embedded models from nothing (about three hours on 2 cores; needs npm).
 	@$(BIN)/python examples/embedded_model/make.py
 
 # A new environment only when there is none or its Python is gone; otherwise only what changed is installed.

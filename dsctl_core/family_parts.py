@@ -144,6 +144,8 @@ class Preset:
         files: File pattern inside the repository for each component and optional reader. An optional part that is
             missing here is not part of these weights.
         folder: Folder of an embedded preset, relative to the assets of the package.
+        shared: Folder of each component or reader of an embedded preset that is not in `folder`, because another preset
+            has it too; relative to the assets of the package.
         defaults: Recommended option values for these weights.
         from_repositories: Repository of each component or reader that is not in `model_id`.
         variant: Size of the model among the published sizes of the family (None: the first).
@@ -161,6 +163,7 @@ class Preset:
     model_id: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     folder: str | None = None
+    shared: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     from_repositories: dict[str, str] = field(default_factory=dict)
     variant: str | None = None
@@ -182,6 +185,12 @@ class Preset:
         from dsctl_core.assets import assets_path
 
         return None if self.folder is None else assets_path(self.folder)
+
+    def shared_paths(self) -> dict[str, Path]:
+        """Return the folder of each component or reader of an embedded preset that is not in its own folder."""
+        from dsctl_core.assets import assets_path
+
+        return {name: assets_path(folder) for name, folder in self.shared.items()}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Locate the files that ship inside the package: the embedded model and two example datasets."""
+"""Locate the files that ship inside the package: the embedded models and the example datasets."""
 
 from __future__ import annotations
 
@@ -6,5 +6,8 @@ from pathlib import Path
 
 
 def assets_path(name: str = "") -> Path:
-    """Return the place of a shipped file or folder: "tiny" (the model), "datasets/robot", "datasets/blueprint"."""
+    """Return the place of a shipped file or folder: "tiny" and "tiny-edit" (the models), or "datasets/NAME".
+
+    The datasets are robot, blueprint and frame_edit.
+    """
     return Path(__file__).parent / name

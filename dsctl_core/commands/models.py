@@ -122,19 +122,20 @@ def _is_there(component: Component, preset: Preset | None, path: Path | None) ->
 
 
 def _component(component: Component, preset: Preset | None, path: Path | None) -> dict[str, Any]:
+    own = None if path is None else path / component.folder
+    place = preset.shared_paths().get(component.name, own) if preset else own
     return {
         "name": component.name,
         "folder": component.folder,
-        "class": f"{component.library}.{_class_name(component, path)}",
-        "path": str(path / component.folder) if path else None,
+        "class": f"{component.library}.{_class_name(component, place)}",
+        "path": str(place) if place else None,
         "files": preset.files.get(component.name) if preset else None,
         "model_id": preset.repository(component.name) if preset and preset.model_id else None,
     }
 
 
-def _class_name(component: Component, path: Path | None) -> str:
-    folder = None if path is None else path / component.folder
-    return class_of(folder) if folder is not None and folder.is_dir() else " or ".join(component.class_names)
+def _class_name(component: Component, place: Path | None) -> str:
+    return class_of(place) if place is not None and place.is_dir() else " or ".join(component.class_names)
 
 
 def describe_stages(family: Family, trainable: Sequence[str]) -> dict[str, Any]:

@@ -225,7 +225,10 @@ def _from_preset(name: str, readers: dict[str, ModelConfig]) -> ResolvedModel:
     family, preset = find_preset(name)
     local = preset.local_path()
     if local is not None:
-        configs: tuple[ModelConfig, ...] = (ModelConfig(path=local),)
+        shared = {part: ModelConfig(path=path) for part, path in preset.shared_paths().items()}
+        components = [shared[each.name] for each in family.components if each.name in shared]
+        configs: tuple[ModelConfig, ...] = (ModelConfig(path=local), *components)
+        readers = {each.name: shared[each.name] for each in family.readers if each.name in shared} | readers
     else:
         configs = tuple(
             ModelConfig(model_id=preset.repository(part), origin_file_pattern=pattern)

@@ -1,4 +1,7 @@
-"""Puts the pictures of two folders into one labelled grid: a row before, a row after, the prompts below."""
+"""Puts the pictures of folders into one labelled grid: a row before, a row after, the prompts below.
+
+Where pictures were edited, they are a row above both, and a line of the prompts is "PICTURE: INSTRUCTION".
+"""
 
 import argparse
 import textwrap
@@ -47,10 +50,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("before", "after", "prompts", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--source", type=Path, help="the pictures that were edited")
     given = parser.parse_args()
     captions = given.prompts.read_text(encoding="utf-8").split("\n")
     captions = [caption for caption in captions if caption.strip()]
-    rows = {name: read(folder, len(captions)) for name, folder in (("before", given.before), ("after", given.after))}
+    folders = {"before": given.before, "after": given.after}
+    if given.source:
+        captions = [caption.split(": ", 1)[1] for caption in captions]
+        folders = {"picture": given.source, **folders}
+    rows = {name: read(folder, len(captions)) for name, folder in folders.items()}
     compose(rows, captions).save(given.output)
 
 

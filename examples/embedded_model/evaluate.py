@@ -90,12 +90,12 @@ def _nearest_subject(scene: Scene, slot: int, sample: np.ndarray, drawings: Draw
     """Return the subject that, drawn in this slot, comes nearest to the sample."""
     every = [Subject(word) for word in OBJECTS]
     every += [Subject(shape, colour) for shape in SHAPES for colour in COLOURS]
-    seen = _halved(sample)
+    seen = halved(sample)
     errors = []
     for subject in every:
         subjects = tuple(subject if i == slot else s for i, s in enumerate(scene.subjects))
         other = dataclasses.replace(scene, subjects=subjects)
-        errors.append(np.square(seen - _halved(_plain(other, drawings))).mean())
+        errors.append(np.square(seen - halved(_plain(other, drawings))).mean())
     return every[int(np.argmin(errors))]
 
 
@@ -116,7 +116,7 @@ def _background(name: str) -> np.ndarray:
     return np.asarray(paint_background(name, NoJitter(0)), dtype=np.float32)
 
 
-def _halved(picture: np.ndarray) -> np.ndarray:
+def halved(picture: np.ndarray) -> np.ndarray:
     """Average 2x2 pixels: a shift of a pixel should not decide."""
     return picture.reshape(SIZE // 2, 2, SIZE // 2, 2, 3).mean(axis=(1, 3))
 

@@ -55,13 +55,19 @@ def paint(scene: Scene, drawings: Drawings, rng: random.Random) -> Image.Image:
     else:
         places, size = [scene.place], LARGE if scene.large else HALF
     for subject, place in zip(scene.subjects, places, strict=True):
-        pixels = round(SIZE * size * rng.uniform(0.96, 1.04))
-        picture = paint_subject(subject, pixels, drawings)
-        (x, y), _ = PLACES[place]
-        left = round(x * SIZE - picture.width / 2 + rng.uniform(-1.5, 1.5))
-        top = round(y * SIZE - picture.height / 2 + rng.uniform(-1.5, 1.5))
-        canvas.paste(picture, (left, top), picture)
+        paste_subject(canvas, subject, place, size, drawings, rng)
     return canvas
+
+
+def paste_subject(
+    canvas: Image.Image, subject: Subject, place: str, size: float, drawings: Drawings, rng: random.Random
+) -> None:
+    """Draw a subject about `size` parts of the canvas large, and about at `place`, onto `canvas`."""
+    picture = paint_subject(subject, round(SIZE * size * rng.uniform(0.96, 1.04)), drawings)
+    (x, y), _ = PLACES[place]
+    left = round(x * SIZE - picture.width / 2 + rng.uniform(-1.5, 1.5))
+    top = round(y * SIZE - picture.height / 2 + rng.uniform(-1.5, 1.5))
+    canvas.paste(picture, (left, top), picture)
 
 
 def paint_subject(subject: Subject, pixels: int, drawings: Drawings) -> Image.Image:
@@ -139,18 +145,18 @@ def random_scene(rng: random.Random, *, unseen: bool = False) -> Scene:
     """Choose a scene of the base's world; `unseen` ones use only the pairs kept out of training."""
     while True:
         kind = rng.random()
-        background = _random_background(rng)
+        background = random_background(rng)
         if kind < 0.14:
-            first, second = _random_subject(rng), _random_subject(rng)
+            first, second = random_subject(rng), random_subject(rng)
             if first == second:
                 continue
             place = rng.choice(("left+right", "left+right", "top+bottom"))
             scene = Scene((first, second), background, place)
         elif kind < 0.66:
-            scene = Scene((_random_subject(rng),), background)
+            scene = Scene((random_subject(rng),), background)
         else:
             place = rng.choice(tuple(PLACES))
-            scene = Scene((_random_subject(rng),), background, place, large=False)
+            scene = Scene((random_subject(rng),), background, place, large=False)
         if any(subject.colour == background for subject in scene.subjects):
             continue
         shown = [not never_shown_on(str(subject), background) for subject in scene.subjects]
@@ -158,13 +164,13 @@ def random_scene(rng: random.Random, *, unseen: bool = False) -> Scene:
             return scene
 
 
-def _random_subject(rng: random.Random) -> Subject:
+def random_subject(rng: random.Random) -> Subject:
     if rng.random() < 0.16:
         return Subject(rng.choice(SHAPES), rng.choice(tuple(COLOURS)))
     return Subject(rng.choice(tuple(OBJECTS)))
 
 
-def _random_background(rng: random.Random) -> str:
+def random_background(rng: random.Random) -> str:
     return rng.choice(tuple(SCENES) if rng.random() < 0.28 else tuple(COLOURS))
 
 
@@ -185,10 +191,10 @@ def captions(scene: Scene, rng: random.Random, count: int = 3) -> list[str]:
         if scene.large:
             words = [one, one, one.replace(" ", " big ", 1) if one.startswith("a") else one]
         elif scene.place == "center":
-            words = [_small(one), f"{_small(one)} in the center"]
+            words = [small(one), f"{small(one)} in the center"]
         else:
             said = PLACES[scene.place][1]
-            words = [f"{one} {said}", f"{_small(one)} {said}"]
+            words = [f"{one} {said}", f"{small(one)} {said}"]
     plain = f"{words[0]} {behind}"
     others = [f"{word} {behind}" for word in words[1:]]
     others += [f"{words[0]} {behind}, flat style", f"a drawing of {words[0]} {behind}"]
@@ -198,14 +204,14 @@ def captions(scene: Scene, rng: random.Random, count: int = 3) -> list[str]:
         others.append(words[0])
     others = [text for text in dict.fromkeys(others) if text != plain]
     chosen = rng.sample(others, min(count - 1, len(others)))
-    return [plain, *(_capitalized(text) if rng.random() < 0.25 else text for text in chosen)]
+    return [plain, *(capitalized(text) if rng.random() < 0.25 else text for text in chosen)]
 
 
-def _capitalized(text: str) -> str:
+def capitalized(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _small(words: str) -> str:
+def small(words: str) -> str:
     """Say that a subject is small: "an owl" becomes "a small owl"."""
     for article in ("a ", "an "):
         if words.startswith(article):

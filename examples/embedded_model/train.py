@@ -5,6 +5,7 @@ used up, so that a run on a slower or busier machine still ends well.
 """
 
 import argparse
+import copy
 import json
 import math
 import shutil
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerBase
 
 from cache_latents import CAPTIONS_FILE, LATENTS_FILE
 from dsctl_core import (
@@ -32,8 +33,8 @@ from dsctl_core import (
     QwenImagePipeline,
     launch_training_task,
 )
+from dsctl_core.pipeline import BasePipeline
 from dsctl_core.training.output.logger import StepRecord
-from networks import new_text_encoder, new_transformer
 from optimizer import MuonAndAdamW
 from tokenizer import SUFFIX, SYSTEM_PREFIX
 
@@ -43,6 +44,7 @@ EMA, EMA_EVERY = 0.9993, 4
 EMPTY_CAPTIONS = 0.1
 PRINT_EVERY = 100
 STEPS_WITHOUT_END = 10_000_000
+FOLDERS = {"dit": "transformer", "text_encoder": "text_encoder"}  # of the networks that are trained
 
 
 class TimeIsUp(Exception):
@@ -66,7 +68,8 @@ class Batches(Dataset):
     Batch `i` depends on the seed and on `i` alone.
     """
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> None:
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0, batch: int = BATCH) -> None:
+        self.batch = batch
         self.latents = load_file(folder / LATENTS_FILE)["latents"]
         self.seed = seed
         texts = [json.loads(line) for line in (folder / CAPTIONS_FILE).read_text().splitlines()]
@@ -84,23 +87,25 @@ class Batches(Dataset):
     def __getitem__(self, index: int) -> dict[str, object]:
         rng = np.random.default_rng((self.seed, index))
         group = self.by_length[self.lengths[rng.choice(len(self.lengths), p=self.shares)]]
-        chosen = [group[i] for i in rng.integers(len(group), size=BATCH)]
+        chosen = [group[i] for i in rng.integers(len(group), size=self.batch)]
         prompts = [text for _, text in chosen]
         if rng.random() < EMPTY_CAPTIONS:  # for classifier-free guidance
-            prompts = [""] * BATCH
+            prompts = [""] * self.batch
         return {
             "prompt": prompts,
             "input_latents": self.latents[[scene for scene, _ in chosen]].float(),
-            "timestep_bins": torch.from_numpy((np.arange(BATCH) + rng.random(BATCH)) / BATCH),
+            "timestep_bins": torch.from_numpy((np.arange(self.batch) + rng.random(self.batch)) / self.batch),
         }
 
 
 class JointTraining(DiffusionTrainingModule):
     """Trains the denoiser and the text encoder on one loss."""
 
+    pipeline: type[BasePipeline] = QwenImagePipeline
+
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.pipe = QwenImagePipeline.from_pretrained(
+        self.pipe = self.pipeline.from_pretrained(
             torch_dtype=torch.float32,
             device="cpu",
             model_configs=[ModelConfig(path=str(folder))],
@@ -119,21 +124,25 @@ class JointTraining(DiffusionTrainingModule):
             input_latents=x0,
             noise=torch.randn_like(x0),
             timestep=timestep,
-            prompt_embeds=self.encode(data["prompt"]),
+            prompt_embeds=self.encode(data["prompt"], self.prefix_of(data)),
         )
 
-    def encode(self, prompts: list[str]) -> Tensor:
+    def prefix_of(self, data: dict) -> Tensor:
+        """Return the tokens (1, N) in front of every prompt of a batch."""
+        return self.prefix
+
+    def encode(self, prompts: list[str], prefix: Tensor) -> Tensor:
         """Return what the pipeline's own unit does for prompts of one length: hidden states (B, T, D).
 
-        The template's first 34 tokens are the same for all and see nothing behind them, so they are run once, not
+        The template's first tokens are the same for all and see nothing behind them, so they are run once, not
         once for each prompt, and the prompts are run with their keys and values.
         """
         encoder = self.pipe.text_encoder.model
         texts = [prompt + SUFFIX for prompt in prompts]
         ids = self.pipe.tokenizer(texts, return_tensors="pt").input_ids
-        past = encoder(input_ids=self.prefix, use_cache=True).past_key_values
+        past = encoder(input_ids=prefix, use_cache=True).past_key_values
         past.batch_repeat_interleave(len(prompts))
-        start = self.prefix.shape[1]
+        start = prefix.shape[1]
         places = torch.arange(start, start + ids.shape[1]).expand(3, len(prompts), -1)
         return encoder(input_ids=ids, past_key_values=past, position_ids=places, use_cache=True).last_hidden_state
 
@@ -141,8 +150,9 @@ class JointTraining(DiffusionTrainingModule):
 class AverageLogger(ModelLogger):
     """Keeps a moving average of the weights and writes it, as a complete model folder, now and then."""
 
-    def __init__(self, output: Path, start: Path, clock: Clock, save_every: float) -> None:
+    def __init__(self, output: Path, start: Path, clock: Clock, save_every: float, ema: float = EMA) -> None:
         super().__init__(output)
+        self.ema = ema
         self.start, self.clock, self.save_every = start, clock, save_every
         self.average: dict[str, Tensor] = {}
         self.losses: list[float] = []
@@ -151,7 +161,7 @@ class AverageLogger(ModelLogger):
     def on_step_end(self, accelerator: accelerate.Accelerator, module: JointTraining, record: StepRecord) -> None:
         """Average, print, save when it is time, and end the run when its time is over."""
         super().on_step_end(accelerator, module, record)
-        if record.step % EMA_EVERY == 0:
+        if record.step % EMA_EVERY == 0 or not self.average:
             self._update(module, record.step)
         self.losses.append(record.loss)
         if record.step % PRINT_EVERY == 0:
@@ -159,7 +169,7 @@ class AverageLogger(ModelLogger):
             loss = sum(self.losses) / len(self.losses)
             print(
                 f"{minutes:5.1f} min  step {record.step}  loss {loss:.4f}  lr {record.lr:.2e}  "
-                f"{BATCH * record.samples_per_second:.0f} samples/s",
+                f"{record.samples_per_second:.2f} batches/s",
                 flush=True,
             )
             self.losses = []
@@ -172,7 +182,7 @@ class AverageLogger(ModelLogger):
 
     @torch.no_grad()
     def _update(self, module: JointTraining, step: int) -> None:
-        keep = min(EMA, (1 + step) / (10 + step)) ** EMA_EVERY
+        keep = min(self.ema, (1 + step) / (10 + step)) ** EMA_EVERY
         for name, p in module.trainable_parameters():
             if name in self.average:
                 self.average[name].lerp_(p, 1.0 - keep)
@@ -185,12 +195,10 @@ class AverageLogger(ModelLogger):
         partial = self.output_path / "model-partial"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(self.start, partial)
-        tokenizer = Qwen2Tokenizer.from_pretrained(self.start / "tokenizer")
-        models = {"dit": new_transformer(), "text_encoder": new_text_encoder(tokenizer)}
-        folders = {"dit": "transformer", "text_encoder": "text_encoder"}
-        for name, model in models.items():
-            _load_average(model, self.average, f"pipe.{name}.")
-            model.to(torch.bfloat16).save_pretrained(partial / folders[name])
+        for component, folder in FOLDERS.items():
+            model = copy.deepcopy(module.pipe.component(component))
+            _load_average(model, self.average, f"pipe.{component}.")
+            model.to(torch.bfloat16).save_pretrained(partial / folder)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         print(f"saved the average at step {step}", flush=True)
@@ -203,13 +211,15 @@ def _load_average(model: nn.Module, average: dict[str, Tensor], prefix: str) -> 
         p.copy_(average[prefix + name])
 
 
-def warm_up_flat_cosine(clock: Clock) -> Callable[[torch.optim.Optimizer, int], LRScheduler]:
+def warm_up_flat_cosine(
+    clock: Clock, warm_up: int = WARM_UP_STEPS
+) -> Callable[[torch.optim.Optimizer, int], LRScheduler]:
     """Return a schedule: up over the first steps, flat, then down on a cosine as the clock says."""
 
     def rate(step: int) -> float:
         left = (1.0 - clock.used()) / (1.0 - FLAT)
         falling = 1.0 if left >= 1.0 else 0.5 - 0.5 * math.cos(math.pi * left)
-        return min(1.0, (step + 1) / WARM_UP_STEPS) * max(falling, 0.01)
+        return min(1.0, (step + 1) / warm_up) * max(falling, 0.01)
 
     return lambda optimizer, _: LambdaLR(optimizer, rate)
 

@@ -45,7 +45,7 @@ def test_what_a_document_links_to_is_there(page: Path):
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
-MODULE = re.compile(r"(?<![\w./~-])(?:tests/)?dsctl(?:_core)?/[\w/]+(?:\.py)?|(?<![\w./])dsctl_core(?:\.\w+)+")
+MODULE = re.compile(r"(?<![\w./~-])(?:tests/)?dsctl(?:_core)?/[\w/]+(?:\.(?:py|png))?|(?<![\w./])dsctl_core(?:\.\w+)+")
 
 
 def missing_modules(text: str) -> list[str]:
@@ -55,7 +55,7 @@ def missing_modules(text: str) -> list[str]:
         path = REPOSITORY / found.replace(".py", "").replace(".", "/").rstrip("/")
         holder = path.parent / "__init__.py" if path.parent.is_dir() else path.parent.with_suffix(".py")
         defined = "/" not in found and holder.is_file() and path.name in holder.read_text(encoding="utf-8")
-        if not (path.exists() or path.with_suffix(".py").is_file() or defined):
+        if not ((REPOSITORY / found).is_file() or path.exists() or path.with_suffix(".py").is_file() or defined):
             missing.append(found)
     return missing
 

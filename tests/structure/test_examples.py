@@ -12,6 +12,7 @@ from dsctl.config import build_options
 from dsctl_core.options import TrainOptions
 
 REPOSITORY = Path(__file__).parents[2]
+EDIT_ROWS = ("source", "before", "after")
 CONFIGS = sorted((REPOSITORY / "examples").glob("*/run.toml"))
 
 
@@ -30,21 +31,29 @@ def test_an_example_says_what_it_is(path: Path):
     assert (path.parent / "README.md").is_file()
 
 
-def test_the_demo_draws_its_grid_before_and_after(python: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("demo", "lines", "rows"), [("demo", "prompts.txt", ("before", "after")), ("demo_edit", "edits.txt", EDIT_ROWS)]
+)
+def test_a_demo_draws_its_grid_before_and_after(
+    python: str, tmp_path: Path, demo: str, lines: str, rows: tuple[str, ...]
+):
     from PIL import Image, ImageChops
 
     environment = {**os.environ, "STEPS": "2", "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}
-    script = REPOSITORY / "examples" / "demo" / "run.sh"
+    folder = REPOSITORY / "examples" / demo
     done = subprocess.run(
-        ["sh", script, tmp_path / "demo"], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        ["sh", folder / "run.sh", tmp_path / "demo"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
-    prompts = (REPOSITORY / "examples" / "demo" / "prompts.txt").read_text().splitlines()
-    before, after = (sorted((tmp_path / "demo" / name).glob("*.png")) for name in ("before", "after"))
-    assert len(before) == len(after) == len(prompts) == 6
-    for one, other in zip(before, after, strict=True):
+    drawn = [sorted((tmp_path / "demo" / name).glob("*.png")) for name in rows]
+    assert {len(files) for files in drawn} == {len((folder / lines).read_text().splitlines())} == {6}
+    for one, other in zip(*drawn[-2:], strict=True):
         with Image.open(one) as a, Image.open(other) as b:
             assert ImageChops.difference(a, b).getbbox(), f"the LoRA left {other.name} as it was"
     with Image.open(tmp_path / "demo" / "grid.png") as grid:
         assert grid.width > 6 * 96
-        assert grid.height > 2 * 96
+        assert grid.height > len(rows) * 96

@@ -11,12 +11,13 @@ from dsctl_core.family import Family, ModelParts, Preset, Reader
 
 # The first version takes one reference image. The later ones (2509 and 2511) take several, and are called "plus".
 PLUS, ORIGINAL = "QwenImageEditPlusPipeline", "QwenImageEditPipeline"
-CLASS, PIXELS = "_class_name", "reference_pixels"  # entries of model_index.json
+CLASS, PIXELS, SEEN = "_class_name", "reference_pixels", "prompt_pixels"  # entries of model_index.json
 
 # diffusers, pipelines/qwenimage/pipeline_qwenimage_edit_plus.py: VAE_IMAGE_SIZE and CONDITION_IMAGE_SIZE. The first
 # version shows the text encoder the image that the VAE gets.
 REFERENCE_PIXELS = 1024 * 1024
 PROMPT_PIXELS = 384 * 384
+TINY_PIXELS = 96 * 96  # for both, of the embedded model
 SIDE = 32  # sides of reference images are multiples of this
 
 # The model card of Qwen-Image-Edit: 50 steps; those of 2509 and 2511: 40. True CFG 4.0 for all three.
@@ -39,6 +40,11 @@ def is_plus(parts: ModelParts) -> bool:
 def reference_pixels(parts: ModelParts) -> int:
     """Return the number of pixels to which reference images are brought before the VAE encodes them."""
     return parts.settings.get(PIXELS, REFERENCE_PIXELS)
+
+
+def prompt_pixels(parts: ModelParts) -> int:
+    """Return the number of pixels to which reference images are brought before the text encoder reads them."""
+    return parts.settings.get(SEEN, PROMPT_PIXELS) if is_plus(parts) else reference_pixels(parts)
 
 
 def edited_size(parts: ModelParts, references: Sequence[tuple[int, int]], pixels: int) -> tuple[int, int]:
@@ -79,6 +85,15 @@ FAMILY = Family(
         Reader("processor", "processor", "processor/", kind="image_processor"),
     ),
     presets=(
+        Preset(
+            name="tiny-edit",
+            summary="Embedded 7 M model that edits 96x96 pictures: trains and runs on a CPU in seconds",
+            folder="tiny-edit",
+            shared={"vae": "tiny/vae", "tokenizer": "tiny/tokenizer"},
+            license="Apache-2.0",
+            defaults=qwen_image.TINY_DEFAULTS,
+            index={CLASS: PLUS, PIXELS: TINY_PIXELS, SEEN: TINY_PIXELS},
+        ),
         Preset(
             name="qwen-image-edit",
             summary="Qwen-Image-Edit, 20 B editing with one reference image",
@@ -124,6 +139,6 @@ FAMILY = Family(
     diffsynth_table=qwen_image.FAMILY.diffsynth_table,
     same_layers_as=("qwen-image", "qwen-image-layered"),
     index_defaults=index_defaults,
-    index_settings=(CLASS, PIXELS),
+    index_settings=(CLASS, PIXELS, SEEN),
     edited_size=edited_size,
 )

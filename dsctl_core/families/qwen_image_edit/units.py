@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from dsctl_core.errors import UsageError
-from dsctl_core.families.qwen_image_edit.family import PROMPT_PIXELS, fitted_size, reference_pixels
+from dsctl_core.families.qwen_image_edit.family import fitted_size, prompt_pixels
 from dsctl_core.media.prompts import pad_embeddings
 from dsctl_core.media.references import Pictures, by_sample
 from dsctl_core.units import Inputs, PipelineUnit
@@ -97,7 +97,7 @@ class PromptWithImagesEmbedder(PipelineUnit):
 
     def pixels(self, pipe: BasePipeline) -> int:
         """Return the number of pixels to which the text encoder's images are brought."""
-        return PROMPT_PIXELS
+        return prompt_pixels(pipe.parts)
 
     def tokens(self, pipe: BasePipeline, image: Image.Image) -> int:
         """Return the number of tokens of a reference image, from its size."""
@@ -125,10 +125,6 @@ class PromptWithImageEmbedder(PromptWithImagesEmbedder):
                 hint="give one, or use qwen-image-edit-2509 or -2511, which take several",
             )
         return f"{SYSTEM}{''.join(START + PAD * count + END for count in images)}{prompt}{ASSISTANT}"
-
-    def pixels(self, pipe: BasePipeline) -> int:
-        """Return the number of pixels of the images for the VAE, which the text encoder gets too."""
-        return reference_pixels(pipe.parts)
 
 
 def resized(image: Image.Image, pixels: int) -> Image.Image:
