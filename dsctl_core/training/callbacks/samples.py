@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.files.atomic import prepare_folder
 from dsctl_core.media.clip import Clip
+from dsctl_core.media.image_file import as_picture
+from dsctl_core.media.layers import Layers
 from dsctl_core.media.made_file import sample_suffix, write_made
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.eval_mode import eval_mode, in_lockstep
@@ -67,7 +69,8 @@ class Samples(TrainingHook):
         if processes > 1 and not together:
             drawn = sorted(gather_object(drawn), key=lambda pair: pair[0])
         if run.accelerator.is_main_process:
-            self._write(run, [made for _, made in drawn])
+            # Layers are one picture here: their composite and each of them in a row.
+            self._write(run, [as_picture(made) if isinstance(made, Layers) else made for _, made in drawn])
         run.progress.note(f"Step {run.step}: {_counted(len(drawn))} in {self._folder(run)}")
 
     def _write(self, run: TrainingRun, samples: list[Image | Clip]) -> None:
