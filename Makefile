@@ -12,7 +12,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # Words a Makefile and a folder share (docs) would otherwise look done.
-.PHONY: help demo test test-pythons browser check fix bench docs embedded-model
+.PHONY: help demo demo-control test test-pythons browser check fix bench docs embedded-model
 .DEFAULT_GOAL := help
 
 help: ## Show these words.
@@ -20,6 +20,9 @@ help: ## Show these words.
 
 demo: $(READY) ## Train a LoRA on the embedded model and draw pictures before and after it (build/demo/grid.png).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo/run.sh build/demo
+
+demo-control: $(READY) ## Train a control network on the embedded model and draw pictures that follow it (build/demo_control/grid.png).
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo_control/run.sh build/demo_control
 
 test: $(READY) ## Run the tests.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
