@@ -215,7 +215,8 @@ class ControlNet:
         fixed: Entries of the config that must be those of `new_config` to fit the denoiser.
         config_of: Tells the network, and its config, from weights.
         presets: Its published weights.
-        starts_from_denoiser: Whether a new network has the weights of the denoiser under the same names.
+        starts_from: Config of a new network -> which of its weights are those of the denoiser, as prefixes of the names
+            in the network and in the denoiser (None: none of them).
         modes: Names of the kinds of control pictures among which a use chooses, by number; () for one kind.
         modes_entry: Entry of the config with the number of modes that a network has.
     """
@@ -230,7 +231,7 @@ class ControlNet:
     fixed: tuple[str, ...]
     config_of: ConfigOfWeights
     presets: tuple[ControlNetPreset, ...] = ()
-    starts_from_denoiser: bool = False
+    starts_from: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
     modes: tuple[str, ...] = ()
     modes_entry: str = ""
 

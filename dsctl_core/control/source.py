@@ -145,8 +145,9 @@ class ControlNetSource:
 
         if self.weights is None:
             network = new_network(self.kind, self.config, self.seed)
-            if self.kind.starts_from_denoiser:
-                start_from(network, pipe.component(pipe.parts.denoisers[0].name))
+            if self.kind.starts_from is not None:
+                prefixes = self.kind.starts_from(self.config)
+                start_from(network, pipe.component(pipe.parts.denoisers[0].name), prefixes)
         else:
             network = load_network(self.kind, self._weights(), self.label)
         return cast_weights(network, dtype).eval().requires_grad_(False)
@@ -175,15 +176,20 @@ def new_network(kind: ControlNet, config: Mapping[str, Any], seed: int) -> nn.Mo
         return build(kind, config)
 
 
-def start_from(network: nn.Module, denoiser: nn.Module) -> None:
-    """Give `network` the weights that `denoiser` has under the same names, in the same shapes."""
+def start_from(network: nn.Module, denoiser: nn.Module, prefixes: Mapping[str, str]) -> None:
+    """Give `network` the weights that `denoiser` has in the same shapes under the same names.
+
+    `prefixes` map the beginning of a name in the network to that in the denoiser; other weights stay as they are.
+    """
     import torch
 
     theirs = denoiser.state_dict()
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
-            if name in theirs and theirs[name].shape == tensor.shape:
-                tensor.copy_(theirs[name])
+            for own, other in prefixes.items():
+                found = theirs.get(other + name.removeprefix(own)) if name.startswith(own) else None
+                if found is not None and found.shape == tensor.shape:
+                    tensor.copy_(found)
 
 
 def empty_network(kind: ControlNet, config: Mapping[str, Any]) -> nn.Module:

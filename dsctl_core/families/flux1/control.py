@@ -24,6 +24,7 @@ DOUBLE, SINGLE = "controlnet_block_samples", "controlnet_single_block_samples"
 
 def flux1_residuals(
     network: Any,
+    denoiser: Any,
     control: Tensor,
     mode: int | None,
     latents: Tensor,

@@ -74,7 +74,7 @@ def _kind(name: str, summary: str, union: bool, presets: tuple[ControlNetPreset,
         fixed=(*SHARED, "axes_dims_rope"),
         config_of=config_of,
         presets=presets,
-        starts_from_denoiser=True,
+        starts_from=lambda config: {"": ""},
         modes=MODES if union else (),
         modes_entry="num_mode" if union else "",
     )
@@ -103,7 +103,7 @@ CONTROLNETS = (
             ControlNetPreset(
                 "flux1-controlnet-union",
                 "follows a picture of the kind that #MODE names",
-                "InstantX/FLUX.1-dev-Controlnet-Union",
+                "InstantX/FLUX.1-dev-Controlnet-Union-alpha",
                 FILES,
                 LICENSE,
             ),

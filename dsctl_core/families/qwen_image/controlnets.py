@@ -98,7 +98,7 @@ def _union(name: str, summary: str, mask: bool, presets: tuple[ControlNetPreset,
         fixed=(*SHARED, "axes_dims_rope"),
         config_of=config_of,
         presets=presets,
-        starts_from_denoiser=True,
+        starts_from=lambda config: {"": ""},
     )
 
 

@@ -20,6 +20,7 @@ from dsctl_core.side_network import SideNetwork
 
 def union_residuals(
     network: Any,
+    denoiser: Any,
     control: Tensor,
     latents: Tensor,
     timestep: Tensor,

@@ -115,6 +115,19 @@ def test_a_trained_file_is_used_and_trained_on(
     assert all((tensor - weights(file)[name]).abs().max() < 1e-6 for name, tensor in weights(again.checkpoint).items())
 
 
+def test_a_run_that_was_stopped_goes_on_to_the_bit_with_the_same_network_alone(
+    options: Callable[..., TrainOptions], data: Path
+) -> None:
+    whole = train(options("whole", max_steps=4))
+    train(options("parts", max_steps=2))
+    with pytest.raises(DsctlError, match="weights of --controlnet, or its scale, was"):
+        train(options("parts", max_steps=4, resume="latest", controlnet=("blockwise:0.5",)))
+    rest = train(options("parts", max_steps=4, resume="latest"))
+    assert all(
+        torch.equal(tensor, weights(rest.checkpoint)[name]) for name, tensor in weights(whole.checkpoint).items()
+    )
+
+
 def test_a_mask_is_one_more_channel_and_a_cache_is_for_its_kind(
     options: Callable[..., TrainOptions], data: Path, tmp_path: Path, tiny_folder: Path
 ) -> None:
@@ -125,7 +138,13 @@ def test_a_mask_is_one_more_channel_and_a_cache_is_for_its_kind(
         )
     )
     given = {"model": None, "dataset_base_path": None, "from_cache": cache}
-    made = train(options("mask", controlnet=("blockwise-inpaint",), **given))
+    prompts = tmp_path / "samples.jsonl"
+    shown = {"prompt": "a", "control_image": str(data / "0.png"), "control_mask": str(data / "control/mask_1.png")}
+    prompts.write_text(json.dumps(shown) + "\n" + json.dumps({"prompt": "b"}) + "\n")
+    samples = {"sample_every": 8, "sample_prompts_file": prompts, "sample_steps": 1}
+    size = {"sample_height": 32, "sample_width": 48}
+    made = train(options("mask", controlnet=("blockwise-inpaint",), **given, **samples, **size))
+    assert len(list((tmp_path / "mask" / "samples").rglob("*.png"))) == 4
     assert weights(made.checkpoint)["img_in.weight"].shape == (32, 68)
     for named, problem in {
         ("blockwise",): "was made with the control network blockwise-inpaint, but this run has blockwise",

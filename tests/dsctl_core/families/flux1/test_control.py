@@ -68,6 +68,40 @@ def test_whole_pictures_are_those_of_diffusers(
     assert (ours - dev.our_images(PROMPTS[:1], cfg)).abs().max() > 0.05
 
 
+def test_gradients_are_those_of_diffusers(dev: Pair, tmp_path: Path) -> None:
+    theirs = network(tmp_path, union=True)
+    load_controlnet(dev.ours, f"{tmp_path}#tile")
+    ours: Any = dev.ours.controlnet.requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    latents, control = torch.randn(2, 2, 16, 4, 6, generator=generator)
+    embeds, pooled = torch.randn(2, 5, 24, generator=generator), torch.randn(2, 16, generator=generator)
+    time = torch.tensor([700.0, 200.0])
+    given = {"prompt_embeds": embeds, "pooled_embeds": pooled, "embedded_guidance": 2.0}
+    made = dev.ours.call_model_fn(latents=latents, timestep=time, controlnet_latents=control, **given)
+    made.square().mean().backward()
+    tokens, shown = (dev.official._pack_latents(each, 2, 16, 4, 6) for each in (latents, control))
+    ids = dev.official._prepare_latent_image_ids(2, 2, 3, "cpu", torch.float32)
+    shared = {
+        "timestep": time / 1000,
+        "guidance": torch.full((2,), 2.0),
+        "pooled_projections": pooled,
+        "encoder_hidden_states": embeds,
+        "txt_ids": torch.zeros(5, 3),
+        "img_ids": ids,
+        "return_dict": False,
+    }
+    mode = torch.full((2, 1), 1)
+    double, single = theirs(hidden_states=tokens, controlnet_cond=shown, controlnet_mode=mode, **shared)
+    residuals = {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
+    expected = dev.official.transformer(hidden_states=tokens, **residuals, **shared)[0]
+    expected.square().mean().backward()
+    for (name, weight), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert (weight.grad is None) == (other.grad is None), name
+        if weight.grad is not None:
+            torch.testing.assert_close(weight.grad, other.grad, atol=1e-6, rtol=1e-5)
+    assert ours.controlnet_mode_embedder.weight.grad[1].abs().max() > 1e-5
+
+
 def test_several_are_added_up_and_references_stay_as_they_are(kontext: Pair, tmp_path: Path) -> None:
     network(tmp_path / "one", union=False)
     network(tmp_path / "other", union=True, seed=5)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dsctl_core.control import ControlUse
 from dsctl_core.control.source import new_network
+from dsctl_core.errors import UsageError
 from dsctl_core.families.qwen_image.blockwise import (
     QwenImageBlockwiseControlNet,
     blockwise_control,
@@ -103,6 +104,17 @@ def test_outputs_and_gradients_are_those_of_plain_torch(attached: Any, recompute
 
 def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+
+
+def test_a_batch_equals_its_samples(attached: Any) -> None:
+    pictures = [Image.effect_noise((48, 32), 30 + 30 * number).convert("RGB") for number in range(2)]
+    given = {"height": 32, "width": 48, "num_inference_steps": 2, "cfg_scale": 2.0}
+    together = attached(["a", "b"], seed=[1, 2], control_inputs={"control_image": pictures}, **given)
+    for number, prompt in enumerate("ab"):
+        alone = attached(prompt, seed=1 + number, control_inputs={"control_image": pictures[number]}, **given)
+        assert np.abs(np.array(alone).astype(int) - np.array(together[number])).max() <= 1
+    with pytest.raises(UsageError, match="unknown control input 'control_imag'"):
+        attached("a", control_inputs={"control_imag": pictures[0]}, **given)
 
 
 def test_a_new_network_changes_nothing_to_the_bit_and_learns(attached: Any) -> None:

@@ -85,6 +85,30 @@ def test_whole_pictures_are_those_of_diffusers(
     assert name == "controlnet"
 
 
+def test_gradients_are_those_of_diffusers(pipe: QwenImagePipeline, official: Any, tmp_path: Path) -> None:
+    theirs = network(tmp_path)
+    load_controlnet(pipe, str(tmp_path))
+    ours: Any = pipe.controlnet.requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    latents, control = torch.randn(2, 2, 16, 4, 6, generator=generator)
+    embeds = torch.randn(2, 5, 32, generator=generator)
+    time = torch.tensor([700.0, 200.0])
+    made = pipe.call_model_fn(latents=latents, timestep=time, prompt_embeds=embeds, controlnet_latents=control)
+    made.square().mean().backward()
+    tokens, shown = (official._pack_latents(each, 2, 16, 4, 6) for each in (latents, control))
+    given = {"timestep": time / 1000, "encoder_hidden_states": embeds, "img_shapes": [[(1, 2, 3)]] * 2}
+    samples = theirs(hidden_states=tokens, controlnet_cond=shown, return_dict=False, **given)
+    expected = official.transformer(hidden_states=tokens, controlnet_block_samples=samples, return_dict=False, **given)[
+        0
+    ]
+    expected.square().mean().backward()
+    for (name, weight), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert (weight.grad is None) == (other.grad is None), name
+        if weight.grad is not None:
+            torch.testing.assert_close(weight.grad, other.grad, atol=1e-6, rtol=1e-5)
+    assert ours.controlnet_x_embedder.weight.grad.abs().max() > 1e-4
+
+
 def test_the_published_networks_are_known_by_their_shapes() -> None:
     from accelerate import init_empty_weights
 
