@@ -150,15 +150,14 @@ def test_a_new_network_changes_nothing_and_is_trained(dev: Pair, tmp_path: Path)
     for name in ("a.png", "b.png"):
         noisy((48, 32), seed=ord(name[0])).save(tmp_path / name)
     data = write_rows(tmp_path, {"image": "a.png", "control_image": "b.png", "prompt": "a red fox"})
-    options = {"model": str(dev.folder), "dataset_base_path": data, "device": "cpu", "max_steps": 3, "seed": 1}
+    options = {"model": str(dev.folder), "dataset_base_path": data, "device": "cpu", "max_steps": 2, "seed": 1}
     options |= {"dataset_metadata_path": data / "metadata.jsonl", "lora_rank": 2, "learning_rate": 1e-2}
     plain = train(TrainOptions(**{**options, "max_steps": 1}, output_path=tmp_path / "plain"))
     named = {"controlnet": ("union#gray",), "trainable_models": ("controlnet",)}
-    once = train(TrainOptions(**{**options, "max_steps": 1, **named}, output_path=tmp_path / "once"))
-    assert once.final_loss == plain.final_loss
-    made = train(TrainOptions(**options, **named, output_path=tmp_path / "out"))
-    load_controlnet(dev.ours, f"{tmp_path / 'out' / 'step-3.controlnet.safetensors'}#gray")
+    train(TrainOptions(**options, **named, output_path=tmp_path / "out"))
+    first = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0]
+    assert f'"loss": {plain.final_loss}' in first
+    load_controlnet(dev.ours, f"{tmp_path / 'out' / 'step-2.controlnet.safetensors'}#gray")
     picture = Image.open(tmp_path / "b.png").resize((WIDTH, HEIGHT))
     shown, without = (dev.our_images(PROMPTS[:1], 1.0, **more) for more in ({"control_image": picture}, {}))
     assert (shown - without).abs().max() > 1e-4
-    assert made.steps == 3

@@ -134,18 +134,12 @@ def test_a_new_network_starts_from_the_transformer_and_is_trained_and_used(
     (data / "metadata.csv").write_text("image,control_image,prompt\na.png,b.png,noise\n")
     options = {"model": str(tiny_folder), "dataset_base_path": data, "controlnet": ("union",), "device": "cpu"}
     options |= {"trainable_models": ("controlnet",), "learning_rate": 1e-2, "use_gradient_checkpointing": True}
-    made = train(TrainOptions(**options, max_steps=3, output_path=tmp_path / "out"))
+    made = train(TrainOptions(**options, max_steps=2, output_path=tmp_path / "out"))
     weights = read_safetensors(made.checkpoint)[0]
     assert weights["controlnet_blocks.0.weight"].abs().max() > 0
     base = pipe.dit.state_dict()
     near = (weights["transformer_blocks.0.attn.to_q.weight"] - base["transformer_blocks.0.attn.to_q.weight"]).abs()
     assert near.max() < 0.1 < base["transformer_blocks.0.attn.to_q.weight"].abs().max(), "it started from there"
-    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    first = json.loads(lines[0])["loss"]
-    plain = train(
-        TrainOptions(**{**options, "controlnet": ("blockwise",)}, max_steps=1, output_path=tmp_path / "other")
-    )
-    assert plain.final_loss == pytest.approx(first, abs=0), "a new network of any kind changes nothing"
     load_controlnet(pipe, str(made.checkpoint))
     shown = {"control_image": Image.open(data / "b.png")}
     assert (

@@ -99,13 +99,12 @@ def test_gradients_are_those_of_diffusers(base: Pair, tmp_path: Path) -> None:
     assert ours.control_all_x_embedder["2-1"].weight.grad.abs().max() > 1e-5
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_new_network_changes_nothing_and_is_trained_alone(base: Pair, tmp_path: Path, recompute: bool) -> None:
+def test_a_new_network_changes_nothing_and_is_trained_alone(base: Pair, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         noise(ord(name[0])).save(tmp_path / name)
     (tmp_path / "metadata.csv").write_text("image,control_image,prompt\na.png,b.png,a red fox\n")
     options = {"model": str(base.folder), "dataset_base_path": tmp_path, "device": "cpu", "learning_rate": 1e-2}
-    options |= {"lora_rank": 2, "use_gradient_checkpointing": recompute}
+    options |= {"lora_rank": 2, "use_gradient_checkpointing": True}
     plain = train(TrainOptions(**options, max_steps=1, output_path=tmp_path / "plain"))
     named = {"controlnet": ("union",), "trainable_models": ("controlnet",)}
     made = train(TrainOptions(**options, **named, max_steps=2, output_path=tmp_path / "out"))
