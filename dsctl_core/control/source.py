@@ -51,9 +51,9 @@ class ControlWeights:
         config: Mapping[str, Any] | None = None
         for file in files:
             header, _ = safetensors_header(file)
-            about = header.pop("__metadata__", {})
+            about = header.get("__metadata__", {})
             stored = about.get(f"{about.get('component', MODEL)}{CONFIG}")
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
+            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
             config = decode_json(stored.encode()) if stored is not None else config
         beside = files[0].parent / "config.json"
         if beside.is_file():
