@@ -83,7 +83,6 @@ def open_controlnet(
     if label.endswith(SUFFIX) or any(mark in label for mark in ("/", "\\")):
         raise DsctlError(f"--controlnet {label} does not exist", hint="check the path")
     for kind in family.controlnets:
-        config = kind.new_config(denoiser)
         if label == kind.name and seed is None:
             raise UsageError(
                 f"--controlnet {label} names a new control network, which changes nothing before it is trained",
@@ -91,11 +90,12 @@ def open_controlnet(
             )
         if label == kind.name:
             assert seed is not None
+            config = kind.new_config(denoiser)
             use = _use(wanted, kind, config)
             return ControlNetSource(name, label, kind, config, None, use, derive_seed(seed, name))
         for preset in kind.presets:
             if label == preset.name:
-                sizes = kind.new_config(family.sizes(family.denoisers[0].name))
+                config, sizes = (kind.new_config(each) for each in (denoiser, family.sizes(family.denoisers[0].name)))
                 _refuse_other_size(label, kind, sizes, denoiser, family)
                 weights = ModelConfig(model_id=preset.model_id, origin_file_pattern=preset.files)
                 return ControlNetSource(name, label, kind, config, weights, _use(wanted, kind, config))

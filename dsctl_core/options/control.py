@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -102,9 +102,9 @@ class CacheControlOptions(Options):
     def check(self) -> None:
         """Raise a UsageError for a scale or a range, which changes nothing that is encoded."""
         for each in self.controlnet:
-            if each != ControlNetFile(each.source):
+            if replace(each, mode=None) != ControlNetFile(each.source):
                 raise UsageError(
-                    f"--controlnet {each} has a mode, a scale or a range, which has no effect on a cache",
+                    f"--controlnet {each} has a scale or a range, which has no effect on a cache",
                     hint=f"give --controlnet {each.source}",
                 )
 
