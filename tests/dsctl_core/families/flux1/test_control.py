@@ -121,6 +121,7 @@ def test_several_are_added_up_and_references_stay_as_they_are(kontext: Pair, tmp
 
 
 def test_the_published_networks_are_known_by_their_shapes() -> None:
+    assert [kind.name for kind in CONTROLNETS] == ["residual", "union"]
     for kind in CONTROLNETS:
         config = {**kind.new_config(PUBLISHED["dit"]), "num_layers": 5}
         with init_empty_weights():

@@ -112,6 +112,7 @@ def test_gradients_are_those_of_diffusers(pipe: QwenImagePipeline, official: Any
 def test_the_published_networks_are_known_by_their_shapes() -> None:
     from accelerate import init_empty_weights
 
+    assert [kind.name for kind in UNION] == ["union", "union-inpaint"]
     for number, kind in enumerate(UNION):
         with init_empty_weights():
             config = kind.new_config(PUBLISHED["dit"])
