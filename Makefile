@@ -12,7 +12,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # Words a Makefile and a folder share (docs) would otherwise look done.
-.PHONY: help demo demo-edit test test-pythons browser check fix bench docs embedded-model
+.PHONY: help demo demo-edit demo-control test test-pythons browser check fix bench docs embedded-model
 .DEFAULT_GOAL := help
 
 help: ## Show these words.
@@ -23,6 +23,9 @@ demo: $(READY) ## Train a LoRA on the embedded model and draw pictures before an
 
 demo-edit: $(READY) ## Teach the embedded editing model a new edit and draw edits before and after it (build/demo-edit/grid.png).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo_edit/run.sh build/demo-edit
+
+demo-control: $(READY) ## Train a control network on the embedded model and draw pictures that follow it (build/demo-control/grid.png).
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo_control/run.sh build/demo-control
 
 test: $(READY) ## Run the tests.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder

@@ -31,8 +31,9 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "dataset": (
         {
             "validate": ("dsctl.commands.dataset:validate", "Check every row and file of a dataset."),
+            "annotate": ("dsctl.commands.dataset:annotate", "Make control pictures of the pictures of a dataset."),
         },
-        "Check a dataset.",
+        "Check a dataset, or make control pictures of it.",
     ),
     "merge-lora": ("dsctl.commands.merge_lora:merge_lora", "Merge LoRAs into a model, or into one LoRA."),
     "lora": (

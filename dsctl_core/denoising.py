@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dsctl_core.errors import UsageError
 from dsctl_core.scheduler import FlowMatchScheduler
+from dsctl_core.side_network import STEERED_BY
 from dsctl_core.units import Inputs
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def denoise(
         state = {"latents": latents, "timestep": timestep.to(latents.device), "denoiser": denoiser}
         velocity = pipe.call_model_fn(**{**shared, **posi, **state})
         if scales[denoiser] != 1:
-            velocity = pipe.guide(velocity, pipe.call_model_fn(**{**shared, **nega, **state}), scales[denoiser])
+            # Control networks read the prompt in both passes, as those of diffusers' pipelines do.
+            unguided = pipe.call_model_fn(**{**shared, **nega, **state, STEERED_BY: posi})
+            velocity = pipe.guide(velocity, unguided, scales[denoiser])
         if mask is not None:
             # The velocity of the straight line to the input latents, which reaches them at sigma = 0.
             home = (latents - shared["input_latents"]) / levels.noise_level(timestep).to(latents.device)

@@ -9,6 +9,8 @@ from typing import Any
 from dsctl_core.family_parts import (
     AttentionBlocks,
     Component,
+    ControlNet,
+    ControlNetPreset,
     Denoiser,
     DiffSynthTable,
     FrameInputs,
@@ -24,6 +26,8 @@ from dsctl_core.family_parts import (
 __all__ = [
     "AttentionBlocks",
     "Component",
+    "ControlNet",
+    "ControlNetPreset",
     "Denoiser",
     "DiffSynthTable",
     "Family",
@@ -105,6 +109,8 @@ class Family:
     kind_frames: dict[str, FrameInputs] = field(default_factory=dict)
     # Entries of the model_index.json, other than components, on which the outputs of the units depend.
     index_settings: tuple[str, ...] = ()
+    # Kinds of control networks for the models of the family
+    controlnets: tuple[ControlNet, ...] = ()
     # (parts of the model, sizes (width, height) of the reference images, pixels of the model's own size) -> (width,
     # height) of the edited image; None: about the number of pixels, with the aspect ratio of the first reference image
     edited_size: Callable[[ModelParts, Sequence[tuple[int, int]], int], tuple[int, int]] | None = None

@@ -194,6 +194,58 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class ControlNetPreset:
+    """Published weights of a control network: the repository and the pattern of the files in it."""
+
+    name: str
+    summary: str
+    model_id: str
+    files: str
+    license: str | None = None  # as an SPDX identifier or by its name (None: not known)
+
+
+# (shapes of the tensors of a file by name, content of its config.json or None) -> config of the network, or None for
+# another network
+ConfigOfWeights = Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any] | None], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """A kind of control network for the models of a family.
+
+    Attributes:
+        name: Name of the kind, and of a new network in training, which changes nothing before it is trained.
+        summary: One line about what it takes.
+        library: "diffusers", or a module of the family whose classes derive from diffusers' `ModelMixin`.
+        class_name: The class in `library`.
+        control: "MODULE:FUNCTION" of the function from (name of the network, its use) to a `SideNetwork`.
+        columns: Names of its inputs, which are pictures: "control_image", and "control_mask" if it takes a mask.
+        new_config: Config of a denoiser -> config of a new network for it.
+        fixed: Entries of the config that must be those of `new_config` to fit the denoiser.
+        config_of: Tells the network, and its config, from weights.
+        presets: Its published weights.
+        starts_from: Config of a new network -> which of its weights are those of the denoiser, as prefixes of the names
+            in the network and in the denoiser (None: none of them).
+        modes: Names of the kinds of control pictures among which a use chooses, by number; () for one kind.
+        modes_entry: Entry of the config with the number of modes that a network has.
+    """
+
+    name: str
+    summary: str
+    library: str
+    class_name: str
+    control: str
+    columns: tuple[str, ...]
+    new_config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    fixed: tuple[str, ...]
+    config_of: ConfigOfWeights
+    presets: tuple[ControlNetPreset, ...] = ()
+    starts_from: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
+    modes: tuple[str, ...] = ()
+    modes_entry: str = ""
+
+
+@dataclass(frozen=True)
 class PublishedConfig:
     """The class of a published component, and the values of its config.json that are not those of the class."""
 

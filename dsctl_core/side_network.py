@@ -10,6 +10,9 @@ from torch import nn
 
 from dsctl_core.units import Inputs, PipelineUnit
 
+# The input with the inputs that control networks read in place of those of the negative prompt.
+STEERED_BY = "steered_by"
+
 # (side network, denoiser, inputs of model_fn) -> a context manager that yields the inputs with those that it adds
 Control = Callable[[nn.Module, nn.Module, Inputs], AbstractContextManager[Inputs]]
 

@@ -1,4 +1,4 @@
-"""`dsctl dataset validate`."""
+"""`dsctl dataset validate` and `dsctl dataset annotate`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from dsctl import out
 from dsctl.flags import takes
-from dsctl_core.options import DatasetValidateOptions
+from dsctl_core.options import DatasetAnnotateOptions, DatasetValidateOptions
 
 
 @takes(DatasetValidateOptions)
@@ -30,3 +30,15 @@ def validate(options: DatasetValidateOptions) -> None:
     )
     if not result.clean:
         raise typer.Exit(1)
+
+
+@takes(DatasetAnnotateOptions)
+def annotate(options: DatasetAnnotateOptions) -> None:
+    """Make control pictures of the pictures of a dataset, in control_KIND/, and the table metadata_KIND.csv.
+
+    Train with that table: --dataset-metadata-path. What is there already is kept.
+    """
+    from dsctl_core.commands.annotate import annotate
+
+    result = annotate(options, progress=out.progress())
+    out.result("Annotated", **asdict(result))

@@ -10,7 +10,7 @@ from dsctl.flags import takes
 from dsctl_core.options import ModelsListOptions, ModelsShowOptions
 from dsctl_core.readable import readable_bytes
 
-HIDDEN = ("components", "download_bytes", "gated", "memory")  # facts that are not shown as they are
+HIDDEN = ("components", "controlnets", "download_bytes", "gated", "memory")  # facts that are not shown as they are
 
 
 @takes(ModelsListOptions)
@@ -54,7 +54,16 @@ def _lines(shown: dict[str, Any]) -> list[str]:
     }
     rows = [(name.replace("_", " "), str(value)) for name, value in texts.items()]
     parts = [(part["name"], part["class"], part["path"] or part["files"] or "") for part in shown["components"]]
-    return [*out.columns(rows), "components", *out.columns(parts, indent=2)]
+    lines = [*out.columns(rows), "components", *out.columns(parts, indent=2)]
+    networks = [line for kind in shown["controlnets"] for line in _controlnet(kind)]
+    return [*lines, *(["control networks", *out.columns(networks, indent=2)] if networks else [])]
+
+
+def _controlnet(kind: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of a kind of control networks: the kind, which is the name of a new one, and its weights."""
+    return [(kind["name"], f"new, for training: {kind['summary']}")] + [
+        (preset["name"], preset["summary"]) for preset in kind["presets"]
+    ]
 
 
 def _drawn(stages: dict[str, Any]) -> list[str]:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dsctl_core.commands.infer_control import CONTROL_PICTURES, control_inputs
 from dsctl_core.commands.infer_inputs import Settings, read_prompts, read_start
 from dsctl_core.errors import UsageError
+from dsctl_core.families.controlnets import with_controlnets
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, unclaim
 from dsctl_core.files.ownership import require_replaceable
@@ -65,8 +67,10 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     resolved = resolve_model(
         weights.model, weights.model_paths, weights.model_id_with_origin_paths, weights.tokenizer_path
     )
+    resolved = with_controlnets(resolved, options.controls.controlnet)
     start = read_start(options, resolved)
     settings = start.settings
+    steered = control_inputs(options, resolved, settings)
     output = choose_output(options, settings, resolved.family.title)
     # Without a prompt there is one, that of the model that is to decompose a picture.
     files = output_files(output, max(len(prompts), 1) * options.num_images, options.grid)
@@ -107,6 +111,7 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
                 **started,
                 **settings.of_kind,
                 **start.inputs,
+                **steered,
             )
             about = {"prompt": prompt, "seed": seed, **parameters(options, settings, pipe.solver)}
             written += write_made(files[number], made, about)
@@ -245,6 +250,9 @@ def parameters(options: InferOptions, settings: Settings, solver: Solver) -> dic
     if options.input_video is not None or (options.input_image is not None and settings.num_frames is None):
         mask = None if options.inpaint_mask is None else str(options.inpaint_mask)
         shared |= {"inpaint_mask": mask, "denoising_strength": options.denoising_strength}
+    if options.controls.controlnet:
+        shared["controlnet"] = [str(each) for each in options.controls.controlnet]
+        shared |= {name: [str(path) for path in getattr(options.controls, name)] for name in CONTROL_PICTURES}
     if options.edit_image:
         shared["edit_image"] = [str(path) for path in options.edit_image]
     if options.embedded_guidance is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.checkpoint.defaults import folder_defaults
 from dsctl_core.checkpoint.identify import class_of
 from dsctl_core.families import families, find_preset, identify_folder
-from dsctl_core.family import Component, Family, Preset
+from dsctl_core.family import Component, ControlNet, Family, Preset
 from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import ModelsShowOptions
 
@@ -85,6 +85,7 @@ def show_model(options: ModelsShowOptions) -> dict[str, Any]:
         "memory": least_memory(family, preset) if preset else None,
         "components": [_component(each, preset, path) for each in family.components if _is_there(each, preset, path)],
         "presets": [each.name for each in family.presets],
+        "controlnets": [_controlnet(kind) for kind in family.controlnets],
         "defaults": _defaults(family, preset, path),
         "lora_targets": list(family.lora_targets),
         "division_factor": family.division_factor,
@@ -106,6 +107,12 @@ def find_model(name: str) -> tuple[Family, Preset | None, Path | None]:
         return families()[name], None, None
     family, preset = find_preset(name)
     return family, preset, preset.local_path()
+
+
+def _controlnet(kind: ControlNet) -> dict[str, Any]:
+    """Return the name of a kind of control networks, what it reads, and its published weights."""
+    presets = [{"name": each.name, "summary": each.summary, "model_id": each.model_id} for each in kind.presets]
+    return {"name": kind.name, "summary": kind.summary, "reads": list(kind.columns), "presets": presets}
 
 
 def _defaults(family: Family, preset: Preset | None, path: Path | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dsctl_core.control.use import arguments_of, reads_of, use_now
+from dsctl_core.control.use import ControlUse, arguments_of, reads_of, use_now
 from dsctl_core.errors import unknown_name
 from dsctl_core.memory.recompute import recomputed_inside
 from dsctl_core.units import Inputs
@@ -24,11 +24,13 @@ class HookControl:
 
     `hooks(network, denoiser, scale, control, ...)` returns forward hooks by module name. `control` are the latents of
     the control image; further parameters are inputs of `model_fn` by name. A hook must not modify the output in place.
-    Hooks are removed after the call, and installed again when gradient checkpointing recomputes a block.
+    Hooks are removed after the call, and installed again when gradient checkpointing recomputes a block. `use` is in
+    force where the inputs have none for this network.
     """
 
     name: str
     hooks: Callable[..., Mapping[str, Hook]]
+    use: ControlUse = ControlUse()
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -38,11 +40,11 @@ class HookControl:
     @contextmanager
     def __call__(self, network: nn.Module, denoiser: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
         """Install the hooks inside the block, and yield `inputs` unchanged."""
-        use = use_now(self.name, inputs)
+        use = use_now(self.name, inputs, self.use)
         if use is None:
             yield inputs
             return
-        arguments = arguments_of(self.hooks, self.name, inputs, WITHOUT)
+        arguments = arguments_of(self.hooks, self.name, inputs, use, WITHOUT)
         hooks = self.hooks(network, denoiser, use.scale, **arguments)
         modules = dict(denoiser.named_modules())
         for name in hooks:

@@ -9,24 +9,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dsctl_core.control.use import arguments_of, reads_of, use_now
+from dsctl_core.control.use import ControlUse, arguments_of, reads_of, use_now
 from dsctl_core.errors import DsctlError
+from dsctl_core.side_network import STEERED_BY
 from dsctl_core.units import Inputs
 
-WITHOUT = ("network",)
+WITHOUT = ("network", "denoiser")
 
 
 @dataclass(frozen=True)
 class ResidualControl:
     """A control network with outputs that are inputs of `model_fn`, such as `controlnet_block_samples`.
 
-    `residuals(network, control, ...)` returns them by name: tensors, or lists, tuples or dicts of tensors. `control`
-    are the latents of the control image; further parameters are inputs of `model_fn` by name. The residuals of several
-    networks are added up.
+    `residuals(network, denoiser, control, ...)` returns them by name: tensors, or lists, tuples or dicts of tensors.
+    `control` are the latents of the control image; further parameters are inputs of `model_fn` by name. The residuals
+    of several networks are added up. `use` is in force where the inputs have none for this network. With `own_prompt`
+    the pass of the negative prompt has residuals of its own, else it has those of the prompt.
     """
 
     name: str
     residuals: Callable[..., Mapping[str, Any]]
+    use: ControlUse = ControlUse()
+    own_prompt: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -36,11 +40,12 @@ class ResidualControl:
     @contextmanager
     def __call__(self, network: nn.Module, denoiser: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
         """Yield `inputs` with the residuals of the network added."""
-        use = use_now(self.name, inputs)
+        use = use_now(self.name, inputs, self.use)
         if use is None:
             yield inputs
             return
-        made = self.residuals(network, **arguments_of(self.residuals, self.name, inputs, WITHOUT))
+        read = {**inputs, STEERED_BY: None} if self.own_prompt else inputs
+        made = self.residuals(network, denoiser, **arguments_of(self.residuals, self.name, read, use, WITHOUT))
         yield {**inputs, **{key: _sum(key, inputs.get(key), _scaled(each, use.scale)) for key, each in made.items()}}
 
 

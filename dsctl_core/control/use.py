@@ -11,20 +11,24 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.side_network import SideNetwork
+from dsctl_core.side_network import STEERED_BY, SideNetwork
 from dsctl_core.units import Inputs, PipelineUnit
 
-# The input with a ControlUse for each control network by name; a network without one uses the defaults.
+# The input with a ControlUse for each control network by name; a network without one has that it was made with.
 USES = "controls"
 
 
 @dataclass(frozen=True)
 class ControlUse:
-    """The settings of a control network: `scale`, and noise levels from sigma `start` down to `end`, both included."""
+    """The settings of a control network: `scale`, and noise levels from sigma `start` down to `end`, both included.
+
+    `mode` is the number of the kind of control picture, for a network that takes several.
+    """
 
     scale: float = 1.0
     start: float = 1.0
     end: float = 0.0
+    mode: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.end <= self.start <= 1:
@@ -78,16 +82,21 @@ def latents_name(name: str) -> str:
 
 def reads_of(function: Callable[..., Any], name: str, without: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the `model_fn` inputs that `function` reads: its parameters, except those in `without`."""
-    named = [parameter for parameter in inspect.signature(function).parameters if parameter not in without]
+    own = (*without, "mode")
+    named = [parameter for parameter in inspect.signature(function).parameters if parameter not in own]
     return tuple(latents_name(name) if parameter == "control" else parameter for parameter in named)
 
 
-def arguments_of(function: Callable[..., Any], name: str, inputs: Inputs, without: Sequence[str]) -> Inputs:
+def arguments_of(
+    function: Callable[..., Any], name: str, inputs: Inputs, use: ControlUse, without: Sequence[str]
+) -> Inputs:
     """Return the arguments for `function` from `inputs`; `control` are the control latents of the network `name`.
+
+    A parameter `mode` is that of `use`.
 
     Raises DsctlError for a missing input. Parameters in `without` are left out.
     """
-    available = {**inputs, "control": inputs[latents_name(name)]}
+    available = {**inputs, **(inputs.get(STEERED_BY) or {}), "control": inputs[latents_name(name)], "mode": use.mode}
     chosen = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in without:
@@ -102,8 +111,11 @@ def arguments_of(function: Callable[..., Any], name: str, inputs: Inputs, withou
     return chosen
 
 
-def use_now(name: str, inputs: Inputs) -> ControlUse | None:
-    """Return the settings of the network `name`, or None if it is inactive at this timestep or has no latents."""
-    use = (inputs.get(USES) or {}).get(name, ControlUse())
+def use_now(name: str, inputs: Inputs, usual: ControlUse) -> ControlUse | None:
+    """Return the settings of the network `name`, or None if it is inactive at this timestep or has no latents.
+
+    `usual` are its settings where `inputs` have none.
+    """
+    use = (inputs.get(USES) or {}).get(name, usual)
     given = inputs.get(latents_name(name)) is not None
     return use if given and use.acts_at(inputs["timestep"]) else None

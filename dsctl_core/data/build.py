@@ -21,19 +21,27 @@ from dsctl_core.options.effects import PICTURES_ONLY
 
 
 def build_dataset(
-    options: DataOptions, family: Family, defaults: Mapping[str, Any], division_factor: int | None = None
+    options: DataOptions,
+    family: Family,
+    defaults: Mapping[str, Any],
+    division_factor: int | None = None,
+    pictures: Sequence[str] = (),
 ) -> UnifiedDataset:
     """Build the dataset of `options`, or the several of its tables, for a model family.
 
     `defaults` are option values of the preset; they apply where the user set none. `division_factor` is that of these
-    weights (None: the family's). Raises `UsageError` for a video option with a family of image models.
+    weights (None: the family's). `pictures` are columns of pictures, one in each row, that are loaded beside those of
+    the options. Raises `UsageError` for a video option with a family of image models.
     """
     if options.has_tables:
         tables = options.tables()
-        parts = [_build_one(options.of_table(each), family, defaults, division_factor, each.caption) for each in tables]
+        parts = [
+            _build_one(options.of_table(each), family, defaults, division_factor, each.caption, pictures)
+            for each in tables
+        ]
         dataset: UnifiedDataset = SeveralDatasets(parts, tables, options.dataset_repeat)
     else:
-        dataset = _build_one(options, family, defaults, division_factor)
+        dataset = _build_one(options, family, defaults, division_factor, pictures=pictures)
     if MASK in options.extra_inputs and MASK not in dataset.data_file_keys:
         raise UsageError(
             f"--extra-inputs has {MASK}, and nothing says where masks are",
@@ -48,6 +56,7 @@ def _build_one(
     defaults: Mapping[str, Any],
     division_factor: int | None = None,
     caption: str | None = None,
+    pictures: Sequence[str] = (),
 ) -> UnifiedDataset:
     assert options.dataset_base_path is not None  # the options require it where there is no cache
     base = options.dataset_base_path
@@ -81,13 +90,13 @@ def _build_one(
         base_path=base,
         metadata_path=options.dataset_metadata_path,
         repeat=options.dataset_repeat,
-        data_file_keys=(*options.data_file_keys, *alpha),
+        data_file_keys=tuple(dict.fromkeys([*options.data_file_keys, *alpha, *pictures])),
         main_data_operator=operator,
         special_operator_map=alpha,
         columns=options.columns,
         allow_outside=options.allow_outside,
         optional_keys=(*family.optional_inputs, MASK),
-        single_keys=(*SINGLE_COLUMNS, MASK),
+        single_keys=(*SINGLE_COLUMNS, MASK, *pictures),
         list_keys=family.list_inputs,
         aligned_keys=family.aligned_inputs,
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),

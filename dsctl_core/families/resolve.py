@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,7 +27,9 @@ from dsctl_core.options.model import PATHS, parse_model_paths
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+    from typing_extensions import Self
 
+    from dsctl_core.control.source import Loading
     from dsctl_core.pipeline import BasePipeline
 
 
@@ -45,12 +47,34 @@ class SideNetworkSource(Protocol):
         ...
 
     @property
+    def pictures(self) -> tuple[str, ...]:
+        """Those of `columns` that hold pictures."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """The network as the user specified it."""
+        ...
+
+    @property
     def identity(self) -> str:
         """A digest of its code and its frozen weights."""
         ...
 
-    def attach(self, pipe: BasePipeline) -> None:
-        """Add the network to `pipe`."""
+    @property
+    def on_disk(self) -> bool:
+        """Whether its weights need no download."""
+        ...
+
+    def without_downloads(self) -> Self:
+        """Return it limited to the disk: a missing file is an error instead of a download."""
+        ...
+
+    def attach(self, pipe: BasePipeline, how: Loading = "loaded", dtype: torch.dtype | None = None) -> None:
+        """Add the network to `pipe`, in `dtype` (None: that of the pipeline).
+
+        A template is always loaded: its units call it.
+        """
 
     def about(self) -> dict[str, str]:
         """Return the metadata for files that are trained with it."""
@@ -66,7 +90,7 @@ class ResolvedModel:
     model_configs: tuple[ModelConfig, ...]
     reader_configs: Mapping[str, ModelConfig] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
-    side_network: SideNetworkSource | None = None
+    side_networks: tuple[SideNetworkSource, ...] = ()
     masked: bool = False  # whether training reads masks, which say what of a sample counts
     published: Preset | None = None  # published weights with the denoiser of this model, if single components are named
     index: Mapping[str, Any] | None = None  # the model_index.json of single components, if it is known
@@ -116,10 +140,29 @@ class ResolvedModel:
         inside = [folder / self.family.reader(name).folder for folder in folders]
         return next((folder for folder in inside if folder.is_dir()), None)
 
-    def with_additions(self, pipe: BasePipeline) -> BasePipeline:
-        """Return `pipe` after adding the side network, if there is one, and the unit of masks, if they are read."""
-        if self.side_network is not None:
-            self.side_network.attach(pipe)
+    @property
+    def side_columns(self) -> tuple[str, ...]:
+        """The dataset columns that the side networks read."""
+        return tuple(column for each in self.side_networks for column in each.columns)
+
+    @property
+    def picture_columns(self) -> tuple[str, ...]:
+        """Those of `side_columns` that hold pictures."""
+        return tuple(column for each in self.side_networks for column in each.pictures)
+
+    def with_additions(
+        self,
+        pipe: BasePipeline,
+        how_of: Callable[[str], Loading],
+        dtypes: Mapping[str, torch.dtype] | None = None,
+    ) -> BasePipeline:
+        """Return `pipe` after adding the side networks, and the unit of masks, if they are read.
+
+        `how_of(name)` says how much of a network is loaded, and `dtypes` has the dtypes of networks that do not have
+        that of the pipeline, by name.
+        """
+        for each in self.side_networks:
+            each.attach(pipe, how_of(each.name), (dtypes or {}).get(each.name))
         if self.masked:
             from dsctl_core.media.masks import LossMask
 
@@ -139,7 +182,7 @@ class ResolvedModel:
 
     def check_component(self, name: str) -> None:
         """Raise UsageError if `name` is not a component of this model, or a module inside of one ("dit.blocks")."""
-        if self.side_network is None or name.split(".")[0] != self.side_network.name:
+        if name.split(".")[0] not in [each.name for each in self.side_networks]:
             self.family.component(name.split(".")[0])
 
     def configs_of(self, components: Sequence[str] | None) -> list[ModelConfig]:
@@ -161,7 +204,7 @@ class ResolvedModel:
         only: Sequence[str] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
     ) -> BasePipeline:
-        """Load the pipeline with the components in `only` (None: all), and with what is added to it.
+        """Load the pipeline with the components and side networks in `only` (None: all), and with what is added to it.
 
         See `BasePipeline.from_pretrained` for the parameters.
         """
@@ -176,7 +219,9 @@ class ResolvedModel:
             parts=self.parts,
             defaults=self.defaults,
         )
-        return self.with_additions(pipe)
+        return self.with_additions(
+            pipe, lambda name: "loaded" if only is None or name in only else "absent", component_dtypes
+        )
 
 
 def resolve_model(

@@ -56,5 +56,8 @@ def grid_of(made: Sequence[Image | Clip | Layers], columns: int) -> Image | Clip
 
 
 # Both have the seed; only a sample of a run has the step that it was drawn after.
-DRAWN = Kind("a picture or clip of `dsctl infer`", lambda path: bool(about := about_made(path)) and "step" not in about)
+DRAWN = Kind(
+    "a picture or clip of `dsctl infer`",
+    lambda path: bool(about := about_made(path)) and not {"step", "control"} & about.keys(),
+)
 SAMPLE = Kind("a sample of `dsctl train`", lambda path: "step" in about_made(path))

@@ -5,14 +5,14 @@ Legend: latents are (B, c, h, w) float32 in the `latent_space` of the family, fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.media.latent_space import LatentSpace
 from dsctl_core.media.vae_methods import add_tiled_methods
 from dsctl_core.pipeline import BasePipeline, ProgressBar
@@ -65,6 +65,20 @@ class LatentPipeline(BasePipeline):
         nega: Inputs = {"negative_prompt": for_each_prompt("negative prompt", negative_prompt, prompt)}
         shared, posi, nega = self.run_units(shared, posi, nega)
         return self.denoise(shared, posi, nega, cfg_scale=shared["cfg_scale"], progress_bar_cmd=progress_bar_cmd)
+
+    def steered(self, control_inputs: Mapping[str, Any] | None, controls: Mapping[str, Any] | None) -> Inputs:
+        """Return the inputs for the side networks: `control_inputs` by name, and `controls`, the use of each network.
+
+        Raises UsageError for an input that no side network reads, and for the use of a network that there is not.
+        """
+        columns = [column for side_network in self.side_networks for column in side_network.columns]
+        networks = [side_network.name for side_network in self.side_networks]
+        for what, given, known in (("control input", control_inputs, columns), ("network", controls, networks)):
+            for name in given or {}:
+                if name not in known:
+                    hint = None if known else "load a control network first"
+                    raise unknown_name(what, name, known, listing=hint)
+        return {**(control_inputs or {}), **({} if controls is None else {"controls": controls})}
 
     def embedded_guidance(self, asked: float | None, default: float) -> float | None:
         """Return `asked` or `default`, or None for a network that takes no guidance as an input.

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from dsctl_core.errors import unknown_name
 from dsctl_core.options.base import ComposedOptions, Count, Names, Options
+from dsctl_core.options.control import CacheControlOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.effects import EACH_ROW_ONCE, NO_TEMPLATE, ONE_PROMPT, Idle
 from dsctl_core.options.model import ModelOptions, ModelParts
@@ -37,6 +38,7 @@ class CacheOptions(ComposedOptions):
     weights: ModelOptions
     data: DataOptions
     templates: TemplateOptions
+    controls: CacheControlOptions
     processes: ProcessCountOptions
 
     output_path: Path = Field(description="Folder of the cache. One that is there is continued or brought up to date.")

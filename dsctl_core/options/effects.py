@@ -163,6 +163,13 @@ CACHE_WITHOUT_TEMPLATE = Idle(
     "leave it out, or give --template DIR too",
 )
 
+NO_CONTROLNET = Idle(
+    ("control_image", "control_mask"),
+    "without --controlnet",
+    "give --controlnet NAME too",
+    when=lambda options: not options.controlnet,
+)
+
 # LoRAs
 NO_LORA = Idle(
     ("lora_alpha", "lora_format", "lora_dtype", "lora_dropout", "use_dora", "use_rslora", "trigger_words"),
@@ -346,6 +353,12 @@ OF_A_DATASET = Idle(
     ),
     "on {path}, which is a cache",
     "leave it out, or give the dataset",
+)
+NO_ANNOTATOR = Idle(
+    ("annotator",),
+    "on --kind {kind}, which needs no model",
+    "leave it out, or give --kind depth",
+    when=lambda options: options.kind != "depth",
 )
 WITHOUT_REPORT = Idle(
     ("model",), "on the cache {path} without --report", "give --report FILE.html too, for its pictures"

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, ComposedOptions, Count, Device, Seed, Side, Solver, Text
+from dsctl_core.options.control import ControlUseOptions
 from dsctl_core.options.data import check_whole_size
 from dsctl_core.options.effects import CLIP_REPLACED, NO_PICTURE, Idle
 from dsctl_core.options.lora import LoraFiles
@@ -30,6 +31,7 @@ class InferOptions(ComposedOptions):
 
     weights: ModelOptions
     templates: TemplateUseOptions
+    controls: ControlUseOptions
 
     prompt: Text | None = Field(
         None, description="What the picture is to show. Left out, on a model that decomposes: it describes it itself."

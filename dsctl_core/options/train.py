@@ -9,6 +9,7 @@ from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Alternative, Argument, ComposedOptions
 from dsctl_core.options.cache import CacheUseOptions
 from dsctl_core.options.callbacks import CallbackOptions
+from dsctl_core.options.control import ControlOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.effects import (
     ALWAYS_A_CACHE,
@@ -55,6 +56,7 @@ class TrainOptions(ComposedOptions):
     data: DataOptions
     caching: CacheUseOptions
     templates: TemplateOptions
+    controls: ControlOptions
     training: TrainingOptions
     objective: ObjectiveOptions
     optim: OptimizerOptions
@@ -141,6 +143,10 @@ class TrainOptions(ComposedOptions):
                 raise UsageError(
                     f"--offload-blocks and {flag} are both given, and cannot be combined", hint="give one of them"
                 )
+        if memory.compile and self.controls.controlnet:
+            raise UsageError(
+                "--compile and --controlnet are both given, and cannot be combined", hint="leave --compile out"
+            )
 
     def _something_to_see(self) -> None:
         callbacks = self.callbacks

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsctl_core.control.source import Loading
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.files.digest import digest
 from dsctl_core.options.template import INPUTS, MODEL, TemplateSource
@@ -33,9 +34,23 @@ class TrainableTemplate:
     identity: str  # hash of its code and of its frozen weights
     name: str = MODEL
     columns: tuple[str, ...] = (INPUTS,)
+    pictures: tuple[str, ...] = ()
+    on_disk: bool = True  # it is loaded already
 
-    def attach(self, pipe: BasePipeline) -> None:
-        """Attach the template to `pipe`, on its device: trained weights in float32, the others in the pipe's dtype."""
+    @property
+    def label(self) -> str:
+        """The template as the user specified it."""
+        return str(self.source)
+
+    def without_downloads(self) -> TrainableTemplate:
+        """Return it unchanged: it is loaded already."""
+        return self
+
+    def attach(self, pipe: BasePipeline, how: Loading = "loaded", dtype: torch.dtype | None = None) -> None:
+        """Attach the template to `pipe`, on its device: trained weights in float32, the others in the pipe's dtype.
+
+        It is loaded already, and its units call it, so that `how` and `dtype` change nothing.
+        """
         trained = {
             id(tensor)
             for part in self.parts

@@ -12,6 +12,19 @@ BAD_TEMPLATE: dict[str, list[Bad]] = {
         ("", 2, "--template is ''", "--template takes DIR"),
     ],
 }
+BAD_CONTROLNET: dict[str, list[Bad]] = {
+    "controlnet": [
+        ("", 2, "--controlnet is ''", "NAME, FILE or FOLDER"),
+        ("cany", 2, "unknown control network 'cany'", "qwen-image-blockwise-canny"),
+        ("nowhere.safetensors", 1, "--controlnet nowhere.safetensors does not exist", "path"),
+        ("cut.safetensors", 1, "cut.safetensors", "again"),
+        ("file.txt", 1, "file.txt", ""),
+    ]
+}
+BAD_CONTROL_PICTURES: dict[str, list[Bad]] = {
+    name: [("nowhere.png", 2, f"{flag} has no effect without --controlnet", "--controlnet NAME")]
+    for name, flag in (("control_image", "--control-image"), ("control_mask", "--control-mask"))
+}
 BAD_TEMPLATE_INPUTS: dict[str, list[Bad]] = {
     name: [
         ("{}", 2, f"{flag} has no effect without --template", "--template DIR"),

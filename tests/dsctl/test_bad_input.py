@@ -10,7 +10,15 @@ import pytest
 from dsctl_core.options import CacheOptions, InferOptions, Options, TrainOptions
 from dsctl_core.options.messages import bare_type, bounds
 from tests.cases import try_each
-from tests.dsctl.bad_values import BAD_OBJECTIVE, BAD_RUN, BAD_TEMPLATE, BAD_TEMPLATE_INPUTS, Bad
+from tests.dsctl.bad_values import (
+    BAD_CONTROL_PICTURES,
+    BAD_CONTROLNET,
+    BAD_OBJECTIVE,
+    BAD_RUN,
+    BAD_TEMPLATE,
+    BAD_TEMPLATE_INPUTS,
+    Bad,
+)
 from tests.dsctl.refusing import BASE, refused, words
 from tests.dsctl.running import Dsctl
 
@@ -115,6 +123,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         **BAD_OBJECTIVE,
         **BAD_RUN,
         **BAD_TEMPLATE,
+        **BAD_CONTROLNET,
         "task": [("stf", 2, "unknown task 'stf'", "did you mean 'sft'?")],
         **BAD_DATA,
         "trainable_models": [
@@ -169,6 +178,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
     "cache": {
         **BAD_MODEL,
         **BAD_TEMPLATE,
+        **BAD_CONTROLNET,
         **BAD_DATA,
         # Of a folder without a tokenizer it hears when the pictures are encoded and kept already.
         "tokenizer_path": BAD_MODEL["tokenizer_path"][:1],
@@ -195,6 +205,10 @@ BAD: dict[str, dict[str, list[Bad]]] = {
         **BAD_MODEL,
         **BAD_TEMPLATE,
         **BAD_TEMPLATE_INPUTS,
+        **BAD_CONTROL_PICTURES,
+        "controlnet": [
+            (value, *rest, {"control_image": "data/a.png"}) for value, *rest in BAD_CONTROLNET["controlnet"]
+        ],
         "prompt": [
             ("", 2, "--prompt is empty", "--prompt: What"),
             (" ", 2, "--prompt is ' ', which says nothing", "say what"),
@@ -307,7 +321,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 100), ("cache", 58), ("infer", 50)])
+@pytest.mark.parametrize(("command", "count"), [("train", 105), ("cache", 63), ("infer", 57)])
 def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, bad: Bad) -> None:
         value, code, problem, remedy, *further = bad

@@ -15,13 +15,15 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.lora import convert
 from dsctl_core.commands.template import pack
+from dsctl_core.control.source import new_network
+from dsctl_core.families import load_family
 from dsctl_core.options import CacheOptions
 from dsctl_core.options.lora_tools import LoraConvertOptions
 from dsctl_core.options.template_tools import TemplatePackOptions
 from dsctl_core.template.model import load_template
 from dsctl_core.template.trust import Trust
 from tests.templates import WORDS, write_template
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import randomize, write_tiny_model
 
 TABLE = """\
 image,prompt,other,second,seed,num_inference_steps
@@ -38,6 +40,7 @@ def write_materials(folder: Path) -> Path:
         _models()
         _datasets()
         _loras()
+        _controlnets()
         _templates()
         _runs()
         make_cache(CacheOptions(model="./tiny", dataset_base_path="data", output_path="cache", device="cpu"))
@@ -66,6 +69,9 @@ def _datasets() -> None:
     Path("data/metadata.csv").write_text(TABLE, encoding="utf-8")
     Path("more/metadata.csv").write_text(TABLE, encoding="utf-8")
     Path("data/one.csv").write_text("\n".join(TABLE.splitlines()[:2]) + "\n", encoding="utf-8")
+    cells = ("control_image", "1.png", "0.png")
+    controlled = [f"{line},{cell}" for line, cell in zip(TABLE.splitlines(), cells, strict=True)]
+    Path("data/control.csv").write_text("\n".join(controlled) + "\n", encoding="utf-8")
     Path("prompts.txt").write_text("a mouse\n", encoding="utf-8")
     Path("accelerate.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n", encoding="utf-8")
     Path("outside/metadata.csv").write_text("image,prompt\n../data/0.png,red\n", encoding="utf-8")
@@ -102,6 +108,13 @@ def _loras() -> None:
     save_file({**whole, **layer("transformer_blocks.9.attn.to_q")}, "partial.safetensors", about)
     convert(LoraConvertOptions(file="lora.safetensors", to="kohya", model="./tiny", output="named.safetensors"))
     save_file(load_file("named.safetensors"), "kohya.safetensors")  # without the names that our header has
+
+
+def _controlnets() -> None:
+    family = load_family("qwen-image")
+    for kind, file in zip(family.controlnets, ("edges", "repair"), strict=False):
+        network = randomize(new_network(kind, kind.new_config(family.tiny["dit"]), 0), torch.Generator().manual_seed(0))
+        save_file(dict(network.state_dict()), f"{file}.safetensors")
 
 
 def _templates() -> None:

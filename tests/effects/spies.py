@@ -164,7 +164,7 @@ def _keep_loaded_models(patch: pytest.MonkeyPatch) -> None:
     load, loaded = ResolvedModel.load_pipeline, {}
 
     def load_copy(resolved: ResolvedModel, **settings: Any) -> Any:
-        if resolved.side_network is not None:
+        if resolved.side_networks:
             return load(resolved, **settings)
         key = str((resolved.label, described(resolved.model_configs), described(resolved.reader_configs), settings))
         if key not in loaded:

@@ -105,6 +105,7 @@ TRAIN = Command(
         **MODEL,
         **DATA,
         **TEMPLATE,
+        "controlnet": Try("edges.safetensors", {"dataset_metadata_path": "data/control.csv"}),
         "task": "direct_distill",
         "from_cache": Try("cache", also={"model": None, "dataset_base_path": None}),
         "cache": Try(False, {"max_steps": "4"}),
@@ -161,6 +162,7 @@ CACHE = Command(
         **MODEL,
         **DATA,
         **TEMPLATE,
+        "controlnet": Try("edges.safetensors", {"dataset_metadata_path": "data/control.csv"}),
         "output_path": "elsewhere",
         "task": "direct_distill",
         "trainable_models": "vae",
@@ -182,6 +184,12 @@ INFER = Command(
             '{"scale": 0.1}',
             {"template": "brightness", "trust_template": True, "template_inputs": '{"scale": 0.5}'},
             {"cfg_scale": "2"},
+        ),
+        "controlnet": Try("edges.safetensors", also={"control_image": "data/0.png"}),
+        "control_image": Try("data/1.png", {"controlnet": "edges.safetensors", "control_image": "data/0.png"}),
+        "control_mask": Try(
+            "mask.png",
+            {"controlnet": "repair.safetensors", "control_image": "data/0.png", "control_mask": "data/1.png"},
         ),
         "prompt": "a dog",
         "prompts_file": Try("prompts.txt", also={"prompt": None}),
@@ -219,6 +227,15 @@ VALIDATE = Command(
         "clip_extraction": Try("uniform", {"path": "clips"}),
     },
     {"workers": "how many processes decode; what they find is the same"},
+)
+ANNOTATE = Command(
+    {"path": "data", "kind": "gray"},
+    {
+        "path": "more",
+        "kind": "tile",
+        "annotator": "depth-model",
+        "metadata": "data/one.csv",
+    },
 )
 LORA: Options = {"output": "out.safetensors"}
 ANY_MODEL: Tries = {"model": "./tiny", "model_paths": PATHS, "model_id_with_origin_paths": IDS}
@@ -315,6 +332,7 @@ COMMANDS: dict[str, Command] = {
     "infer": INFER,
     "import": IMPORT,
     "dataset validate": VALIDATE,
+    "dataset annotate": ANNOTATE,
     "merge-lora": MERGE,
     "lora info": Command({"file": "lora.safetensors"}, {"file": "partial.safetensors"}),
     "lora convert": CONVERT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -29,6 +30,21 @@ def test_a_run_toml_is_accepted(path: Path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
 def test_an_example_says_what_it_is(path: Path):
     assert (path.parent / "README.md").is_file()
+
+
+def test_the_demo_of_control_measures_how_silhouettes_are_followed(python: str, tmp_path: Path):
+    paths = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "STEPS": "2", "PICTURES": "16", "PATH": paths}
+    script = REPOSITORY / "examples" / "demo_control" / "run.sh"
+    done = subprocess.run(
+        ["sh", script, tmp_path / "demo"], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    found = [float(score) for score in re.findall(r"mean IoU (\d\.\d+)", done.stdout)]
+    assert len(found) == 3
+    assert 0 < found[0] < 1
+    assert (tmp_path / "demo" / "controlnet" / "step-2.safetensors").is_file()
+    assert (tmp_path / "demo" / "grid.png").is_file()
 
 
 @pytest.mark.parametrize(

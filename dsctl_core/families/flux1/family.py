@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.families.flux1.controlnets import CONTROLNETS
 from dsctl_core.families.flux1.original_names import ORIGINAL_NAMES
 from dsctl_core.families.z_image.family import VAE_CONFIG
 from dsctl_core.family import (
@@ -222,6 +223,7 @@ FAMILY = Family(
     defaults=DEV_DEFAULTS,
     extra_inputs=("edit_image", "inpaint_mask"),
     optional_inputs=("edit_image",),
+    controlnets=CONTROLNETS,
     published=PUBLISHED,
     variants=VARIANTS,
     encoders=ENCODERS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dsctl_core.control import ControlUse
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.flux1 import units
 from dsctl_core.families.flux1.attention import attention_kwargs_of
+from dsctl_core.families.flux1.control import residuals_of
 from dsctl_core.families.flux1.family import FAMILY, KONTEXT_SIZES, SIZES, guidance_of, is_fill, takes_references
 from dsctl_core.families.flux1.latents import SPACE, TILE_SIZE, TILE_STRIDE, pack, places, unpack
 from dsctl_core.media import PicturePipeline
@@ -74,6 +76,9 @@ class Flux1Pipeline(PicturePipeline):
         tile_stride: int = TILE_STRIDE,
         noise: Tensor | None = None,
         progress_bar_cmd: ProgressBar = no_progress_bar,
+        *,
+        control_inputs: Mapping[str, Any] | None = None,
+        controls: Mapping[str, ControlUse] | None = None,
     ) -> Image.Image | list[Image.Image]:
         """Generate an image for `prompt`, or a list of images for a list of prompts, equal to those generated singly.
 
@@ -96,6 +101,8 @@ class Flux1Pipeline(PicturePipeline):
             tile_stride: Distance of tiles in pixels.
             noise: Noise to use instead of drawing it.
             progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
+            control_inputs: Inputs of the control networks of the pipeline by name, such as `control_image`.
+            controls: Scale, range and mode of control networks by name (None: as they were loaded).
         """
         return self.draw(
             prompt=prompt,
@@ -117,6 +124,7 @@ class Flux1Pipeline(PicturePipeline):
                 "tile_size": tile_size,
                 "tile_stride": tile_stride,
                 "noise": noise,
+                **self.steered(control_inputs, controls),
             },
         )
 
@@ -164,6 +172,8 @@ def model_fn_flux1(
     fill_latents: Tensor | None = None,
     embedded_guidance: float | None = None,
     kv_cache: KvCache | None = None,
+    controlnet_block_samples: list[Tensor] | None = None,
+    controlnet_single_block_samples: list[Tensor] | None = None,
     use_gradient_checkpointing: bool = False,
     use_gradient_checkpointing_offload: bool = False,
 ) -> Tensor:
@@ -181,6 +191,8 @@ def model_fn_flux1(
         fill_latents: Latents of the masked image, and its mask (B or 1, 16 + 64, h, w), for Fill.
         embedded_guidance: Guidance scale for a network that has it as an input.
         kv_cache: Cached tokens for the blocks double_0, ..., single_0, ...; see dsctl_core.media.kv_cache.
+        controlnet_block_samples: Residuals (B, tokens, D) of control networks, spread over the double blocks.
+        controlnet_single_block_samples: The same for the single blocks.
         use_gradient_checkpointing: Recompute activations in the backward pass.
         use_gradient_checkpointing_offload: Also keep the saved inputs of blocks in host memory.
     """
@@ -212,6 +224,8 @@ def model_fn_flux1(
         txt_ids=text_ids,
         img_ids=image_ids,
         joint_attention_kwargs=attention_kwargs_of(dit, kv_cache, prompt_embeds_mask, batch, tokens.shape[1]),
+        controlnet_block_samples=residuals_of(controlnet_block_samples, tokens),
+        controlnet_single_block_samples=residuals_of(controlnet_single_block_samples, tokens),
         return_dict=False,
     )[0]
     return unpack(velocity[:, :count], height, width).to(latents.dtype)

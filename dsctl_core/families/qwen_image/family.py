@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dsctl_core.families.qwen_image.controlnets import CONTROLNETS
 from dsctl_core.family import (
     AttentionBlocks,
     Component,
@@ -242,5 +243,6 @@ FAMILY = Family(
     prompt_limit=PromptLimit(MAX_TOKENS, count_tokens),
     same_layers_as=("qwen-image-edit", "qwen-image-layered"),
     diffsynth_table=DiffSynthTable(mu=0.8, terminal=0.02),
+    controlnets=CONTROLNETS,
     attention_blocks=(AttentionBlocks(other_cache_names=("block",)),),  # block_0, ... in DiffSynth-Studio
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dsctl_core.control import ControlUse
 from dsctl_core.errors import unknown_name
 from dsctl_core.families.qwen_image import units
 from dsctl_core.families.qwen_image.attention import attention_kwargs_of
@@ -64,6 +65,9 @@ class QwenImagePipeline(PicturePipeline):
         tile_stride: int = TILE_STRIDE,
         noise: Tensor | None = None,
         progress_bar_cmd: ProgressBar = no_progress_bar,
+        *,
+        control_inputs: Mapping[str, Any] | None = None,
+        controls: Mapping[str, ControlUse] | None = None,
     ) -> Image.Image | list[Image.Image]:
         """Generate an image for `prompt`, or a list of images for a list of prompts, equal to those generated singly.
 
@@ -84,6 +88,8 @@ class QwenImagePipeline(PicturePipeline):
             tile_stride: Distance of tiles in pixels.
             noise: Noise to use instead of drawing it.
             progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
+            control_inputs: Inputs of the control networks of the pipeline by name, such as `control_image`.
+            controls: Scale and range of control networks by name (None: as they were loaded).
         """
         return self.draw(
             prompt=prompt,
@@ -103,6 +109,7 @@ class QwenImagePipeline(PicturePipeline):
                 "tile_size": tile_size,
                 "tile_stride": tile_stride,
                 "noise": noise,
+                **self.steered(control_inputs, controls),
             },
         )
 
@@ -130,6 +137,11 @@ class QwenImagePipeline(PicturePipeline):
         return picture_inputs(rows)
 
 
+def residuals_of(samples: list[Tensor] | None, dtype: torch.dtype) -> list[Tensor] | None:
+    """Return the residuals of control networks in the dtype of the transformer: a trained network has float32."""
+    return None if samples is None else [sample.to(dtype) for sample in samples]
+
+
 def model_fn_qwen_image(
     dit: Any,
     latents: Tensor,
@@ -137,6 +149,7 @@ def model_fn_qwen_image(
     prompt_embeds: Tensor,
     prompt_embeds_mask: Tensor | None = None,
     kv_cache: KvCache | None = None,
+    controlnet_block_samples: list[Tensor] | None = None,
     use_gradient_checkpointing: bool = False,
     use_gradient_checkpointing_offload: bool = False,
 ) -> Tensor:
@@ -149,6 +162,7 @@ def model_fn_qwen_image(
         prompt_embeds: Text embeddings (B, T, D).
         prompt_embeds_mask: (B, T), True for tokens to attend to; None for all tokens.
         kv_cache: Cached tokens for the blocks double_0, double_1, ...; see dsctl_core.media.kv_cache.
+        controlnet_block_samples: Residuals (B, tokens, D) of control networks, spread over the blocks.
         use_gradient_checkpointing: Recompute activations in the backward pass.
         use_gradient_checkpointing_offload: Also keep the saved inputs of blocks in host memory.
     """
@@ -162,6 +176,7 @@ def model_fn_qwen_image(
         encoder_hidden_states_mask=prompt_embeds_mask,
         img_shapes=[[(1, height // 2, width // 2)]] * batch,
         attention_kwargs=attention_kwargs_of(dit, kv_cache, batch),
+        controlnet_block_samples=residuals_of(controlnet_block_samples, dtype),
         return_dict=False,
     )[0]
     return unpack(velocity, height, width).to(latents.dtype)

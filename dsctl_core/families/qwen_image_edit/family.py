@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl_core.families.qwen_image import family as qwen_image
+from dsctl_core.families.qwen_image.controlnets import BLOCKWISE
 from dsctl_core.family import Family, ModelParts, Preset, Reader
 
 # The first version takes one reference image. The later ones (2509 and 2511) take several, and are called "plus".
@@ -138,6 +139,7 @@ FAMILY = Family(
     attention_blocks=qwen_image.FAMILY.attention_blocks,
     diffsynth_table=qwen_image.FAMILY.diffsynth_table,
     same_layers_as=("qwen-image", "qwen-image-layered"),
+    controlnets=BLOCKWISE,
     index_defaults=index_defaults,
     index_settings=(CLASS, PIXELS, SEEN),
     edited_size=edited_size,

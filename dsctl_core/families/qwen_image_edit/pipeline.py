@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dsctl_core.control import ControlUse
 from dsctl_core.families.qwen_image.attention import attention_kwargs_of
 from dsctl_core.families.qwen_image.latents import TILE_SIZE, TILE_STRIDE, pack, unpack
 from dsctl_core.families.qwen_image.pipeline import QwenImagePipeline
@@ -60,6 +61,9 @@ class QwenImageEditPipeline(QwenImagePipeline):
         noise: Tensor | None = None,
         progress_bar_cmd: ProgressBar = no_progress_bar,
         edit_image: Pictures | None = None,
+        *,
+        control_inputs: Mapping[str, Any] | None = None,
+        controls: Mapping[str, ControlUse] | None = None,
     ) -> Image.Image | list[Image.Image]:
         """Generate an image for `prompt`, or a list of images for a list of prompts, equal to those generated singly.
 
@@ -81,6 +85,8 @@ class QwenImageEditPipeline(QwenImagePipeline):
             noise: Noise to use instead of drawing it.
             progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
             edit_image: A reference image, a list of them for all prompts, or a list per prompt.
+            control_inputs: Inputs of the control networks of the pipeline by name, such as `control_image`.
+            controls: Scale and range of control networks by name (None: as they were loaded).
         """
         if height is None or width is None:
             sizes = [(1, 1)] if edit_image is None else [image.size for image in by_sample(edit_image)[0]]
@@ -105,6 +111,7 @@ class QwenImageEditPipeline(QwenImagePipeline):
                 "tile_size": tile_size,
                 "tile_stride": tile_stride,
                 "noise": noise,
+                **self.steered(control_inputs, controls),
             },
         )
 

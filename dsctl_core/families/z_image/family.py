@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dsctl_core.families.z_image.controlnets import CONTROLNETS
 from dsctl_core.families.z_image.original_names import ORIGINAL_NAMES
 from dsctl_core.family import (
     AttentionBlocks,
@@ -187,6 +188,7 @@ FAMILY = Family(
     schedule=Schedule.constant(6.0),
     defaults=BASE_DEFAULTS,
     extra_inputs=("edit_image",),
+    controlnets=CONTROLNETS,
     published=PUBLISHED,
     encoders={None: {"text_encoder": ENCODER}},
     parameters={None: PARAMETERS},

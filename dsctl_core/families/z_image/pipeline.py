@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dsctl_core.control import ControlUse
 from dsctl_core.families.z_image import units
 from dsctl_core.families.z_image.attention import attending_to
+from dsctl_core.families.z_image.control import lists_of
 from dsctl_core.families.z_image.family import FAMILY
 from dsctl_core.families.z_image.latents import SPACE, TILE_SIZE, TILE_STRIDE
 from dsctl_core.media import PicturePipeline
@@ -66,6 +68,9 @@ class ZImagePipeline(PicturePipeline):
         tile_stride: int = TILE_STRIDE,
         noise: Tensor | None = None,
         progress_bar_cmd: ProgressBar = no_progress_bar,
+        *,
+        control_inputs: Mapping[str, Any] | None = None,
+        controls: Mapping[str, ControlUse] | None = None,
     ) -> Image.Image | list[Image.Image]:
         """Generate an image for `prompt`, or a list of images for a list of prompts, equal to those generated singly.
 
@@ -88,6 +93,8 @@ class ZImagePipeline(PicturePipeline):
             tile_stride: Distance of tiles in pixels.
             noise: Noise to use instead of drawing it.
             progress_bar_cmd: Wraps the timesteps, as `tqdm` does.
+            control_inputs: Inputs of the control networks of the pipeline by name, such as `control_image`.
+            controls: Scale and range of control networks by name (None: as they were loaded).
         """
         return self.draw(
             prompt=prompt,
@@ -108,6 +115,7 @@ class ZImagePipeline(PicturePipeline):
                 "tile_size": tile_size,
                 "tile_stride": tile_stride,
                 "noise": noise,
+                **self.steered(control_inputs, controls),
             },
         )
 
@@ -140,6 +148,7 @@ def model_fn_z_image(
     siglip_embeds: Tensor | None = None,
     siglip_sizes: units.Sizes | None = None,
     kv_cache: KvCache | None = None,
+    controlnet_block_samples: Mapping[int, Tensor] | None = None,
     use_gradient_checkpointing: bool = False,
     use_gradient_checkpointing_offload: bool = False,
 ) -> Tensor:
@@ -160,16 +169,17 @@ def model_fn_z_image(
         siglip_embeds: Features of reference images (B or 1, M, D), row by row.
         siglip_sizes: Numbers of patches of these ((h, w), ...).
         kv_cache: Cached tokens for the blocks single_0, single_1, ...; see dsctl_core.media.kv_cache.
+        controlnet_block_samples: Residuals (B, tokens, D) of control networks by the layer after which they are added.
         use_gradient_checkpointing: Recompute activations in the backward pass.
         use_gradient_checkpointing_offload: Also keep the saved inputs of blocks in host memory.
     """
     set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, dtype = len(latents), compute_dtype(dit, dit.layers[0].feed_forward.w1.weight)
-    images: list[Any] = list(latents.to(dtype).unsqueeze(2).unbind())  # (16, 1, h, w) each
-    prompts: list[Any] = list(prompt_embeds.to(dtype).unbind())
-    if prompt_embeds_mask is not None:
-        prompts = [row[keep] for row, keep in zip(prompts, prompt_embeds_mask, strict=True)]
-    references: dict[str, Any] = {}
+    images, prompts = lists_of(latents, prompt_embeds, prompt_embeds_mask, dtype)
+    more: dict[str, Any] = {}
+    if controlnet_block_samples is not None:
+        samples = {layer: sample.to(dtype) for layer, sample in controlnet_block_samples.items()}
+        more["controlnet_block_samples"] = samples
     if dit.config.siglip_feat_dim is not None:
         # Omni, with references or without: lists of images and of pieces of text, of which the last image is noisy.
         clean = _images(edit_latents, edit_sizes, batch, dtype)
@@ -177,13 +187,13 @@ def model_fn_z_image(
         prompts = [_in_order(row, prompt_pieces) for row in prompts]
         pairs = zip(clean, images, strict=True)
         images = [[*(each.permute(2, 0, 1).unsqueeze(1) for each in own), image] for own, image in pairs]
-        references = {
+        more |= {
             "siglip_feats": [[*own, None] if own else None for own in features],
             "image_noise_mask": [[0] * len(own) + [1] for own in clean],
         }
     time = (1000 - timestep.expand(batch)) / 1000
     with attending_to(dit, kv_cache, batch):
-        output = dit(images, time, prompts, return_dict=False, **references)[0]
+        output = dit(images, time, prompts, return_dict=False, **more)[0]
     return -torch.stack(output).squeeze(2).to(latents.dtype)
 
 

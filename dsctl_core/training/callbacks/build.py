@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.cache.reader import CachedDataset
@@ -103,17 +104,22 @@ def plan_callbacks(
     training_part, held_out = plan.hold_out(source)
     if callbacks.sample_every is None:
         return plan
-    columns = () if resolved.side_network is None else resolved.side_network.columns
+    columns = resolved.side_columns
     captions = captions_of(training_part if held_out is None else held_out, columns)
     size, frames = _trained_size(options.data, source), _trained_frames(options.data, source, resolved)
+    pictures = resolved.picture_columns
     edited_size = resolved.edited_size if REFERENCES in resolved.family.extra_inputs else None
-    prompts = sample_prompts(callbacks, resolved.defaults, size, captions, columns, frames, edited_size)
+    prompts = sample_prompts(callbacks, resolved.defaults, size, captions, columns, frames, edited_size, pictures)
     if resolved.family.decomposes:
         prompts = [replace(prompt, edit_image=to_decompose(prompt)) for prompt in prompts]
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)
-    return replace(plan, prompts=prompts)
+    # Rows of the dataset name files in its folder; those of --sample-prompts-file are relative to the working folder.
+    named = callbacks.sample_prompts_file is not None
+    folder = Path() if named or not isinstance(source, UnifiedDataset) else source.base_path
+    factor = resolved.parts.division_factor
+    return replace(plan, prompts=[prompt.with_pictures(pictures, folder, factor) for prompt in prompts])
 
 
 def _trained_size(options: DataOptions, source: UnifiedDataset | CachedDataset) -> tuple[int, int] | None:

@@ -100,7 +100,7 @@ class SamplePipeline:
         """
         if self.pipe is None:
             self.pipe = self._around(trained, autocast)
-        self.given.values = prompt.columns
+        self.given.values = prompt.side_inputs
         try:
             return self.pipe(**prompt.inputs())
         finally:
@@ -179,7 +179,7 @@ def prepare_sample_pipeline(
         pipe.units = [unit for unit in pipe.units if not _changing(unit) & set(loaded)]
         given = GivenColumns.first_in(pipe)
         for prompt in prompts:
-            given.values = prompt.columns
+            given.values = prompt.side_inputs
             with suppress(_Read):
                 pipe(**prompt.inputs())
     kept = {name: pipe.component(name).to(CPU) for name in absent if name in waiting}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.prompt_file import prompt_lines, text_lines
-from dsctl_core.data.sizes import require_same_ratio
+from dsctl_core.data.sizes import ImageCropAndResize, require_same_ratio
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.files.json import parse_json
 from dsctl_core.training.callbacks.sample_references import (
@@ -56,13 +56,37 @@ class SamplePrompt:
     num_inference_steps: int
     cfg_scale: float | Sequence[float]
     num_frames: int | None = None  # of a clip; None for a model of pictures
-    columns: Mapping[str, Any] = field(default_factory=dict)  # inputs of the side networks of the pipeline
+    columns: Mapping[str, Any] = field(default_factory=dict)  # inputs of the side networks, pictures by their files
     edit_image: References | None = None
+    pictures: Mapping[str, Any] = field(default_factory=dict)  # the pictures of the files in `columns`, in this size
+
+    @property
+    def side_inputs(self) -> dict[str, Any]:
+        """The inputs of the side networks of the pipeline."""
+        return {**self.columns, **self.pictures}
 
     def inputs(self) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline call."""
         references = {} if self.edit_image is None else {REFERENCES: list(self.edit_image.images)}
         return {**self._settings(), **references}
+
+    def with_pictures(self, names: Sequence[str], folder: Path, factor: int) -> SamplePrompt:
+        """Return it with the pictures in the columns `names` loaded and cut to its size, a multiple of `factor`.
+
+        Their files are relative to `folder`. Raises DsctlError for a file that is no picture.
+        """
+        fit = ImageCropAndResize(self.height, self.width, None, factor, factor)
+        found = {}
+        for name in names:
+            value = self.columns.get(name)
+            if value is not None and not isinstance(value, str):
+                raise UsageError(
+                    f"{name} of a sample is {value!r}, not a file",
+                    hint="write the name of a file, such as edges.png",
+                )
+            if value is not None:
+                found[name] = fit(LoadImage()(folder / value))
+        return replace(self, pictures=found)
 
     def about(self) -> dict[str, Any]:
         """Return all settings, as written into the metadata of the picture."""
@@ -82,6 +106,7 @@ def sample_prompts(
     columns: Sequence[str] = (),
     num_frames: int | None = None,
     edited_size: EditedSize | None = None,
+    pictures: Sequence[str] = (),
 ) -> list[SamplePrompt]:
     """Return the samples that `options` ask for.
 
@@ -95,12 +120,14 @@ def sample_prompts(
         columns: The columns of the side networks that are trained.
         num_frames: The number of frames of a clip; None for a model of pictures.
         edited_size: The size of a sample with reference images; None for a model that takes none.
+        pictures: Those of `columns` that name pictures.
     """
     rows = _rows(options, captions, columns if edited_size is None else [*columns, REFERENCES])
     if columns and not any(row.get("columns") for row in rows):
+        value = '"edges.png"' if columns[0] in pictures else "{...}"
         raise UsageError(
             f"no sample has {columns[0]}, so none would show what is trained",
-            hint=f'write lines such as {{"prompt": "a cat", "{columns[0]}": {{...}}}} to a .jsonl file, and name it '
+            hint=f'write lines such as {{"prompt": "a cat", "{columns[0]}": {value}}} to a .jsonl file, and name it '
             "with --sample-prompts-file",
         )
     height, width = options.sample_height, options.sample_width

@@ -55,7 +55,9 @@ def estimate_encoding(plan: EncodePlan) -> EncodeDryRun:
     device, dtype = plan.accelerator.device, plan.shell.torch_dtype
     process = warm_up(dtype) if device.type == "cpu" else 0
     model, simulation = SimulatedModel(plan.resolved, plan.stages.first_components), Simulation()
-    others = [each.name for each in plan.resolved.family.components if each.name not in plan.stages.first_components]
+    named = [each.name for each in plan.resolved.family.components]
+    named += [each.name for each in plan.resolved.side_networks]
+    others = [name for name in named if name not in plan.stages.first_components]
     pipe = model.pipeline(simulation, dtype, lambda _: dtype, others)
     row: dict[str, Any] = dict(plan.dataset[largest(plan.dataset)])
     live, entry = encode_row(pipe, plan.stages, plan.task, plan.data.extra_inputs, row, dtype)

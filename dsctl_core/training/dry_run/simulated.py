@@ -46,6 +46,7 @@ class SimulatedModel:
         self.resolved = resolved
         self.missing: list[str] = []  # components that are not on the disk
         configs = self._on_disk(components)
+        self.missing += [side.name for side in resolved.side_networks if not side.on_disk]
         published = resolved.preset is not None and resolved.preset.model_id is not None
         readers = {n: each for n, each in resolved.reader_configs.items() if not published or self._has(each)}
         self.missing_readers = [name for name in resolved.reader_configs if name not in readers]
@@ -103,9 +104,11 @@ class SimulatedModel:
         about: dict[str, Any] = {"torch_dtype": dtype, "device": "cpu", "parts": self.resolved.parts}
         pipe = pipeline_class(family)(models, readers, self.resolved.schedule, **about).eval()
         pipe.scheduler.set_timesteps(training=True)
-        self.resolved.with_additions(pipe)
-        if self.resolved.side_network is not None:
-            simulation.take(pipe.component(self.resolved.side_network.name))
+        dtypes = {side.name: dtype_of(side.name) for side in self.resolved.side_networks}
+        self.resolved.with_additions(pipe, lambda name: "absent" if name in without else "empty", dtypes)
+        for name in dtypes:
+            if name in pipe.components:
+                simulation.take(pipe.component(name))
         return pipe
 
     def _empty(self, component: Component) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Find the model of a run from its options, with its template, and build its pipeline without weights."""
+"""Find the model of a run from its options, with its side networks, and build its pipeline without weights."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.control.source import ControlNetSource
 from dsctl_core.data.masks import MASK
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.families import pipeline_class
+from dsctl_core.families.controlnets import with_controlnets
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.family import Family, ModelParts, Schedule
 from dsctl_core.lora.files import read_lora
 from dsctl_core.losses import find_loss
 from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.options.control import MODEL as CONTROLNET
+from dsctl_core.options.control import ControlNetFile
 from dsctl_core.options.lora import LoraFile
 from dsctl_core.options.model import SomeModelOptions
 from dsctl_core.options.template import INPUTS as TEMPLATE_COLUMN
@@ -39,18 +43,22 @@ class ModelUse:
     edits: WeightEdits
     lora_on: str | None = None  # the component that --lora-base-model names
     loras: tuple[LoraFile, ...] = ()  # merged into every component that they have layers for
+    controlnets: tuple[ControlNetFile, ...] = ()
+    seed: int = 0  # of the weights of new control networks
 
     @classmethod
     def of_training(cls, options: TrainOptions) -> ModelUse:
         """Return the use of the model in a training."""
         adapter = options.adapter
         edits = WeightEdits(options.training.fp8_models, adapter.preset_lora_path, adapter.preset_lora_model or "dit")
-        return cls(options.trained_names, edits, adapter.lora_base_model, adapter.lora)
+        named, seed = options.controls.controlnet, options.training.seed
+        return cls(options.trained_names, edits, adapter.lora_base_model, adapter.lora, named, seed)
 
     @classmethod
     def of_cache(cls, options: CacheOptions) -> ModelUse:
         """Return the use of the model in a cache."""
-        return cls(options.trained_names, WeightEdits(options.fp8_models))
+        edits = WeightEdits(options.fp8_models)
+        return cls(options.trained_names, edits, controlnets=options.controls.controlnet)
 
     def located(self, resolved: ResolvedModel) -> ModelUse:
         """Return it with the names of the components in fp8, which may be named by the locations of their weights."""
@@ -88,20 +96,44 @@ class ModelUse:
 def open_model(
     weights: SomeModelOptions, templates: TemplateOptions, use: ModelUse, extra_inputs: Sequence[str], task: str
 ) -> ResolvedModel:
-    """Find the model that the options name, with the template that they name, and check the extra inputs for it."""
+    """Find the model that the options name, with its side networks, and check the extra inputs for it."""
     found = resolve_model(
         weights.model, weights.model_paths, weights.model_id_with_origin_paths, weights.tokenizer_path
     )
     required = TEMPLATE_COLUMN in extra_inputs
     resolved = with_template(found, templates.template, use, trusted=templates.trust_template, required=required)
+    resolved = with_controls(resolved, use)
     refuse_extra_inputs(extra_inputs, resolved, task)
     return replace(resolved, masked=MASK in extra_inputs)
+
+
+def with_controls(resolved: ResolvedModel, use: ModelUse) -> ResolvedModel:
+    """Return the model with the control networks of the run; raise UsageError for a use that they do not have."""
+    names = {name.split(".")[0] for name in (*use.trained, *((use.lora_on or "").split(",")), *use.edits.fp8)}
+    named = sorted(name for name in names if name.startswith(CONTROLNET))
+    if named and not use.controlnets:
+        kinds = ", ".join(kind.name for kind in resolved.family.controlnets)
+        raise UsageError(
+            f"{named[0]} is to be trained, but no control network is given",
+            hint=f"give --controlnet too: a name, a file, or a new one: {kinds}" if kinds else "name another component",
+        )
+    for name in named:
+        if name in use.edits.fp8:
+            raise UsageError(f"{name} cannot be stored in float8", hint="name other components in --fp8-models")
+        if name in (use.lora_on or "").split(","):
+            raise UsageError(f"{name} cannot get a LoRA", hint=f"train it whole: --trainable-models {name}")
+    return with_controlnets(resolved, use.controlnets, seed=use.seed)
+
+
+def controls_of(resolved: ResolvedModel) -> list[str]:
+    """Return the kinds of the control networks of a model, which say what a cache has for them."""
+    return [each.kind.name for each in resolved.side_networks if isinstance(each, ControlNetSource)]
 
 
 def with_template(
     resolved: ResolvedModel, source: TemplateSource | None, use: ModelUse, *, trusted: bool, required: bool
 ) -> ResolvedModel:
-    """Return the model with the template `source` as its side network, or unchanged without a source.
+    """Return the model with the template `source` as a side network, or unchanged without a source.
 
     `required` means that every row must have inputs for the template.
     """
@@ -115,15 +147,15 @@ def with_template(
         raise UsageError(f"{TEMPLATE} cannot get a LoRA", hint=f"train it whole: --trainable-models {TEMPLATE}")
     from dsctl_core.template.training import open_template
 
-    return replace(resolved, side_network=open_template(source, Trust(trusted), use.trained, required=required))
+    template = open_template(source, Trust(trusted), use.trained, required=required)
+    return replace(resolved, side_networks=(*resolved.side_networks, template))
 
 
 def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str) -> None:
-    """Raise an error for an extra input that neither the family, nor its side network, nor the task's loss reads."""
-    columns = resolved.side_network.columns if resolved.side_network else ()
+    """Raise an error for an extra input that neither the family, nor a side network, nor the task's loss reads."""
     loss = find_loss(task)
     masks = (MASK,) if READ_MASK in loss.optional else ()
-    known = (*resolved.family.extra_inputs, *columns, *loss.columns, *masks)
+    known = (*resolved.family.extra_inputs, *resolved.side_columns, *loss.columns, *masks)
     for name in names:
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no extra inputs"
@@ -134,14 +166,14 @@ def without_downloads(resolved: ResolvedModel) -> ResolvedModel:
     """Return the model limited to the disk: a missing file is an error instead of a download."""
     configs = tuple(replace(config, skip_download=True) for config in resolved.model_configs)
     readers = {name: replace(config, skip_download=True) for name, config in resolved.reader_configs.items()}
-    return replace(resolved, model_configs=configs, reader_configs=readers)
+    sides = tuple(each.without_downloads() for each in resolved.side_networks)
+    return replace(resolved, model_configs=configs, reader_configs=readers, side_networks=sides)
 
 
 def empty_pipeline(resolved: ResolvedModel, dtype: torch.dtype, device: Any) -> BasePipeline:
     """Return the pipeline of a model without components: its units can be inspected, but not run."""
-    return resolved.with_additions(
-        empty_pipeline_of_family(resolved.family, dtype, device, resolved.schedule, resolved.parts)
-    )
+    pipe = empty_pipeline_of_family(resolved.family, dtype, device, resolved.schedule, resolved.parts)
+    return resolved.with_additions(pipe, lambda _: "absent")
 
 
 def empty_pipeline_of_family(

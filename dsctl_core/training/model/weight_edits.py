@@ -49,10 +49,9 @@ class WeightEdits:
 
 def identify(resolved: ResolvedModel, components: Sequence[str], edits: WeightEdits) -> dict[str, str]:
     """Return an identifier of each component's weights, which covers the files of the readers of its inputs."""
-    side_network = resolved.side_network
-    if side_network is not None and side_network.name in components:
-        others = [name for name in components if name != side_network.name]
-        return {**identify(resolved, others, edits), side_network.name: side_network.identity}
+    sides = {each.name: each.identity for each in resolved.side_networks if each.name in components}
+    if sides:
+        return {**identify(resolved, [name for name in components if name not in sides], edits), **sides}
     if not components:
         return {}
     places = find_component_paths(resolved.family, resolved.configs_of(components), resolved.reader_configs)

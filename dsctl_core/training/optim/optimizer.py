@@ -112,14 +112,15 @@ def _import_class(known: KnownOptimizer) -> type[Optimizer]:
 def learning_rate(options: OptimizerOptions, trained_whole: Sequence[str], resolved: ResolvedModel) -> float:
     """Return the learning rate of the options, or the default; `trained_whole` are the names in --trainable-models.
 
-    The default of most optimizers is AdamW's: that of the preset or 1e-4 for a LoRA or a template, and 1e-5 when whole
-    components are trained.
+    The default of most optimizers is AdamW's: that of the preset or 1e-4 for a LoRA or a side network, and 1e-5 when
+    whole components of the model are trained.
     """
     if options.learning_rate is not None:
         return options.learning_rate
     known = OPTIMIZERS[options.optimizer]
     if known.rate is not None:
         return known.rate
-    whole = any(name.split(".")[0] != TEMPLATE for name in trained_whole)
+    beside = [TEMPLATE, *(side_network.name for side_network in resolved.side_networks)]
+    whole = any(name.split(".")[0] not in beside for name in trained_whole)
     rate = FULL_RATE if whole else float(resolved.defaults.get("learning_rate", LORA_RATE))
     return rate * (known.rate_scale or 1.0)

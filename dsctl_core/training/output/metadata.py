@@ -44,8 +44,8 @@ def header_metadata(
         about["dataset"] = of_parts(source, dataset_identity)
     if options.trigger_words is not None:
         about["trigger_words"] = options.trigger_words
-    if resolved.side_network is not None:
-        about |= resolved.side_network.about()
+    for side_network in resolved.side_networks:
+        about |= side_network.about()
     return about
 
 

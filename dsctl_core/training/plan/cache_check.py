@@ -15,7 +15,7 @@ from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.model import SomeModelOptions
 from dsctl_core.stages.split import Stages
-from dsctl_core.training.model.open import findable
+from dsctl_core.training.model.open import controls_of, findable
 from dsctl_core.training.model.weight_edits import WeightEdits, identify
 
 SIZES = ("height", "width", "max_pixels", "bucket_resolutions")
@@ -58,6 +58,10 @@ class CacheCheck:
             raise self._mismatch("family", recipe.family, resolved.family.name)
         if task is not None and task != recipe.task:
             raise self._mismatch("task", recipe.task, task)
+        old_kinds, new_kinds = recipe.model.get("controlnet", []), controls_of(resolved)
+        if new_kinds != old_kinds:
+            words = [" and ".join(kinds) or "none" for kinds in (old_kinds, new_kinds)]
+            raise self._mismatch("control network", *words, controlnet=new_kinds)
         for name in (*SIZES, *CLIPS):
             new = self._size(name)
             old = recipe.processing.get(name, "head" if name == "clip_extraction" else None)
@@ -94,7 +98,12 @@ class CacheCheck:
         if precision != old:
             raise self._mismatch("precision", old, precision, mixed_precision=precision)
 
-    def rebuild_command(self, trainable: Sequence[str] | None = None, mixed_precision: str | None = None) -> str:
+    def rebuild_command(
+        self,
+        trainable: Sequence[str] | None = None,
+        mixed_precision: str | None = None,
+        controlnet: Sequence[str] | None = None,
+    ) -> str:
         """Return the `dsctl cache` command that makes the cache match the run."""
         recipe, data = self.recipe, self.data
         values: dict[str, Any] = {**self.model_names()}
@@ -121,6 +130,8 @@ class CacheCheck:
         switches = [f"--{name.replace('_', '-')}" for name in SWITCHES if recipe.dataset.get(name)]
         flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
         flags += [("--dataset", table) for table in tables]
+        kinds = recipe.model.get("controlnet", []) if controlnet is None else controlnet
+        flags += [("--controlnet", kind) for kind in kinds]
         return shlex.join(["dsctl", "cache", *(word for flag in flags for word in flag), *switches])
 
     def _size(self, name: str) -> Any:
@@ -136,9 +147,11 @@ class CacheCheck:
         *,
         trainable: Sequence[str] | None = None,
         mixed_precision: str | None = None,
+        controlnet: Sequence[str] | None = None,
     ) -> CacheMismatch:
         problem = f"{self.cache.folder} was made with the {what.replace('_', ' ')} {old}, but this run has {new}"
-        return CacheMismatch(problem, hint=f"make it anew: {self.rebuild_command(trainable, mixed_precision)}")
+        command = self.rebuild_command(trainable, mixed_precision, controlnet)
+        return CacheMismatch(problem, hint=f"make it anew: {command}")
 
 
 def precision_of(cache: CachedDataset) -> str:

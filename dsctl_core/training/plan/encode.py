@@ -18,13 +18,21 @@ from dsctl_core.losses.columns import refuse_unreadable
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.model import SomeModelOptions
+from dsctl_core.options.template import MODEL as TEMPLATE
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
 from dsctl_core.stages.encode import READERS, CacheResult, Encoder, EncodeSettings, encode_dataset
 from dsctl_core.stages.split import Stages, plan_stages
 from dsctl_core.training.distributed.accelerator import make_accelerator
 from dsctl_core.training.model.module import float_dtype
-from dsctl_core.training.model.open import ModelUse, empty_pipeline, findable, open_model, without_downloads
+from dsctl_core.training.model.open import (
+    ModelUse,
+    controls_of,
+    empty_pipeline,
+    findable,
+    open_model,
+    without_downloads,
+)
 from dsctl_core.training.model.weight_edits import WeightEdits, identify
 
 if TYPE_CHECKING:
@@ -91,7 +99,7 @@ class EncodePlan:
     def recipe(self) -> Recipe:
         """Return the recipe of the entries, which identifies the cache."""
         split, weights, data, edits = self.stages.split, self.weights, self.data, self.edits
-        side_network = self.resolved.side_network
+        labels = {each.name: each.about().get("template") for each in self.resolved.side_networks}
         return Recipe(
             family=self.resolved.family.name,
             task=self.task,
@@ -110,7 +118,8 @@ class EncodePlan:
                 "fp8_models": list(edits.fp8),
                 "preset_lora_path": str(edits.lora) if edits.lora else None,
                 "preset_lora_model": edits.lora_on,
-                "template": side_network.about().get("template") if side_network is not None else None,
+                "template": labels.get(TEMPLATE),
+                "controlnet": controls_of(self.resolved),
             },
             dataset={
                 "dataset_base_path": str(data.dataset_base_path.absolute()) if data.dataset_base_path else None,
@@ -158,7 +167,8 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
     resolved = open_model(weights, options.templates, use, data.extra_inputs, task)
     resolved = without_downloads(resolved) if offline else resolved
     use = use.located(resolved)
-    dataset = build_dataset(data, resolved.family, resolved.defaults, resolved.parts.division_factor)
+    pictures = resolved.picture_columns
+    dataset = build_dataset(data, resolved.family, resolved.defaults, resolved.parts.division_factor, pictures)
     refuse_file_names(dataset, data.extra_inputs)
     refuse_varying(dataset)
     if data.on_bad_sample == "stop":

@@ -82,7 +82,7 @@ class TrainingPlan:
             return self.stages.second_components
         idle = self.stages.idle
         names = [component.name for component in self.model.family.components]
-        names += [] if self.model.side_network is None else [self.model.side_network.name]
+        names += [side.name for side in self.model.side_networks]
         return tuple(name for name in names if name not in idle) if idle else None
 
     @property

@@ -20,7 +20,7 @@ from dsctl_core.options.template import INPUTS as TEMPLATE_COLUMN
 from dsctl_core.options.template import TemplateSource
 from dsctl_core.options.training import TrainingOptions
 from dsctl_core.progress import Progress
-from dsctl_core.training.model.open import ModelUse, open_model, with_template
+from dsctl_core.training.model.open import ModelUse, open_model, with_controls, with_template
 from dsctl_core.training.model.task_module import TaskModule, objective_of
 from dsctl_core.training.output.skipped import SkippedRows
 from dsctl_core.training.plan.cache_check import CacheCheck
@@ -45,7 +45,7 @@ def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, Res
     named = resolve_model(**check.model_names())
     if named.family.time_division is None:
         PICTURES_ONLY.refuse(options, title=named.family.title)
-    resolved = with_template(named, template, use, trusted=trusted, required=required)
+    resolved = with_controls(with_template(named, template, use, trusted=trusted, required=required), use)
     resolved = replace(resolved, masked=MASK in recipe.extra_inputs)
     check.refuse_misfit(resolved, options.loss_task if options.given("task") else None)
     refuse_undrawn_levels(options, find_loss(recipe.task))
@@ -80,7 +80,8 @@ def checked_dataset(
     options: DataOptions, resolved: ResolvedModel, loss: Loss, skipped: SkippedRows, progress: Progress
 ) -> UnifiedDataset:
     """Build and check the dataset: a row that cannot be used is an error, or is dropped and added to `skipped`."""
-    dataset = build_dataset(options, resolved.family, resolved.defaults, resolved.parts.division_factor)
+    pictures = resolved.picture_columns
+    dataset = build_dataset(options, resolved.family, resolved.defaults, resolved.parts.division_factor, pictures)
     refuse_file_names(dataset, options.extra_inputs)
     for note in dataset.notes():
         progress.note(note)

@@ -56,6 +56,7 @@ OTHERS = {
     "lora": "content of --lora, or its scale,",
     "preset_lora_path": "content of --preset-lora-path",
     "lora_checkpoint": "content of --lora-checkpoint",
+    "controlnet": "weights of --controlnet, or its scale,",
     "template": "code of --template, or its frozen weights,",
     "samples_per_step": "number of samples a step (processes x batch size x accumulation)",
     "samples": "number of samples an epoch",

@@ -12,18 +12,23 @@ from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.digest import digest, digest_file, digest_samples, weights_identity
 from dsctl_core.lora.files import ADAPTER_CONFIG, ADAPTER_FILE, lora_weights
 from dsctl_core.options import TrainOptions
+from dsctl_core.options.template import MODEL as TEMPLATE
 
 LONGEST_PATH = 1000  # characters; a longer cell is a text
 
 
 def option_contents(options: TrainOptions, resolved: ResolvedModel) -> dict[str, Any]:
     """Return for each option that names LoRAs or a template what is in the files, in place of their paths."""
-    adapter, template = options.adapter, resolved.side_network
+    adapter = options.adapter
+    sides = {each.name: each.identity.removeprefix("sha256:") for each in resolved.side_networks}
     named = {"preset_lora_path": adapter.preset_lora_path, "lora_checkpoint": adapter.lora_checkpoint}
     return {
         **{name: None if path is None else lora_content(path) for name, path in named.items()},
         "lora": [[lora_content(each.path), each.scale] for each in adapter.lora],
-        "template": None if template is None else template.identity.removeprefix("sha256:"),
+        "template": sides.pop(TEMPLATE, None),
+        "controlnet": [
+            [identity, each.scale] for identity, each in zip(sides.values(), options.controls.controlnet, strict=True)
+        ],
     }
 
 

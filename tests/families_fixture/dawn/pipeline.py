@@ -127,7 +127,7 @@ def model_fn_dawn(
     return velocity.to(latents.dtype)
 
 
-def residuals(network: nn.Module, control: Tensor, latents: Tensor) -> Mapping[str, list[Tensor]]:
+def residuals(network: nn.Module, denoiser: nn.Module, control: Tensor, latents: Tensor) -> Mapping[str, list[Tensor]]:
     """Return the residuals of a DawnControl."""
     return {"controlnet_block_samples": network(control, latents)}
 

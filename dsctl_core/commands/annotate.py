@@ -1,0 +1,157 @@
+"""`dsctl dataset annotate`: write control pictures beside a dataset, and a table that has them as a column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.control_pictures import KINDS, from_values
+from dsctl_core.data.dataset import SINGLE_COLUMNS
+from dsctl_core.data.images import LoadImage
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import prepare_folder, write_text
+from dsctl_core.files.digest import digest_file
+from dsctl_core.files.ownership import Kind, require_replaceable
+from dsctl_core.media.image_file import about_picture, write_png
+from dsctl_core.options.control import IMAGE
+from dsctl_core.options.dataset import DatasetAnnotateOptions
+from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.version import __version__
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURE = "image"  # the column of the pictures
+CONTROL = Kind("a control picture of `dsctl dataset annotate`", lambda path: "control" in about_picture(path))
+
+
+@dataclass(frozen=True)
+class AnnotateResult:
+    """The new table, the folder of the control pictures, and how many were written and how many were there already."""
+
+    table: Path
+    folder: Path
+    written: int
+    kept: int
+
+
+def annotate(options: DatasetAnnotateOptions, progress: Progress | None = None) -> AnnotateResult:
+    """Write a control picture for each picture of a dataset, and a table of the same rows with the column for them.
+
+    Nothing that is there is changed: control pictures of the same kind that were made of the same pictures are kept, so
+    that a command that was interrupted can be run again. Raises DsctlError for a dataset that cannot be read, and for
+    other files in the places of these.
+    """
+    progress = progress or NoProgress()
+    base, table = options.path, options.metadata
+    if base.is_file() and table is None:
+        base, table = base.parent, base
+    dataset = UnifiedDataset(base, table, data_file_keys=(PICTURE,), single_keys=SINGLE_COLUMNS)
+    if IMAGE in dataset.metadata.columns:
+        raise DsctlError(f"{dataset.metadata.path} has the column {IMAGE} already", hint="give a table without it")
+    folder = base / f"control_{options.kind.replace('-', '_')}"
+    names = control_names(dataset)
+    text, suffix = table_text(dataset, {n: f"{folder.name}/{name}" for n, name in names.items()})
+    made = base / f"metadata_{options.kind.replace('-', '_')}{suffix}"
+    if made.exists() and made.read_bytes() != text.encode():
+        raise DsctlError(f"{made} is there already, with other rows", hint="move it, or remove it to have it anew")
+    sources = {folder / names[number]: dataset.files(number, PICTURE)[0] for number in names}
+    about = {path: _about(options, source) for path, source in sources.items()}
+    todo = [path for path in sources if not _is_there(path, about[path])]
+    draw = drawing(options) if todo else None
+    progress.start("Drawing control pictures", len(todo), unit="picture")
+    for path in todo:
+        assert draw is not None
+        prepare_folder(path.parent)
+        write_png(path, draw(LoadImage()(sources[path])), about[path])
+        progress.advance()
+    progress.finish()
+    if not made.exists():
+        write_text(made, text)
+    return AnnotateResult(made, folder, len(todo), len(sources) - len(todo))
+
+
+def control_names(dataset: UnifiedDataset) -> dict[int, str]:
+    """Return the name of the control picture of each row: that of its picture, with the suffix .png.
+
+    Where two pictures differ in the suffix alone, theirs stays in front of it.
+    """
+    cells = {n: str(dataset.files(n, PICTURE)[0].relative_to(dataset.base_path)) for n in dataset.rows_in_use}
+    plain = Counter(str(Path(cell).with_suffix("")) for cell in dict.fromkeys(cells.values()))
+    return {
+        number: Path(cell if plain[str(Path(cell).with_suffix(""))] > 1 else Path(cell).with_suffix("")).as_posix()
+        + ".png"
+        for number, cell in cells.items()
+    }
+
+
+def table_text(dataset: UnifiedDataset, controls: dict[int, str]) -> tuple[str, str]:
+    """Return the text of the new table and its suffix: a csv, or json lines where a cell is a list or an object."""
+    columns = [*dataset.metadata.columns, IMAGE]
+    rows = [{**dataset.metadata.rows[number], IMAGE: control} for number, control in controls.items()]
+    if any(not isinstance(value, str | int | float | None) for row in rows for value in row.values()):
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), ".jsonl"
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([[row.get(column) for column in columns] for row in rows])
+    return stream.getvalue(), ".csv"
+
+
+def _about(options: DatasetAnnotateOptions, source: Path) -> dict[str, Any]:
+    about = {"control": options.kind, "source_sha256": digest_file(source), "dsctl_version": __version__}
+    return about if options.annotator is None else {**about, "annotator": options.annotator}
+
+
+def _is_there(path: Path, about: dict[str, Any]) -> bool:
+    """Return whether the control picture is at `path`; raise DsctlError for anything else there."""
+    require_replaceable(path, CONTROL, "dataset")
+    if not path.exists():
+        return False
+    found = about_picture(path)
+    if any(found.get(name) != value for name, value in about.items() if name != "dsctl_version"):
+        raise DsctlError(
+            f"{path} is there already, and was made of another picture, or by another model",
+            hint="remove it to have it anew",
+        )
+    return True
+
+
+def drawing(options: DatasetAnnotateOptions) -> Callable[[Image], Image]:
+    """Return the function that draws a control picture of a picture; for depth it loads the model."""
+    if options.annotator is None:
+        return KINDS[options.kind]
+    from dsctl_core.checkpoint.build import refused_by_library
+    from dsctl_core.checkpoint.model_config import ModelConfig
+
+    named = options.annotator
+    there = Path(named).exists()
+    config = ModelConfig(path=named) if there else ModelConfig(model_id=named, origin_file_pattern="*.safetensors")
+    found = config.resolve()[0]
+    folder = found if found.is_dir() else found.parent
+    import torch
+    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+    with refused_by_library(folder, AutoModelForDepthEstimation):
+        processor: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+        model: Any = AutoModelForDepthEstimation.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device).eval()
+
+    def depth(picture: Image) -> Image:
+        size = (picture.height, picture.width)
+        with torch.no_grad():
+            outputs = model(**processor(images=picture, return_tensors="pt").to(device))
+        made = processor.post_process_depth_estimation(outputs, target_sizes=[size])[0]["predicted_depth"]
+        return from_values(made.float().cpu().numpy())
+
+    return depth
