@@ -3,7 +3,7 @@
 # `sh examples/demo_control/run.sh [FOLDER]` in an environment that has dsctl. STEPS and PICTURES change how long it takes.
 set -eu
 cd "$(dirname "$0")/../.."
-out=${1:-build/demo_control}
+out=${1:-build/demo-control}
 steps=${STEPS:-1200}
 pictures=${PICTURES:-480}
 heldout=$(((pictures + 19) / 20))
