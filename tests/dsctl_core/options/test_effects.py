@@ -12,6 +12,7 @@ import pytest
 from dsctl_core.errors import UsageError
 from dsctl_core.options import (
     CacheOptions,
+    DatasetAnnotateOptions,
     DatasetValidateOptions,
     InferOptions,
     ModelsShowOptions,
@@ -71,6 +72,8 @@ RUNS: dict[str, tuple[type[Options], dict[str, Any]]] = {
     "NO_MASKS": (TrainOptions, TRAIN),
     "SPREAD": (TrainOptions, {**TRAIN, "clip_extraction": "uniform"}),
     "CLIP_REPLACED": (InferOptions, INFER),
+    "NO_CONTROLNET": (InferOptions, INFER),
+    "NO_ANNOTATOR": (DatasetAnnotateOptions, {"path": "d", "kind": "canny"}),
     "NOT_SERVED": (ReportOptions, {"runs": ["r"]}),
     "SERVED": (ReportOptions, {"runs": ["r"], "serve": True}),
 }
@@ -130,6 +133,9 @@ VALUES: dict[str, Any] = {
     "layers": 1,
     "input_image": "a.png",
     "end_image": "a.png",
+    "control_image": ["a.png"],
+    "control_mask": ["a.png"],
+    "annotator": "a/b",
     "input_video": "a.mp4",
     "output": "a.html",
     "csv": "a.csv",
