@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 out=${1:-build/demo-video}
-steps=${STEPS:-160}
+steps=${STEPS:-320}
 seed=${SEED:-0}
 sampling=${SAMPLING:-20}
 clips=dsctl_core/assets/datasets/moves_down
