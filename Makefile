@@ -12,7 +12,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # Words a Makefile and a folder share (docs) would otherwise look done.
-.PHONY: help demo demo-edit demo-control test test-pythons browser check fix bench docs embedded-model
+.PHONY: help demo demo-edit demo-control demo-video test test-pythons browser check fix bench docs embedded-model embedded-video
 .DEFAULT_GOAL := help
 
 help: ## Show these words.
@@ -26,6 +26,9 @@ demo-edit: $(READY) ## Teach the embedded editing model a new edit and draw edit
 
 demo-control: $(READY) ## Train a control network on the embedded model and draw pictures that follow it (build/demo-control/grid.png).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo_control/run.sh build/demo-control
+
+demo-video: $(READY) ## Teach the embedded video model a new motion, and show it before and after (build/demo-video/).
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo_video/run.sh build/demo-video
 
 test: $(READY) ## Run the tests.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
@@ -58,6 +61,9 @@ bench: $(READY) ## Measure speed and memory beside plain diffusers and peft.
 
 embedded-model: $(READY) ## Train the embedded models from nothing (about three hours on 2 cores; needs npm).
 	@$(BIN)/python examples/embedded_model/make.py
+
+embedded-video: $(READY) ## Train the embedded video model (about an hour on 2 cores; needs npm).
+	@$(BIN)/python examples/embedded_model/make_video.py
 
 # A new environment only when there is none or its Python is gone; otherwise only what changed is installed.
 $(READY): pyproject.toml constraints.txt

@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def assets_path(name: str = "") -> Path:
-    """Return the place of a shipped file or folder: "tiny" and "tiny-edit" (the models), or "datasets/NAME".
+    """Return the place of a shipped file or folder: "datasets/NAME", or a model.
 
-    The datasets are robot, blueprint and frame_edit.
+    The models are tiny, tiny-edit and tiny-video, the datasets robot, blueprint, frame_edit and moves_down.
     """
     return Path(__file__).parent / name

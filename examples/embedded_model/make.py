@@ -45,19 +45,19 @@ def make_from_text(work: Path, options: argparse.Namespace) -> Path:
     networks, training, assets = (work / name for name in ("networks", "training", "assets"))
     model, datasets, samples = training / "model", assets / "datasets", work / "samples.png"
 
-    _stage("tokenizer", tokenizer / "tokenizer.json", lambda: train_tokenizer(drawings, tokenizer))
-    _stage("vae", vae / "config.json", lambda: train_vae(drawings, vae, options.vae_minutes * 60))
-    _stage("latents", latents / LATENTS_FILE, lambda: cache_latents(drawings, vae, latents))
-    _stage("networks", networks / "model_index.json", lambda: prepare(networks, vae, tokenizer))
-    _stage("training", model, lambda: train(networks, latents, training, options.train_minutes, save_minutes=10.0))
-    _stage(
+    stage("tokenizer", tokenizer / "tokenizer.json", lambda: train_tokenizer(drawings, tokenizer))
+    stage("vae", vae / "config.json", lambda: train_vae(drawings, vae, options.vae_minutes * 60))
+    stage("latents", latents / LATENTS_FILE, lambda: cache_latents(drawings, vae, latents))
+    stage("networks", networks / "model_index.json", lambda: prepare(networks, vae, tokenizer))
+    stage("training", model, lambda: train(networks, latents, training, options.train_minutes, save_minutes=10.0))
+    stage(
         "decoder",
         polished / "config.json",
         lambda: polish_decoder(drawings, vae, polished, options.polish_minutes * 60),
     )
-    _stage("datasets", datasets / "frame_edit" / "metadata.csv", lambda: make_datasets(drawings, datasets))
-    _stage("model", assets / "tiny", lambda: assemble(model, polished, assets / "tiny"))
-    _stage("samples", samples, lambda: draw_grid(load_painter(assets / "tiny")).save(samples))
+    stage("datasets", datasets / "frame_edit" / "metadata.csv", lambda: make_datasets(drawings, datasets))
+    stage("model", assets / "tiny", lambda: assemble(model, polished, assets / "tiny"))
+    stage("samples", samples, lambda: draw_grid(load_painter(assets / "tiny")).save(samples))
     return assets
 
 
@@ -73,18 +73,18 @@ def make_edit(work: Path, assets: Path, options: argparse.Namespace) -> None:
         minutes, precision = options.edit_minutes, options.edit_precision
         train_edits(networks, edits, work / "latents", training, minutes, 10.0, precision)
 
-    _stage("edits", edits / PICTURES_FILE, lambda: cache_edits(drawings, tiny / "vae", edits))
-    _stage("edit networks", networks / "model_index.json", lambda: prepare_edit(networks, tiny))
-    _stage("edit training", model, run_training)
-    _stage("edit model", assets / "tiny-edit", lambda: assemble_edit(model, assets / "tiny-edit"))
-    _stage("edit samples", samples, lambda: draw_edits(load_editor(str(model), drawings), drawings).save(samples))
+    stage("edits", edits / PICTURES_FILE, lambda: cache_edits(drawings, tiny / "vae", edits))
+    stage("edit networks", networks / "model_index.json", lambda: prepare_edit(networks, tiny))
+    stage("edit training", model, run_training)
+    stage("edit model", assets / "tiny-edit", lambda: assemble_edit(model, assets / "tiny-edit"))
+    stage("edit samples", samples, lambda: draw_edits(load_editor(str(model), drawings), drawings).save(samples))
 
 
 def assemble(model: Path, vae: Path, folder: Path) -> None:
-    """Write the trained model with the polished autoencoder."""
+    """Write the trained model with the polished autoencoder into a folder with the name of its preset."""
     shutil.copytree(model, folder)
     shutil.copytree(vae, folder / "vae", dirs_exist_ok=True)
-    _finish(folder, "tiny")
+    _finish(folder, folder.name)
 
 
 def assemble_edit(model: Path, folder: Path) -> None:
@@ -108,7 +108,8 @@ def _finish(folder: Path, preset: str) -> None:
             file.chmod(0o644)
 
 
-def _stage(name: str, result: Path, run: Callable[[], object]) -> None:
+def stage(name: str, result: Path, run: Callable[[], object]) -> None:
+    """Run a stage and print how long it took, unless its result is there."""
     if result.exists():
         print(f"{name}: finished before")
         return

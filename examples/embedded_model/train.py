@@ -33,6 +33,7 @@ from dsctl_core import (
     QwenImagePipeline,
     launch_training_task,
 )
+from dsctl_core.losses.timesteps import Objective
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.training.output.logger import StepRecord
 from optimizer import MuonAndAdamW
@@ -102,6 +103,7 @@ class JointTraining(DiffusionTrainingModule):
     """Trains the denoiser and the text encoder on one loss."""
 
     pipeline: type[BasePipeline] = QwenImagePipeline
+    objective: Objective | None = None  # how noise levels are weighted
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -124,6 +126,7 @@ class JointTraining(DiffusionTrainingModule):
             input_latents=x0,
             noise=torch.randn_like(x0),
             timestep=timestep,
+            objective=self.objective,
             prompt_embeds=self.encode(data["prompt"], self.prefix_of(data)),
         )
 

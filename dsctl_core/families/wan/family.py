@@ -206,6 +206,9 @@ T2V_A14B_DEFAULTS = _defaults(*LARGE, 40, (4.0, 3.0))
 I2V_DEFAULTS = _defaults(*SMALL, 40, 5.0)
 I2V_A14B_DEFAULTS = _defaults(*LARGE, 40, (3.5, 3.5))
 TI2V_DEFAULTS = _defaults(704, 1280, 50, 5.0, frames=121, fps=24)
+# Of the embedded model, which was trained at this size and length.
+TINY_VIDEO_DEFAULTS = {**_defaults(64, 64, 20, 3.0, frames=17, fps=8), "learning_rate": 1e-3}
+TINY_VIDEO_SCHEDULE = replace(Schedule.constant(3.0), solver="unipc")
 
 
 def _schedule(shift: float) -> Schedule:
@@ -287,6 +290,14 @@ def _preset(name: str, summary: str, repository: str, shift: float, defaults: di
 
 FROM_ONE_IMAGE = {"_class_name": FROM_IMAGE}
 PRESETS = (
+    Preset(
+        name="tiny-video",
+        summary="Embedded 4.6 M model for clips of 17 frames at 64x64: trains and runs on a CPU in minutes",
+        folder="tiny-video",
+        license="Apache-2.0",
+        defaults=TINY_VIDEO_DEFAULTS,
+        schedule=TINY_VIDEO_SCHEDULE,
+    ),
     _preset(
         *("wan2.1-t2v-1.3b", "Wan 2.1 text to video, 1.3 B", "Wan2.1-T2V-1.3B-Diffusers"),
         *(3.0, T2V_DEFAULTS),
