@@ -90,7 +90,7 @@ TABLE: Table = {
     **_dataset(""),
     **_dataset("directory[]."),
     "directory[].path": to("dataset_base_path"),
-    "directory[].mask_path": lost("all of a picture counts alike"),
+    "directory[].mask_path": lost('masks are a column of the table, named mask, with extra_inputs = "mask"'),
     "directory[].control_path": lost("put the pictures into target/ and control/ of one folder: data_file_keys"),
     "output_dir": to("output_path"),
     "dataset": always("its settings are here"),

@@ -52,7 +52,7 @@ def _dataset(prefix: str, subset: str) -> dict[str, Any]:
         "color_aug": off("colours are not changed"),
         "random_crop": off("pictures are cut off evenly"),
         "keep_tokens": off("captions stay as they are"),
-        "is_reg": off(),
+        "is_reg": off("a regularization dataset is a table [[dataset]] with regularization = true"),
         "class_tokens": off("a caption comes from a file, or from the name of a folder such as `10_sks dog`"),
         "cache_directory": lost("what is encoded is kept in the output folder, or where `dsctl cache` puts it"),
         "control_directory": lost("put the pictures into target/ and control/ of one folder: data_file_keys"),
