@@ -79,7 +79,8 @@ def main() -> None:
         with table.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 words, _, background = row["prompt"].partition(" on a ")
-                if background.endswith(" background") and background.removesuffix(" background") in COLOURS:
+                plain = background.endswith(" background") and background.removesuffix(" background") in COLOURS
+                if plain and "image" in row:  # not a dataset of clips
                     subject = words.removesuffix(" on the left").removesuffix(" on the right")
                     drawing = cut_out(table.parent / row["image"])
                     drawings.setdefault(subject, []).extend([drawing] if drawing is not None else [])

@@ -113,9 +113,9 @@ def _pictures(patch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:
         note("drawing", pipe.torch_dtype, pipe.readers, args, inputs)
         return draw(pipe, *args, **inputs)
 
-    def keep(path: Path, picture: Any, about: dict[str, Any]) -> None:
+    def keep(path: Path, picture: Any, about: dict[str, Any]) -> Any:
         note("picture", path, picture)
-        write(path, picture, about)
+        return write(path, picture, about)
 
     patch.setattr(kind, "__call__", call)
     patch.setattr("dsctl_core.commands.infer.write_made", keep)

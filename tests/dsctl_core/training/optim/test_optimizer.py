@@ -131,7 +131,7 @@ def test_a_short_name_finds_its_class_where_the_package_is_there(monkeypatch: py
 
 def usual_rate(defaults: dict[str, Any], **values: Any) -> float:
     options = TrainOptions(**{"model": "m", "dataset_base_path": "d", "output_path": "o", **values})
-    resolved: Any = SimpleNamespace(defaults=defaults)
+    resolved: Any = SimpleNamespace(defaults=defaults, side_networks=())
     return learning_rate(options.optim, options.training.trainable_models or (), resolved)
 
 

@@ -37,6 +37,7 @@ NO_RESULT = {
     *("output_path", "resume"),
     "sample_prompts_file",  # what is drawn beside the training
     "accelerate_config",  # how the work is divided
+    "dataset_config",  # its tables are compared one by one, with the files that they name: test_several_datasets
     "model_id_with_origin_paths",  # ids on a hub; the files that they name are compared as those of a model
 }
 
