@@ -165,7 +165,9 @@ def test_a_clip_is_changed_by_its_strength_and_kept_where_a_mask_is_black(models
         infer(build(models["t2v"], **sized, denoising_strength=strength, **mask, output=f"{name}.mp4"))
     infer(build(models["t2v"], **{**sized, "prompt": "a dog"}, inpaint_mask=materials / "keep.png", output="dog.mp4"))
     assert len(frames(Path("little.mp4"))) == 9
-    assert np.array_equal(frames(Path("much.mp4")), frames(Path("dog.mp4")))  # all of it is kept, whatever the prompt
+    # All of it is kept, whatever the prompt; where tensors lie in memory can change a rounding, and so a grey level.
+    kept, dog, little = (np.stack(frames(Path(f"{name}.mp4"))).astype(int) for name in ("much", "dog", "little"))
+    assert np.abs(kept - dog).mean() < 0.5 < np.abs(kept - little).mean()
     assert about_made(Path("dog.mp4"))["inpaint_mask"] == str(materials / "keep.png")
 
 
