@@ -170,7 +170,7 @@ def test_a_training_is_followed_without_reloading(tab: Chromium, tmp_path: Path)
     folder = tmp_path / "runs"
     folder.mkdir()
     words = ["train", "sft", "--model", "tiny", "--dataset-base-path", "dsctl_core/assets/datasets/robot"]
-    words += ["--lora-rank", "2", "--max-steps", "12", "--sample-every", "4", "--sample-steps", "2", "--device", "cpu"]
+    words += ["--lora-rank", "2", "--max-steps", "450", "--sample-every", "150", "--sample-steps", "2", "--device", "cpu"]
     words += ["--sample-prompt", "a robot", "--output-path", str(folder / "going"), "--quiet"]
     root = Path(__file__).parents[2]
     with serving(folder) as site:
@@ -188,7 +188,7 @@ def test_a_training_is_followed_without_reloading(tab: Chromium, tmp_path: Path)
             finally:
                 process.kill()
         tab.wait_for("document.querySelector('.state')?.innerText == 'finished'")
-        tab.wait_for("document.getElementById('at').innerText == 'step 12'")
+        tab.wait_for("document.getElementById('at').innerText == 'step 450'")
         tab.wait_for(f"{PICTURES}.length == 1 && {LOADED}")
         assert tab.evaluate("document.getElementById('step').max") == "3"
         assert len(seen) > 2, f"of the steps only {seen} were shown"
