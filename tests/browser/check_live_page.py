@@ -170,7 +170,18 @@ def test_a_training_is_followed_without_reloading(tab: Chromium, tmp_path: Path)
     folder = tmp_path / "runs"
     folder.mkdir()
     words = ["train", "sft", "--model", "tiny", "--dataset-base-path", "dsctl_core/assets/datasets/robot"]
-    words += ["--lora-rank", "2", "--max-steps", "450", "--sample-every", "150", "--sample-steps", "2", "--device", "cpu"]
+    words += [
+        "--lora-rank",
+        "2",
+        "--max-steps",
+        "450",
+        "--sample-every",
+        "150",
+        "--sample-steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
     words += ["--sample-prompt", "a robot", "--output-path", str(folder / "going"), "--quiet"]
     root = Path(__file__).parents[2]
     with serving(folder) as site:
