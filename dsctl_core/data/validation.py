@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections import Counter
@@ -332,17 +331,12 @@ def _same_files(
     """
     masks = {path for cells in files_by_row for path in cells.get(MASK, ())}
     files = {path: facts for path, facts in validation.files.items() if path not in masks}
-    together = {
-        frozenset((one, other))
-        for cells in files_by_row
-        for one, other in itertools.combinations({path for paths in cells.values() for path in paths}, 2)
-    }
     for kind, pairs, relation in (
         ("same bytes", same_bytes(files), "has the same bytes as"),
         ("same picture", same_pictures(files), "shows the same picture as"),
     ):
         for path, earlier in pairs:
-            if frozenset((path, earlier)) in together:
+            if not set(validation.rows_of[path]).isdisjoint(validation.rows_of[earlier]):
                 continue
             row, other = (validation.rows_of[each][0] + 1 for each in (path, earlier))
             message = f"row {row}: {path} {relation} {earlier} (row {other})"
