@@ -10,7 +10,7 @@ from typing import Any
 from dsctl_core.data.duplicates import MAX_ASPECT_RATIO_DISTANCE
 from dsctl_core.data.inspection import FileFacts
 
-REFERENCES = "edit_image"  # the column of reference images
+REFERENCES = "edit_image"  # the column of reference images, and the argument of a pipeline
 COMPRESSION = 3  # of 255; by so much JPEG at quality 75 changes a mean of an eighth by an eighth of an image
 
 

@@ -1,4 +1,4 @@
-"""What the VAEs of the families share: tiling for the time of a block, and statistics of latent channels."""
+"""Set the tiles of a VAE for the time of a block, and read the statistics of its latent channels."""
 
 from __future__ import annotations
 

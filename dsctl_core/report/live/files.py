@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsctl_core.media.clip_file import MEDIA_TYPES
 from dsctl_core.report.runs import CHECKPOINT
 
 SAMPLE_FILE = re.compile(r"step-(\d{1,18})-(\d{1,18})\.(png|gif|webp|mp4)")
-MEDIA_TYPES = {"png": "image/png", "gif": "image/gif", "webp": "image/webp", "mp4": "video/mp4"}
+SAMPLE_TYPES = {".png": "image/png", **MEDIA_TYPES}
 TAIL_BYTES, TAIL_LINES = 16384, 40
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)")  # of a terminal, ECMA-48
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -27,7 +28,7 @@ class Sample:
     @property
     def media_type(self) -> str:
         """The type of its content, by its suffix alone."""
-        return MEDIA_TYPES[self.path.suffix[1:]]
+        return SAMPLE_TYPES[self.path.suffix]
 
 
 def find_samples(folder: Path) -> dict[int, dict[int, Sample]]:

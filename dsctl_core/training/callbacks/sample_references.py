@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data.images import LoadImage
+from dsctl_core.data.pair_checks import REFERENCES
 from dsctl_core.errors import DsctlError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-REFERENCES = "edit_image"  # the column of a row, and the argument of a pipeline
 
 
 @dataclass(frozen=True)
