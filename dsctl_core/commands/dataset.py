@@ -12,11 +12,11 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_resize
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.dataset import SINGLE_COLUMNS
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.masks import MASK
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.summary import CacheBytes, lines_of, summarize
 from dsctl_core.data.validation import Checks, Level, Problem, Validation, joined, unreadable_dataset, validate_dataset
-from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families
 from dsctl_core.families.prompt_lengths import find_cut_prompts

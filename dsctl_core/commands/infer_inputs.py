@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.data.frame_rule import FrameRule, ShortClips
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.prompt_file import prompt_lines
 from dsctl_core.data.sizes import ImageCropAndResize, require_same_ratio
-from dsctl_core.data.video import FrameRule, ShortClips, frame_loader
+from dsctl_core.data.video import frame_loader
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.family import Family

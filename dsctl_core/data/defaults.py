@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.data.frame_rule import Extraction, ShortClips
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.kinds import VIDEO_SUFFIXES
 from dsctl_core.data.operators import Operator, SequentialProcess, ToAbsolutePath
 from dsctl_core.data.routing import RouteByExtensionName, RouteByType, ToList
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
-from dsctl_core.data.video import Extraction, LoadGIF, LoadVideo, ShortClips
+from dsctl_core.data.video import LoadGIF, LoadVideo
 
 
 def default_image_operator(

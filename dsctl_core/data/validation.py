@@ -12,13 +12,13 @@ from typing import Literal
 
 from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
 from dsctl_core.data.duplicates import same_bytes, same_pictures
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.inspection import FileFacts, inspect_all
 from dsctl_core.data.masks import MASK, require_fitting, require_same_shape
 from dsctl_core.data.pair_checks import odd_references, swapped_columns
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.rows import LeftOut
 from dsctl_core.data.sizes import Resize
-from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError
 from dsctl_core.progress import NoProgress, Progress
 

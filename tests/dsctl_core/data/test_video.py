@@ -11,7 +11,7 @@ from PIL import Image
 
 from dsctl_core.commands.dataset import validate
 from dsctl_core.data import ImageCropAndResize, LoadGIF, LoadVideo, UnifiedDataset, video
-from dsctl_core.data.video import FrameRule
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import DatasetValidateOptions
 
