@@ -193,6 +193,11 @@ class Family:
         """Return the pictures that a model with `parts` takes as frames of its clips."""
         return self.kind_frames.get(parts.kind or "", FrameInputs())
 
+    @property
+    def frame_columns(self) -> frozenset[str]:
+        """The pictures that some models of the family take as frames of their clips, by column."""
+        return frozenset(name for kind in self.kind_frames.values() for name in (*kind.needed, *kind.optional))
+
     def denoiser_names(self) -> tuple[str, ...]:
         """Return the names of all denoisers that some weights of the family have."""
         published = [preset for preset in self.presets if preset.model_id is not None]

@@ -117,6 +117,7 @@ class _Check:
                 aligned_keys=_aligned_keys(self.resolved, self.reading.data_file_keys),
                 captions=captions,
                 caption=caption,
+                frame_keys=_frame_keys(self.resolved),
             )
         except DataError as error:
             return unreadable_dataset(error)
@@ -140,6 +141,11 @@ def _aligned_keys(resolved: ResolvedModel | None, keys: Collection[str]) -> set[
     """Return the columns of pictures that lie on each other, if one of the columns `keys` holds several files."""
     stacked = _list_keys(resolved) & set(keys)
     return {name for family in _possible(resolved) for name in family.aligned_inputs} if stacked else set()
+
+
+def _frame_keys(resolved: ResolvedModel | None) -> set[str]:
+    """Return the columns of pictures that are a frame of a clip."""
+    return {name for family in _possible(resolved) for name in family.frame_columns}
 
 
 def _optional_keys(resolved: ResolvedModel | None) -> set[str]:

@@ -23,7 +23,7 @@ def summarize(found: Validation, cache_bytes: CacheBytes | None = None) -> dict[
 
     files, captions = files_table(found), captions_table(found)
     kinds = Counter(problem.kind for problem in found.problems)
-    buckets = [shown(tuple(sample.sizes)) for sample in found.samples if sample.sizes]
+    buckets = [shown(tuple(sample.sizes)) for sample in found.samples if sample.sizes for _ in range(sample.clips)]
     return {
         "layout": found.layout,
         "rows": found.rows,
@@ -90,7 +90,7 @@ def _cached(found: Validation, cache_bytes: CacheBytes) -> int:
     prompts: set[str] = set()
     for sample in found.samples:
         for size in sample.sizes:
-            total += cache_bytes(size[0], size[1], size[2] if len(size) > 2 else 1, 0)[0]
+            total += sample.clips * cache_bytes(size[0], size[1], size[2] if len(size) > 2 else 1, 0)[0]
         prompts.update(sample.prompts)
     return total + sum(cache_bytes(0, 0, 0, len(prompt))[1] for prompt in prompts)
 

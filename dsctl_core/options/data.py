@@ -53,8 +53,10 @@ class ReadingOptions(Options):
     short_clips: Literal["refuse", "shorten"] = Field(
         "refuse", description="What to do with a video that has fewer frames than asked for."
     )
-    clip_extraction: Literal["head", "uniform"] = Field(
-        "head", description="Which frames of a video to take: the first, or frames spread evenly over all of it."
+    clip_extraction: Literal["head", "uniform", "every"] = Field(
+        "head",
+        description="Which frames of a video to take: the first, frames spread evenly over all of it, or all of them: "
+        "every clip that it can be cut into, one after another.",
     )
 
     @field_validator("column")

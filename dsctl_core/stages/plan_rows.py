@@ -15,6 +15,7 @@ from torch import Tensor
 from dsctl_core.cache.codec import encode, is_plain
 from dsctl_core.cache.manifest import Entry, Recipe
 from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.frame_folder import files_of
 from dsctl_core.data.operators import require_file
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.digest import digest, digest_file, digest_files
@@ -70,7 +71,7 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
     """
     plan = Plan(jobs={number: {} for number in range(len(stages.groups) + 1)})
     files = {row: _files_of(dataset, row, plan) for row in dataset.rows_in_use}
-    contents = digest_files(path for found in files.values() for path in found.values())
+    contents = digest_files(file for found in files.values() for path in found.values() for file in files_of(path))
     checks = stages.checks
     about = {"dtype": recipe.dtype, "family": recipe.family}
     progress.start("Looking at the dataset", len(files), unit="row")
@@ -175,7 +176,8 @@ def _files_of(dataset: UnifiedDataset, row: int, plan: Plan) -> dict[tuple[str, 
         try:
             for place, path in enumerate(dataset.files(row, key)):
                 with dataset.cell_errors(row, key):
-                    require_file(path)
+                    for file in files_of(path) if dataset.takes_folders else [path]:
+                        require_file(file)
                 found[key, place] = path
         except DsctlError as error:
             plan.drop(row, error)
@@ -187,6 +189,11 @@ def _unread(size: tuple[int, ...], content: str) -> Unread | list[Unread]:
     """Return a picture of (width, height), or the frames of a clip of (width, height, frames), unread."""
     picture = Unread((size[0], size[1]), content)
     return picture if len(size) == 2 else [picture] * size[2]
+
+
+def _content(path: Path, contents: dict[Path, str]) -> Any:
+    """Return the hash of a file, or those of the pictures in a folder of frames, in order."""
+    return [contents[file] for file in files_of(path)] if path.is_dir() else contents[path]
 
 
 def _unread_row(
@@ -206,11 +213,12 @@ def _unread_row(
         sizes = dataset.preview(row, key)
         several = isinstance(sizes, list)
         made_from = [f"as {key}"] if dataset.is_copy(row, key) else []  # the alpha channel of the picture, for example
-        made = [
-            _unread(size, digest([contents[files[key, place]], processing, *made_from]))
-            for place, size in enumerate(sizes if several else [sizes])
-            if isinstance(size, tuple)
-        ]
+        made = []
+        for place, size in enumerate(sizes if several else [sizes]):
+            if isinstance(size, tuple):
+                path = files[key, place]
+                frames = dataset.chosen_frames(row, path)
+                made.append(_unread(size, digest([_content(path, contents), processing, *made_from, *frames])))
         if not made:  # an operator that cannot tell without doing it
             return dataset.row(row)
         values[key] = made if several else made[0]
