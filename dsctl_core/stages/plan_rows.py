@@ -20,6 +20,7 @@ from dsctl_core.data.operators import require_file
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.digest import digest, digest_file, digest_files
 from dsctl_core.losses import find_loss
+from dsctl_core.losses.contract import Sides
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
 from dsctl_core.stages.sample import SIDES, Sample, pick
@@ -151,20 +152,22 @@ def _in_a_dict(value: Any) -> Any:
     return fingerprint(value)
 
 
-def has_unread(value: Any) -> bool:
-    """Return whether there is an unread picture in `value`."""
+def has_pictures(value: Any, kind: type[Image.Image] = Unread) -> bool:
+    """Return whether there is a picture of `kind` in `value`; by default one that is unread."""
     if isinstance(value, list | tuple):
-        return any(has_unread(entry) for entry in value)
+        return any(has_pictures(entry, kind) for entry in value)
     if isinstance(value, dict):
-        return any(has_unread(entry) for entry in value.values())
-    return isinstance(value, Unread)
+        return any(has_pictures(entry, kind) for entry in value.values())
+    return isinstance(value, kind)
 
 
-def read_inputs(dataset: UnifiedDataset, pipe: BasePipeline, recipe: Recipe, job: Job) -> Sample:
-    """Return the inputs of a job with its pictures decoded."""
-    if not has_unread(job.sample):
-        return job.sample
-    sides = find_loss(recipe.task).inputs_from_row(pipe, dataset.row(job.row), recipe.extra_inputs)
+def read_row(dataset: UnifiedDataset, pipe: BasePipeline, task: str, extra_inputs: Sequence[str], row: int) -> Sides:
+    """Return the (shared, posi, nega) inputs of row `row` with its pictures decoded."""
+    return find_loss(task).inputs_from_row(pipe, dataset.row(row), extra_inputs)
+
+
+def inputs_of_job(job: Job, sides: Sides) -> Sample:
+    """Return the inputs of a job, of those of its row."""
     found = dict(zip(SIDES, sides, strict=True))
     return {name: found[name.partition(".")[0]][name.partition(".")[2]] for name in job.sample}
 
