@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.data.frame_rule import FrameRule, ShortClips
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.prompt_file import prompt_lines
-from dsctl_core.data.sizes import ImageCropAndResize, require_same_ratio
+from dsctl_core.data.sizes import ImageCropAndResize, clip_size, require_same_ratio
 from dsctl_core.data.video import frame_loader
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel
@@ -177,21 +177,6 @@ def fill_in(
     if resolved.family.time_division is not None and settings.num_frames is not None:
         FrameRule(settings.num_frames, *resolved.family.time_division)  # raises the error for another number
     return settings
-
-
-def clip_size(shape: Size, pixels: int, factor: int) -> Size:
-    """Return the (width, height) of a clip with the aspect ratio of `shape` and at most about `pixels` pixels.
-
-    As the example of diffusers' WanImageToVideoPipeline has it: both sides rounded down to multiples of `factor`.
-    """
-    width, height = shape
-    sides = (round((pixels * width / height) ** 0.5), round((pixels * height / width) ** 0.5))
-    if min(sides) < factor:
-        raise DsctlError(
-            f"a frame of {width}x{height} pixels is too narrow for a clip of {pixels} pixels",
-            hint="crop it, or give --height and --width",
-        )
-    return sides[0] // factor * factor, sides[1] // factor * factor
 
 
 @dataclass(frozen=True)
