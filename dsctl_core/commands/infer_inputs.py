@@ -171,7 +171,9 @@ def fill_in(
     if resolved.family.decomposes:
         of_kind["layers"] = chosen("layers")
         require_same_ratio(references[0].size, (width, height))
-    settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"), **of_kind)
+    own, denoisers = resolved.defaults["cfg_scale"], [denoiser.name for denoiser in resolved.parts.denoisers]
+    cfg_scale = own if options.cfg_scale is None else options.cfg_scale.of(denoisers, own)
+    settings = Settings(height, width, chosen("num_inference_steps"), cfg_scale, **of_kind)
     if not is_guided(settings.cfg_scale):
         GUIDANCE_OFF.refuse(options)
     if resolved.family.time_division is not None and settings.num_frames is not None:

@@ -115,7 +115,17 @@ def plan_callbacks(
     edited_size = resolved.edited_size if REFERENCES in resolved.family.extra_inputs else None
     factor = resolved.parts.division_factor
     prompts = sample_prompts(
-        callbacks, resolved.defaults, size, captions, columns, count, edited_size, pictures, frames, factor
+        callbacks,
+        resolved.defaults,
+        size,
+        captions,
+        columns,
+        num_frames=count,
+        edited_size=edited_size,
+        pictures=pictures,
+        frames=frames,
+        factor=factor,
+        denoisers=[denoiser.name for denoiser in resolved.parts.denoisers],
     )
     for prompt in prompts:
         require_frames(prompt, frames, resolved.label)

@@ -119,6 +119,7 @@ def sample_prompts(
     pictures: Sequence[str] = (),
     frames: FrameInputs | None = None,
     factor: int = 16,
+    denoisers: Sequence[str] = ("dit",),
 ) -> list[SamplePrompt]:
     """Return the samples that `options` ask for.
 
@@ -135,6 +136,7 @@ def sample_prompts(
         pictures: Those of `columns` that name pictures.
         frames: The frames that a model of clips is given; None for a model that is given none.
         factor: The sides of a clip are multiples of this, in pixels.
+        denoisers: The names of the denoisers, each of which can have a guidance scale of its own.
     """
     given = () if frames is None else (*frames.needed, *frames.optional)
     rows = _rows(options, captions, columns if edited_size is None else [*columns, REFERENCES], given)
@@ -145,7 +147,7 @@ def sample_prompts(
             hint=f'write lines such as {{"prompt": "a cat", "{columns[0]}": {value}}} to a .jsonl file, and name it '
             "with --sample-prompts-file",
         )
-    height, width = options.sample_height, options.sample_width
+    height, width, own = options.sample_height, options.sample_width, defaults["cfg_scale"]
     if height is None or width is None:
         height, width = trained_size or (defaults["height"], defaults["width"])
     shared = {
@@ -153,7 +155,7 @@ def sample_prompts(
         "height": height,
         "width": width,
         "num_inference_steps": options.sample_steps or defaults["num_inference_steps"],
-        "cfg_scale": defaults["cfg_scale"] if options.sample_cfg_scale is None else options.sample_cfg_scale,
+        "cfg_scale": own if options.sample_cfg_scale is None else options.sample_cfg_scale.of(denoisers, own),
         "num_frames": num_frames,
     }
     if edited_size is not None and options.sample_height is None and trained_size is None:
