@@ -73,6 +73,9 @@ class Family:
     # (config of the dit, width, height, frames, characters of a prompt) -> estimated size in bytes, in a bfloat16
     # cache, of one sample's latents and of its prompt embeddings; None: no estimate
     cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]] | None = None
+    # (parts, config of the dit, width, height of a reference picture) -> estimated bytes that it adds to an entry;
+    # None: as many as a picture that is trained on
+    reference_bytes: Callable[[ModelParts, Mapping[str, Any], int, int], int] | None = None
     # The longest prompt; None: prompts are never cut
     prompt_limit: PromptLimit | None = None
     # Other published sizes by name: component -> config entries that differ from `published`.

@@ -226,7 +226,14 @@ def _cache_bytes(resolved: ResolvedModel) -> CacheBytes | None:
             sizes = {name: own[name] for name, value in config.items() if type(value) is int and name in own}
             config = {**config, **checked(sizes, dict[str, int], str(file))}
 
-    def reckon(width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
-        return reckon_with(config, width, height, frames, characters)
+    def picture(width: int, height: int, frames: int) -> int:
+        return reckon_with(config, width, height, frames, 0)[0]
 
-    return reckon
+    def reference(width: int, height: int) -> int:
+        own = family.reference_bytes
+        return picture(width, height, 1) if own is None else own(resolved.parts, config, width, height)
+
+    def prompt(characters: int) -> int:
+        return reckon_with(config, 0, 0, 0, characters)[1]
+
+    return CacheBytes(picture, reference, prompt, shared_prompts=family.reference_bytes is None)

@@ -34,7 +34,9 @@ def frames_in(folder: Path) -> list[Path]:
             kind="not a picture",
         )
     if not paths:
-        raise DataError(f"the folder {folder} is empty", hint="add its frames, or remove the row", kind="video")
+        raise DataError(
+            f"{folder} is a folder without frames", hint="name a file, or add the frames of a clip", kind="path"
+        )
     return paths
 
 

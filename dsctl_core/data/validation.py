@@ -51,12 +51,14 @@ class Problem:
 class Sample:
     """A row with its prompts and the sizes of its usable files after resizing: (width, height[, frames]).
 
-    `clips` is how many clips its video gives, each of which is a sample of training.
+    `keys` are the columns of the sizes. `clips` is how many clips the video of the row gives, each of which is a sample
+    of training.
     """
 
     number: int
     prompts: tuple[str, ...]
     sizes: list[tuple[int, ...]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
     clips: int = 1
 
 
@@ -210,6 +212,7 @@ def _check_row(
                         sample.clips = clips
                     if key != MASK:
                         sample.sizes.append(size)
+                        sample.keys.append(key)
                     elif target := [each for each in cells[dataset.data_file_keys[0]] if each in validation.files]:
                         require_same_shape(validation.files[target[0]].size, validation.files[path].size)
                         require_fitting(sample.sizes[0], size)
