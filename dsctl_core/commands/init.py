@@ -153,7 +153,7 @@ def _model(options: InitOptions, key: str) -> Choice:
 def _require_kind(options: InitOptions, key: str, resolved: ResolvedModel) -> None:
     if key == VIDEO and resolved.family.time_division is None:
         raise UsageError(
-            f"{options.folder} has clips, and {resolved.family.title} generates images, not videos",
+            f"{options.folder} has clips, and {resolved.family.title} makes pictures, not clips",
             hint="choose a model for videos: `dsctl models` lists them",
         )
 

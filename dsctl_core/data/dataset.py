@@ -362,7 +362,7 @@ def _hashable(value: Any) -> Hashable:
 
 def _existing_folder(base_path: str | Path) -> Path:
     if not str(base_path):
-        raise UsageError("the dataset's base path is empty", hint="give the folder of the images")
+        raise UsageError("the dataset's base path is empty", hint="give the folder of the pictures or videos")
     path = Path(base_path)
     if path.is_dir():
         return path

@@ -100,7 +100,7 @@ class ImageCropAndResize(Resize):
         smallest = height_division_factor * width_division_factor
         if max_pixels is not None and max_pixels < smallest:
             raise UsageError(
-                f"max_pixels {max_pixels} is less than the smallest image size", hint=f"use {smallest} or more"
+                f"max_pixels {max_pixels} is less than the smallest size of a picture", hint=f"use {smallest} or more"
             )
         self.height, self.width, self.max_pixels = height, width, max_pixels
         self.height_division_factor, self.width_division_factor = height_division_factor, width_division_factor

@@ -341,7 +341,8 @@ def _enlarged(path: Path, facts: FileFacts, row: int, resize: Resize) -> Iterato
     if fit.scale > ENLARGED:
         (width, height), (across, down) = facts.size, fit.size
         message = f"row {row}: {path} is {width}x{height} and is enlarged {fit.scale:.2g} times to {across}x{down}"
-        yield Problem("enlarged", "warning", message, "use a larger picture, or a smaller size", row, str(path))
+        hint = f"use a larger {'video' if facts.is_video else 'picture'}, or a smaller size"
+        yield Problem("enlarged", "warning", message, hint, row, str(path))
 
 
 def _pair_faults(

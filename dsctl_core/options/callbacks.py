@@ -106,7 +106,7 @@ class CallbackOptions(Options):
         "dsctl", description="Project that a tracker files the run under; the run has the name of --output-path."
     )
     sample_every: Count | None = Field(
-        None, description="Draw pictures before the first step, every this many steps, and after the last."
+        None, description="Draw pictures or clips before the first step, every this many steps, and after the last."
     )
     sample_prompt: Prompts = Field(
         (),

@@ -35,10 +35,12 @@ class InferOptions(ComposedOptions):
     controls: ControlUseOptions
 
     prompt: Text | None = Field(
-        None, description="What the picture is to show. Left out, on a model that decomposes: it describes it itself."
+        None,
+        description="What the picture or clip is to show. Left out, on a model that decomposes a picture: it describes "
+        "that itself.",
     )
     prompts_file: Path | None = Field(None, description="Text file with a prompt a line, instead of --prompt.")
-    negative_prompt: str = Field("", description="What the picture is not to show.")
+    negative_prompt: str = Field("", description="What the picture or clip is not to show.")
     lora: LoraFiles = Field(
         (), description="LoRA to apply, FILE or FILE:SCALE, in any format. Can be given several times."
     )

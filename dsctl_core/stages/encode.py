@@ -212,7 +212,7 @@ def _require_finite(values: Sample, dataset: UnifiedDataset, job: Job) -> None:
         if not is_finite(value):
             raise DsctlError(
                 f"{dataset.location(job.row)}: its {name.partition('.')[2]} is not finite",
-                hint="check that row's picture and prompt; with float16, use another --mixed-precision",
+                hint="check that row's picture or clip, and its prompt; with float16, use another --mixed-precision",
             )
 
 

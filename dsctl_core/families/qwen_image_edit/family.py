@@ -100,7 +100,7 @@ FAMILY = Family(
         ),
         Preset(
             name="qwen-image-edit",
-            summary="Qwen-Image-Edit, 20 B editing with one reference image",
+            summary="Qwen-Image-Edit, 20 B editing with one reference picture",
             model_id="Qwen/Qwen-Image-Edit",
             license="Apache-2.0",
             files=qwen_image.FILES,
@@ -109,7 +109,7 @@ FAMILY = Family(
         ),
         Preset(
             name="qwen-image-edit-2509",
-            summary="Qwen-Image-Edit-2509, with several reference images",
+            summary="Qwen-Image-Edit-2509, with several reference pictures",
             model_id="Qwen/Qwen-Image-Edit-2509",
             license="Apache-2.0",
             files=qwen_image.FILES,
