@@ -73,6 +73,9 @@ class Family:
     # (config of the dit, width, height, frames, characters of a prompt) -> estimated size in bytes, in a bfloat16
     # cache, of one sample's latents and of its prompt embeddings; None: no estimate
     cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]] | None = None
+    # (parts, config of the dit, width, height of a reference picture) -> estimated bytes that it adds to an entry;
+    # None: as many as a picture that is trained on
+    reference_bytes: Callable[[ModelParts, Mapping[str, Any], int, int], int] | None = None
     # The longest prompt; None: prompts are never cut
     prompt_limit: PromptLimit | None = None
     # Other published sizes by name: component -> config entries that differ from `published`.
@@ -192,6 +195,11 @@ class Family:
     def frame_inputs(self, parts: ModelParts) -> FrameInputs:
         """Return the pictures that a model with `parts` takes as frames of its clips."""
         return self.kind_frames.get(parts.kind or "", FrameInputs())
+
+    @property
+    def frame_columns(self) -> frozenset[str]:
+        """The pictures that some models of the family take as frames of their clips, by column."""
+        return frozenset(name for kind in self.kind_frames.values() for name in (*kind.needed, *kind.optional))
 
     def denoiser_names(self) -> tuple[str, ...]:
         """Return the names of all denoisers that some weights of the family have."""

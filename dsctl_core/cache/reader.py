@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.cache.codec import decode, tensors_of
-from dsctl_core.cache.manifest import OF_TABLES, REBUILD, Entry, read_index, read_manifest
+from dsctl_core.cache.manifest import OF_CLIPS, OF_TABLES, REBUILD, Entry, read_index, read_manifest
 from dsctl_core.cache.shards import FOLDER, examine_all, structures
+from dsctl_core.data.clip_rows import ClipIndex
 from dsctl_core.data.sampler import Block
 from dsctl_core.data.several import DATASET
 from dsctl_core.data.shares import Mixture, blocks_of
@@ -63,6 +64,14 @@ class CachedDataset(Sequence[dict[str, Any]]):
     def table_of(self, row: int) -> int:
         """Return the number of the table, of several datasets, of a row of the original dataset; else 0."""
         return bisect_right(self.starts, row) - 1
+
+    def origin(self, row: int) -> Hashable:
+        """Return a key of the row of the table that a row of the original dataset is, or is a clip of."""
+        table = self.table_of(row)
+        recipe = self.manifest.recipe.dataset
+        counts = (recipe[OF_TABLES][table] if self.tables else recipe).get(OF_CLIPS)
+        own = row - self.starts[table]
+        return table, own if counts is None else ClipIndex(counts).row_of(own)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

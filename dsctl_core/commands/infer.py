@@ -124,7 +124,7 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     finally:
         unclaim(new_folders)
     seconds = time.perf_counter() - began
-    return InferResult(written, output if options.grid else None, seconds, settings.num_frames is not None)
+    return InferResult(written, output if options.grid else None, seconds, clips=(settings.num_frames or 1) > 1)
 
 
 def choose_output(options: InferOptions, settings: Settings, title: str) -> Path:

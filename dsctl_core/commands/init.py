@@ -12,10 +12,10 @@ from dsctl_core.commands.init_model import Choice, choose_model, gpu_memory
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.buckets import ImageToBucket
 from dsctl_core.data.folder import list_files
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.kinds import is_video
 from dsctl_core.data.metadata import find_metadata, read_metadata
 from dsctl_core.data.validation import Checks, Validation, validate_dataset
-from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text
@@ -153,7 +153,7 @@ def _model(options: InitOptions, key: str) -> Choice:
 def _require_kind(options: InitOptions, key: str, resolved: ResolvedModel) -> None:
     if key == VIDEO and resolved.family.time_division is None:
         raise UsageError(
-            f"{options.folder} has clips, and {resolved.family.title} generates images, not videos",
+            f"{options.folder} has clips, and {resolved.family.title} makes pictures, not clips",
             hint="choose a model for videos: `dsctl models` lists them",
         )
 

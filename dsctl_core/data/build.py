@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.data.buckets import ImageToBucket
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.dataset import SINGLE_COLUMNS, UnifiedDataset
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.kinds import media_suffixes
 from dsctl_core.data.masks import MASK, alpha_operator, refuse_opaque
 from dsctl_core.data.problems import DataError
@@ -66,11 +68,14 @@ def _build_one(
         operator = UnifiedDataset.default_image_operator(
             base, allow_outside=options.allow_outside, resize=resize, convert_RGBA=family.decomposes
         )
+        of_clip, every = None, None
     else:
         factor, remainder = family.time_division
-        operator = UnifiedDataset.default_video_operator(
+        frames = options.num_frames or defaults.get("num_frames", 81)
+        of_clip = partial(  # which worker processes can be sent
+            UnifiedDataset.default_video_operator,
             base,
-            num_frames=options.num_frames or defaults.get("num_frames", 81),
+            num_frames=frames,
             time_division_factor=factor,
             time_division_remainder=remainder,
             fps=options.fps,
@@ -79,6 +84,9 @@ def _build_one(
             allow_outside=options.allow_outside,
             resize=resize,
         )
+        operator = of_clip()
+        rule = FrameRule(frames, factor, remainder, options.fps, options.short_clips, options.clip_extraction)
+        every = rule if rule.extraction == "every" else None
     if options.mask_from_alpha and MASK in options.data_file_keys:
         raise UsageError(
             f"--mask-from-alpha is given, and --data-file-keys names a column {MASK}", hint="give one of them"
@@ -102,6 +110,9 @@ def _build_one(
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),
         copies=dict.fromkeys(alpha, target),
         caption=caption,
+        clip_operator=of_clip,
+        every_clip=every,
+        frame_keys=family.frame_columns,
     )
     if masked:
         refuse_opaque(path for number in dataset.rows_in_use for path in _found_files(dataset, number, target))

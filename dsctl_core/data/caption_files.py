@@ -73,7 +73,7 @@ def _missing(picture: Path) -> BadCell:
     return BadCell(
         DataError(
             f"{picture.with_suffix('.txt')} does not exist",
-            hint="write the caption to this file, or remove the image or video of the same name",
+            hint="write the caption to this file, or remove the picture or video of the same name",
             kind="caption",
         )
     )
@@ -133,5 +133,5 @@ def _read(path: Path) -> str:
         problem = f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start + 1}"
         raise DataError(problem, hint="save it as UTF-8", kind="caption") from error
     except DataError as error:
-        hint = "write the caption to this file, or remove the image or video of the same name"
+        hint = "write the caption to this file, or remove the picture or video of the same name"
         raise DataError(error.problem, hint=hint, kind="caption") from error

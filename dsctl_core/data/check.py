@@ -50,7 +50,7 @@ def check_dataset(dataset: UnifiedDataset, progress: Progress | None = None, lim
     first, others = problems[0], problems[1:]
     problem = first.problem
     if others:
-        rows = [str(number + 1) for number in dict.fromkeys(other.row for other in others)]
+        rows = [str(number + 1) for number in dict.fromkeys(dataset.metadata.row_of(other.row) for other in others)]
         listed = ", ".join(rows[:MAX_ROWS_LISTED]) + (", ..." if len(rows) > MAX_ROWS_LISTED else "")
         count = f"{len(others)} more" if len(problems) < limit else f"at least {len(others)} more"
         problem += f" (and {count}: rows {listed})"

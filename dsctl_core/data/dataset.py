@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any, overload
 
 from dsctl_core.data.captions import Captions
+from dsctl_core.data.clip_rows import require_one_clip
 from dsctl_core.data.defaults import default_image_operator, default_video_operator
+from dsctl_core.data.frame_folder import RATE_COLUMN
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.masks import MASK, require_fitting, require_same_crop
 from dsctl_core.data.metadata import read_dataset
 from dsctl_core.data.operators import SequentialProcess, ToAbsolutePath
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.routing import RouteByType, preview_of
-from dsctl_core.data.rows import Metadata, Row, blank, with_caption, with_copies
+from dsctl_core.data.rows import Metadata, Row, blank, with_caption, with_clips, with_copies
 from dsctl_core.data.sampler import Block
 from dsctl_core.data.shares import Mixture
 from dsctl_core.data.sizes import fits_of
 from dsctl_core.data.stacks import Size, files_of_cell, find_odd_size
+from dsctl_core.data.video import count_clips
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.random import derive_seed
@@ -56,6 +60,11 @@ class UnifiedDataset(Sequence[Row]):
         aligned_keys: The columns of pictures that lie on each other, so that those of a row have one size.
         copies: Columns that are made from others: {new column: the one whose cells it has}.
         caption: The caption of every row, in place of its own.
+        clip_operator: Returns the operator for a row, in place of `main_data_operator`: it is called with `clip`, which
+            clip of its video the row is, and `frame_rate`, the cell of the row in the column "fps".
+        every_clip: The rule by which each video of the first column of `data_file_keys` gives several clips, each of
+            which is a row; its "extraction" is "every".
+        frame_keys: The columns of pictures that are a frame of a clip, which a video of several clips cannot have.
     """
 
     tables: tuple[DatasetTable, ...] = ()  # of several datasets
@@ -78,6 +87,9 @@ class UnifiedDataset(Sequence[Row]):
         aligned_keys: Iterable[str] = (),
         copies: Mapping[str, str] | None = None,
         caption: str | None = None,
+        clip_operator: Callable[..., Callable[[Any], Any]] | None = None,
+        every_clip: FrameRule | None = None,
+        frame_keys: Iterable[str] = (),
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
@@ -92,6 +104,10 @@ class UnifiedDataset(Sequence[Row]):
         self.metadata.require_columns(self.data_file_keys, hint="name the columns of files with --data-file-keys")
         self.optional_keys, self.single_keys = frozenset(optional_keys), frozenset(single_keys)
         self.list_keys, self.aligned_keys = frozenset(list_keys), frozenset(aligned_keys)
+        self.clip_operator, self.frame_keys = clip_operator, frozenset(frame_keys)
+        if every_clip is not None:
+            counts = [self._clips_in(number, every_clip) for number in range(len(self.metadata.rows))]
+            self.metadata = with_clips(self.metadata, counts)
         self.numbers: Sequence[int] = range(len(self.metadata.rows))
         if self.metadata.repeats is not None:
             repeats = enumerate(self.metadata.repeats)
@@ -102,6 +118,7 @@ class UnifiedDataset(Sequence[Row]):
             if key not in self.data_file_keys:
                 raise unknown_name("column in special_operator_map", key, list(self.data_file_keys))
         main = main_data_operator or self.default_image_operator(self.base_path, allow_outside=allow_outside)
+        self.special_keys = frozenset(special)
         self.operators = {key: special.get(key, main) for key in self.data_file_keys}
 
     default_image_operator = staticmethod(default_image_operator)
@@ -148,9 +165,11 @@ class UnifiedDataset(Sequence[Row]):
         row = dict(self.metadata.rows[number])
         if all(key in self.metadata.columns for key in TEXT_COLUMNS):
             row |= self.chosen_texts(number, seed)
-        for key, operator in self.operators.items():
+        for key in self.operators:
             with self.cell_errors(number, key):
-                row[key] = None if self.is_empty(number, key) else operator(self._file_cell(number, key))
+                self._require_one_clip(number, key)
+                empty = self.is_empty(number, key)
+                row[key] = None if empty else self._operator(number, key)(self._file_cell(number, key))
         row["_row"] = number
         row["_fit"] = {key: fit for key in self.operators if (fit := fits_of(row[key])) is not None}
         fits = {key: fit if isinstance(fit, list) else [fit] for key, fit in row["_fit"].items()}
@@ -197,9 +216,10 @@ class UnifiedDataset(Sequence[Row]):
         function has none (None), and so does an empty cell of an optional column.
         """
         with self.cell_errors(number, key):
+            self._require_one_clip(number, key)
             if self.is_empty(number, key):
                 return None
-            found = preview_of(self.operators[key], self._file_cell(number, key))
+            found = preview_of(self._operator(number, key), self._file_cell(number, key))
             if key == MASK and found is not None:
                 require_fitting(self.preview(number, self.data_file_keys[0]), found)
             return found
@@ -220,6 +240,44 @@ class UnifiedDataset(Sequence[Row]):
         """Return whether the cell `key` of row `number` is made from another column."""
         return key in self.copies
 
+    def origin(self, number: int) -> Hashable:
+        """Return a key of the row of the table that row `number` is, or is a clip of."""
+        return self.metadata.row_of(number)
+
+    @property
+    def takes_folders(self) -> bool:
+        """Whether a file may be a folder of frames."""
+        return self.clip_operator is not None
+
+    def chosen_frames(self, number: int, path: Path) -> list[str]:
+        """Return what chooses the frames of a file of row `number` beside the settings of its dataset.
+
+        That is its clip, and of a folder the frame rate.
+        """
+        clip, rate = self.metadata.clip_of(number), self.metadata.rows[number].get(RATE_COLUMN)
+        rated = rate is not None and path.is_dir()
+        return [*([f"clip {clip}"] if clip else []), *([f"{RATE_COLUMN} {rate}"] if rated else [])]
+
+    def _operator(self, number: int, key: str) -> Callable[[Any], Any]:
+        """Return the operator for the cell `key` of row `number`."""
+        clip, rate = self.metadata.clip_of(number), self.metadata.rows[number].get(RATE_COLUMN)
+        if self.clip_operator is None or key in self.special_keys or (clip == 0 and rate is None):
+            return self.operators[key]
+        return self.clip_operator(clip=clip, frame_rate=rate)
+
+    def _clips_in(self, number: int, rule: FrameRule) -> int:
+        """Return how many clips the video of row `number` gives; 1 where it cannot be read, which loading explains."""
+        try:
+            paths = self.files(number, self.data_file_keys[0])
+            return sum(count_clips(path, rule, self.metadata.rows[number].get(RATE_COLUMN)) for path in paths) or 1
+        except DataError:
+            return 1
+
+    def _require_one_clip(self, number: int, key: str) -> None:
+        clips = self.metadata.clips
+        if clips is not None and key in self.frame_keys and not self.is_empty(number, key):
+            require_one_clip(key, clips.counts[clips.row_of(number)])
+
     def _file_cell(self, number: int, key: str) -> Any:
         """Return the cell `key` of row `number`, in a column of several files as a list.
 
@@ -238,7 +296,10 @@ class UnifiedDataset(Sequence[Row]):
 
     def notes(self) -> list[str]:
         """Return lines for people: the layout, what was left out, and how many rows have an empty optional column."""
-        return [*self.metadata.notes(), *(line for key in self.data_file_keys if (line := self._empty_cells(key)))]
+        clips = self.metadata.clips
+        counted = [] if clips is None else [f"{len(clips)} clips of {len(clips.counts)} videos"]
+        empty = (line for key in self.data_file_keys if (line := self._empty_cells(key)))
+        return [*self.metadata.notes(), *counted, *empty]
 
     def _empty_cells(self, key: str) -> str | None:
         rows = self.rows_in_use
@@ -301,7 +362,7 @@ def _hashable(value: Any) -> Hashable:
 
 def _existing_folder(base_path: str | Path) -> Path:
     if not str(base_path):
-        raise UsageError("the dataset's base path is empty", hint="give the folder of the images")
+        raise UsageError("the dataset's base path is empty", hint="give the folder of the pictures or videos")
     path = Path(base_path)
     if path.is_dir():
         return path

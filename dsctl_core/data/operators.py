@@ -89,11 +89,11 @@ class ToAbsolutePath(Operator):
 
     Unless `allow_outside` is set, absolute paths and `..` that lead out of the folder are refused: a downloaded dataset
     must not read other files of this machine. Only the name is checked, not the target of a link, because many
-    datasets are stored as links.
+    datasets are stored as links. With `folders` the preview takes a folder too.
     """
 
-    def __init__(self, base_path: str | Path = "", allow_outside: bool = False) -> None:
-        self.base_path, self.allow_outside = Path(base_path), allow_outside
+    def __init__(self, base_path: str | Path = "", allow_outside: bool = False, folders: bool = False) -> None:
+        self.base_path, self.allow_outside, self.folders = Path(base_path), allow_outside, folders
 
     def __call__(self, value: Any) -> Path:
         """Return the path. The next step checks that the file exists."""
@@ -130,7 +130,8 @@ class ToAbsolutePath(Operator):
     def preview(self, value: Any) -> Path:
         """Return the path; raise `DataError` if there is no file."""
         path = self(value)
-        require_file(path)
+        if not (self.folders and path.is_dir()):
+            require_file(path)
         return path
 
 

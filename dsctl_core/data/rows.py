@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.data.clip_rows import ClipIndex, ClipRows
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import near_miss
 
@@ -62,27 +63,43 @@ class Metadata:
         names: A name for each row if there is one: the file name in a folder of files with captions.
         repeats: How many times an epoch has each row; None: once.
         left_out: The files that are no part of the dataset; always empty for a table, which names its files.
+        clips: Where a row is one of several clips of a video: which row of the table it is, and which clip.
     """
 
     path: Path
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    lines: tuple[int, ...] | None
+    rows: Sequence[Row]
+    lines: Sequence[int] | None
     layout: str = ""
-    names: tuple[str, ...] | None = None
-    repeats: tuple[int, ...] | None = None
+    names: Sequence[str] | None = None
+    repeats: Sequence[int] | None = None
     left_out: LeftOut = LeftOut()
+    clips: ClipIndex | None = None
+
+    def row_of(self, number: int) -> int:
+        """Return the row of the table (from 0) that row `number` is, or is a clip of."""
+        return number if self.clips is None else self.clips.row_of(number)
+
+    def clip_of(self, number: int) -> int:
+        """Return which clip of its video row `number` is, from 0."""
+        return 0 if self.clips is None else self.clips.clip_of(number)
 
     def notes(self) -> list[str]:
         """Return lines for people: what was found, and what was left out."""
         return [f"Dataset: {self.layout}", *self.left_out.lines()]
 
     def location(self, row: int) -> str:
-        """Return the location of row `row` (from 0) for messages: "FILE row 2 (line 3)", counted from 1."""
+        """Return the location of row `row` (from 0) for messages: "FILE row 2 (line 3)", counted from 1.
+
+        Of one of several clips of a video: "FILE row 2 (line 3) clip 4".
+        """
+        number = self.row_of(row) + 1
+        several = self.clips is not None and self.clips.counts[number - 1] > 1
+        clip = f" clip {self.clip_of(row) + 1}" if several else ""
         if self.names is not None:
-            return f"{self.path} row {row + 1} ({self.names[row]})"
+            return f"{self.path} row {number} ({self.names[row]}){clip}"
         line = "" if self.lines is None else f" (line {self.lines[row]})"
-        return f"{self.path} row {row + 1}{line}"
+        return f"{self.path} row {number}{line}{clip}"
 
     def require_columns(self, names: Iterable[str], hint: str | None = None) -> None:
         """Raise `DataError` if one of the columns `names` is missing; `hint` is added to the hint of the error."""
@@ -140,6 +157,23 @@ def with_caption(metadata: Metadata, caption: str | None) -> Metadata:
         return metadata
     columns = metadata.columns if "prompt" in metadata.columns else (*metadata.columns, "prompt")
     return replace(metadata, columns=columns, rows=tuple({**row, "prompt": caption} for row in metadata.rows))
+
+
+def with_clips(metadata: Metadata, counts: Sequence[int]) -> Metadata:
+    """Return the metadata with a row for each clip, where row n of `metadata` gives `counts[n]` of them."""
+    index = ClipIndex(counts)
+
+    def of_each(values: Sequence[Any] | None) -> Any:
+        return None if values is None else ClipRows(values, index)
+
+    return replace(
+        metadata,
+        rows=of_each(metadata.rows),
+        lines=of_each(metadata.lines),
+        names=of_each(metadata.names),
+        repeats=of_each(metadata.repeats),
+        clips=index,
+    )
 
 
 def blank(text: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -124,6 +124,21 @@ class SeveralDatasets(UnifiedDataset):
         """Return whether the cell `key` of row `number` is empty, in an optional column."""
         part, own = self.part_of(number)
         return key not in part.data_file_keys or part.is_empty(own, key)
+
+    def origin(self, number: int) -> Hashable:
+        """Return a key of the row of the table that row `number` is, or is a clip of."""
+        part, own = self.part_of(number)
+        return self.table_of(number), part.origin(own)
+
+    @property
+    def takes_folders(self) -> bool:
+        """Whether a file may be a folder of frames."""
+        return any(part.takes_folders for part in self.parts)
+
+    def chosen_frames(self, number: int, path: Path) -> list[str]:
+        """Return what chooses the frames of a file of row `number` beside the settings of its dataset."""
+        part, own = self.part_of(number)
+        return part.chosen_frames(own, path)
 
     def is_copy(self, number: int, key: str) -> bool:
         """Return whether the cell `key` of row `number` is made from another column."""

@@ -8,17 +8,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from dsctl_core.data.clip_rows import require_one_clip
 from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
 from dsctl_core.data.duplicates import same_bytes, same_pictures
+from dsctl_core.data.frame_folder import RATE_COLUMN, frame_rate, frame_times
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.inspection import FileFacts, inspect_all
 from dsctl_core.data.masks import MASK, require_fitting, require_same_shape
 from dsctl_core.data.pair_checks import odd_references, swapped_columns
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.rows import LeftOut
 from dsctl_core.data.sizes import Resize
-from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError
 from dsctl_core.progress import NoProgress, Progress
 
@@ -47,11 +49,17 @@ class Problem:
 
 @dataclass
 class Sample:
-    """A row with its prompts and the sizes of its usable files after resizing: (width, height[, frames])."""
+    """A row with its prompts and the sizes of its usable files after resizing: (width, height[, frames]).
+
+    `keys` are the columns of the sizes. `clips` is how many clips the video of the row gives, each of which is a sample
+    of training.
+    """
 
     number: int
     prompts: tuple[str, ...]
     sizes: list[tuple[int, ...]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    clips: int = 1
 
 
 @dataclass
@@ -132,14 +140,27 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
     converted = sum(facts.profile == "converted" for facts in validation.files.values())
     if converted:
         validation.notes = (*notes, f"{converted} files are converted from their colour profiles to sRGB")
-    if checks.frames is not None and any(facts.is_video for facts in validation.files.values()):
-        validation.notes = (*validation.notes, f"frames  {checks.frames.described()}")
+    validation.notes += _notes_of_clips(validation, checks)
     validation.problems += _captions_without_pictures(dataset)
     validation.problems += _warnings_of_files(validation, checks.resize)
     validation.problems += _same_files(dataset, files_by_row, validation)
     validation.problems += _pair_faults(dataset, files_by_row, validation)
     validation.problems.sort(key=lambda problem: (problem.row is not None, problem.row or 0))
     return validation
+
+
+def _notes_of_clips(validation: Validation, checks: Checks) -> tuple[str, ...]:
+    """Return lines about the videos: which frames are taken, how many clips they give, and how many are folders."""
+    videos = [facts for facts in validation.files.values() if facts.is_video]
+    if checks.frames is None or not videos:
+        return ()
+    notes = [f"frames  {checks.frames.described()}"]
+    if checks.frames.extraction == "every":
+        count = sum(sample.clips for sample in validation.samples if sample.sizes)
+        notes.append(f"clips  {count} of {len(videos)} video{'s' if len(videos) > 1 else ''}")
+    if folders := sum(facts.is_folder for facts in videos):
+        notes.append(f"{folders} of {len(videos)} videos {'are folders' if folders > 1 else 'is a folder'} of frames")
+    return tuple(notes)
 
 
 def _files_of_row(dataset: UnifiedDataset, number: int, validation: Validation) -> dict[str, list[Path]]:
@@ -185,14 +206,25 @@ def _check_row(
                 with dataset.cell_errors(number, key):
                     if path in errors:
                         raise errors[path]
-                    size = _size(path, validation.files[path], checks)
+                    facts, rate = validation.files[path], dataset.metadata.rows[number].get(RATE_COLUMN)
+                    size, clips = _size(path, facts, checks, rate)
+                    if key == dataset.data_file_keys[0]:
+                        sample.clips = clips
                     if key != MASK:
                         sample.sizes.append(size)
+                        sample.keys.append(key)
                     elif target := [each for each in cells[dataset.data_file_keys[0]] if each in validation.files]:
                         require_same_shape(validation.files[target[0]].size, validation.files[path].size)
                         require_fitting(sample.sizes[0], size)
             except DsctlError as error:
                 _add(validation, number, error, path)
+    for key in cells:
+        try:
+            with dataset.cell_errors(number, key):
+                if key in dataset.frame_keys and cells[key]:
+                    require_one_clip(key, sample.clips)
+        except DsctlError as error:
+            _add(validation, number, error)
     decoded = {key: [path for path in paths if path in validation.files] for key, paths in cells.items()}
     try:
         dataset.require_aligned(number, {key: [validation.files[p].size for p in own] for key, own in decoded.items()})
@@ -201,13 +233,20 @@ def _check_row(
     return sample
 
 
-def _size(path: Path, facts: FileFacts, checks: Checks) -> tuple[int, ...]:
-    """Return the size of a file after resizing: (width, height), or (width, height, frames) for a video."""
+def _size(path: Path, facts: FileFacts, checks: Checks, rate: Any) -> tuple[tuple[int, ...], int]:
+    """Return the size of a file after resizing, and how many clips it gives.
+
+    The size is (width, height), or (width, height, frames) for a video. `rate` is the cell with the frame rate of a
+    folder.
+    """
     try:
         size = checks.resize.target_size(*facts.size)
         if not facts.is_video or checks.frames is None:
-            return (*size,)
-        return (*size, len(checks.frames.pick(facts.times, facts.end)))
+            return (*size,), 1
+        times, end = facts.times, facts.end
+        if facts.is_folder:
+            times, end = frame_times(facts.frames, frame_rate(rate, checks.frames.fps))
+        return (*size, len(checks.frames.pick(times, end))), checks.frames.clips(times, end)
     except DataError as error:
         raise DataError(f"{path}: {error.problem}", hint=error.hint, kind=error.kind) from error
 
@@ -302,7 +341,8 @@ def _enlarged(path: Path, facts: FileFacts, row: int, resize: Resize) -> Iterato
     if fit.scale > ENLARGED:
         (width, height), (across, down) = facts.size, fit.size
         message = f"row {row}: {path} is {width}x{height} and is enlarged {fit.scale:.2g} times to {across}x{down}"
-        yield Problem("enlarged", "warning", message, "use a larger picture, or a smaller size", row, str(path))
+        hint = f"use a larger {'video' if facts.is_video else 'picture'}, or a smaller size"
+        yield Problem("enlarged", "warning", message, hint, row, str(path))
 
 
 def _pair_faults(

@@ -64,7 +64,7 @@ def _dataset(prefix: str, subset: str) -> dict[str, Any]:
         "image_jsonl_file": _table("image"),
         "video_jsonl_file": _table("video"),
         "target_frames": _frames,
-        "frame_extraction": always("the first frames of a clip are taken", "head"),
+        "frame_extraction": one_of("clip_extraction", {"head": "head", "chunk": "every"}),
         "source_fps": lost("the frame rate of a clip is read from its file; fps takes fewer frames a second"),
         "max_frames": lost("num_frames is the number of frames"),
     }

@@ -278,7 +278,7 @@ NO_TRACKER = Idle(
 # What a model takes
 PICTURES_ONLY = Idle(
     ("num_frames", "fps", "short_clips", "clip_extraction", "end_image", "input_video"),
-    "on {title}, which generates images, not videos",
+    "on {title}, which makes pictures, not clips",
     "leave it out, or choose a model for videos",
 )
 SPREAD = Idle(

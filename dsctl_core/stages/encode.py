@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,9 @@ from dsctl_core.errors import CodeError, DsctlError
 from dsctl_core.files.atomic import prepare_folder, unclaim, write_text
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
-from dsctl_core.stages.batching import batch_key_of, encode_batch, split_into_batches
-from dsctl_core.stages.plan_rows import Job, Plan, plan_rows, read_inputs
+from dsctl_core.stages.batching import encode_batch
+from dsctl_core.stages.plan_rows import Job, Plan, plan_rows
+from dsctl_core.stages.read_ahead import Work, passes_of, read_ahead
 from dsctl_core.stages.sample import Sample
 from dsctl_core.stages.split import EncodeGroup, Stages
 
@@ -134,40 +133,61 @@ def encode_missing(
     """
     dtype = getattr(torch, encoder.recipe.dtype)
     pictures = EncodeGroup((), frozenset(), frozenset())
-    work = []
+    works = []
     for number, group in enumerate([*encoder.stages.groups, pictures]):
         jobs = list(plan.jobs[number].values())
         shards = [jobs[start : start + PARTS_IN_A_SHARD] for start in range(0, len(jobs), PARTS_IN_A_SHARD)]
         mine = shards[how.process :: how.processes]
         missing = [[job for job in shard if job.key not in present] for shard in mine]
-        work.append((group, [shard for shard in missing if shard]))
-    total = sum(len(shard) for _, shards in work for shard in shards)
+        works.append(Work(group, [shard for shard in missing if shard]))
+    total = sum(len(shard) for work in works for shard in work.shards)
     if not total:
         return 0
     progress.start("Encoding", total, unit="input")
-    done = 0
-    for group, shards in work:
-        if not shards:
-            continue
-        pipe = encoder.load(group.components)
-        for batches in read_ahead(dataset, pipe, group, encoder.recipe, shards, how, plan):
-            parts: dict[str, Part] = {}
-            for jobs, samples in batches:
-                for job, made in zip(jobs, encode_each(pipe, group, samples), strict=True):
-                    try:
-                        values = _required(made, dataset, job)
-                        _require_finite(values, dataset, job)
-                    except DsctlError as error:
-                        _stop_or_skip(plan, job, error, how)
-                        continue
-                    parts[job.key] = make_part(values, dtype)
-                done += len(jobs)
-                progress.advance(len(jobs))
-            if parts:
-                write_shard(cache, parts)
+    for together in passes_of([work for work in works if work.shards]):
+        pipe = encoder.load(tuple(dict.fromkeys(name for work in together for name in work.group.components)))
+        _encode_pass(cache, dataset, encoder.recipe, how, plan, together, pipe, dtype, progress)
         del pipe
     progress.finish()
-    return done
+    return total
+
+
+def _encode_pass(
+    cache: Path,
+    dataset: UnifiedDataset,
+    recipe: Recipe,
+    how: EncodeSettings,
+    plan: Plan,
+    works: Sequence[Work],
+    pipe: BasePipeline,
+    dtype: torch.dtype,
+    progress: Progress,
+) -> None:
+    """Encode the jobs of `works` together, each shard written when the last of its jobs is done."""
+    left = {(id(work), number): len(shard) for work in works for number, shard in enumerate(work.shards)}
+    parts: dict[tuple[int, int], dict[str, Part]] = {}
+
+    def skip(job: Job, error: DsctlError) -> None:
+        _stop_or_skip(plan, job, error, how)
+
+    ahead = read_ahead(
+        dataset, pipe, recipe.task, recipe.extra_inputs, works, how.batch_size, how.readers, on_error=skip
+    )
+    for batch in ahead:
+        shard = (id(batch.work), batch.shard)
+        made = encode_each(pipe, batch.work.group, batch.samples) if batch.jobs else []
+        for job, values in zip(batch.jobs, made, strict=True):
+            try:
+                found = _required(values, dataset, job)
+                _require_finite(found, dataset, job)
+            except DsctlError as error:
+                skip(job, error)
+                continue
+            parts.setdefault(shard, {})[job.key] = make_part(found, dtype)
+        left[shard] -= batch.count
+        progress.advance(batch.count)
+        if not left[shard] and shard in parts:
+            write_shard(cache, parts.pop(shard))
 
 
 def encode_each(pipe: BasePipeline, group: EncodeGroup, samples: list[Sample]) -> list[Sample | DsctlError]:
@@ -187,66 +207,12 @@ def _required(made: Sample | DsctlError, dataset: UnifiedDataset, job: Job) -> S
     return made
 
 
-Batches = Iterator[tuple[list[Job], list[Sample]]]
-
-
-def read_ahead(
-    dataset: UnifiedDataset,
-    pipe: BasePipeline,
-    group: EncodeGroup,
-    recipe: Recipe,
-    shards: list[list[Job]],
-    how: EncodeSettings,
-    plan: Plan,
-) -> Iterator[Batches]:
-    """Yield each shard's batches of jobs with their inputs, decoded by threads while earlier ones are encoded."""
-
-    def batch_key(job: Job) -> str:
-        return batch_key_of(pipe, group, job.sample)
-
-    # One by one: to say what is alike, a unit may have to tokenize a prompt.
-    batches = (
-        (number, batch)
-        for number, shard in enumerate(shards)
-        for batch in split_into_batches(shard, how.batch_size, batch_key)
-    )
-    ahead = 2 + 2 * how.readers // how.batch_size
-    waiting: list[tuple[int, list[Job], list[Future[Sample]]]] = []
-    with ThreadPoolExecutor(how.readers) as pool:
-
-        def fill() -> None:
-            for number, batch in islice(batches, ahead - len(waiting)):
-                reads = [pool.submit(read_inputs, dataset, pipe, recipe, job) for job in batch]
-                waiting.append((number, batch, reads))
-
-        def of_shard(number: int) -> Batches:
-            fill()
-            while waiting and waiting[0][0] == number:
-                _, batch, reads = waiting.pop(0)
-                fill()
-                jobs, samples = [], []
-                for job, read in zip(batch, reads, strict=True):
-                    try:
-                        samples.append(read.result())
-                        jobs.append(job)
-                    except DsctlError as error:
-                        _stop_or_skip(plan, job, error, how)
-                if jobs:
-                    yield jobs, samples
-
-        try:
-            for number in range(len(shards)):
-                yield of_shard(number)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def _require_finite(values: Sample, dataset: UnifiedDataset, job: Job) -> None:
     for name, value in values.items():
         if not is_finite(value):
             raise DsctlError(
                 f"{dataset.location(job.row)}: its {name.partition('.')[2]} is not finite",
-                hint="check that row's picture and prompt; with float16, use another --mixed-precision",
+                hint="check that row's picture or clip, and its prompt; with float16, use another --mixed-precision",
             )
 
 

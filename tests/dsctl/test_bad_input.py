@@ -13,6 +13,7 @@ from tests.cases import try_each
 from tests.dsctl.bad_values import (
     BAD_CONTROL_PICTURES,
     BAD_CONTROLNET,
+    BAD_GUIDANCE,
     BAD_OBJECTIVE,
     BAD_RUN,
     BAD_TEMPLATE,
@@ -218,6 +219,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("data/a.png", 1, "--prompts-file data/a.png is not UTF-8 text", "UTF-8", {"prompt": None}),
             ("data", 1, "--prompts-file data cannot be read", "one prompt per line", {"prompt": None}),
         ],
+        "cfg_scale": [*BAD_GUIDANCE, ("dit=2,dit_2=3", 2, "unknown denoiser 'dit_2'", "dit")],
         "negative_prompt": [
             ("a dog", 2, "--negative-prompt has no effect at --cfg-scale 1", "above 1", {"cfg_scale": "1"})
         ],
@@ -297,7 +299,7 @@ def test_every_option_of_every_command_has_a_bad_value():
 
 
 # What is counted in each test: the cases of `train`, `cache` and `infer`.
-@pytest.mark.parametrize(("command", "count"), [("train", 312), ("cache", 79), ("infer", 62)])
+@pytest.mark.parametrize(("command", "count"), [("train", 305), ("cache", 79), ("infer", 55)])
 def test_a_number_out_of_bounds_is_refused(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, value: str) -> None:
         error, hint = refused(lambda: dsctl(*words(command, model, **{name: value})), 2)
@@ -321,7 +323,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 105), ("cache", 63), ("infer", 57)])
+@pytest.mark.parametrize(("command", "count"), [("train", 115), ("cache", 63), ("infer", 66)])
 def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, bad: Bad) -> None:
         value, code, problem, remedy, *further = bad

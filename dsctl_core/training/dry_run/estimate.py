@@ -22,7 +22,7 @@ from dsctl_core.files.safetensors import safetensors_header
 from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, quiet_conversion, tensor_bytes
 from dsctl_core.training.dry_run.process_memory import available_memory, warm_up
-from dsctl_core.training.dry_run.simulated import SimulatedModel, encode_row, encoder_weights, entry_bytes, largest
+from dsctl_core.training.dry_run.simulated import EncodedRow, SimulatedModel, encode_row, entry_bytes, largest
 from dsctl_core.training.dry_run.verdict import verdict
 from dsctl_core.training.loop.batches import MicroBatches
 from dsctl_core.training.model.task_module import TaskModule
@@ -118,8 +118,9 @@ class _Estimate:
         on_cpu = self.plan.accelerator.device.type == "cpu"
         process = warm_up(self.plan.dtype) if on_cpu else 0
         sample, index = self._largest()
-        encoding, entry = (0, sample[CACHED]) if CACHED in sample else self._encode(pipe, sample)
-        stage_one = encoder_weights(pipe, self.stages) + encoding if self.plan.encoding is not None else 0
+        encoded = EncodedRow(0, sample[CACHED], 0) if CACHED in sample else self._encode(pipe, sample)
+        encoding, entry = encoded.peak, encoded.entry
+        stage_one = encoded.weights + encoding if self.plan.encoding is not None else 0
         if self.plan.cached:
             for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
@@ -171,8 +172,8 @@ class _Estimate:
         index = source.mixture.position_of(max(range(len(sizes)), key=sizes.__getitem__))
         return dict(source[index]), index
 
-    def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Return the peak bytes of encoding one row, without the weights, and the encoded row."""
+    def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> EncodedRow:
+        """Encode one row on fake tensors."""
         return encode_row(pipe, self.stages, self.plan.task, self.options.data.extra_inputs, row, self.plan.dtype)
 
     def _train(self, module: TaskModule, entry: dict[str, Any]) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.cache.manifest import OF_TABLES, Recipe
+from dsctl_core.cache.manifest import OF_CLIPS, OF_TABLES, Recipe
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_dataset, refuse_file_names
 from dsctl_core.errors import UsageError
@@ -130,7 +130,7 @@ class EncodePlan:
                 "caption_prefix": data.caption_prefix or None,
                 "caption_suffix": data.caption_suffix or None,
                 **({"mask_from_alpha": True} if data.mask_from_alpha else {}),
-                **({OF_TABLES: self._tables()} if self.dataset.tables else {}),
+                **({OF_TABLES: self._tables()} if self.dataset.tables else clips_of(self.dataset)),
             },
         )
 
@@ -144,6 +144,7 @@ class EncodePlan:
                 {
                     "table": absolute.model_dump(mode="json"),
                     "rows": len(part.metadata.rows),
+                    **clips_of(part),
                     "processing": picture_settings(self.data.of_table(table), self.resolved),
                 }
             )
@@ -218,6 +219,12 @@ def picture_settings(data: DataOptions, resolved: ResolvedModel) -> dict[str, An
         # Not in caches from before, which have the first frames.
         **({} if data.clip_extraction == "head" else {"clip_extraction": data.clip_extraction}),
     }
+
+
+def clips_of(dataset: UnifiedDataset) -> dict[str, list[int]]:
+    """Return how many clips each row of the table gives, for the recipe of a cache; {} where each row gives one."""
+    clips = dataset.metadata.clips
+    return {} if clips is None else {OF_CLIPS: list(clips.counts)}
 
 
 def refuse_varying(dataset: UnifiedDataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def identity_of(
     running = _running(options, resolved) if cached else None
     files = {}
     if isinstance(source, UnifiedDataset):
-        files["dataset_files"] = of_parts(source, dataset_files)
+        files["dataset_files"] = of_parts(source, partial(dataset_files, keys=source.data_file_keys))
     return {
         **given,
         **option_contents(options, resolved),

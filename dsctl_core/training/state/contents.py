@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.checkpoint.load import find_component_paths
+from dsctl_core.data.stacks import names_in
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.digest import digest, digest_file, digest_samples, weights_identity
@@ -71,15 +72,23 @@ def _reader_files(resolved: ResolvedModel) -> dict[str, Any]:
     }
 
 
-def dataset_files(rows: Sequence[Mapping[str, Any]], base_path: Path) -> str:
+def dataset_files(rows: Sequence[Mapping[str, Any]], base_path: Path, keys: Sequence[str] = ()) -> str:
     """Return a digest of the files that the cells of a dataset name, in the order of the rows.
 
-    Names are relative to `base_path`. Of a large file its size and blocks from all over it count (`digest_samples`), so
-    that this takes about as long as looking at the files' headers does.
+    Names are relative to `base_path`. The columns `keys` may name folders, whose files count in the order of their
+    names. Of a large file its size and blocks from all over it count (`digest_samples`), so that this takes about as
+    long as looking at the files' headers does.
     """
-    paths = [path for row in rows for path in _files_in(row, base_path)]
+    paths = [path for row in rows for path in (*_files_in(row, base_path), *_files_in_folders(row, base_path, keys))]
     digests = digest_samples(paths)
     return digest([digests[path] for path in paths])
+
+
+def _files_in_folders(row: Mapping[str, Any], base_path: Path, keys: Sequence[str]) -> Iterator[Path]:
+    """Yield the files in the folders that the cells `keys` of a row name."""
+    for cell in (row.get(key) for key in keys):
+        if isinstance(cell, str) and cell.strip() and "\0" not in cell and (base_path / cell).is_dir():
+            yield from (path for name in names_in(base_path / cell) if (path := base_path / cell / name).is_file())
 
 
 def _files_in(value: Any, base_path: Path) -> Iterator[Path]:

@@ -73,7 +73,7 @@ def test_init_refuses_what_would_not_train_and_writes_nothing(dsctl: Dsctl):
     assert dsctl("init", "bare", "--model", "tiny").fault(1)[0] == "bare has 1 pictures and 1 clips"
     Path("bare/a.png").unlink()
     Path("bare/a.txt").write_text("a clip")
-    assert "generates images" in dsctl("init", "bare", "--model", "tiny").fault(2)[0]
+    assert "makes pictures, not clips" in dsctl("init", "bare", "--model", "tiny").fault(2)[0]
     assert "is 'x.txt', which is no TOML" in dsctl("init", "set", "--output", "x.txt").fault(2)[0]
     assert list(Path().glob("*.toml")) == []
 

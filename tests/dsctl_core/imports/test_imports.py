@@ -211,7 +211,7 @@ def test_what_a_model_does_not_take_is_listed_and_not_written():
     )
     draft = import_config(ImportOptions(files=write({"a.sh": text}))).draft
     lost = {each.setting.key: each.reason for each in draft.without_counterpart}
-    assert "generates images" in lost["num_frames"]
+    assert "makes pictures, not clips" in lost["num_frames"]
     assert "odd_one is no input" in lost["extra_inputs"]
 
 
