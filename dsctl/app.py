@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from dsctl import errors, launch, out
 from dsctl.argv import checked_argv, unknown_command
 from dsctl.interrupts import Interrupts
+from dsctl_core.gc_pause import freeze_imports
 
 # name -> (its function, what it does), or (its own table, what it does)
 COMMANDS: dict[str, tuple[Any, str]] = {
@@ -194,6 +195,7 @@ def main(words: Sequence[str] | None = None) -> int:
         # The process ends with this command: the last walk through all the objects of the libraries, a second after
         # diffusers was imported, would find nothing that the system does not take back anyway.
         atexit.register(gc.freeze)
+        freeze_imports()
     with out.session(given), launch.given(given), errors.Outcome() as outcome, Interrupts():
         # Of `--help` and Ctrl-C typer returns an exit code; a command itself returns nothing.
         outcome.code = build_app(given)(given, prog_name="dsctl", standalone_mode=False) or 0
