@@ -174,7 +174,7 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
     refuse_varying(dataset)
     if data.on_bad_sample == "stop":
         refuse_unreadable(dataset, find_loss(task))
-    accelerator = make_accelerator(device, precision)
+    accelerator = make_accelerator(device, precision, options.processes)
     try:
         for name in trainable:
             resolved.check_component(name)
