@@ -115,6 +115,12 @@ ONE_PROMPT = Idle(
     "leave it out, and train without a cache: `dsctl train {flag} ...`",
     when=lambda options: True,
 )
+OTHERS_NEED = Idle(
+    ("prune",),
+    "with --shared, where other commands may still need what this one does not",
+    "leave it out, and prune when all are done: `dsctl cache --prune` without --shared",
+    when=lambda options: options.shared,
+)
 EACH_ROW_ONCE = Idle(
     ("dataset_repeat",),
     "on a cache, which has every row once",

@@ -33,6 +33,7 @@ from dsctl_core.stages.batching import encode_batch
 from dsctl_core.stages.plan_rows import Job, Plan, plan_rows
 from dsctl_core.stages.read_ahead import Work, passes_of, read_ahead
 from dsctl_core.stages.sample import Sample
+from dsctl_core.stages.share import Share, finishing, joined, refuse_workers
 from dsctl_core.stages.split import EncodeGroup, Stages
 
 READERS = 2  # threads that decode pictures ahead where no number is asked for
@@ -56,6 +57,7 @@ class EncodeSettings:
     readers: int = READERS
     skip_bad: bool = False
     prune: bool = False
+    shared: bool = False  # with other commands; see dsctl_core.stages.share
     process: int = 0
     processes: int = 1
     wait: Callable[[], None] = lambda: None  # until all processes are here
@@ -87,7 +89,7 @@ def encode_dataset(
     made = [path for path in folders if not path.exists()] if how.process == 0 else []
     prepare_folder(cache / FOLDER)
     try:
-        return _encode_dataset(cache, dataset, encoder, how, progress)
+        return (_encode_shared if how.shared else _encode_dataset)(cache, dataset, encoder, how, progress)
     except BaseException:
         unclaim(made)
         raise
@@ -99,6 +101,7 @@ def _encode_dataset(
     began = time.perf_counter()
     with locked(cache) if how.process == 0 else nullcontext():
         if how.process == 0:
+            refuse_workers(cache)
             clear_temporary_files(cache)
         how.wait()
         plan = plan_rows(dataset, encoder.shell, encoder.stages, encoder.recipe, progress)
@@ -117,6 +120,49 @@ def _encode_dataset(
     return CacheResult(read_manifest(cache), sum(n for n, _ in told), freed, seconds, how.process == 0)
 
 
+def _encode_shared(
+    cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: EncodeSettings, progress: Progress
+) -> CacheResult:
+    """Encode what no other worker does; each process of this command is a worker of its own."""
+    began = time.perf_counter()
+    plan = plan_rows(dataset, encoder.shell, encoder.stages, encoder.recipe, progress)
+    _refuse_bad_rows(plan, dataset, how)
+    with joined(cache, plan, encoder.recipe) as worker:
+        parts = Parts(cache, progress)
+        share = Share(cache, worker, plan, works_of(plan, encoder.stages), set(parts.paths), progress)
+
+        def encode(pipe: BasePipeline, works: Sequence[Work]) -> None:
+            encode_pass(cache, dataset, encoder.recipe, how, plan, works, pipe, progress)
+
+        own = share.run(lambda works: encoder.load(components_of(works)), encode)
+        with finishing(worker):
+            parts.refresh()
+            finish(cache, plan, dict(plan.bad), encoder.recipe, parts, prune=False)
+        told = how.gather([own])
+    seconds = time.perf_counter() - began
+    return CacheResult(read_manifest(cache), sum(told), 0, seconds, how.process == 0)
+
+
+def works_of(plan: Plan, stages: Stages) -> list[Work]:
+    """Return all jobs of `plan` by group and shard.
+
+    A job goes into a shard by its place in the whole list, so that an interrupted run is continued with the same shards
+    that it would have written, and processes need not talk to share the work.
+    """
+    pictures = EncodeGroup((), frozenset(), frozenset())
+    works = []
+    for number, group in enumerate([*stages.groups, pictures]):
+        jobs = list(plan.jobs[number].values())
+        shards = [jobs[start : start + PARTS_IN_A_SHARD] for start in range(0, len(jobs), PARTS_IN_A_SHARD)]
+        works.append(Work(group, shards))
+    return works
+
+
+def components_of(works: Sequence[Work]) -> tuple[str, ...]:
+    """Return the names of the components that `works` run."""
+    return tuple(dict.fromkeys(name for work in works for name in work.group.components))
+
+
 def encode_missing(
     cache: Path,
     dataset: UnifiedDataset,
@@ -126,33 +172,26 @@ def encode_missing(
     present: set[str],
     progress: Progress,
 ) -> int:
-    """Encode this process's share of the jobs that are not `present`, group by group; return how many that were.
-
-    Jobs go into shards by their place in the whole list, so an interrupted run is continued with the same shards that
-    it would have written, and processes need not talk to share the work.
-    """
-    dtype = getattr(torch, encoder.recipe.dtype)
-    pictures = EncodeGroup((), frozenset(), frozenset())
+    """Encode this process's share of the jobs that are not `present`, group by group; return how many that were."""
     works = []
-    for number, group in enumerate([*encoder.stages.groups, pictures]):
-        jobs = list(plan.jobs[number].values())
-        shards = [jobs[start : start + PARTS_IN_A_SHARD] for start in range(0, len(jobs), PARTS_IN_A_SHARD)]
-        mine = shards[how.process :: how.processes]
-        missing = [[job for job in shard if job.key not in present] for shard in mine]
-        works.append(Work(group, [shard for shard in missing if shard]))
+    for work in works_of(plan, encoder.stages):
+        missing = [
+            [job for job in shard if job.key not in present] for shard in work.shards[how.process :: how.processes]
+        ]
+        works.append(Work(work.group, [shard for shard in missing if shard]))
     total = sum(len(shard) for work in works for shard in work.shards)
     if not total:
         return 0
     progress.start("Encoding", total, unit="input")
     for together in passes_of([work for work in works if work.shards]):
-        pipe = encoder.load(tuple(dict.fromkeys(name for work in together for name in work.group.components)))
-        _encode_pass(cache, dataset, encoder.recipe, how, plan, together, pipe, dtype, progress)
+        pipe = encoder.load(components_of(together))
+        encode_pass(cache, dataset, encoder.recipe, how, plan, together, pipe, progress)
         del pipe
     progress.finish()
     return total
 
 
-def _encode_pass(
+def encode_pass(
     cache: Path,
     dataset: UnifiedDataset,
     recipe: Recipe,
@@ -160,10 +199,10 @@ def _encode_pass(
     plan: Plan,
     works: Sequence[Work],
     pipe: BasePipeline,
-    dtype: torch.dtype,
     progress: Progress,
 ) -> None:
-    """Encode the jobs of `works` together, each shard written when the last of its jobs is done."""
+    """Encode the jobs of `works` together with `pipe`, each shard written when the last of its jobs is done."""
+    dtype = getattr(torch, recipe.dtype)
     left = {(id(work), number): len(shard) for work in works for number, shard in enumerate(work.shards)}
     parts: dict[tuple[int, int], dict[str, Part]] = {}
 

@@ -170,6 +170,7 @@ CACHE = Command(
         "fp8_models": "text_encoder",
         "device": "cuda",
     },
+    {"shared": "a worker alone makes the cache of a plain command; tests of shared work show several"},
 )
 INFER = Command(
     {"model": "./tiny", "prompt": "a cat", **SIZE, "num_inference_steps": "2", "output": "out.png", "device": "cpu"},

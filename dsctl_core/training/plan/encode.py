@@ -55,6 +55,7 @@ class EncodePlan:
     data: DataOptions
     batch_size: int = 1
     prune: bool = False
+    shared: bool = False
 
     def notes(self) -> list[str]:
         """Return lines for people about the dataset: its layout, what was left out, and the prompts that are cut."""
@@ -90,6 +91,7 @@ class EncodePlan:
             readers=self.data.dataset_num_workers or READERS,
             skip_bad=self.data.on_bad_sample == "skip",
             prune=self.prune,
+            shared=self.shared,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
             wait=accelerator.wait_for_everyone,
@@ -159,11 +161,11 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
     if isinstance(options, TrainOptions):
         use, task, trainable = ModelUse.of_training(options), options.loss_task, options.trained_components
         device, precision = options.training.device, options.training.mixed_precision
-        batch_size, prune = options.training.batch_size, False
+        batch_size, prune, shared = options.training.batch_size, False, False
     else:
         use, task, trainable = ModelUse.of_cache(options), options.task, options.trained_names
         device, precision = options.device, options.mixed_precision
-        batch_size, prune = options.batch_size, options.prune
+        batch_size, prune, shared = options.batch_size, options.prune, options.shared
     weights, data = options.weights, options.data
     resolved = open_model(weights, options.templates, use, data.extra_inputs, task)
     resolved = without_downloads(resolved) if offline else resolved
@@ -174,7 +176,7 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
     refuse_varying(dataset)
     if data.on_bad_sample == "stop":
         refuse_unreadable(dataset, find_loss(task))
-    accelerator = make_accelerator(device, precision)
+    accelerator = make_accelerator(device, precision, options.processes)
     try:
         for name in trainable:
             resolved.check_component(name)
@@ -199,6 +201,7 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
         data,
         batch_size=batch_size,
         prune=prune,
+        shared=shared,
     )
 
 

@@ -15,6 +15,7 @@ from dsctl_core.losses import find_loss
 from dsctl_core.memory.attention import check_backend
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.datasets import DatasetTable
+from dsctl_core.options.processes import ProcessOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
@@ -125,7 +126,9 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     if options.memory.attention_backend is not None:
         check_backend(options.memory.attention_backend)
     callbacks = plan_callbacks(options, model, source, use.edits)
-    accelerator = build_accelerator(training, precision_of(source) if isinstance(source, CachedDataset) else None)
+    accelerator = build_accelerator(
+        training, options.processes, precision_of(source) if isinstance(source, CachedDataset) else None
+    )
     try:
         shell = empty_pipeline(model, float_dtype(accelerator.mixed_precision), accelerator.device)
         task, trained = options.loss_task, options.trained_components
@@ -165,16 +168,17 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     )
 
 
-def build_accelerator(options: TrainingOptions, usual: str | None = None) -> Accelerator:
+def build_accelerator(options: TrainingOptions, processes: ProcessOptions, usual: str | None = None) -> Accelerator:
     """Set up accelerate: device, precision (`usual` if none was given) and gradient accumulation."""
     from accelerate import DistributedDataParallelKwargs
 
     return make_accelerator(
         options.device,
         options.mixed_precision,
+        processes,
         usual,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=options.find_unused_parameters)],
+        handlers=[DistributedDataParallelKwargs(find_unused_parameters=options.find_unused_parameters)],
     )
 
 

@@ -37,7 +37,7 @@ FREE = frozenset(
         *("batch_size", "gradient_accumulation_steps", "dataset_num_workers", "find_unused_parameters", "device"),
         *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "on_bad_sample", "trust_template"),
         *("gradient_checkpointing_blocks", "offload_blocks", "dry_run"),
-        *("num_processes", "accelerate_config"),
+        *("num_processes", "accelerate_config", "process_timeout"),
         # callbacks that only observe the run
         *("track", "track_project", "validation_every", "sample_every", "sample_prompt", "sample_prompts_file"),
         *("sample_negative_prompt", "sample_height", "sample_width", "sample_steps", "sample_cfg_scale", "sample_seed"),
