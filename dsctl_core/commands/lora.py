@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
-from dsctl_core.commands.lora_files import Written, save
+from dsctl_core.commands.lora_files import Written, networks_of, ranks_of, save
 from dsctl_core.commands.lora_model import component_names, read_loras
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import family_of_class, identify_folder
@@ -19,6 +19,7 @@ from dsctl_core.lora.algebra import resize_layers
 from dsctl_core.lora.extract import extract
 from dsctl_core.lora.files import lora_weights, read_lora
 from dsctl_core.lora.formats import LoraFile
+from dsctl_core.lora.lycoris import LokrLayer
 from dsctl_core.lora.merge import component_shapes
 from dsctl_core.options.effects import ONE_COMPONENT
 from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
@@ -31,16 +32,19 @@ def info(options: LoraInfoOptions) -> dict[str, Any]:
     file = lora_weights(options.file)
     tensors, _ = read_safetensors(file)
     layers = [layer for of in lora.components.values() for layer in of.values()]
-    ranks, scales = sorted({layer.rank for layer in layers}), sorted({round(layer.scale, 6) for layer in layers})
+    products = [layer for layer in layers if isinstance(layer, LokrLayer)]
+    factors = sorted({"{}x{} (x) {}x{}".format(*layer.blocks[0], *layer.blocks[1]) for layer in products})
     return {
         "file": str(options.file),
         "format": lora.format,
+        "network": networks_of(layers),
         "components": {name: len(of) for name, of in lora.components.items()},
-        "ranks": ranks,
-        "scales": scales,
+        "ranks": ranks_of(layers),
+        **({"factors": factors} if factors else {}),
+        "scales": sorted({round(layer.scale, 6) for layer in layers}),
         "dora": any(layer.magnitude is not None for layer in layers),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
-        "parameters": sum(layer.down.numel() + layer.up.numel() for layer in layers),
+        "parameters": sum(part.numel() for layer in layers for part in layer.parts().values()),
         "bytes": file.stat().st_size,
         "metadata": lora.metadata,
     }
