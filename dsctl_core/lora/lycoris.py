@@ -203,7 +203,7 @@ def as_lora(name: str, layer: Update) -> LoraLayer:
         (a, b), (c, d) = layer.first, layer.second
         up = torch.einsum("ir,is->irs", a, c).flatten(1)
         return LoraLayer(torch.einsum("rj,sj->rsj", b, d).flatten(0, 1), up, layer.scale, layer.magnitude)
-    assert isinstance(layer, LokrLayer)  # noqa: S101
+    assert isinstance(layer, LokrLayer)
     (a, b), (c, d) = _as_pair(layer.first), _as_pair(layer.second)
     up = torch.kron(a, c)
     return LoraLayer(
@@ -280,7 +280,7 @@ def _factor(path: object, name: str, own: Mapping[str, Tensor], key: str, middle
         a = a.T @ middle
     if whole is not None:
         return (whole,)
-    assert a is not None and b is not None  # noqa: S101
+    assert a is not None and b is not None
     if a.shape[1] != b.shape[0]:
         raise _damaged(path, f"{key}_a and {key}_b of {name} do not fit each other: {tuple(a.shape)}, {tuple(b.shape)}")
     return a, b

@@ -36,7 +36,8 @@ MATRIX = re.compile(
 MAGNITUDE_NAME = re.compile(r"^(?P<layer>.+)\.lora_magnitude_vector(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?$")
 OTHER = re.compile(r"^(?P<layer>.+)\.(?P<part>alpha|dora_scale)$")
 PRODUCT = re.compile(
-    rf"^(?P<layer>.+)\.(?P<part>{'|'.join((*LOKR_PARTS, *LOHA_PARTS))})(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?$"
+    rf"^(?P<layer>.+)\.(?P<part>{'|'.join((*LOKR_PARTS, *LOHA_PARTS))})"
+    r"(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?$"
 )
 
 # Adapters of other kinds, recognized by a part of their tensor names.
