@@ -34,7 +34,7 @@ class NetworkSettings:
         alpha: Numerator of the scale alpha / rank (None: `rank`).
         dropout: Of a LoRA: the probability with which elements of its input are zeroed in training.
         use_dora: Of a LoRA: also learn the norm of each row of the weights; see dsctl_core.lora.dora.
-        use_rslora: Of a LoRA: scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023, arXiv:2312.03732).
+        use_rslora: Of a LoRA: scale by alpha / sqrt(rank), not alpha / rank (Kalajdzievski 2023, arXiv:2312.03732).
         factor: Of a LoKr: the sides that w1 has if they divide those of the weight, else the divisors next below (None:
             those next to the square root).
         decompose_both: Of a LoKr: w1 too is a low-rank product.

@@ -23,7 +23,8 @@ AppliedLora = Mapping[str, Mapping[str, Sequence[Sequence[Update]]]]
 def lora_applied(models: Mapping[str, nn.Module], lora: AppliedLora) -> Iterator[None]:
     """Add `lora` to the outputs of linear layers of `models` in the block, also when gradient checkpointing recomputes.
 
-    The output of a layer becomes W x + sum of scale * up (down x), or scale * matrix x, with each update computed in its own dtype.
+    The output of a layer becomes W x + sum of scale * up (down x), or of scale * matrix x, with each update computed
+    in its own dtype.
     """
 
     @contextmanager

@@ -1,8 +1,8 @@
 """Compute the updates of DoRA, a LoRA with a learned norm for each row (Liu et al. 2024, arXiv:2402.09353).
 
 W' = m * V / |V| with V = W + scale * up @ down, where |V| are the norms of the rows of V, and the magnitude m, (out,),
-is learned. With a strength c the weight is W + c * (W' - W): 0 is the base weight and 1 the trained weight. LyCORIS also
-decomposes the weight with the update of a LoKr or a LoHa.
+is learned. With a strength c the weight is W + c * (W' - W): 0 is the base weight and 1 the trained weight. In files of
+LyCORIS the update can also be that of a LoKr or a LoHa.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train a LoRA, a LoKr or a LoHa on a model, load trained ones, fuse them into the weights, and export them.
 
-The update of a linear layer is W + (alpha / R) * B @ A with A (R, in) and B (out, R) (Hu et al. 2021, arXiv:2106.09685);
-those of the other networks are in dsctl_core.lora.lycoris.
+With a LoRA, the weight of a linear layer is W + (alpha / R) * B @ A with A (R, in) and B (out, R) (Hu et al. 2021,
+arXiv:2106.09685); the updates of the other networks are in dsctl_core.lora.lycoris.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Define the updates of LoKr and LoHa, products of small matrices, and their names in files of LyCORIS.
 
-LoKr: the Kronecker product w1 (x) w2 of w1 (a, b) and w2 (c, d), for a weight (a * c, b * d); LoHa: the elementwise
-(Hadamard) product of two low-rank matrices (Yeh et al. 2023, arXiv:2309.14859; Hyeon-Woo et al. 2021, arXiv:2108.06098).
+LoKr: the Kronecker product w1 (x) w2 of w1 (a, b) and w2 (c, d), for a weight (a * c, b * d). LoHa: the elementwise
+(Hadamard) product of two low-rank matrices. Both are of Yeh et al. 2023 (arXiv:2309.14859), and the second one before
+of Hyeon-Woo et al. 2021 (arXiv:2108.06098).
 """
 
 from __future__ import annotations
@@ -181,10 +182,11 @@ def whole_matrix(matrix: Tensor, scale: float = 1.0, magnitude: Tensor | None = 
 
 
 def as_lora(name: str, layer: Update) -> LoraLayer:
-    """Return the LoRA with exactly the update of `layer`, by the identities
+    """Return the LoRA with exactly the update of `layer`.
 
-    - (A1 B1) (x) (A2 B2) = (A1 (x) A2) (B1 (x) B2), of the rank R1 * R2; a whole w1 or w2 is its product with 1;
-    - row i of (A1 B1) * (A2 B2) is (row i of A1 (x) row i of A2) times (column of B1 (x) column of B2), of the rank R^2.
+    A LoKr is (A1 B1) (x) (A2 B2) = (A1 (x) A2) (B1 (x) B2), of the rank R1 * R2, where a whole w1 or w2 is its product
+    with the identity. A LoHa is (A1 B1) * (A2 B2) = A B, of the rank R^2, where each row of A is the Kronecker product
+    of the rows of A1 and A2, and each column of B that of the columns of B1 and B2.
 
     Raises DsctlError if that rank is not below both sides of the weight, where a LoRA would be larger than the weight.
     """

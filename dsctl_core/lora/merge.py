@@ -94,8 +94,8 @@ def merge_into_weights(
 ) -> None:
     """Write the component in `folder` to the new folder `target` with `updates` added to its layers.
 
-    The result is W + sum_i c_i s_i B_i A_i, or with the product of another network for B A, computed in float32. Dtypes, shards and tensor names are those of the
-    original. `tick` is called with the name of each tensor when it is done.
+    The result is W + sum_i c_i s_i B_i A_i, computed in float32, with the matrix of a LoKr or a LoHa for B A. Dtypes,
+    shards and tensor names are those of the original. `tick` is called with the name of each tensor when it is done.
     """
     changes = {f"{name}.weight": _adding(parts) for name, parts in updates.items()}
     weights = weight_files(folder)
