@@ -21,7 +21,7 @@ from dsctl_core.lora.files import lora_weights, read_lora
 from dsctl_core.lora.formats import LoraFile
 from dsctl_core.lora.lycoris import LokrLayer
 from dsctl_core.lora.merge import component_shapes
-from dsctl_core.options.effects import ONE_COMPONENT
+from dsctl_core.options.lora_effects import ONE_COMPONENT
 from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
 from dsctl_core.progress import NoProgress, Progress
 

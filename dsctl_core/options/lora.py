@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Names, Options, Text
-from dsctl_core.options.effects import FULL_LOKR, NAMED_NETWORK, NO_LORA, NO_PRESET_LORA, ONLY_LOKR, ONLY_LORA, Idle
+from dsctl_core.options.base import Alternative, Names, Options, Text
+from dsctl_core.options.effects import Idle
+from dsctl_core.options.lora_effects import FULL_LOKR, NO_LORA, NO_PRESET_LORA, ONLY_LOKR, ONLY_LORA
 from dsctl_core.options.messages import Takes
 
 
@@ -63,7 +64,8 @@ class LoraOptions(Options):
     """The LoRA to train, and one to merge in before."""
 
     panel: ClassVar[str] = "LoRA"
-    idle: ClassVar[tuple[Idle, ...]] = (NO_LORA, ONLY_LORA, NAMED_NETWORK, ONLY_LOKR, FULL_LOKR, NO_PRESET_LORA)
+    idle: ClassVar[tuple[Idle, ...]] = (NO_LORA, ONLY_LORA, ONLY_LOKR, FULL_LOKR, NO_PRESET_LORA)
+    exclusive: ClassVar[tuple[Alternative, ...]] = (("network", "use_dora"),)
 
     network: Literal["lora", "dora", "lokr", "loha"] | None = Field(
         None,

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Argument, Names, Options, Text
-from dsctl_core.options.effects import INTO_BASE, INTO_LORA, Idle
+from dsctl_core.options.effects import Idle
 from dsctl_core.options.lora import FloatName, LoraFiles, LoraFormatName
+from dsctl_core.options.lora_effects import INTO_BASE, INTO_LORA
 from dsctl_core.options.model import SomeModelOptions, WeightOptions
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
