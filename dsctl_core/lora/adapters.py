@@ -159,7 +159,9 @@ def set_update(tuner: Any, adapter: str, layer: Update) -> None:
             part[adapter].weight.data = value.to(device).float()
     else:
         for name in tuner.adapter_layer_names:
-            getattr(tuner, name).pop(adapter, None)
+            own = getattr(tuner, name)
+            if adapter in own:
+                del own[adapter]
         for name, value in layer.parts().items():
             getattr(tuner, name)[adapter] = nn.Parameter(value.to(device).float().contiguous())
     tuner.scaling[adapter] = layer.scale

@@ -38,6 +38,7 @@ WRITES = {
     "diffusers": "diffusion_model.a.b.lora_A.weight",
     "comfyui": "diffusion_model.a.b.lora_down.weight",
     "kohya": "lora_unet_a_b.lora_down.weight",
+    "lycoris": "lycoris_a_b.lora_down.weight",
     "diffsynth": "a.b.lora_A.default.weight",
     "peft": "base_model.model.a.b.lora_A.weight",
 }
@@ -119,7 +120,7 @@ def test_a_file_has_the_names_of_the_model_or_those_that_diffusers_converts_to_t
         written_as = WRITES[form]
         if form == "diffusers" and name in BEHIND_TRANSFORMER:
             written_as = written_as.replace("diffusion_model.", "transformer.")
-        flat = written_as.startswith("lora_unet_")
+        flat = written_as.startswith(("lora_unet_", "lycoris_"))
         names = {written_as.replace("a_b" if flat else "a.b", n.replace(".", "_") if flat else n) for n in layers}
         assert names <= keys
         assert names == {key for key in keys if re.search(r"lora_(A|down)", key)}
