@@ -31,6 +31,8 @@ NOT_READ_BY_DIFFUSERS |= {("qwen-image-edit", "peft"), ("z-image", "comfyui"), (
 NOT_READ_BY_DIFFUSERS |= {("wan", "diffsynth"), ("wan", "peft"), ("qwen-image-layered", "peft")}
 # Diffusers has the widths of FLUX.1 as numbers: tests/dsctl_core/families/flux1/test_lora.py changes them.
 NOT_READ_BY_DIFFUSERS |= {("flux1", "comfyui"), ("flux1", "kohya"), ("flux1", "diffsynth"), ("flux1", "peft")}
+# Of files of LyCORIS it reads LoKrs alone: tests/contract/test_lycoris_files.py.
+NOT_READ_BY_DIFFUSERS |= {(name, "lycoris") for name in BUILDERS}
 # Families of which diffusers converts only whole weights of the published widths, not the layers of a LoRA.
 ONLY_WHOLE = {"flux1"}
 # How each format writes the layer a.b, in plain text and not by the table under test.
@@ -230,7 +232,7 @@ def test_layers_that_two_families_share_are_converted_without_a_model_only_if_th
     options = LoraConvertOptions(file=path, to=form, output=output)
     if not FORMATS[form].original and form != "diffusers":  # in which the prefix of FLUX.1 is another
         convert(options)
-        assert len(tensors_of(output)) == 6
+        assert len(tensors_of(output)) == (9 if FORMATS[form].alpha == "tensor" else 6)
         return
     with pytest.raises(
         UsageError, match=r"are layers of .*flux2.* and .*qwen-image.*, which have other names"
