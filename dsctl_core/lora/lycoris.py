@@ -201,6 +201,7 @@ def as_lora(name: str, layer: Update) -> LoraLayer:
             f"{layer.shape[0]}x{layer.shape[1]}",
             hint="dsctl lora resize FILE --rank R approximates it, and says how much of it is kept",
         )
+    layer = layer.mapped(lambda tensor: tensor.float())  # in which products of numbers of 16 bits are exact
     if isinstance(layer, LohaLayer):
         (a, b), (c, d) = layer.first, layer.second
         up = torch.einsum("ir,is->irs", a, c).flatten(1)

@@ -49,6 +49,7 @@ INTO_LORA = Idle(
     "leave it out",
     when=lambda options: options.into == "lora",
 )
+LORA_ALREADY = Idle(("network",), "on {file}, which is a LoRA already", "leave it out")
 ONE_COMPONENT = Idle(
     ("component",),
     "with a --base that is one component, the {found}",

@@ -61,13 +61,18 @@ class LoraConvertOptions(_WritingOptions):
 
     file: Annotated[Path, Argument()] = Field(description="A LoRA file, or a folder that peft wrote.")
     to: LoraFormatName = Field(description="Format to write.")
+    network: Literal["lora"] | None = Field(
+        None,
+        description="lora: a LoKr or a LoHa as the LoRA with exactly its update, in float32 if nothing else is given. "
+        "Left out: as it is.",
+    )
 
 
 class LoraResizeOptions(_WritingOptions):
     """Options of `dsctl lora resize`."""
 
     file: Annotated[Path, Argument()] = Field(description="A LoRA file, or a folder that peft wrote.")
-    rank: Rank = Field(description="Rank to bring the LoRA to.")
+    rank: Rank = Field(description="Rank to bring the LoRA to; a LoKr or a LoHa becomes the nearest LoRA of it.")
     lora_format: LoraFormatName = Field("diffusers", description="Key names of the file.")
 
 

@@ -132,7 +132,9 @@ class DiffusionTrainingModule(nn.Module):
         for each in adapted if use_dora else ():
             if each in eight_bit:
                 problem = f"a DoRA reads the weights of the {each}, so it cannot be stored in float8"
-                raise UsageError(problem, hint=f"leave --use-dora or --network dora out, or take {each} out of --fp8-models")
+                raise UsageError(
+                    problem, hint=f"leave --use-dora or --network dora out, or take {each} out of --fp8-models"
+                )
         pipe.requires_grad_(False).eval()
         if preset_lora_path is not None:
             fuse_lora(pipe, Path(preset_lora_path), preset_lora_model or pipe.family.denoisers[0].name)
