@@ -84,7 +84,9 @@ TABLE: Table = {
     "training_folder": aside(),
     "device": to("device", _device),
     "trigger_word": _trigger,
-    "network.type": always("what is trained on a network is a LoRA", "lora"),
+    "network.type": aside(),
+    "network.lokr_full_rank": aside(),
+    "network.lokr_factor": aside(),
     "network.linear": to("lora_rank"),
     "network.rank": to("lora_rank"),
     "network.linear_alpha": to("lora_alpha", number),
@@ -186,16 +188,47 @@ def finish(draft: Draft) -> None:
             draft.set("ema_decay", setting.value, *used, setting)
         else:
             draft.lose([*used, setting], "without use_ema it asks for nothing")
+    _network(draft)
     for setting in draft.pop("logging.use_wandb"):
         adds("track", "wandb")(draft, setting)
     for setting in draft.pop("logging.project_name"):
         draft.set("track_project", setting.value, setting)
-    if "lora_rank" not in draft.options:
+    if not {"lora_rank", "network"} & draft.options.keys():
         draft.default("trainable_models", ["dit"], f"without a network, {TOOL} trains the whole denoiser")
-    else:
+    elif "lora_rank" in draft.options:
         draft.default("lora_alpha", 1.0, f"{TOOL} takes 1 where linear_alpha is left out")
     draft.default("bucket_resolutions", [512], f"{TOOL} takes 512 where resolution is left out")
     draft.default("loss_weighting", "none", f"{TOOL} lets all noise levels count alike")
+
+
+def _network(draft: Draft) -> None:
+    """Choose the network; a LoKr of full rank has neither rank nor alpha."""
+    kinds = draft.pop("network.type")
+    full, factor = draft.pop("network.lokr_full_rank"), draft.pop("network.lokr_factor")
+    lokr = False
+    for setting in kinds:
+        lokr = setting.value == "lokr"
+        if lokr:
+            draft.set("network", "lokr", setting)
+        elif setting.value == "lora":
+            draft.accept(setting, "what is trained is a LoRA where nothing else is said")
+        else:
+            draft.lose([setting], "of its networks, dsctl has lora and lokr")
+    for setting in (*full, *factor):
+        if not lokr:
+            draft.accept(setting, "it is for a LoKr")
+    for setting in full if lokr else ():
+        if setting.value:
+            draft.set("lokr_full_matrix", True, setting)
+            for name in {"lora_rank", "lora_alpha"} & draft.options.keys():
+                draft.drop(name, "a LoKr of full rank has none")
+        else:
+            draft.accept(setting, "a LoKr has a rank where nothing else is said")
+    for setting in factor if lokr else ():
+        if setting.value == -1:
+            draft.accept(setting, "the factors are next to the square roots where nothing else is said")
+        else:
+            draft.set("lokr_factor", setting.value, setting)
 
 
 def _output(draft: Draft) -> None:

@@ -206,10 +206,13 @@ def finish(draft: Draft) -> None:
     _length(draft)
     _levels(draft)
     for setting in draft.pop("network_module"):
-        if "lora" in str(setting.value):
-            draft.accept(setting, "what is trained on a network is a LoRA")
+        product = next((name for name in ("lokr", "loha") if str(setting.value) == f"networks.{name}"), None)
+        if product is not None:
+            draft.set("network", product, setting)
+        elif "lora" in str(setting.value):
+            draft.accept(setting, "what is trained is a LoRA where nothing else is said")
         else:
-            draft.lose([setting], "what is trained on a network is a LoRA")
+            draft.lose([setting], "of their networks, dsctl has LoRA, LoKr and LoHa")
     if "lora_rank" in draft.options:
         draft.default("lora_alpha", 1.0, "kohya's trainers take 1 where network_alpha is left out")
     draft.default("loss_weighting", "none", "kohya's trainers let all noise levels count alike")

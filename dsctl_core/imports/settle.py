@@ -21,7 +21,7 @@ NEEDED: tuple[tuple[str, Any, str], ...] = (
 INSTEAD = {
     "model": ("model_paths", "model_id_with_origin_paths", "from_cache"),
     "dataset_base_path": ("from_cache",),
-    "lora_rank": ("trainable_models", "lora_base_model", "lora_target_modules", "lora_checkpoint"),
+    "lora_rank": ("trainable_models", "lora_base_model", "lora_target_modules", "lora_checkpoint", "network"),
 }
 
 

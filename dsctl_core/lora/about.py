@@ -40,7 +40,7 @@ def layers_hash(layers: Layers) -> str:
     for name in sorted(layers):
         layer = layers[name]
         digest.update(f"{name} {layer.scale!r} {layer.shape}".encode())
-        for tensor in (layer.down, layer.up, *(() if layer.magnitude is None else (layer.magnitude,))):
+        for tensor in (*layer.parts().values(), *(() if layer.magnitude is None else (layer.magnitude,))):
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -176,37 +176,6 @@ NO_CONTROLNET = Idle(
     when=lambda options: not options.controlnet,
 )
 
-# LoRAs
-NO_LORA = Idle(
-    ("lora_alpha", "lora_format", "lora_dtype", "lora_dropout", "use_dora", "use_rslora", "trigger_words"),
-    "without a LoRA to train",
-    "give --lora-rank too, or leave it out",
-    when=lambda options: not options.wants_lora,
-)
-NO_PRESET_LORA = Idle(
-    ("preset_lora_model",),
-    "without a LoRA to merge",
-    "give --preset-lora-path FILE too",
-    when=lambda options: options.preset_lora_path is None,
-)
-INTO_BASE = Idle(
-    ("rank", "lora_format", "lora_dtype"),
-    "without --into lora",
-    "give --into lora too",
-    when=lambda options: options.into == "base",
-)
-INTO_LORA = Idle(
-    ("allow_partial", "tokenizer_path"),
-    "with --into lora",
-    "leave it out",
-    when=lambda options: options.into == "lora",
-)
-ONE_COMPONENT = Idle(
-    ("component",),
-    "with a --base that is one component, the {found}",
-    "leave it out, or give the whole model folder as --base",
-)
-
 IN_TABLES = Idle(
     ("dataset_metadata_path",),
     "with several datasets",

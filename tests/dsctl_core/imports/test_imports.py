@@ -144,6 +144,33 @@ def leaves(value: Any) -> int:
     return sum(map(leaves, value)) if tables else 1
 
 
+@pytest.mark.parametrize(
+    ("network", "expected", "gone"),
+    [
+        (
+            "{type: lokr, linear: 32, linear_alpha: 32, lokr_full_rank: true, lokr_factor: 8}",
+            {"network": "lokr", "lokr_full_matrix": True, "lokr_factor": 8},
+            {"network.linear", "network.linear_alpha"},
+        ),
+        (
+            "{type: lokr, linear: 4, lokr_factor: -1}",
+            {"network": "lokr", "lora_rank": 4, "lora_alpha": 1.0},
+            set(),
+        ),
+        ("{type: lora, linear: 4, lokr_full_rank: true, lokr_factor: -1}", {"lora_rank": 4, "lora_alpha": 1.0}, set()),
+    ],
+)
+def test_a_lokr_keeps_its_factor_and_has_no_rank_where_it_is_whole(network: str, expected: dict, gone: set[str]):
+    model = "model: {name_or_path: Qwen/Qwen-Image}, training_folder: o, datasets: [{folder_path: d}]"
+    text = f"job: train\nconfig: {{name: a, process: [{{type: sd_trainer, network: {network}, {model}}}]}}\n"
+    draft = import_config(ImportOptions(files=write({"a.yaml": text}), output="made/run.toml")).draft
+    names = ("network", "lora_rank", "lora_alpha", "lokr_full_matrix", "lokr_factor", "trainable_models")
+    assert {name: draft.options[name] for name in names if name in draft.options} == expected
+    lost = {each.setting.key for each in draft.without_counterpart}
+    assert {name for name in gone if any(key.endswith(name) for key in lost)} == gone
+    assert build_options(TrainOptions, {}, Path("made/run.toml")).adapter.kind == expected.get("network", "lora")
+
+
 def test_a_key_that_nobody_knows_is_listed_with_its_value_wherever_it_stands():
     text = EXAMPLES["ai-toolkit"]["dog.yaml"].replace("train:", "train:\n        what_is_this: [3, x]")
     (file,) = write({"a.yaml": text})
