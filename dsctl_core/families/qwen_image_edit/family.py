@@ -135,6 +135,7 @@ FAMILY = Family(
     encoders={None: {"text_encoder": qwen_image.ENCODER}},
     parameters={None: qwen_image.PARAMETERS, "2511": {}},
     tiny=qwen_image.TINY,
+    captioner=qwen_image.CAPTIONER,
     cache_bytes=cache_bytes,
     attention_blocks=qwen_image.FAMILY.attention_blocks,
     diffsynth_table=qwen_image.FAMILY.diffsynth_table,
