@@ -24,6 +24,7 @@ from dsctl_core.imports.presets import preset_of_ids, preset_of_repository
 from dsctl_core.imports.shell import read_script
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.config_file import load_toml
+from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.options.first_steps import ImportOptions
 from tests.dsctl_core.imports.examples import EXAMPLES
 
@@ -45,7 +46,10 @@ TELLING: dict[str, dict[str, Any]] = {
         "max_steps": 2000,
         "output_path": Path("runs/dog"),
         "fp8_models": ("dit",),
-        "bucket_resolutions": ("512", "992"),
+        "dataset": (
+            DatasetTable.parse({"path": "data", "caption_dropout": 0.05, "bucket_resolutions": [512, 992]}),
+            DatasetTable.parse({"path": "more", "bucket_resolutions": [512]}),
+        ),
         "ema_decay": 0.99,
         "caption_prefix": "zqdog",
         "timestep_sampling": "uniform",
@@ -98,8 +102,7 @@ def write(files: dict[str, str]) -> list[Path]:
 
 def keys_of(draft: Draft) -> Counter[tuple[str, str]]:
     """Return every key that is mapped or listed, by its file, with how often."""
-    mapped = [setting for settings in draft.sources.values() for setting in settings]
-    mapped += [setting for setting, _ in draft.always]
+    mapped = draft.mapped_settings()
     assert len(mapped) == draft.mapped
     return Counter(
         (each.file.name, each.key) for each in (*mapped, *(lost.setting for lost in draft.without_counterpart))
