@@ -29,8 +29,9 @@ config:
 }
 MUSUBI = {
     "train.sh": """python qwen_image_train_network.py --dit MODEL/transformer --vae MODEL/vae \\
-  --text_encoder MODEL/text_encoder --dataset_config several.toml --network_module networks.lora --network_dim 2 --max_train_steps 2 \\
-  --timestep_sampling shift --discrete_flow_shift 2.2 --learning_rate 1e-3 --output_dir out --output_name several
+  --text_encoder MODEL/text_encoder --dataset_config several.toml \\
+  --network_module networks.lora --network_dim 2 --max_train_steps 2 --timestep_sampling shift \\
+  --discrete_flow_shift 2.2 --learning_rate 1e-3 --output_dir out --output_name several
 """,
     "several.toml": """
 [general]

@@ -27,6 +27,7 @@ from dsctl_core.options.config_file import load_toml
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.options.first_steps import ImportOptions
 from tests.dsctl_core.imports.examples import EXAMPLES
+from tests.dsctl_core.imports.several import SEVERAL
 
 # The options that each example stands for, where they are not simply the value under another name.
 TELLING: dict[str, dict[str, Any]] = {
@@ -92,6 +93,7 @@ TELLING: dict[str, dict[str, Any]] = {
         "num_epochs": 10,
     },
 }
+EVERY = EXAMPLES | {f"{tool}, several datasets": files for tool, (files, *_) in SEVERAL.items()}
 
 
 def write(files: dict[str, str]) -> list[Path]:
@@ -118,15 +120,15 @@ def test_an_imported_config_is_read_by_train_with_the_values_that_the_tool_would
     assert {*options.given_names()} == {*result.draft.options}
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_key_is_dropped_or_counted_twice(name: str):
-    result = import_config(ImportOptions(files=write(EXAMPLES[name])))
+    result = import_config(ImportOptions(files=write(EVERY[name])))
     found = keys_of(result.draft)
     assert {key: count for key, count in found.items() if count > 1} in ({}, {("train.sh", "num_epochs"): 2})
     text = Path("run.toml").read_text()
     assert [key for _, key in found if key not in text] == []
-    assert {file: sum(n for (name, _), n in found.items() if name == file) for file in EXAMPLES[name]} == {
-        file: count_of_settings(file, source) for file, source in EXAMPLES[name].items()
+    assert {file: sum(n for (name, _), n in found.items() if name == file) for file in EVERY[name]} == {
+        file: count_of_settings(file, source) for file, source in EVERY[name].items()
     }
 
 
