@@ -84,7 +84,7 @@ def replaced_when_converted() -> Iterator[None]:
                 module._buffers[name] = None if buffer is None else fn(buffer)
         return module
 
-    nn.Module._apply = apply  # type: ignore[method-assign, assignment]
+    nn.Module._apply = apply  # type: ignore[method-assign]
     try:
         yield
     finally:
