@@ -8,6 +8,7 @@ from typing import Any
 
 from dsctl_core.family_parts import (
     AttentionBlocks,
+    Captioner,
     Component,
     ControlNet,
     ControlNetPreset,
@@ -25,6 +26,7 @@ from dsctl_core.family_parts import (
 
 __all__ = [
     "AttentionBlocks",
+    "Captioner",
     "Component",
     "ControlNet",
     "ControlNetPreset",
@@ -64,6 +66,8 @@ class Family:
     optional_inputs: tuple[str, ...] = ()
     # Those of `extra_inputs` that are several files in a row: a list, or a folder of them.
     list_inputs: tuple[str, ...] = ()
+    # The component that can describe pictures; None: none can
+    captioner: Captioner | None = None
     # Columns of pictures that lie on each other, so that those of a row have one size.
     aligned_inputs: tuple[str, ...] = ()
     # Whether the model decomposes a picture into layers: it needs one reference image, and makes and reads RGBA images.

@@ -26,7 +26,7 @@ from dsctl_core.lora.files import lora_weights
 from dsctl_core.media.clip_file import check_clip_file
 from dsctl_core.media.image_file import layer_files
 from dsctl_core.media.made_file import DRAWN, PICTURE_SUFFIX, grid_of, write_made
-from dsctl_core.options import InferOptions
+from dsctl_core.options import DatasetCaptionOptions, InferOptions
 from dsctl_core.options.base import Solver
 from dsctl_core.options.effects import STILL
 from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
@@ -166,7 +166,7 @@ def check_output(files: Iterable[Path]) -> None:
         require_replaceable(file, DRAWN, "--output")
 
 
-def placement(options: InferOptions) -> tuple[torch.device, torch.dtype]:
+def placement(options: InferOptions | DatasetCaptionOptions) -> tuple[torch.device, torch.dtype]:
     """Return the device and the precision that are asked for, else those that suit this machine."""
     import torch
 

@@ -46,6 +46,11 @@ class CaptionFiles:
         """Return the text files that belong to no picture."""
         return [path for paths in self.texts.values() for path in paths if path not in self.used]
 
+    def lacks(self, picture: Path) -> bool:
+        """Return whether no file has a caption of `picture`: there is no text file, and no json file with one."""
+        texts, objects = self.of(picture)
+        return not texts and not any(_has_caption(path) for path in objects)
+
     def caption(self, picture: Path, default: str | None = None) -> Any:
         """Return the caption of `picture`, or a list of them, or a `BadCell` if there is none that can be read.
 
@@ -109,6 +114,13 @@ def _other_caption(path: Path, text: str) -> bool:
     except DataError:
         return False  # no caption, so it is about something else
     return bool(captions) and text not in [each.strip() for each in captions if isinstance(each, str)]
+
+
+def _has_caption(path: Path) -> bool:
+    try:
+        return bool(_captions_in(path))
+    except DataError:
+        return False  # no caption, so it is about something else
 
 
 def _captions_in(path: Path) -> dict[str, Any]:

@@ -335,6 +335,14 @@ NO_ANNOTATOR = Idle(
     "leave it out, or give --kind depth",
     when=lambda options: options.kind != "depth",
 )
+ALWAYS_LIKELIEST = Idle(
+    ("seed",),
+    "at --temperature 0, where the likeliest words are taken",
+    "give --temperature 0.7 too",
+    when=lambda options: options.temperature == 0,
+)
+NO_CLIPS = Idle(("num_frames",), "on {path}, which has no clips", "leave it out")
+NO_TABLE = Idle(("file_column",), "on {path}, which has no table", "leave it out")
 WITHOUT_REPORT = Idle(
     ("model",), "on the cache {path} without --report", "give --report FILE.html too, for its pictures"
 )

@@ -242,6 +242,27 @@ ANNOTATE = Command(
         "metadata": "data/one.csv",
     },
 )
+CAPTION = Command(
+    {"path": "bare", "model": "./tiny", "max_tokens": "4", "device": "cpu"},
+    {
+        "path": "data",
+        "model": "./other",
+        "captioner": Try("captioner", also={"model": None}),
+        "prompt": "what is it?",
+        "trigger_word": "zq",
+        "all": True,
+        "output": "out.csv",
+        "metadata": Try("data/one.csv", {"path": "data", "all": True}),
+        "file_column": Try("second", {"path": "data", "all": True}),
+        "num_frames": Try("2", {"path": "clips", "all": True}),
+        "max_pixels": "784",
+        "temperature": "5",
+        "seed": Try("3", {"temperature": "5"}),
+        "dtype": "bfloat16",
+        "device": "cuda",
+    },
+    {"batch_size": "how many files are described at once; what is said of each is the same"},
+)
 LORA: Options = {"output": "out.safetensors"}
 ANY_MODEL: Tries = {"model": "./tiny", "model_paths": PATHS, "model_id_with_origin_paths": IDS}
 FLAT: Options = {"file": "kohya.safetensors", "model": "./tiny"}
@@ -338,6 +359,7 @@ COMMANDS: dict[str, Command] = {
     "import": IMPORT,
     "dataset validate": VALIDATE,
     "dataset annotate": ANNOTATE,
+    "dataset caption": CAPTION,
     "merge-lora": MERGE,
     "lora info": Command({"file": "lora.safetensors"}, {"file": "partial.safetensors"}),
     "lora convert": CONVERT,

@@ -138,6 +138,7 @@ FAMILY = Family(
     encoders={None: {"text_encoder": qwen_image.ENCODER}},
     parameters={None: qwen_image.PARAMETERS, "2511": {}},
     tiny=qwen_image.TINY,
+    captioner=qwen_image.CAPTIONER,
     cache_bytes=qwen_image.cache_bytes,
     reference_bytes=reference_bytes,
     attention_blocks=qwen_image.FAMILY.attention_blocks,

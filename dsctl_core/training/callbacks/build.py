@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.cache.reader import CachedDataset
@@ -134,10 +133,8 @@ def plan_callbacks(
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)
-    # Rows of the dataset name files in its folder; those of --sample-prompts-file are relative to the working folder.
-    named = callbacks.sample_prompts_file is not None
-    folder = Path() if named or not isinstance(source, UnifiedDataset) else source.base_path
-    prompts = [prompt.with_pictures(pictures, folder, factor).with_fitting_frames(factor) for prompt in prompts]
+    factor = resolved.parts.division_factor
+    prompts = [prompt.with_pictures(pictures, factor).with_fitting_frames(factor) for prompt in prompts]
     return replace(plan, prompts=prompts)
 
 

@@ -59,6 +59,7 @@ class SamplePrompt:
     cfg_scale: float | Sequence[float]
     num_frames: int | None = None  # of a clip; None for a model of pictures
     columns: Mapping[str, Any] = field(default_factory=dict)  # inputs of the side networks, pictures by their files
+    folder: Path = Path()  # to which those files are relative
     edit_image: References | None = None
     pictures: Mapping[str, Any] = field(default_factory=dict)  # the pictures of the files in `columns`, in this size
     frames: Frames = field(default_factory=dict)  # the first and the last frame of a clip, where they are given
@@ -73,10 +74,10 @@ class SamplePrompt:
         references = {} if self.edit_image is None else {REFERENCES: list(self.edit_image.images)}
         return {**self._settings(), **references, **{name: each.images[0] for name, each in self.frames.items()}}
 
-    def with_pictures(self, names: Sequence[str], folder: Path, factor: int) -> SamplePrompt:
+    def with_pictures(self, names: Sequence[str], factor: int) -> SamplePrompt:
         """Return it with the pictures in the columns `names` loaded and cut to its size, a multiple of `factor`.
 
-        Their files are relative to `folder`. Raises DsctlError for a file that is no picture.
+        Raises DsctlError for a file that is no picture.
         """
         fit = ImageCropAndResize(self.height, self.width, None, factor, factor)
         found = {}
@@ -88,7 +89,7 @@ class SamplePrompt:
                     hint="write the name of a file, such as edges.png",
                 )
             if value is not None:
-                found[name] = fit(LoadImage()(folder / value))
+                found[name] = fit(LoadImage()(self.folder / value))
         return replace(self, pictures=found)
 
     def with_fitting_frames(self, factor: int) -> SamplePrompt:
@@ -228,7 +229,8 @@ def captions_of(dataset: Any, columns: Sequence[str] = (), frames: Sequence[str]
 def _caption_row(
     dataset: UnifiedDataset, text: str, number: int, columns: Sequence[str], frames: Sequence[str]
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"prompt": text, "columns": _given(dataset.metadata.rows[number], columns)}
+    folder = dataset.parts[dataset.table_of(number)].base_path
+    row: dict[str, Any] = {"prompt": text, "columns": _given(dataset.metadata.rows[number], columns), "folder": folder}
     row["frames"] = frames_of_row(dataset, number, frames)
     if REFERENCES in dataset.data_file_keys:
         row[REFERENCES] = load_references(dataset.files(number, REFERENCES), dataset.location(number))

@@ -20,7 +20,14 @@ from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import safetensors_header
 from dsctl_core.memory.recompute import checkpoint_some
-from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, quiet_conversion, tensor_bytes
+from dsctl_core.training.dry_run.fake_tensors import (
+    KnownAnswers,
+    LiveBytes,
+    Simulation,
+    quiet_conversion,
+    replaced_when_converted,
+    tensor_bytes,
+)
 from dsctl_core.training.dry_run.process_memory import available_memory, warm_up
 from dsctl_core.training.dry_run.simulated import EncodedRow, SimulatedModel, encode_row, entry_bytes, largest
 from dsctl_core.training.dry_run.verdict import verdict
@@ -124,7 +131,8 @@ class _Estimate:
         if self.plan.cached:
             for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
-        module = task_module(self.plan, pipe, read_loras=False)
+        with replaced_when_converted():
+            module = task_module(self.plan, pipe, read_loras=False)
         self.simulation.take(module)
         if self.options.memory.gradient_checkpointing_blocks is not None:
             for network in pipe.iteration_modules().values():
@@ -183,23 +191,28 @@ class _Estimate:
         batch = [{CACHED: entry, "seed": number} for number in range(self.options.training.batch_size)]
         precision = torch.autocast("cpu", self.plan.dtype, enabled=self.plan.dtype != torch.float32)
         state = activations = 0
-        with KnownAnswers(), quiet_conversion(), live:
+
+        def made_anew() -> int:
+            # Weights in 8 bits are new tensors after each call, and were counted with the weights before.
+            return live.counted(module.parameters())
+
+        with KnownAnswers(), quiet_conversion(), replaced_when_converted(), live:
             for _ in range(2):  # the optimizer's state exists from the second step on
-                state = live.now
+                state = live.now - made_anew()
                 live.start_peak()
                 for _ in range(min(self.options.training.gradient_accumulation_steps, 2)):
-                    before = live.now
+                    before = live.now - made_anew()
                     with precision:
                         loss = module(batch)
-                    kept = live.now - before
+                    kept = live.now - made_anew() - before
                     loss.backward()
                     del loss
                 gradients = tensor_bytes([p.grad for p in parameters if p.grad is not None])
-                activations = max(kept, live.peak - state - gradients)
+                activations = max(kept, live.peak - made_anew() - state - gradients)
                 torch.nn.utils.clip_grad_norm_(parameters, self.options.training.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-        return live.peak, activations, state
+        return live.peak - made_anew(), activations, state
 
     def _largest_converted_file(self) -> int:
         places = self.model.places.components

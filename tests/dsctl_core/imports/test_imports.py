@@ -24,8 +24,10 @@ from dsctl_core.imports.presets import preset_of_ids, preset_of_repository
 from dsctl_core.imports.shell import read_script
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.config_file import load_toml
+from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.options.first_steps import ImportOptions
 from tests.dsctl_core.imports.examples import EXAMPLES
+from tests.dsctl_core.imports.several import SEVERAL
 
 # The options that each example stands for, where they are not simply the value under another name.
 TELLING: dict[str, dict[str, Any]] = {
@@ -45,7 +47,10 @@ TELLING: dict[str, dict[str, Any]] = {
         "max_steps": 2000,
         "output_path": Path("runs/dog"),
         "fp8_models": ("dit",),
-        "bucket_resolutions": ("512", "992"),
+        "dataset": (
+            DatasetTable.parse({"path": "data", "caption_dropout": 0.05, "bucket_resolutions": [512, 992]}),
+            DatasetTable.parse({"path": "more", "bucket_resolutions": [512]}),
+        ),
         "ema_decay": 0.99,
         "caption_prefix": "zqdog",
         "timestep_sampling": "uniform",
@@ -88,6 +93,7 @@ TELLING: dict[str, dict[str, Any]] = {
         "num_epochs": 10,
     },
 }
+EVERY = EXAMPLES | {f"{tool}, several datasets": files for tool, (files, *_) in SEVERAL.items()}
 
 
 def write(files: dict[str, str]) -> list[Path]:
@@ -98,8 +104,7 @@ def write(files: dict[str, str]) -> list[Path]:
 
 def keys_of(draft: Draft) -> Counter[tuple[str, str]]:
     """Return every key that is mapped or listed, by its file, with how often."""
-    mapped = [setting for settings in draft.sources.values() for setting in settings]
-    mapped += [setting for setting, _ in draft.always]
+    mapped = draft.mapped_settings()
     assert len(mapped) == draft.mapped
     return Counter(
         (each.file.name, each.key) for each in (*mapped, *(lost.setting for lost in draft.without_counterpart))
@@ -115,15 +120,15 @@ def test_an_imported_config_is_read_by_train_with_the_values_that_the_tool_would
     assert {*options.given_names()} == {*result.draft.options}
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_key_is_dropped_or_counted_twice(name: str):
-    result = import_config(ImportOptions(files=write(EXAMPLES[name])))
+    result = import_config(ImportOptions(files=write(EVERY[name])))
     found = keys_of(result.draft)
     assert {key: count for key, count in found.items() if count > 1} in ({}, {("train.sh", "num_epochs"): 2})
     text = Path("run.toml").read_text()
     assert [key for _, key in found if key not in text] == []
-    assert {file: sum(n for (name, _), n in found.items() if name == file) for file in EXAMPLES[name]} == {
-        file: count_of_settings(file, source) for file, source in EXAMPLES[name].items()
+    assert {file: sum(n for (name, _), n in found.items() if name == file) for file in EVERY[name]} == {
+        file: count_of_settings(file, source) for file, source in EVERY[name].items()
     }
 
 

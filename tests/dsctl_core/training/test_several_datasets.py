@@ -14,10 +14,14 @@ from PIL import Image
 
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.train import train
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.several import SeveralDatasets
 from dsctl_core.errors import DsctlError
 from dsctl_core.lora.layers import tuner_layers
-from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.media.image_file import about_picture
+from dsctl_core.options import CacheOptions, CallbackOptions, TrainOptions
 from dsctl_core.options.datasets import DatasetTable
+from dsctl_core.training.callbacks.sample_prompts import captions_of, sample_prompts
 from dsctl_core.training.model.task_module import TaskModule
 from tests.dsctl_core.training.conftest import picture
 from tests.dsctl_core.training.runs import metrics
@@ -55,6 +59,28 @@ def test_one_table_is_the_same_run_as_its_flags(run: Run, dataset_folder: Path):
     lines = run("table", dataset=[table], batch_size=2)
     assert plain(lines) == flags
     assert all(line["loss.pictures"] == pytest.approx(line["loss"]) for line in lines)
+
+
+def test_samples_have_the_captions_of_all_datasets_and_the_files_of_each(
+    run: Run, dataset_folder: Path, things: Path, tmp_path: Path
+):
+    (things / "metadata.csv").write_text("image,prompt,control_image\n0.png,a thing,1.png\n", encoding="utf-8")
+    tables = [{"path": str(dataset_folder)}, {"path": str(things), "caption_prefix": "zq"}]
+    run("samples", dataset=tables, max_steps=1, sample_every=1, sample_steps=1, sample_height=32, sample_width=32)
+    drawn = [about_picture(path)["prompt"] for path in sorted((tmp_path / "samples/samples").rglob("*.png"))]
+    assert "zq a thing" in drawn and len(set(drawn)) > 1
+    dataset = SeveralDatasets([UnifiedDataset(each["path"]) for each in tables], list(map(DatasetTable.parse, tables)))
+    rows = {row["prompt"]: row for row in captions_of(dataset, ["control_image"])}
+    (shown,) = sample_prompts(
+        CallbackOptions(sample_every=1, sample_height=32, sample_width=32),
+        {"num_inference_steps": 1, "cfg_scale": 1.0},
+        None,
+        [rows["a thing"]],
+        ["control_image"],
+        pictures=["control_image"],
+    )
+    expected = Image.open(things / "1.png").convert("RGB")
+    assert shown.with_pictures(["control_image"], 16).pictures["control_image"].tobytes() == expected.tobytes()
 
 
 def test_a_cache_of_several_datasets_gives_the_numbers_of_none(
