@@ -35,11 +35,11 @@ class ClipIndex:
 class ClipRows(Sequence[Any]):
     """A value of the table for each clip: that of its row."""
 
-    def __init__(self, values: Sequence[Any], index: ClipIndex) -> None:
-        self.values, self.index = values, index
+    def __init__(self, values: Sequence[Any], clips: ClipIndex) -> None:
+        self.values, self.clips = values, clips
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.clips)
 
     @overload
     def __getitem__(self, number: int) -> Any: ...
@@ -48,7 +48,7 @@ class ClipRows(Sequence[Any]):
     def __getitem__(self, number: int | slice) -> Any:
         if isinstance(number, slice):
             return [self[each] for each in range(len(self))[number]]
-        return self.values[self.index.row_of(range(len(self))[number])]
+        return self.values[self.clips.row_of(range(len(self))[number])]
 
 
 def require_one_clip(key: str, count: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -243,7 +243,8 @@ def _size(path: Path, facts: FileFacts, checks: Checks, rate: Any) -> tuple[tupl
         size = checks.resize.target_size(*facts.size)
         if not facts.is_video or checks.frames is None:
             return (*size,), 1
-        times, end = facts.times, facts.end
+        times: Sequence[float] = facts.times
+        end = facts.end
         if facts.is_folder:
             times, end = frame_times(facts.frames, frame_rate(rate, checks.frames.fps))
         return (*size, len(checks.frames.pick(times, end))), checks.frames.clips(times, end)
