@@ -73,12 +73,10 @@ def _fit_the_model(draft: Draft, family: Family, preset: Preset | None) -> None:
     """Take out what the model does not take, and name its columns."""
     if family.time_division is None:
         for name in (name for name in PICTURES_ONLY.names if name in draft.options):
-            draft.drop(name, f"it has no effect on {family.title}, which generates images, not videos")
+            draft.drop(name, f"it has no effect on {family.title}, which makes pictures, not clips")
         for table in draft.tables:
             for name in (name for name in PICTURES_ONLY.names if name in table.values):
-                draft.drop_of_table(
-                    table, name, f"it has no effect on {family.title}, which generates images, not videos"
-                )
+                draft.drop_of_table(table, name, f"it has no effect on {family.title}, which makes pictures, not clips")
     elif "data_file_keys" not in draft.options:
         draft.default("data_file_keys", ["video"], f"{family.title} is trained on clips; write image for pictures")
     _known_inputs(draft, family)

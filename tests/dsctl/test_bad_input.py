@@ -160,6 +160,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("cut.safetensors:0.5", 1, "cut.safetensors", "again"),
             ("data", 1, "data holds no LoRA", "adapter_model.safetensors"),
         ],
+        "network": [("lokrr", 2, "--network is 'lokrr', which is unknown", "did you mean 'lokr'?")],
         "lora_format": [("kohyaa", 2, "--lora-format is 'kohyaa', which is unknown", "did you mean 'kohya'?")],
         "lora_dtype": [("float8", 2, "--lora-dtype is 'float8', which is unknown", "float32, bfloat16, float16")],
         "trigger_words": [("", 2, "--trigger-words is empty", "Words that call")],
@@ -323,7 +324,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 115), ("cache", 63), ("infer", 66)])
+@pytest.mark.parametrize(("command", "count"), [("train", 116), ("cache", 63), ("infer", 66)])
 def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, bad: Bad) -> None:
         value, code, problem, remedy, *further = bad
