@@ -13,6 +13,7 @@ from dsctl_core.data.build import build_resize
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.dataset import SINGLE_COLUMNS
 from dsctl_core.data.frame_rule import FrameRule
+from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import MASK
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.summary import CacheBytes, lines_of, summarize
@@ -74,7 +75,7 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
         prepare_folder(options.report.parent)
     if cached:
         return _finished(_validated_cache(base, options, progress), None, options.strict)
-    check = _Check(options.reading, options.workers, resolved, progress)
+    check = _Check(options.reading, options.workers, resolved, progress, options.recheck)
     found = joined({each.label: check.of_table(each) for each in tables}) if tables else check.one(base, table)
     result = _finished(found, None if resolved is None else _cache_bytes(resolved), options.strict)
     if options.report is not None:
@@ -92,6 +93,7 @@ class _Check:
     workers: int | None
     resolved: ResolvedModel | None
     progress: Progress
+    recheck: bool
 
     def of_table(self, table: DatasetTable) -> Validation:
         """Return the problems of the dataset of a table."""
@@ -118,6 +120,7 @@ class _Check:
                 captions=captions,
                 caption=caption,
                 frame_keys=_frame_keys(self.resolved),
+                known=KnownFiles(base, remember=True, recheck=self.recheck),
             )
         except DataError as error:
             return unreadable_dataset(error)

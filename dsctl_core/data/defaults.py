@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.data.facts import Known
 from dsctl_core.data.frame_rule import Extraction, FrameRule, ShortClips
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.kinds import VIDEO_SUFFIXES
@@ -25,6 +26,7 @@ def default_image_operator(
     allow_outside: bool = False,
     resize: Resize | None = None,
     convert_RGBA: bool = False,
+    known: Known | None = None,
 ) -> RouteByType:
     """Return the operator from a file name, or a list of file names, to RGB images of a size that the model takes.
 
@@ -38,9 +40,11 @@ def default_image_operator(
         allow_outside: Whether file names may lead out of `base_path`.
         resize: Resizes images instead of the five sizes above.
         convert_RGBA: Whether images keep their transparency, as RGBA.
+        known: What is known of the files already, so that a preview does not open them.
     """
     resize = resize or ImageCropAndResize(height, width, max_pixels, height_division_factor, width_division_factor)
-    return for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> LoadImage(convert_RGBA) >> resize)
+    to_path = ToAbsolutePath(base_path, allow_outside, checked_next=known is not None)
+    return for_one_or_several(to_path >> LoadImage(convert_RGBA, known) >> resize)
 
 
 def default_video_operator(

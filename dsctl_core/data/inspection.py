@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsctl_core.data.colour_profiles import ProfileUse, profile_use
 from dsctl_core.data.frame_folder import frame_times, frames_in, require_size
-from dsctl_core.data.images import ORIENTATION, open_image, require_known_range, to_8_bit
+from dsctl_core.data.images import ORIENTATION, open_image, refused_bombs, require_known_range, to_8_bit
 from dsctl_core.data.kinds import is_video
 from dsctl_core.data.operators import require_file
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.video import LoadGIF
 from dsctl_core.data.video_file import decode_all
+from dsctl_core.files.digest import digest_stream, sample_of
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -45,6 +47,7 @@ class FileFacts:
     end: float = 0.0
     profile: ProfileUse = "none"
     is_folder: bool = False  # of frames, whose `times` are counted at one frame a second
+    sample: bytes = b""  # the hash of `digest_samples`
 
     @property
     def is_video(self) -> bool:
@@ -82,7 +85,7 @@ def _inspect_picture(path: Path) -> FileFacts:
 
     with explained_os_errors(path):
         data = path.read_bytes()
-    with open_image(path, data) as image:
+    with refused_bombs(), open_image(path, BytesIO(data)) as image:
         require_known_range(image, path)
         picture_format, frames = str(image.format), int(getattr(image, "n_frames", 1))
         image.load()
@@ -94,7 +97,16 @@ def _inspect_picture(path: Path) -> FileFacts:
     expected = Image.registered_extensions().get(path.suffix.lower())
     digest = hashlib.sha256(data).digest()
     return FileFacts(
-        size, len(data), digest, picture_format, expected, frames, colors, difference_hash, profile=profile
+        size,
+        len(data),
+        digest,
+        picture_format,
+        expected,
+        frames,
+        colors,
+        difference_hash,
+        profile=profile,
+        sample=bytes.fromhex(sample_of(BytesIO(data), len(data))),
     )
 
 
@@ -128,14 +140,12 @@ def perceptual_hash(image: PilImage.Image) -> tuple[bytes, int]:
 
 
 def _inspect_video(path: Path) -> FileFacts:
-    digest, file_bytes = hashlib.sha256(), 0
     with explained_os_errors(path), path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            file_bytes += len(block)
+        digest, file_bytes = bytes.fromhex(digest_stream(file)), file.tell()
+        sample = bytes.fromhex(sample_of(file, file_bytes))
     times, end, size = decode_all(path)
     suffix = path.suffix.removeprefix(".").lower()
-    return FileFacts(size, file_bytes, digest.digest(), suffix, suffix, len(times), times=tuple(times), end=end)
+    return FileFacts(size, file_bytes, digest, suffix, suffix, len(times), times=tuple(times), end=end, sample=sample)
 
 
 def _inspect_folder(path: Path) -> FileFacts:
@@ -154,8 +164,6 @@ def _inspect_folder(path: Path) -> FileFacts:
 
 def thumbnail(path: Path, videos: bool, side: int = 160) -> bytes | None:
     """Return a JPEG of a file with sides of at most `side` pixels, or None if the file cannot be decoded."""
-    from io import BytesIO
-
     from dsctl_core.data.frame_rule import FrameRule
     from dsctl_core.data.images import LoadImage
     from dsctl_core.data.video import frame_loader

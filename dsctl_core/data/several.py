@@ -9,12 +9,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.data.columns import JoinedRows, Row
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError
-from dsctl_core.data.rows import Metadata, Row
+from dsctl_core.data.row_numbers import joined
+from dsctl_core.data.rows import Metadata
 from dsctl_core.data.sampler import Block
 from dsctl_core.data.shares import Mixture, blocks_of
 from dsctl_core.options.datasets import DatasetTable
+from dsctl_core.progress import Progress
 
 DATASET = "_dataset"  # in a row: the number of its table, from 0
 
@@ -38,11 +41,9 @@ class SeveralDatasets(UnifiedDataset):
         self.data_file_keys = tuple(dict.fromkeys(key for part in parts for key in part.data_file_keys))
         self.optional_keys = frozenset().union(*(part.optional_keys for part in parts))
         columns = tuple(dict.fromkeys(name for part in parts for name in part.metadata.columns))
-        rows = tuple(row for part in parts for row in part.metadata.rows)
+        rows = JoinedRows([rows for part in parts if not isinstance(rows := part.metadata.rows, JoinedRows)])
         self.metadata = Metadata(Path("[[dataset]]"), columns, rows, None)
-        self.numbers: Sequence[int] = [
-            start + number for start, part in zip(self.starts, parts, strict=True) for number in part.numbers
-        ]
+        self.numbers = joined([part.numbers for part in parts], self.starts)
         self.once = False
         self._mixture: Mixture | None = None
         self._require_columns()
@@ -119,6 +120,11 @@ class SeveralDatasets(UnifiedDataset):
         """Return the paths in the cell `key` of row `number`."""
         part, own = self.part_of(number)
         return part.files(own, key) if key in part.data_file_keys else []
+
+    def look_at_files(self, progress: Progress | None = None, *, whole: bool = False) -> None:
+        """Find out about all files of all datasets, unless that is done; with `whole`, hash them too."""
+        for part in self.parts:
+            part.look_at_files(progress, whole=whole)
 
     def is_empty(self, number: int, key: str) -> bool:
         """Return whether the cell `key` of row `number` is empty, in an optional column."""

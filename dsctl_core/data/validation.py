@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 from dsctl_core.data.clip_rows import require_one_clip
 from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
+from dsctl_core.data.decoded import keep, remembered, states_of
 from dsctl_core.data.duplicates import same_bytes, same_pictures
 from dsctl_core.data.frame_folder import RATE_COLUMN, frame_rate, frame_times
 from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.inspection import FileFacts, inspect_all
+from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import MASK, require_fitting, require_same_shape
 from dsctl_core.data.pair_checks import odd_references, swapped_columns
 from dsctl_core.data.problems import DataError, kind_of_problem
@@ -130,7 +132,7 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
     files_by_row = [_files_of_row(dataset, number, validation) for number in range(validation.rows)]
     paths = list(dict.fromkeys(path for cells in files_by_row for entries in cells.values() for path in entries))
     errors: dict[Path, DataError] = {}
-    for path, inspected in _inspect_files(paths, checks, progress or NoProgress()):
+    for path, inspected in _inspect_files(paths, checks, progress or NoProgress(), dataset.known):
         if isinstance(inspected, FileFacts):
             validation.files[path] = inspected
         else:
@@ -206,7 +208,7 @@ def _check_row(
                 with dataset.cell_errors(number, key):
                     if path in errors:
                         raise errors[path]
-                    facts, rate = validation.files[path], dataset.metadata.rows[number].get(RATE_COLUMN)
+                    facts, rate = validation.files[path], dataset.metadata.rows.cell(number, RATE_COLUMN)
                     size, clips = _size(path, facts, checks, rate)
                     if key == dataset.data_file_keys[0]:
                         sample.clips = clips
@@ -253,19 +255,36 @@ def _size(path: Path, facts: FileFacts, checks: Checks, rate: Any) -> tuple[tupl
 
 
 def _inspect_files(
-    paths: list[Path], checks: Checks, progress: Progress
+    paths: list[Path], checks: Checks, progress: Progress, known: KnownFiles | None
 ) -> Iterator[tuple[Path, FileFacts | DataError]]:
-    """Inspect files on all cores and yield (path, facts or error), in the order of `paths`."""
+    """Inspect files on all cores and yield (path, facts or error), in the order of `paths`.
+
+    Those that `known` remembers to have been decoded, and that are unchanged, are not opened.
+    """
+    progress.start("Decoding", len(paths), unit="file")
+    done = {} if known is None else dict(remembered(known, paths, checks.frames is not None))
+    progress.advance(len(done))
+    inspected = _decode([path for path in paths if path not in done], checks, progress, known)
+    try:
+        for path in paths:
+            yield (path, done[path]) if path in done else next(inspected)
+    finally:
+        progress.finish()
+
+
+def _decode(
+    paths: list[Path], checks: Checks, progress: Progress, known: KnownFiles | None
+) -> Iterator[tuple[Path, FileFacts | DataError]]:
     videos = checks.frames is not None
     workers = checks.workers or cores()
     chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
-    progress.start("Decoding", len(paths), unit="file")
-    try:
-        for chunk, facts in zip(chunks, _in_processes(chunks, videos, workers, len(paths)), strict=True):
-            yield from zip(chunk, facts, strict=True)
-            progress.advance(len(chunk))
-    finally:
-        progress.finish()
+    states = {} if known is None else states_of(paths)
+    for chunk, facts in zip(chunks, _in_processes(chunks, videos, workers, len(paths)), strict=True):
+        found = dict(zip(chunk, facts, strict=True))
+        if known is not None:
+            keep(known, states, found)
+        progress.advance(len(chunk))
+        yield from found.items()
 
 
 def cores() -> int:

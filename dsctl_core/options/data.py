@@ -136,6 +136,10 @@ class DataOptions(ReadingOptions):
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Share of the samples that are trained with an empty prompt."
     )
+    recheck: bool = Field(
+        False,
+        description="Read every file of the dataset, or of the cache, at the start, whatever is remembered of them.",
+    )
     on_bad_sample: Literal["stop", "skip"] = Field(
         "stop", description="What to do with a row that cannot be used: stop, or go on without it."
     )

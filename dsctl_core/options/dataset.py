@@ -31,6 +31,9 @@ class DatasetValidateOptions(ComposedOptions):
     )
     strict: bool = Field(False, description="Let warnings count as errors.")
     report: Path | None = Field(None, description="Write a page with the problems, charts and pictures: FILE.html.")
+    recheck: bool = Field(
+        False, description="Decode every file, also those that were decoded before and have not changed."
+    )
     workers: Annotated[int, Field(ge=1, le=256)] | None = Field(
         None, description="Processes that decode. Left out: one for each core."
     )

@@ -324,7 +324,7 @@ SEVERAL_DATASETS = Idle(
 OF_A_DATASET = Idle(
     (
         *("data_file_keys", "column", "allow_outside", "height", "width", "max_pixels", "bucket_resolutions"),
-        *("num_frames", "fps", "short_clips", "clip_extraction", "metadata", "workers"),
+        *("num_frames", "fps", "short_clips", "clip_extraction", "metadata", "workers", "recheck"),
     ),
     "on {path}, which is a cache",
     "leave it out, or give the dataset",

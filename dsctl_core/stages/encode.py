@@ -21,7 +21,16 @@ from dsctl_core.cache.folder import (
     require_cache_or_nothing,
 )
 from dsctl_core.cache.manifest import Manifest, Recipe, read_manifest, write_manifest
-from dsctl_core.cache.shards import FOLDER, PARTS_IN_A_SHARD, Part, make_part, tensor_bytes, write_shard
+from dsctl_core.cache.shards import (
+    FOLDER,
+    MOST_PARTS_IN_A_SHARD,
+    MOST_SHARDS,
+    PARTS_IN_A_SHARD,
+    Part,
+    make_part,
+    tensor_bytes,
+    write_shard,
+)
 from dsctl_core.cache.verify import is_finite
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.problems import kind_of_problem
@@ -153,7 +162,8 @@ def works_of(plan: Plan, stages: Stages) -> list[Work]:
     works = []
     for number, group in enumerate([*stages.groups, pictures]):
         jobs = list(plan.jobs[number].values())
-        shards = [jobs[start : start + PARTS_IN_A_SHARD] for start in range(0, len(jobs), PARTS_IN_A_SHARD)]
+        size = parts_in_a_shard(len(jobs))
+        shards = [jobs[start : start + size] for start in range(0, len(jobs), size)]
         works.append(Work(group, shards))
     return works
 
@@ -229,6 +239,17 @@ def encode_pass(
             write_shard(cache, parts.pop(shard))
 
 
+def parts_in_a_shard(jobs: int) -> int:
+    """Return how many parts a shard has: more where there are many, so that their number grows as a root does.
+
+    It depends on the number of jobs alone, so that every process and every later run divides them alike.
+    """
+    size = PARTS_IN_A_SHARD
+    while size < MOST_PARTS_IN_A_SHARD and jobs > size * MOST_SHARDS:
+        size *= 2
+    return size
+
+
 def encode_each(pipe: BasePipeline, group: EncodeGroup, samples: list[Sample]) -> list[Sample | DsctlError]:
     """Run a group on its inputs, of one batch; where that fails one by one, to find which of them it is."""
     try:
@@ -260,9 +281,8 @@ def _stop_or_skip(plan: Plan, job: Job, error: DsctlError, how: EncodeSettings) 
         raise error
     if not how.skip_bad:
         raise DsctlError(error.problem, hint=f"{error.hint}; or go on without it: --on-bad-sample skip") from error
-    for entry in plan.entries:
-        if job.key in entry.parts:
-            plan.drop(entry.row, error)
+    for row in job.rows:
+        plan.drop(row, error)
 
 
 def _refuse_bad_rows(plan: Plan, dataset: UnifiedDataset, how: EncodeSettings) -> None:

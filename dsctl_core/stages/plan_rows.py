@@ -18,7 +18,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.frame_folder import files_of
 from dsctl_core.data.operators import require_file
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.digest import digest, digest_file, digest_files
+from dsctl_core.files.digest import digest, digest_file
 from dsctl_core.losses import find_loss
 from dsctl_core.losses.contract import Sides
 from dsctl_core.pipeline import BasePipeline
@@ -50,6 +50,7 @@ class Job:
     key: str
     row: int
     sample: Sample  # the inputs; pictures in it may be unread
+    rows: list[int] = field(default_factory=list)  # all rows that have it
 
 
 @dataclass
@@ -71,8 +72,9 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
     `pipe` needs no components. A row that is wrong goes into `bad`, with the error.
     """
     plan = Plan(jobs={number: {} for number in range(len(stages.groups) + 1)})
+    dataset.look_at_files(progress, whole=True)
     files = {row: _files_of(dataset, row, plan) for row in dataset.rows_in_use}
-    contents = digest_files(file for found in files.values() for path in found.values() for file in files_of(path))
+    contents = dataset.digests(file for found in files.values() for path in found.values() for file in files_of(path))
     checks = stages.checks
     about = {"dtype": recipe.dtype, "family": recipe.family}
     progress.start("Looking at the dataset", len(files), unit="row")
@@ -125,7 +127,7 @@ def _described(group: EncodeGroup, recipe: Recipe) -> dict[str, Any]:
 
 def _add_job(plan: Plan, group: int, what: dict[str, Any], about: dict[str, Any], row: int, sample: Sample) -> str:
     key = digest([what, about, {name: fingerprint(value) for name, value in sample.items()}])
-    plan.jobs[group].setdefault(key, Job(key, row, sample))
+    plan.jobs[group].setdefault(key, Job(key, row, sample)).rows.append(row)
     return key
 
 
@@ -178,9 +180,10 @@ def _files_of(dataset: UnifiedDataset, row: int, plan: Plan) -> dict[tuple[str, 
     for key in dataset.data_file_keys:
         try:
             for place, path in enumerate(dataset.files(row, key)):
-                with dataset.cell_errors(row, key):
-                    for file in files_of(path) if dataset.takes_folders else [path]:
-                        require_file(file)
+                if not dataset.knows(path):
+                    with dataset.cell_errors(row, key):
+                        for file in files_of(path) if dataset.takes_folders else [path]:
+                            require_file(file)
                 found[key, place] = path
         except DsctlError as error:
             plan.drop(row, error)

@@ -231,7 +231,10 @@ VALIDATE = Command(
         "short_clips": Try("shorten", {"path": "clips", "num_frames": "9"}),
         "clip_extraction": Try("uniform", {"path": "clips"}),
     },
-    {"workers": "how many processes decode; what they find is the same"},
+    {
+        "workers": "how many processes decode; what they find is the same",
+        "recheck": "files are decoded though they have not changed; what is found is the same",
+    },
 )
 ANNOTATE = Command(
     {"path": "data", "kind": "gray"},

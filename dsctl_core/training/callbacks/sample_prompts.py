@@ -216,7 +216,7 @@ def captions_of(dataset: Any, columns: Sequence[str] = (), frames: Sequence[str]
     if not isinstance(dataset, UnifiedDataset):
         return []
     found: dict[str, int] = {}
-    for number in dataset.numbers:
+    for number in dataset.rows_in_use:
         if is_regularization(dataset, number):
             continue
         for text in dataset.prompts(number):

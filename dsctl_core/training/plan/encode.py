@@ -171,7 +171,8 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
     resolved = without_downloads(resolved) if offline else resolved
     use = use.located(resolved)
     pictures = resolved.picture_columns
-    dataset = build_dataset(data, resolved.family, resolved.defaults, resolved.parts.division_factor, pictures)
+    factor = resolved.parts.division_factor
+    dataset = build_dataset(data, resolved.family, resolved.defaults, factor, pictures, remember=not offline)
     refuse_file_names(dataset, data.extra_inputs)
     refuse_varying(dataset)
     if data.on_bad_sample == "stop":

@@ -35,7 +35,8 @@ from dsctl_core.training.plan.cache_check import CacheCheck, precision_of
 from dsctl_core.training.plan.encode import EncodePlan
 from dsctl_core.training.plan.source import Source, open_cache, open_dataset, samples_repeat
 from dsctl_core.training.state.compare import identity_of, refuse_changes
-from dsctl_core.training.state.folder import SavedState, find_state
+from dsctl_core.training.state.folder import SavedState, find_state_if_any
+from dsctl_core.training.state.snapshot import ASKED
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +106,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     """
     output, training, adapter = options.output, options.training, options.adapter
     require_trackers([tracker.name for tracker in options.callbacks.track])
-    state = find_state(output.output_path, output.resume, progress.note) if output.resume else None
+    state = find_state_if_any(output.output_path, output.resume, progress.note) if output.resume else None
     if not _goes_on(output, state):
         refuse_used(output.output_path)
     for lora in adapter.lora:
@@ -129,6 +130,12 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     accelerator = build_accelerator(
         training, options.processes, precision_of(source) if isinstance(source, CachedDataset) else None
     )
+    if state is not None and (accumulate := accumulation_for(state, training, accelerator.num_processes)) is not None:
+        accelerator.gradient_accumulation_steps = accumulate
+        progress.note(
+            f"Processes: {accelerator.num_processes}. A step takes {accumulate} batches of each in place of "
+            f"{training.gradient_accumulation_steps}, so that it has the samples that it had before"
+        )
     try:
         shell = empty_pipeline(model, float_dtype(accelerator.mixed_precision), accelerator.device)
         task, trained = options.loss_task, options.trained_components
@@ -180,6 +187,19 @@ def build_accelerator(options: TrainingOptions, processes: ProcessOptions, usual
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         handlers=[DistributedDataParallelKwargs(find_unused_parameters=options.find_unused_parameters)],
     )
+
+
+def accumulation_for(state: SavedState, options: TrainingOptions, processes: int) -> int | None:
+    """Return how many batches a step takes, so that it has the samples that it had with another number of processes.
+
+    None where it has them as the options are, where these are not those of the saved run, and where no whole number
+    will do: then the run goes on as they say, or is refused.
+    """
+    samples, asked = state.about["settings"]["samples_per_step"], state.about.get("asked")
+    if asked != {name: getattr(options, name) for name in ASKED}:
+        return None
+    batches, rest = divmod(samples, options.batch_size * processes)
+    return batches if batches and not rest and batches != options.gradient_accumulation_steps else None
 
 
 def _refuse_idle_edits(
