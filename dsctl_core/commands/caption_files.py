@@ -11,12 +11,13 @@ from typing import Any, Protocol
 from dsctl_core.commands.caption_journal import Journal
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.caption_files import CaptionFiles
+from dsctl_core.data.columns import Row
 from dsctl_core.data.folder import Files, list_files
 from dsctl_core.data.kinds import is_video
 from dsctl_core.data.metadata import find_metadata, read_metadata
 from dsctl_core.data.pairs import find_pair
 from dsctl_core.data.problems import DataError
-from dsctl_core.data.rows import BadCell, Row, blank
+from dsctl_core.data.rows import BadCell, blank
 from dsctl_core.data.table_text import WRITERS, suffix_for
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.atomic import prepare_folder, write_text

@@ -221,7 +221,7 @@ def _readers() -> str:
     import importlib.metadata
 
     versions = []
-    for name in ("Pillow", "av", "pillow-heif", "pillow-jxl-plugin"):
+    for name in ("Pillow", "pillow-heif", "pillow-jxl-plugin"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     return ", ".join(versions)

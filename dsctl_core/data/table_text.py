@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 
-from dsctl_core.data.rows import Row
+from dsctl_core.data.columns import Row
 
 
 def suffix_for(rows: Sequence[Row]) -> str:

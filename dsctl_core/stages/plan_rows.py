@@ -74,7 +74,8 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
     plan = Plan(jobs={number: {} for number in range(len(stages.groups) + 1)})
     dataset.look_at_files(progress, whole=True)
     files = {row: _files_of(dataset, row, plan) for row in dataset.rows_in_use}
-    contents = dataset.digests(file for found in files.values() for path in found.values() for file in files_of(path))
+    paths = (path for found in files.values() for path in found.values())
+    contents = dataset.digests(file for path in paths for file in (files_of(path) if dataset.takes_folders else [path]))
     checks = stages.checks
     about = {"dtype": recipe.dtype, "family": recipe.family}
     progress.start("Looking at the dataset", len(files), unit="row")
@@ -199,7 +200,7 @@ def _unread(size: tuple[int, ...], content: str) -> Unread | list[Unread]:
 
 def _content(path: Path, contents: dict[Path, str]) -> Any:
     """Return the hash of a file, or those of the pictures in a folder of frames, in order."""
-    return [contents[file] for file in files_of(path)] if path.is_dir() else contents[path]
+    return contents[path] if path in contents else [contents[file] for file in files_of(path)]
 
 
 def _unread_row(
