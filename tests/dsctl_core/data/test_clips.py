@@ -238,6 +238,10 @@ def test_every_clip_is_an_entry_of_a_cache_and_training_on_clips_is_resumed_exac
     assert [entry.row for entry in cached.entries] == [0, 1, 2, 3, 4]
     assert len({entry.key for entry in cached.entries}) == 5
     assert [cached.origin(row) for row in range(5)] == [(0, 0)] * 3 + [(0, 1)] * 2
+    whole = dataset_of(data)
+    held = [{entry.row for entry in hold_out(cached, 0.5)[1].entries}, set(hold_out(whole, 0.5)[1].numbers)]
+    assert held[0] == held[1]
+    assert held[0] in ({0, 1, 2}, {3, 4})
     other = {
         "from_cache": tmp_path / "cache",
         "clip_extraction": "head",
@@ -247,11 +251,11 @@ def test_every_clip_is_an_entry_of_a_cache_and_training_on_clips_is_resumed_exac
     with pytest.raises(DsctlError, match="made with the clip extraction every, but this run has head"):
         train(TrainOptions(**other))
     more = {"lora_rank": 2, "seed": 3, "save_steps": 3}
-    straight = {"whole": {"cache": False}, "own": {}}
-    for name, own in straight.items():
-        train(TrainOptions(**settings, **more, **own, max_steps=6, output_path=tmp_path / name))
+    train(TrainOptions(**settings, **more, cache=False, max_steps=6, output_path=tmp_path / "whole"))
+    stored = {"from_cache": tmp_path / "cache", "mixed_precision": "no", "device": "cpu", "max_steps": 6}
+    train(TrainOptions(**stored, **more, output_path=tmp_path / "stored"))
     assert len(losses(tmp_path / "whole")) == 6
-    assert losses(tmp_path / "whole") == losses(tmp_path / "own")
+    assert losses(tmp_path / "whole") == losses(tmp_path / "stored")
     train(TrainOptions(**settings, **more, cache=False, max_steps=3, output_path=tmp_path / "part"))
     resumed = {**settings, **more, "cache": False, "max_steps": 6, "resume": "latest"}
     train(TrainOptions(**resumed, output_path=tmp_path / "part"))

@@ -285,3 +285,13 @@ def test_variables_continuations_and_quotes_are_read_as_bash_does():
 @given(st.text(max_size=30))
 def test_a_comment_of_any_text_is_one_line(text: str):
     assert len(toml_comment(text).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("word", "expected"), [("head", "head"), ("chunk", "every"), ("slide", None)])
+def test_musubi_s_chunks_of_a_video_are_every_clip(word: str, expected: str | None):
+    data = f'[[datasets]]\nvideo_directory = "clips"\ntarget_frames = [17]\nframe_extraction = "{word}"\n'
+    script = EXAMPLES["kohya"]["train.sh"]
+    draft = import_config(ImportOptions(files=write({"data.toml": data, "train.sh": script})[::-1])).draft
+    assert draft.options.get("clip_extraction") == expected
+    lost = {each.setting.key: each.reason for each in draft.without_counterpart}
+    assert ("datasets[0].frame_extraction" in lost or any("frame_extraction" in key for key in lost)) == (not expected)
