@@ -136,6 +136,13 @@ def _refuse_other_kind(path: Path, own: Update, other: Update) -> None:
             f"{path} is a {title(other.network)}, and this run trains a {title(own.network)}",
             hint=f"give --network {other.network}, or leave --lora-checkpoint out",
         )
+    products = {"lokr", "loha"} & {other.network}
+    if products and (other.magnitude is not None or (isinstance(other, LokrLayer) and other.span is not None)):
+        what = "magnitudes" if other.magnitude is not None else "layers that are one with others"
+        raise DsctlError(
+            f"{path} is a {title(other.network)} with {what}, which no run trains",
+            hint="give it as --preset-lora-path, to learn the difference to it",
+        )
     if own.rank != other.rank and own.rank is not None and other.rank is not None:
         raise DsctlError(
             f"{path} has rank {other.rank}, but this run trains rank {own.rank}",

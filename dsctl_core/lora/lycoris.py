@@ -80,7 +80,7 @@ class LokrLayer(Update):
         """Return the matrices by their names in a file; raise DsctlError for rows that are no LoKr by themselves."""
         if self.span is not None:
             raise DsctlError(
-                f"it is part of a LoKr on a layer that is one with others: its {self.shape[0]} rows are no LoKr",
+                f"{self.shape[0]} rows of a LoKr, which was put on a layer that is one with others, are no LoKr",
                 hint="merge it into the model: dsctl merge-lora --model M --lora FILE --output FOLDER",
             )
         return {**_named("lokr_w1", self.first), **_named("lokr_w2", self.second)}

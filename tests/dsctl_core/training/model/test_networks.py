@@ -13,8 +13,9 @@ from torch import nn
 
 from dsctl.app import main
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.lora import fuse_lora, load_lora
+from dsctl_core.lora import LokrLayer, fuse_lora, load_lora
 from dsctl_core.lora.adapters import NetworkSettings
+from dsctl_core.lora.formats import LoraFile
 from dsctl_core.lora.layers import add_network, continue_lora, linear_shapes, trained_layers
 from dsctl_core.lora.save import save_lora
 from tests.dsctl_core.lora.test_layers import Pipe
@@ -240,6 +241,25 @@ def test_going_on_as_another_network_is_refused(tmp_path, settings, message, hin
     with pytest.raises(DsctlError, match=message) as caught:
         continue_lora(layers_of(**settings), "dit", path)
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "change", [lambda each: each.rows(1, 37), lambda each: each.with_values(scale=1.0, magnitude=torch.ones(36))]
+)
+def test_what_no_run_trains_is_refused_as_a_start(tmp_path, monkeypatch, change):
+    """Rows of a LoKr on a fused layer, and a LoKr with magnitudes, as files of other trainers can have."""
+    wide = LokrLayer((torch.ones(2, 4),), (torch.ones(19, 6),))
+    layer = change(wide if change(wide).shape == (36, 24) else LokrLayer((torch.ones(6, 4),), (torch.ones(6, 6),)))
+    found = LoraFile(tmp_path / "l.safetensors", {"dit": {"to_q": layer, "to_k": layer.rows(0, 24)}})
+    monkeypatch.setattr("dsctl_core.lora.layers.read_lora", lambda *_: found)
+    with pytest.raises(DsctlError, match="is a LoKr with (magnitudes|layers that are one with others), which no run"):
+        continue_lora(layers_of(network="lokr", rank=2), "dit", found.path)
+    if layer.magnitude is None:
+        with pytest.raises(
+            DsctlError, match="36 rows of a LoKr, which was put on a layer that is one with others, are"
+        ):
+            save_lora(tmp_path / "again.safetensors", {"dit": {"to_q": layer}}, {})
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
