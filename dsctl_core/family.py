@@ -16,6 +16,7 @@ from dsctl_core.family_parts import (
     FrameInputs,
     ModelParts,
     OriginalNames,
+    OwnPart,
     Preset,
     PromptLimit,
     PublishedConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "FrameInputs",
     "ModelParts",
     "OriginalNames",
+    "OwnPart",
     "Preset",
     "PromptLimit",
     "PublishedConfig",
@@ -66,6 +68,13 @@ class Family:
     list_inputs: tuple[str, ...] = ()
     # Columns of pictures that lie on each other, so that those of a row have one size.
     aligned_inputs: tuple[str, ...] = ()
+    # Columns of pictures that keep their own size: units fit them to that of the sample.
+    whole_inputs: tuple[str, ...] = ()
+    # Columns of pictures or clips that go along with the target, of its size and frames: whether one picture can stand
+    # for all frames of a clip.
+    along_inputs: Mapping[str, bool] = field(default_factory=dict)
+    # The part of the denoisers that is trained when nothing to train is named; None: there is no such part
+    own_part: OwnPart | None = None
     # Whether the model decomposes a picture into layers: it needs one reference image, and makes and reads RGBA images.
     decomposes: bool = False
     # Videos have factor * n + remainder frames, as (factor, remainder); None: the family takes pictures only.

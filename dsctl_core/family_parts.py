@@ -84,6 +84,17 @@ class FrameInputs:
 
 
 @dataclass(frozen=True)
+class OwnPart:
+    """Modules of every denoiser that are trained, all of their weights, when nothing to train is named.
+
+    `learning_rate` is the default for them.
+    """
+
+    modules: tuple[str, ...]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class ModelParts:
     """The components, denoisers and division factor of one model, where the models of a family differ.
 
