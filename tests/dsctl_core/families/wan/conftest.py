@@ -62,7 +62,12 @@ class Pairs:
 
 
 def load_pair(kind: str, folder: Path) -> Pair:
-    """Write the tiny model of `kind` and load it twice, in float32; diffusers' steps are Euler's on our grid."""
+    """Write the tiny model of `kind` and load it twice."""
+    return pair_in(kind, write_tiny_wan(folder, kind=kind))
+
+
+def pair_in(kind: str, folder: Path) -> Pair:
+    """Load the model in `folder` twice, in float32; diffusers' steps are Euler's on our grid."""
     from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
     class Euler(FlowMatchEulerDiscreteScheduler):
@@ -72,7 +77,6 @@ def load_pair(kind: str, folder: Path) -> Pair:
             sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
             super().set_timesteps(sigmas=sigmas.tolist(), device=device)
 
-    write_tiny_wan(folder, kind=kind)
     official: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     unipc, official.scheduler, ours = official.scheduler, Euler(shift=SHIFT), load(folder)
     official.set_progress_bar_config(disable=True)
