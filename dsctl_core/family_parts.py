@@ -85,13 +85,18 @@ class FrameInputs:
 
 @dataclass(frozen=True)
 class OwnPart:
-    """Modules of every denoiser that are trained, all of their weights, when nothing to train is named.
+    """Modules of a denoiser that are trained, all of their weights, when nothing to train is named.
 
-    `learning_rate` is the default for them.
+    They are those of the first denoiser. `learning_rate` is the default for these modules of any denoiser.
     """
 
     modules: tuple[str, ...]
     learning_rate: float
+
+    def holds(self, name: str) -> bool:
+        """Return whether `name`, such as "dit.blocks.0", is one of the modules or inside of one, in any component."""
+        module = name.partition(".")[2]
+        return any(f"{module}.".startswith(f"{each}.") for each in self.modules)
 
 
 @dataclass(frozen=True)
