@@ -37,6 +37,7 @@ class SeveralDatasets(UnifiedDataset):
         self.starts = [0, *accumulate(counts[:-1])]
         self.data_file_keys = tuple(dict.fromkeys(key for part in parts for key in part.data_file_keys))
         self.optional_keys = frozenset().union(*(part.optional_keys for part in parts))
+        self.whole_keys = frozenset().union(*(part.whole_keys for part in parts))
         columns = tuple(dict.fromkeys(name for part in parts for name in part.metadata.columns))
         rows = tuple(row for part in parts for row in part.metadata.rows)
         self.metadata = Metadata(Path("[[dataset]]"), columns, rows, None)
