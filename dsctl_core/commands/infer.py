@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dsctl_core.commands.infer_control import CONTROL_PICTURES, control_inputs
 from dsctl_core.commands.infer_inputs import Settings, read_prompts, read_start
+from dsctl_core.commands.infer_vace import follows
 from dsctl_core.errors import UsageError
 from dsctl_core.families.controlnets import with_controlnets
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
@@ -255,6 +256,7 @@ def parameters(options: InferOptions, settings: Settings, solver: Solver) -> dic
         shared |= {name: [str(path) for path in getattr(options.controls, name)] for name in CONTROL_PICTURES}
     if options.edit_image:
         shared["edit_image"] = [str(path) for path in options.edit_image]
+    shared |= follows(options)
     if options.embedded_guidance is not None:
         shared["embedded_guidance"] = options.embedded_guidance
     return {**shared, "dsctl_version": __version__}

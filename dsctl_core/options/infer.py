@@ -13,6 +13,7 @@ from dsctl_core.options.effects import CLIP_REPLACED, NO_PICTURE, Idle
 from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.template import TemplateUseOptions
+from dsctl_core.options.vace import VaceOptions
 
 SUFFIXES = (".png", ".mp4", ".gif", ".webp")
 
@@ -32,6 +33,7 @@ class InferOptions(ComposedOptions):
     weights: ModelOptions
     templates: TemplateUseOptions
     controls: ControlUseOptions
+    vace: VaceOptions
 
     prompt: Text | None = Field(
         None, description="What the picture is to show. Left out, on a model that decomposes: it describes it itself."
