@@ -73,6 +73,8 @@ class Family:
     # Columns of pictures or clips that go along with the target, of its size and frames: whether one picture can stand
     # for all frames of a clip.
     along_inputs: Mapping[str, bool] = field(default_factory=dict)
+    # Columns that belong to another: a row that has one has the other too.
+    companion_inputs: Mapping[str, str] = field(default_factory=dict)
     # The part of the first denoiser that is trained when nothing to train is named; None: there is no such part
     own_part: OwnPart | None = None
     # Whether the model decomposes a picture into layers: it needs one reference image, and makes and reads RGBA images.

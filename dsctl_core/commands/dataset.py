@@ -117,6 +117,7 @@ class _Check:
                 along_keys=_along_keys(self.resolved),
                 whole_keys={name for family in _possible(self.resolved) for name in family.whole_inputs},
                 aligned_keys=_aligned_keys(self.resolved, self.reading.data_file_keys),
+                companions={k: other for f in _possible(self.resolved) for k, other in f.companion_inputs.items()},
                 captions=captions,
                 caption=caption,
             )

@@ -108,6 +108,7 @@ def _build_one(
         aligned_keys=family.aligned_inputs,
         along_keys=family.along_inputs,
         whole_keys=family.whole_inputs,
+        companions=family.companion_inputs,
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),
         copies=dict.fromkeys(alpha, target),
         caption=caption,

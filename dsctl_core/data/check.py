@@ -69,7 +69,7 @@ def usable_part(
 
 def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowProblem, None, None]:
     """Yield every problem of a dataset, in the order of the rows."""
-    seen: set[tuple[str, str]] = set()  # a file that many rows name is checked once
+    seen: set[tuple[str, str, str]] = set()  # a file that many rows name is checked once
     numbers = dataset.rows_in_use
     progress.start("Checking the dataset", len(numbers), unit="row")
     try:
@@ -79,8 +79,14 @@ def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowPr
                 dataset.prompts(number)
             except DsctlError as error:
                 yield RowProblem.of(number, error)
+            try:
+                dataset.require_companions(number)
+            except DsctlError as error:
+                yield RowProblem.of(number, error)
+            target = repr(row.get(dataset.data_file_keys[0]))
             for key in dataset.data_file_keys:
-                if (cell := (key, repr(row.get(key)))) in seen:
+                # What goes along with the target is right or wrong with it.
+                if (cell := (key, repr(row.get(key)), target if key in dataset.along_keys else "")) in seen:
                     continue
                 try:
                     dataset.preview(number, key)

@@ -57,6 +57,7 @@ class UnifiedDataset(Sequence[Row]):
         along_keys: The columns of pictures or clips, beside masks, that have the size and the frames of the target,
             the first of `data_file_keys`; each with whether a single picture is that of all frames.
         whole_keys: The columns of pictures that keep their own size.
+        companions: Columns that belong to another: a row that has one has the other too.
         copies: Columns that are made from others: {new column: the one whose cells it has}.
         caption: The caption of every row, in place of its own.
     """
@@ -81,6 +82,7 @@ class UnifiedDataset(Sequence[Row]):
         aligned_keys: Iterable[str] = (),
         along_keys: Mapping[str, bool] | None = None,
         whole_keys: Iterable[str] = (),
+        companions: Mapping[str, str] | None = None,
         copies: Mapping[str, str] | None = None,
         caption: str | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class UnifiedDataset(Sequence[Row]):
         self.metadata.require_columns(self.data_file_keys, hint="name the columns of files with --data-file-keys")
         self.optional_keys, self.single_keys = frozenset(optional_keys), frozenset(single_keys)
         self.list_keys, self.aligned_keys = frozenset(list_keys), frozenset(aligned_keys)
+        self.companions = dict(companions or {})
         self.along_keys, self.whole_keys = {MASK: True, **(along_keys or {})}, frozenset(whole_keys)
         self.numbers: Sequence[int] = range(len(self.metadata.rows))
         if self.metadata.repeats is not None:
@@ -175,6 +178,17 @@ class UnifiedDataset(Sequence[Row]):
         if odd is not None:
             with self.cell_errors(number, odd[0]):
                 raise odd[1]
+
+    def require_companions(self, number: int) -> None:
+        """Raise `DataError` if row `number` has a column that belongs to another, and not the other."""
+        for key in self.data_file_keys:
+            other = self.companions.get(key)
+            if other is None or self.is_empty(number, key):
+                continue
+            if other not in self.data_file_keys or self.is_empty(number, other):
+                with self.cell_errors(number, key):
+                    hint = f"give the {other} that it is for, or leave it out"
+                    raise DataError(f"{key} is given without {other}", hint=hint, kind="missing file")
 
     def prompts(self, number: int) -> tuple[str, ...]:
         """Return every prompt that row `number` can have, without dropout."""

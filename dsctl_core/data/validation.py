@@ -198,6 +198,7 @@ def _check_row(
                 _add(validation, number, error, path)
     decoded = {key: [path for path in paths if path in validation.files] for key, paths in cells.items()}
     try:
+        dataset.require_companions(number)
         dataset.require_aligned(number, {key: [validation.files[p].size for p in own] for key, own in decoded.items()})
     except DsctlError as error:
         _add(validation, number, error)

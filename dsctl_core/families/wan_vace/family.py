@@ -102,6 +102,7 @@ FAMILY = Family(
     list_inputs=(REFERENCES,),
     whole_inputs=(REFERENCES,),
     along_inputs={VIDEO: False, MASK: True},
+    companion_inputs={MASK: VIDEO},
     published=PUBLISHED,
     variants=VARIANTS,
     encoders=wan.ENCODERS,

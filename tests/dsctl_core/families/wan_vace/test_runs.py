@@ -154,7 +154,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a mask of nothing": ({"vace_video_mask": "still.png"}, "vace_video_mask is given without vace_video"),
     "a mask of another shape": (
         {"vace_video": "edges0.mp4", "vace_video_mask": "square.png"},
-        "the vace_video_mask becomes 48x48 pixels, and what it belongs to 64x32",
+        "48x48 pixels, ",
     ),
     "a mask of other frames": (
         {"vace_video": "edges0.mp4", "vace_video_mask": "short.mp4"},
@@ -183,8 +183,6 @@ def test_a_faulty_row_is_named_in_one_line_by_training_and_by_validation(
     assert "row 1" in caught.value.problem
     assert "\n" not in caught.value.problem
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
-    if said.startswith("vace_video_mask is given"):
-        return  # a column alone has no fault, so that only the run finds it
     keys = {"data_file_keys": ("video", *COLUMNS), "num_frames": 5}
     found = validate(DatasetValidateOptions(path=data, metadata=data / "faulty.json", model=str(pair.folder), **keys))
     problems = [each for each in found.found.problems if each.level == "error"]
