@@ -43,6 +43,11 @@ class InferOptions(ComposedOptions):
     lora: LoraFiles = Field(
         (), description="LoRA to apply, FILE or FILE:SCALE, in any format. Can be given several times."
     )
+    trained_part: tuple[Path, ...] = Field(
+        (),
+        description="Trained part to put into the model: weights that `dsctl train --trainable-models dit.MODULE` has "
+        "written. Can be given several times.",
+    )
     height: Side | None = Field(
         None,
         description="Height in pixels. Left out, with --width: the model's own size, and for a clip from a picture or "

@@ -210,6 +210,7 @@ INFER = Command(
         "vace_video_mask": Try("mask.png", also={"vace_video": "clips/a.gif"}),
         "vace_reference_image": "data/0.png",
         "vace_scale": "0.5",
+        "trained_part": "part.safetensors",
         "output": "elsewhere.png",
         "dtype": "bfloat16",
         "device": "cuda",
@@ -254,6 +255,7 @@ MERGE = Command(
         "lora_format": Try("comfyui", {"into": "lora", "output": "out.safetensors"}),
         "lora_dtype": Try("bfloat16", {"into": "lora", "output": "out.safetensors"}),
         "allow_partial": Try(True, {"lora": "partial.safetensors"}),
+        "trained_part": "part.safetensors",
         "output": "elsewhere",
     },
 )

@@ -10,15 +10,18 @@ import pytest
 import torch
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.checkpoint.trained_part import TrainedPart
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.dataset import validate
+from dsctl_core.commands.merge_lora import merge
 from dsctl_core.commands.train import dry_run, train
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.files.safetensors import read_safetensors, safetensors_header
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.options.dataset import DatasetValidateOptions
-from tests.dsctl_core.families.wan.conftest import SMALL, Pair, clip, write_clips, write_video
+from dsctl_core.options.lora_tools import MergeLoraOptions
+from tests.dsctl_core.families.wan.conftest import SMALL, Pair, clip, load, write_clips, write_video
 from tests.dsctl_core.families.wan_vace.conftest import REFERENCES, mask, masks
 
 COLUMNS = ("vace_video", "vace_video_mask", "vace_reference_image")
@@ -82,6 +85,15 @@ def test_by_default_the_part_alone_is_trained_and_saved(pair: Pair, data: Path, 
     assert run["options"]["learning_rate"] == 5e-5
     about = safetensors_header(result.checkpoint)[0]["__metadata__"]
     assert about["trained_parts"] == "vace_blocks,vace_patch_embedding"
+    # The file goes back into the model: by inference, and into a whole model folder.
+    part = TrainedPart.at(result.checkpoint, pair.ours.family, pair.ours.components)
+    network = load(pair.folder, only=["dit"]).dit
+    part.put_into(network)
+    expected = {**before, **tensors}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+    merge(MergeLoraOptions(model=str(pair.folder), trained_part=[result.checkpoint], output=tmp_path / "merged"))
+    merged = load(tmp_path / "merged", only=["dit"]).dit.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.items())
     named = {"trainable_models": PART, "learning_rate": 5e-5, "output_path": tmp_path / "named"}
     train(TrainOptions(**settings_of(pair, data), max_steps=3, seed=3, **named))
     assert losses(tmp_path / "out") == losses(tmp_path / "named")
