@@ -58,7 +58,9 @@ def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, ch
     With the latents is what the transformer follows, for a row without reference images: each of these adds a frame.
     """
     clip, prompt = wan.cache_bytes({**dit, "image_dim": None}, width, height, frames, characters)
-    return clip // dit["in_channels"] * (dit["in_channels"] + dit["vace_in_channels"]), prompt
+    latents = dit["in_channels"]
+    mask = dit["vace_in_channels"] - 2 * latents  # in bytes
+    return clip // (2 * latents) * (2 * 3 * latents + mask), prompt
 
 
 # wan/configs and generate.py of https://github.com/Wan-Video/Wan2.1 have a shift of 16 for VACE; the model_index.json
