@@ -16,6 +16,7 @@ from dsctl_core.options.data import DataOptions
 from dsctl_core.progress import Progress
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.ema import AverageWeights
+from dsctl_core.training.callbacks.sample_inputs import loaded_inputs, own_inputs
 from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
 from dsctl_core.training.callbacks.sample_prompts import SamplePrompt, captions_of, sample_prompts, to_decompose
 from dsctl_core.training.callbacks.sample_references import REFERENCES
@@ -105,11 +106,15 @@ def plan_callbacks(
     if callbacks.sample_every is None:
         return plan
     columns = resolved.side_columns
-    captions = captions_of(training_part if held_out is None else held_out, columns)
+    followed = own_inputs(resolved.family)
+    read = [name for name in followed if name in options.data.extra_inputs]
+    captions = captions_of(training_part if held_out is None else held_out, columns, read)
     size, frames = _trained_size(options.data, source), _trained_frames(options.data, source, resolved)
     pictures = resolved.picture_columns
     edited_size = resolved.edited_size if REFERENCES in resolved.family.extra_inputs else None
-    prompts = sample_prompts(callbacks, resolved.defaults, size, captions, columns, frames, edited_size, pictures)
+    prompts = sample_prompts(
+        callbacks, resolved.defaults, size, captions, columns, frames, edited_size, pictures, followed
+    )
     if resolved.family.decomposes:
         prompts = [replace(prompt, edit_image=to_decompose(prompt)) for prompt in prompts]
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
@@ -118,7 +123,8 @@ def plan_callbacks(
     # Rows of the dataset name files in its folder; those of --sample-prompts-file are relative to the working folder.
     named = callbacks.sample_prompts_file is not None
     folder = Path() if named or not isinstance(source, UnifiedDataset) else source.base_path
-    factor = resolved.parts.division_factor
+    factor, family = resolved.parts.division_factor, resolved.family
+    prompts = [replace(each, loaded=loaded_inputs(each, family, factor, options.data.fps)) for each in prompts]
     return replace(plan, prompts=[prompt.with_pictures(pictures, folder, factor) for prompt in prompts])
 
 

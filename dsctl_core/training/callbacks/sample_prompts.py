@@ -13,6 +13,7 @@ from dsctl_core.data.prompt_file import prompt_lines, text_lines
 from dsctl_core.data.sizes import ImageCropAndResize, require_same_ratio
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.files.json import parse_json
+from dsctl_core.training.callbacks.sample_inputs import Files, files_of_line, files_of_row
 from dsctl_core.training.callbacks.sample_references import (
     REFERENCES,
     References,
@@ -59,6 +60,8 @@ class SamplePrompt:
     columns: Mapping[str, Any] = field(default_factory=dict)  # inputs of the side networks, pictures by their files
     edit_image: References | None = None
     pictures: Mapping[str, Any] = field(default_factory=dict)  # the pictures of the files in `columns`, in this size
+    followed: Files = field(default_factory=dict)  # files of the clips and pictures that it follows, by the input
+    loaded: Mapping[str, Any] = field(default_factory=dict)  # what the files in `followed` hold
 
     @property
     def side_inputs(self) -> dict[str, Any]:
@@ -68,7 +71,7 @@ class SamplePrompt:
     def inputs(self) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline call."""
         references = {} if self.edit_image is None else {REFERENCES: list(self.edit_image.images)}
-        return {**self._settings(), **references}
+        return {**self._settings(), **references, **self.loaded}
 
     def with_pictures(self, names: Sequence[str], folder: Path, factor: int) -> SamplePrompt:
         """Return it with the pictures in the columns `names` loaded and cut to its size, a multiple of `factor`.
@@ -91,7 +94,8 @@ class SamplePrompt:
     def about(self) -> dict[str, Any]:
         """Return all settings, as written into the metadata of the picture."""
         references = {} if self.edit_image is None else {REFERENCES: list(map(str, self.edit_image.files))}
-        return {**self._settings(), **references, **self.columns}
+        followed = {name: list(map(str, files)) for name, files in self.followed.items()}
+        return {**self._settings(), **references, **followed, **self.columns}
 
     def _settings(self) -> dict[str, Any]:
         frames = {} if self.num_frames is None else {"num_frames": self.num_frames}
@@ -107,6 +111,7 @@ def sample_prompts(
     num_frames: int | None = None,
     edited_size: EditedSize | None = None,
     pictures: Sequence[str] = (),
+    followed: Sequence[str] = (),
 ) -> list[SamplePrompt]:
     """Return the samples that `options` ask for.
 
@@ -121,8 +126,9 @@ def sample_prompts(
         num_frames: The number of frames of a clip; None for a model of pictures.
         edited_size: The size of a sample with reference images; None for a model that takes none.
         pictures: Those of `columns` that name pictures.
+        followed: The inputs of the model that name clips and pictures to follow.
     """
-    rows = _rows(options, captions, columns if edited_size is None else [*columns, REFERENCES])
+    rows = _rows(options, captions, columns if edited_size is None else [*columns, REFERENCES], followed)
     if columns and not any(row.get("columns") for row in rows):
         value = '"edges.png"' if columns[0] in pictures else "{...}"
         raise UsageError(
@@ -179,10 +185,10 @@ def _as_edited(row: Mapping[str, Any], edited_size: EditedSize, pixels: int) -> 
     return {**row, "height": height, "width": width}
 
 
-def captions_of(dataset: Any, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+def captions_of(dataset: Any, columns: Sequence[str] = (), followed: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return a few rows with different captions, spread over the dataset, in order, with their `columns`.
 
-    Reference images are loaded, if the dataset loads them.
+    Reference images are loaded, and the files in the columns `followed` found, if the dataset loads them.
     """
     if not isinstance(dataset, UnifiedDataset):
         return []
@@ -194,11 +200,14 @@ def captions_of(dataset: Any, columns: Sequence[str] = ()) -> list[dict[str, Any
             if text.strip():
                 found.setdefault(text, number)
     chosen = list(found.items())[:: max(-(-len(found) // CAPTIONS), 1)]
-    return [_caption_row(dataset, text, number, columns) for text, number in chosen]
+    return [_caption_row(dataset, text, number, columns, followed) for text, number in chosen]
 
 
-def _caption_row(dataset: UnifiedDataset, text: str, number: int, columns: Sequence[str]) -> dict[str, Any]:
+def _caption_row(
+    dataset: UnifiedDataset, text: str, number: int, columns: Sequence[str], followed: Sequence[str]
+) -> dict[str, Any]:
     row: dict[str, Any] = {"prompt": text, "columns": _given(dataset.metadata.rows[number], columns)}
+    row["followed"] = files_of_row(dataset, number, followed)
     if REFERENCES in dataset.data_file_keys:
         row[REFERENCES] = load_references(dataset.files(number, REFERENCES), dataset.location(number))
     return row
@@ -209,11 +218,11 @@ def _given(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _rows(
-    options: CallbackOptions, captions: Sequence[Mapping[str, Any]], columns: Sequence[str]
+    options: CallbackOptions, captions: Sequence[Mapping[str, Any]], columns: Sequence[str], followed: Sequence[str]
 ) -> Sequence[Mapping[str, Any]]:
     file = options.sample_prompts_file
     if file is not None and file.suffix.lower() == ".jsonl":
-        return _from_jsonl(file, columns)
+        return _from_jsonl(file, columns, followed)
     if file is not None:
         return [{"prompt": prompt} for prompt in prompt_lines(file, "--sample-prompts-file")]
     given = [str(prompt) for prompt in options.sample_prompt]
@@ -225,11 +234,12 @@ def _rows(
     return [{"prompt": prompt} for prompt in given] or captions
 
 
-def _from_jsonl(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+def _from_jsonl(file: Path, columns: Sequence[str], followed: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(text_lines(file, "--sample-prompts-file"), 1):
         if line.strip():
-            rows.append(_checked(f"--sample-prompts-file {file} line {number}", line, columns, file.parent))
+            place = f"--sample-prompts-file {file} line {number}"
+            rows.append(_checked(place, line, columns, followed, file.parent))
     if not rows:
         raise DsctlError(
             f"--sample-prompts-file {file} has no prompt in it",
@@ -238,20 +248,21 @@ def _from_jsonl(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _checked(place: str, line: str, columns: Sequence[str], folder: Path) -> dict[str, Any]:
+def _checked(place: str, line: str, columns: Sequence[str], followed: Sequence[str], folder: Path) -> dict[str, Any]:
     row = parse_json(line, place, hint='write {"prompt": "a cat", "seed": 1}')
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise DsctlError(f"{place} has no prompt", hint='write {"prompt": "a cat", "seed": 1}')
-    own = {name: value for name, value in row.items() if name not in columns}
+    own = {name: value for name, value in row.items() if name not in (*columns, *followed)}
     for name, value in own.items():
         if name not in KINDS:
-            raise unknown_name(f"key in {place}", name, [*KINDS, *columns])
+            raise unknown_name(f"key in {place}", name, [*KINDS, *columns, *followed])
         if not isinstance(value, KINDS[name]) or isinstance(value, bool) or _too_small(name, value):
             kind = "text" if KINDS[name] == (str,) else f"a number of at least {LEAST[name]}"
             raise DsctlError(f"{place}: {name} is {value!r}", hint=f"{name} takes {kind}")
     if ("height" in row) != ("width" in row):
         raise DsctlError(f"{place} has a height or a width alone", hint="give both, or neither")
     found = {**own, "columns": _given(row, [name for name in columns if name != REFERENCES])}
+    found["followed"] = files_of_line(row, followed, folder, place)
     if REFERENCES in columns:
         found[REFERENCES] = read_references(row.get(REFERENCES), folder, place)
     return found

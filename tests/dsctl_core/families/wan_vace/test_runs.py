@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,9 +16,11 @@ from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.dataset import validate
 from dsctl_core.commands.merge_lora import merge
 from dsctl_core.commands.train import dry_run, train
+from dsctl_core.data import LoadVideo
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.files.safetensors import read_safetensors, safetensors_header
+from dsctl_core.media.made_file import about_made
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.options.dataset import DatasetValidateOptions
 from dsctl_core.options.lora_tools import MergeLoraOptions
@@ -206,3 +209,46 @@ def test_columns_of_vace_are_refused_for_a_family_without_it(data: Path, tmp_pat
     settings = {"model": "tiny-video", "dataset_base_path": data, "device": "cpu", "lora_rank": 2, "max_steps": 1}
     with pytest.raises(DsctlError, match="unknown extra input 'vace_video'"):
         train(TrainOptions(**settings, extra_inputs=COLUMNS, output_path=tmp_path / "out"))
+
+
+def test_samples_follow_the_rows_of_the_dataset_or_the_lines_of_a_file(pair: Pair, data: Path, tmp_path: Path) -> None:
+    settings = settings_of(pair, data, max_steps=1, sample_every=5, sample_steps=1, sample_cfg_scale=1)
+    sizes = {"height": 32, "width": 64}
+    train(TrainOptions(**settings, **sizes, output_path=tmp_path / "rows"))
+    drawn = {about["prompt"]: about for about in map(about_made, sorted((tmp_path / "rows/samples").glob("step-0-*")))}
+    assert drawn["a red fox"]["vace_reference_image"] == [str(data / "r2.png"), str(data / "r0.png")]
+    assert drawn["a red fox"]["vace_video"] == [str(data / "edges0.mp4")]
+    assert not [name for name in drawn["a gif"] if name.startswith("vace_")]
+    line = {"prompt": "a red fox", "seed": 0, "vace_video": "edges0.mp4", "vace_video_mask": "mask.mp4"}
+    lines = [line, {**line, "vace_reference_image": ["r2.png", "r0.png"]}]
+    (data / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    more = {"sample_prompts_file": data / "samples.jsonl", "output_path": tmp_path / "lines"}
+    train(TrainOptions(**settings, **sizes, **more))
+    # The second line is the first row, with its seed and before any step; the first is another.
+    first, second, row = (
+        np.stack(LoadVideo(None)(file))
+        for file in (*sorted((tmp_path / "lines/samples").glob("step-0-*")), tmp_path / "rows/samples/step-0-1.mp4")
+    )
+    assert np.array_equal(second, row)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"vace_video": 3}, "vace_video is 3"),
+        ({"vace_video": ["edges0.mp4", "edges1.mp4"]}, "vace_video of the sample 'a' is 2 files"),
+        ({"vace_video": "nowhere.mp4"}, "nowhere.mp4 does not exist"),
+        ({"vace_reference_image": ["edges0.mp4"]}, "edges0.mp4 is a"),
+        ({"vace_vidoe": "edges0.mp4"}, "unknown key in .* 'vace_vidoe'"),
+    ],
+)
+def test_a_faulty_line_of_samples_is_refused(
+    pair: Pair, data: Path, tmp_path: Path, line: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"prompt": "a", **line}))
+    for name in ("edges0.mp4", "edges1.mp4"):
+        (tmp_path / name).symlink_to(data / name)
+    more = {"sample_every": 5, "sample_prompts_file": tmp_path / "samples.jsonl", "output_path": tmp_path / "out"}
+    with pytest.raises(DsctlError, match=said):
+        train(TrainOptions(**settings_of(pair, data, max_steps=1), **more))
