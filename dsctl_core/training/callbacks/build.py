@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.cache.reader import CachedDataset
@@ -120,12 +119,9 @@ def plan_callbacks(
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)
-    # Rows of the dataset name files in its folder; those of --sample-prompts-file are relative to the working folder.
-    named = callbacks.sample_prompts_file is not None
-    folder = Path() if named or not isinstance(source, UnifiedDataset) else source.base_path
     factor, family = resolved.parts.division_factor, resolved.family
     prompts = [replace(each, loaded=loaded_inputs(each, family, factor, options.data.fps)) for each in prompts]
-    return replace(plan, prompts=[prompt.with_pictures(pictures, folder, factor) for prompt in prompts])
+    return replace(plan, prompts=[prompt.with_pictures(pictures, factor) for prompt in prompts])
 
 
 def _trained_size(options: DataOptions, source: UnifiedDataset | CachedDataset) -> tuple[int, int] | None:

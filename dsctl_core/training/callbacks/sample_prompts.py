@@ -73,10 +73,10 @@ class SamplePrompt:
         references = {} if self.edit_image is None else {REFERENCES: list(self.edit_image.images)}
         return {**self._settings(), **references, **self.loaded}
 
-    def with_pictures(self, names: Sequence[str], folder: Path, factor: int) -> SamplePrompt:
+    def with_pictures(self, names: Sequence[str], factor: int) -> SamplePrompt:
         """Return it with the pictures in the columns `names` loaded and cut to its size, a multiple of `factor`.
 
-        Their files are relative to `folder`. Raises DsctlError for a file that is no picture.
+        Raises DsctlError for a file that is no picture.
         """
         fit = ImageCropAndResize(self.height, self.width, None, factor, factor)
         found = {}
@@ -88,7 +88,7 @@ class SamplePrompt:
                     hint="write the name of a file, such as edges.png",
                 )
             if value is not None:
-                found[name] = fit(LoadImage()(folder / value))
+                found[name] = fit(LoadImage()(value))
         return replace(self, pictures=found)
 
     def about(self) -> dict[str, Any]:
@@ -206,7 +206,9 @@ def captions_of(dataset: Any, columns: Sequence[str] = (), followed: Sequence[st
 def _caption_row(
     dataset: UnifiedDataset, text: str, number: int, columns: Sequence[str], followed: Sequence[str]
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"prompt": text, "columns": _given(dataset.metadata.rows[number], columns)}
+    own = _given(dataset.metadata.rows[number], columns)
+    own |= {name: str(files[0]) for name, files in files_of_row(dataset, number, columns).items()}
+    row: dict[str, Any] = {"prompt": text, "columns": own}
     row["followed"] = files_of_row(dataset, number, followed)
     if REFERENCES in dataset.data_file_keys:
         row[REFERENCES] = load_references(dataset.files(number, REFERENCES), dataset.location(number))

@@ -16,6 +16,7 @@ from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError
 from dsctl_core.lora.layers import tuner_layers
+from dsctl_core.media.made_file import about_made
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.training.model.task_module import TaskModule
@@ -74,6 +75,17 @@ def test_a_cache_of_several_datasets_gives_the_numbers_of_none(
     assert {name for line in without for name in line if "loss." in name} == {"loss.pictures", "loss.things"}
     again = make_cache(CacheOptions(**base, dataset=[{**table, "weight": 1} for table in tables]))
     assert again.encoded == 0
+
+
+def test_samples_are_drawn_of_captions_of_several_datasets(
+    run: Run, dataset_folder: Path, things: Path, tmp_path: Path
+):
+    tables = [{"path": str(dataset_folder)}, {"path": str(things), "caption": "a thing"}]
+    sizes = {"height": 32, "width": 32, "sample_every": 9, "sample_steps": 1, "max_steps": 1}
+    run("drawn", dataset=tables, **sizes)
+    prompts = {about_made(file)["prompt"] for file in (tmp_path / "drawn" / "samples").glob("step-1-*")}
+    assert "a thing" in prompts
+    assert len(prompts) >= 2
 
 
 def test_a_resumed_run_goes_on_to_the_bit_and_a_changed_table_is_refused_in_one_line(
