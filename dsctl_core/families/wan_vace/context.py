@@ -43,7 +43,7 @@ def followed(video: Given, mask: Given, references: Given) -> list[Followed]:
 
     Raises UsageError for inputs of different numbers of samples.
     """
-    given = {VIDEO: _clips(video), MASK: _clips(mask), REFERENCES: _stacks(references)}
+    given: dict[str, Sequence[Any]] = {VIDEO: _clips(video), MASK: _clips(mask), REFERENCES: _stacks(references)}
     count = max(len(each) for each in given.values())
     for name, each in given.items():
         if len(each) not in (1, count):
@@ -51,10 +51,7 @@ def followed(video: Given, mask: Given, references: Given) -> list[Followed]:
                 f"{len(each)} samples have a {name}, and {count} another input",
                 hint="give one for all samples, or one for each",
             )
-    return [
-        Followed(*(each[min(number, len(each) - 1)] for each in given.values()))  # type: ignore[arg-type]
-        for number in range(count)
-    ]
+    return [Followed(*(each[min(number, len(each) - 1)] for each in given.values())) for number in range(count)]
 
 
 def check_followed(samples: Sequence[Followed], height: int, width: int, num_frames: int) -> None:

@@ -12,7 +12,7 @@ from dsctl_core.families.wan_vace.original_names import ORIGINAL_NAMES
 from dsctl_core.family import DiffSynthTable, Family, OwnPart, PromptLimit
 
 PIPELINE, TRANSFORMER = "WanVACEPipeline", "WanVACETransformer3DModel"
-SAME = {"class_name": TRANSFORMER, "original_class": "VaceWanModel", "single_file_renames": {}}
+SAME: dict[str, Any] = {"class_name": TRANSFORMER, "original_class": "VaceWanModel", "single_file_renames": {}}
 DIT, DIT_2 = replace(wan.DIT, **SAME), replace(wan.DIT_2, **SAME)
 
 VIDEO, MASK, REFERENCES = "vace_video", "vace_video_mask", "vace_reference_image"
@@ -47,11 +47,6 @@ PARAMETERS: dict[str | None, dict[str, int]] = {
 DEFAULTS = wan.T2V_DEFAULTS
 
 
-def index_defaults(index: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the default option values for the model with the model_index.json `index`: the same for all."""
-    return DEFAULTS
-
-
 def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
     """Return the estimated size in bytes, in bfloat16, of the latents of a clip and of the embeddings of a prompt.
 
@@ -68,17 +63,26 @@ def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, ch
 # the size, the shift, the steps and the guidance.
 PRESETS = (
     wan.published_preset(
-        *("wan2.1-vace-1.3b", "Wan 2.1 VACE, 2.2 B: clips that follow a clip, a mask and pictures"),
-        *("Wan-AI/Wan2.1-VACE-1.3B-diffusers", 16.0, DEFAULTS),
+        "wan2.1-vace-1.3b",
+        "Wan 2.1 VACE, 2.2 B: clips that follow a clip, a mask and pictures",
+        "Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+        16.0,
+        DEFAULTS,
         variant="1.3b",
     ),
     wan.published_preset(
-        *("wan2.1-vace-14b", "Wan 2.1 VACE, 17 B: clips that follow a clip, a mask and pictures"),
-        *("Wan-AI/Wan2.1-VACE-14B-diffusers", 16.0, wan.defaults_of(*wan.LARGE, 50, 5.0)),
+        "wan2.1-vace-14b",
+        "Wan 2.1 VACE, 17 B: clips that follow a clip, a mask and pictures",
+        "Wan-AI/Wan2.1-VACE-14B-diffusers",
+        16.0,
+        wan.defaults_of(*wan.LARGE, 50, 5.0),
     ),
     wan.published_preset(
-        *("wan2.2-vace-fun-a14b", "Wan 2.2 VACE Fun, two 17 B denoisers: clips that follow a clip, a mask, pictures"),
-        *("linoyts/Wan2.2-VACE-Fun-14B-diffusers", 12.0, {**DEFAULTS, "cfg_scale": (5.0, 5.0)}),
+        "wan2.2-vace-fun-a14b",
+        "Wan 2.2 VACE Fun, two 17 B denoisers: clips that follow a clip, a mask, pictures",
+        "linoyts/Wan2.2-VACE-Fun-14B-diffusers",
+        12.0,
+        {**DEFAULTS, "cfg_scale": (5.0, 5.0)},
         files=wan.TWO,
         index={"boundary_ratio": 0.875},
         float32=("vae",),
@@ -115,7 +119,6 @@ FAMILY = Family(
     original_names=ORIGINAL_NAMES,
     diffsynth_table=DiffSynthTable(mu=math.log(5)),
     attention_blocks=(),
-    index_defaults=index_defaults,
     index_denoisers=wan.index_denoisers,
     same_layers_as=("wan",),
 )
