@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import UnifiedDataset
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.callbacks import CallbackOptions
 from dsctl_core.options.data import DataOptions
@@ -119,9 +119,23 @@ def plan_callbacks(
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)
+    for prompt in prompts:
+        _refuse_a_half(prompt, resolved)
     factor, family = resolved.parts.division_factor, resolved.family
     prompts = [replace(each, loaded=loaded_inputs(each, family, factor, options.data.fps)) for each in prompts]
     return replace(plan, prompts=[prompt.with_pictures(pictures, factor) for prompt in prompts])
+
+
+def _refuse_a_half(prompt: SamplePrompt, resolved: ResolvedModel) -> None:
+    """Raise UsageError for a sample with only some of the pictures that a control network takes together."""
+    for side in resolved.side_networks:
+        given = [name for name in side.pictures if prompt.columns.get(name) is not None]
+        missing = [name for name in side.pictures if name not in given]
+        if given and missing:
+            raise UsageError(
+                f"the sample {prompt.prompt!r} has {given[0]}, but no {missing[0]}",
+                hint=f"give {missing[0]} too, or leave both out for a sample without control",
+            )
 
 
 def _trained_size(options: DataOptions, source: UnifiedDataset | CachedDataset) -> tuple[int, int] | None:
