@@ -26,8 +26,8 @@ def with_own_part(options: TrainOptions) -> TrainOptions:
             "nothing to train is given",
             hint="give --lora-rank 32 for a LoRA, or --trainable-models dit for the whole dit",
         )
-    modules = tuple(f"{family.denoisers[0].name}.{module}" for module in family.own_part.modules)
-    training = options.training.model_copy(update={"trainable_models": modules})
+    names_of_part = tuple(f"{family.denoisers[0].name}.{module}" for module in family.own_part.modules)
+    training = options.training.model_copy(update={"trainable_models": names_of_part})
     chosen = options.model_copy(update={"training": training})
     chosen.check()
     return chosen

@@ -17,6 +17,7 @@ from torch import Tensor
 from dsctl_core.checkpoint.load import find_component_paths, load_components, parts_of
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.single_file import identify_single_file
+from dsctl_core.commands.models import show_model
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import families, find_preset, load_family
 from dsctl_core.families.resolve import resolve_model
@@ -26,6 +27,7 @@ from dsctl_core.lora import FORMATS, LoraLayer, load_lora, read_lora, save_lora
 from dsctl_core.lora.layers import linear_shapes
 from dsctl_core.lora.original import from_original, to_original
 from dsctl_core.lora.targets import find_targets
+from dsctl_core.options import ModelsShowOptions
 from tests.dsctl_core.families.wan.conftest import Pair, load
 from tests.dsctl_core.families.wan.conftest import random as draw
 from tests.tiny_models import write_tiny_wan
@@ -148,6 +150,8 @@ def test_presets_say_how_many_denoisers_there_are() -> None:
     assert list(found) == ["wan2.1-vace-1.3b", "wan2.1-vace-14b", "wan2.2-vace-fun-a14b"]
     assert [len(parts.denoisers) for parts in found.values()] == [1, 1, 2]
     assert found["wan2.2-vace-fun-a14b"].denoisers[0].low == 0.875
+    shown = [show_model(ModelsShowOptions(name=name))["own_part"] for name in (*found, "wan2.1-t2v-1.3b")]
+    assert shown == [["dit.vace_blocks", "dit.vace_patch_embedding"]] * 3 + [None]
     sizes = [OFFICIAL.sizes("dit", find_preset(name)[1].variant) for name in found]
     assert [len(each["vace_layers"]) for each in sizes] == [15, 8, 8]
 
