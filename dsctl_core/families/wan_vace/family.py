@@ -20,7 +20,7 @@ VIDEO, MASK, REFERENCES = "vace_video", "vace_video_mask", "vace_reference_image
 # the mask for each latent.
 CONTEXT_CHANNELS = 2 * 16 + 64
 # The modules of the transformer that read the context, and the learning rate of DiffSynth-Studio's training scripts.
-PART = OwnPart(("vace_blocks", "vace_patch_embedding"), 5e-5)
+PART = OwnPart(("vace_blocks", "vace_patch_embedding"), 5e-5, called="vace")
 
 
 def with_vace(sizes: Mapping[str, Any], every: int) -> dict[str, Any]:
