@@ -94,7 +94,7 @@ class Family:
     parameters: dict[str | None, dict[str, int]] = field(default_factory=dict)
     # Layer names of the original release, if the LoRA formats of other tools use them
     original_names: OriginalNames | None = None
-    # Families whose denoiser has the same layers, so that their LoRAs fit this one too
+    # Families whose denoiser has the same layers, or a part of those of this one, so that their LoRAs fit this one too
     same_layers_as: tuple[str, ...] = ()
     # Attention modules to which a kv_cache can add tokens
     attention_blocks: tuple[AttentionBlocks, ...] = (AttentionBlocks(),)
