@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +27,8 @@ def encode(settings: dict[str, Any], rounds: MicroBatches) -> None:
         device="cpu",
     )
     plan = plan_encoding(options)
-    load = functools.cache(plan.load)
-    for group in plan.stages.groups:
-        load(group.components)
-    encoder = replace(plan.encoder(), load=load)
+    whole = plan.load(plan.stages.first_components)
+    encoder = replace(plan.encoder(), load=lambda _: whole)
 
     def once(number: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:

@@ -32,9 +32,10 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "dataset": (
         {
             "validate": ("dsctl.commands.dataset:validate", "Check every row and file of a dataset."),
+            "caption": ("dsctl.commands.dataset:caption", "Write a caption for each picture or clip without one."),
             "annotate": ("dsctl.commands.dataset:annotate", "Make control pictures of the pictures of a dataset."),
         },
-        "Check a dataset, or make control pictures of it.",
+        "Check a dataset, write captions, or make control pictures.",
     ),
     "merge-lora": ("dsctl.commands.merge_lora:merge_lora", "Merge LoRAs into a model, or into one LoRA."),
     "lora": (

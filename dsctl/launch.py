@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsctl import out, processes
-from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.errors import REQUEUE, DsctlError, UsageError
 
 if TYPE_CHECKING:  # every command imports this module, most of them have no such options
     from dsctl_core.options.processes import ProcessCountOptions
 
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of processes that were told to stop
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, REQUEUE)  # exit codes of processes that were told to stop
 
 _words: ContextVar[Sequence[str]] = ContextVar("words")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
 
 class DsctlError(Exception):
     """Error caused by a value, a file or an environment that cannot be used.

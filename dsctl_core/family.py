@@ -8,6 +8,7 @@ from typing import Any
 
 from dsctl_core.family_parts import (
     AttentionBlocks,
+    Captioner,
     Component,
     ControlNet,
     ControlNetPreset,
@@ -26,6 +27,7 @@ from dsctl_core.family_parts import (
 
 __all__ = [
     "AttentionBlocks",
+    "Captioner",
     "Component",
     "ControlNet",
     "ControlNetPreset",
@@ -66,6 +68,8 @@ class Family:
     optional_inputs: tuple[str, ...] = ()
     # Those of `extra_inputs` that are several files in a row: a list, or a folder of them.
     list_inputs: tuple[str, ...] = ()
+    # The component that can describe pictures; None: none can
+    captioner: Captioner | None = None
     # Columns of pictures that lie on each other, so that those of a row have one size.
     aligned_inputs: tuple[str, ...] = ()
     # Columns of pictures that keep their own size: units fit them to that of the sample.
@@ -84,6 +88,9 @@ class Family:
     # (config of the dit, width, height, frames, characters of a prompt) -> estimated size in bytes, in a bfloat16
     # cache, of one sample's latents and of its prompt embeddings; None: no estimate
     cache_bytes: Callable[[Mapping[str, Any], int, int, int, int], tuple[int, int]] | None = None
+    # (parts, config of the dit, width, height of a reference picture) -> estimated bytes that it adds to an entry;
+    # None: as many as a picture that is trained on
+    reference_bytes: Callable[[ModelParts, Mapping[str, Any], int, int], int] | None = None
     # The longest prompt; None: prompts are never cut
     prompt_limit: PromptLimit | None = None
     # Other published sizes by name: component -> config entries that differ from `published`.
@@ -203,6 +210,11 @@ class Family:
     def frame_inputs(self, parts: ModelParts) -> FrameInputs:
         """Return the pictures that a model with `parts` takes as frames of its clips."""
         return self.kind_frames.get(parts.kind or "", FrameInputs())
+
+    @property
+    def frame_columns(self) -> frozenset[str]:
+        """The pictures that some models of the family take as frames of their clips, by column."""
+        return frozenset(name for kind in self.kind_frames.values() for name in (*kind.needed, *kind.optional))
 
     def denoiser_names(self) -> tuple[str, ...]:
         """Return the names of all denoisers that some weights of the family have."""

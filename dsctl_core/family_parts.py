@@ -57,6 +57,18 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Captioner:
+    """A component that can describe pictures, because it is a vision-language model, and how it is asked.
+
+    `processor` is a function, "module:name", from a pipeline with the component and its readers to a processor of
+    transformers that has a chat template.
+    """
+
+    component: str
+    processor: str
+
+
+@dataclass(frozen=True)
 class Denoiser:
     """A component that predicts the velocity, and its range of noise levels.
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dsctl_core.checkpoint.readers import Readers
-from dsctl_core.data.video import FrameRule
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.denoising import CfgScale, ProgressBar, Step, denoise, no_progress_bar, run_step_directly
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.family import Family, ModelParts, Schedule

@@ -35,12 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Clear what the person running the tests has set for dsctl, and keep stray output out of the repository."""
     for name in list(os.environ):
         if name.startswith(("DSCTL_", "DIFFSYNTH_", "ACCELERATE_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("DSCTL_SKIP_DOWNLOAD", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "user_cache"))
     monkeypatch.chdir(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""`dsctl dataset validate` and `dsctl dataset annotate`."""
+"""`dsctl dataset validate`, `dsctl dataset caption` and `dsctl dataset annotate`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from dsctl import out
 from dsctl.flags import takes
-from dsctl_core.options import DatasetAnnotateOptions, DatasetValidateOptions
+from dsctl_core.options import DatasetAnnotateOptions, DatasetCaptionOptions, DatasetValidateOptions
 
 
 @takes(DatasetValidateOptions)
@@ -29,6 +29,21 @@ def validate(options: DatasetValidateOptions) -> None:
         result.lines(),
     )
     if not result.clean:
+        raise typer.Exit(1)
+
+
+@takes(DatasetCaptionOptions)
+def caption(options: DatasetCaptionOptions) -> None:
+    """Write a caption for each picture or clip without one, by a vision-language model.
+
+    What is there is kept. A run that was stopped goes on where it was when it is started again. The exit code is 1 when
+    a file could not be described.
+    """
+    from dsctl_core.commands.caption import caption
+
+    result = caption(options, progress=out.progress())
+    out.result("Captioned", labels={"cut": "cut off"}, **asdict(result))
+    if result.failed:
         raise typer.Exit(1)
 
 

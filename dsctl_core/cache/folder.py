@@ -16,6 +16,7 @@ from dsctl_core.files.ownership import require_folder
 from dsctl_core.progress import Progress
 
 LOCK_FILE, SKIPPED_FILE = ".lock", "skipped.jsonl"
+WORKERS = ".workers"  # the folder by which several commands share the work
 SHARD = r"[0-9a-f]{64}\.safetensors"
 WRITTEN = re.escape(MANIFEST_FILE) + "|" + re.escape(INDEX_FILE) + "|" + re.escape(SKIPPED_FILE)
 PROBE = re.compile(r"\.probe\.[0-9a-f]{8}")
@@ -70,6 +71,10 @@ def _is_of_a_cache(path: Path) -> bool:
         return path.is_file() and b'"dsctl_version"' in path.read_bytes()
     if path.name == FOLDER:
         return path.is_dir()
+    if path.name == WORKERS:
+        return path.is_dir() and all(
+            each.is_dir() and re.fullmatch("[0-9a-f]{16}", each.name) for each in path.iterdir()
+        )
     files = (INDEX_FILE, SKIPPED_FILE, LOCK_FILE)
     return path.name in files or is_temporary(path, WRITTEN) or PROBE.fullmatch(path.name) is not None
 
@@ -83,8 +88,12 @@ def _is_of_shards(path: Path) -> bool:
 
 def locked(cache: Path) -> AbstractContextManager[None]:
     """Lock the folder against other writers; the operating system releases the lock of a process that is killed."""
-    busy = DsctlError(f"another command is writing to {cache}", hint="wait until it is done, or use another folder")
-    return lock.locked(cache / LOCK_FILE, busy)
+    return lock.locked(cache / LOCK_FILE, busy(cache))
+
+
+def busy(cache: Path) -> DsctlError:
+    """Return the error for a folder that another command writes to."""
+    return DsctlError(f"another command is writing to {cache}", hint="wait until it is done, or use another folder")
 
 
 def clear_temporary_files(cache: Path) -> None:

@@ -19,6 +19,7 @@ from dsctl_core.version import __version__
 FORMAT = 1  # increased when older files can no longer be read
 MANIFEST_FILE, INDEX_FILE = "manifest.json", "index.json"
 OF_TABLES = "tables"  # in `Recipe.dataset`: of each of several datasets its table, rows and processing
+OF_CLIPS = "clips"  # there, or of each table: how many clips each row of its table gives, if rows give several
 REBUILD = "rebuild the cache with `dsctl cache`"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -12,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.cache.codec import decode, tensors_of
-from dsctl_core.cache.manifest import OF_TABLES, REBUILD, Entry, read_index, read_manifest
-from dsctl_core.cache.shards import FOLDER, examine_all, structures
+from dsctl_core.cache.manifest import OF_CLIPS, OF_TABLES, REBUILD, Entry, read_index, read_manifest
+from dsctl_core.cache.shard_reader import OpenShards
+from dsctl_core.cache.shards import FOLDER
+from dsctl_core.cache.verified import VerifiedShards
+from dsctl_core.data.clip_rows import ClipIndex
 from dsctl_core.data.sampler import Block
 from dsctl_core.data.several import DATASET
 from dsctl_core.data.shares import Mixture, blocks_of
@@ -21,15 +23,15 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.options.datasets import DatasetTable
 
 CACHED = "_cached"  # key of the sample in a row from a cache
-MAX_OPEN_SHARDS = 256  # shards that are mapped at the same time
+WHOLE = 2**31  # bytes of a cache that is verified whole at the start: it takes a second or two
 
 
 class CachedDataset(Sequence[dict[str, Any]]):
     """The entries of the cache in `folder`, repeated `repeat` times.
 
     A row is `{"_row": number of the row in the original dataset, "_cached": sample}`, of several datasets also with the
-    number of its table. Opening reads manifest and index only. Call `check_shards` before the first row: it verifies
-    every byte. Raises `DsctlError` for a cache that is damaged or has no entries.
+    number of its table. Opening reads manifest and index only. A shard is verified when a row is first read from it;
+    `check_shards` does that for all. Raises `DsctlError` for a cache that is damaged or has no entries.
     """
 
     def __init__(self, folder: str | Path, repeat: int = 1) -> None:
@@ -43,7 +45,8 @@ class CachedDataset(Sequence[dict[str, Any]]):
         self.starts = [0, *accumulate(each["rows"] for each in of_tables[:-1])]
         self.once = False
         self._mixture: Mixture | None = None
-        self._open: OrderedDict[str, tuple[Any, dict[str, Any]]] = OrderedDict()
+        self.verified = VerifiedShards(self.folder / FOLDER)
+        self._shards = OpenShards(self.folder / FOLDER)
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -64,6 +67,14 @@ class CachedDataset(Sequence[dict[str, Any]]):
         """Return the number of the table, of several datasets, of a row of the original dataset; else 0."""
         return bisect_right(self.starts, row) - 1
 
+    def origin(self, row: int) -> Hashable:
+        """Return a key of the row of the table that a row of the original dataset is, or is a clip of."""
+        table = self.table_of(row)
+        recipe = self.manifest.recipe.dataset
+        counts = (recipe[OF_TABLES][table] if self.tables else recipe).get(OF_CLIPS)
+        own = row - self.starts[table]
+        return table, own if counts is None else ClipIndex(counts).row_of(own)
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
@@ -71,26 +82,23 @@ class CachedDataset(Sequence[dict[str, Any]]):
         of_table = {DATASET: self.table_of(entry.row)} if self.tables else {}
         return {"_row": entry.row, **of_table, CACHED: self.sample(entry)}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out open files, which cannot be sent to a worker process."""
-        return {**self.__dict__, "_open": OrderedDict()}
-
     def sample(self, entry: Entry) -> dict[str, Any]:
         """Return the values of an entry by name."""
         with self._structure_of(entry):
             values = {name: decode(structure, None) for name, structure in entry.values.items()}
             for key in entry.parts:
-                file, parts = self._shard(self.shard_names[key])
-                for name, structure in parts[key].items():
-                    values[name] = decode(structure, lambda n, key=key, file=file: file.get_tensor(f"{key}/{n}"))
+                self.verified.require(self.shard_names[key])
+                shard = self._shards[self.shard_names[key]]
+                for name, structure in shard.structure(key).items():
+                    values[name] = decode(structure, lambda n, key=key, shard=shard: shard.tensor(f"{key}/{n}"))
         return values
 
     def shape(self, entry: Entry, name: str) -> list[int]:
         """Return the shape of the tensor `name` of an entry, from the header of its shard; [] if it has none."""
         for key in entry.parts:
-            file, parts = self._shard(self.shard_names[key])
-            for number in tensors_of(parts[key].get(name)):
-                return list(file.get_slice(f"{key}/{number}").get_shape())
+            shard = self._shards[self.shard_names[key]]
+            for number in tensors_of(shard.structure(key).get(name)):
+                return list(shard.entry(f"{key}/{number}")["shape"])
         return []
 
     @contextmanager
@@ -134,10 +142,10 @@ class CachedDataset(Sequence[dict[str, Any]]):
     def _bucket(self, entry: Entry, padded: Collection[str]) -> Hashable:
         values = [(name, repr(value)) for name, value in entry.values.items() if not isinstance(value, dict)]
         for key in entry.parts:
-            file, parts = self._shard(self.shard_names[key])
-            for name, structure in parts[key].items():
+            shard = self._shards[self.shard_names[key]]
+            for name, structure in shard.structure(key).items():
                 if name.partition(".")[2] not in padded:
-                    shapes = [file.get_slice(f"{key}/{number}").get_shape() for number in tensors_of(structure)]
+                    shapes = [shard.entry(f"{key}/{number}")["shape"] for number in tensors_of(structure)]
                     # A list has one entry per sample, so these may differ; other plain values apply to the whole batch.
                     is_list = isinstance(structure, dict) and "list" in structure
                     values.append((name, repr(shapes if shapes or is_list else structure)))
@@ -151,20 +159,19 @@ class CachedDataset(Sequence[dict[str, Any]]):
         """Return the paths of the shards, sorted by name."""
         return [self.folder / FOLDER / name for name in sorted(self.manifest.shards)]
 
-    def check_shards(self) -> None:
-        """Verify all shards and raise the first error."""
-        for _, error in examine_all(self.shards()):
+    def check_shards(self, *, anew: bool = True) -> None:
+        """Verify all shards, without `anew` only those of which it is not remembered, and raise the first error."""
+        for _, error in self.verified.all_of(self.shards(), anew=anew):
             if error is not None:
                 raise error
 
-    def _shard(self, name: str) -> tuple[Any, dict[str, Any]]:
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        from safetensors import safe_open
-
-        path = self.folder / FOLDER / name
-        if len(self._open) >= MAX_OPEN_SHARDS:
-            self._open.popitem(last=False)
-        self._open[name] = (safe_open(path, framework="pt"), structures(path))
-        return self._open[name]
+    def check_at_start(self) -> None:
+        """Verify all shards of a cache of up to `WHOLE` bytes; of a larger one, that all are there and complete."""
+        if self.manifest.bytes.get("shards", 0) <= WHOLE:
+            self.check_shards(anew=False)
+            return
+        for path in self.shards():
+            size = path.stat().st_size if path.is_file() else None
+            if size != self.manifest.shards[path.name]:
+                found = "is missing" if size is None else f"has {size} bytes, not {self.manifest.shards[path.name]}"
+                raise DsctlError(f"{path} {found}", hint="copy it again, or run the same `dsctl cache` command again")

@@ -28,7 +28,8 @@ from dsctl_core.files.json import checked, parse_json
 from dsctl_core.files.safetensors import check_safetensors, safetensors_header
 
 FOLDER, SUFFIX = "shards", ".safetensors"
-PARTS_IN_A_SHARD = 64
+PARTS_IN_A_SHARD, MOST_PARTS_IN_A_SHARD = 64, 256  # all parts of a shard are in memory when it is written
+MOST_SHARDS = 2**12  # of one group of units, unless the shards have all the parts that they may have
 HEADER_KEY = "dsctl_cache"  # a single key, because the order in which safetensors writes several is not fixed
 
 

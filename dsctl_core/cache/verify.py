@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.cache.reader import CachedDataset
-from dsctl_core.cache.shards import examine_all, shard_files, structures
+from dsctl_core.cache.shards import shard_files, structures
 from dsctl_core.errors import DsctlError
 
 LEFT_OVER = "left over"
@@ -46,7 +46,7 @@ def find_problems(cache: Path) -> Iterator[Problem]:
         yield Problem(cache, "manifest", unreadable.problem, unreadable.hint)
         return
     bad = set()
-    for path, error in examine_all(dataset.shards()):
+    for path, error in dataset.verified.all_of(dataset.shards(), anew=True):
         if error is not None:
             bad.add(path.name)
             yield Problem(path, "shard", error.problem, error.hint)

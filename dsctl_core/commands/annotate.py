@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.control_pictures import KINDS, from_values
 from dsctl_core.data.dataset import SINGLE_COLUMNS
 from dsctl_core.data.images import LoadImage
+from dsctl_core.data.table_text import WRITERS, suffix_for
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.files.digest import digest_file
@@ -96,13 +94,8 @@ def table_text(dataset: UnifiedDataset, controls: dict[int, str]) -> tuple[str, 
     """Return the text of the new table and its suffix: a csv, or json lines where a cell is a list or an object."""
     columns = [*dataset.metadata.columns, IMAGE]
     rows = [{**dataset.metadata.rows[number], IMAGE: control} for number, control in controls.items()]
-    if any(not isinstance(value, str | int | float | None) for row in rows for value in row.values()):
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), ".jsonl"
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[row.get(column) for column in columns] for row in rows])
-    return stream.getvalue(), ".csv"
+    suffix = suffix_for(rows)
+    return WRITERS[suffix](columns, rows), suffix
 
 
 def _about(options: DatasetAnnotateOptions, source: Path) -> dict[str, Any]:
@@ -129,13 +122,9 @@ def drawing(options: DatasetAnnotateOptions) -> Callable[[Image], Image]:
     if options.annotator is None:
         return KINDS[options.kind]
     from dsctl_core.checkpoint.build import refused_by_library
-    from dsctl_core.checkpoint.model_config import ModelConfig
+    from dsctl_core.commands.caption_model import hub_folder
 
-    named = options.annotator
-    there = Path(named).exists()
-    config = ModelConfig(path=named) if there else ModelConfig(model_id=named, origin_file_pattern="*.safetensors")
-    found = config.resolve()[0]
-    folder = found if found.is_dir() else found.parent
+    folder = hub_folder(options.annotator, "--annotator")
     import torch
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 

@@ -12,11 +12,12 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_resize
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.dataset import SINGLE_COLUMNS
+from dsctl_core.data.frame_rule import FrameRule
+from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import MASK
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.summary import CacheBytes, lines_of, summarize
 from dsctl_core.data.validation import Checks, Level, Problem, Validation, joined, unreadable_dataset, validate_dataset
-from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families
 from dsctl_core.families.prompt_lengths import find_cut_prompts
@@ -74,7 +75,7 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
         prepare_folder(options.report.parent)
     if cached:
         return _finished(_validated_cache(base, options, progress), None, options.strict)
-    check = _Check(options.reading, options.workers, resolved, progress)
+    check = _Check(options.reading, options.workers, resolved, progress, options.recheck)
     found = joined({each.label: check.of_table(each) for each in tables}) if tables else check.one(base, table)
     result = _finished(found, None if resolved is None else _cache_bytes(resolved), options.strict)
     if options.report is not None:
@@ -92,6 +93,7 @@ class _Check:
     workers: int | None
     resolved: ResolvedModel | None
     progress: Progress
+    recheck: bool
 
     def of_table(self, table: DatasetTable) -> Validation:
         """Return the problems of the dataset of a table."""
@@ -120,6 +122,8 @@ class _Check:
                 companions={k: other for f in _possible(self.resolved) for k, other in f.companion_inputs.items()},
                 captions=captions,
                 caption=caption,
+                frame_keys=_frame_keys(self.resolved),
+                known=KnownFiles(base, remember=True, recheck=self.recheck),
             )
         except DataError as error:
             return unreadable_dataset(error)
@@ -148,6 +152,11 @@ def _aligned_keys(resolved: ResolvedModel | None, keys: Collection[str]) -> set[
     """Return the columns of pictures that lie on each other, if one of the columns `keys` holds several files."""
     stacked = _list_keys(resolved) & set(keys)
     return {name for family in _possible(resolved) for name in family.aligned_inputs} if stacked else set()
+
+
+def _frame_keys(resolved: ResolvedModel | None) -> set[str]:
+    """Return the columns of pictures that are a frame of a clip."""
+    return {name for family in _possible(resolved) for name in family.frame_columns}
 
 
 def _optional_keys(resolved: ResolvedModel | None) -> set[str]:
@@ -228,7 +237,14 @@ def _cache_bytes(resolved: ResolvedModel) -> CacheBytes | None:
             sizes = {name: own[name] for name, value in config.items() if type(value) is int and name in own}
             config = {**config, **checked(sizes, dict[str, int], str(file))}
 
-    def reckon(width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
-        return reckon_with(config, width, height, frames, characters)
+    def picture(width: int, height: int, frames: int) -> int:
+        return reckon_with(config, width, height, frames, 0)[0]
 
-    return reckon
+    def reference(width: int, height: int) -> int:
+        own = family.reference_bytes
+        return picture(width, height, 1) if own is None else own(resolved.parts, config, width, height)
+
+    def prompt(characters: int) -> int:
+        return reckon_with(config, 0, 0, 0, characters)[1]
+
+    return CacheBytes(picture, reference, prompt, shared_prompts=family.reference_bytes is None)

@@ -28,7 +28,7 @@ from dsctl_core.lora.files import lora_weights
 from dsctl_core.media.clip_file import check_clip_file
 from dsctl_core.media.image_file import layer_files
 from dsctl_core.media.made_file import DRAWN, PICTURE_SUFFIX, grid_of, write_made
-from dsctl_core.options import InferOptions
+from dsctl_core.options import DatasetCaptionOptions, InferOptions
 from dsctl_core.options.base import Solver
 from dsctl_core.options.effects import STILL
 from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
@@ -127,7 +127,7 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     finally:
         unclaim(new_folders)
     seconds = time.perf_counter() - began
-    return InferResult(written, output if options.grid else None, seconds, settings.num_frames is not None)
+    return InferResult(written, output if options.grid else None, seconds, clips=(settings.num_frames or 1) > 1)
 
 
 def choose_output(options: InferOptions, settings: Settings, title: str) -> Path:
@@ -169,7 +169,7 @@ def check_output(files: Iterable[Path]) -> None:
         require_replaceable(file, DRAWN, "--output")
 
 
-def placement(options: InferOptions) -> tuple[torch.device, torch.dtype]:
+def placement(options: InferOptions | DatasetCaptionOptions) -> tuple[torch.device, torch.dtype]:
     """Return the device and the precision that are asked for, else those that suit this machine."""
     import torch
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dsctl_core.commands.infer_vace import vace_inputs
 from dsctl_core.commands.infer_video import InputVideo, Size, read_input, require_size
+from dsctl_core.data.frame_rule import FrameRule, ShortClips
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.prompt_file import prompt_lines
-from dsctl_core.data.sizes import ImageCropAndResize, require_same_ratio
-from dsctl_core.data.video import FrameRule, ShortClips
-from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.data.sizes import ImageCropAndResize, clip_size, require_same_ratio
+from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.family import Family
 from dsctl_core.options import InferOptions
@@ -185,27 +185,14 @@ def fill_in(
     if resolved.family.decomposes:
         of_kind["layers"] = chosen("layers")
         require_same_ratio(references[0].size, (width, height))
-    settings = Settings(height, width, chosen("num_inference_steps"), chosen("cfg_scale"), **of_kind)
+    own, denoisers = resolved.defaults["cfg_scale"], [denoiser.name for denoiser in resolved.parts.denoisers]
+    cfg_scale = own if options.cfg_scale is None else options.cfg_scale.of(denoisers, own)
+    settings = Settings(height, width, chosen("num_inference_steps"), cfg_scale, **of_kind)
     if not is_guided(settings.cfg_scale):
         GUIDANCE_OFF.refuse(options)
     if resolved.family.time_division is not None and settings.num_frames is not None:
         FrameRule(settings.num_frames, *resolved.family.time_division)  # raises the error for another number
     return settings
-
-
-def clip_size(shape: Size, pixels: int, factor: int) -> Size:
-    """Return the (width, height) of a clip with the aspect ratio of `shape` and at most about `pixels` pixels.
-
-    As the example of diffusers' WanImageToVideoPipeline has it: both sides rounded down to multiples of `factor`.
-    """
-    width, height = shape
-    sides = (round((pixels * width / height) ** 0.5), round((pixels * height / width) ** 0.5))
-    if min(sides) < factor:
-        raise DsctlError(
-            f"a frame of {width}x{height} pixels is too narrow for a clip of {pixels} pixels",
-            hint="crop it, or give --height and --width",
-        )
-    return sides[0] // factor * factor, sides[1] // factor * factor
 
 
 def _open_video(options: InferOptions, resolved: ResolvedModel, name: str, frames: int | None) -> InputVideo:

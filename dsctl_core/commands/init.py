@@ -8,14 +8,16 @@ from math import ceil, isqrt
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.commands.caption_model import suggested
 from dsctl_core.commands.init_model import Choice, choose_model, gpu_memory
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.buckets import ImageToBucket
-from dsctl_core.data.folder import list_files
+from dsctl_core.data.caption_files import CaptionFiles
+from dsctl_core.data.folder import list_files, repeated_folders
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.kinds import is_video
 from dsctl_core.data.metadata import find_metadata, read_metadata
 from dsctl_core.data.validation import Checks, Validation, validate_dataset
-from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text
@@ -104,6 +106,7 @@ def init(options: InitOptions, progress: Progress | None = None) -> InitResult:
     model = _model(options, key)
     resolved = resolve_model(model.model)
     _require_kind(options, key, resolved)
+    _require_captions(options.folder, resolved)
     dataset = UnifiedDataset(options.folder, data_file_keys=(key,))
     factor = resolved.parts.division_factor
     rule = (
@@ -153,8 +156,22 @@ def _model(options: InitOptions, key: str) -> Choice:
 def _require_kind(options: InitOptions, key: str, resolved: ResolvedModel) -> None:
     if key == VIDEO and resolved.family.time_division is None:
         raise UsageError(
-            f"{options.folder} has clips, and {resolved.family.title} generates images, not videos",
+            f"{options.folder} has clips, and {resolved.family.title} makes pictures, not clips",
             hint="choose a model for videos: `dsctl models` lists them",
+        )
+
+
+def _require_captions(folder: Path, resolved: ResolvedModel) -> None:
+    """Raise a DsctlError, with the command that writes them, for files without captions in a folder without a table."""
+    if find_metadata(folder) is not None:
+        return
+    files = list_files(folder)
+    captions = CaptionFiles(files.others)
+    lacking = [path for path in files.media if captions.lacks(path)]
+    if lacking and repeated_folders(folder, files.media) is None:
+        raise DsctlError(
+            f"{len(lacking)} of the {len(files.media)} files in {folder} have no caption",
+            hint=f"`{suggested(folder, resolved)}` writes them; or write a .txt beside each, then run this again",
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.checkpoint.identify import class_of, identify_component, weight_files
-from dsctl_core.commands.lora_files import Written, save
+from dsctl_core.commands.lora_files import Written, networks_of, ranks_of, save
 from dsctl_core.commands.lora_model import component_names, read_loras
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import family_of_class, identify_folder
@@ -19,8 +19,9 @@ from dsctl_core.lora.algebra import resize_layers
 from dsctl_core.lora.extract import extract
 from dsctl_core.lora.files import lora_weights, read_lora
 from dsctl_core.lora.formats import LoraFile
+from dsctl_core.lora.lycoris import LokrLayer, as_lora
 from dsctl_core.lora.merge import component_shapes
-from dsctl_core.options.effects import ONE_COMPONENT
+from dsctl_core.options.lora_effects import LORA_ALREADY, ONE_COMPONENT
 from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
 from dsctl_core.progress import NoProgress, Progress
 
@@ -31,16 +32,19 @@ def info(options: LoraInfoOptions) -> dict[str, Any]:
     file = lora_weights(options.file)
     tensors, _ = read_safetensors(file)
     layers = [layer for of in lora.components.values() for layer in of.values()]
-    ranks, scales = sorted({layer.rank for layer in layers}), sorted({round(layer.scale, 6) for layer in layers})
+    products = [layer for layer in layers if isinstance(layer, LokrLayer)]
+    factors = sorted({"{}x{} (x) {}x{}".format(*layer.blocks[0], *layer.blocks[1]) for layer in products})
     return {
         "file": str(options.file),
         "format": lora.format,
+        "network": networks_of(layers),
         "components": {name: len(of) for name, of in lora.components.items()},
-        "ranks": ranks,
-        "scales": scales,
+        "ranks": ranks_of(layers),
+        **({"factors": factors} if factors else {}),
+        "scales": sorted({round(layer.scale, 6) for layer in layers}),
         "dora": any(layer.magnitude is not None for layer in layers),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
-        "parameters": sum(layer.down.numel() + layer.up.numel() for layer in layers),
+        "parameters": sum(part.numel() for layer in layers for part in layer.parts().values()),
         "bytes": file.stat().st_size,
         "metadata": lora.metadata,
     }
@@ -51,9 +55,14 @@ def convert(options: LoraConvertOptions) -> Written:
     require_new(options.output, "--output")
     (lora,), model = read_loras([options.file], options)
     family = model.family_for(options.to, [options.file])
-    dtype = options.lora_dtype or _dtype_of(options.file)
-    about = _kept_metadata(lora)
-    return save(options.output, lora.components, about, options.to, dtype, model.shapes, None, family)
+    components, dtype = lora.components, options.lora_dtype or _dtype_of(options.file)
+    if options.network is not None:
+        if networks_of(layer for of in components.values() for layer in of.values()) in (["lora"], ["dora"]):
+            LORA_ALREADY.refuse(options, file=options.file)
+        components = {name: {key: as_lora(key, of[key]) for key in of} for name, of in components.items()}
+        dtype = options.lora_dtype or "float32"
+    about = _kept_metadata(lora, products=options.network is None)
+    return save(options.output, components, about, options.to, dtype, model.shapes, None, family)
 
 
 def resize(options: LoraResizeOptions) -> Written:
@@ -65,7 +74,7 @@ def resize(options: LoraResizeOptions) -> Written:
     components = {name: layers for name, (layers, _) in parts.items()}
     worst = min((kept for _, kept in parts.values()), key=lambda kept: kept.share)
     dtype = options.lora_dtype or _dtype_of(options.file)
-    about = _kept_metadata(lora)
+    about = _kept_metadata(lora, products=False)
     return save(options.output, components, about, options.lora_format, dtype, model.shapes, worst, family)
 
 
@@ -102,9 +111,13 @@ def _dtype_of(path: Path) -> str:
     return next(iter(found)) if len(found) == 1 and found <= {"float32", "bfloat16", "float16"} else "float32"
 
 
-def _kept_metadata(lora: LoraFile) -> dict[str, str]:
-    """Return the metadata that stays true when a LoRA is written anew: not the format, nor what follows from it."""
-    gone = ("format", "format_of_keys", "lora_adapter_metadata", "rank", "alpha")
+def _kept_metadata(lora: LoraFile, *, products: bool) -> dict[str, str]:
+    """Return the metadata that stays true when a LoRA is written anew: not the format, nor what follows from it.
+
+    Without `products` nothing of a LoKr stays.
+    """
+    gone = {"format", "format_of_keys", "lora_adapter_metadata", "rank", "alpha", "network"}
+    gone |= set() if products else {"factor", "decompose_both", "full_matrix"}
     return {key: value for key, value in lora.metadata.items() if key not in gone and not key.startswith(SPEC)}
 
 

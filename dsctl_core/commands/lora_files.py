@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dsctl_core.lora.about import with_model_spec
 from dsctl_core.lora.algebra import RankTruncation
 from dsctl_core.lora.files import unnamed_layers
 from dsctl_core.lora.formats import FORMATS, Layers
+from dsctl_core.lora.layer import Update
 from dsctl_core.lora.names import DENOISER
 from dsctl_core.lora.save import save_lora
 
@@ -52,10 +54,10 @@ def save(
     if is_folder == (output.suffix == ".safetensors"):
         wanted = "a folder, so its name does not end in .safetensors" if is_folder else "a file NAME.safetensors"
         raise UsageError(f"--output is {str(output)!r}, but the format {form} is {wanted}", hint="give another name")
-    ranks = sorted({layer.rank for layers in components.values() for layer in layers.values()})
     about = about if family is None else {**about, "family": family.name}
-    noted = {**about, "kind": "lora", "rank": ",".join(map(str, ranks))}
     every = {f"{name}.{layer}": each for name, layers in components.items() for layer, each in layers.items()}
+    ranks, networks = ranks_of(every.values()), networks_of(every.values())
+    noted = {**about, "kind": "lora", "network": ",".join(networks), "rank": ",".join(map(str, ranks))}
     prepare_folder(output.parent)
     title = output.stem
     known = shapes if shapes else None
@@ -63,12 +65,23 @@ def save(
     original = None if family is None else family.original_names
     owner = _unnamed(about, components)
     save_lora(output, components, spec, form=form, dtype=dtype, shapes=known, original=original, unnamed=owner)
-    facts: dict[str, Any] = {"format": form, "layers": len(every), "ranks": ranks}
+    facts: dict[str, Any] = {"format": form, "network": networks, "layers": len(every), "ranks": ranks}
     if kept is not None:
         facts["kept_energy"] = kept.share
         facts["worst_kept_energy"] = kept.worst_share
         facts["worst_layer"] = kept.worst_layer
     return Written(output, facts)
+
+
+def ranks_of(layers: Iterable[Update]) -> list[int | str]:
+    """Return the ranks of `layers`, in order; "full" for those of whole matrices alone."""
+    ranks = {layer.rank for layer in layers}
+    return [*sorted(rank for rank in ranks if rank is not None), *(["full"] if None in ranks else [])]
+
+
+def networks_of(layers: Iterable[Update]) -> list[str]:
+    """Return the networks that `layers` are of: "lora", "lokr", "loha"; "dora" for a LoRA with magnitudes."""
+    return sorted({"dora" if x.network == "lora" and x.magnitude is not None else str(x.network) for x in layers})
 
 
 def _unnamed(about: dict[str, str], components: dict[str, Layers]) -> str:

@@ -53,10 +53,13 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainResul
     but for a cache that was made already.
     """
     began, shown = time.perf_counter(), progress or NoProgress()
+    hours = options.training.max_hours
+    deadline = None if hours is None else time.monotonic() + 3600 * hours
     plan = plan_training(options, shown)
     try:
         with claimed_output(plan):
-            summary = run_training(plan, shown if plan.accelerator.is_main_process else NoProgress())
+            shown = shown if plan.accelerator.is_main_process else NoProgress()
+            summary = run_training(plan, shown, deadline)
     finally:
         plan.accelerator.end_training()
     return TrainResult(
@@ -85,10 +88,10 @@ def dry_run(options: TrainOptions, progress: Progress | None = None) -> DryRun:
         plan.accelerator.end_training()
 
 
-def run_training(plan: TrainingPlan, progress: Progress) -> TrainingSummary:
-    """Do what `plan` says: encode or open the cache, build the module, train it."""
+def run_training(plan: TrainingPlan, progress: Progress, deadline: float | None = None) -> TrainingSummary:
+    """Do what `plan` says: encode or open the cache, build the module, train it, until `deadline` at the latest."""
     options, training, output = plan.options, plan.options.training, plan.options.output
-    with checked_in_background(plan.source) as check_cache:
+    with checked_in_background(plan.source, recheck=options.data.recheck) as check_cache:
         samples = encoded_samples(plan, progress)
         about = describe_run(options, plan.model, plan.optimizer, plan.accelerator)
         on_bad_sample = plan.skipped.add if options.data.on_bad_sample == "skip" else None
@@ -133,6 +136,7 @@ def run_training(plan: TrainingPlan, progress: Progress) -> TrainingSummary:
             resume=plan.state,
             allow_changed=output.allow_changed,
             state_total_limit=output.state_total_limit,
+            deadline=deadline,
             progress=progress,
         )
 
@@ -161,10 +165,15 @@ def encoded_samples(plan: TrainingPlan, progress: Progress) -> Source:
 
 
 @contextmanager
-def checked_in_background(source: Source) -> Iterator[Callable[[], None]]:
-    """Look at every byte of a cache while the model loads; what is yielded waits for that, and raises what is wrong."""
+def checked_in_background(source: Source, *, recheck: bool) -> Iterator[Callable[[], None]]:
+    """Check a cache while the model loads; what is yielded waits for that, and raises what is wrong.
+
+    Of a large cache each shard is read when a sample is first taken from it; with `recheck` every byte is read here.
+    """
     pool = ThreadPoolExecutor(1)
-    checked = pool.submit(source.check_shards) if isinstance(source, CachedDataset) else None
+    checked = None
+    if isinstance(source, CachedDataset):
+        checked = pool.submit(source.check_shards if recheck else source.check_at_start)
     try:
         yield lambda: None if checked is None else checked.result()
     finally:

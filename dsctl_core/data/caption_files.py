@@ -46,6 +46,11 @@ class CaptionFiles:
         """Return the text files that belong to no picture."""
         return [path for paths in self.texts.values() for path in paths if path not in self.used]
 
+    def lacks(self, picture: Path) -> bool:
+        """Return whether no file has a caption of `picture`: there is no text file, and no json file with one."""
+        texts, objects = self.of(picture)
+        return not texts and not any(_has_caption(path) for path in objects)
+
     def caption(self, picture: Path, default: str | None = None) -> Any:
         """Return the caption of `picture`, or a list of them, or a `BadCell` if there is none that can be read.
 
@@ -73,7 +78,7 @@ def _missing(picture: Path) -> BadCell:
     return BadCell(
         DataError(
             f"{picture.with_suffix('.txt')} does not exist",
-            hint="write the caption to this file, or remove the image or video of the same name",
+            hint="write the caption to this file, or remove the picture or video of the same name",
             kind="caption",
         )
     )
@@ -111,6 +116,13 @@ def _other_caption(path: Path, text: str) -> bool:
     return bool(captions) and text not in [each.strip() for each in captions if isinstance(each, str)]
 
 
+def _has_caption(path: Path) -> bool:
+    try:
+        return bool(_captions_in(path))
+    except DataError:
+        return False  # no caption, so it is about something else
+
+
 def _captions_in(path: Path) -> dict[str, Any]:
     """Return the captions of a json file by key; raise `DataError` if it is not an object of json."""
     try:
@@ -133,5 +145,5 @@ def _read(path: Path) -> str:
         problem = f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start + 1}"
         raise DataError(problem, hint="save it as UTF-8", kind="caption") from error
     except DataError as error:
-        hint = "write the caption to this file, or remove the image or video of the same name"
+        hint = "write the caption to this file, or remove the picture or video of the same name"
         raise DataError(error.problem, hint=hint, kind="caption") from error

@@ -6,9 +6,11 @@ from collections.abc import Generator
 from contextlib import closing
 from itertools import islice
 
+from dsctl_core.data.columns import Rows
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError, Kind, kind_of_problem
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.digest import digest
 from dsctl_core.progress import NoProgress, Progress
 
 MAX_ROWS_LISTED = 5
@@ -50,7 +52,7 @@ def check_dataset(dataset: UnifiedDataset, progress: Progress | None = None, lim
     first, others = problems[0], problems[1:]
     problem = first.problem
     if others:
-        rows = [str(number + 1) for number in dict.fromkeys(other.row for other in others)]
+        rows = [str(number + 1) for number in dict.fromkeys(dataset.metadata.row_of(other.row) for other in others)]
         listed = ", ".join(rows[:MAX_ROWS_LISTED]) + (", ..." if len(rows) > MAX_ROWS_LISTED else "")
         count = f"{len(others)} more" if len(problems) < limit else f"at least {len(others)} more"
         problem += f" (and {count}: rows {listed})"
@@ -69,30 +71,62 @@ def usable_part(
 
 def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowProblem, None, None]:
     """Yield every problem of a dataset, in the order of the rows."""
-    seen: set[tuple[str, str, str]] = set()  # a file that many rows name is checked once
-    numbers = dataset.rows_in_use
+    dataset.look_at_files(progress)
+    if all(found_whole(part) for part in dataset.parts):
+        return
+    seen: set[tuple[str, ...]] = set()  # a file that many rows name is checked once
+    problems = 0
+    numbers, known, cells = dataset.rows_in_use, dataset.known is not None, dataset.metadata.rows
     progress.start("Checking the dataset", len(numbers), unit="row")
     try:
         for number in numbers:
-            row = dataset.metadata.rows[number]
             try:
                 dataset.prompts(number)
             except DsctlError as error:
+                problems += 1
                 yield RowProblem.of(number, error)
             try:
                 dataset.require_companions(number)
             except DsctlError as error:
+                problems += 1
                 yield RowProblem.of(number, error)
-            target = repr(row.get(dataset.data_file_keys[0]))
             for key in dataset.data_file_keys:
                 # What goes along with the target is right or wrong with it.
-                if (cell := (key, repr(row.get(key)), target if key in dataset.along_keys else "")) in seen:
+                along = (cells.cell(number, dataset.data_file_keys[0]),) if key in dataset.along_keys else ()
+                cell = ("", "") if known else (key, *map(repr, (cells.cell(number, key), *along)))
+                if cell in seen:
                     continue
                 try:
                     dataset.preview(number, key)
-                    seen.add(cell)
+                    if not known:
+                        seen.add(cell)
                 except DsctlError as error:
+                    problems += 1
                     yield RowProblem.of(number, error)
             progress.advance()
+        if not problems:
+            for part in dataset.parts:
+                remember_whole(part)
     finally:
         progress.finish()
+
+
+def found_whole(part: UnifiedDataset) -> bool:
+    """Return whether the same rows, read in the same way, were checked before and no file of theirs has changed."""
+    key = _key(part)
+    return key is not None and part.known is not None and part.known.result(key) == part.known.states
+
+
+def remember_whole(part: UnifiedDataset) -> None:
+    """Keep that a check of all rows found no problem."""
+    key = _key(part)
+    if key is not None and part.known is not None:
+        part.known.keep(key, part.known.states)
+
+
+def _key(part: UnifiedDataset) -> str | None:
+    if part.reading is None or part.known is None or not isinstance(part.metadata.rows, Rows):
+        return None
+    if len(part.rows_in_use) != len(part.metadata.rows):
+        return None
+    return digest(["check", part.reading, str(part.base_path.absolute()), part.metadata.rows.digest()])

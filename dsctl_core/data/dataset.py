@@ -10,19 +10,29 @@ from pathlib import Path
 from typing import Any, overload
 
 from dsctl_core.data.captions import Captions
+from dsctl_core.data.clip_rows import require_one_clip
+from dsctl_core.data.columns import Row
 from dsctl_core.data.defaults import default_image_operator, default_video_operator
+from dsctl_core.data.facts import Identity
+from dsctl_core.data.frame_folder import RATE_COLUMN
+from dsctl_core.data.frame_rule import FrameRule
+from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import MASK, require_fitting, require_same_crop
 from dsctl_core.data.metadata import read_dataset
-from dsctl_core.data.operators import SequentialProcess, ToAbsolutePath
+from dsctl_core.data.operators import PLAIN, SequentialProcess, ToAbsolutePath
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.routing import RouteByType, preview_of
-from dsctl_core.data.rows import Metadata, Row, blank, with_caption, with_copies
+from dsctl_core.data.row_numbers import RowNumbers
+from dsctl_core.data.rows import Metadata, blank, with_caption, with_clips, with_copies
 from dsctl_core.data.sampler import Block
 from dsctl_core.data.shares import Mixture
 from dsctl_core.data.sizes import fits_of
 from dsctl_core.data.stacks import Size, files_of_cell, find_odd_size
+from dsctl_core.data.video import count_clips
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
+from dsctl_core.files.digest import digest_files
 from dsctl_core.options.datasets import DatasetTable
+from dsctl_core.progress import Progress
 from dsctl_core.random import derive_seed
 
 TEXT_COLUMNS = ("prompt",)
@@ -60,9 +70,18 @@ class UnifiedDataset(Sequence[Row]):
         companions: Columns that belong to another: a row that has one has the other too.
         copies: Columns that are made from others: {new column: the one whose cells it has}.
         caption: The caption of every row, in place of its own.
+        clip_operator: Returns the operator for a row, in place of `main_data_operator`: it is called with `clip`, which
+            clip of its video the row is, and `frame_rate`, the cell of the row in the column "fps".
+        every_clip: The rule by which each video of the first column of `data_file_keys` gives several clips, each of
+            which is a row; its "extraction" is "every".
+        frame_keys: The columns of pictures that are a frame of a clip, which a video of several clips cannot have.
+        known: What is known of the files; the operators must have it, too, to make use of it.
     """
 
     tables: tuple[DatasetTable, ...] = ()  # of several datasets
+    known: KnownFiles | None = None
+    reading: str | None = None  # identifies all that the outcome of a check depends on, besides rows and files
+    identity: Identity | None = None  # once it was asked for; see `identity_of_dataset`
 
     def __init__(
         self,
@@ -85,11 +104,16 @@ class UnifiedDataset(Sequence[Row]):
         companions: Mapping[str, str] | None = None,
         copies: Mapping[str, str] | None = None,
         caption: str | None = None,
+        clip_operator: Callable[..., Callable[[Any], Any]] | None = None,
+        every_clip: FrameRule | None = None,
+        frame_keys: Iterable[str] = (),
+        known: KnownFiles | None = None,
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
         self.base_path = _existing_folder(base_path)
-        self.repeat, self.allow_outside = repeat, allow_outside
+        self.repeat, self.allow_outside, self.known = repeat, allow_outside, known
+        self._to_path = ToAbsolutePath(self.base_path, allow_outside)
         self.data_file_keys = _column_names(data_file_keys)
         table = None if metadata_path is None else _existing_file(metadata_path, self.base_path)
         self.copies = dict(copies or {})
@@ -101,16 +125,18 @@ class UnifiedDataset(Sequence[Row]):
         self.list_keys, self.aligned_keys = frozenset(list_keys), frozenset(aligned_keys)
         self.companions = dict(companions or {})
         self.along_keys, self.whole_keys = {MASK: True, **(along_keys or {})}, frozenset(whole_keys)
-        self.numbers: Sequence[int] = range(len(self.metadata.rows))
-        if self.metadata.repeats is not None:
-            repeats = enumerate(self.metadata.repeats)
-            self.numbers = [number for number, times in repeats for _ in range(times)]
+        self.clip_operator, self.frame_keys = clip_operator, frozenset(frame_keys)
+        if every_clip is not None:
+            counts = [self._clips_in(number, every_clip) for number in range(len(self.metadata.rows))]
+            self.metadata = with_clips(self.metadata, counts)
+        self.numbers = RowNumbers(range(len(self.metadata.rows)), self.metadata.repeats)
         self.captions = captions or Captions()
         special = dict(special_operator_map or {})
         for key in special:
             if key not in self.data_file_keys:
                 raise unknown_name("column in special_operator_map", key, list(self.data_file_keys))
         main = main_data_operator or self.default_image_operator(self.base_path, allow_outside=allow_outside)
+        self.special_keys = frozenset(special)
         self.operators = {key: special.get(key, main) for key in self.data_file_keys}
 
     default_image_operator = staticmethod(default_image_operator)
@@ -134,9 +160,9 @@ class UnifiedDataset(Sequence[Row]):
         return 0
 
     @property
-    def rows_in_use(self) -> list[int]:
+    def rows_in_use(self) -> RowNumbers:
         """The numbers of the rows (from 0), each once; `numbers` has a row as often as an epoch does."""
-        return list(dict.fromkeys(self.numbers))
+        return self.numbers.once()
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -157,9 +183,11 @@ class UnifiedDataset(Sequence[Row]):
         row = dict(self.metadata.rows[number])
         if all(key in self.metadata.columns for key in TEXT_COLUMNS):
             row |= self.chosen_texts(number, seed)
-        for key, operator in self.operators.items():
+        for key in self.operators:
             with self.cell_errors(number, key):
-                row[key] = None if self.is_empty(number, key) else operator(self._file_cell(number, key))
+                self._require_one_clip(number, key)
+                empty = self.is_empty(number, key)
+                row[key] = None if empty else self._operator(number, key)(self._file_cell(number, key))
         row["_row"] = number
         row["_fit"] = {key: fit for key in self.operators if (fit := fits_of(row[key])) is not None}
         fits = {key: fit if isinstance(fit, list) else [fit] for key, fit in row["_fit"].items()}
@@ -194,8 +222,22 @@ class UnifiedDataset(Sequence[Row]):
         """Return every prompt that row `number` can have, without dropout."""
         found: tuple[str, ...] = ()
         for key in TEXT_COLUMNS:
-            with self.cell_errors(number, key):
-                found += self.captions.texts(self.metadata.rows[number].get(key))
+            try:
+                found += self.captions.texts(self.metadata.rows.cell(number, key))
+            except DsctlError as error:
+                raise self._located(number, key, error) from error
+        return found
+
+    def most_prompt_characters(self) -> int | None:
+        """Return at least the length of the longest prompt, if that is known without a look at each."""
+        found = 0
+        for part in self.parts:
+            rows, words = part.metadata.rows, part.captions.prefix + part.captions.suffix
+            for key in TEXT_COLUMNS:
+                longest = rows.most_characters(key) if words.isascii() else None
+                if longest is None:
+                    return None
+                found = max(found, longest + len(words) + 2)
         return found
 
     def chosen_texts(self, number: int, seed: int) -> Row:
@@ -203,7 +245,7 @@ class UnifiedDataset(Sequence[Row]):
         chosen = {}
         for key in TEXT_COLUMNS:
             with self.cell_errors(number, key):
-                chosen[key] = self.captions.choose(self.metadata.rows[number].get(key), seed)
+                chosen[key] = self.captions.choose(self.metadata.rows.cell(number, key), seed)
         return chosen
 
     def require_prompts(self) -> None:
@@ -216,37 +258,120 @@ class UnifiedDataset(Sequence[Row]):
         The preview of an image is the (width, height) with which it will be loaded; an operator that is a plain
         function has none (None), and so does an empty cell of an optional column.
         """
-        with self.cell_errors(number, key):
+        try:
+            self._require_one_clip(number, key)
             if self.is_empty(number, key):
                 return None
-            found = preview_of(self.operators[key], self._file_cell(number, key))
+            found = preview_of(self._operator(number, key), self._file_cell(number, key))
             if key in self.along_keys and found is not None:
                 target = self.preview(number, self.data_file_keys[0])
                 require_fitting(target, found, key, still=self.along_keys[key])
             return found
+        except DsctlError as error:
+            raise self._located(number, key, error) from error
 
     def files(self, number: int, key: str) -> list[Path]:
         """Return the paths in the cell `key` of row `number`: one for a name, several for a list, none if empty."""
-        to_path = ToAbsolutePath(self.base_path, self.allow_outside)
+        return [Path(path) for path in self._paths(number, key)]
+
+    def _paths(self, number: int, key: str) -> list[str]:
+        cell = self.metadata.rows.cell(number, key)
+        if type(cell) is str and key not in self.list_keys and PLAIN.fullmatch(cell):
+            return [self._to_path.text(cell)]
+        to_path = self._to_path.text
         to_paths = RouteByType(((str, lambda name: [to_path(name)]), (list, SequentialProcess(to_path))))
         with self.cell_errors(number, key):
             return [] if self.is_empty(number, key) else to_paths(self._file_cell(number, key))
 
+    def look_at_files(self, progress: Progress | None = None, *, whole: bool = False) -> None:
+        """Find out about all files of the rows in use, in parallel, unless that is done; with `whole`, hash them too.
+
+        Does nothing without `known`. A file that cannot be used is a problem of its row, found where that is checked.
+        """
+        if self.known is None or self.known.done >= 1 + whole:
+            return
+        self.known.read(self._all_paths(), len(self.rows_in_use) * len(self.data_file_keys), progress, whole=whole)
+
+    def digests(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """Return the SHA-256 of the bytes of each file; those that `look_at_files` has hashed are not opened again."""
+        wanted, found = list(dict.fromkeys(paths)), dict[Path, str]()
+        for part in self.parts:
+            records = {} if part.known is None else part.known.records([str(path) for path in wanted])
+            found |= {Path(path): each.whole.hex() for path, each in records.items() if each.whole is not None}
+        return {**found, **digest_files(path for path in wanted if path not in found)}
+
+    def knows(self, path: Path) -> bool:
+        """Return whether `look_at_files` has found the file at `path` to be whole."""
+        return any(part.known is not None and part.known.has(str(path)) for part in self.parts)
+
+    def _all_paths(self) -> Iterator[str]:
+        rows, text = self.metadata.rows, self._to_path.text
+        for number in self.rows_in_use:
+            for key in self.data_file_keys:
+                cell = rows.cell(number, key)
+                if type(cell) is str and key not in self.list_keys and PLAIN.fullmatch(cell):
+                    yield text(cell)
+                    continue
+                try:
+                    yield from self._paths(number, key)
+                except DsctlError:
+                    continue
+
     def is_empty(self, number: int, key: str) -> bool:
         """Return whether the cell `key` of row `number` is empty, in an optional column."""
-        cell = self.metadata.rows[number].get(key)
-        return key in self.optional_keys and (cell is None or cell == [] or (isinstance(cell, str) and blank(cell)))
+        if key not in self.optional_keys:
+            return False
+        cell = self.metadata.rows.cell(number, key)
+        return cell is None or cell == [] or (isinstance(cell, str) and blank(cell))
 
     def is_copy(self, number: int, key: str) -> bool:
         """Return whether the cell `key` of row `number` is made from another column."""
         return key in self.copies
+
+    def origin(self, number: int) -> Hashable:
+        """Return a key of the row of the table that row `number` is, or is a clip of."""
+        return self.metadata.row_of(number)
+
+    @property
+    def takes_folders(self) -> bool:
+        """Whether a file may be a folder of frames."""
+        return self.clip_operator is not None
+
+    def chosen_frames(self, number: int, path: Path) -> list[str]:
+        """Return what chooses the frames of a file of row `number` beside the settings of its dataset.
+
+        That is its clip, and of a folder the frame rate.
+        """
+        clip, rate = self.metadata.clip_of(number), self.metadata.rows.cell(number, RATE_COLUMN)
+        rated = rate is not None and path.is_dir()
+        return [*([f"clip {clip}"] if clip else []), *([f"{RATE_COLUMN} {rate}"] if rated else [])]
+
+    def _operator(self, number: int, key: str) -> Callable[[Any], Any]:
+        """Return the operator for the cell `key` of row `number`."""
+        clip, rate = self.metadata.clip_of(number), self.metadata.rows.cell(number, RATE_COLUMN)
+        if self.clip_operator is None or key in self.special_keys or (clip == 0 and rate is None):
+            return self.operators[key]
+        return self.clip_operator(clip=clip, frame_rate=rate)
+
+    def _clips_in(self, number: int, rule: FrameRule) -> int:
+        """Return how many clips the video of row `number` gives; 1 where it cannot be read, which loading explains."""
+        try:
+            paths = self.files(number, self.data_file_keys[0])
+            return sum(count_clips(path, rule, self.metadata.rows.cell(number, RATE_COLUMN)) for path in paths) or 1
+        except DataError:
+            return 1
+
+    def _require_one_clip(self, number: int, key: str) -> None:
+        clips = self.metadata.clips
+        if clips is not None and key in self.frame_keys and not self.is_empty(number, key):
+            require_one_clip(key, clips.counts[clips.row_of(number)])
 
     def _file_cell(self, number: int, key: str) -> Any:
         """Return the cell `key` of row `number`, in a column of several files as a list.
 
         Raises `DataError` for a list in a column of single files.
         """
-        cell = self.metadata.rows[number].get(key)
+        cell = self.metadata.rows.cell(number, key)
         if key in self.list_keys:
             return files_of_cell(cell, ToAbsolutePath(self.base_path, self.allow_outside))
         if isinstance(cell, list | tuple) and key in self.single_keys:
@@ -259,16 +384,23 @@ class UnifiedDataset(Sequence[Row]):
 
     def notes(self) -> list[str]:
         """Return lines for people: the layout, what was left out, and how many rows have an empty optional column."""
-        return [*self.metadata.notes(), *(line for key in self.data_file_keys if (line := self._empty_cells(key)))]
+        clips = self.metadata.clips
+        counted = [] if clips is None else [f"{len(clips)} clips of {len(clips.counts)} videos"]
+        empty = (line for key in self.data_file_keys if (line := self._empty_cells(key)))
+        return [*self.metadata.notes(), *counted, *empty]
 
     def _empty_cells(self, key: str) -> str | None:
+        if key not in self.optional_keys:
+            return None
         rows = self.rows_in_use
         count = sum(self.is_empty(number, key) for number in rows)
         return f"{count} of {len(rows)} rows have no {key}, and are trained on without one" if count else None
 
     def varies(self) -> bool:
         """Return whether a row can have different prompts in different epochs, so that it cannot be encoded once."""
-        cells = (row.get(key) for row in self.metadata.rows for key in TEXT_COLUMNS)
+        rows = self.metadata.rows
+        several = [key for key in TEXT_COLUMNS if rows.may_hold_lists(key)]
+        cells = (rows.cell(number, key) for number in range(len(rows)) for key in several)
         return self.captions.dropout > 0 or any(isinstance(cell, list) and len(cell) > 1 for cell in cells)
 
     def buckets(self) -> list[Hashable]:
@@ -277,6 +409,7 @@ class UnifiedDataset(Sequence[Row]):
         Masks have the size of what they belong to, and of pictures that keep their own size the number counts. Reads
         the beginning of every file; raises `DataError` for a row that cannot be used.
         """
+        self.look_at_files()
         keys = [key for key in self.data_file_keys if key != MASK]
         found = {number: tuple(self._size_in_batch(number, key) for key in keys) for number in self.rows_in_use}
         return [found[number] for number in self.numbers]
@@ -290,8 +423,8 @@ class UnifiedDataset(Sequence[Row]):
         """Return this dataset without the rows `numbers` of the metadata (from 0)."""
         subset = copy.copy(self)
         excluded = set(numbers)
-        subset.numbers = [number for number in self.numbers if number not in excluded]
-        if not subset.numbers:
+        subset.numbers = self.numbers.without(excluded)
+        if not len(subset.numbers):
             raise DataError(
                 f"{self.metadata.path} has no row that can be used",
                 hint="list the problems with `dsctl dataset validate`",
@@ -315,10 +448,14 @@ class UnifiedDataset(Sequence[Row]):
         try:
             yield
         except DsctlError as error:
-            row = self.metadata.rows[number]
-            shown = f"{key} {reprlib.repr(row[key])}" if key in row else key
-            problem = f"{self.location(number)}, {shown}: {error.problem}"
-            raise DataError(problem, hint=error.hint, kind=kind_of_problem(error)) from error
+            raise self._located(number, key, error) from error
+
+    def _located(self, number: int, key: str, error: DsctlError) -> DataError:
+        """Return `error` with the location and the value of the cell `key` of row `number`."""
+        rows = self.metadata.rows
+        shown = f"{key} {reprlib.repr(rows.cell(number, key))}" if rows.has(number, key) else key
+        problem = f"{self.location(number)}, {shown}: {error.problem}"
+        return DataError(problem, hint=error.hint, kind=kind_of_problem(error))
 
 
 def _hashable(value: Any) -> Hashable:
@@ -327,7 +464,7 @@ def _hashable(value: Any) -> Hashable:
 
 def _existing_folder(base_path: str | Path) -> Path:
     if not str(base_path):
-        raise UsageError("the dataset's base path is empty", hint="give the folder of the images")
+        raise UsageError("the dataset's base path is empty", hint="give the folder of the pictures or videos")
     path = Path(base_path)
     if path.is_dir():
         return path

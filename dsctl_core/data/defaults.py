@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.data.facts import Known
+from dsctl_core.data.frame_rule import Extraction, FrameRule, ShortClips
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.kinds import VIDEO_SUFFIXES
 from dsctl_core.data.operators import Operator, SequentialProcess, ToAbsolutePath
-from dsctl_core.data.routing import RouteByExtensionName, RouteByType, ToList
+from dsctl_core.data.routing import RouteByExtensionName, RouteByType, RouteFolders, ToList
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
-from dsctl_core.data.video import Extraction, LoadGIF, LoadVideo, ShortClips
+from dsctl_core.data.video import LoadFrames, LoadGIF, LoadVideo
 
 
 def default_image_operator(
@@ -24,6 +26,7 @@ def default_image_operator(
     allow_outside: bool = False,
     resize: Resize | None = None,
     convert_RGBA: bool = False,
+    known: Known | None = None,
 ) -> RouteByType:
     """Return the operator from a file name, or a list of file names, to RGB images of a size that the model takes.
 
@@ -37,9 +40,11 @@ def default_image_operator(
         allow_outside: Whether file names may lead out of `base_path`.
         resize: Resizes images instead of the five sizes above.
         convert_RGBA: Whether images keep their transparency, as RGBA.
+        known: What is known of the files already, so that a preview does not open them.
     """
     resize = resize or ImageCropAndResize(height, width, max_pixels, height_division_factor, width_division_factor)
-    return for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> LoadImage(convert_RGBA) >> resize)
+    to_path = ToAbsolutePath(base_path, allow_outside, checked_next=known is not None)
+    return for_one_or_several(to_path >> LoadImage(convert_RGBA, known) >> resize)
 
 
 def default_video_operator(
@@ -57,10 +62,12 @@ def default_video_operator(
     extraction: Extraction = "head",
     allow_outside: bool = False,
     resize: Resize | None = None,
+    clip: int = 0,
+    frame_rate: Any = None,
 ) -> RouteByType:
     """Return the operator from a file name, or a list of file names, to lists of RGB frames.
 
-    An image becomes a list of one frame.
+    An image becomes a list of one frame, and a folder of images a list of its images.
 
     Args:
         base_path: The folder that file names are relative to.
@@ -74,29 +81,25 @@ def default_video_operator(
         time_division_remainder: See `time_division_factor`.
         fps: Frames per second to sample; None: every frame.
         short: Whether a clip with too few frames is refused or shortened.
-        extraction: Whether the frames are from the beginning or spread over the whole clip.
+        extraction: Whether the frames are from the beginning, spread over the whole clip, or those of one of its clips.
         allow_outside: Whether file names may lead out of `base_path`.
         resize: Resizes frames instead of the five sizes above.
+        clip: The number of the clip, from 0, with the extraction "every".
+        frame_rate: The cell with the frames per second of a folder of images; None: all of its images are taken.
     """
     resize = resize or ImageCropAndResize(height, width, max_pixels, height_division_factor, width_division_factor)
-    frames: tuple[Any, ...] = (
-        num_frames,
-        time_division_factor,
-        time_division_remainder,
-        resize,
-        fps,
-        short,
-        extraction,
-    )
+    count = (num_frames, time_division_factor, time_division_remainder)
+    chosen: tuple[Any, ...] = (fps, short, extraction, clip)
+    folder = LoadFrames(FrameRule(*count, *chosen), resize, frame_rate)
     by_suffix = RouteByExtensionName(
         (
-            (("gif",), LoadGIF(*frames)),
-            (_without_dot(VIDEO_SUFFIXES), LoadVideo(*frames)),
+            (("gif",), LoadGIF(*count, resize, *chosen)),
+            (_without_dot(VIDEO_SUFFIXES), LoadVideo(*count, resize, *chosen)),
             # Everything else is a picture, whatever its suffix, or a problem that names it.
             (None, LoadImage() >> resize >> ToList()),
         )
     )
-    return for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> by_suffix)
+    return for_one_or_several(ToAbsolutePath(base_path, allow_outside, folders=True) >> RouteFolders(folder, by_suffix))
 
 
 def for_one_or_several(operator: Operator) -> RouteByType:

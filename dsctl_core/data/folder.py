@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsctl_core.data.caption_files import JSON_SUFFIX, TEXT_SUFFIXES, CaptionFiles
+from dsctl_core.data.columns import Column, Rows
 from dsctl_core.data.kinds import media_of, media_suffixes
 from dsctl_core.data.problems import DataError, explained_os_errors
-from dsctl_core.data.rows import LeftOut, Metadata, Row
+from dsctl_core.data.rows import LeftOut, Metadata
 
 # Suffixes of files that often lie beside pictures. Files of other unknown suffixes, or of none, are looked into.
 OTHER_SUFFIXES = frozenset(
@@ -80,12 +81,9 @@ def read_folder(base_path: Path, key: str, files: Files, *, uncaptioned: bool = 
     captioned = any(texts or objects for texts, objects in texts_and_objects)
     if folders is None and not captioned and not (uncaptioned and files.media):
         return None
-    names = tuple(path.relative_to(base_path).as_posix() for path in files.media)
+    names = Column(path.relative_to(base_path).as_posix() for path in files.media)
     words = [None if folders is None else folders[path.parent.name][1] or None for path in files.media]
-    rows: list[Row] = [
-        {key: name, "prompt": captions.caption(path, default)}
-        for name, path, default in zip(names, files.media, words, strict=True)
-    ]
+    prompts = Column(captions.caption(path, default) for path, default in zip(files.media, words, strict=True))
     layout, repeats = f"folder of {len(names)} files", None
     if captioned:
         layout += f" with captions in {_endings(texts_and_objects)} beside them"
@@ -96,7 +94,8 @@ def read_folder(base_path: Path, key: str, files: Files, *, uncaptioned: bool = 
     elif numbered := sorted({path.parent.name for path in files.media if REPEATED.fullmatch(path.parent.name)}):
         layout += f" (the number of {numbered[0]!r} is no repeat, as not all files lie in such folders)"
     left_out = files.left_out(base_path, captions)
-    return Metadata(base_path, (key, "prompt"), tuple(rows), None, layout, names, repeats, left_out)
+    rows = Rows({key: names, "prompt": prompts}, len(names))
+    return Metadata(base_path, (key, "prompt"), rows, None, layout, names, repeats, left_out)
 
 
 def _endings(texts_and_objects: list[tuple[list[Path], list[Path]]]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BytesIO
+from contextlib import contextmanager, nullcontext
+from os import SEEK_END
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from dsctl_core.data.colour_profiles import to_srgb
+from dsctl_core.data.facts import Known
 from dsctl_core.data.kinds import add_plugin, refuse_no_picture, refuse_unread, unreadable
 from dsctl_core.data.operators import Operator, require_file
 from dsctl_core.data.problems import DataError, explained_os_errors
@@ -44,8 +45,8 @@ class LoadImage(Operator):
     `convert_RGBA` the result is RGBA and keeps its transparency.
     """
 
-    def __init__(self, convert_RGBA: bool = False) -> None:
-        self.convert_RGBA = convert_RGBA
+    def __init__(self, convert_RGBA: bool = False, known: Known | None = None) -> None:
+        self.convert_RGBA, self.known = convert_RGBA, known
 
     def __call__(self, value: str | Path) -> PilImage.Image:
         """Decode the image; raise `DataError` for a file that is missing, damaged or not an image."""
@@ -55,28 +56,58 @@ class LoadImage(Operator):
 
     def preview(self, value: str | Path) -> tuple[int, int]:
         """Return (width, height) from the header. A file without the end of its format is decoded to check it."""
+        size = None if self.known is None else self.known.size(value)
+        if size is not None:
+            return size
         path = Path(value)
-        with open_image(path) as image:
-            size = upright_size(image)
-            if not ends_properly(path, image.format):
-                to_8_bit(image, path)
-        return size
+        with explained_os_errors(path):
+            require_file(path)
+            with path.open("rb") as stream, refused_bombs():
+                return picture_size(path, stream)
+
+
+def picture_size(path: Path, stream: BinaryIO) -> tuple[int, int]:
+    """Return the upright (width, height) of the image in the open file `stream`, which is at `path`.
+
+    A file without the end of its format is decoded to check it. The caller must be inside of `refused_bombs`.
+    """
+    with open_image(path, stream) as image:
+        size = upright_size(image)
+        place = stream.tell()
+        whole = ends_properly(stream, image.format)
+        stream.seek(place)
+        if not whole:
+            to_8_bit(image, path)
+    return size
 
 
 @contextmanager
-def open_image(path: Path, data: bytes | None = None) -> Iterator[PilImage.Image]:
+def refused_bombs() -> Iterator[None]:
+    """Let Pillow's warning of too large a picture be an error in this block, in all threads that run meanwhile.
+
+    The filters of warnings are of the whole process: whoever opens pictures in threads enters this once, around them.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
+def open_image(path: Path, stream: BinaryIO | None = None) -> Iterator[PilImage.Image]:
     """Open an image with Pillow; errors of opening and decoding it become a `DataError` that names the file.
 
-    `data` is the content of the file, if it has been read already.
+    `stream` is the file, if it is open or read already; then the caller must be inside of `refused_bombs`.
     """
     from PIL import Image, UnidentifiedImageError
 
-    require_file(path)
+    if stream is None:
+        require_file(path)
     refuse_unread(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = _opened(path, data)
+        with refused_bombs() if stream is None else nullcontext():
+            image = _opened(path, stream)
         with image:
             refuse_no_picture(path, image.format)
             yield image
@@ -142,32 +173,32 @@ def upright_size(image: PilImage.Image) -> tuple[int, int]:
     return (image.height, image.width) if turned else image.size
 
 
-def ends_properly(path: Path, image_format: str | None) -> bool:
-    """Return whether the file has the end marker or the length of its format; False for formats with neither."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(12)
-        file.seek(max(size - 64, 0))
-        tail = file.read()
+def ends_properly(stream: BinaryIO, image_format: str | None) -> bool:
+    """Return whether an open file has the end marker or the length of its format; False for formats with neither."""
+    size = stream.seek(0, SEEK_END)
+    stream.seek(0)
+    head = stream.read(12)
+    stream.seek(max(size - 64, 0))
+    tail = stream.read()
     if image_format in ("JPEG", "MPO"):
         return tail.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
     if image_format == "PNG":
         return tail.endswith(b"\0\0\0\0IEND\xaeB`\x82")
     if image_format == "WEBP":
         return int.from_bytes(head[4:8], "little") + 8 <= size
-    return image_format in ("AVIF", "HEIF") and _boxes_end(path)
+    return image_format in ("AVIF", "HEIF") and _boxes_end(stream, size)
 
 
-def _opened(path: Path, data: bytes | None) -> PilImage.Image:
+def _opened(path: Path, stream: BinaryIO | None) -> PilImage.Image:
     """Open an image with Pillow, which gets the plugin of its format if it does not know it."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(path if data is None else BytesIO(data))
+        return Image.open(path if stream is None else stream)
     except UnidentifiedImageError:
         if not add_plugin(_head(path)):
             raise
-        return Image.open(path if data is None else BytesIO(data))
+        return Image.open(path if stream is None else stream)
 
 
 def _head(path: Path) -> bytes:
@@ -175,18 +206,17 @@ def _head(path: Path) -> bytes:
         return file.read(64)
 
 
-def _boxes_end(path: Path) -> bool:
-    """Return whether the boxes of an AVIF or HEIC file (ISO/IEC 14496-12) end where the file does."""
-    size, start = path.stat().st_size, 0
-    with path.open("rb") as file:
-        while start + 8 <= size:
-            file.seek(start)
-            length = int.from_bytes(file.read(8)[:4], "big")
-            if length == 1:
-                length = int.from_bytes(file.read(8), "big")
-            if length == 0:  # the box goes on to the end of the file
-                return True
-            if length < 8:
-                return False
-            start += length
+def _boxes_end(stream: BinaryIO, size: int) -> bool:
+    """Return whether the boxes of an AVIF or HEIC file (ISO/IEC 14496-12) of `size` bytes end where the file does."""
+    start = 0
+    while start + 8 <= size:
+        stream.seek(start)
+        length = int.from_bytes(stream.read(8)[:4], "big")
+        if length == 1:
+            length = int.from_bytes(stream.read(8), "big")
+        if length == 0:  # the box goes on to the end of the file
+            return True
+        if length < 8:
+            return False
+        start += length
     return start == size

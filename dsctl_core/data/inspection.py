@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsctl_core.data.colour_profiles import ProfileUse, profile_use
-from dsctl_core.data.images import ORIENTATION, open_image, require_known_range, to_8_bit
+from dsctl_core.data.frame_folder import frame_times, frames_in, require_size
+from dsctl_core.data.images import ORIENTATION, open_image, refused_bombs, require_known_range, to_8_bit
 from dsctl_core.data.kinds import is_video
 from dsctl_core.data.operators import require_file
 from dsctl_core.data.problems import DataError, explained_os_errors
-from dsctl_core.data.video import LoadGIF, decode_all
+from dsctl_core.data.video import LoadGIF
+from dsctl_core.data.video_file import decode_all
+from dsctl_core.files.digest import digest_stream, sample_of
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -42,6 +46,8 @@ class FileFacts:
     times: tuple[float, ...] = ()
     end: float = 0.0
     profile: ProfileUse = "none"
+    is_folder: bool = False  # of frames, whose `times` are counted at one frame a second
+    sample: bytes = b""  # the hash of `digest_samples`
 
     @property
     def is_video(self) -> bool:
@@ -55,13 +61,15 @@ def inspect(path: Path, videos: bool) -> FileFacts | DataError:
     With `videos` the suffixes of videos, and GIFs, are read as videos.
     """
     try:
+        if videos and path.is_dir():
+            return _inspect_folder(path)
         require_file(path)
         if videos and is_video(path):
             return _inspect_video(path)
         facts = _inspect_picture(path)
         if videos and facts.format == "GIF":
-            times, end, _ = LoadGIF(None).survey(path)
-            return replace(facts, times=tuple(times), end=end)
+            found = LoadGIF(None).survey(path)
+            return replace(facts, times=tuple(found.times), end=found.end)
         return facts
     except DataError as error:
         return error
@@ -77,7 +85,7 @@ def _inspect_picture(path: Path) -> FileFacts:
 
     with explained_os_errors(path):
         data = path.read_bytes()
-    with open_image(path, data) as image:
+    with refused_bombs(), open_image(path, BytesIO(data)) as image:
         require_known_range(image, path)
         picture_format, frames = str(image.format), int(getattr(image, "n_frames", 1))
         image.load()
@@ -89,7 +97,16 @@ def _inspect_picture(path: Path) -> FileFacts:
     expected = Image.registered_extensions().get(path.suffix.lower())
     digest = hashlib.sha256(data).digest()
     return FileFacts(
-        size, len(data), digest, picture_format, expected, frames, colors, difference_hash, profile=profile
+        size,
+        len(data),
+        digest,
+        picture_format,
+        expected,
+        frames,
+        colors,
+        difference_hash,
+        profile=profile,
+        sample=bytes.fromhex(sample_of(BytesIO(data), len(data))),
     )
 
 
@@ -123,26 +140,38 @@ def perceptual_hash(image: PilImage.Image) -> tuple[bytes, int]:
 
 
 def _inspect_video(path: Path) -> FileFacts:
-    digest, file_bytes = hashlib.sha256(), 0
     with explained_os_errors(path), path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            file_bytes += len(block)
+        digest, file_bytes = bytes.fromhex(digest_stream(file)), file.tell()
+        sample = bytes.fromhex(sample_of(file, file_bytes))
     times, end, size = decode_all(path)
     suffix = path.suffix.removeprefix(".").lower()
-    return FileFacts(size, file_bytes, digest.digest(), suffix, suffix, len(times), times=tuple(times), end=end)
+    return FileFacts(size, file_bytes, digest, suffix, suffix, len(times), times=tuple(times), end=end, sample=sample)
+
+
+def _inspect_folder(path: Path) -> FileFacts:
+    """Decode all frames of a folder."""
+    paths = frames_in(path)
+    found = [_inspect_picture(each) for each in paths]
+    for each, facts in zip(paths, found, strict=True):
+        require_size(each, facts.size, paths[0], found[0].size)
+    digest = hashlib.sha256(b"".join(facts.digest for facts in found)).digest()
+    times, end = frame_times(len(paths), 1)
+    file_bytes = sum(facts.file_bytes for facts in found)
+    return FileFacts(
+        found[0].size, file_bytes, digest, "frames", None, len(paths), times=tuple(times), end=end, is_folder=True
+    )
 
 
 def thumbnail(path: Path, videos: bool, side: int = 160) -> bytes | None:
     """Return a JPEG of a file with sides of at most `side` pixels, or None if the file cannot be decoded."""
-    from io import BytesIO
-
+    from dsctl_core.data.frame_rule import FrameRule
     from dsctl_core.data.images import LoadImage
-    from dsctl_core.data.video import LoadVideo
+    from dsctl_core.data.video import frame_loader
 
     try:
-        as_video = videos and is_video(path)
-        picture = LoadVideo(1, short="shorten")(path)[0] if as_video else LoadImage()(path)
+        as_video = videos and (is_video(path) or path.is_dir())
+        rule = FrameRule(1, 1, 0, short="shorten")
+        picture = frame_loader(path, rule, None)(path)[0] if as_video else LoadImage()(path)
     except DataError:
         return None
     picture.thumbnail((side, side))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data.defaults import for_one_or_several
+from dsctl_core.data.facts import Known
 from dsctl_core.data.images import LoadImage, open_image
 from dsctl_core.data.kinds import VIDEO_SUFFIXES
 from dsctl_core.data.operators import Operator, ToAbsolutePath
@@ -27,13 +28,16 @@ MASK = "mask"  # the column of masks, and the extra input that asks for them
 class LoadAlpha(Operator):
     """Load the alpha channel of a picture as 8-bit grey: white where it is opaque, all white where it has none."""
 
+    def __init__(self, known: Known | None = None) -> None:
+        self.known = known
+
     def __call__(self, value: str | Path) -> PilImage.Image:
         """Decode the picture; raise `DataError` for a file that is missing, damaged or not a picture."""
         return LoadImage(convert_RGBA=True)(value).getchannel("A")
 
     def preview(self, value: str | Path) -> tuple[int, int]:
         """Return (width, height) from the header."""
-        return LoadImage().preview(value)
+        return LoadImage(known=self.known).preview(value)
 
 
 class NoAlpha(Operator):
@@ -52,16 +56,19 @@ class NoAlpha(Operator):
         return self(value)
 
 
-def alpha_operator(base_path: str | Path, resize: Resize, *, allow_outside: bool, clips: bool) -> RouteByType:
+def alpha_operator(
+    base_path: str | Path, resize: Resize, *, allow_outside: bool, clips: bool, known: Known | None = None
+) -> RouteByType:
     """Return the operator from the file name of a picture to its alpha channel, resized as the picture is.
 
     With `clips` it is a list of one frame.
     """
-    load: Operator = LoadAlpha() >> resize
+    load: Operator = LoadAlpha(known) >> resize
     if clips:
         videos = ("gif", *(suffix.removeprefix(".") for suffix in VIDEO_SUFFIXES))
         load = RouteByExtensionName(((videos, NoAlpha()), (None, load >> ToList())))
-    return for_one_or_several(ToAbsolutePath(base_path, allow_outside) >> load)
+    to_path = ToAbsolutePath(base_path, allow_outside, checked_next=known is not None)
+    return for_one_or_several(to_path >> load)
 
 
 def refuse_opaque(paths: Iterable[Path]) -> None:

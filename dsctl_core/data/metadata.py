@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dsctl_core.data.columns import Row
 from dsctl_core.data.folder import Files, list_files, read_folder
 from dsctl_core.data.pairs import find_pair, read_pair, refuse_unread_pair
 from dsctl_core.data.parquet import read_parquet
 from dsctl_core.data.problems import DataError, explained_os_errors
-from dsctl_core.data.rows import Metadata, Row, text_cell
+from dsctl_core.data.rows import Metadata, text_cell
 from dsctl_core.data.tables import read_csv, read_json, read_jsonl
 from dsctl_core.errors import near_miss
 
@@ -145,7 +146,7 @@ def read_metadata(path: Path) -> Metadata:
             path.stat()  # raises for a path that does not exist
             raise DataError(f"{path} is not a file", hint="give the path of a csv, json, jsonl or parquet file")
         metadata = read(path)
-    if not metadata.rows:
+    if not len(metadata.rows):
         if metadata.columns:
             raise DataError(
                 f"{path} has a header but no rows", hint="add one row for each picture below the header", kind="table"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.data.columns import CHUNK, Constant, Rows, RowsBuilder
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.rows import BadCell, Metadata
 
@@ -22,9 +23,13 @@ def read_parquet(path: Path) -> Metadata:
         schema = pyarrow.parquet.read_schema(path)
         loaded = [field.name for field in schema if not _holds_bytes(field.type)]
         _refuse_duplicates(path, schema.names)
-        # `to_pylist` keeps a missing value as None; pandas would turn it into NaN.
-        table = pyarrow.parquet.read_table(path, columns=loaded)
-        rows: list[dict[str, Any]] = table.to_pylist()
+        made = RowsBuilder()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            count = file.metadata.num_rows
+            for batch in file.iter_batches(CHUNK, columns=loaded) if loaded else ():
+                # `to_pylist` keeps a missing value as None; pandas would turn it into NaN.
+                for row in batch.to_pylist():
+                    made.add(row)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -40,11 +45,9 @@ def read_parquet(path: Path) -> Metadata:
             kind="table",
         )
     )
-    for name in schema.names:
-        if name not in loaded:
-            for row in rows:
-                row[name] = file_cell
-    return Metadata(path, tuple(schema.names), tuple(rows), None)
+    found = Rows(made.rows().columns, count)
+    files = {name: Constant(file_cell, count) for name in schema.names if name not in loaded}
+    return Metadata(path, tuple(schema.names), found.with_columns(files), None)
 
 
 def _holds_bytes(arrow_type: Any) -> bool:

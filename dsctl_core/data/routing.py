@@ -1,4 +1,4 @@
-"""Operators that choose another operator by the type or the suffix of a value, and `ToList`."""
+"""Operators that choose another operator by what a value is: its type, a folder, its suffix; and `ToList`."""
 
 from __future__ import annotations
 
@@ -84,6 +84,21 @@ class RouteByExtensionName(Operator):
             hint=f"known: {', '.join(known)}",
             kind="not a picture",
         )
+
+
+class RouteFolders(Operator):
+    """Apply `folder` to the path of a folder, and `file` to every other path."""
+
+    def __init__(self, folder: Step, file: Step) -> None:
+        self.folder, self.file = folder, file
+
+    def __call__(self, value: Path) -> Any:
+        """Call the operator for the path."""
+        return (self.folder if value.is_dir() else self.file)(value)
+
+    def preview(self, value: Path) -> Any:
+        """Return the preview of the operator for the path."""
+        return preview_of(self.folder if value.is_dir() else self.file, value)
 
 
 def preview_of(operator: Step, value: Any) -> Any:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.data.clip_rows import ClipIndex, ClipRows
+from dsctl_core.data.columns import Constant, JoinedRows, Rows, RowsOfClips
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import near_miss
 
-Row = dict[str, Any]
-
 # Characters that are drawn as nothing, although Unicode has them among letters and symbols: fillers and a blank.
 INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"
+VISIBLE = re.compile("[!-~]")  # of most texts a character is among these, and most are found by it
+UNWRITABLE = re.compile("[\ud800-\udfff\0]")  # unpaired surrogates and NUL
 SHOWN_FILES = 5
 
 
@@ -62,27 +65,43 @@ class Metadata:
         names: A name for each row if there is one: the file name in a folder of files with captions.
         repeats: How many times an epoch has each row; None: once.
         left_out: The files that are no part of the dataset; always empty for a table, which names its files.
+        clips: Where a row is one of several clips of a video: which row of the table it is, and which clip.
     """
 
     path: Path
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    lines: tuple[int, ...] | None
+    rows: Rows | JoinedRows | RowsOfClips
+    lines: Sequence[int] | None
     layout: str = ""
-    names: tuple[str, ...] | None = None
-    repeats: tuple[int, ...] | None = None
+    names: Sequence[str] | None = None
+    repeats: Sequence[int] | None = None
     left_out: LeftOut = LeftOut()
+    clips: ClipIndex | None = None
+
+    def row_of(self, number: int) -> int:
+        """Return the row of the table (from 0) that row `number` is, or is a clip of."""
+        return number if self.clips is None else self.clips.row_of(number)
+
+    def clip_of(self, number: int) -> int:
+        """Return which clip of its video row `number` is, from 0."""
+        return 0 if self.clips is None else self.clips.clip_of(number)
 
     def notes(self) -> list[str]:
         """Return lines for people: what was found, and what was left out."""
         return [f"Dataset: {self.layout}", *self.left_out.lines()]
 
     def location(self, row: int) -> str:
-        """Return the location of row `row` (from 0) for messages: "FILE row 2 (line 3)", counted from 1."""
+        """Return the location of row `row` (from 0) for messages: "FILE row 2 (line 3)", counted from 1.
+
+        Of one of several clips of a video: "FILE row 2 (line 3) clip 4".
+        """
+        number = self.row_of(row) + 1
+        several = self.clips is not None and self.clips.counts[number - 1] > 1
+        clip = f" clip {self.clip_of(row) + 1}" if several else ""
         if self.names is not None:
-            return f"{self.path} row {row + 1} ({self.names[row]})"
+            return f"{self.path} row {number} ({self.names[row]}){clip}"
         line = "" if self.lines is None else f" (line {self.lines[row]})"
-        return f"{self.path} row {row + 1}{line}"
+        return f"{self.path} row {number}{line}{clip}"
 
     def require_columns(self, names: Iterable[str], hint: str | None = None) -> None:
         """Raise `DataError` if one of the columns `names` is missing; `hint` is added to the hint of the error."""
@@ -114,8 +133,11 @@ class Metadata:
                     kind="column",
                 )
         names = {old: new for new, old in columns.items()}
-        rows = tuple({names.get(key, key): value for key, value in row.items()} for row in self.rows)
-        return replace(self, columns=tuple(names.get(key, key) for key in self.columns), rows=rows)
+        if not names:
+            return self
+        assert isinstance(self.rows, Rows)  # several datasets are joined when their columns have their names
+        renamed = tuple(names.get(key, key) for key in self.columns)
+        return replace(self, columns=renamed, rows=self.rows.renamed(names))
 
 
 def with_copies(metadata: Metadata, copies: Mapping[str, str]) -> Metadata:
@@ -130,8 +152,12 @@ def with_copies(metadata: Metadata, copies: Mapping[str, str]) -> Metadata:
                 hint=f"leave out what makes it, or the column {new!r}",
                 kind="column",
             )
-    rows = tuple({**row, **{new: row.get(old) for new, old in copies.items()}} for row in metadata.rows)
-    return replace(metadata, columns=(*metadata.columns, *copies), rows=rows) if copies else metadata
+    if not copies:
+        return metadata
+    assert isinstance(metadata.rows, Rows)
+    empty = Constant(None, len(metadata.rows))  # for a column that is in the header of a table without it in any row
+    cells = {new: metadata.rows.columns.get(old, empty) for new, old in copies.items()}
+    return replace(metadata, columns=(*metadata.columns, *copies), rows=metadata.rows.with_columns(cells))
 
 
 def with_caption(metadata: Metadata, caption: str | None) -> Metadata:
@@ -139,18 +165,40 @@ def with_caption(metadata: Metadata, caption: str | None) -> Metadata:
     if caption is None:
         return metadata
     columns = metadata.columns if "prompt" in metadata.columns else (*metadata.columns, "prompt")
-    return replace(metadata, columns=columns, rows=tuple({**row, "prompt": caption} for row in metadata.rows))
+    assert isinstance(metadata.rows, Rows)
+    rows = metadata.rows.with_columns({"prompt": Constant(caption, len(metadata.rows))})
+    return replace(metadata, columns=columns, rows=rows)
+
+
+def with_clips(metadata: Metadata, counts: Sequence[int]) -> Metadata:
+    """Return the metadata with a row for each clip, where row n of `metadata` gives `counts[n]` of them."""
+    index = ClipIndex(counts)
+    assert isinstance(metadata.rows, Rows)
+
+    def of_each(values: Sequence[Any] | None) -> Any:
+        return None if values is None else ClipRows(values, index)
+
+    return replace(
+        metadata,
+        rows=RowsOfClips(metadata.rows, index),
+        lines=of_each(metadata.lines),
+        names=of_each(metadata.names),
+        repeats=of_each(metadata.repeats),
+        clips=index,
+    )
 
 
 def blank(text: str) -> bool:
     """Return whether nothing of a text can be seen: spaces, control and format characters, such as U+FEFF."""
+    if VISIBLE.search(text):
+        return False
     return all(unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp", "Zs") or each in INVISIBLE for each in text)
 
 
 def text_cell(value: Any) -> str:
     """Return `value` if it is text and not blank; raise `DataError` for anything else, without converting it."""
     if isinstance(value, str) and not blank(value):
-        if any("\ud800" <= character <= "\udfff" or character == "\0" for character in value):
+        if UNWRITABLE.search(value):
             raise DataError(
                 "the text has a NUL character or an unpaired surrogate",
                 hint="write the text again",
@@ -162,11 +210,6 @@ def text_cell(value: Any) -> str:
     if value is None or isinstance(value, str):
         raise DataError("the cell is empty", hint="add a text, or remove the row", kind="caption")
     raise DataError(f"the value is {kind_of(value)}, not text", hint="put it in double quotes", kind="caption")
-
-
-def union_of_keys(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Return the keys of all rows, in the order in which they first appear."""
-    return tuple(dict.fromkeys(key for row in rows for key in row))
 
 
 def kind_of(value: Any) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.data.columns import JoinedRows, Row
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError
-from dsctl_core.data.rows import Metadata, Row
+from dsctl_core.data.row_numbers import joined
+from dsctl_core.data.rows import Metadata
 from dsctl_core.data.sampler import Block
 from dsctl_core.data.shares import Mixture, blocks_of
 from dsctl_core.options.datasets import DatasetTable
+from dsctl_core.progress import Progress
 
 DATASET = "_dataset"  # in a row: the number of its table, from 0
 
@@ -40,11 +43,9 @@ class SeveralDatasets(UnifiedDataset):
         self.along_keys = {key: still for part in parts for key, still in part.along_keys.items()}
         self.whole_keys = frozenset().union(*(part.whole_keys for part in parts))
         columns = tuple(dict.fromkeys(name for part in parts for name in part.metadata.columns))
-        rows = tuple(row for part in parts for row in part.metadata.rows)
+        rows = JoinedRows([rows for part in parts if not isinstance(rows := part.metadata.rows, JoinedRows)])
         self.metadata = Metadata(Path("[[dataset]]"), columns, rows, None)
-        self.numbers: Sequence[int] = [
-            start + number for start, part in zip(self.starts, parts, strict=True) for number in part.numbers
-        ]
+        self.numbers = joined([part.numbers for part in parts], self.starts)
         self.once = False
         self._mixture: Mixture | None = None
         self._require_columns()
@@ -127,10 +128,30 @@ class SeveralDatasets(UnifiedDataset):
         part, own = self.part_of(number)
         return part.files(own, key) if key in part.data_file_keys else []
 
+    def look_at_files(self, progress: Progress | None = None, *, whole: bool = False) -> None:
+        """Find out about all files of all datasets, unless that is done; with `whole`, hash them too."""
+        for part in self.parts:
+            part.look_at_files(progress, whole=whole)
+
     def is_empty(self, number: int, key: str) -> bool:
         """Return whether the cell `key` of row `number` is empty, in an optional column."""
         part, own = self.part_of(number)
         return key not in part.data_file_keys or part.is_empty(own, key)
+
+    def origin(self, number: int) -> Hashable:
+        """Return a key of the row of the table that row `number` is, or is a clip of."""
+        part, own = self.part_of(number)
+        return self.table_of(number), part.origin(own)
+
+    @property
+    def takes_folders(self) -> bool:
+        """Whether a file may be a folder of frames."""
+        return any(part.takes_folders for part in self.parts)
+
+    def chosen_frames(self, number: int, path: Path) -> list[str]:
+        """Return what chooses the frames of a file of row `number` beside the settings of its dataset."""
+        part, own = self.part_of(number)
+        return part.chosen_frames(own, path)
 
     def is_copy(self, number: int, key: str) -> bool:
         """Return whether the cell `key` of row `number` is made from another column."""

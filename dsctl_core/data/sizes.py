@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dsctl_core.data.operators import Operator
 from dsctl_core.data.problems import DataError
-from dsctl_core.errors import UsageError
+from dsctl_core.errors import DsctlError, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -100,7 +100,7 @@ class ImageCropAndResize(Resize):
         smallest = height_division_factor * width_division_factor
         if max_pixels is not None and max_pixels < smallest:
             raise UsageError(
-                f"max_pixels {max_pixels} is less than the smallest image size", hint=f"use {smallest} or more"
+                f"max_pixels {max_pixels} is less than the smallest size of a picture", hint=f"use {smallest} or more"
             )
         self.height, self.width, self.max_pixels = height, width, max_pixels
         self.height_division_factor, self.width_division_factor = height_division_factor, width_division_factor
@@ -139,6 +139,21 @@ def require_sides(width: int, height: int, across: int, down: int) -> None:
             hint="use a larger picture, or remove the row",
             kind="size",
         )
+
+
+def clip_size(shape: tuple[int, int], pixels: int, factor: int) -> tuple[int, int]:
+    """Return the (width, height) of a clip with the aspect ratio of `shape` and at most about `pixels` pixels.
+
+    As the example of diffusers' WanImageToVideoPipeline has it: both sides rounded down to multiples of `factor`.
+    """
+    width, height = shape
+    sides = (round((pixels * width / height) ** 0.5), round((pixels * height / width) ** 0.5))
+    if min(sides) < factor:
+        raise DsctlError(
+            f"a frame of {width}x{height} pixels is too narrow for a clip of {pixels} pixels",
+            hint="crop it, or give --height and --width",
+        )
+    return sides[0] // factor * factor, sides[1] // factor * factor
 
 
 def require_same_ratio(size: tuple[int, int], target: tuple[int, int]) -> None:

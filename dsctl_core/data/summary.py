@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.data.pair_checks import REFERENCES
 from dsctl_core.data.validation import Validation
 from dsctl_core.readable import readable_bytes
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-# (width, height, frames, characters of the prompt) -> (bytes of the image or video in a cache, bytes of the prompt)
-CacheBytes = Callable[[int, int, int, int], tuple[int, int]]
 SHOWN = 12
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Estimates of bytes in a cache: of a picture or clip from (width, height, frames), and of a prompt's characters.
+
+    `reference` is that of a reference picture from (width, height), and `shared_prompts` says whether rows with equal
+    prompts share an entry although their references differ.
+    """
+
+    picture: Callable[[int, int, int], int]
+    reference: Callable[[int, int], int]
+    prompt: Callable[[int], int]
+    shared_prompts: bool = True
 
 
 def summarize(found: Validation, cache_bytes: CacheBytes | None = None) -> dict[str, Any]:
@@ -23,7 +37,7 @@ def summarize(found: Validation, cache_bytes: CacheBytes | None = None) -> dict[
 
     files, captions = files_table(found), captions_table(found)
     kinds = Counter(problem.kind for problem in found.problems)
-    buckets = [shown(tuple(sample.sizes)) for sample in found.samples if sample.sizes]
+    buckets = [shown(tuple(sample.sizes)) for sample in found.samples if sample.sizes for _ in range(sample.clips)]
     return {
         "layout": found.layout,
         "rows": found.rows,
@@ -87,12 +101,16 @@ def shown(size: Any) -> str:
 def _cached(found: Validation, cache_bytes: CacheBytes) -> int:
     """Return the estimated bytes of a cache of the usable rows; a prompt of several rows is stored once."""
     total = 0
-    prompts: set[str] = set()
+    prompts: set[tuple[int | None, str]] = set()
     for sample in found.samples:
-        for size in sample.sizes:
-            total += cache_bytes(size[0], size[1], size[2] if len(size) > 2 else 1, 0)[0]
-        prompts.update(sample.prompts)
-    return total + sum(cache_bytes(0, 0, 0, len(prompt))[1] for prompt in prompts)
+        for key, size in zip(sample.keys, sample.sizes, strict=True):
+            frames = size[2] if len(size) > 2 else 1
+            of_reference = key == REFERENCES
+            own = cache_bytes.reference(*size[:2]) if of_reference else cache_bytes.picture(size[0], size[1], frames)
+            total += sample.clips * own
+        own_prompts = REFERENCES in sample.keys and not cache_bytes.shared_prompts
+        prompts.update((sample.number if own_prompts else None, prompt) for prompt in sample.prompts)
+    return total + sum(cache_bytes.prompt(len(prompt)) for _, prompt in prompts)
 
 
 def lines_of(found: Validation, summary: dict[str, Any], per_kind: int = 20) -> list[str]:

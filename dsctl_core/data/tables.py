@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+from array import array
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.data.columns import CHUNK, Column, Rows, RowsBuilder
 from dsctl_core.data.problems import DataError
-from dsctl_core.data.rows import Metadata, Row, kind_of, union_of_keys
+from dsctl_core.data.rows import Metadata, kind_of
 from dsctl_core.files.json import JsonFault, Keys, decode_json, field_name
 
 # What may stand between the cells of a csv: Excel writes semicolons where the comma is the decimal point.
@@ -66,8 +68,9 @@ def _has_even_rows(path: Path, separator: str) -> bool:
 def _read_separated(path: Path, separator: str, skipped: int) -> Metadata:
     """Read a table with one separator; `skipped` is the number of records before the header."""
     columns: list[str] = []
-    rows: list[Row] = []
-    lines: list[int] = []
+    held: list[Column] = []
+    waiting: list[list[str]] = []  # rows that are not in the columns yet
+    lines = array("q")
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True, delimiter=separator)
         start = 1  # the line on which the record starts; a record may span several lines
@@ -79,31 +82,42 @@ def _read_separated(path: Path, separator: str, skipped: int) -> Metadata:
                     skipped -= 1
                 elif not columns:
                     columns = cells
+                    held = [Column() for _ in columns]
                     _refuse_duplicate_columns(path, columns)
                 elif len(cells) != len(columns):
-                    location = f"{path} row {len(rows) + 1} (line {start})"
+                    location = f"{path} row {len(lines) + 1} (line {start})"
                     raise _wrong_cell_count(location, cells, columns, separator)
                 else:
-                    rows.append(dict(zip(columns, cells, strict=True)))
+                    waiting.append(cells)
                     lines.append(start)
+                    if len(waiting) == CHUNK:
+                        _put(waiting, held)
                 start = reader.line_num + 1
         except csv.Error as error:
             mark = NAMES[separator]
             raise DataError(
-                f"{path} row {len(rows) + 1} (line {start}) cannot be read as csv: {error}",
+                f"{path} row {len(lines) + 1} (line {start}) cannot be read as csv: {error}",
                 hint=f"put a text with a {mark}, a line break or a quote in double quotes, "
                 'and write a quote in it as ""',
                 kind="table",
             ) from error
     about = "" if separator == "," else f", separated by {NAMES[separator]}s"
-    return Metadata(path, tuple(columns), tuple(rows), tuple(lines), about)
+    _put(waiting, held)
+    return Metadata(path, tuple(columns), Rows(dict(zip(columns, held, strict=True)), len(lines)), lines, about)
+
+
+def _put(waiting: list[list[str]], held: list[Column]) -> None:
+    """Move rows into their columns."""
+    for column, cells in zip(held, zip(*waiting, strict=True), strict=bool(waiting)):
+        column.extend(cells)
+    waiting.clear()
 
 
 def read_json(path: Path) -> Metadata:
     """Read a json file with a list of objects."""
     text = _read_text(path)
     if not text.strip():
-        return Metadata(path, (), (), None)
+        return Metadata(path, (), Rows({}, 0), None)
     try:
         rows = _decode(text)
     except json.JSONDecodeError as error:
@@ -126,13 +140,14 @@ def read_json(path: Path) -> Metadata:
         )
     for number, row in enumerate(rows, 1):
         _refuse_bad_object(f"{path} row {number}", row)
-    return Metadata(path, union_of_keys(rows), tuple(rows), None)
+    found = Rows.of(rows)
+    return Metadata(path, tuple(found.columns), found, None)
 
 
 def read_jsonl(path: Path) -> Metadata:
     """Read a jsonl file with one json object per line."""
-    rows: list[Row] = []
-    lines: list[int] = []
+    rows = RowsBuilder()
+    lines = array("q")
     with path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, 1):
@@ -142,7 +157,7 @@ def read_jsonl(path: Path) -> Metadata:
                 try:
                     row = _decode(line)
                 except json.JSONDecodeError as error:
-                    if not rows and line.lstrip().startswith("["):
+                    if not len(rows) and line.lstrip().startswith("["):
                         hint = f"a list of objects is json: rename the file to {path.with_suffix('.json').name}"
                     else:
                         hint = _json_hint(line, error)
@@ -152,11 +167,12 @@ def read_jsonl(path: Path) -> Metadata:
                 except JsonFault as fault:
                     raise _fault_of_row(location, fault, fault.keys) from fault
                 _refuse_bad_object(location, row)
-                rows.append(row)
+                rows.add(row)
                 lines.append(number)
         except UnicodeDecodeError as error:
             raise _not_utf8(path) from error
-    return Metadata(path, union_of_keys(rows), tuple(rows), tuple(lines))
+    found = rows.rows()
+    return Metadata(path, tuple(found.columns), found, lines)
 
 
 def _fault_of_row(location: str, fault: JsonFault, keys: Keys) -> DataError:

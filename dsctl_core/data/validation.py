@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from dsctl_core.data.clip_rows import require_one_clip
 from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
+from dsctl_core.data.decoded import keep, remembered, states_of
 from dsctl_core.data.duplicates import same_bytes, same_pictures
+from dsctl_core.data.frame_folder import RATE_COLUMN, frame_rate, frame_times
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.inspection import FileFacts, inspect_all
+from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import require_fitting, require_same_shape
 from dsctl_core.data.pair_checks import odd_references, swapped_columns
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.rows import LeftOut
 from dsctl_core.data.sizes import Resize
-from dsctl_core.data.video import FrameRule
 from dsctl_core.errors import DsctlError
 from dsctl_core.progress import NoProgress, Progress
 
@@ -47,11 +51,17 @@ class Problem:
 
 @dataclass
 class Sample:
-    """A row with its prompts and the sizes of its usable files after resizing: (width, height[, frames])."""
+    """A row with its prompts and the sizes of its usable files after resizing: (width, height[, frames]).
+
+    `keys` are the columns of the sizes. `clips` is how many clips the video of the row gives, each of which is a sample
+    of training.
+    """
 
     number: int
     prompts: tuple[str, ...]
     sizes: list[tuple[int, ...]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    clips: int = 1
 
 
 @dataclass
@@ -122,7 +132,7 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
     files_by_row = [_files_of_row(dataset, number, validation) for number in range(validation.rows)]
     paths = list(dict.fromkeys(path for cells in files_by_row for entries in cells.values() for path in entries))
     errors: dict[Path, DataError] = {}
-    for path, inspected in _inspect_files(paths, checks, progress or NoProgress()):
+    for path, inspected in _inspect_files(paths, checks, progress or NoProgress(), dataset.known):
         if isinstance(inspected, FileFacts):
             validation.files[path] = inspected
         else:
@@ -132,14 +142,27 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
     converted = sum(facts.profile == "converted" for facts in validation.files.values())
     if converted:
         validation.notes = (*notes, f"{converted} files are converted from their colour profiles to sRGB")
-    if checks.frames is not None and any(facts.is_video for facts in validation.files.values()):
-        validation.notes = (*validation.notes, f"frames  {checks.frames.described()}")
+    validation.notes += _notes_of_clips(validation, checks)
     validation.problems += _captions_without_pictures(dataset)
     validation.problems += _warnings_of_files(validation, checks.resize, _of_keys(files_by_row, dataset.whole_keys))
     validation.problems += _same_files(dataset, files_by_row, validation)
     validation.problems += _pair_faults(dataset, files_by_row, validation)
     validation.problems.sort(key=lambda problem: (problem.row is not None, problem.row or 0))
     return validation
+
+
+def _notes_of_clips(validation: Validation, checks: Checks) -> tuple[str, ...]:
+    """Return lines about the videos: which frames are taken, how many clips they give, and how many are folders."""
+    videos = [facts for facts in validation.files.values() if facts.is_video]
+    if checks.frames is None or not videos:
+        return ()
+    notes = [f"frames  {checks.frames.described()}"]
+    if checks.frames.extraction == "every":
+        count = sum(sample.clips for sample in validation.samples if sample.sizes)
+        notes.append(f"clips  {count} of {len(videos)} video{'s' if len(videos) > 1 else ''}")
+    if folders := sum(facts.is_folder for facts in videos):
+        notes.append(f"{folders} of {len(videos)} videos {'are folders' if folders > 1 else 'is a folder'} of frames")
+    return tuple(notes)
 
 
 def _files_of_row(dataset: UnifiedDataset, number: int, validation: Validation) -> dict[str, list[Path]]:
@@ -185,17 +208,28 @@ def _check_row(
                 with dataset.cell_errors(number, key):
                     if path in errors:
                         raise errors[path]
+                    facts, rate = validation.files[path], dataset.metadata.rows.cell(number, RATE_COLUMN)
                     if key in dataset.whole_keys:
-                        _require_picture(path, validation.files[path])
+                        _require_picture(path, facts)
                         continue
-                    size = _size(path, validation.files[path], checks)
+                    size, clips = _size(path, facts, checks, rate)
+                    if key == dataset.data_file_keys[0]:
+                        sample.clips = clips
                     if key not in dataset.along_keys:
                         sample.sizes.append(size)
+                        sample.keys.append(key)
                     elif target := [each for each in cells[dataset.data_file_keys[0]] if each in validation.files]:
                         require_same_shape(validation.files[target[0]].size, validation.files[path].size, key)
                         require_fitting(sample.sizes[0], size, key, still=dataset.along_keys[key])
             except DsctlError as error:
                 _add(validation, number, error, path)
+    for key in cells:
+        try:
+            with dataset.cell_errors(number, key):
+                if key in dataset.frame_keys and cells[key]:
+                    require_one_clip(key, sample.clips)
+        except DsctlError as error:
+            _add(validation, number, error)
     decoded = {key: [path for path in paths if path in validation.files] for key, paths in cells.items()}
     try:
         dataset.require_companions(number)
@@ -210,31 +244,56 @@ def _require_picture(path: Path, facts: FileFacts) -> None:
         raise DataError(f"{path} is a video, not a picture", hint="give a picture", kind="not a picture")
 
 
-def _size(path: Path, facts: FileFacts, checks: Checks) -> tuple[int, ...]:
-    """Return the size of a file after resizing: (width, height), or (width, height, frames) for a video."""
+def _size(path: Path, facts: FileFacts, checks: Checks, rate: Any) -> tuple[tuple[int, ...], int]:
+    """Return the size of a file after resizing, and how many clips it gives.
+
+    The size is (width, height), or (width, height, frames) for a video. `rate` is the cell with the frame rate of a
+    folder.
+    """
     try:
         size = checks.resize.target_size(*facts.size)
         if not facts.is_video or checks.frames is None:
-            return (*size,)
-        return (*size, len(checks.frames.pick(facts.times, facts.end)))
+            return (*size,), 1
+        times: Sequence[float] = facts.times
+        end = facts.end
+        if facts.is_folder:
+            times, end = frame_times(facts.frames, frame_rate(rate, checks.frames.fps))
+        return (*size, len(checks.frames.pick(times, end))), checks.frames.clips(times, end)
     except DataError as error:
         raise DataError(f"{path}: {error.problem}", hint=error.hint, kind=error.kind) from error
 
 
 def _inspect_files(
-    paths: list[Path], checks: Checks, progress: Progress
+    paths: list[Path], checks: Checks, progress: Progress, known: KnownFiles | None
 ) -> Iterator[tuple[Path, FileFacts | DataError]]:
-    """Inspect files on all cores and yield (path, facts or error), in the order of `paths`."""
+    """Inspect files on all cores and yield (path, facts or error), in the order of `paths`.
+
+    Those that `known` remembers to have been decoded, and that are unchanged, are not opened.
+    """
+    progress.start("Decoding", len(paths), unit="file")
+    done = {} if known is None else dict(remembered(known, paths, checks.frames is not None))
+    progress.advance(len(done))
+    inspected = _decode([path for path in paths if path not in done], checks, progress, known)
+    try:
+        for path in paths:
+            yield (path, done[path]) if path in done else next(inspected)
+    finally:
+        progress.finish()
+
+
+def _decode(
+    paths: list[Path], checks: Checks, progress: Progress, known: KnownFiles | None
+) -> Iterator[tuple[Path, FileFacts | DataError]]:
     videos = checks.frames is not None
     workers = checks.workers or cores()
     chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
-    progress.start("Decoding", len(paths), unit="file")
-    try:
-        for chunk, facts in zip(chunks, _in_processes(chunks, videos, workers, len(paths)), strict=True):
-            yield from zip(chunk, facts, strict=True)
-            progress.advance(len(chunk))
-    finally:
-        progress.finish()
+    states = {} if known is None else states_of(paths)
+    for chunk, facts in zip(chunks, _in_processes(chunks, videos, workers, len(paths)), strict=True):
+        found = dict(zip(chunk, facts, strict=True))
+        if known is not None:
+            keep(known, states, found)
+        progress.advance(len(chunk))
+        yield from found.items()
 
 
 def cores() -> int:
@@ -320,7 +379,8 @@ def _enlarged(path: Path, facts: FileFacts, row: int, resize: Resize) -> Iterato
     if fit.scale > ENLARGED:
         (width, height), (across, down) = facts.size, fit.size
         message = f"row {row}: {path} is {width}x{height} and is enlarged {fit.scale:.2g} times to {across}x{down}"
-        yield Problem("enlarged", "warning", message, "use a larger picture, or a smaller size", row, str(path))
+        hint = f"use a larger {'video' if facts.is_video else 'picture'}, or a smaller size"
+        yield Problem("enlarged", "warning", message, hint, row, str(path))
 
 
 def _pair_faults(

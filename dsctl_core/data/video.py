@@ -1,99 +1,37 @@
-"""Load the frames of videos and animated GIFs, selected by count or by time stamp."""
+"""Load the frames of videos, animated GIFs and folders of frames, selected by count or by time stamp."""
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from dsctl_core.data.images import COPY_AGAIN, open_image
-from dsctl_core.data.operators import Operator, require_file
-from dsctl_core.data.problems import DataError, explained_os_errors
+from dsctl_core.data.frame_folder import frame_rate, frame_sizes, frame_times, frames_in, load_frames
+from dsctl_core.data.frame_rule import Extraction, FrameRule, ShortClips
+from dsctl_core.data.images import open_image
+from dsctl_core.data.kinds import is_video
+from dsctl_core.data.operators import Operator
+from dsctl_core.data.problems import DataError
 from dsctl_core.data.routing import preview_of
-from dsctl_core.errors import UsageError
+from dsctl_core.data.video_file import Stamps, decode, read_stamps, require_gif_trailer
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
 
-ShortClips = Literal["refuse", "shorten"]
-Extraction = Literal["head", "uniform"]
-TOLERANCE = 1e-3  # seconds; containers round time stamps, some to milliseconds
+KEPT = 8  # files whose time stamps are kept: the clips of a video are read one after another
 
 
 @dataclass(frozen=True)
-class FrameRule:
-    """The rule that selects the frames of a clip.
+class Survey:
+    """The times of all frames of a video and the end of the last one, in seconds, and its (width, height)."""
 
-    The number of frames is `time_division_factor` * n + `time_division_remainder`: `num_frames`, or for None as many as
-    the clip has. With `fps` these are the frames on screen at 0, 1/fps, 2/fps, ... seconds, without it consecutive
-    frames. With the `extraction` "uniform" they are instead the frames on screen at times that are spread evenly from
-    the first frame to the last. A clip with fewer frames than `num_frames` is refused, or used as far as it goes if
-    `short` is "shorten". Raises `UsageError` for a `num_frames` that is not such a number.
-    """
-
-    num_frames: int | None = 81
-    time_division_factor: int = 4
-    time_division_remainder: int = 1
-    fps: float | None = None
-    short: ShortClips = "refuse"
-    extraction: Extraction = "head"
-
-    def __post_init__(self) -> None:
-        if self.num_frames is not None and self.rounded(self.num_frames) != self.num_frames:
-            low = max(self.rounded(self.num_frames), self.time_division_remainder or self.time_division_factor)
-            raise UsageError(
-                f"{self.num_frames} frames is not {self.time_division_factor} * n + {self.time_division_remainder}",
-                hint=f"the nearest counts are {low} and {low + self.time_division_factor}",
-            )
-
-    def rounded(self, count: int) -> int:
-        """Return the largest allowed number of frames that is at most `count`; 0 or less if there is none."""
-        return count - (count - self.time_division_remainder) % self.time_division_factor
-
-    def pick(self, times: Sequence[float], end: float) -> list[int]:
-        """Return the indices of the frames to use; raise `DataError` for a clip that is too short.
-
-        `times` are the times of the frames of the clip in seconds, ascending; the last frame lasts until `end`.
-        """
-        if self.fps is None:
-            available = list(range(len(times)))
-        else:
-            count = int((end - times[0]) * self.fps + TOLERANCE)
-            sample_times = (times[0] + number / self.fps + TOLERANCE for number in range(max(count, 1)))
-            available = [bisect_right(times, time) - 1 for time in sample_times]
-        wanted = self.num_frames if self.num_frames is not None else self.rounded(len(available))
-        at_rate = "" if self.fps is None else f" at {self.fps:g} frames a second"
-        if len(available) < wanted and self.short == "refuse":
-            raise DataError(
-                f"the clip has {len(available)} frames{at_rate}, but {wanted} are needed",
-                hint="use a longer clip, lower --num-frames, give --short-clips shorten, or remove the row",
-                kind="video",
-            )
-        count = min(wanted, self.rounded(len(available)))
-        if count < 1:
-            raise DataError(
-                f"the clip has {len(available)} frames{at_rate}, fewer than the model's minimum",
-                hint="use a longer clip, or remove the row",
-                kind="video",
-            )
-        return available[:count] if self.extraction == "head" else _spread(times, count)
-
-    def described(self) -> str:
-        """Return which frames of a video are taken, for people."""
-        count = "all frames" if self.num_frames is None else f"{self.num_frames} frames"
-        if self.extraction == "uniform":
-            return f"{count}, spread evenly over each video"
-        return f"{count}{'' if self.fps is None else f' at {self.fps:g} a second'} from the beginning of each video"
-
-
-def _spread(times: Sequence[float], count: int) -> list[int]:
-    """Return the indices of the frames on screen at `count` times, spread evenly from the first frame to the last."""
-    step = (times[-1] - times[0]) / max(count - 1, 1)
-    return [bisect_right(times, times[0] + number * step + TOLERANCE) - 1 for number in range(count)]
+    times: Sequence[float]
+    end: float
+    size: tuple[int, int]
 
 
 class FrameLoader(Operator):
@@ -106,7 +44,8 @@ class FrameLoader(Operator):
         frame_processor: Applied to each frame, such as a `Resize`.
         fps: Frames per second to sample; None: every frame.
         short: Whether a clip with too few frames is refused or shortened.
-        extraction: Whether the frames are from the beginning or spread over the whole clip.
+        extraction: Whether the frames are from the beginning, spread over the whole clip, or those of one of its clips.
+        clip: The number of that clip, from 0.
     """
 
     def __init__(
@@ -118,8 +57,9 @@ class FrameLoader(Operator):
         fps: float | None = None,
         short: ShortClips = "refuse",
         extraction: Extraction = "head",
+        clip: int = 0,
     ) -> None:
-        self.rule = FrameRule(num_frames, time_division_factor, time_division_remainder, fps, short, extraction)
+        self.rule = FrameRule(num_frames, time_division_factor, time_division_remainder, fps, short, extraction, clip)
         self.frame_processor = frame_processor
 
     def preview(self, value: str | Path) -> Any:
@@ -129,14 +69,21 @@ class FrameLoader(Operator):
         """
         path = Path(value)
         with _naming(path):
-            times, end, size = self.survey(path)
-            count = len(self.rule.pick(times, end))
+            found = self.survey(path)
+            count, size = len(self.rule.pick(found.times, found.end)), found.size
         if self.frame_processor is not None:
             size = preview_of(self.frame_processor, size)
         return None if size is None else (*size, count)
 
-    def survey(self, path: Path) -> tuple[list[float], float, tuple[int, int]]:
-        """Return the times of all frames and the end of the last one, in seconds, and (width, height)."""
+    def clips(self, value: str | Path) -> int:
+        """Return the number of clips that the rule selects from a video."""
+        path = Path(value)
+        with _naming(path):
+            found = self.survey(path)
+            return self.rule.clips(found.times, found.end)
+
+    def survey(self, path: Path) -> Survey:
+        """Return the times of all frames and the size of the first."""
         raise NotImplementedError
 
     def _processed(self, frames: Iterator[PilImage.Image]) -> list[Any]:
@@ -150,12 +97,12 @@ class LoadVideo(FrameLoader):
         """Decode and return the frames. None that comes after the last of them is decoded."""
         path = Path(value)
         with _naming(path):
-            return self._processed(_decode(path, self.rule.pick(*_times(path))))
+            stamps = kept_stamps(path)
+            return self._processed(decode(path, self.rule.pick(stamps.times, stamps.end), stamps))
 
-    def survey(self, path: Path) -> tuple[list[float], float, tuple[int, int]]:
+    def survey(self, path: Path) -> Survey:
         """Read the time stamps of all packets, without decoding them, and decode the first frame."""
-        times, end = _times(path)
-        return times, end, next(_decode(path, [0])).size
+        return _surveyed_video(path, *_state_of(path))
 
 
 class LoadGIF(FrameLoader):
@@ -165,64 +112,96 @@ class LoadGIF(FrameLoader):
         """Decode and return the frames."""
         path = Path(value)
         with _naming(path):
-            times, end, _ = self.survey(path)
-            return self._processed(_gif_frames(path, self.rule.pick(times, end)))
+            found = self.survey(path)
+            return self._processed(_gif_frames(path, self.rule.pick(found.times, found.end)))
 
-    def survey(self, path: Path) -> tuple[list[float], float, tuple[int, int]]:
+    def survey(self, path: Path) -> Survey:
         """Read the durations of all frames."""
-        times, now = [], 0.0
+        times, now = array("d"), 0.0
         with open_image(path) as image:
-            _require_gif_trailer(path)
+            require_gif_trailer(path)
             for number in range(getattr(image, "n_frames", 1)):
                 image.seek(number)
                 times.append(now)
                 now += image.info.get("duration", 100) / 1000
-            return times, now, image.size
+            return Survey(times, now, image.size)
+
+
+class LoadFrames(FrameLoader):
+    """Load the pictures of a folder as the frames of a clip, in the order of their names, as RGB images.
+
+    `frame_rate` is the cell with the frame rate of the folder (None: the frames are those of the rule's `fps`, so that
+    each is taken).
+    """
+
+    def __init__(
+        self, rule: FrameRule, frame_processor: Callable[[Any], Any] | None = None, frame_rate: Any = None
+    ) -> None:
+        self.rule, self.frame_processor, self.frame_rate = rule, frame_processor, frame_rate
+
+    def __call__(self, value: str | Path) -> list[Any]:
+        """Decode and return the frames."""
+        path = Path(value)
+        with _naming(path):
+            paths = frames_in(path)
+            times, end = frame_times(len(paths), frame_rate(self.frame_rate, self.rule.fps))
+            return self._processed(load_frames(paths, self.rule.pick(times, end)))
+
+    def survey(self, path: Path) -> Survey:
+        """Read the headers of all pictures."""
+        count, size = _surveyed_folder(path, *_state_of(path))
+        times, end = frame_times(count, frame_rate(self.frame_rate, self.rule.fps))
+        return Survey(times, end, size)
+
+
+@lru_cache(maxsize=KEPT)
+def _surveyed_folder(path: Path, changed_at: int, size: int) -> tuple[int, tuple[int, int]]:
+    sizes = list(frame_sizes(frames_in(path)))
+    return len(sizes), sizes[0]
 
 
 def frame_loader(path: Path, rule: FrameRule, frame_processor: Callable[[Any], Any] | None) -> FrameLoader:
-    """Return the loader for the file `path`, chosen by its suffix; see FrameLoader for the other parameters."""
+    """Return the loader for the video, GIF or folder `path`; see FrameLoader for the other parameters."""
+    if path.is_dir():
+        return LoadFrames(rule, frame_processor)
     kind = LoadGIF if path.suffix.lower() == ".gif" else LoadVideo
     count = (rule.num_frames, rule.time_division_factor, rule.time_division_remainder)
-    return kind(*count, frame_processor, rule.fps, rule.short, rule.extraction)
+    return kind(*count, frame_processor, rule.fps, rule.short, rule.extraction, rule.clip)
 
 
-def decode_all(path: Path) -> tuple[list[float], float, tuple[int, int]]:
-    """Decode all frames of a video; return their times and the end of the last one (seconds), and (width, height)."""
-    times, end = _times(path)
-    decoded, size = 0, (0, 0)
-    with _open_video(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            size = size if decoded else _upright(frame).size
-            decoded += 1
-    if decoded < len(times):
-        raise _cut_off_error(path, decoded, len(times))
-    return times, end, size
+def count_clips(path: Path, rule: FrameRule, frame_rate: Any = None) -> int:
+    """Return the number of clips that `rule` selects from a video, a GIF or a folder of frames; 1 for any other file.
 
-
-def _times(path: Path) -> tuple[list[float], float]:
-    """Return the times of all frames and the end of the last one, in seconds, from the packets of the file.
-
-    The packets are not kept, so that the memory does not depend on the bytes of the file.
+    `frame_rate` is that of a folder, as `LoadFrames` takes it.
     """
-    with _open_video(path) as (container, stream):
-        step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-        stamps: list[float | None] = []
-        last = step  # the length of the last packet
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                stamps.append(None if packet.pts is None else float(packet.pts * packet.time_base))
-                last = float(packet.duration * packet.time_base) if packet.duration else step
-        expected, length = stream.frames, _header_duration(container, stream)
-    known = [stamp for stamp in stamps if stamp is not None]
-    times = sorted(known) if len(known) == len(stamps) else [number * step for number in range(len(stamps))]
-    if not times:
-        raise _cut_off_error(path, 0, expected)
-    end = times[-1] + last
-    if len(times) < expected or (length is not None and end - times[0] < length - max(0.1, 2 * step)):
-        raise _cut_off_error(path, len(times), expected)
-    return times, end
+    if path.is_dir():
+        return LoadFrames(rule, None, frame_rate).clips(path)
+    return frame_loader(path, rule, None).clips(path) if is_video(path) or path.suffix.lower() == ".gif" else 1
+
+
+def kept_stamps(path: Path) -> Stamps:
+    """Return the time stamps of a video; those of the files read last are kept."""
+    return _stamps_of(path, *_state_of(path))
+
+
+@lru_cache(maxsize=KEPT)
+def _stamps_of(path: Path, changed_at: int, size: int) -> Stamps:
+    return read_stamps(path)
+
+
+@lru_cache(maxsize=KEPT)
+def _surveyed_video(path: Path, changed_at: int, size: int) -> Survey:
+    stamps = _stamps_of(path, changed_at, size)
+    return Survey(stamps.times, stamps.end, next(decode(path, [0], stamps)).size)
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    """Return when a file was changed and its size; zeros for one that cannot be looked at, which reading explains."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def _gif_frames(path: Path, wanted: list[int]) -> Iterator[PilImage.Image]:
@@ -233,107 +212,6 @@ def _gif_frames(path: Path, wanted: list[int]) -> Iterator[PilImage.Image]:
             image.seek(number)
             frame = image.convert("RGBA")
             yield Image.alpha_composite(Image.new("RGBA", frame.size, "white"), frame).convert("RGB")
-
-
-def _decode(path: Path, wanted: list[int]) -> Iterator[PilImage.Image]:
-    """Yield the frames with the indices `wanted`, which ascend; an index that is repeated yields its frame again."""
-    with _open_video(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        remaining = iter(wanted)
-        number = next(remaining, None)
-        decoded = 0
-        for frame in container.decode(stream):
-            while number == decoded:
-                yield _upright(frame)
-                number = next(remaining, None)
-            decoded += 1
-            if number is None:
-                return
-    raise _cut_off_error(path, decoded, wanted[-1] + 1)
-
-
-def _upright(frame: Any) -> PilImage.Image:
-    from PIL import Image
-
-    image = frame.to_image()
-    turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
-    turn = turns.get(round(frame.rotation) % 360)
-    return image if turn is None else image.transpose(turn)
-
-
-@contextmanager
-def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Open a video and its first video stream; errors of the file become a `DataError` that names it."""
-    try:
-        import av
-    except ImportError as error:
-        raise DataError(
-            f"{path} is a video, and PyAV, which reads videos, is not installed",
-            hint='install it with: pip install "dsctl[video]"',
-            kind="video",
-        ) from error
-    require_file(path)
-    _require_gif_trailer(path)
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} has no video stream", hint="use another file, or remove the row", kind="video")
-            stream = container.streams.video[0]
-            _require_bounded(path, stream.codec_context.width, stream.codec_context.height)
-            yield container, stream
-    except (av.FFmpegError, ValueError) as error:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty (0 bytes)", hint=COPY_AGAIN, kind="damaged file") from error
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"{path} is not a video, or is damaged or cut off ({path.stat().st_size} bytes): {reason}",
-            hint=COPY_AGAIN,
-            kind="damaged file",
-        ) from error
-
-
-def _require_bounded(path: Path, width: int, height: int) -> None:
-    """Raise `DataError` for frames of more pixels than pictures may have, before any of them is decoded."""
-    from PIL import Image
-
-    if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise DataError(
-            f"{path} has frames of {width}x{height}, more than {Image.MAX_IMAGE_PIXELS} pixels",
-            hint="scale the video down, or remove the row",
-            kind="size",
-        )
-
-
-def _require_gif_trailer(path: Path) -> None:
-    """Raise `DataError` for a GIF without its trailer; the decoders would treat a truncated GIF as a complete one."""
-    with explained_os_errors(path), path.open("rb") as file:
-        if file.read(4) != b"GIF8":
-            return
-        file.seek(-1, 2)
-        if file.read(1) != b";":
-            raise DataError(
-                f"{path} is damaged or cut off ({path.stat().st_size} bytes): the end of the GIF is missing",
-                hint=COPY_AGAIN,
-                kind="damaged file",
-            )
-
-
-def _header_duration(container: Any, stream: Any) -> float | None:
-    """Return the duration of the video in its header, in seconds, or None if there is none."""
-    text = stream.metadata.get("DURATION")  # matroska: "00:00:01.280000000"
-    if text is not None:
-        hours, minutes, seconds = text.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return None if container.duration is None or len(container.streams) > 1 else container.duration / 1e6
-
-
-def _cut_off_error(path: Path, frames: int, expected: int) -> DataError:
-    of_expected = f" of {expected}" if expected > frames else ""
-    return DataError(
-        f"{path} is cut off: it ends after {frames}{of_expected} frames", hint=COPY_AGAIN, kind="damaged file"
-    )
 
 
 @contextmanager

@@ -44,10 +44,9 @@ def find_cut_prompts(resolved: ResolvedModel, prompts: Sequence[str], *, downloa
 
     The tokenizer is loaded only if a prompt may be too long; with `download` it is fetched if it is not there.
     """
-    limit = resolved.family.prompt_limit
-    if limit is None:
+    limit, most = resolved.family.prompt_limit, most_tokens(resolved)
+    if limit is None or most is None:
         return CutPrompts(resolved.label, 0, {})
-    most = limit.of_kind.get(resolved.parts.kind or "", limit.tokens) if limit.of_kind else limit.tokens
     # What a model puts around a prompt is less than half of what it takes.
     long = [prompt for prompt in dict.fromkeys(prompts) if _most_tokens(prompt) > most // 2]
     if not long:
@@ -59,6 +58,14 @@ def find_cut_prompts(resolved: ResolvedModel, prompts: Sequence[str], *, downloa
     return CutPrompts(resolved.label, most, {each: count for each, count in counts if count > most})
 
 
+def most_tokens(resolved: ResolvedModel) -> int | None:
+    """Return how many tokens of a prompt a model takes; None where there is no limit."""
+    limit = resolved.family.prompt_limit
+    if limit is None:
+        return None
+    return limit.of_kind.get(resolved.parts.kind or "", limit.tokens) if limit.of_kind else limit.tokens
+
+
 def _most_tokens(prompt: str) -> int:
     """Return at least the number of tokens of a prompt: one for each byte, in the longest Unicode form."""
     return len(prompt) if prompt.isascii() else len(unicodedata.normalize("NFKD", prompt).encode())
@@ -66,6 +73,9 @@ def _most_tokens(prompt: str) -> int:
 
 def cut_prompt_notes(dataset: UnifiedDataset, resolved: ResolvedModel, *, download: bool = False) -> Iterator[str]:
     """Yield a line for each row with a prompt that the model cuts, and one for all after the first few."""
+    limit, longest = most_tokens(resolved), dataset.most_prompt_characters()
+    if limit is None or (longest is not None and longest <= limit // 2):
+        return
     texts = {}
     for number in dataset.rows_in_use:
         # A prompt that cannot be read is a problem of its own, found where the row is checked.

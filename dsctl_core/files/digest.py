@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import safetensors_header
@@ -20,13 +20,19 @@ BLOCK, BLOCKS = 64 * 2**10, 1024  # of larger ones, their header and this many b
 
 def digest_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
-    made = hashlib.sha256()
     try:
         with path.open("rb") as stream:
-            while block := stream.read(2**20):
-                made.update(block)
+            return digest_stream(stream)
     except OSError as error:
         raise DsctlError(f"{path} cannot be read: {error.strerror or error}", hint="check the path") from error
+
+
+def digest_stream(stream: BinaryIO) -> str:
+    """Return the SHA-256 of the bytes of an open file, from its beginning."""
+    made = hashlib.sha256()
+    stream.seek(0)
+    while block := stream.read(2**20):
+        made.update(block)
     return made.hexdigest()
 
 
@@ -76,16 +82,21 @@ def digest_samples(paths: Iterable[Path]) -> dict[Path, str]:
 def _digest_sample(path: Path) -> str:
     try:
         with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            made = hashlib.sha256(str(size).encode())
-            if size <= SAMPLE * SAMPLES:
-                made.update(stream.read())
-                return made.hexdigest()
-            for number in range(SAMPLES):
-                stream.seek((size - SAMPLE) * number // (SAMPLES - 1))
-                made.update(stream.read(SAMPLE))
+            return sample_of(stream, os.fstat(stream.fileno()).st_size)
     except OSError as error:
         raise DsctlError(f"{path} cannot be read: {error.strerror or error}", hint="check the path") from error
+
+
+def sample_of(stream: BinaryIO, size: int) -> str:
+    """Return the hash of `digest_samples` of an open file of `size` bytes."""
+    made = hashlib.sha256(str(size).encode())
+    if size <= SAMPLE * SAMPLES:
+        stream.seek(0)
+        made.update(stream.read())
+        return made.hexdigest()
+    for number in range(SAMPLES):
+        stream.seek((size - SAMPLE) * number // (SAMPLES - 1))
+        made.update(stream.read(SAMPLE))
     return made.hexdigest()
 
 

@@ -13,6 +13,8 @@ from dsctl_core.errors import DsctlError
 
 RepoType = Literal["model", "dataset"]
 Advance = Callable[[str, int], None]  # called with the path of a file and the number of new bytes
+# JSON files, chat templates, and vocabularies of tokenizers, which lie beside the weights of a model of transformers.
+COMPANIONS = (".json", ".jinja", "merges.txt", "vocab.txt", ".model")
 COMPANION_BYTES = 50_000_000  # the most bytes of a config or index file
 BLOCK = 1 << 24
 
@@ -133,12 +135,12 @@ def select(files: Iterable[RemoteFile], pattern: str | None) -> list[RemoteFile]
 
 
 def companions(files: Iterable[RemoteFile], chosen: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """Return the JSON files (configs, indices) in the folders of the `chosen` weights, which loading them needs."""
+    """Return the configs, indices and tokenizers in the folders of the `chosen` weights, which loading them needs."""
     folders = {file.path.rpartition("/")[0] for file in chosen if file.path.endswith(".safetensors")}
     return [
         file
         for file in files
-        if file.path.endswith(".json") and file.size < COMPANION_BYTES and file.path.rpartition("/")[0] in folders
+        if file.path.endswith(COMPANIONS) and file.size < COMPANION_BYTES and file.path.rpartition("/")[0] in folders
     ]
 
 

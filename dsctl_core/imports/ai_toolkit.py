@@ -5,6 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dsctl_core.imports.datasets import (
+    alpha_mask,
+    caption_of_all,
+    is_list_of_tables,
+    regularization,
+    tables_in,
+    weigh_regularization,
+)
 from dsctl_core.imports.draft import Draft, Setting, Unfit, flattened
 from dsctl_core.imports.presets import set_model
 from dsctl_core.imports.rules import (
@@ -27,10 +35,12 @@ from dsctl_core.imports.rules import (
 )
 
 TOOL = "ai-toolkit"
+DATASETS = "datasets"
 SEVERAL = ("sample.samples[].prompt",)
 SCHEDULERS = {name: name for name in ("constant", "linear", "cosine", "cosine_with_restarts", "constant_with_warmup")}
 # Its ways to draw noise levels: (timestep_sampling, whether the family's own shift is used).
 LEVELS = {"sigmoid": ("logit_normal", False), "linear": ("uniform", False), "shift": ("uniform", True)}
+MASKS = 'masks are a column of a table, named mask: data_file_keys = "image,mask" and extra_inputs = "mask"'
 CACHED = "latents and prompts are encoded once where samples repeat"
 
 
@@ -77,6 +87,32 @@ def _negative(draft: Draft, setting: Setting) -> None:
         draft.accept(setting, "it asks for nothing")
 
 
+DATASET: Table = {
+    "folder_path": to("dataset_base_path"),
+    "dataset_path": to("dataset_base_path"),
+    "caption_ext": always("captions are in .txt and .caption files", "txt", ".txt", "caption"),
+    "caption_dropout_rate": to("caption_dropout", number),
+    "shuffle_tokens": off("captions stay as they are"),
+    "cache_latents": always(CACHED, True),
+    "cache_latents_to_disk": always(CACHED, True),
+    "cache_text_embeddings": always(CACHED, True),
+    "resolution": buckets(),
+    "buckets": always("bucket_resolutions makes buckets", True),
+    "num_repeats": to("dataset_repeat"),
+    "num_frames": to("num_frames"),
+    "fps": to("fps"),
+    "is_reg": regularization(),
+    "flip_x": off("pictures are not mirrored"),
+    "flip_y": off("pictures are not mirrored"),
+    "random_crop": off("pictures are cut off evenly"),
+    "control_path": off("put the pictures into target/ and control/ of one folder: data_file_keys"),
+    "mask_path": off(MASKS),
+    "alpha_mask": alpha_mask(),
+    "mask_min_value": off("what a mask leaves out does not count at all"),
+    "invert_mask": off("white is what counts"),
+    "default_caption": caption_of_all,
+    "loss_multiplier": to("loss_weight", number),
+}
 TABLE: Table = {
     "job": always("the config trains", "extension", "train"),
     "config.name": aside(),
@@ -84,7 +120,9 @@ TABLE: Table = {
     "training_folder": aside(),
     "device": to("device", _device),
     "trigger_word": _trigger,
-    "network.type": always("what is trained on a network is a LoRA", "lora"),
+    "network.type": aside(),
+    "network.lokr_full_rank": aside(),
+    "network.lokr_factor": aside(),
     "network.linear": to("lora_rank"),
     "network.rank": to("lora_rank"),
     "network.linear_alpha": to("lora_alpha", number),
@@ -97,25 +135,6 @@ TABLE: Table = {
     "save.max_step_saves_to_keep": lost("every checkpoint is kept; state_total_limit counts what resuming needs"),
     "save.push_to_hub": off("`dsctl upload FILE --repo OWNER/NAME` after the run"),
     "save.save_format": always("a LoRA has the key names that diffusers reads", "diffusers"),
-    "datasets[].folder_path": to("dataset_base_path"),
-    "datasets[].dataset_path": to("dataset_base_path"),
-    "datasets[].caption_ext": always("captions are in .txt and .caption files", "txt", ".txt", "caption"),
-    "datasets[].caption_dropout_rate": to("caption_dropout", number),
-    "datasets[].shuffle_tokens": off("captions stay as they are"),
-    "datasets[].cache_latents": always(CACHED, True),
-    "datasets[].cache_latents_to_disk": always(CACHED, True),
-    "datasets[].cache_text_embeddings": always(CACHED, True),
-    "datasets[].resolution": buckets(),
-    "datasets[].buckets": always("bucket_resolutions makes buckets", True),
-    "datasets[].num_repeats": to("dataset_repeat"),
-    "datasets[].num_frames": to("num_frames"),
-    "datasets[].fps": to("fps"),
-    "datasets[].is_reg": off("a regularization dataset is a table [[dataset]] with regularization = true"),
-    "datasets[].flip_x": off("pictures are not mirrored"),
-    "datasets[].flip_y": off("pictures are not mirrored"),
-    "datasets[].random_crop": off("pictures are cut off evenly"),
-    "datasets[].control_path": off("put the pictures into target/ and control/ of one folder: data_file_keys"),
-    "datasets[].mask_path": off('masks are a column of the table, named mask, with extra_inputs = "mask"'),
     "train.batch_size": to("batch_size"),
     "train.steps": to("max_steps"),
     "train.gradient_accumulation": to("gradient_accumulation_steps"),
@@ -144,6 +163,7 @@ TABLE: Table = {
     "train.unload_text_encoder": always("what a step does not need is not loaded", True),
     "train.linear_timesteps": off(),
     "train.seed": to("seed"),
+    "train.reg_weight": aside(),
     "train.loss_type": always("the loss is the mean squared error", "mse"),
     "logging.use_wandb": aside(),
     "logging.project_name": aside(),
@@ -186,16 +206,57 @@ def finish(draft: Draft) -> None:
             draft.set("ema_decay", setting.value, *used, setting)
         else:
             draft.lose([*used, setting], "without use_ema it asks for nothing")
+    _network(draft)
     for setting in draft.pop("logging.use_wandb"):
         adds("track", "wandb")(draft, setting)
     for setting in draft.pop("logging.project_name"):
         draft.set("track_project", setting.value, setting)
-    if "lora_rank" not in draft.options:
+    if not {"lora_rank", "network"} & draft.options.keys():
         draft.default("trainable_models", ["dit"], f"without a network, {TOOL} trains the whole denoiser")
-    else:
+    elif "lora_rank" in draft.options:
         draft.default("lora_alpha", 1.0, f"{TOOL} takes 1 where linear_alpha is left out")
-    draft.default("bucket_resolutions", [512], f"{TOOL} takes 512 where resolution is left out")
+    weigh_regularization(draft, draft.pop("train.reg_weight"), number)
+    if any(table.values.get("regularization") for table in draft.tables):
+        draft.note(
+            f"{TOOL} draws every second batch from the datasets for regularization; here the shares are those of "
+            "repeat, or of a weight in each [[dataset]]"
+        )
     draft.default("loss_weighting", "none", f"{TOOL} lets all noise levels count alike")
+
+
+def _network(draft: Draft) -> None:
+    """Choose the network; a LoKr of full rank has neither rank nor alpha."""
+    kinds = draft.pop("network.type")
+    full, factor = draft.pop("network.lokr_full_rank"), draft.pop("network.lokr_factor")
+    lokr = False
+    for setting in kinds:
+        lokr = setting.value == "lokr"
+        if lokr:
+            draft.set("network", "lokr", setting)
+        elif setting.value == "lora":
+            draft.accept(setting, "what is trained is a LoRA where nothing else is said")
+        else:
+            draft.lose([setting], "of its networks, dsctl has lora and lokr")
+    for setting in (*full, *factor):
+        if not lokr:
+            draft.accept(setting, "it is for a LoKr")
+    for setting in full if lokr else ():
+        if setting.value:
+            draft.set("lokr_full_matrix", True, setting)
+            for name in {"lora_rank", "lora_alpha"} & draft.options.keys():
+                draft.drop(name, "a LoKr of full rank has none")
+        else:
+            draft.accept(setting, "a LoKr has a rank where nothing else is said")
+    for setting in factor if lokr else ():
+        if setting.value == -1:
+            draft.accept(setting, "the factors are next to the square roots where nothing else is said")
+        else:
+            draft.set("lokr_factor", setting.value, setting)
+
+
+def finish_dataset(draft: Draft) -> None:
+    """Add what ai-toolkit does with a dataset by default."""
+    draft.default("bucket_resolutions", [512], f"{TOOL} takes 512 where resolution is left out")
 
 
 def _output(draft: Draft) -> None:
@@ -236,13 +297,19 @@ def _samples(draft: Draft) -> None:
             draft.drop(name, "disable_sampling is set")
 
 
-def settings_of(values: dict[str, Any], file: Path) -> list[Setting]:
-    """Return the settings of a config, the keys of its first process without what stands before them all."""
+def settings_of(values: dict[str, Any], file: Path) -> tuple[list[Setting], list[list[Setting]]]:
+    """Return the settings of a config, the keys of its first process without what stands before them all.
+
+    The second result are those of each of its datasets.
+    """
     first, *others = values["config"]["process"]
     rest = {name: value for name, value in values.items() if name != "config"}
     rest["config"] = {name: value for name, value in values["config"].items() if name != "process"}
     later = [each for number, process in enumerate(others, 1) for each in _of_process(process, file, number)]
-    return [*flattened(rest, file), *flattened(first, file, (), "config.process[0]."), *later]
+    start, own = "config.process[0].", dict(first)
+    listed = {DATASETS: own.pop(DATASETS)} if is_list_of_tables(own.get(DATASETS)) else {}
+    datasets = tables_in(listed, file, (DATASETS,), inside=start) if listed else []
+    return [*flattened(rest, file), *flattened(own, file, (), start), *later], datasets
 
 
 def _of_process(process: dict[str, Any], file: Path, number: int) -> list[Setting]:

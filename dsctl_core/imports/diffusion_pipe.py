@@ -32,25 +32,6 @@ SHIFT = "model.shift"
 FLOAT8 = ("float8", "float8_e4m3fn")
 
 
-def _dataset(prefix: str) -> dict[str, Any]:
-    """Return the rules for what the dataset file says for all folders, or for one of them."""
-    rules = {
-        "resolutions": aside(),
-        "enable_ar_bucket": aside(),
-        "ar_buckets": lost("buckets have the sides that follow from bucket_resolutions"),
-        "min_ar": lost("buckets have aspect ratios from 1:4 to 4:1"),
-        "max_ar": lost("buckets have aspect ratios from 1:4 to 4:1"),
-        "num_ar_buckets": lost("buckets have the sides that follow from bucket_resolutions"),
-        "frame_buckets": _frames,
-        "num_repeats": to("dataset_repeat"),
-        "caption_prefix": to("caption_prefix"),
-        "cache_shuffle_num": off("captions stay as they are"),
-        "shuffle_tags": off("captions stay as they are"),
-        "skip_empty_caption": off('a picture without a caption is an error; on_bad_sample = "skip" leaves it out'),
-    }
-    return {f"{prefix}{name}": rule for name, rule in rules.items()}
-
-
 def _frames(draft: Draft, setting: Setting) -> None:
     counts = setting.value if isinstance(setting.value, list) else [setting.value]
     if not counts or not all(type(count) is int for count in counts):
@@ -86,12 +67,25 @@ def _argument(draft: Draft, setting: Setting) -> None:
     draft.add("optimizer_args", f"{setting.keys[-1]}={value}".replace(" ", ""), setting)
 
 
+# The keys of a directory, and of what is said of all of them, which those of one go over.
+DATASET: Table = {
+    "resolutions": aside(),
+    "enable_ar_bucket": aside(),
+    "ar_buckets": lost("buckets have the sides that follow from bucket_resolutions"),
+    "min_ar": lost("buckets have aspect ratios from 1:4 to 4:1"),
+    "max_ar": lost("buckets have aspect ratios from 1:4 to 4:1"),
+    "num_ar_buckets": lost("buckets have the sides that follow from bucket_resolutions"),
+    "frame_buckets": _frames,
+    "num_repeats": to("dataset_repeat"),
+    "caption_prefix": to("caption_prefix"),
+    "cache_shuffle_num": off("captions stay as they are"),
+    "shuffle_tags": off("captions stay as they are"),
+    "skip_empty_caption": off('a picture without a caption is an error; on_bad_sample = "skip" leaves it out'),
+    "path": to("dataset_base_path"),
+    "mask_path": lost('masks are a column of the table, named mask, with extra_inputs = "mask"'),
+    "control_path": lost("put the pictures into target/ and control/ of one folder: data_file_keys"),
+}
 TABLE: Table = {
-    **_dataset(""),
-    **_dataset("directory[]."),
-    "directory[].path": to("dataset_base_path"),
-    "directory[].mask_path": lost('masks are a column of the table, named mask, with extra_inputs = "mask"'),
-    "directory[].control_path": lost("put the pictures into target/ and control/ of one folder: data_file_keys"),
     "output_dir": to("output_path"),
     "dataset": always("its settings are here"),
     "epochs": aside(),
@@ -145,7 +139,6 @@ TABLE: Table = {
 def finish(draft: Draft) -> None:
     """Combine settings, and add what diffusion-pipe does by default and dsctl does not."""
     _model(draft)
-    _sizes(draft)
     _schedule(draft)
     _levels(draft)
     for setting in draft.pop("adapter.type"):
@@ -183,17 +176,15 @@ def _model(draft: Draft) -> None:
     draft.lose(weights, "the model is named as a whole; model_paths names all of its files instead")
 
 
-def _sizes(draft: Draft) -> None:
-    """Turn `resolutions` into buckets, which they are for; the table of the folder goes first."""
-    sizes = draft.pop("directory[].resolutions", "resolutions")
-    switches = draft.pop("directory[].enable_ar_bucket", "enable_ar_bucket")
-    draft.lose([*sizes[1:], *switches[1:]], "the table of the folder overrides it")
-    for setting in switches[:1]:
+def finish_dataset(draft: Draft) -> None:
+    """Turn `resolutions` into buckets, which they are for."""
+    sizes, switches = draft.pop("resolutions"), draft.pop("enable_ar_bucket")
+    for setting in switches:
         if setting.value:
             draft.accept(setting, "bucket_resolutions makes buckets")
         else:
             draft.lose([setting], "bucket_resolutions makes buckets of all aspect ratios")
-    for setting in sizes[:1]:
+    for setting in sizes:
         set_buckets(draft, setting.value, setting)
 
 

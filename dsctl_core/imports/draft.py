@@ -21,13 +21,15 @@ NO_OPTION = "dsctl has no such option"
 class Setting:
     """A key of another tool's config and its value: text, a number, true or false, None, or a list of these.
 
-    `keys` lead to it from the table `inside` of the file, such as "config.process[0].".
+    `keys` lead to it from the table `inside` of the file, such as "config.process[0].". The first `under` of them lead
+    to the table of one of several datasets.
     """
 
     file: Path
     keys: Keys
     value: Any
     inside: str = ""
+    under: int = 0
 
     @property
     def key(self) -> str:
@@ -36,14 +38,14 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The key as tables of rules write it, without numbers: `datasets[].resolution`."""
-        name = "".join("[]" if isinstance(key, int) else f".{key}" for key in self.keys)
+        """The key as tables of rules write it, without numbers and from its dataset on: `samples[].prompt`."""
+        name = "".join("[]" if isinstance(key, int) else f".{key}" for key in self.keys[self.under :])
         return name.removeprefix(".")
 
     @property
     def later(self) -> bool:
-        """Whether it belongs to a second or later table of a list of tables."""
-        return any(isinstance(key, int) and key > 0 for key in self.keys)
+        """Whether it belongs to a second or later table of a list of tables, other than the datasets."""
+        return any(isinstance(key, int) and key > 0 for key in self.keys[self.under :])
 
 
 def flattened(values: Mapping[str, Any], file: Path, keys: Keys = (), inside: str = "") -> Iterator[Setting]:
@@ -57,6 +59,11 @@ def flattened(values: Mapping[str, Any], file: Path, keys: Keys = (), inside: st
                 yield from flattened(each, file, (*path, number), inside)
         else:
             yield Setting(file, path, value, inside)
+
+
+def unique(settings: Iterable[Setting]) -> list[Setting]:
+    """Return the settings without those that come again: what is said of all datasets is a setting of each."""
+    return list({(each.file, each.inside, each.keys, repr(each.value)): each for each in settings}.values())
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,14 @@ class Unfit(Exception):
 
 
 @dataclass
+class TableDraft:
+    """One of several datasets: the keys of its table [[dataset]], and the settings that each follows from."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, list[Setting]] = field(default_factory=dict)
+
+
+@dataclass
 class Draft:
     """The options of a run as far as they are known.
 
@@ -88,6 +103,7 @@ class Draft:
         without_counterpart: Settings that no option expresses.
         notes: What the user should know about the translation.
         aside: Settings that only make sense together, by their names, until the tool combines them.
+        tables: The datasets, if there are several; they are the option `dataset`.
         missing: What the config does not say and the run needs, with what to write.
     """
 
@@ -98,12 +114,19 @@ class Draft:
     without_counterpart: list[Lost] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     aside: dict[str, Setting] = field(default_factory=dict)
+    tables: list[TableDraft] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
     def mapped(self) -> int:
         """The number of settings that an option expresses, or that dsctl follows without one."""
-        return sum(len(settings) for settings in self.sources.values()) + len(self.always)
+        return len(self.mapped_settings())
+
+    def mapped_settings(self) -> list[Setting]:
+        """Return the settings that an option expresses, or that dsctl follows without one; each once."""
+        every = [self.sources, *(table.sources for table in self.tables)]
+        found = [setting for sources in every for settings in sources.values() for setting in settings]
+        return unique([*found, *(setting for setting, _ in self.always)])
 
     def set(self, option: str, value: Any, *settings: Setting) -> None:
         """Set an option that follows from `settings`; a value that the option cannot have is no counterpart."""
@@ -135,6 +158,14 @@ class Draft:
         self.lose(settings, reason)
         if not settings:
             self.note(f"{option} = {value!r} was left out: {reason}")
+
+    def drop_of_table(self, table: TableDraft, key: str, reason: str) -> None:
+        """Take a key out of the table of a dataset; its settings have no counterpart unless another table has them."""
+        value, settings = table.values.pop(key), table.sources.pop(key)
+        kept = {(each.file, each.keys) for each in self.mapped_settings()}
+        self.lose([each for each in settings if (each.file, each.keys) not in kept], reason)
+        if not settings:
+            self.note(f"{key} = {value!r} was left out: {reason}")
 
     def accept(self, setting: Setting, why: str) -> None:
         """Take note of a setting that dsctl follows without an option."""

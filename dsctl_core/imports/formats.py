@@ -12,6 +12,7 @@ from typing import Any
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.json import JsonFault, check_values, read_bytes, read_json
 from dsctl_core.imports import ai_toolkit, diffsynth, diffusion_pipe, kohya
+from dsctl_core.imports.datasets import is_list_of_tables, set_datasets, tables_in
 from dsctl_core.imports.draft import Draft, Setting, flattened
 from dsctl_core.imports.rules import apply
 from dsctl_core.imports.shell import Command, read_script
@@ -31,10 +32,14 @@ NAMED_FILES = ("dataset_config", "config_file", "dataset")
 
 @dataclass
 class Part:
-    """A file of a tool: its settings, and whether they go over those of the other files."""
+    """A file of a tool: its settings, and whether they go over those of the other files.
+
+    `datasets` are the settings of each of its datasets, which are not among the others.
+    """
 
     tool: ModuleType
     settings: list[Setting]
+    datasets: list[list[Setting]] = field(default_factory=list)
     rank: int = 0
     also: list[tuple[Setting, str]] = field(default_factory=list)  # what has no counterpart, with the reason
 
@@ -49,6 +54,9 @@ def read_configs(files: Sequence[Path]) -> Draft:
         raise DsctlError(f"the files are of {names}", hint="import the files of one tool at a time")
     tool = tools[0]
     draft = Draft(tool.TOOL)
+    datasets = [dataset for part in parts for dataset in part.datasets]
+    if datasets:
+        set_datasets(draft, datasets, tool.DATASET, tool.finish_dataset)
     for part in sorted(parts, key=lambda part: part.rank):
         several = tool.SEVERAL if tool is ai_toolkit else ()
         apply(tool.TABLE, part.settings, draft, several)
@@ -78,7 +86,7 @@ def _read(file: Path) -> Part:
     if suffix in (".yaml", ".yml", ".json"):
         values = read_json(file) if suffix == ".json" else _read_yaml(file)
         if ai_toolkit.is_config(values):
-            return Part(ai_toolkit, ai_toolkit.settings_of(values, file))
+            return Part(ai_toolkit, *ai_toolkit.settings_of(values, file))
         raise _unknown(file)
     if suffix == ".toml":
         return _read_toml(file)
@@ -128,13 +136,12 @@ def _plain(value: Any) -> Any:
 
 def _read_toml(file: Path) -> Part:
     values = _plain(load_toml(file, "FILE"))
-    if isinstance(values.get("directory"), list):
-        return Part(diffusion_pipe, list(flattened(values, file)))
+    if is_list_of_tables(values.get("directory")):
+        return Part(diffusion_pipe, [], datasets=tables_in(values, file, ("directory",)))
     if isinstance(values.get("model"), dict) and diffusion_pipe.SIGNS & values.keys():
-        return Part(diffusion_pipe, list(flattened(values, file)), 1)
-    if isinstance(values.get("datasets"), list):
-        # What is said of all datasets comes first: a dataset goes over it.
-        return Part(kohya, sorted(flattened(values, file), key=lambda each: each.keys[0] != "general"))
+        return Part(diffusion_pipe, list(flattened(values, file)), rank=1)
+    if is_list_of_tables(values.get("datasets")):
+        return Part(kohya, *kohya.datasets_of(values, file))
     # The headings of the tables are for the reader: an argument is the same under any of them.
     inside = {name: value for name, value in values.items() if isinstance(value, dict)}
     names = {*values, *(name for table in inside.values() for name in table)}
@@ -143,7 +150,7 @@ def _read_toml(file: Path) -> Part:
     settings = [Setting(file, (name,), value) for name, value in values.items() if name not in inside]
     for heading, table in inside.items():
         settings += [Setting(file, each.keys, each.value, f"{heading}.") for each in flattened(table, file)]
-    return Part(kohya, settings, 1)
+    return Part(kohya, settings, rank=1)
 
 
 def _read_shell(file: Path) -> Part:
@@ -154,7 +161,7 @@ def _read_shell(file: Path) -> Part:
     if len(found) > 1:
         raise DsctlError(f"{file} has {len(found)} training commands", hint="put each into a file of its own")
     command, tool = found[0]
-    part = Part(tool, _flags(command, file), 2)
+    part = Part(tool, _flags(command, file), rank=2)
     for each in script.commands:
         if each is not command:
             part.also.append((Setting(file, (each.words[0],), " ".join(each.words)), OTHER_COMMAND))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from dsctl_core.imports.draft import Draft, Setting, Unfit
+from dsctl_core.imports.datasets import alpha_mask, caption_of_all, regularization, tables_in, weigh_regularization
+from dsctl_core.imports.draft import Draft, Setting, TableDraft, Unfit, flattened
 from dsctl_core.imports.presets import set_model
 from dsctl_core.imports.rules import (
     DTYPES,
+    FALSE,
     PRECISIONS,
     Table,
     adds,
@@ -33,42 +36,6 @@ WEIGHTS = ("dit", "vae", "text_encoder", "text_encoder1", "text_encoder2", "t5",
 STEPS = 1600  # where neither steps nor epochs are given
 CACHED = "latents and prompts are encoded once where samples repeat"
 ATTENTION = "attention is torch's own; others by attention_backend, under diffusers' names"
-
-
-def _dataset(prefix: str, subset: str) -> dict[str, Any]:
-    """Return the rules for the keys of a dataset; `prefix` is its table and `subset` the table of its folder."""
-    every = {
-        "resolution": aside(),
-        "batch_size": to("batch_size"),
-        "enable_bucket": aside(),
-        "bucket_no_upscale": off("smaller pictures are enlarged to the smallest bucket"),
-        "caption_extension": always("captions are in .txt and .caption files", ".txt", ".caption"),
-        "num_repeats": to("dataset_repeat"),
-        "caption_prefix": to("caption_prefix"),
-        "caption_suffix": to("caption_suffix"),
-        "caption_dropout_rate": to("caption_dropout", number),
-        "shuffle_caption": off("captions stay as they are"),
-        "flip_aug": off("pictures are not mirrored"),
-        "color_aug": off("colours are not changed"),
-        "random_crop": off("pictures are cut off evenly"),
-        "keep_tokens": off("captions stay as they are"),
-        "is_reg": off("a regularization dataset is a table [[dataset]] with regularization = true"),
-        "class_tokens": off("a caption comes from a file, or from the name of a folder such as `10_sks dog`"),
-        "cache_directory": lost("what is encoded is kept in the output folder, or where `dsctl cache` puts it"),
-        "control_directory": lost("put the pictures into target/ and control/ of one folder: data_file_keys"),
-    }
-    folder = {
-        "image_directory": to("dataset_base_path"),
-        "image_dir": to("dataset_base_path"),
-        "video_directory": _videos,
-        "image_jsonl_file": _table("image"),
-        "video_jsonl_file": _table("video"),
-        "target_frames": _frames,
-        "frame_extraction": always("the first frames of a clip are taken", "head"),
-        "source_fps": lost("the frame rate of a clip is read from its file; fps takes fewer frames a second"),
-        "max_frames": lost("num_frames is the number of frames"),
-    }
-    return {f"{prefix}.{name}": rule for name, rule in {**every, **(folder if subset else {})}.items()}
 
 
 def _videos(draft: Draft, setting: Setting) -> None:
@@ -120,10 +87,38 @@ def _wandb(draft: Draft, setting: Setting) -> None:
     draft.set("track", [setting.value], setting)
 
 
+# The keys of a dataset, of a subset of it, and of what is said of all: the inner one goes over the outer ones.
+DATASET: Table = {
+    "resolution": aside(),
+    "batch_size": to("batch_size"),
+    "enable_bucket": aside(),
+    "bucket_no_upscale": off("smaller pictures are enlarged to the smallest bucket"),
+    "caption_extension": always("captions are in .txt and .caption files", ".txt", ".caption"),
+    "num_repeats": to("dataset_repeat"),
+    "caption_prefix": to("caption_prefix"),
+    "caption_suffix": to("caption_suffix"),
+    "caption_dropout_rate": to("caption_dropout", number),
+    "shuffle_caption": off("captions stay as they are"),
+    "flip_aug": off("pictures are not mirrored"),
+    "color_aug": off("colours are not changed"),
+    "random_crop": off("pictures are cut off evenly"),
+    "keep_tokens": off("captions stay as they are"),
+    "is_reg": regularization(),
+    "alpha_mask": alpha_mask(),
+    "class_tokens": caption_of_all,
+    "cache_directory": lost("what is encoded is kept in the output folder, or where `dsctl cache` puts it"),
+    "control_directory": lost("put the pictures into target/ and control/ of one folder: data_file_keys"),
+    "image_directory": to("dataset_base_path"),
+    "image_dir": to("dataset_base_path"),
+    "video_directory": _videos,
+    "image_jsonl_file": _table("image"),
+    "video_jsonl_file": _table("video"),
+    "target_frames": _frames,
+    "frame_extraction": one_of("clip_extraction", {"head": "head", "chunk": "every"}),
+    "source_fps": lost("the frame rate of a clip is read from its file; fps takes fewer frames a second"),
+    "max_frames": lost("num_frames is the number of frames"),
+}
 TABLE: Table = {
-    **_dataset("general", ""),
-    **_dataset("datasets[]", "datasets[]"),
-    **_dataset("datasets[].subsets[]", "datasets[].subsets[]"),
     "dataset_config": always("its settings are here"),
     "config_file": always("its settings are here"),
     **{name: aside() for name in WEIGHTS},
@@ -190,6 +185,9 @@ TABLE: Table = {
     "resume": lost("dsctl goes on with a run of its own: --resume latest"),
     "caption_dropout_rate": to("caption_dropout", number),
     "resolution": aside(),
+    "enable_bucket": aside(),
+    "prior_loss_weight": aside(),
+    "masked_loss": aside(),
     "train_data_dir": to("dataset_base_path"),
     "in_json": to("dataset_metadata_path"),
     "accelerate.mixed_precision": always("it is that of the training"),
@@ -201,15 +199,21 @@ TABLE: Table = {
 
 def finish(draft: Draft) -> None:
     """Combine settings, and add what kohya's trainers do by default and dsctl does not."""
+    if {"width", "bucket_resolutions"} & draft.options.keys() or (draft.tables and all(map(_has_size, draft.tables))):
+        draft.lose(draft.pop("resolution", "enable_bucket"), "a table of the dataset overrides it")
     _sizes(draft)
+    _regularization(draft)
     _files(draft)
     _length(draft)
     _levels(draft)
     for setting in draft.pop("network_module"):
-        if "lora" in str(setting.value):
-            draft.accept(setting, "what is trained on a network is a LoRA")
+        product = next((name for name in ("lokr", "loha") if str(setting.value) == f"networks.{name}"), None)
+        if product is not None:
+            draft.set("network", product, setting)
+        elif "lora" in str(setting.value):
+            draft.accept(setting, "what is trained is a LoRA where nothing else is said")
         else:
-            draft.lose([setting], "what is trained on a network is a LoRA")
+            draft.lose([setting], "of their networks, dsctl has LoRA, LoKr and LoHa")
     if "lora_rank" in draft.options:
         draft.default("lora_alpha", 1.0, "kohya's trainers take 1 where network_alpha is left out")
     draft.default("loss_weighting", "none", "kohya's trainers let all noise levels count alike")
@@ -217,12 +221,43 @@ def finish(draft: Draft) -> None:
         draft.drop("lr_warmup_steps", "with lr_scheduler constant there is no warm-up")
 
 
+def datasets_of(values: dict[str, Any], file: Path) -> tuple[list[Setting], list[list[Setting]]]:
+    """Return the settings of a dataset file that are of no dataset, and those of each dataset."""
+    general = values.get("general")
+    shared = tables_in(general, file, (), keys=("general",))[0] if isinstance(general, dict) else []
+    datasets = tables_in({"datasets": values["datasets"]}, file, ("datasets", "subsets"), shared=shared)
+    rest = {name: value for name, value in values.items() if name not in ("general", "datasets")}
+    return list(flattened(rest, file)), datasets
+
+
+def finish_dataset(draft: Draft) -> None:
+    """Combine the settings of one dataset."""
+    _sizes(draft)
+
+
+def _has_size(table: TableDraft) -> bool:
+    return bool({"width", "bucket_resolutions"} & table.values.keys())
+
+
+def _regularization(draft: Draft) -> None:
+    """Weigh the datasets for regularization, and say whether masks are read."""
+    weigh_regularization(draft, draft.pop("prior_loss_weight"), number)
+    if any(table.values.get("regularization") for table in draft.tables):
+        draft.note(
+            "kohya's trainers repeat what is for regularization until it has as many samples as the rest; here repeat "
+            "says how often"
+        )
+    for setting in draft.pop("masked_loss"):
+        masked = draft.options.get("mask_from_alpha") or any("mask_from_alpha" in t.values for t in draft.tables)
+        if masked or setting.value in FALSE:
+            draft.accept(setting, "masks are read from the alpha channels" if masked else "it asks for nothing")
+        else:
+            draft.lose([setting], 'masks are a column of a table, named mask, with extra_inputs = "mask"')
+
+
 def _sizes(draft: Draft) -> None:
-    """Turn `resolution` into buckets, or without buckets into one size; the table of the dataset goes first."""
-    tables = ("datasets[].subsets[].", "datasets[].", "general.", "")
-    sizes = draft.pop(*(f"{table}resolution" for table in tables))
-    switches = draft.pop(*(f"{table}enable_bucket" for table in tables))
-    draft.lose([*sizes[1:], *switches[1:]], "a table of the dataset overrides it")
+    """Turn `resolution` into buckets, or without buckets into one size."""
+    sizes, switches = draft.pop("resolution"), draft.pop("enable_bucket")
     if not sizes:
         return draft.lose(switches[:1], "there is no resolution")
     size = sizes[0].value

@@ -12,7 +12,7 @@ Rule = Callable[[Draft, Setting], None]
 Table = Mapping[str, Rule]
 Convert = Callable[[Any], Any]
 
-LATER = "it is in a second table; write further datasets as tables [[dataset]]"
+LATER = "it is in a second table, of which a run has one"
 FALSE = (None, False, 0, "", "false", "False", "none", "None", "0", 0.0)
 BUCKET_STEP = 16  # pixels that divide the sides of buckets of every family
 PRECISIONS = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16"}

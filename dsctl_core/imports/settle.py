@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsctl_core.data.masks import MASK
 from dsctl_core.errors import UsageError
 from dsctl_core.family import Family, Preset
 from dsctl_core.imports.draft import Draft
 from dsctl_core.imports.presets import family_of
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.base import split_names
+from dsctl_core.options.datasets import KEY
 from dsctl_core.options.effects import PICTURES_ONLY
 
 # What a run cannot do without: the option, a value to check the others with, and what to write.
@@ -21,8 +23,8 @@ NEEDED: tuple[tuple[str, Any, str], ...] = (
 )
 INSTEAD = {
     "model": ("model_paths", "model_id_with_origin_paths", "from_cache"),
-    "dataset_base_path": ("from_cache",),
-    "lora_rank": ("trainable_models", "lora_base_model", "lora_target_modules", "lora_checkpoint"),
+    "dataset_base_path": ("from_cache", KEY),
+    "lora_rank": ("trainable_models", "lora_base_model", "lora_target_modules", "lora_checkpoint", "network"),
 }
 
 
@@ -57,7 +59,7 @@ def _fault(values: dict[str, Any]) -> UsageError | None:
 
 def _culprit(options: dict[str, Any], placeholders: dict[str, Any], fault: UsageError) -> str:
     """Return the option without which `options` have no fault, or else another one: the last of them that was set."""
-    needed = {option for option, _, _ in NEEDED}
+    needed = {KEY, *(option for option, _, _ in NEEDED)}
     after: dict[str, UsageError | None] = {}
     for name in (name for name in reversed(options) if name not in needed):
         after[name] = _fault({**placeholders, **{other: options[other] for other in options if other != name}})
@@ -72,7 +74,10 @@ def _fit_the_model(draft: Draft, family: Family, preset: Preset | None) -> None:
     """Take out what the model does not take, and name its columns."""
     if family.time_division is None:
         for name in (name for name in PICTURES_ONLY.names if name in draft.options):
-            draft.drop(name, f"it has no effect on {family.title}, which generates images, not videos")
+            draft.drop(name, f"it has no effect on {family.title}, which makes pictures, not clips")
+        for table in draft.tables:
+            for name in (name for name in PICTURES_ONLY.names if name in table.values):
+                draft.drop_of_table(table, name, f"it has no effect on {family.title}, which makes pictures, not clips")
     elif "data_file_keys" not in draft.options:
         draft.default("data_file_keys", ["video"], f"{family.title} is trained on clips; write image for pictures")
     _known_inputs(draft, family)
@@ -86,6 +91,10 @@ def _fit_the_model(draft: Draft, family: Family, preset: Preset | None) -> None:
             draft.drop(name, f"{value} is no multiple of {family.division_factor}")
             if (other := {"height": "width", "width": "height"}[name]) in draft.options:
                 draft.drop(other, f"{name} has no counterpart, and one side alone is no size")
+    for table in draft.tables:
+        odd = [side for side in ("height", "width") if int(table.values.get(side, 0)) % family.division_factor]
+        for name in ("height", "width") if odd else ():
+            draft.drop_of_table(table, name, f"{odd[0]} is no multiple of {family.division_factor}")
 
 
 def _guided_by_input(preset: Preset | None) -> bool:
@@ -95,7 +104,7 @@ def _guided_by_input(preset: Preset | None) -> bool:
 def _known_inputs(draft: Draft, family: Family) -> None:
     names = draft.options.get("extra_inputs", ())
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
-    unknown = [name for name in names if name not in family.extra_inputs]
+    unknown = [name for name in names if name not in (*family.extra_inputs, MASK)]
     if unknown:
         known = ", ".join(family.extra_inputs) or "none"
         draft.drop("extra_inputs", f"{unknown[0]} is no input of {family.title}; its further inputs: {known}")

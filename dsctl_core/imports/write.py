@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dsctl_core.files.toml import toml_comment, toml_value
-from dsctl_core.imports.draft import Draft
+from dsctl_core.imports.draft import Draft, Setting
 from dsctl_core.options import TrainOptions
+from dsctl_core.options.datasets import KEY, DatasetTable
 
 
 def run_toml(draft: Draft, options: TrainOptions) -> str:
@@ -25,7 +26,7 @@ def _lines(draft: Draft, options: TrainOptions) -> Iterator[str]:
         yield toml_comment(f"Missing: {what}.")
         yield toml_comment(f"{option} = {32 if option == 'lora_rank' else chr(34) * 2}")
     values, heading = options.flat_values("json"), ""
-    for option in (name for name in TrainOptions.flat_fields() if name in draft.options):
+    for option in (name for name in TrainOptions.flat_fields() if name in draft.options and name != KEY):
         if TrainOptions.panel_of(option) != heading:
             heading = TrainOptions.panel_of(option)
             yield ""
@@ -33,6 +34,11 @@ def _lines(draft: Draft, options: TrainOptions) -> Iterator[str]:
         # Numbers stay numbers in an option that has them as text, such as bucket_resolutions.
         value = draft.options[option] if isinstance(draft.options[option], list) else values[option]
         yield f"{option} = {toml_value(value)}{_source(draft, option)}"
+    for table in draft.tables:
+        yield ""
+        yield f"[[{KEY}]]"
+        for key in (name for name in DatasetTable.model_fields if name in table.values):
+            yield f"{key} = {toml_value(table.values[key])}{_comment(draft, table.sources[key])}"
     if draft.notes:
         yield ""
         yield toml_comment("Notes")
@@ -49,7 +55,11 @@ def _lines(draft: Draft, options: TrainOptions) -> Iterator[str]:
 
 
 def _source(draft: Draft, option: str) -> str:
-    keys = ", ".join(setting.key for setting in draft.sources[option])
+    return _comment(draft, draft.sources[option])
+
+
+def _comment(draft: Draft, settings: Iterable[Setting]) -> str:
+    keys = ", ".join(setting.key for setting in settings)
     return f"  {toml_comment(keys)}" if keys else f"  {toml_comment(f'as {draft.tool} does')}"
 
 

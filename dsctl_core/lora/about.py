@@ -6,11 +6,8 @@ Model managers and user interfaces read ModelSpec (https://github.com/Stability-
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from dsctl_core.lora.formats import Layers
 
@@ -40,20 +37,6 @@ def layers_hash(layers: Layers) -> str:
     for name in sorted(layers):
         layer = layers[name]
         digest.update(f"{name} {layer.scale!r} {layer.shape}".encode())
-        for tensor in (layer.down, layer.up, *(() if layer.magnitude is None else (layer.magnitude,))):
+        for tensor in (*layer.parts().values(), *(() if layer.magnitude is None else (layer.magnitude,))):
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def dataset_identity(rows: Sequence[Mapping[str, Any]], base_path: Path) -> str:
-    """Return a hash of a dataset: of its rows, and of the size of each file that a cell names.
-
-    File names are relative to `base_path`.
-    """
-    digest = hashlib.sha256(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode())
-    for row in rows:
-        for value in row.values():
-            file = base_path / value if isinstance(value, str) and len(value) < 1000 else None
-            if file is not None and file.is_file():
-                digest.update(f"{file.stat().st_size} ".encode())
     return digest.hexdigest()

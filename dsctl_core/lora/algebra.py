@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.lora.dora import refuse_dora
-from dsctl_core.lora.formats import Layers, LoraLayer
+from dsctl_core.lora.formats import Layers
+from dsctl_core.lora.layer import LoraLayer, Update
+from dsctl_core.lora.lycoris import as_lora, exact_rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,9 +88,18 @@ def _from_svd(u: Tensor, singular: Tensor, vh: Tensor, rank: int) -> tuple[LoraL
 
 
 def resize_layers(layers: Layers, rank: int) -> tuple[Layers, RankTruncation]:
-    """Return every layer truncated or padded to `rank`, and the share of the norm that is kept."""
+    """Return every layer truncated or padded to `rank`, and the share of the norm that is kept.
+
+    A layer of a LoKr or a LoHa becomes that of the LoRA that is nearest to it.
+    """
     refuse_dora(layers, "resized")
-    return collect_kept({name: truncate(layer, rank) for name, layer in layers.items()})
+    return collect_kept({name: _nearest(name, layer, rank) for name, layer in layers.items()})
+
+
+def _nearest(name: str, layer: Update, rank: int) -> tuple[LoraLayer, float, float]:
+    if isinstance(layer, LoraLayer) or exact_rank(layer) < min(layer.shape):
+        return truncate(as_lora(name, layer), rank)
+    return from_difference(layer.mapped(lambda tensor: tensor.float()).matrix() * layer.scale, rank)
 
 
 def collect_kept(parts: dict[str, tuple[LoraLayer, float, float]]) -> tuple[Layers, RankTruncation]:

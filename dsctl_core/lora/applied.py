@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.lora.formats import LoraLayer
-from dsctl_core.lora.layers import linear_layers
+from dsctl_core.lora.layer import LoraLayer, Update
+from dsctl_core.lora.targets import linear_layers
 from dsctl_core.memory.recompute import recomputed_inside
 
 # {component: {layer: the updates to add up, as one list per sample of a batch, or as one list for all samples}}
-AppliedLora = Mapping[str, Mapping[str, Sequence[Sequence[LoraLayer]]]]
+AppliedLora = Mapping[str, Mapping[str, Sequence[Sequence[Update]]]]
 
 
 @contextmanager
 def lora_applied(models: Mapping[str, nn.Module], lora: AppliedLora) -> Iterator[None]:
     """Add `lora` to the outputs of linear layers of `models` in the block, also when gradient checkpointing recomputes.
 
-    The output of a layer becomes W x + sum of scale * up (down x), with each update computed in its own dtype.
+    The output of a layer becomes W x + sum of scale * up (down x), or of scale * matrix x, with each update computed
+    in its own dtype.
     """
 
     @contextmanager
@@ -39,7 +40,7 @@ def lora_applied(models: Mapping[str, nn.Module], lora: AppliedLora) -> Iterator
         yield
 
 
-def _adding(samples: Sequence[Sequence[LoraLayer]]) -> Callable[..., Tensor]:
+def _adding(samples: Sequence[Sequence[Update]]) -> Callable[..., Tensor]:
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         (given,) = inputs
         if len(samples) == 1:
@@ -55,9 +56,13 @@ def _adding(samples: Sequence[Sequence[LoraLayer]]) -> Callable[..., Tensor]:
     return hook
 
 
-def _update(given: Tensor, layers: Sequence[LoraLayer]) -> Tensor:
+def _update(given: Tensor, layers: Sequence[Update]) -> Tensor:
     parts = []
     for layer in layers:
+        if not isinstance(layer, LoraLayer):
+            matrix = layer.mapped(lambda tensor: tensor.to(given.device)).matrix()
+            parts.append(linear(given.to(matrix.dtype), matrix) * layer.scale)
+            continue
         down, up = layer.down.to(given.device), layer.up.to(given.device)
         parts.append(linear(linear(given.to(down.dtype), down), up) * layer.scale)
     return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]

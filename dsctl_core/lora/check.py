@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dsctl_core.checkpoint.finite import refuse_not_finite
 from dsctl_core.errors import DsctlError
+from dsctl_core.lora.names import FACTOR
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,8 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     All values must be finite.
     """
     for name, tensor in tensors.items():
+        if name == FACTOR:
+            continue
         if name.endswith(".alpha"):
             if tensor.numel() != 1 or tensor.is_complex():
                 raise DsctlError(f"{path}: {name} has the shape {tuple(tensor.shape)}, not one number", hint=AGAIN)
@@ -29,4 +32,10 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise DsctlError(f"{path}: {name} is {dtype}, not floating-point numbers", hint=AGAIN)
         elif tensor.numel() == 0:
             raise DsctlError(f"{path}: {name} is empty, its shape is {tuple(tensor.shape)}", hint=AGAIN)
-    refuse_not_finite(tensors.items(), path)
+    refuse_not_finite(((name, tensor) for name, tensor in tensors.items() if not _unused(name, tensors)), path)
+
+
+def _unused(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether `name` is the alpha of a LoKr of whole matrices: ai-toolkit's, of 1e10, is infinite in float16."""
+    layer = name.removesuffix(".alpha")
+    return layer != name and {f"{layer}.lokr_w1", f"{layer}.lokr_w2"} <= tensors.keys() and FACTOR not in tensors

@@ -1,7 +1,8 @@
 """Compute the updates of DoRA, a LoRA with a learned norm for each row (Liu et al. 2024, arXiv:2402.09353).
 
 W' = m * V / |V| with V = W + scale * up @ down, where |V| are the norms of the rows of V, and the magnitude m, (out,),
-is learned. With a strength c the weight is W + c * (W' - W): 0 is the base weight and 1 the trained weight.
+is learned. With a strength c the weight is W + c * (W' - W): 0 is the base weight and 1 the trained weight. In files of
+LyCORIS the update can also be that of a LoKr or a LoHa.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.lora.formats import Layers, LoraLayer
+from dsctl_core.lora.formats import Layers
+from dsctl_core.lora.layer import LoraLayer, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,24 +25,18 @@ def row_norms(weight: Tensor) -> Tensor:
     return torch.linalg.norm(weight.float(), dim=1)
 
 
-def update_of(weight: Tensor, layer: LoraLayer, strength: float = 1.0) -> Tensor:
+def update_of(weight: Tensor, layer: Update, strength: float = 1.0) -> Tensor:
     """Return the update of `layer` with `strength` for `weight` (out, in), in float32.
 
-    `weight` can be a range of rows of the whole weight; `layer.up` and `layer.magnitude` then have the same rows.
+    `weight` can be a range of rows of the whole weight; `layer` is then that of the same rows.
     """
-    update = layer.up.to(weight.device).float() @ layer.down.to(weight.device).float()
+    update = layer.mapped(lambda tensor: tensor.to(weight.device).float()).matrix()
     if layer.magnitude is None:
         return update * (strength * layer.scale)
     base = weight.float()
     turned = base + layer.scale * update
     gain = layer.magnitude.to(weight.device).float() / row_norms(turned)
     return strength * (gain[:, None] * turned - base)
-
-
-def rows_of(layer: LoraLayer, first: int, last: int) -> LoraLayer:
-    """Return `layer` restricted to the rows `first` (included) to `last` (excluded) of its weight."""
-    magnitude = None if layer.magnitude is None else layer.magnitude[first:last]
-    return replace(layer, up=layer.up[first:last], magnitude=magnitude)
 
 
 def with_strength(weight: Tensor, layer: LoraLayer, strength: float) -> LoraLayer:

@@ -3,8 +3,9 @@
 For each layer a LoRA file holds down (R, in) and up (out, R); the update is scale * up @ down with scale = alpha / R.
 The formats differ in the prefix of layer names, in the names of the two matrices, and in the location of alpha: folded
 into the up matrix (so that a reader that ignores alpha applies the right strength), or in a separate tensor
-`<layer>.alpha`. A DoRA has a third tensor per layer, the magnitude (out,), which has a name only
-in the formats of diffusers and peft.
+`<layer>.alpha`. The matrices of a LoKr and of a LoHa have the names of LyCORIS in every format that has them; alpha is
+folded into the first one. A DoRA has a further tensor per layer, the magnitude (out,), which has a name only in the
+formats of diffusers, peft and LyCORIS.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Literal
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
-from dsctl_core.lora.names import DENOISER, FLAT_PREFIXES, parse
+from dsctl_core.lora.layer import LoraLayer, Update
+from dsctl_core.lora.lycoris import from_parts, title
+from dsctl_core.lora.names import DENOISER, FACTOR, FLAT_PREFIXES, PRODUCT, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,30 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class LoraLayer:
-    """The update of one layer: scale * up @ down, with down (R, in) and up (out, R).
-
-    With a `magnitude` (out,) the layer is a DoRA; see dsctl_core.lora.dora.
-    """
-
-    down: Tensor
-    up: Tensor
-    scale: float = 1.0
-    magnitude: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        """The rank R of the update."""
-        return self.down.shape[0]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape (out, in) of the weight that this layer updates."""
-        return self.up.shape[0], self.down.shape[1]
-
-
-Layers = dict[str, LoraLayer]  # by the name of the layer in the component
+Layers = dict[str, Update]  # by the name of the layer in the component
 
 
 @dataclass(frozen=True)
@@ -77,7 +57,8 @@ class LoraFormat:
     alpha: Literal["folded", "tensor"]
     flat: bool = False  # dots in layer names become underscores
     magnitude: str | None = None  # name of the magnitude of a DoRA; None: this tool cannot read a DoRA
-    dora_prefix: str | None = None  # prefix of the layers of a DoRA, if it is not `prefix`
+    products: bool = True  # holds LoKr and LoHa too
+    full_prefix: str | None = None  # prefix of the layers of a DoRA, a LoKr or a LoHa, if it is not `prefix`
     folder: bool = False  # a folder with adapter_model.safetensors and adapter_config.json, instead of one file
     original: bool = False  # with the layer names of the original release of a model, if it has such names
 
@@ -87,6 +68,7 @@ class LoraFormat:
 
 
 MAGNITUDE = "lora_magnitude_vector"
+DORA_SCALE = "dora_scale"  # LyCORIS's name of the magnitude, (out, 1)
 UNUSED = 3  # number of unused tensors that a warning names
 FORMATS = {
     form.name: form
@@ -99,14 +81,26 @@ FORMATS = {
             "folded",
             magnitude=MAGNITUDE,
             # diffusers detects the prefixes of other tools by the names of the two matrices, and fails on a third one.
-            dora_prefix="transformer.",
+            # Behind diffusion_model. it takes the layers of a LoKr for those of the original release of some models.
+            full_prefix="transformer.",
         ),
         LoraFormat("comfyui", "diffusion_model.", "lora_down.weight", "lora_up.weight", "tensor", original=True),
         LoraFormat("kohya", "lora_unet_", "lora_down.weight", "lora_up.weight", "tensor", flat=True, original=True),
-        LoraFormat("diffsynth", "", "lora_A.default.weight", "lora_B.default.weight", "folded"),
+        # The library LyCORIS and SimpleTuner, with diffusers' names of the layers.
+        LoraFormat(
+            "lycoris", "lycoris_", "lora_down.weight", "lora_up.weight", "tensor", flat=True, magnitude=DORA_SCALE
+        ),
+        LoraFormat("diffsynth", "", "lora_A.default.weight", "lora_B.default.weight", "folded", products=False),
         # peft reads alpha from adapter_config.json, which other readers of the folder do not all do: alpha is the rank.
         LoraFormat(
-            "peft", "base_model.model.", "lora_A.weight", "lora_B.weight", "folded", magnitude=MAGNITUDE, folder=True
+            "peft",
+            "base_model.model.",
+            "lora_A.weight",
+            "lora_B.weight",
+            "folded",
+            magnitude=MAGNITUDE,
+            products=False,
+            folder=True,
         ),
     )
 }
@@ -135,22 +129,40 @@ def encode(layers: Layers, component: str, form: LoraFormat, unnamed: str = DENO
             raise DsctlError(
                 f"the format {form.name} has no names for a LoRA on the {component}", hint="write it as diffusers"
             )
-        form = replace(form, prefix=f"{component}.", dora_prefix=None)
-    if any(layer.magnitude is not None for layer in layers.values()):
-        if form.magnitude is None:
-            able = ", ".join(each.name for each in FORMATS.values() if each.magnitude is not None)
-            raise DsctlError(f"the format {form.name} cannot hold a DoRA", hint=f"write it as {able}")
-        form = replace(form, prefix=form.dora_prefix or form.prefix)
+        form = replace(form, prefix=f"{component}.", full_prefix=None)
+    networks = {layer.network for layer in layers.values() if layer.network != "lora"}
+    decomposed = {layer.network for layer in layers.values() if layer.magnitude is not None}
+    for network in sorted(networks):
+        if not form.products:
+            raise _cannot_hold(form, title(network), [each.name for each in FORMATS.values() if each.products])
+    if decomposed and (form.magnitude is None or (decomposed != {"lora"} and form.magnitude != DORA_SCALE)):
+        named = [each for each in FORMATS.values() if each.magnitude is not None]
+        able = [each.name for each in named if decomposed == {"lora"} or each.magnitude == DORA_SCALE]
+        what = "DoRA" if decomposed == {"lora"} else f"{title(max(decomposed - {'lora'}))} with magnitudes"
+        raise _cannot_hold(form, what, able)
+    if networks or decomposed:
+        form = replace(form, prefix=form.full_prefix or form.prefix)
     tensors = {}
     for name, layer in layers.items():
-        folded = layer.scale if form.alpha == "folded" else 1.0
-        tensors[form.key(name, form.down)] = layer.down.detach().float().cpu().clone()  # layers may share a down matrix
-        tensors[form.key(name, form.up)] = layer.up.detach().float().cpu() * folded
+        names = {"down": form.down, "up": form.up}
+        # The scale of a LoKr of whole matrices has no other place: readers do not divide its alpha by anything.
+        folded = layer.scale if form.alpha == "folded" or layer.rank is None else 1.0
+        holder = "up" if layer.network == "lora" else None
+        for part, tensor in layer.parts().items():
+            holder = holder or part
+            factor = folded if part == holder else 1.0
+            # A copy, because layers may share a down matrix.
+            tensors[form.key(name, names.get(part, part))] = tensor.detach().float().cpu().clone() * factor
         if layer.magnitude is not None and form.magnitude is not None:
-            tensors[form.key(name, form.magnitude)] = layer.magnitude.detach().float().cpu().clone()
+            magnitude = layer.magnitude.detach().float().cpu().clone()
+            tensors[form.key(name, form.magnitude)] = magnitude[:, None] if form.magnitude == DORA_SCALE else magnitude
         if form.alpha == "tensor":
-            tensors[form.key(name, "alpha")] = torch.tensor(layer.scale * layer.rank)
+            tensors[form.key(name, "alpha")] = torch.tensor(1.0 if layer.rank is None else layer.scale * layer.rank)
     return tensors
+
+
+def _cannot_hold(form: LoraFormat, what: str, able: list[str]) -> DsctlError:
+    return DsctlError(f"the format {form.name} cannot hold a {what}", hint=f"write it as {', '.join(able)}")
 
 
 def decode(
@@ -169,10 +181,13 @@ def decode(
         component_names: The possible prefixes of layer names; a layer without prefix belongs to the denoiser.
         scale_of: Returns the scale for (layer, rank) where `tensors` has no alpha.
     """
-    parts, flat = _parts(path, tensors, tuple(component_names))
+    parts, flat = _parts(path, {key: each for key, each in tensors.items() if key != FACTOR}, tuple(component_names))
     components: dict[str, Layers] = {}
     for (component, name), of in parts.items():
-        components.setdefault(component, {})[name] = _layer(path, name, of, scale_of)
+        product = from_parts(path, name, of, dimension_of_whole=FACTOR in tensors)
+        layer: Update = _lora_layer(path, name, of, scale_of) if product is None else product
+        layer = layer.with_values(scale=layer.scale, magnitude=_magnitude(path, name, of, layer))
+        components.setdefault(component, {})[name] = layer
     return components, flat
 
 
@@ -211,7 +226,7 @@ def _parts(
     if unused:
         shown = ", ".join(unused[:UNUSED]) + (f" and {len(unused) - UNUSED} more" if len(unused) > UNUSED else "")
         logger.warning("%s: its parts for text encoders or embeddings are not used: %s", path, shown)
-    if not any({"down", "up"} & of.keys() for of in parts.values()):
+    if all(of.keys() <= {"alpha", "magnitude", DORA_SCALE} for of in parts.values()):
         raise DsctlError(
             f"{path} has no LoRA layers{' on a model that is known here' if unused else ''}",
             hint="check that this is the file you meant",
@@ -219,7 +234,7 @@ def _parts(
     return parts, True in flat
 
 
-def _layer(path: Path, name: str, parts: dict[str, Tensor], scale_of: Callable[[str, int], float]) -> LoraLayer:
+def _lora_layer(path: Path, name: str, parts: dict[str, Tensor], scale_of: Callable[[str, int], float]) -> LoraLayer:
     """Return the layer `name` made of its tensors by part; raise DsctlError if they do not fit each other."""
     missing = {"down", "up"} - parts.keys()
     if missing:
@@ -230,24 +245,37 @@ def _layer(path: Path, name: str, parts: dict[str, Tensor], scale_of: Callable[[
             else f"{path} has only one of the two matrices of {name}",
             hint="download or copy it again",
         )
-    down, up, magnitude, alpha = parts["down"], parts["up"], parts.get("magnitude"), parts.get("alpha")
+    down, up, alpha = parts["down"], parts["up"], parts.get("alpha")
     if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or down.shape[0] == 0:
         raise DsctlError(
             f"{path}: the matrices of {name} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}",
             hint="download or copy it again",
         )
-    if magnitude is not None and magnitude.shape != up.shape[:1]:
-        raise DsctlError(
-            f"{path}: the magnitude of {name} is {tuple(magnitude.shape)}, not ({up.shape[0]},)",
-            hint="download or copy it again",
-        )
     if alpha is None:
-        return LoraLayer(down, up, scale_of(name, down.shape[0]), magnitude)
+        return LoraLayer(down, up, scale_of(name, down.shape[0]))
     if alpha.numel() != 1:
         raise DsctlError(
             f"{path}: the alpha of {name} is {tuple(alpha.shape)}, not one number", hint="download or copy it again"
         )
-    return LoraLayer(down, up, float(alpha) / down.shape[0], magnitude)
+    return LoraLayer(down, up, float(alpha) / down.shape[0])
+
+
+def _magnitude(path: Path, name: str, parts: dict[str, Tensor], layer: Update) -> Tensor | None:
+    """Return the norms of the rows, (out,), that belong to `layer`; raise DsctlError for norms of something else."""
+    magnitude, scale, rows = parts.get("magnitude"), parts.get(DORA_SCALE), layer.shape[0]
+    if scale is not None and magnitude is None:
+        if scale.shape[0] != rows and scale.numel() == layer.shape[1]:
+            raise DsctlError(
+                f"{path}: the {DORA_SCALE} of {name} has the norms of the columns of the weight, not of its rows",
+                hint="train it with norms of the outputs (wd_on_output), or give one without weight decomposition",
+            )
+        magnitude = scale.flatten() if scale.shape[0] == scale.numel() else scale
+    if magnitude is not None and magnitude.shape != (rows,):
+        raise DsctlError(
+            f"{path}: the magnitude of {name} is {tuple(magnitude.shape)}, not ({rows},)",
+            hint="download or copy it again",
+        )
+    return magnitude
 
 
 def format_of(keys: Iterable[str], in_folder: bool) -> str:
@@ -256,7 +284,9 @@ def format_of(keys: Iterable[str], in_folder: bool) -> str:
     if in_folder or any(key.startswith("base_model.model.") for key in names):
         return "peft"
     if any(key.startswith(FLAT_PREFIXES) for key in names):
-        return "kohya"
+        return "lycoris" if all(key.startswith("lycoris_") for key in names) else "kohya"
+    if any(PRODUCT.search(key) for key in names):
+        return "comfyui" if any(key.endswith(".alpha") for key in names) else "diffusers"
     if any(re.search(r"\.lora_[AB]\.[^.]+\.weight$", key) for key in names):
         return "diffsynth"
     return "comfyui" if any(".lora_down." in key for key in names) else "diffusers"

@@ -1,35 +1,39 @@
-"""Add LoRA layers to a model with peft, load trained ones, fuse them into the weights, and export them.
+"""Train a LoRA, a LoKr or a LoHa on a model, load trained ones, fuse them into the weights, and export them.
 
-The update of a linear layer is W + (alpha / R) * B @ A with A (R, in) and B (out, R)
-(Hu et al. 2021, arXiv:2106.09685).
+With a LoRA, the weight of a linear layer is W + (alpha / R) * B @ A with A (R, in) and B (out, R) (Hu et al. 2021,
+arXiv:2106.09685); the updates of the other networks are in dsctl_core.lora.lycoris.
 """
 
 from __future__ import annotations
 
-import math
-import re
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Family, OriginalNames
-from dsctl_core.lora.dora import row_norms, update_of, with_strength
-from dsctl_core.lora.dropout import put_dropout
+from dsctl_core.lora.adapters import (
+    TRAINED,
+    NetworkSettings,
+    adapters_of,
+    add_trained,
+    attach,
+    tuner_layers,
+    update_in,
+)
+from dsctl_core.lora.dora import update_of, with_strength
 from dsctl_core.lora.files import read_lora, refuse_other_family, unnamed_layers
-from dsctl_core.lora.formats import Layers, LoraFile, LoraLayer, encode, format_for, with_dots
+from dsctl_core.lora.formats import Layers, LoraFile, encode, format_for, with_dots
+from dsctl_core.lora.layer import LoraLayer, Update
+from dsctl_core.lora.lycoris import LokrLayer, title, whole_matrix
 from dsctl_core.lora.names import DENOISER
-from dsctl_core.lora.targets import exactly, find_targets, linear_layers
+from dsctl_core.lora.targets import find_targets, linear_layers
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
-
-TRAINED = "default"  # peft's name for the adapter that is being trained
 
 
 def add_lora(
@@ -58,51 +62,24 @@ def add_lora(
         use_dora: Also learn the norm of each row of the weights; see dsctl_core.lora.dora.
         use_rslora: Scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023, arXiv:2312.03732).
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    settings = NetworkSettings(rank=rank, alpha=alpha, dropout=dropout, use_dora=use_dora, use_rslora=use_rslora)
+    return add_network(model, target_modules, settings, seed)
 
+
+def add_network(model: nn.Module, target_modules: Sequence[str], settings: NetworkSettings, seed: int = 0) -> list[str]:
+    """Add a trainable LoRA, LoKr or LoHa to linear layers of `model` and return their names.
+
+    The output of the model does not change. `target_modules` are the layers, see `find_targets`; `seed` is that of the
+    matrices that are not zero at first.
+    """
     names = find_targets(model, target_modules)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=exactly(names), lora_dropout=0.0, use_dora=use_dora)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, model, adapter_name=TRAINED)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".lora_" in name)
-        if ".lora_" in name:
-            parameter.data = parameter.data.float()
-    layers = tuner_layers(model)
-    for layer in layers.values():
-        layer.scaling[TRAINED] = scale_of(rank, alpha, use_rslora=use_rslora)
-        if use_dora:
-            # Recomputed in float32: peft initializes it rounded to the precision of the weight.
-            layer.lora_magnitude_vector[TRAINED].weight.data = row_norms(layer.get_base_layer().weight.data)
-    if dropout > 0:
-        put_dropout(list(layers.values()), TRAINED, dropout)
+    add_trained(model, names, settings, seed)
     return names
 
 
-def scale_of(rank: int, alpha: float | None, *, use_rslora: bool) -> float:
-    """Return the scale of an update: alpha / rank, or with rsLoRA alpha / sqrt(rank)."""
-    return (rank if alpha is None else alpha) / (math.sqrt(rank) if use_rslora else rank)
-
-
-def tuner_layers(model: nn.Module, adapter: str = TRAINED) -> dict[str, Any]:
-    """Return the peft layers of `model` that have `adapter`, by the name of the layer that they wrap."""
-    from peft.tuners.lora import LoraLayer as PeftLayer
-
-    return {n: m for n, m in model.named_modules() if isinstance(m, PeftLayer) and adapter in m.lora_A}
-
-
 def trained_layers(model: nn.Module) -> Layers:
-    """Return the layers of the LoRA that is being trained on `model`, by name."""
-    return {
-        name: LoraLayer(
-            layer.lora_A[TRAINED].weight,
-            layer.lora_B[TRAINED].weight,
-            layer.scaling[TRAINED],
-            layer.lora_magnitude_vector[TRAINED].weight if TRAINED in layer.lora_magnitude_vector else None,
-        )
-        for name, layer in tuner_layers(model).items()
-    }
+    """Return the layers of the network that is being trained on `model`, by name."""
+    return {name: update_in(layer, TRAINED) for name, layer in tuner_layers(model).items()}
 
 
 def export_lora(
@@ -147,24 +124,53 @@ def continue_lora(
             hint="give the --lora-target-modules that the file was trained with",
         )
     for name, layer in trained.items():
-        down = layer.lora_A[TRAINED].weight
-        if loaded[name].rank != down.shape[0]:
-            raise DsctlError(
-                f"{path} has rank {loaded[name].rank}, but this run trains rank {down.shape[0]}",
-                hint=f"give --lora-rank {loaded[name].rank}",
-            )
-        magnitude = loaded[name].magnitude
-        if (magnitude is None) == (TRAINED in layer.lora_magnitude_vector):
-            kind = "a plain LoRA" if magnitude is None else "a DoRA"
-            raise DsctlError(
-                f"{path} is {kind}, which this run does not train",
-                hint=f"{'leave --use-dora out' if magnitude is None else 'give --use-dora'}",
-            )
+        _refuse_other_kind(path, update_in(layer, TRAINED), loaded[name])
         with torch.no_grad():
-            if magnitude is not None:
-                layer.lora_magnitude_vector[TRAINED].weight.copy_(magnitude)
-            down.copy_(loaded[name].down)
-            layer.lora_B[TRAINED].weight.copy_(loaded[name].up * (loaded[name].scale / layer.scaling[TRAINED]))
+            _copy(layer, loaded[name])
+
+
+def _refuse_other_kind(path: Path, own: Update, other: Update) -> None:
+    """Raise DsctlError unless `other`, from the file `path`, has matrices of the same shapes as `own`, in training."""
+    if own.network != other.network:
+        raise DsctlError(
+            f"{path} is a {title(other.network)}, and this run trains a {title(own.network)}",
+            hint=f"give --network {other.network}, or leave --lora-checkpoint out",
+        )
+    products = {"lokr", "loha"} & {other.network}
+    if products and (other.magnitude is not None or (isinstance(other, LokrLayer) and other.span is not None)):
+        what = "magnitudes" if other.magnitude is not None else "layers that are one with others"
+        raise DsctlError(
+            f"{path} is a {title(other.network)} with {what}, which no run trains",
+            hint="give it as --preset-lora-path, to learn the difference to it",
+        )
+    if own.rank != other.rank and own.rank is not None and other.rank is not None:
+        raise DsctlError(
+            f"{path} has rank {other.rank}, but this run trains rank {own.rank}",
+            hint=f"give --lora-rank {other.rank}",
+        )
+    if (other.magnitude is None) != (own.magnitude is None):
+        kind = "a plain LoRA" if other.magnitude is None else f"a {title('dora')}"
+        raise DsctlError(
+            f"{path} is {kind}, which this run does not train",
+            hint="give --network lora" if other.magnitude is None else "give --network dora",
+        )
+    shapes = [{key: tuple(part.shape) for key, part in each.parts().items()} for each in (own, other)]
+    if shapes[0] != shapes[1]:
+        trains, has = (", ".join(f"{key} {a}x{b}" for key, (a, b) in each.items()) for each in shapes)
+        raise DsctlError(
+            f"{path} is a LoKr of other factors: it has {has}, and this run trains {trains}",
+            hint="give the --lokr-factor, --lokr-decompose-both or --lokr-full-matrix that it was trained with",
+        )
+
+
+def _copy(tuner: nn.Module, layer: Update) -> None:
+    """Copy the matrices of `layer` into the trained parameters of `tuner`, with the scale that these have."""
+    own = update_in(tuner, TRAINED)
+    scaled = {"lora": "up"}.get(layer.network) or next(iter(own.parts()))
+    for key, parameter in own.parts().items():
+        parameter.copy_(layer.parts()[key] * (layer.scale / own.scale) if key == scaled else layer.parts()[key])
+    if own.magnitude is not None and layer.magnitude is not None:
+        own.magnitude.copy_(layer.magnitude)
 
 
 def _layers_for(model: nn.Module, component: str, lora: LoraFile) -> Layers:
@@ -222,52 +228,42 @@ def _read_for(pipe: BasePipeline, path: Path, component: str | None) -> LoraFile
     return lora
 
 
-def _attach(model: nn.Module, layers: dict[str, LoraLayer], scale: float) -> None:
-    from peft.tuners.lora import LoraLayer as PeftLayer
+def _attach(model: nn.Module, layers: Layers, scale: float) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    present = {name for m in model.modules() if isinstance(m, PeftLayer) for name in m.lora_A}
-    kinds = [{n: x for n, x in layers.items() if (x.magnitude is None) is plain} for plain in (True, False)]
-    for number, some in enumerate(kinds):
-        if some:
-            _attach_kind(model, some, scale, f"lora_{len(present)}" + ("_dora" if number else ""))
+    number = len(
+        {name for tuner in model.modules() if isinstance(tuner, BaseTunerLayer) for name in adapters_of(tuner)}
+    )
+    linear, kinds = linear_layers(model), dict[str, dict[str, Update]]()
+    with torch.no_grad():
+        for name, layer in layers.items():
+            alone = not isinstance(model.get_submodule(name), BaseTunerLayer)
+            ready = _attachable(linear[name].weight.data, layer, scale, alone)
+            kind = "dora" if ready.magnitude is not None else str(ready.network)
+            kinds.setdefault(kind, {})[name] = ready
+    for kind, own in kinds.items():
+        attach(model, own, f"adapter_{number}_{kind}")
     for module in model.modules():
-        if isinstance(module, PeftLayer):
-            module.set_adapter(list(module.lora_A))
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(adapters_of(module))
     model.requires_grad_(False)
 
 
-def _attach_kind(model: nn.Module, layers: dict[str, LoraLayer], scale: float, adapter: str) -> None:
-    """Attach `layers`, either all DoRAs or none, as the peft adapter `adapter`."""
-    from peft import LoraConfig, inject_adapter_in_model
+def _attachable(weight: Tensor, layer: Update, strength: float, alone: bool) -> Update:
+    """Return what layers of peft can add for `layer` at `strength`: where they have nothing like it, the whole matrix.
 
-    first = next(iter(layers.values()))
-    config = LoraConfig(
-        r=first.rank,
-        lora_alpha=first.rank,
-        target_modules=exactly(list(layers)),
-        rank_pattern={f"^{re.escape(name)}$": layer.rank for name, layer in layers.items()},
-        alpha_pattern={f"^{re.escape(name)}$": layer.rank for name, layer in layers.items()},
-        use_dora=first.magnitude is not None,
-    )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft warns of a second adapter, which is intended here.
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        inject_adapter_in_model(config, model, adapter_name=adapter)
-    for name, tuner in tuner_layers(model, adapter).items():
-        weight = tuner.get_base_layer().weight.data
-        # The strength of a DoRA is not a factor of its update, so the layer itself is changed.
-        layer = with_strength(weight, _on(weight.device, layers[name]), scale)
-        values = [(tuner.lora_A, layer.down), (tuner.lora_B, layer.up)]
-        if layer.magnitude is not None:
-            values.append((tuner.lora_magnitude_vector, layer.magnitude))
-        for part, value in values:
-            part[adapter].weight.data = value.float()
-        tuner.scaling[adapter] = layer.scale if layer.magnitude is not None else scale * layer.scale
-
-
-def _on(device: torch.device, layer: LoraLayer) -> LoraLayer:
-    magnitude = None if layer.magnitude is None else layer.magnitude.to(device)
-    return replace(layer, down=layer.down.to(device), up=layer.up.to(device), magnitude=magnitude)
+    That is so for rows of a LoKr, for magnitudes on anything but a LoRA, and for a DoRA on a layer that has another
+    adapter (not `alone`), of which peft would take the output for that of the base.
+    """
+    layer = layer.mapped(lambda tensor: tensor.to(weight.device))
+    if layer.magnitude is not None:
+        if isinstance(layer, LoraLayer) and alone:
+            return with_strength(weight, layer, strength)
+        return whole_matrix(update_of(weight, layer, strength))
+    layer = layer.with_values(scale=layer.scale * strength, magnitude=None)
+    if isinstance(layer, LokrLayer) and layer.span is not None:
+        return whole_matrix(layer.mapped(lambda tensor: tensor.float()).matrix(), layer.scale)
+    return layer
 
 
 @torch.no_grad()

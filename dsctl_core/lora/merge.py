@@ -13,8 +13,10 @@ from dsctl_core.checkpoint.stream import ChangeRows, rewrite, tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error
 from dsctl_core.lora.algebra import RankTruncation, add_layers, resize_layers
-from dsctl_core.lora.dora import refuse_dora, rows_of, update_of
-from dsctl_core.lora.formats import Layers, LoraFile, LoraLayer, with_dots
+from dsctl_core.lora.dora import refuse_dora, update_of
+from dsctl_core.lora.formats import Layers, LoraFile, with_dots
+from dsctl_core.lora.layer import LoraLayer, Update
+from dsctl_core.lora.lycoris import as_lora
 
 SHOWN = 8  # number of unmatched layers that a message names
 logger = logging.getLogger(__name__)
@@ -40,13 +42,13 @@ def component_shapes(folder: Path) -> dict[str, tuple[int, int]]:
 
 def matched(
     loras: Sequence[ScaledLora], shapes: Mapping[str, Mapping[str, tuple[int, int]]], *, allow_partial: bool
-) -> dict[str, dict[str, list[tuple[LoraLayer, float]]]]:
+) -> dict[str, dict[str, list[tuple[Update, float]]]]:
     """Return the updates of each layer of each component, with their scales.
 
     `shapes` are the shapes (out, in) of the layers of each component of the base model. Raises DsctlError if no layer
     of a LoRA is in the model, if some are not (unless `allow_partial`), or if a layer has another shape.
     """
-    updates: dict[str, dict[str, list[tuple[LoraLayer, float]]]] = {}
+    updates: dict[str, dict[str, list[tuple[Update, float]]]] = {}
     for part in loras:
         unmatched, count = [], 0
         for component in part.lora.components:
@@ -87,15 +89,15 @@ def _refuse_unmatched(path: Path, unmatched: list[str], count: int, allow_partia
 def merge_into_weights(
     folder: Path,
     target: Path,
-    updates: Mapping[str, Sequence[tuple[LoraLayer, float]]],
+    updates: Mapping[str, Sequence[tuple[Update, float]]],
     tick: Callable[[str], None] = lambda name: None,
     replaced: Mapping[str, ChangeRows] | None = None,
 ) -> None:
     """Write the component in `folder` to the new folder `target` with `updates` added to its layers.
 
-    The result is W + sum_i c_i s_i B_i A_i, computed in float32. Dtypes, shards and tensor names are those of the
-    original. `tick` is called with the name of each tensor when it is done. `replaced` are changes of tensors that are
-    made before the updates.
+    The result is W + sum_i c_i s_i B_i A_i, computed in float32, with the matrix of a LoKr or a LoHa for B A. Dtypes,
+    shards and tensor names are those of the original. `tick` is called with the name of each tensor when it is done.
+    `replaced` are changes of tensors that are made before the updates.
     """
     changes = dict(replaced or {})
     for name, parts in updates.items():
@@ -114,16 +116,16 @@ def _one_after_the_other(first: ChangeRows | None, then: ChangeRows) -> ChangeRo
     return then if first is None else lambda rows, number: then(first(rows, number), number)
 
 
-def _adding(parts: Sequence[tuple[LoraLayer, float]]) -> ChangeRows:
+def _adding(parts: Sequence[tuple[Update, float]]) -> ChangeRows:
     def change(rows, first):  # type: ignore[no-untyped-def]
         last = first + rows.shape[0]
         # A DoRA rescales the base weight, so a copy of it is needed.
         base = rows.clone() if any(layer.magnitude is not None for layer, _ in parts) else rows
         for layer, number in parts:
-            if layer.magnitude is None:
+            if isinstance(layer, LoraLayer) and layer.magnitude is None:
                 rows.addmm_(layer.up[first:last].float(), layer.down.float(), alpha=layer.scale * number)
             else:
-                rows.add_(update_of(base, rows_of(layer, first, last), number))
+                rows.add_(update_of(base, layer.rows(first, last), number))
         return rows
 
     return change
@@ -142,7 +144,8 @@ def merge_into_one(
 ) -> tuple[dict[str, Layers], RankTruncation | None]:
     """Return the weighted sum of `loras` as one LoRA, and the result of the truncation, if any.
 
-    The sum is exact, and its rank is the sum of the ranks, unless `rank` is set: then it is truncated to that rank.
+    The sum is exact, and its rank is the sum of the ranks, unless `rank` is set: then it is truncated to that rank. A
+    LoKr or a LoHa is added as the LoRA with the same update; see dsctl_core.lora.lycoris.as_lora.
     `module_names` are the names of the base's modules by component; they are only needed for flat layer names.
     """
     parts: dict[str, dict[str, list[tuple[LoraLayer, float]]]] = {}
@@ -150,11 +153,13 @@ def merge_into_one(
         for component in part.lora.components:
             refuse_dora(part.lora.components[component], "merged into a LoRA")
             for name, layer in with_dots(part.lora, component, module_names.get(component, ())).items():
-                parts.setdefault(component, {}).setdefault(name, []).append((layer, part.scale))
-    summed = {component: {name: add_layers(each) for name, each in of.items()} for component, of in parts.items()}
+                parts.setdefault(component, {}).setdefault(name, []).append((as_lora(name, layer), part.scale))
+    summed: dict[str, Layers] = {
+        component: {name: add_layers(each) for name, each in of.items()} for component, of in parts.items()
+    }
     if rank is None:
         return summed, None
-    flat = {f"{component}\0{name}": layer for component, of in summed.items() for name, layer in of.items()}
+    flat: Layers = {f"{component}\0{name}": layer for component, of in summed.items() for name, layer in of.items()}
     cut, kept = resize_layers(flat, rank)
     found: dict[str, Layers] = {}
     for joined, layer in cut.items():

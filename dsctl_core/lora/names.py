@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.lora.lycoris import LOHA_PARTS, LOKR_PARTS
 
 DENOISER = "dit"
-Part = Literal["down", "up", "magnitude", "alpha"]
+FACTOR = "lokr_factor"  # of a whole LoKr, in files of musubi-tuner
 
 # Prefixes of flat layer names, which have underscores instead of dots.
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
@@ -34,15 +34,16 @@ MATRIX = re.compile(
     r"|(?P<up>lora_B|lora_up|lora\.up|lora_linear_layer\.up))" + _ADAPTER + r"\.weight$"
 )
 MAGNITUDE_NAME = re.compile(r"^(?P<layer>.+)\.lora_magnitude_vector(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?$")
-ALPHA = re.compile(r"^(?P<layer>.+)\.alpha$")
+OTHER = re.compile(r"^(?P<layer>.+)\.(?P<part>alpha|dora_scale)$")
+PRODUCT = re.compile(
+    rf"^(?P<layer>.+)\.(?P<part>{'|'.join((*LOKR_PARTS, *LOHA_PARTS))})"
+    r"(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?$"
+)
 
 # Adapters of other kinds, recognized by a part of their tensor names.
 OTHER_KINDS = (
-    (re.compile(r"\.lokr_"), "LoKr"),
-    (re.compile(r"\.hada_"), "LoHa"),
     (re.compile(r"\.b?oft_|\.oft\."), "OFT"),
     (re.compile(r"\.ia3_|\.on_input$"), "IA3"),
-    (re.compile(r"\.dora_scale$"), "kohya's DoRA"),
     (re.compile(r"\.lora_mid\."), "LoCon with a middle matrix"),
     (re.compile(r"\.[ab][12]\.weight$"), "GLoRA"),
     (re.compile(r"\.vera_lambda_"), "VeRA"),
@@ -58,31 +59,35 @@ class TensorName:
 
     component: str | None
     layer: str
-    part: Part | None
+    part: str | None  # "down", "up", "magnitude", "alpha", "dora_scale", or a matrix of LoKr or LoHa
     adapter: str | None = None
     flat: bool = False  # the layer has underscores instead of dots
 
 
 def parse(path: Path, key: str, component_names: Iterable[str]) -> TensorName:
-    """Parse the tensor name `key` of the file `path`; raise DsctlError if it is not part of a plain LoRA.
+    """Parse the tensor name `key` of the file `path`; raise DsctlError if it is no part of a LoRA, a LoKr or a LoHa.
 
     `component_names` are the components that a prefix can name; layers without a prefix belong to the denoiser.
     """
     component, bare, flat = split_prefixes(key, tuple(component_names))
     for pattern, kind in OTHER_KINDS:
         if pattern.search(key):
-            raise DsctlError(f"{path} is a {kind} adapter ({key}), which cannot be read here", hint="give a plain LoRA")
+            raise DsctlError(
+                f"{path} is a {kind} adapter ({key}), which cannot be read here", hint="give a LoRA, LoKr or LoHa"
+            )
     if component is None:
         return TensorName(None, bare, None)
     if (match := MATRIX.match(bare)) is not None:
         return TensorName(component, match["layer"], "down" if match["down"] else "up", match["adapter"], flat)
     if (match := MAGNITUDE_NAME.match(bare)) is not None:
         return TensorName(component, match["layer"], "magnitude", match["adapter"], flat)
-    if (match := ALPHA.match(bare)) is not None:
-        return TensorName(component, match["layer"], "alpha", None, flat)
+    if (match := PRODUCT.match(bare)) is not None:
+        return TensorName(component, match["layer"], match["part"], match["adapter"], flat)
+    if (match := OTHER.match(bare)) is not None:
+        return TensorName(component, match["layer"], match["part"], None, flat)
     raise DsctlError(
         f"{path} is no LoRA that can be read here: its tensor {key!r} is not a LoRA matrix",
-        hint="give a plain LoRA; `dsctl lora convert --help` lists the formats",
+        hint="give a LoRA, LoKr or LoHa; `dsctl lora convert --help` lists the formats",
     )
 
 

@@ -2,21 +2,23 @@
 
 Originally the three projections into attention are one layer, `qkv`, in some models with that into the feed-forward.
 Their updates are fused without loss: with the down matrices stacked and the up matrices as diagonal blocks, the product
-is the updates stacked.
+is the updates stacked. So are both products of a LoHa, and with them their elementwise product. LoKrs stacked are no
+LoKr; rows of one can be taken.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
-from dsctl_core.lora.dora import rows_of
-from dsctl_core.lora.formats import Layers, LoraLayer
+from dsctl_core.lora.formats import Layers
+from dsctl_core.lora.layer import LoraLayer, Update
+from dsctl_core.lora.lycoris import LohaLayer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,12 +29,12 @@ def to_original(layers: Layers, names: OriginalNames, form: str) -> Layers:
     ours = {pattern: original for original, pattern in names.single.items()}
     parts = {part: original for original, of in names.fused.items() for part in of}
     made: Layers = {}
-    groups: dict[str, tuple[dict[str, int], dict[str, LoraLayer]]] = {}
+    groups: dict[str, tuple[dict[str, int], dict[str, Update]]] = {}
     for name, layer in layers.items():
         pattern, number = (name, "") if name in ours else _without_number(name)
         if pattern in ours:
             swapped = ours[pattern] in names.swapped
-            made[_numbered(ours[pattern], number)] = _with_halves_swapped(layer) if swapped else layer
+            made[_numbered(ours[pattern], number)] = layer.rolled(layer.shape[0] // 2) if swapped else layer
         elif pattern in parts:
             original = parts[pattern]
             order = {_numbered(part, number): share for part, share in _shares(names, original).items()}
@@ -41,7 +43,7 @@ def to_original(layers: Layers, names: OriginalNames, form: str) -> Layers:
             raise DsctlError(
                 f"the format {form} has no name for the layer {name}", hint="write it as diffusers, or leave it out"
             )
-    made |= {name: _fuse(order, group) for name, (order, group) in groups.items()}
+    made |= {name: _fuse(order, group, form) for name, (order, group) in groups.items()}
     return made
 
 
@@ -68,7 +70,7 @@ def from_original(
             match, ours = next(((m, o) for matcher, o in originals.items() if (m := matcher.match(name))), (None, {}))
             if match is None:
                 strangers += 1
-                more = {name: layer}
+                more: Layers = {name: layer}
             else:
                 outputs, inputs = ratios.get(match.re, layer.shape)
                 misfits += layer.shape[0] * inputs != layer.shape[1] * outputs
@@ -78,7 +80,8 @@ def from_original(
                 number = match[1] if match.groups() else ""
                 targets = {_numbered(pattern, number): share for pattern, share in ours.items()}
                 if len(targets) == 1:
-                    more = {next(iter(targets)): _with_halves_swapped(layer) if match.re in swapped else layer}
+                    half = layer.shape[0] // 2
+                    more = {next(iter(targets)): layer.rolled(half) if match.re in swapped else layer}
                 else:
                     more = _split(targets, layer)
             twice.update(dict.fromkeys(found.keys() & more.keys(), name))
@@ -127,54 +130,85 @@ def _spans(shares: Iterable[int], unit: int) -> list[slice]:
     return spans
 
 
-def _with_halves_swapped(layer: LoraLayer) -> LoraLayer:
-    """Return `layer` with the halves of its rows in the other order."""
-    half = len(layer.up) // 2
-    magnitude = None if layer.magnitude is None else layer.magnitude.roll(half)
-    return replace(layer, up=layer.up.roll(half, dims=0), magnitude=magnitude)
-
-
-def _fuse(order: Mapping[str, int], group: Mapping[str, LoraLayer]) -> LoraLayer:
+def _fuse(order: Mapping[str, int], group: Mapping[str, Update], form: str) -> Update:
     """Return one layer with the updates of `group` stacked in the given `order`; a missing one is zero.
 
     `order` has the share of each part in the rows. All parts get the same share of the rank, so that readers can split
-    them again.
+    them again. Raises DsctlError for LoKrs, and for updates of several networks.
     """
+    networks = {layer.network for layer in group.values()}
+    if networks not in ({"lora"}, {"loha"}):
+        raise DsctlError(
+            f"the format {form} has one layer for {', '.join(order)}, and their updates together are no LoKr",
+            hint="write it as diffusers or lycoris, which have a layer for each",
+        )
+    scales = {name: layer.scale for name, layer in group.items()}
+    stacked = []
+    for number in range(len(_products(next(iter(group.values()))))):
+        # The scale is a factor of one of the products, the first.
+        own = {name: (*_products(layer)[number], 1.0 if number else scales[name]) for name, layer in group.items()}
+        stacked.append(_stacked(order, own))
+    if networks == {"lora"}:
+        ((up, down),) = stacked
+        return LoraLayer(down, up)
+    return LohaLayer(stacked[0], stacked[1])
+
+
+def _stacked(order: Mapping[str, int], group: Mapping[str, tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor]:
+    """Return two matrices whose product is `scale * left @ right` of each (left, right, scale), stacked."""
     import torch
 
-    known, first = next(iter(group.items()))
-    unit, columns = first.shape[0] // order[known], first.shape[1]
-    rank = max(layer.rank for layer in group.values())
-    down = first.down.new_zeros((len(order) * rank, columns), dtype=torch.float32)
-    up = first.up.new_zeros((sum(order.values()) * unit, len(order) * rank), dtype=torch.float32)
+    known, (left, right, _) = next(iter(group.items()))
+    unit, columns = left.shape[0] // order[known], right.shape[1]
+    rank = max(right.shape[0] for _, right, _ in group.values())
+    rights = right.new_zeros((len(order) * rank, columns), dtype=torch.float32)
+    lefts = left.new_zeros((sum(order.values()) * unit, len(order) * rank), dtype=torch.float32)
     for place, (name, rows) in enumerate(zip(order, _spans(order.values(), unit), strict=True)):
         if name in group:
-            layer = group[name]
-            down[place * rank : place * rank + layer.rank] = layer.down.detach()
-            up[rows, place * rank : place * rank + layer.rank] = layer.up.detach().float() * layer.scale
-    return LoraLayer(down, up)
+            left, right, scale = group[name]
+            rights[place * rank : place * rank + len(right)] = right.detach()
+            lefts[rows, place * rank : place * rank + len(right)] = left.detach().float() * scale
+    return lefts, rights
 
 
-def _split(names: Mapping[str, int], layer: LoraLayer) -> Layers:
-    """Undo `_fuse`. If the up matrix is not block-diagonal, every part has the whole down matrix."""
+def _split(names: Mapping[str, int], layer: Update) -> Layers:
+    """Undo `_fuse`. If the left matrix is not block-diagonal, every part has the whole right matrix."""
     count = len(names)
-    rows = _spans(names.values(), layer.up.shape[0] // sum(names.values()))
-    whole = [rows_of(layer, each.start, each.stop) for each in rows]
-    ups = [part.up for part in whole]
-    if layer.rank % count or layer.magnitude is not None:
-        return dict(zip(names, whole, strict=True))
+    rows = _spans(names.values(), layer.shape[0] // sum(names.values()))
+    whole = dict(zip(names, (layer.rows(each.start, each.stop) for each in rows), strict=True))
+    if layer.rank is None or layer.rank % count or layer.magnitude is not None:
+        return dict(whole)
     share = layer.rank // count
-    spans = [slice(place * share, (place + 1) * share) for place in range(count)]
-    mixed = (bool(up[:, span].any()) for i, up in enumerate(ups) for j, span in enumerate(spans) if i != j)
-    if any(mixed):
-        return dict(zip(names, whole, strict=True))
+    spans = {name: slice(place * share, (place + 1) * share) for place, name in enumerate(names)}
+    products = {name: _products(part) for name, part in whole.items()}
+    for name, of in products.items():
+        if not of or any(left[:, other].any() for left, _ in of for each, other in spans.items() if each != name):
+            return dict(whole)
     parts: Layers = {}
-    for name, up, span in zip(names, ups, spans, strict=True):
-        down, own = layer.down[span], up[:, span]
-        used = _used(down, own)
+    for name, of in products.items():
+        own = [(left[:, spans[name]], right[spans[name]]) for left, right in of]
+        used = max(_used(right, left) for left, right in own)
         if used:
-            parts[name] = replace(layer, down=down[:used].contiguous(), up=own[:, :used].contiguous())
+            small = [(left[:, :used].contiguous(), right[:used].contiguous()) for left, right in own]
+            parts[name] = _with_products(whole[name], small)
     return parts
+
+
+def _products(layer: Update) -> list[tuple[Tensor, Tensor]]:
+    """Return the low-rank products (left, right) that `layer` is made of, all of one rank; none for a LoKr."""
+    if isinstance(layer, LoraLayer):
+        return [(layer.up, layer.down)]
+    return (
+        [(layer.first[0], layer.first[1]), (layer.second[0], layer.second[1])] if isinstance(layer, LohaLayer) else []
+    )
+
+
+def _with_products(layer: Update, products: Sequence[tuple[Tensor, Tensor]]) -> Update:
+    if isinstance(layer, LoraLayer):
+        ((up, down),) = products
+        return replace(layer, down=down, up=up)
+    first, second = products
+    return LohaLayer(first, second, layer.scale, layer.magnitude)
 
 
 def _used(down: Tensor, up: Tensor) -> int:

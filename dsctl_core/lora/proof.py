@@ -15,7 +15,8 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.lora.files import read_lora
-from dsctl_core.lora.formats import Layers, LoraLayer, decode, with_dots
+from dsctl_core.lora.formats import Layers, decode, with_dots
+from dsctl_core.lora.layer import Update
 from dsctl_core.lora.names import DENOISER
 
 if TYPE_CHECKING:
@@ -110,9 +111,9 @@ def _probe(columns: int) -> Tensor:
     return torch.randn(columns, COLUMNS, generator=torch.Generator().manual_seed(columns))
 
 
-def _applied(layer: LoraLayer, probe: Tensor) -> Tensor:
+def _applied(layer: Update, probe: Tensor) -> Tensor:
     """Return the product of the update of `layer` with `probe`, (out, COLUMNS) in float32."""
-    return layer.up.detach().cpu().float() @ (layer.down.detach().cpu().float() @ probe) * layer.scale
+    return layer.mapped(lambda tensor: tensor.detach().cpu().float()).times(probe) * layer.scale
 
 
 def _close(given: Tensor, wanted: Tensor, dtype: str) -> bool:
@@ -123,7 +124,7 @@ def _close(given: Tensor, wanted: Tensor, dtype: str) -> bool:
     return bool((given - wanted).norm() <= TOLERANCE[dtype] * wanted.norm().clamp(min=1e-12) + 1e-12)
 
 
-def _same_magnitude(one: LoraLayer, other: LoraLayer) -> bool:
+def _same_magnitude(one: Update, other: Update) -> bool:
     import torch
 
     if one.magnitude is None or other.magnitude is None:

@@ -10,7 +10,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
 from dsctl_core.files.atomic import atomic_folder, atomic_path, write_json
 from dsctl_core.files.safetensors import read_safetensors, write_safetensors
-from dsctl_core.lora.formats import MAGNITUDE, Layers, encode, format_for
+from dsctl_core.lora.formats import DORA_SCALE, MAGNITUDE, Layers, encode, format_for
 from dsctl_core.lora.names import DENOISER
 from dsctl_core.lora.original import to_original
 from dsctl_core.lora.peft_config import ADAPTER_CONFIG, ADAPTER_FILE
@@ -61,7 +61,7 @@ def save_lora(
             tensors |= encode(layers, component, chosen, unnamed)
     kept = {
         # Magnitudes stay in float32: rounding one would change the norm of a whole row.
-        key: tensor if key.endswith((".alpha", MAGNITUDE)) else tensor.to(getattr(torch, dtype))
+        key: tensor if key.endswith((".alpha", MAGNITUDE, DORA_SCALE)) else tensor.to(getattr(torch, dtype))
         for key, tensor in tensors.items()
     }
     about = {**metadata, "format_of_keys": form}

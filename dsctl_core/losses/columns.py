@@ -32,8 +32,8 @@ def refuse_unreadable(dataset: UnifiedDataset, loss: Loss) -> None:
 
 def with_columns_alike(buckets: list[Hashable], dataset: UnifiedDataset, loss: Loss) -> list[Hashable]:
     """Divide `buckets`, one for each row, further, so that a batch agrees in the columns in which `loss` needs it."""
-    rows = (dataset.metadata.rows[number] for number in dataset.numbers)
+    rows = dataset.metadata.rows
     return [
-        (bucket, *(str(row.get(name)) for name in loss.same_in_batch))
-        for bucket, row in zip(buckets, rows, strict=True)
+        (bucket, *(str(rows.cell(number, name)) for name in loss.same_in_batch))
+        for bucket, number in zip(buckets, dataset.numbers, strict=True)
     ]

@@ -30,7 +30,7 @@ def write_made(file: Path, made: Image | Clip | Layers, about: Mapping[str, Any]
     if isinstance(made, Layers):
         return write_layers(file, made, dict(about))
     if file.suffix.lower() != PICTURE_SUFFIX:
-        assert isinstance(made, Clip), "an image is written as PNG"
+        assert isinstance(made, Clip), "a picture is written as PNG"
         write_clip(file, made, about)
     else:
         write_png(file, made.frames[0] if isinstance(made, Clip) else made, dict(about))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dsctl_core.options.cache import CacheOptions, CacheUseOptions
     from dsctl_core.options.callbacks import CallbackOptions
     from dsctl_core.options.data import DataOptions, ReadingOptions
-    from dsctl_core.options.dataset import DatasetAnnotateOptions, DatasetValidateOptions
+    from dsctl_core.options.dataset import DatasetAnnotateOptions, DatasetCaptionOptions, DatasetValidateOptions
     from dsctl_core.options.infer import InferOptions
     from dsctl_core.options.lora import LoraFile, LoraOptions
     from dsctl_core.options.model import ModelOptions
@@ -29,6 +29,7 @@ __all__ = [
     "CacheUseOptions",
     "DataOptions",
     "DatasetAnnotateOptions",
+    "DatasetCaptionOptions",
     "DatasetValidateOptions",
     "DoctorOptions",
     "InferOptions",
@@ -51,7 +52,7 @@ _PLACES = {
     "base": ("Options",),
     "cache": ("CacheOptions", "CacheUseOptions"),
     "data": ("DataOptions", "ReadingOptions"),
-    "dataset": ("DatasetAnnotateOptions", "DatasetValidateOptions"),
+    "dataset": ("DatasetAnnotateOptions", "DatasetCaptionOptions", "DatasetValidateOptions"),
     "infer": ("InferOptions",),
     "lora": ("LoraFile", "LoraOptions"),
     "model": ("ModelOptions",),

@@ -9,7 +9,7 @@ from dsctl_core.errors import unknown_name
 from dsctl_core.options.base import ComposedOptions, Count, Names, Options
 from dsctl_core.options.control import CacheControlOptions
 from dsctl_core.options.data import DataOptions
-from dsctl_core.options.effects import EACH_ROW_ONCE, NO_TEMPLATE, ONE_PROMPT, Idle
+from dsctl_core.options.effects import EACH_ROW_ONCE, NO_TEMPLATE, ONE_PROMPT, OTHERS_NEED, Idle
 from dsctl_core.options.model import ModelOptions, ModelParts
 from dsctl_core.options.processes import ProcessCountOptions
 from dsctl_core.options.tasks import LOSS_TASKS
@@ -33,7 +33,7 @@ class CacheOptions(ComposedOptions):
     """Options of `dsctl cache`."""
 
     panel: ClassVar[str] = "Cache"
-    idle: ClassVar[tuple[Idle, ...]] = (ONE_PROMPT, EACH_ROW_ONCE)
+    idle: ClassVar[tuple[Idle, ...]] = (ONE_PROMPT, EACH_ROW_ONCE, OTHERS_NEED)
 
     weights: ModelOptions
     data: DataOptions
@@ -50,6 +50,10 @@ class CacheOptions(ComposedOptions):
         "Left out with --template: template_model.",
     )
     batch_size: Count = Field(1, description="Samples that are encoded at once. 1 gives the numbers of `dsctl train`.")
+    shared: bool = Field(
+        False,
+        description="Share the work with commands like this that write to the same folder, here or on other machines.",
+    )
     prune: bool = Field(False, description="Remove from the folder what no row of the dataset needs any more.")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="Precision of encoding and of what is kept. Left out: bf16 on a GPU that has it, else no."

@@ -12,6 +12,7 @@ from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Alternative, Count, Options, Seed, Side
 from dsctl_core.options.data import check_whole_size
 from dsctl_core.options.effects import NO_SAMPLES, NO_TRACKER, NO_VALIDATION, Idle
+from dsctl_core.options.guidance import GuidanceScale
 from dsctl_core.options.messages import Takes
 
 # name -> (the module that it needs, how to install it); csv is ours
@@ -105,7 +106,7 @@ class CallbackOptions(Options):
         "dsctl", description="Project that a tracker files the run under; the run has the name of --output-path."
     )
     sample_every: Count | None = Field(
-        None, description="Draw pictures before the first step, every this many steps, and after the last."
+        None, description="Draw pictures or clips before the first step, every this many steps, and after the last."
     )
     sample_prompt: Prompts = Field(
         (),
@@ -123,8 +124,10 @@ class CallbackOptions(Options):
     sample_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Denoising steps of a sample. Left out: the model's own number."
     )
-    sample_cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="How strongly samples follow the prompt; 1 is no guidance. Left out: the model's own."
+    sample_cfg_scale: GuidanceScale | None = Field(
+        None,
+        description="How strongly samples follow the prompt; 1 is no guidance. Of two denoisers each can have its own: "
+        "dit=4,dit_2=3. Left out: the model's own.",
     )
     sample_seed: Seed = Field(0, description="Seed of the first prompt; each further one has the next seed.")
     validation_split: Annotated[float, Field(gt=0, lt=1)] | None = Field(

@@ -35,12 +35,12 @@ class ReadingOptions(Options):
     )
     allow_outside: bool = Field(False, description="Allow files outside the dataset folder.")
     height: Side | None = Field(
-        None, description="Height of every picture, in pixels. Left out, with --width: each keeps its own size."
+        None, description="Height of every picture or clip, in pixels. Left out, with --width: each keeps its own size."
     )
-    width: Side | None = Field(None, description="Width of every picture, in pixels.")
+    width: Side | None = Field(None, description="Width of every picture or clip, in pixels.")
     max_pixels: Count = Field(
         1024 * 1024,
-        description="Without --height and --width: a picture with more pixels is scaled down to this. "
+        description="Without --height and --width: a picture or frame with more pixels is scaled down to this. "
         "Left out: the model's own limit, where it has one.",
     )
     bucket_resolutions: NumberNames = Field(
@@ -53,8 +53,10 @@ class ReadingOptions(Options):
     short_clips: Literal["refuse", "shorten"] = Field(
         "refuse", description="What to do with a video that has fewer frames than asked for."
     )
-    clip_extraction: Literal["head", "uniform"] = Field(
-        "head", description="Which frames of a video to take: the first, or frames spread evenly over all of it."
+    clip_extraction: Literal["head", "uniform", "every"] = Field(
+        "head",
+        description="Which frames of a video to take: the first, frames spread evenly over all of it, or all of them: "
+        "every clip that it can be cut into, one after another.",
     )
 
     @field_validator("column")
@@ -133,6 +135,10 @@ class DataOptions(ReadingOptions):
     caption_suffix: str = Field("", description="Words after every caption.")
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Share of the samples that are trained with an empty prompt."
+    )
+    recheck: bool = Field(
+        False,
+        description="Read every file of the dataset, or of the cache, at the start, whatever is remembered of them.",
     )
     on_bad_sample: Literal["stop", "skip"] = Field(
         "stop", description="What to do with a row that cannot be used: stop, or go on without it."

@@ -46,6 +46,9 @@ class DatasetTable(BaseModel):
     bucket_resolutions: NumberNames | None = Field(None, min_length=1, description="Sizes of its buckets.")
     num_frames: Count | None = Field(None, description="Frames of its videos.")
     fps: Annotated[float, Field(gt=0, le=1000)] | None = Field(None, description="Frames a second of its videos.")
+    clip_extraction: Literal["head", "uniform", "every"] | None = Field(
+        None, description="Which frames of its videos: the first, spread evenly, or every clip."
+    )
     mask_from_alpha: bool | None = Field(None, description="Whether its alpha channels are masks.")
     min_timestep_boundary: Boundary | None = Field(None, description="Its noisiest levels: 0 is noise.")
     max_timestep_boundary: Boundary | None = Field(None, description="Its cleanest levels: 1 is the clean picture.")

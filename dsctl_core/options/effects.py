@@ -115,6 +115,12 @@ ONE_PROMPT = Idle(
     "leave it out, and train without a cache: `dsctl train {flag} ...`",
     when=lambda options: True,
 )
+OTHERS_NEED = Idle(
+    ("prune",),
+    "with --shared, where other commands may still need what this one does not",
+    "leave it out, and prune when all are done: `dsctl cache --prune` without --shared",
+    when=lambda options: options.shared,
+)
 EACH_ROW_ONCE = Idle(
     ("dataset_repeat",),
     "on a cache, which has every row once",
@@ -168,37 +174,6 @@ NO_CONTROLNET = Idle(
     "without --controlnet",
     "give --controlnet NAME too",
     when=lambda options: not options.controlnet,
-)
-
-# LoRAs
-NO_LORA = Idle(
-    ("lora_alpha", "lora_format", "lora_dtype", "lora_dropout", "use_dora", "use_rslora", "trigger_words"),
-    "without a LoRA to train",
-    "give --lora-rank too, or leave it out",
-    when=lambda options: not options.wants_lora,
-)
-NO_PRESET_LORA = Idle(
-    ("preset_lora_model",),
-    "without a LoRA to merge",
-    "give --preset-lora-path FILE too",
-    when=lambda options: options.preset_lora_path is None,
-)
-INTO_BASE = Idle(
-    ("rank", "lora_format", "lora_dtype"),
-    "without --into lora",
-    "give --into lora too",
-    when=lambda options: options.into == "base",
-)
-INTO_LORA = Idle(
-    ("allow_partial", "tokenizer_path", "trained_part"),
-    "with --into lora",
-    "leave it out",
-    when=lambda options: options.into == "lora",
-)
-ONE_COMPONENT = Idle(
-    ("component",),
-    "with a --base that is one component, the {found}",
-    "leave it out, or give the whole model folder as --base",
 )
 
 IN_TABLES = Idle(
@@ -278,7 +253,7 @@ NO_TRACKER = Idle(
 # What a model takes
 PICTURES_ONLY = Idle(
     ("num_frames", "fps", "short_clips", "clip_extraction", "end_image", "input_video"),
-    "on {title}, which generates images, not videos",
+    "on {title}, which makes pictures, not clips",
     "leave it out, or choose a model for videos",
 )
 SPREAD = Idle(
@@ -360,7 +335,7 @@ SEVERAL_DATASETS = Idle(
 OF_A_DATASET = Idle(
     (
         *("data_file_keys", "column", "allow_outside", "height", "width", "max_pixels", "bucket_resolutions"),
-        *("num_frames", "fps", "short_clips", "clip_extraction", "metadata", "workers"),
+        *("num_frames", "fps", "short_clips", "clip_extraction", "metadata", "workers", "recheck"),
     ),
     "on {path}, which is a cache",
     "leave it out, or give the dataset",
@@ -371,6 +346,14 @@ NO_ANNOTATOR = Idle(
     "leave it out, or give --kind depth",
     when=lambda options: options.kind != "depth",
 )
+ALWAYS_LIKELIEST = Idle(
+    ("seed",),
+    "at --temperature 0, where the likeliest words are taken",
+    "give --temperature 0.7 too",
+    when=lambda options: options.temperature == 0,
+)
+NO_CLIPS = Idle(("num_frames",), "on {path}, which has no clips", "leave it out")
+NO_TABLE = Idle(("file_column",), "on {path}, which has no table", "leave it out")
 WITHOUT_REPORT = Idle(
     ("model",), "on the cache {path} without --report", "give --report FILE.html too, for its pictures"
 )

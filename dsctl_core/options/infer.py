@@ -10,6 +10,7 @@ from dsctl_core.options.base import Alternative, ComposedOptions, Count, Device,
 from dsctl_core.options.control import ControlUseOptions
 from dsctl_core.options.data import check_whole_size
 from dsctl_core.options.effects import CLIP_REPLACED, NO_PICTURE, Idle
+from dsctl_core.options.guidance import GuidanceScale
 from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.template import TemplateUseOptions
@@ -36,10 +37,12 @@ class InferOptions(ComposedOptions):
     vace: VaceOptions
 
     prompt: Text | None = Field(
-        None, description="What the picture is to show. Left out, on a model that decomposes: it describes it itself."
+        None,
+        description="What the picture or clip is to show. Left out, on a model that decomposes a picture: it describes "
+        "that itself.",
     )
     prompts_file: Path | None = Field(None, description="Text file with a prompt a line, instead of --prompt.")
-    negative_prompt: str = Field("", description="What the picture is not to show.")
+    negative_prompt: str = Field("", description="What the picture or clip is not to show.")
     lora: LoraFiles = Field(
         (), description="LoRA to apply, FILE or FILE:SCALE, in any format. Can be given several times."
     )
@@ -68,8 +71,10 @@ class InferOptions(ComposedOptions):
         None,
         description="How the denoising steps follow the model. Left out: the one that the model is published with.",
     )
-    cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="How strongly to follow the prompt; 1 is no guidance. Left out: the model's own."
+    cfg_scale: GuidanceScale | None = Field(
+        None,
+        description="How strongly to follow the prompt; 1 is no guidance. Of two denoisers each can have its own: "
+        "dit=4,dit_2=3. Left out: the model's own.",
     )
     seed: Seed = Field(0, description="Seed of the first picture or clip; each further one has the next seed.")
     num_images: Annotated[int, Field(ge=1, le=10000)] = Field(1, description="Pictures or clips for each prompt.")

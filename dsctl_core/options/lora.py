@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from dsctl_core.errors import UsageError
-from dsctl_core.options.base import Names, Options, Text
-from dsctl_core.options.effects import NO_LORA, NO_PRESET_LORA, Idle
+from dsctl_core.options.base import Alternative, Names, Options, Text
+from dsctl_core.options.effects import Idle
+from dsctl_core.options.lora_effects import FULL_LOKR, NO_LORA, NO_PRESET_LORA, ONLY_LOKR, ONLY_LORA
 from dsctl_core.options.messages import Takes
 
 
@@ -48,8 +49,14 @@ class LoraFile:
 
 
 LoraFiles = Annotated[tuple[Annotated[LoraFile, BeforeValidator(LoraFile.parse)], ...], Takes("FILE or FILE:SCALE")]
-LoraFormatName = Literal["diffusers", "comfyui", "kohya", "diffsynth", "peft"]
-DORA_FORMATS = ("diffusers", "peft")
+LoraFormatName = Literal["diffusers", "comfyui", "kohya", "lycoris", "diffsynth", "peft"]
+# The formats that can hold each network; all of them hold a LoRA.
+HOLDS = {
+    "dora": ("diffusers", "lycoris", "peft"),
+    "lokr": ("diffusers", "comfyui", "kohya", "lycoris"),
+    "loha": ("diffusers", "comfyui", "kohya", "lycoris"),
+}
+TITLES = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}
 FloatName = Literal["float32", "bfloat16", "float16"]
 
 
@@ -57,7 +64,15 @@ class LoraOptions(Options):
     """The LoRA to train, and one to merge in before."""
 
     panel: ClassVar[str] = "LoRA"
-    idle: ClassVar[tuple[Idle, ...]] = (NO_LORA, NO_PRESET_LORA)
+    idle: ClassVar[tuple[Idle, ...]] = (NO_LORA, ONLY_LORA, ONLY_LOKR, FULL_LOKR, NO_PRESET_LORA)
+    exclusive: ClassVar[tuple[Alternative, ...]] = (("network", "use_dora"),)
+
+    network: Literal["lora", "dora", "lokr", "loha"] | None = Field(
+        None,
+        description="What is learned beside the weights: lora, a product of two small matrices; dora, a LoRA and the "
+        "length of every row of the weights; lokr, a Kronecker product, of few numbers and high rank; loha, the "
+        "elementwise product of two low-rank matrices. The --lora options are of all four. Left out: lora.",
+    )
 
     lora_base_model: Text | None = Field(
         None,
@@ -71,7 +86,9 @@ class LoraOptions(Options):
         "names, or auto, every linear layer of the repeated blocks. Left out: the family's for the dit, else auto.",
     )
     lora_rank: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="Rank of the LoRA. Alone it means a LoRA on the dit with the family's layers. Left out: 32."
+        None,
+        description="Rank of the LoRA. Alone it means a LoRA on the dit with the family's layers. Left out: 32. From "
+        "half of a side of the second matrix of a LoKr on, that matrix is whole.",
     )
     lora_alpha: Annotated[float, Field(gt=0)] | None = Field(
         None, description="The LoRA counts alpha / rank times. Left out: the rank."
@@ -79,7 +96,18 @@ class LoraOptions(Options):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Share of what goes into the LoRA that is left out at random, by sample."
     )
-    use_dora: bool = Field(False, description="Learn the length of every row of the weights too (DoRA).")
+    use_dora: bool = Field(
+        False, description="Learn the length of every row of the weights too (DoRA): the same as --network dora."
+    )
+    lokr_factor: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None,
+        description="Of a LoKr: the sides of its first matrix, or the next lower divisors of the sides of the weight. "
+        "Higher: fewer numbers. Left out: next to the square roots, the fewest.",
+    )
+    lokr_decompose_both: bool = Field(False, description="Of a LoKr: the first matrix is a low-rank product too.")
+    lokr_full_matrix: bool = Field(
+        False, description="Of a LoKr: both matrices are whole; there is no rank (lokr_full_rank of ai-toolkit)."
+    )
     use_rslora: bool = Field(False, description="The LoRA counts alpha / sqrt(rank) times (rsLoRA).")
     lora_checkpoint: Path | None = Field(None, description="LoRA file to train on from.")
     preset_lora_path: Path | None = Field(
@@ -110,12 +138,18 @@ class LoraOptions(Options):
     @property
     def wants_lora(self) -> bool:
         """Whether a LoRA is to be trained."""
-        asked = (self.lora_base_model, self.lora_target_modules, self.lora_rank, self.lora_checkpoint)
+        asked = (self.lora_base_model, self.lora_target_modules, self.lora_rank, self.lora_checkpoint, self.network)
         return any(value is not None for value in asked)
+
+    @property
+    def kind(self) -> str:
+        """The network to train: "lora", "dora", "lokr" or "loha"."""
+        return self.network or ("dora" if self.use_dora else "lora")
 
     def check(self) -> None:
         """Raise a UsageError for what the file of the LoRA cannot hold."""
-        if self.use_dora and self.lora_format not in DORA_FORMATS:
+        able = HOLDS.get(self.kind)
+        if able is not None and self.lora_format not in able:
             raise UsageError(
-                f"--lora-format {self.lora_format} cannot hold a DoRA", hint=f"give {' or '.join(DORA_FORMATS)}"
+                f"--lora-format {self.lora_format} cannot hold a {TITLES[self.kind]}", hint=f"give {' or '.join(able)}"
             )

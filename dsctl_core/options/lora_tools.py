@@ -7,8 +7,9 @@ from pydantic import Field
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Argument, Names, Options, Text
-from dsctl_core.options.effects import INTO_BASE, INTO_LORA, Idle
+from dsctl_core.options.effects import Idle
 from dsctl_core.options.lora import FloatName, LoraFiles, LoraFormatName
+from dsctl_core.options.lora_effects import INTO_BASE, INTO_LORA
 from dsctl_core.options.model import SomeModelOptions, WeightOptions
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
@@ -65,13 +66,18 @@ class LoraConvertOptions(_WritingOptions):
 
     file: Annotated[Path, Argument()] = Field(description="A LoRA file, or a folder that peft wrote.")
     to: LoraFormatName = Field(description="Format to write.")
+    network: Literal["lora"] | None = Field(
+        None,
+        description="lora: a LoKr or a LoHa as the LoRA with exactly its update, in float32 if nothing else is given. "
+        "Left out: as it is.",
+    )
 
 
 class LoraResizeOptions(_WritingOptions):
     """Options of `dsctl lora resize`."""
 
     file: Annotated[Path, Argument()] = Field(description="A LoRA file, or a folder that peft wrote.")
-    rank: Rank = Field(description="Rank to bring the LoRA to.")
+    rank: Rank = Field(description="Rank to bring the LoRA to; a LoKr or a LoHa becomes the nearest LoRA of it.")
     lora_format: LoraFormatName = Field("diffusers", description="Key names of the file.")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from dsctl_core.options.base import Alternative, Count, Options
+
+MOST_MINUTES = 60 * 24 * 365  # torch keeps the time in nanoseconds of 64 bits
 
 
 class ProcessCountOptions(Options):
@@ -17,6 +19,9 @@ class ProcessCountOptions(Options):
 
     num_processes: Count | None = Field(
         None, description="Processes to start on this machine, one for each GPU. Left out: this one alone."
+    )
+    process_timeout: Annotated[float, Field(gt=0, le=MOST_MINUTES)] = Field(
+        60.0, description="Minutes that a process waits for the others before the run fails."
     )
 
 

@@ -132,7 +132,7 @@ class TrainOptions(ComposedOptions):
         memory, training = self.memory, self.training
         clashes = {
             "--compile": memory.compile,
-            "--use-dora": self.adapter.use_dora,
+            "--use-dora" if self.adapter.use_dora else "--network dora": self.adapter.kind == "dora",
             "--fp8-models dit": "dit" in training.fp8_models,
         }
         for flag, on in clashes.items():

@@ -26,6 +26,11 @@ class TrainingOptions(Options):
     )
     num_epochs: Count = Field(1, description="How many times to go over the dataset.")
     max_steps: Count | None = Field(None, description="Stop after this many steps, instead of --num-epochs.")
+    max_hours: Annotated[float, Field(gt=0, le=8760)] | None = Field(
+        None,
+        description="End with a saved step after this many hours from the start of the command, with the exit code 75 "
+        "if steps are left.",
+    )
     batch_size: Count = Field(1, description="Samples that go through the model at once.")
     gradient_accumulation_steps: Count = Field(1, description="Batches that make up one step.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients longer than this are cut down.")
@@ -65,7 +70,8 @@ class OutputOptions(Options):
     )
     resume: Text | None = Field(
         None,
-        description="Go on with a run, to the bit: latest, from its newest state, or the folder of a state.",
+        description="Go on with a run, to the bit: latest, from its newest state; auto, the same, or from the start "
+        "where there is none; or the folder of a state.",
     )
     allow_changed: Names = Field(
         (),

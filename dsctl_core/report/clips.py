@@ -6,8 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.problems import DataError
-from dsctl_core.data.video import FrameRule, frame_loader
+from dsctl_core.data.video import frame_loader
 from dsctl_core.errors import DsctlError
 from dsctl_core.media.clip import Clip
 from dsctl_core.media.clip_file import MEDIA_TYPES, clip_suffix, write_clip

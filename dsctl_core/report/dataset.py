@@ -76,7 +76,7 @@ def _pictures(paths: list[Path], found: Validation, videos: bool) -> list[dict[s
 
 def _shown(path: Path, videos: bool) -> str | None:
     """Return a data: URL of a small picture or clip; None if the file cannot be decoded."""
-    if videos and (is_video(path) or path.suffix.lower() == ".gif"):
+    if videos and (is_video(path) or path.suffix.lower() == ".gif" or path.is_dir()):
         return clip_url(path, SIDE)
     data = thumbnail(path, videos)
     return None if data is None else data_url(data, "image/jpeg")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,16 @@ from dsctl_core.cache.folder import (
     require_cache_or_nothing,
 )
 from dsctl_core.cache.manifest import Manifest, Recipe, read_manifest, write_manifest
-from dsctl_core.cache.shards import FOLDER, PARTS_IN_A_SHARD, Part, make_part, tensor_bytes, write_shard
+from dsctl_core.cache.shards import (
+    FOLDER,
+    MOST_PARTS_IN_A_SHARD,
+    MOST_SHARDS,
+    PARTS_IN_A_SHARD,
+    Part,
+    make_part,
+    tensor_bytes,
+    write_shard,
+)
 from dsctl_core.cache.verify import is_finite
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.problems import kind_of_problem
@@ -31,9 +38,11 @@ from dsctl_core.errors import CodeError, DsctlError
 from dsctl_core.files.atomic import prepare_folder, unclaim, write_text
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
-from dsctl_core.stages.batching import batch_key_of, encode_batch, split_into_batches
-from dsctl_core.stages.plan_rows import Job, Plan, plan_rows, read_inputs
+from dsctl_core.stages.batching import encode_batch
+from dsctl_core.stages.plan_rows import Job, Plan, plan_rows
+from dsctl_core.stages.read_ahead import Work, passes_of, read_ahead
 from dsctl_core.stages.sample import Sample
+from dsctl_core.stages.share import Share, finishing, joined, refuse_workers
 from dsctl_core.stages.split import EncodeGroup, Stages
 
 READERS = 2  # threads that decode pictures ahead where no number is asked for
@@ -57,6 +66,7 @@ class EncodeSettings:
     readers: int = READERS
     skip_bad: bool = False
     prune: bool = False
+    shared: bool = False  # with other commands; see dsctl_core.stages.share
     process: int = 0
     processes: int = 1
     wait: Callable[[], None] = lambda: None  # until all processes are here
@@ -88,7 +98,7 @@ def encode_dataset(
     made = [path for path in folders if not path.exists()] if how.process == 0 else []
     prepare_folder(cache / FOLDER)
     try:
-        return _encode_dataset(cache, dataset, encoder, how, progress)
+        return (_encode_shared if how.shared else _encode_dataset)(cache, dataset, encoder, how, progress)
     except BaseException:
         unclaim(made)
         raise
@@ -100,6 +110,7 @@ def _encode_dataset(
     began = time.perf_counter()
     with locked(cache) if how.process == 0 else nullcontext():
         if how.process == 0:
+            refuse_workers(cache)
             clear_temporary_files(cache)
         how.wait()
         plan = plan_rows(dataset, encoder.shell, encoder.stages, encoder.recipe, progress)
@@ -118,6 +129,50 @@ def _encode_dataset(
     return CacheResult(read_manifest(cache), sum(n for n, _ in told), freed, seconds, how.process == 0)
 
 
+def _encode_shared(
+    cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: EncodeSettings, progress: Progress
+) -> CacheResult:
+    """Encode what no other worker does; each process of this command is a worker of its own."""
+    began = time.perf_counter()
+    plan = plan_rows(dataset, encoder.shell, encoder.stages, encoder.recipe, progress)
+    _refuse_bad_rows(plan, dataset, how)
+    with joined(cache, plan, encoder.recipe) as worker:
+        parts = Parts(cache, progress)
+        share = Share(cache, worker, plan, works_of(plan, encoder.stages), set(parts.paths), progress)
+
+        def encode(pipe: BasePipeline, works: Sequence[Work]) -> None:
+            encode_pass(cache, dataset, encoder.recipe, how, plan, works, pipe, progress)
+
+        own = share.run(lambda works: encoder.load(components_of(works)), encode)
+        with finishing(worker):
+            parts.refresh()
+            finish(cache, plan, dict(plan.bad), encoder.recipe, parts, prune=False)
+        told = how.gather([own])
+    seconds = time.perf_counter() - began
+    return CacheResult(read_manifest(cache), sum(told), 0, seconds, how.process == 0)
+
+
+def works_of(plan: Plan, stages: Stages) -> list[Work]:
+    """Return all jobs of `plan` by group and shard.
+
+    A job goes into a shard by its place in the whole list, so that an interrupted run is continued with the same shards
+    that it would have written, and processes need not talk to share the work.
+    """
+    pictures = EncodeGroup((), frozenset(), frozenset())
+    works = []
+    for number, group in enumerate([*stages.groups, pictures]):
+        jobs = list(plan.jobs[number].values())
+        size = parts_in_a_shard(len(jobs))
+        shards = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+        works.append(Work(group, shards))
+    return works
+
+
+def components_of(works: Sequence[Work]) -> tuple[str, ...]:
+    """Return the names of the components that `works` run."""
+    return tuple(dict.fromkeys(name for work in works for name in work.group.components))
+
+
 def encode_missing(
     cache: Path,
     dataset: UnifiedDataset,
@@ -127,47 +182,72 @@ def encode_missing(
     present: set[str],
     progress: Progress,
 ) -> int:
-    """Encode this process's share of the jobs that are not `present`, group by group; return how many that were.
-
-    Jobs go into shards by their place in the whole list, so an interrupted run is continued with the same shards that
-    it would have written, and processes need not talk to share the work.
-    """
-    dtype = getattr(torch, encoder.recipe.dtype)
-    pictures = EncodeGroup((), frozenset(), frozenset())
-    work = []
-    for number, group in enumerate([*encoder.stages.groups, pictures]):
-        jobs = list(plan.jobs[number].values())
-        shards = [jobs[start : start + PARTS_IN_A_SHARD] for start in range(0, len(jobs), PARTS_IN_A_SHARD)]
-        mine = shards[how.process :: how.processes]
-        missing = [[job for job in shard if job.key not in present] for shard in mine]
-        work.append((group, [shard for shard in missing if shard]))
-    total = sum(len(shard) for _, shards in work for shard in shards)
+    """Encode this process's share of the jobs that are not `present`, group by group; return how many that were."""
+    works = []
+    for work in works_of(plan, encoder.stages):
+        missing = [
+            [job for job in shard if job.key not in present] for shard in work.shards[how.process :: how.processes]
+        ]
+        works.append(Work(work.group, [shard for shard in missing if shard]))
+    total = sum(len(shard) for work in works for shard in work.shards)
     if not total:
         return 0
     progress.start("Encoding", total, unit="input")
-    done = 0
-    for group, shards in work:
-        if not shards:
-            continue
-        pipe = encoder.load(group.components)
-        for batches in read_ahead(dataset, pipe, group, encoder.recipe, shards, how, plan):
-            parts: dict[str, Part] = {}
-            for jobs, samples in batches:
-                for job, made in zip(jobs, encode_each(pipe, group, samples), strict=True):
-                    try:
-                        values = _required(made, dataset, job)
-                        _require_finite(values, dataset, job)
-                    except DsctlError as error:
-                        _stop_or_skip(plan, job, error, how)
-                        continue
-                    parts[job.key] = make_part(values, dtype)
-                done += len(jobs)
-                progress.advance(len(jobs))
-            if parts:
-                write_shard(cache, parts)
+    for together in passes_of([work for work in works if work.shards]):
+        pipe = encoder.load(components_of(together))
+        encode_pass(cache, dataset, encoder.recipe, how, plan, together, pipe, progress)
         del pipe
     progress.finish()
-    return done
+    return total
+
+
+def encode_pass(
+    cache: Path,
+    dataset: UnifiedDataset,
+    recipe: Recipe,
+    how: EncodeSettings,
+    plan: Plan,
+    works: Sequence[Work],
+    pipe: BasePipeline,
+    progress: Progress,
+) -> None:
+    """Encode the jobs of `works` together with `pipe`, each shard written when the last of its jobs is done."""
+    dtype = getattr(torch, recipe.dtype)
+    left = {(id(work), number): len(shard) for work in works for number, shard in enumerate(work.shards)}
+    parts: dict[tuple[int, int], dict[str, Part]] = {}
+
+    def skip(job: Job, error: DsctlError) -> None:
+        _stop_or_skip(plan, job, error, how)
+
+    ahead = read_ahead(
+        dataset, pipe, recipe.task, recipe.extra_inputs, works, how.batch_size, how.readers, on_error=skip
+    )
+    for batch in ahead:
+        shard = (id(batch.work), batch.shard)
+        made = encode_each(pipe, batch.work.group, batch.samples) if batch.jobs else []
+        for job, values in zip(batch.jobs, made, strict=True):
+            try:
+                found = _required(values, dataset, job)
+                _require_finite(found, dataset, job)
+            except DsctlError as error:
+                skip(job, error)
+                continue
+            parts.setdefault(shard, {})[job.key] = make_part(found, dtype)
+        left[shard] -= batch.count
+        progress.advance(batch.count)
+        if not left[shard] and shard in parts:
+            write_shard(cache, parts.pop(shard))
+
+
+def parts_in_a_shard(jobs: int) -> int:
+    """Return how many parts a shard has: more where there are many, so that their number grows as a root does.
+
+    It depends on the number of jobs alone, so that every process and every later run divides them alike.
+    """
+    size = PARTS_IN_A_SHARD
+    while size < MOST_PARTS_IN_A_SHARD and jobs > size * MOST_SHARDS:
+        size *= 2
+    return size
 
 
 def encode_each(pipe: BasePipeline, group: EncodeGroup, samples: list[Sample]) -> list[Sample | DsctlError]:
@@ -187,66 +267,12 @@ def _required(made: Sample | DsctlError, dataset: UnifiedDataset, job: Job) -> S
     return made
 
 
-Batches = Iterator[tuple[list[Job], list[Sample]]]
-
-
-def read_ahead(
-    dataset: UnifiedDataset,
-    pipe: BasePipeline,
-    group: EncodeGroup,
-    recipe: Recipe,
-    shards: list[list[Job]],
-    how: EncodeSettings,
-    plan: Plan,
-) -> Iterator[Batches]:
-    """Yield each shard's batches of jobs with their inputs, decoded by threads while earlier ones are encoded."""
-
-    def batch_key(job: Job) -> str:
-        return batch_key_of(pipe, group, job.sample)
-
-    # One by one: to say what is alike, a unit may have to tokenize a prompt.
-    batches = (
-        (number, batch)
-        for number, shard in enumerate(shards)
-        for batch in split_into_batches(shard, how.batch_size, batch_key)
-    )
-    ahead = 2 + 2 * how.readers // how.batch_size
-    waiting: list[tuple[int, list[Job], list[Future[Sample]]]] = []
-    with ThreadPoolExecutor(how.readers) as pool:
-
-        def fill() -> None:
-            for number, batch in islice(batches, ahead - len(waiting)):
-                reads = [pool.submit(read_inputs, dataset, pipe, recipe, job) for job in batch]
-                waiting.append((number, batch, reads))
-
-        def of_shard(number: int) -> Batches:
-            fill()
-            while waiting and waiting[0][0] == number:
-                _, batch, reads = waiting.pop(0)
-                fill()
-                jobs, samples = [], []
-                for job, read in zip(batch, reads, strict=True):
-                    try:
-                        samples.append(read.result())
-                        jobs.append(job)
-                    except DsctlError as error:
-                        _stop_or_skip(plan, job, error, how)
-                if jobs:
-                    yield jobs, samples
-
-        try:
-            for number in range(len(shards)):
-                yield of_shard(number)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def _require_finite(values: Sample, dataset: UnifiedDataset, job: Job) -> None:
     for name, value in values.items():
         if not is_finite(value):
             raise DsctlError(
                 f"{dataset.location(job.row)}: its {name.partition('.')[2]} is not finite",
-                hint="check that row's picture and prompt; with float16, use another --mixed-precision",
+                hint="check that row's picture or clip, and its prompt; with float16, use another --mixed-precision",
             )
 
 
@@ -255,9 +281,8 @@ def _stop_or_skip(plan: Plan, job: Job, error: DsctlError, how: EncodeSettings) 
         raise error
     if not how.skip_bad:
         raise DsctlError(error.problem, hint=f"{error.hint}; or go on without it: --on-bad-sample skip") from error
-    for entry in plan.entries:
-        if job.key in entry.parts:
-            plan.drop(entry.row, error)
+    for row in job.rows:
+        plan.drop(row, error)
 
 
 def _refuse_bad_rows(plan: Plan, dataset: UnifiedDataset, how: EncodeSettings) -> None:

@@ -15,10 +15,12 @@ from torch import Tensor
 from dsctl_core.cache.codec import encode, is_plain
 from dsctl_core.cache.manifest import Entry, Recipe
 from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.frame_folder import files_of
 from dsctl_core.data.operators import require_file
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.digest import digest, digest_file, digest_files
+from dsctl_core.files.digest import digest, digest_file
 from dsctl_core.losses import find_loss
+from dsctl_core.losses.contract import Sides
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
 from dsctl_core.stages.sample import SIDES, Sample, pick
@@ -48,6 +50,7 @@ class Job:
     key: str
     row: int
     sample: Sample  # the inputs; pictures in it may be unread
+    rows: list[int] = field(default_factory=list)  # all rows that have it
 
 
 @dataclass
@@ -69,8 +72,10 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
     `pipe` needs no components. A row that is wrong goes into `bad`, with the error.
     """
     plan = Plan(jobs={number: {} for number in range(len(stages.groups) + 1)})
+    dataset.look_at_files(progress, whole=True)
     files = {row: _files_of(dataset, row, plan) for row in dataset.rows_in_use}
-    contents = digest_files(path for found in files.values() for path in found.values())
+    paths = (path for found in files.values() for path in found.values())
+    contents = dataset.digests(file for path in paths for file in (files_of(path) if dataset.takes_folders else [path]))
     checks = stages.checks
     about = {"dtype": recipe.dtype, "family": recipe.family}
     progress.start("Looking at the dataset", len(files), unit="row")
@@ -123,7 +128,7 @@ def _described(group: EncodeGroup, recipe: Recipe) -> dict[str, Any]:
 
 def _add_job(plan: Plan, group: int, what: dict[str, Any], about: dict[str, Any], row: int, sample: Sample) -> str:
     key = digest([what, about, {name: fingerprint(value) for name, value in sample.items()}])
-    plan.jobs[group].setdefault(key, Job(key, row, sample))
+    plan.jobs[group].setdefault(key, Job(key, row, sample)).rows.append(row)
     return key
 
 
@@ -150,20 +155,22 @@ def _in_a_dict(value: Any) -> Any:
     return fingerprint(value)
 
 
-def has_unread(value: Any) -> bool:
-    """Return whether there is an unread picture in `value`."""
+def has_pictures(value: Any, kind: type[Image.Image] = Unread) -> bool:
+    """Return whether there is a picture of `kind` in `value`; by default one that is unread."""
     if isinstance(value, list | tuple):
-        return any(has_unread(entry) for entry in value)
+        return any(has_pictures(entry, kind) for entry in value)
     if isinstance(value, dict):
-        return any(has_unread(entry) for entry in value.values())
-    return isinstance(value, Unread)
+        return any(has_pictures(entry, kind) for entry in value.values())
+    return isinstance(value, kind)
 
 
-def read_inputs(dataset: UnifiedDataset, pipe: BasePipeline, recipe: Recipe, job: Job) -> Sample:
-    """Return the inputs of a job with its pictures decoded."""
-    if not has_unread(job.sample):
-        return job.sample
-    sides = find_loss(recipe.task).inputs_from_row(pipe, dataset.row(job.row), recipe.extra_inputs)
+def read_row(dataset: UnifiedDataset, pipe: BasePipeline, task: str, extra_inputs: Sequence[str], row: int) -> Sides:
+    """Return the (shared, posi, nega) inputs of row `row` with its pictures decoded."""
+    return find_loss(task).inputs_from_row(pipe, dataset.row(row), extra_inputs)
+
+
+def inputs_of_job(job: Job, sides: Sides) -> Sample:
+    """Return the inputs of a job, of those of its row."""
     found = dict(zip(SIDES, sides, strict=True))
     return {name: found[name.partition(".")[0]][name.partition(".")[2]] for name in job.sample}
 
@@ -174,8 +181,10 @@ def _files_of(dataset: UnifiedDataset, row: int, plan: Plan) -> dict[tuple[str, 
     for key in dataset.data_file_keys:
         try:
             for place, path in enumerate(dataset.files(row, key)):
-                with dataset.cell_errors(row, key):
-                    require_file(path)
+                if not dataset.knows(path):
+                    with dataset.cell_errors(row, key):
+                        for file in files_of(path) if dataset.takes_folders else [path]:
+                            require_file(file)
                 found[key, place] = path
         except DsctlError as error:
             plan.drop(row, error)
@@ -187,6 +196,11 @@ def _unread(size: tuple[int, ...], content: str) -> Unread | list[Unread]:
     """Return a picture of (width, height), or the frames of a clip of (width, height, frames), unread."""
     picture = Unread((size[0], size[1]), content)
     return picture if len(size) == 2 else [picture] * size[2]
+
+
+def _content(path: Path, contents: dict[Path, str]) -> Any:
+    """Return the hash of a file, or those of the pictures in a folder of frames, in order."""
+    return contents[path] if path in contents else [contents[file] for file in files_of(path)]
 
 
 def _unread_row(
@@ -206,11 +220,12 @@ def _unread_row(
         sizes = dataset.preview(row, key)
         several = isinstance(sizes, list)
         made_from = [f"as {key}"] if dataset.is_copy(row, key) else []  # the alpha channel of the picture, for example
-        made = [
-            _unread(size, digest([contents[files[key, place]], processing, *made_from]))
-            for place, size in enumerate(sizes if several else [sizes])
-            if isinstance(size, tuple)
-        ]
+        made = []
+        for place, size in enumerate(sizes if several else [sizes]):
+            if isinstance(size, tuple):
+                path = files[key, place]
+                frames = dataset.chosen_frames(row, path)
+                made.append(_unread(size, digest([_content(path, contents), processing, *made_from, *frames])))
         if not made:  # an operator that cannot tell without doing it
             return dataset.row(row)
         values[key] = made if several else made[0]

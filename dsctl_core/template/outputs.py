@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.lora.formats import LoraFile, LoraLayer, decode
+from dsctl_core.lora.formats import LoraFile, decode
+from dsctl_core.lora.layer import Update
 from dsctl_core.lora.layers import layers_for, linear_shapes
 from dsctl_core.media.kv_cache import join_kv_caches, stack_kv_caches, with_model_layout
 from dsctl_core.stages.sample import padded_outputs
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
 
 KV_CACHE, LORA = "kv_cache", "lora"
-Layers = dict[str, dict[str, list[LoraLayer]]]  # {component: {layer: the updates that are summed}}
+Layers = dict[str, dict[str, list[Update]]]  # {component: {layer: the updates that are summed}}
 
 
 def prompt_outputs(units: Sequence[PipelineUnit]) -> dict[str, str | None]:
@@ -171,7 +172,7 @@ def _sum_layers(parts: Sequence[Layers]) -> Layers:
     return total
 
 
-def _stack_layers(samples: Sequence[Layers]) -> dict[str, dict[str, list[list[LoraLayer]]]]:
+def _stack_layers(samples: Sequence[Layers]) -> dict[str, dict[str, list[list[Update]]]]:
     """Return `{component: {layer: updates of each sample}}`."""
     names = [{(component, layer) for component, layers in sample.items() for layer in layers} for sample in samples]
     if any(each != names[0] for each in names):

@@ -1,11 +1,9 @@
-"""Trains the editing model: edits, and pictures from text in a third of the batches, with the loop of `train.py`."""
+"""Trains the editing model: edits, and pictures from text in a third of the batches, as `joint_training.py` does."""
 
-import argparse
 import json
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-import accelerate
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -14,24 +12,16 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from cache_edits import INSTRUCTIONS_FILE, PICTURES_FILE
-from dsctl_core import FlowMatchSFTLoss, launch_training_task
+from dsctl_core import FlowMatchSFTLoss
 from dsctl_core.families.qwen_image.latents import pack
 from dsctl_core.families.qwen_image_edit.pipeline import QwenImageEditPipeline
 from dsctl_core.families.qwen_image_edit.units import PromptWithImagesEmbedder
-from optimizer import MuonAndAdamW
+from joint_training import STEPS_WITHOUT_END, JointTraining, Recipe, command_line, run
 from tokenizer import EDIT_PREFIX
-from train import (
-    STEPS_WITHOUT_END,
-    AverageLogger,
-    Batches,
-    Clock,
-    JointTraining,
-    TimeIsUp,
-    warm_up_flat_cosine,
-)
+from train import Batches
 
 BATCH = 32
-LEARNING_RATE, WARM_UP_STEPS, EMA = 1.0e-3, 60, 0.995
+RECIPE = Recipe(learning_rate=1.0e-3, warm_up=60, longest=1000, ema=0.995)
 FROM_TEXT, NO_INSTRUCTION = 1 / 3, 0.1
 BLANK = " "  # the negative prompt of an edit
 PATCH, MERGED = 14, 2  # pixels of a patch of the vision tower; patches of a token's side
@@ -158,38 +148,21 @@ def train_edits(
     folder: Path, edits: Path, latents: Path, output: Path, minutes: float, save_minutes: float, precision: str
 ) -> Path:
     """Train the networks in `folder` on cached edits and scenes; return the folder of the averaged model."""
-    torch.manual_seed(0)
-    accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
-    module = EditTraining(folder)
-    batches = MixedBatches(edits, latents, module.pipe.tokenizer)
-    clock = Clock(minutes * 60)
-    logger = AverageLogger(output, folder, clock, save_minutes * 60, EMA)
+
+    def build() -> tuple[JointTraining, Dataset]:
+        module = EditTraining(folder)
+        return module, MixedBatches(edits, latents, module.pipe.tokenizer)
+
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    with suppress(TimeIsUp):
-        launch_training_task(
-            accelerator,
-            batches,
-            module,
-            logger,
-            optimizer=lambda params: MuonAndAdamW(params, LEARNING_RATE, longest=1000, product_dtype=dtype),
-            lr_scheduler=warm_up_flat_cosine(clock, WARM_UP_STEPS),
-            max_steps=STEPS_WITHOUT_END,
-            max_grad_norm=1.0,
-        )
-    return (output / "model-latest").rename(output / "model")
+    recipe = replace(RECIPE, precision=precision, product_dtype=dtype)
+    return run(build, recipe, folder, output, minutes, save_minutes)
 
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="networks to start from")
+    parser = command_line(__doc__, minutes=55.0, save_minutes=5.0, threads=1)
     parser.add_argument("--edits", type=Path, required=True)
-    parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=55.0)
-    parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--precision", choices=("bf16", "no"), default="bf16", help="bf16 where the CPU multiplies it")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     train_edits(

@@ -5,33 +5,34 @@ them count as one whose score is larger by log(n): training attends to the text 
 is the same at a fortieth of the cost.
 """
 
-import argparse
 import json
 import math
-from contextlib import suppress
 from pathlib import Path
 
-import accelerate
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dsctl_core import WanPipeline, launch_training_task
+from dsctl_core import WanPipeline
 from dsctl_core.losses.timesteps import Objective
-from optimizer import MuonAndAdamW
-from train import AverageLogger, Clock, JointTraining, TimeIsUp, warm_up_flat_cosine
+from joint_training import STEPS_WITHOUT_END, JointTraining, Recipe, command_line, plain_products, run
 from video_latents import CAPTIONS_FILE, LATENTS_FILE
 from video_networks import TEXT_TOKENS
 
 BATCHES = {"clips": 24, "pictures": 64}
 PICTURE_SHARE, EMPTY_CAPTIONS, CAPITALS = 0.06, 0.1, 0.1
-LEARNING_RATE, WARM_UP_STEPS = 1.5e-3, 60
-STEPS_WITHOUT_END = 10_000_000
+RECIPE = Recipe(
+    learning_rate=1.5e-3,
+    warm_up=60,
+    longest=900,
+    precision="no",
+    product_dtype=torch.float32,
+    kernel=plain_products,
+)
 
 
 class ClipBatches(Dataset):
@@ -124,38 +125,17 @@ class JointClipTraining(JointTraining):
 
 def train(folder: Path, latents: Path, output: Path, minutes: float, save_minutes: float) -> Path:
     """Train the networks in `folder` on cached latents; return the folder of the averaged model."""
-    torch.manual_seed(0)
-    accelerator = accelerate.Accelerator(cpu=True)
-    module = JointClipTraining(folder)
-    batches = ClipBatches(latents, module.pipe.tokenizer)
-    clock = Clock(minutes * 60)
-    logger = AverageLogger(output, folder, clock, save_minutes * 60)
-    # At under a hundred tokens plain products beat the memory-efficient kernel on a CPU.
-    with sdpa_kernel(SDPBackend.MATH), suppress(TimeIsUp):
-        launch_training_task(
-            accelerator,
-            batches,
-            module,
-            logger,
-            # the modulation's matrix, whose input is one vector a sample, is left to AdamW
-            optimizer=lambda params: MuonAndAdamW(params, LEARNING_RATE, longest=900, product_dtype=torch.float32),
-            lr_scheduler=warm_up_flat_cosine(clock, WARM_UP_STEPS),
-            max_steps=STEPS_WITHOUT_END,
-            max_grad_norm=1.0,
-        )
-    return (output / "model-latest").rename(output / "model")
+
+    def build() -> tuple[JointTraining, Dataset]:
+        module = JointClipTraining(folder)
+        return module, ClipBatches(latents, module.pipe.tokenizer)
+
+    return run(build, RECIPE, folder, output, minutes, save_minutes)
 
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="networks to start from")
-    parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=45.0)
-    parser.add_argument("--save-minutes", type=float, default=5.0)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = command_line(__doc__, minutes=45.0, save_minutes=5.0, threads=1).parse_args()
     torch.set_num_threads(options.threads)
     train(options.folder, options.latents, options.output, options.minutes, options.save_minutes)
 

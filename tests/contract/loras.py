@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.families import load_family, pipeline_class
-from dsctl_core.lora import LoraLayer, fuse_lora
+from dsctl_core.lora import LohaLayer, LokrLayer, LoraLayer, fuse_lora
 from dsctl_core.lora.targets import find_targets, linear_layers
 
 DIT = "transformer"
@@ -44,8 +44,36 @@ def updated_weights(dit: Any, layers: Mapping[str, LoraLayer]) -> dict[str, Tens
     """All weights of `dit` with the updates of `layers` added: computed here, without the code under test."""
     weights = {name: tensor.detach().clone() for name, tensor in dit.state_dict().items()}
     for name, layer in layers.items():
-        weights[f"{name}.weight"] += layer.scale * layer.up @ layer.down
+        weights[f"{name}.weight"] += layer.scale * _product(layer)
     return weights
+
+
+def _product(layer: Any) -> Tensor:
+    if isinstance(layer, LoraLayer):
+        return layer.up @ layer.down
+    first, second = (f[0] if len(f) == 1 else f[0] @ f[1] for f in (layer.first, layer.second))
+    return torch.kron(first, second) if isinstance(layer, LokrLayer) else first * second
+
+
+def made_products(name: str, dit: Any) -> dict[str, dict[str, LokrLayer | LohaLayer]]:
+    """A LoKr and a LoHa on the default layers of the family, by network, of several ranks and scales."""
+    generator = torch.Generator().manual_seed(6)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) * 0.4
+
+    made: dict[str, dict[str, LokrLayer | LohaLayer]] = {"lokr": {}, "loha": {}}
+    linear = linear_layers(dit)
+    for number, layer in enumerate(find_targets(dit, load_family(name).lora_targets)):
+        rows, columns, rank = linear[layer].out_features, linear[layer].in_features, 2 + number % 2
+        low = [(rand(rows, rank), rand(rank, columns)) for _ in "ab"]
+        made["loha"][layer] = LohaLayer(low[0], low[1], 0.5 if number % 3 else 1.3)
+        a, b = 2 - rows % 2, 2 - columns % 2
+        second = rows // a, columns // b
+        first = (rand(a, b),) if number % 3 else (rand(a, 1), rand(1, b))
+        products = {1: (rand(*second),), 2: (rand(second[0], 1), rand(1, second[1]))}
+        made["lokr"][layer] = LokrLayer(first, products[1 + number % 2], 0.7 if number % 3 == 0 or number % 2 else 1.0)
+    return made
 
 
 def fused_weights(name: str, folder: Path, lora: Path) -> dict[str, Tensor]:

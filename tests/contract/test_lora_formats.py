@@ -33,6 +33,8 @@ NOT_READ_BY_DIFFUSERS |= {("wan", "diffsynth"), ("wan", "peft"), ("qwen-image-la
 NOT_READ_BY_DIFFUSERS |= {("wan-vace", form) for form in ("comfyui", "kohya", "diffsynth", "peft")}
 # Diffusers has the widths of FLUX.1 as numbers: tests/dsctl_core/families/flux1/test_lora.py changes them.
 NOT_READ_BY_DIFFUSERS |= {("flux1", "comfyui"), ("flux1", "kohya"), ("flux1", "diffsynth"), ("flux1", "peft")}
+# Of files of LyCORIS it reads LoKrs alone: tests/contract/test_lycoris_files.py.
+NOT_READ_BY_DIFFUSERS |= {(name, "lycoris") for name in BUILDERS}
 # Families of which diffusers converts only whole weights of the published widths, not the layers of a LoRA.
 ONLY_WHOLE = {"flux1"}
 # How each format writes the layer a.b, in plain text and not by the table under test.
@@ -40,6 +42,7 @@ WRITES = {
     "diffusers": "diffusion_model.a.b.lora_A.weight",
     "comfyui": "diffusion_model.a.b.lora_down.weight",
     "kohya": "lora_unet_a_b.lora_down.weight",
+    "lycoris": "lycoris_a_b.lora_down.weight",
     "diffsynth": "a.b.lora_A.default.weight",
     "peft": "base_model.model.a.b.lora_A.weight",
 }
@@ -121,7 +124,7 @@ def test_a_file_has_the_names_of_the_model_or_those_that_diffusers_converts_to_t
         written_as = WRITES[form]
         if form == "diffusers" and name in BEHIND_TRANSFORMER:
             written_as = written_as.replace("diffusion_model.", "transformer.")
-        flat = written_as.startswith("lora_unet_")
+        flat = written_as.startswith(("lora_unet_", "lycoris_"))
         names = {written_as.replace("a_b" if flat else "a.b", n.replace(".", "_") if flat else n) for n in layers}
         assert names <= keys
         assert names == {key for key in keys if re.search(r"lora_(A|down)", key)}
@@ -231,7 +234,7 @@ def test_layers_that_two_families_share_are_converted_without_a_model_only_if_th
     options = LoraConvertOptions(file=path, to=form, output=output)
     if not FORMATS[form].original and form != "diffusers":  # in which the prefix of FLUX.1 is another
         convert(options)
-        assert len(tensors_of(output)) == 6
+        assert len(tensors_of(output)) == (9 if FORMATS[form].alpha == "tensor" else 6)
         return
     with pytest.raises(
         UsageError, match=r"are layers of .*flux2.* and .*qwen-image.*, which have other names"

@@ -204,11 +204,8 @@ def test_parts_for_a_text_encoder_of_another_tool_are_named_as_not_used(
 
 
 OTHERS = {
-    "LoKr": ("diffusion_model.a.lokr_w1", "lycoris_a.lokr_w2_a", "a.lokr_t2"),
-    "LoHa": ("diffusion_model.a.hada_w1_a", "lycoris_a.hada_t1"),
     "OFT": ("lora_unet_a.oft_blocks", "lycoris_a.oft_diag", "base_model.model.a.oft_R.default.weight", "a.boft_R"),
     "IA3": ("base_model.model.a.ia3_l", "lycoris_a.on_input"),
-    "kohya's DoRA": ("lora_unet_a.dora_scale", "diffusion_model.a.dora_scale", "lycoris_a.dora_scale"),
     "LoCon with a middle matrix": ("lora_unet_a.lora_mid.weight",),
     "GLoRA": ("lycoris_a.a1.weight", "lycoris_a.b2.weight"),
     "VeRA": ("base_model.model.a.vera_lambda_b",),

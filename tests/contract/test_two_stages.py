@@ -1,4 +1,4 @@
-"""Training from a cache is training without one, for every family and for the embedded model."""
+"""Training from a cache is training without one, for every family and for the embedded models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dsctl_core.assets import assets_path
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.train import train
@@ -22,6 +23,11 @@ from tests.tiny_models import write_tiny_model
 
 STEPS = 20
 MODELS = [*families(), "dawn", "tiny"]
+# The other embedded models, on the first rows of an embedded dataset: its name, and what training needs to be told.
+EMBEDDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny-edit": ("frame_edit", {"data_file_keys": ("image", "edit_image"), "extra_inputs": ("edit_image",)}),
+    "tiny-video": ("moves_down", {"data_file_keys": ("video",), "num_frames": 5, "height": 32, "width": 32}),
+}
 PROMPTS = ["a red one", "a blue one", "two green ones on a table", "a red one"]
 
 
@@ -97,9 +103,9 @@ def once(model: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> On
     return Once(tmp_path_factory.mktemp("once"), model, data)
 
 
-def distance(a: tuple[list[float], dict[str, Any]], b: tuple[list[float], dict[str, Any]]) -> float:
+def distance(a: tuple[list[float], dict[str, Any]], b: tuple[list[float], dict[str, Any]], steps: int = STEPS) -> float:
     """Return the largest difference of any weight, and of any loss as a part of it where it is above 1."""
-    assert len(a[0]) == len(b[0]) == STEPS
+    assert len(a[0]) == len(b[0]) == steps
     assert a[1].keys() == b[1].keys()
     losses = max(abs(x - y) / max(abs(x), 1) for x, y in zip(a[0], b[0], strict=True))
     return max(losses, *(float((a[1][name] - b[1][name]).abs().max()) for name in a[1]))
@@ -107,6 +113,9 @@ def distance(a: tuple[list[float], dict[str, Any]], b: tuple[list[float], dict[s
 
 def test_every_family_and_the_embedded_model_are_seen() -> None:
     assert {"qwen-image", "tiny"} <= set(MODELS)
+    presets = [preset for family in families().values() for preset in family.presets]
+    embedded = {preset.name for preset in presets if preset.folder is not None}
+    assert embedded == {"tiny", *EMBEDDED}
 
 
 def test_a_cache_encoded_one_by_one_gives_the_same_numbers_to_the_bit(
@@ -154,6 +163,21 @@ def _tensors(dataset: CachedDataset) -> list[Any]:
     from safetensors.torch import load_file
 
     return [tensor for path in dataset.shards() for tensor in load_file(path).values()]
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_embedded_models_for_edits_and_clips_give_the_same_numbers_from_a_cache(name: str, tmp_path: Path) -> None:
+    dataset, settings = EMBEDDED[name]
+    folder = assets_path(f"datasets/{dataset}")
+    rows = (folder / "metadata.csv").read_text().splitlines()[:4]
+    (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
+    source = {"dataset_base_path": folder, "dataset_metadata_path": tmp_path / "rows.csv", "model": name, **settings}
+    more = {"max_steps": 3, "batch_size": 1}
+    plain = trained(tmp_path / "plain", cache=False, mixed_precision="no", **source, **more)
+    make_cache(CacheOptions(**source, output_path=tmp_path / "cache", mixed_precision="no", device="cpu"))
+    again = trained(tmp_path / "again", from_cache=tmp_path / "cache", mixed_precision="no", **more)
+    assert distance(plain, again, steps=3) == 0
+    assert CachedDataset(tmp_path / "cache").manifest.counts["entries"] == 3
 
 
 @pytest.mark.parametrize("trained_components", ["text_encoder", "dit,vae"])

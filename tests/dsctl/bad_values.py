@@ -53,6 +53,16 @@ BAD_OBJECTIVE: dict[str, list[Bad]] = {
         ("sage", 2, "the attention backend sage has no backward pass", "for inference"),
     ],
 }
+BAD_GUIDANCE: list[Bad] = [
+    ("-1", 2, "is '-1': the scale -1 is not from 0 to 100", "a number from 0 to 100, or one for each"),
+    ("101", 2, "is '101': the scale 101 is not from 0 to 100", "such as dit=4,dit_2=3"),
+    ("nan", 2, "is 'nan': the scale nan is not from 0 to 100", "a number"),
+    ("abc", 2, "is 'abc': 'abc' is no number", "a number"),
+    ("", 2, "is ''", "a number"),
+    ("dit=", 2, "is 'dit=': '' is no number", "a number"),
+    ("dit=4,3", 2, "is 'dit=4,3': 'dit=4,3' names no denoiser somewhere", "dit=4"),
+    ("dit=4,dit=3", 2, "is 'dit=4,dit=3': 'dit=4,dit=3' names one of them twice", "dit=4"),
+]
 BAD_RUN: dict[str, list[Bad]] = {
     "accelerate_config": [
         ("nowhere.yaml", 1, "--accelerate-config nowhere.yaml does not exist", "examples/accelerate/"),
@@ -64,6 +74,11 @@ BAD_RUN: dict[str, list[Bad]] = {
     ],
     "allow_changed": [("seed", 2, "--allow-changed has no effect without --resume", "--resume latest")],
     "sample_prompt": [("a", 2, "--sample-prompt has no effect without --sample-every", "--sample-every")],
+    "sample_cfg_scale": [
+        *BAD_GUIDANCE,
+        ("3", 2, "--sample-cfg-scale has no effect without --sample-every", "--sample-every"),
+        ("dit_3=2", 2, "unknown denoiser 'dit_3'", "dit", {"sample_every": "1"}),
+    ],
     "sample_negative_prompt": [("a", 2, "--sample-negative-prompt has no effect", "--sample-every")],
     "sample_prompts_file": [
         ("nowhere.txt", 2, "--sample-prompts-file has no effect without --sample-every", "--sample-every"),

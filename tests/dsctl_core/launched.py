@@ -26,6 +26,19 @@ def main(folder: Path, how: str) -> None:
         sys.exit(3)
     if how == "die" and rank == "1":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "late":
+        from dsctl_core.options.processes import ProcessCountOptions
+        from dsctl_core.training.distributed.accelerator import make_accelerator
+
+        accelerator = make_accelerator("cpu", "no", ProcessCountOptions(process_timeout=1 / 60))
+        accelerator.wait_for_everyone()
+        if rank == "1":
+            time.sleep(5)
+        try:
+            accelerator.wait_for_everyone()
+        except RuntimeError as error:
+            (folder / f"{rank}.gave_up").write_text(str(error))
+            os._exit(4)
     if how == "wait":
 
         def leave(*_: object) -> None:

@@ -23,6 +23,7 @@ from dsctl_core.options.template_tools import TemplatePackOptions
 from dsctl_core.template.model import load_template
 from dsctl_core.template.trust import Trust
 from tests.templates import WORDS, write_template
+from tests.tiny_captioners import write_tiny_captioner
 from tests.tiny_models import randomize, write_tiny_model
 
 TABLE = """\
@@ -55,6 +56,7 @@ def _models() -> None:
     Path("models/own").mkdir(parents=True)
     Path("other/tokenizer/README").write_text("another one", encoding="utf-8")
     shutil.copytree("other", "models/own/other")
+    write_tiny_captioner("llava", Path("captioner"))
 
 
 def _datasets() -> None:
@@ -68,6 +70,8 @@ def _datasets() -> None:
         picture.transpose(Image.Transpose.ROTATE_90).save(f"more/{number}.png")
     Path("data/metadata.csv").write_text(TABLE, encoding="utf-8")
     Path("more/metadata.csv").write_text(TABLE, encoding="utf-8")
+    Path("bare").mkdir()
+    shutil.copy("more/0.png", "bare/0.png")
     Path("data/one.csv").write_text("\n".join(TABLE.splitlines()[:2]) + "\n", encoding="utf-8")
     cells = ("control_image", "1.png", "0.png")
     controlled = [f"{line},{cell}" for line, cell in zip(TABLE.splitlines(), cells, strict=True)]

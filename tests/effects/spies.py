@@ -39,6 +39,7 @@ def install(patch: pytest.MonkeyPatch) -> Records:
     _keep_loaded_models(patch)
     _trainings(patch, note)
     _pictures(patch, note)
+    _captions(patch, note)
     _hubs(patch, note)
     _servers(patch, note)
     return records
@@ -119,6 +120,23 @@ def _pictures(patch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:
 
     patch.setattr(kind, "__call__", call)
     patch.setattr("dsctl_core.commands.infer.write_made", keep)
+
+
+def _captions(patch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:
+    load = _real("dsctl_core.commands.caption", "load_describer")
+
+    def loading(options: Any, device: Any, dtype: Any) -> Any:
+        note("captioner", device, dtype)
+        return load(options, device, dtype)
+
+    def describe(describer: Any, shown: Any) -> Any:
+        note("shown", [[picture.tobytes() for picture in each.pictures] for each in shown])
+        return really_describe(describer, shown)
+
+    kind = _real("dsctl_core.commands.caption_model", "Describer")
+    really_describe = kind.describe
+    patch.setattr(kind, "describe", describe)
+    patch.setattr("dsctl_core.commands.caption.load_describer", loading)
 
 
 def _real(module: str, name: str) -> Any:

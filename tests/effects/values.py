@@ -116,6 +116,10 @@ TRAIN = Command(
         "fp8_models": "text_encoder",
         "device": "cuda",
         "lora_rank": "3",
+        "network": "loha",
+        "lokr_factor": Try("4", {"network": "lokr"}),
+        "lokr_decompose_both": Try(True, {"network": "lokr"}),
+        "lokr_full_matrix": Try(True, {"network": "lokr", "lora_rank": None}),
         "lora_base_model": "text_encoder",
         "lora_target_modules": "to_k",
         "lora_checkpoint": Try("lora.safetensors", {"lora_target_modules": "to_q"}),
@@ -170,6 +174,7 @@ CACHE = Command(
         "fp8_models": "text_encoder",
         "device": "cuda",
     },
+    {"shared": "a worker alone makes the cache of a plain command; tests of shared work show several"},
 )
 INFER = Command(
     {"model": "./tiny", "prompt": "a cat", **SIZE, "num_inference_steps": "2", "output": "out.png", "device": "cpu"},
@@ -206,10 +211,8 @@ INFER = Command(
         "end_image": "data/0.png",
         "input_video": Try("clips/a.gif", also={"denoising_strength": "0.5"}),
         "edit_image": "data/0.png",
-        "vace_video": "clips/a.gif",
+        **{"vace_video": "clips/a.gif", "vace_reference_image": "data/0.png", "vace_scale": "0.5"},
         "vace_video_mask": Try("mask.png", also={"vace_video": "clips/a.gif"}),
-        "vace_reference_image": "data/0.png",
-        "vace_scale": "0.5",
         "trained_part": "part.safetensors",
         "output": "elsewhere.png",
         "dtype": "bfloat16",
@@ -231,7 +234,10 @@ VALIDATE = Command(
         "short_clips": Try("shorten", {"path": "clips", "num_frames": "9"}),
         "clip_extraction": Try("uniform", {"path": "clips"}),
     },
-    {"workers": "how many processes decode; what they find is the same"},
+    {
+        "workers": "how many processes decode; what they find is the same",
+        "recheck": "files are decoded though they have not changed; what is found is the same",
+    },
 )
 ANNOTATE = Command(
     {"path": "data", "kind": "gray"},
@@ -241,6 +247,27 @@ ANNOTATE = Command(
         "annotator": "depth-model",
         "metadata": "data/one.csv",
     },
+)
+CAPTION = Command(
+    {"path": "bare", "model": "./tiny", "max_tokens": "4", "device": "cpu"},
+    {
+        "path": "data",
+        "model": "./other",
+        "captioner": Try("captioner", also={"model": None}),
+        "prompt": "what is it?",
+        "trigger_word": "zq",
+        "all": True,
+        "output": "out.csv",
+        "metadata": Try("data/one.csv", {"path": "data", "all": True}),
+        "file_column": Try("second", {"path": "data", "all": True}),
+        "num_frames": Try("2", {"path": "clips", "all": True}),
+        "max_pixels": "784",
+        "temperature": "5",
+        "seed": Try("3", {"temperature": "5"}),
+        "dtype": "bfloat16",
+        "device": "cuda",
+    },
+    {"batch_size": "how many files are described at once; what is said of each is the same"},
 )
 LORA: Options = {"output": "out.safetensors"}
 ANY_MODEL: Tries = {"model": "./tiny", "model_paths": PATHS, "model_id_with_origin_paths": IDS}
@@ -339,6 +366,7 @@ COMMANDS: dict[str, Command] = {
     "import": IMPORT,
     "dataset validate": VALIDATE,
     "dataset annotate": ANNOTATE,
+    "dataset caption": CAPTION,
     "merge-lora": MERGE,
     "lora info": Command({"file": "lora.safetensors"}, {"file": "partial.safetensors"}),
     "lora convert": CONVERT,

@@ -73,3 +73,33 @@ def test_an_encoder_of_single_frames_keeps_one_of_four(tmp_path: Path):
         x = clips.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         expected = vae.encode(x).latent_dist.mode()
     torch.testing.assert_close(video_vae.encode_frames(vae, clips), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_training_ends_with_its_clock_and_leaves_the_average_of_its_weights(tmp_path: Path):
+    from safetensors.torch import load_file
+    from torch.utils.data import Dataset
+
+    import joint_training
+    import video_train
+    from tests.tiny_models import write_tiny_model
+
+    folder = write_tiny_model("wan", tmp_path / "wan")
+
+    class Same(Dataset):
+        def __len__(self) -> int:
+            return 1000
+
+        def __getitem__(self, index: int) -> dict[str, object]:
+            bins = torch.tensor([0.2, 0.7])
+            return {"prompt": ["a fox"] * 2, "input_latents": torch.ones(2, 16, 2, 4, 4), "timestep_bins": bins}
+
+    def build():
+        return video_train.JointClipTraining(folder), Same()
+
+    made = joint_training.run(build, video_train.RECIPE, folder, tmp_path / "out", minutes=0.01, save_minutes=1)
+    assert made == tmp_path / "out" / "model"
+    for name in joint_training.FOLDERS.values():
+        (before,), (after,) = (list((where / name).glob("*.safetensors")) for where in (folder, made))
+        old, new = load_file(before), load_file(after)
+        assert old.keys() == new.keys()
+        assert any(not torch.equal(old[key].bfloat16(), new[key]) for key in old)

@@ -86,7 +86,8 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsctl_core.commands.dataset.validate", begin)
     for name in ("init.init", "import_config.import_config", "report.report"):
         monkeypatch.setattr(f"dsctl_core.commands.{name}", begin)
-    monkeypatch.setattr("dsctl_core.commands.annotate.annotate", begin)
+    for name in ("annotate.annotate", "caption.caption"):
+        monkeypatch.setattr(f"dsctl_core.commands.{name}", begin)
     for name in ("download.download", "upload.upload", "merge_lora.merge", "lora.extract_lora"):
         monkeypatch.setattr(f"dsctl_core.commands.{name}", begin)
     monkeypatch.setattr("dsctl_core.commands.template.pack", begin)

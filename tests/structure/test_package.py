@@ -59,7 +59,7 @@ def test_every_package_that_is_imported_is_declared():
     sources = read_sources(REPOSITORY)
     assert len(sources) > 200
     optional = {"deepspeed", "tomli", "bitsandbytes", "prodigyopt", "lion-pytorch", "triton", "typing-extensions"}
-    optional |= {"tensorboard", "wandb"}  # trackers, which --track asks for by name
+    optional |= {"tensorboard", "wandb", "swanlab", "trackio"}  # trackers, which --track asks for by name
     assert undeclared(sources, declared(extras=True) | optional) == []
 
 

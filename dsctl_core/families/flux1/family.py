@@ -206,7 +206,7 @@ FAMILY = Family(
             license="Apache-2.0",
         ),
         _preset("Krea-dev", "FLUX.1 Krea dev: text to image", SHORT_DEFAULTS, index={GUIDANCE: KREA_GUIDANCE}),
-        _preset("Kontext-dev", "FLUX.1 Kontext dev: editing of a reference image", SHORT_DEFAULTS, KONTEXT),
+        _preset("Kontext-dev", "FLUX.1 Kontext dev: editing of a reference picture", SHORT_DEFAULTS, KONTEXT),
         _preset("Fill-dev", "FLUX.1 Fill dev: inpainting and outpainting", DEV_DEFAULTS, FILL, variant="fill"),
     ),
     # Every linear layer of attention and feed-forward in the blocks with a stream each for prompt and image, and the

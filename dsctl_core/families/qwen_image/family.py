@@ -8,6 +8,7 @@ from typing import Any
 from dsctl_core.families.qwen_image.controlnets import CONTROLNETS
 from dsctl_core.family import (
     AttentionBlocks,
+    Captioner,
     Component,
     DiffSynthTable,
     Family,
@@ -22,6 +23,9 @@ DIT = Component("dit", "transformer", "diffusers", "QwenImageTransformer2DModel"
 # The VAE has the architecture of Wan's, so original and ComfyUI files have the names that diffusers converts for Wan.
 VAE = Component("vae", "vae", "diffusers", "AutoencoderKLQwenImage", single_file_as="AutoencoderKLWan")
 TEXT_ENCODER = Component("text_encoder", "text_encoder", "transformers", "Qwen2_5_VLForConditionalGeneration")
+
+# The text encoder is the whole of Qwen2.5-VL-7B-Instruct, with the parts that see and speak.
+CAPTIONER = Captioner("text_encoder", "dsctl_core.families.qwen_image.captioner:processor")
 
 # Both published repositories have the same layout: 9 transformer shards, 4 text encoder shards, one VAE file.
 FILES = {
@@ -239,6 +243,7 @@ FAMILY = Family(
     encoders={None: {"text_encoder": ENCODER}},
     parameters={None: PARAMETERS},
     tiny=TINY,
+    captioner=CAPTIONER,
     cache_bytes=cache_bytes,
     prompt_limit=PromptLimit(MAX_TOKENS, count_tokens),
     same_layers_as=("qwen-image-edit", "qwen-image-layered"),

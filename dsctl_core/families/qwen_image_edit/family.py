@@ -19,6 +19,7 @@ CLASS, PIXELS, SEEN = "_class_name", "reference_pixels", "prompt_pixels"  # entr
 REFERENCE_PIXELS = 1024 * 1024
 PROMPT_PIXELS = 384 * 384
 TINY_PIXELS = 96 * 96  # for both, of the embedded model
+AROUND = 8  # tokens of "Picture 1: " and of the marks of a picture's beginning and end
 SIDE = 32  # sides of reference images are multiples of this
 
 # The model card of Qwen-Image-Edit: 50 steps; those of 2509 and 2511: 40. True CFG 4.0 for all three.
@@ -58,15 +59,17 @@ def index_defaults(index: Mapping[str, Any]) -> dict[str, Any]:
     return DEFAULTS if index.get(CLASS) == ORIGINAL else PLUS_DEFAULTS
 
 
-def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, characters: int) -> tuple[int, int]:
-    """Return the estimated size in bytes, in bfloat16, of the latents of an image pair and of its prompt embeddings.
+def reference_bytes(parts: ModelParts, dit: Mapping[str, Any], width: int, height: int) -> int:
+    """Return the estimated size in bytes, in bfloat16, of what a reference image of (width, height) adds to an entry.
 
-    The pair is the edited image and one reference image.
+    That is its latents, and its tokens in the prompt embeddings.
     """
-    latents, prompt = qwen_image.cache_bytes(dit, width, height, frames, characters)
-    reference = dit["out_channels"] * (REFERENCE_PIXELS // 64)
-    seen = PROMPT_PIXELS // 28**2  # the vision tower makes one token of 28 x 28 pixels
-    return latents + 2 * reference, prompt + 2 * seen * dit["joint_attention_dim"]
+    wide, tall = fitted_size(width, height, reference_pixels(parts))
+    latents = dit["out_channels"] * (wide // 8) * (tall // 8)
+    wide, tall = fitted_size(width, height, prompt_pixels(parts))
+    # The vision tower makes one token of 28 x 28 pixels, and words stand around them in the chat.
+    seen = round(wide / 28) * round(tall / 28) + AROUND
+    return 2 * (latents + seen * dit["joint_attention_dim"])
 
 
 PUBLISHED = qwen_image.PUBLISHED
@@ -97,7 +100,7 @@ FAMILY = Family(
         ),
         Preset(
             name="qwen-image-edit",
-            summary="Qwen-Image-Edit, 20 B editing with one reference image",
+            summary="Qwen-Image-Edit, 20 B editing with one reference picture",
             model_id="Qwen/Qwen-Image-Edit",
             license="Apache-2.0",
             files=qwen_image.FILES,
@@ -106,7 +109,7 @@ FAMILY = Family(
         ),
         Preset(
             name="qwen-image-edit-2509",
-            summary="Qwen-Image-Edit-2509, with several reference images",
+            summary="Qwen-Image-Edit-2509, with several reference pictures",
             model_id="Qwen/Qwen-Image-Edit-2509",
             license="Apache-2.0",
             files=qwen_image.FILES,
@@ -135,7 +138,9 @@ FAMILY = Family(
     encoders={None: {"text_encoder": qwen_image.ENCODER}},
     parameters={None: qwen_image.PARAMETERS, "2511": {}},
     tiny=qwen_image.TINY,
-    cache_bytes=cache_bytes,
+    captioner=qwen_image.CAPTIONER,
+    cache_bytes=qwen_image.cache_bytes,
+    reference_bytes=reference_bytes,
     attention_blocks=qwen_image.FAMILY.attention_blocks,
     diffsynth_table=qwen_image.FAMILY.diffsynth_table,
     same_layers_as=("qwen-image", "qwen-image-layered"),

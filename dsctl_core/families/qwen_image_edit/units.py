@@ -79,7 +79,7 @@ class PromptWithImagesEmbedder(PipelineUnit):
         """
         types = (ids == pipe.component("text_encoder").config.image_token_id).int()
         if int(types.sum()) != sum(self.tokens(pipe, image) for image in images):
-            raise UsageError(f"a prompt holds {PAD}, the token of an image", hint="leave it out of the prompt")
+            raise UsageError(f"a prompt holds {PAD}, the token of a picture", hint="leave it out of the prompt")
         if not images:
             return {}
         shown = [resized(image, self.pixels(pipe)) for image in images]

@@ -112,6 +112,7 @@ FAMILY = Family(
         }
     },
     tiny=with_layers(qwen_image.TINY),
+    captioner=qwen_image.CAPTIONER,
     cache_bytes=qwen_image.cache_bytes,
     prompt_limit=PromptLimit(qwen_image.MAX_TOKENS, qwen_image.count_tokens),
     attention_blocks=qwen_image.FAMILY.attention_blocks,

@@ -15,6 +15,7 @@ from dsctl_core.options.data import DataOptions
 from dsctl_core.progress import Progress
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.ema import AverageWeights
+from dsctl_core.training.callbacks.sample_frames import require_frames
 from dsctl_core.training.callbacks.sample_inputs import loaded_inputs, own_inputs
 from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
 from dsctl_core.training.callbacks.sample_prompts import SamplePrompt, captions_of, sample_prompts, to_decompose
@@ -105,25 +106,43 @@ def plan_callbacks(
     if callbacks.sample_every is None:
         return plan
     columns = resolved.side_columns
+    frames = resolved.family.frame_inputs(resolved.parts)
+    # Optional frames are given where they are in training.
+    shown = [*frames.needed, *(name for name in options.data.extra_inputs if name in frames.optional)]
     followed = own_inputs(resolved.family)
     read = [name for name in followed if name in options.data.extra_inputs]
-    captions = captions_of(training_part if held_out is None else held_out, columns, read)
-    size, frames = _trained_size(options.data, source), _trained_frames(options.data, source, resolved)
+    captions = captions_of(training_part if held_out is None else held_out, columns, shown, read)
+    size, count = _trained_size(options.data, source), _trained_frames(options.data, source, resolved)
     pictures = resolved.picture_columns
     edited_size = resolved.edited_size if REFERENCES in resolved.family.extra_inputs else None
+    factor = resolved.parts.division_factor
     prompts = sample_prompts(
-        callbacks, resolved.defaults, size, captions, columns, frames, edited_size, pictures, followed
+        callbacks,
+        resolved.defaults,
+        size,
+        captions,
+        columns,
+        num_frames=count,
+        edited_size=edited_size,
+        pictures=pictures,
+        frames=frames,
+        followed=followed,
+        factor=factor,
+        denoisers=[denoiser.name for denoiser in resolved.parts.denoisers],
     )
+    for prompt in prompts:
+        require_frames(prompt, frames, resolved.label)
+        _refuse_a_half(prompt, resolved)
     if resolved.family.decomposes:
         prompts = [replace(prompt, edit_image=to_decompose(prompt)) for prompt in prompts]
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)
-    for prompt in prompts:
-        _refuse_a_half(prompt, resolved)
-    factor, family = resolved.parts.division_factor, resolved.family
+    family = resolved.family
     prompts = [replace(each, loaded=loaded_inputs(each, family, factor, options.data.fps)) for each in prompts]
-    return replace(plan, prompts=[prompt.with_pictures(pictures, factor) for prompt in prompts])
+    factor = resolved.parts.division_factor
+    prompts = [prompt.with_pictures(pictures, factor).with_fitting_frames(factor) for prompt in prompts]
+    return replace(plan, prompts=prompts)
 
 
 def _refuse_a_half(prompt: SamplePrompt, resolved: ResolvedModel) -> None:

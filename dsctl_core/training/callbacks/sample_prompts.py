@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.prompt_file import prompt_lines, text_lines
-from dsctl_core.data.sizes import ImageCropAndResize, require_same_ratio
+from dsctl_core.data.sizes import ImageCropAndResize, clip_size, require_same_ratio
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.files.json import parse_json
+from dsctl_core.training.callbacks.sample_frames import Frames, frames_of_line, frames_of_row
 from dsctl_core.training.callbacks.sample_inputs import Files, files_of_line, files_of_row
 from dsctl_core.training.callbacks.sample_references import (
     REFERENCES,
@@ -26,6 +27,7 @@ from dsctl_core.units import is_guided
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dsctl_core.family import FrameInputs
     from dsctl_core.options.callbacks import CallbackOptions
 
 CAPTIONS = 4  # number of captions of the dataset to draw when there is no prompt
@@ -58,8 +60,10 @@ class SamplePrompt:
     cfg_scale: float | Sequence[float]
     num_frames: int | None = None  # of a clip; None for a model of pictures
     columns: Mapping[str, Any] = field(default_factory=dict)  # inputs of the side networks, pictures by their files
+    folder: Path = Path()  # to which those files are relative
     edit_image: References | None = None
     pictures: Mapping[str, Any] = field(default_factory=dict)  # the pictures of the files in `columns`, in this size
+    frames: Frames = field(default_factory=dict)  # the first and the last frame of a clip, where they are given
     followed: Files = field(default_factory=dict)  # files of the clips and pictures that it follows, by the input
     loaded: Mapping[str, Any] = field(default_factory=dict)  # what the files in `followed` hold
 
@@ -71,7 +75,8 @@ class SamplePrompt:
     def inputs(self) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline call."""
         references = {} if self.edit_image is None else {REFERENCES: list(self.edit_image.images)}
-        return {**self._settings(), **references, **self.loaded}
+        frames = {name: each.images[0] for name, each in self.frames.items()}
+        return {**self._settings(), **references, **frames, **self.loaded}
 
     def with_pictures(self, names: Sequence[str], factor: int) -> SamplePrompt:
         """Return it with the pictures in the columns `names` loaded and cut to its size, a multiple of `factor`.
@@ -88,14 +93,21 @@ class SamplePrompt:
                     hint="write the name of a file, such as edges.png",
                 )
             if value is not None:
-                found[name] = fit(LoadImage()(value))
+                found[name] = fit(LoadImage()(self.folder / value))
         return replace(self, pictures=found)
+
+    def with_fitting_frames(self, factor: int) -> SamplePrompt:
+        """Return it with its frames cut to its size, a multiple of `factor`."""
+        fit = ImageCropAndResize(self.height, self.width, None, factor, factor)
+        fitting = {name: replace(each, images=(fit(each.images[0]),)) for name, each in self.frames.items()}
+        return replace(self, frames=fitting)
 
     def about(self) -> dict[str, Any]:
         """Return all settings, as written into the metadata of the picture."""
         references = {} if self.edit_image is None else {REFERENCES: list(map(str, self.edit_image.files))}
+        frames = {name: str(each.files[0]) for name, each in self.frames.items()}
         followed = {name: list(map(str, files)) for name, files in self.followed.items()}
-        return {**self._settings(), **references, **followed, **self.columns}
+        return {**self._settings(), **references, **frames, **followed, **self.columns}
 
     def _settings(self) -> dict[str, Any]:
         frames = {} if self.num_frames is None else {"num_frames": self.num_frames}
@@ -111,7 +123,10 @@ def sample_prompts(
     num_frames: int | None = None,
     edited_size: EditedSize | None = None,
     pictures: Sequence[str] = (),
+    frames: FrameInputs | None = None,
     followed: Sequence[str] = (),
+    factor: int = 16,
+    denoisers: Sequence[str] = ("dit",),
 ) -> list[SamplePrompt]:
     """Return the samples that `options` ask for.
 
@@ -126,9 +141,13 @@ def sample_prompts(
         num_frames: The number of frames of a clip; None for a model of pictures.
         edited_size: The size of a sample with reference images; None for a model that takes none.
         pictures: Those of `columns` that name pictures.
+        frames: The frames that a model of clips is given; None for a model that is given none.
         followed: The inputs of the model that name clips and pictures to follow.
+        factor: The sides of a clip are multiples of this, in pixels.
+        denoisers: The names of the denoisers, each of which can have a guidance scale of its own.
     """
-    rows = _rows(options, captions, columns if edited_size is None else [*columns, REFERENCES], followed)
+    given = () if frames is None else (*frames.needed, *frames.optional)
+    rows = _rows(options, captions, columns if edited_size is None else [*columns, REFERENCES], given, followed)
     if columns and not any(row.get("columns") for row in rows):
         value = '"edges.png"' if columns[0] in pictures else "{...}"
         raise UsageError(
@@ -136,7 +155,7 @@ def sample_prompts(
             hint=f'write lines such as {{"prompt": "a cat", "{columns[0]}": {value}}} to a .jsonl file, and name it '
             "with --sample-prompts-file",
         )
-    height, width = options.sample_height, options.sample_width
+    height, width, own = options.sample_height, options.sample_width, defaults["cfg_scale"]
     if height is None or width is None:
         height, width = trained_size or (defaults["height"], defaults["width"])
     shared = {
@@ -144,11 +163,13 @@ def sample_prompts(
         "height": height,
         "width": width,
         "num_inference_steps": options.sample_steps or defaults["num_inference_steps"],
-        "cfg_scale": defaults["cfg_scale"] if options.sample_cfg_scale is None else options.sample_cfg_scale,
+        "cfg_scale": own if options.sample_cfg_scale is None else options.sample_cfg_scale.of(denoisers, own),
         "num_frames": num_frames,
     }
     if edited_size is not None and options.sample_height is None and trained_size is None:
         rows = [_as_edited(row, edited_size, height * width) for row in rows]
+    if frames is not None and options.sample_height is None and trained_size is None:
+        rows = [_as_first_frame(row, height * width, factor) for row in rows]
     numbered = enumerate(rows)
     prompts = [SamplePrompt(**{**shared, "seed": options.sample_seed + number, **row}) for number, row in numbered]
     for prompt in prompts:
@@ -185,30 +206,46 @@ def _as_edited(row: Mapping[str, Any], edited_size: EditedSize, pixels: int) -> 
     return {**row, "height": height, "width": width}
 
 
-def captions_of(dataset: Any, columns: Sequence[str] = (), followed: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return a few rows with different captions, spread over the dataset, in order, with their `columns`.
+def _as_first_frame(row: Mapping[str, Any], pixels: int, factor: int) -> Mapping[str, Any]:
+    """Return `row` with the shape of its first frame, if it has one and no size of its own."""
+    frames = list(row.get("frames", {}).values())
+    if not frames or "height" in row:
+        return row
+    width, height = clip_size(frames[0].images[0].size, pixels, factor)
+    return {**row, "height": height, "width": width}
+
+
+def captions_of(
+    dataset: Any, columns: Sequence[str] = (), frames: Sequence[str] = (), followed: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return a few rows with different captions, spread over the dataset, in order, with their `columns` and `frames`.
 
     Reference images are loaded, and the files in the columns `followed` found, if the dataset loads them.
     """
     if not isinstance(dataset, UnifiedDataset):
         return []
     found: dict[str, int] = {}
-    for number in dataset.numbers:
+    for number in dataset.rows_in_use:
         if is_regularization(dataset, number):
             continue
         for text in dataset.prompts(number):
             if text.strip():
                 found.setdefault(text, number)
     chosen = list(found.items())[:: max(-(-len(found) // CAPTIONS), 1)]
-    return [_caption_row(dataset, text, number, columns, followed) for text, number in chosen]
+    return [_caption_row(dataset, text, number, columns, frames, followed) for text, number in chosen]
 
 
 def _caption_row(
-    dataset: UnifiedDataset, text: str, number: int, columns: Sequence[str], followed: Sequence[str]
+    dataset: UnifiedDataset,
+    text: str,
+    number: int,
+    columns: Sequence[str],
+    frames: Sequence[str],
+    followed: Sequence[str],
 ) -> dict[str, Any]:
-    own = _given(dataset.metadata.rows[number], columns)
-    own |= {name: str(files[0]) for name, files in files_of_row(dataset, number, columns).items()}
-    row: dict[str, Any] = {"prompt": text, "columns": own}
+    folder = dataset.parts[dataset.table_of(number)].base_path
+    row: dict[str, Any] = {"prompt": text, "columns": _given(dataset.metadata.rows[number], columns), "folder": folder}
+    row["frames"] = frames_of_row(dataset, number, frames)
     row["followed"] = files_of_row(dataset, number, followed)
     if REFERENCES in dataset.data_file_keys:
         row[REFERENCES] = load_references(dataset.files(number, REFERENCES), dataset.location(number))
@@ -220,11 +257,15 @@ def _given(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _rows(
-    options: CallbackOptions, captions: Sequence[Mapping[str, Any]], columns: Sequence[str], followed: Sequence[str]
+    options: CallbackOptions,
+    captions: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    frames: Sequence[str] = (),
+    followed: Sequence[str] = (),
 ) -> Sequence[Mapping[str, Any]]:
     file = options.sample_prompts_file
     if file is not None and file.suffix.lower() == ".jsonl":
-        return _from_jsonl(file, columns, followed)
+        return _from_jsonl(file, columns, frames, followed)
     if file is not None:
         return [{"prompt": prompt} for prompt in prompt_lines(file, "--sample-prompts-file")]
     given = [str(prompt) for prompt in options.sample_prompt]
@@ -236,12 +277,14 @@ def _rows(
     return [{"prompt": prompt} for prompt in given] or captions
 
 
-def _from_jsonl(file: Path, columns: Sequence[str], followed: Sequence[str]) -> list[dict[str, Any]]:
+def _from_jsonl(
+    file: Path, columns: Sequence[str], frames: Sequence[str], followed: Sequence[str]
+) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(text_lines(file, "--sample-prompts-file"), 1):
         if line.strip():
             place = f"--sample-prompts-file {file} line {number}"
-            rows.append(_checked(place, line, columns, followed, file.parent))
+            rows.append(_checked(place, line, columns, frames, followed, file.parent))
     if not rows:
         raise DsctlError(
             f"--sample-prompts-file {file} has no prompt in it",
@@ -250,14 +293,17 @@ def _from_jsonl(file: Path, columns: Sequence[str], followed: Sequence[str]) -> 
     return rows
 
 
-def _checked(place: str, line: str, columns: Sequence[str], followed: Sequence[str], folder: Path) -> dict[str, Any]:
+def _checked(
+    place: str, line: str, columns: Sequence[str], frames: Sequence[str], followed: Sequence[str], folder: Path
+) -> dict[str, Any]:
     row = parse_json(line, place, hint='write {"prompt": "a cat", "seed": 1}')
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise DsctlError(f"{place} has no prompt", hint='write {"prompt": "a cat", "seed": 1}')
-    own = {name: value for name, value in row.items() if name not in (*columns, *followed)}
+    known = (*columns, *frames, *followed)
+    own = {name: value for name, value in row.items() if name not in known}
     for name, value in own.items():
         if name not in KINDS:
-            raise unknown_name(f"key in {place}", name, [*KINDS, *columns, *followed])
+            raise unknown_name(f"key in {place}", name, [*KINDS, *known])
         if not isinstance(value, KINDS[name]) or isinstance(value, bool) or _too_small(name, value):
             kind = "text" if KINDS[name] == (str,) else f"a number of at least {LEAST[name]}"
             raise DsctlError(f"{place}: {name} is {value!r}", hint=f"{name} takes {kind}")
@@ -267,7 +313,7 @@ def _checked(place: str, line: str, columns: Sequence[str], followed: Sequence[s
     found["followed"] = files_of_line(row, followed, folder, place)
     if REFERENCES in columns:
         found[REFERENCES] = read_references(row.get(REFERENCES), folder, place)
-    return found
+    return {**found, "frames": frames_of_line(row, frames, folder, place)}
 
 
 def _too_small(name: str, value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from itertools import groupby
 from math import fsum
 from typing import TYPE_CHECKING, Any
@@ -30,18 +30,23 @@ def hold_out(dataset: Any, share: float) -> tuple[Any, Any]:
     """Split `dataset` into a training and a validation part; `share` in (0, 1) is held out, at least one row.
 
     Rows of regularization datasets are not held out. The choice depends on the row numbers in the table alone: a cache
-    of it, another seed and another number of processes hold out the same rows.
+    of it, another seed and another number of processes hold out the same rows. Several clips of one video are all held
+    out, or all trained on.
     """
     # A row that an epoch has several times is one row: it is trained on, or held out.
     all_rows = [entry.row for entry in dataset.entries] if isinstance(dataset, CachedDataset) else dataset.numbers
-    rows = [row for row in dict.fromkeys(all_rows) if not is_regularization(dataset, row)]
-    count = max(round(share * len(rows)), 1)
-    if count >= len(rows):
+    of_video: dict[Hashable, list[int]] = {}
+    for row in dict.fromkeys(all_rows):
+        if not is_regularization(dataset, row):
+            of_video.setdefault(dataset.origin(row), []).append(row)
+    count = max(round(share * len(of_video)), 1)
+    if count >= len(of_video):
         raise DsctlError(
-            f"--validation-split {share:g} of {len(rows)} rows leaves none to train on",
+            f"--validation-split {share:g} of {len(of_video)} rows leaves none to train on",
             hint="give a smaller --validation-split, or more rows",
         )
-    held = set(sorted(rows, key=lambda row: derive_seed("validation", row))[:count])
+    chosen = sorted(of_video.values(), key=lambda rows: derive_seed("validation", rows[0]))[:count]
+    held = {row for rows in chosen for row in rows}
     return dataset.without(held), dataset.without(set(all_rows) - held).each_once()
 
 

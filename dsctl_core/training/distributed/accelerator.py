@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, KwargsHandler
 from torch import nn
 
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.options.processes import ProcessCountOptions
 
 STATUS = Path("/proc/self/status")
 UNFINISHED = "Expected to have finished reduction"  # torch's error for weights without a gradient in several processes
 
 
 def make_accelerator(
-    device: str | None, precision: str | None, usual: str | None = None, **settings: Any
+    device: str | None,
+    precision: str | None,
+    processes: ProcessCountOptions,
+    usual: str | None = None,
+    handlers: Sequence[KwargsHandler] = (),
+    **settings: Any,
 ) -> Accelerator:
     """Set up accelerate on `device` (None: a GPU if there is one).
 
-    The precision is `precision`, else that of accelerate's launcher, else `usual`, else what suits the device.
+    The precision is `precision`, else that of accelerate's launcher, else `usual`, else what suits the device. A
+    process waits for the others as long as `processes` says: torch's own limit for GPUs is 10 minutes, and one process
+    may have more to encode, to sample or to write than the others. `handlers` and `settings` are those of Accelerator.
     """
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {device} is asked for, but torch sees no such GPU", hint="see dsctl doctor")
@@ -35,15 +44,22 @@ def make_accelerator(
         raise UsageError("--mixed-precision fp16 needs a GPU", hint="use bf16 or no on a CPU")
     _forget_earlier_run()
     on_cpu = device == "cpu" or _on_cpus_of_a_launcher()
+    group = InitProcessGroupKwargs(timeout=timedelta(minutes=processes.process_timeout))
     if on_cpu and launched_with("DEEPSPEED"):
         # With cpu=True accelerate ignores DeepSpeed; with a CPU backend it selects the CPU by itself.
-        on_cpu = False
-        settings["kwargs_handlers"] = [*settings.get("kwargs_handlers", ()), InitProcessGroupKwargs(backend="gloo")]
+        on_cpu, group.backend = False, "gloo"
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=chosen,
+        kwargs_handlers=[*handlers, group],
         **settings,
     )
+    if processes.given("process_timeout") and accelerator.num_processes == 1:
+        accelerator.end_training()
+        raise UsageError(
+            "--process-timeout is given, and this is one process, which waits for no other",
+            hint="leave it out, or give --num-processes too",
+        )
     if launched_with("DEEPSPEED") and accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise DsctlError(
             "the processes were started for DeepSpeed, but accelerate has set up something else",

@@ -9,7 +9,7 @@ import torch
 
 from dsctl_core.training.dry_run.fake_tensors import Simulation
 from dsctl_core.training.dry_run.process_memory import available_memory, warm_up
-from dsctl_core.training.dry_run.simulated import SimulatedModel, encode_row, encoder_weights, entry_bytes, largest
+from dsctl_core.training.dry_run.simulated import SimulatedModel, encode_row, entry_bytes, largest
 from dsctl_core.training.dry_run.verdict import verdict
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def estimate_encoding(plan: EncodePlan) -> EncodeDryRun:
     others = [name for name in named if name not in plan.stages.first_components]
     pipe = model.pipeline(simulation, dtype, lambda _: dtype, others)
     row: dict[str, Any] = dict(plan.dataset[largest(plan.dataset)])
-    live, entry = encode_row(pipe, plan.stages, plan.task, plan.data.extra_inputs, row, dtype)
-    weights, entries = encoder_weights(pipe, plan.stages), len(plan.dataset.numbers)
-    tensors = {name: value for name, value in entry.items() if isinstance(value, torch.Tensor | list)}
+    encoded = encode_row(pipe, plan.stages, plan.task, plan.data.extra_inputs, row, dtype)
+    live, weights, entries = encoded.peak, encoded.weights, len(plan.dataset.numbers)
+    tensors = {name: value for name, value in encoded.entry.items() if isinstance(value, torch.Tensor | list)}
     return EncodeDryRun(
         entries=entries,
         process=process,

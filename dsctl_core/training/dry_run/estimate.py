@@ -20,9 +20,16 @@ from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import safetensors_header
 from dsctl_core.memory.recompute import checkpoint_some
-from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, quiet_conversion, tensor_bytes
+from dsctl_core.training.dry_run.fake_tensors import (
+    KnownAnswers,
+    LiveBytes,
+    Simulation,
+    quiet_conversion,
+    replaced_when_converted,
+    tensor_bytes,
+)
 from dsctl_core.training.dry_run.process_memory import available_memory, warm_up
-from dsctl_core.training.dry_run.simulated import SimulatedModel, encode_row, encoder_weights, entry_bytes, largest
+from dsctl_core.training.dry_run.simulated import EncodedRow, SimulatedModel, encode_row, entry_bytes, largest
 from dsctl_core.training.dry_run.verdict import verdict
 from dsctl_core.training.loop.batches import MicroBatches
 from dsctl_core.training.model.task_module import TaskModule
@@ -118,12 +125,14 @@ class _Estimate:
         on_cpu = self.plan.accelerator.device.type == "cpu"
         process = warm_up(self.plan.dtype) if on_cpu else 0
         sample, index = self._largest()
-        encoding, entry = (0, sample[CACHED]) if CACHED in sample else self._encode(pipe, sample)
-        stage_one = encoder_weights(pipe, self.stages) + encoding if self.plan.encoding is not None else 0
+        encoded = EncodedRow(0, sample[CACHED], 0) if CACHED in sample else self._encode(pipe, sample)
+        encoding, entry = encoded.peak, encoded.entry
+        stage_one = encoded.weights + encoding if self.plan.encoding is not None else 0
         if self.plan.cached:
             for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
-        module = task_module(self.plan, pipe, read_loras=False)
+        with replaced_when_converted():
+            module = task_module(self.plan, pipe, read_loras=False)
         self.simulation.take(module)
         if self.options.memory.gradient_checkpointing_blocks is not None:
             for network in pipe.iteration_modules().values():
@@ -171,8 +180,8 @@ class _Estimate:
         index = source.mixture.position_of(max(range(len(sizes)), key=sizes.__getitem__))
         return dict(source[index]), index
 
-    def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Return the peak bytes of encoding one row, without the weights, and the encoded row."""
+    def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> EncodedRow:
+        """Encode one row on fake tensors."""
         return encode_row(pipe, self.stages, self.plan.task, self.options.data.extra_inputs, row, self.plan.dtype)
 
     def _train(self, module: TaskModule, entry: dict[str, Any]) -> tuple[int, int, int]:
@@ -182,23 +191,28 @@ class _Estimate:
         batch = [{CACHED: entry, "seed": number} for number in range(self.options.training.batch_size)]
         precision = torch.autocast("cpu", self.plan.dtype, enabled=self.plan.dtype != torch.float32)
         state = activations = 0
-        with KnownAnswers(), quiet_conversion(), live:
+
+        def made_anew() -> int:
+            # Weights in 8 bits are new tensors after each call, and were counted with the weights before.
+            return live.counted(module.parameters())
+
+        with KnownAnswers(), quiet_conversion(), replaced_when_converted(), live:
             for _ in range(2):  # the optimizer's state exists from the second step on
-                state = live.now
+                state = live.now - made_anew()
                 live.start_peak()
                 for _ in range(min(self.options.training.gradient_accumulation_steps, 2)):
-                    before = live.now
+                    before = live.now - made_anew()
                     with precision:
                         loss = module(batch)
-                    kept = live.now - before
+                    kept = live.now - made_anew() - before
                     loss.backward()
                     del loss
                 gradients = tensor_bytes([p.grad for p in parameters if p.grad is not None])
-                activations = max(kept, live.peak - state - gradients)
+                activations = max(kept, live.peak - made_anew() - state - gradients)
                 torch.nn.utils.clip_grad_norm_(parameters, self.options.training.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-        return live.peak, activations, state
+        return live.peak - made_anew(), activations, state
 
     def _largest_converted_file(self) -> int:
         places = self.model.places.components

@@ -61,6 +61,36 @@ def quiet_conversion() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def replaced_when_converted() -> Iterator[None]:
+    """Let `module.to(dtype=...)` replace the fake tensors of a module, as it does with real ones.
+
+    Of fake ones torch swaps the contents, which fails for tensors that something holds a weak reference to, as the mode
+    of fake tensors does. Weights that are stored in 8 bits are converted so, also before and after each call.
+    """
+    plain = nn.Module._apply
+
+    def apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+        own = [*module._parameters.values(), *module._buffers.values()]
+        if not any(isinstance(tensor, FakeTensor) for tensor in own):
+            return plain(module, fn, recurse)
+        for child in module.children() if recurse else ():
+            child._apply(fn)
+        with torch.no_grad():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(fn(parameter), parameter.requires_grad)
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else fn(buffer)
+        return module
+
+    nn.Module._apply = apply  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module._apply = plain  # type: ignore[method-assign]
+
+
 class KnownAnswers(TorchFunctionMode):
     """Answers questions about the values of fake tensors.
 
@@ -113,6 +143,10 @@ class LiveBytes(TorchDispatchMode):
         self._seen[key] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+    def counted(self, tensors: Iterable[Tensor]) -> int:
+        """Return the bytes of those of `tensors` that are among the counted ones."""
+        return tensor_bytes(each for each in tensors if self._key(each) in self._seen)
 
     def start_peak(self) -> None:
         """Reset the peak to the bytes in use now."""

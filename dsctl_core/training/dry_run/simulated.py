@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families import pipeline_class
 from dsctl_core.family import Component
 from dsctl_core.losses import find_loss
+from dsctl_core.stages.plan_rows import has_pictures
 from dsctl_core.stages.sample import Sample, pick, rounded
 from dsctl_core.stages.split import Stages, run
 from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, tensor_bytes
@@ -163,21 +165,32 @@ def _product(sizes: Any) -> int:
     return sum(_product(each) for each in sizes)
 
 
+@dataclass(frozen=True)
+class EncodedRow:
+    """One row encoded on fake tensors: the peak bytes without the weights, and its entry.
+
+    `weights` are the bytes of the components that are in memory at once, where they are most.
+    """
+
+    peak: int
+    entry: Sample
+    weights: int
+
+
 def encode_row(
     pipe: BasePipeline, stages: Stages, task: str, extra_inputs: Sequence[str], row: dict[str, Any], dtype: torch.dtype
-) -> tuple[int, Sample]:
-    """Return the peak bytes of encoding one row on fake tensors, without the weights, and the encoded row."""
+) -> EncodedRow:
+    """Encode one row on fake tensors."""
     live = LiveBytes()
     with KnownAnswers(), live, torch.no_grad():
         sides = find_loss(task).inputs_from_row(pipe, row, extra_inputs)
+        # Groups that read files run together, as `passes_of` has it.
+        reading = [each for each in stages.groups if has_pictures(pick(sides, each.reads), Image)]
         sides = run(stages.split.once, pipe, sides)
         entry = rounded(pick(sides, stages.needs), dtype)
-    return live.peak, entry
-
-
-def encoder_weights(pipe: BasePipeline, stages: Stages) -> int:
-    """Return the bytes of the weights of the encode group that has most."""
-    return max((_weights(pipe, group.components) for group in stages.groups), default=0)
+    together = [reading, *([each] for each in stages.groups if each not in reading)]
+    named = [dict.fromkeys(name for group in groups for name in group.components) for groups in together]
+    return EncodedRow(live.peak, entry, max(_weights(pipe, list(names)) for names in named))
 
 
 def _weights(pipe: BasePipeline, names: Sequence[str]) -> int:

@@ -33,12 +33,12 @@ from dsctl_core.training.loop.finite_checks import (
     require_finite_loss,
     require_some_gradient,
 )
-from dsctl_core.training.loop.signals import SIGNALS, StopSignals, TrainingStopped
+from dsctl_core.training.loop.signals import STOPS, StopSignals, TrainingStopped
 from dsctl_core.training.optim.lr_schedule import LRSchedule
 from dsctl_core.training.output.logger import Continuation, ModelLogger, StepRecord
 from dsctl_core.training.output.preflight import rehearse_save, require_space, weight_bytes
 from dsctl_core.training.state.compare import refuse_changes, require_steps_left
-from dsctl_core.training.state.folder import SavedState, find_state, locked
+from dsctl_core.training.state.folder import SavedState, find_state_if_any, locked
 from dsctl_core.training.state.snapshot import Position, Snapshots
 
 if TYPE_CHECKING:
@@ -83,15 +83,16 @@ def launch_training_task(
     resume: str | Path | SavedState | None = None,
     allow_changed: Sequence[str] = (),
     state_total_limit: int = 2,
+    deadline: float | None = None,
     progress: Progress | None = None,
 ) -> TrainingSummary:
     """Train `model` on `dataset` and return how it ended.
 
     A step is an optimizer update over the accelerator's `gradient_accumulation_steps` micro-batches; its gradient is
     the mean over its samples, however they are spread over micro-batches and processes. A sample that is a dict gets a
-    "seed" that depends on `seed`, the epoch and the sample's position alone. SIGINT and SIGTERM let the step be
-    finished and saved; then TrainingStopped is raised. Raises DsctlError, before the update, if a loss or a gradient is
-    not finite, and UsageError if nothing that is trained has a gradient at the first step.
+    "seed" that depends on `seed`, the epoch and the sample's position alone. SIGINT, SIGTERM and the `deadline` let the
+    step be finished and saved; then TrainingStopped is raised. Raises DsctlError, before the update, if a loss or a
+    gradient is not finite, and UsageError if nothing that is trained has a gradient at the first step.
 
     Args:
         accelerator: the accelerator of the run.
@@ -118,6 +119,7 @@ def launch_training_task(
         resume: the training state to resume from, to the bit: "latest", or the folder of a state.
         allow_changed: settings that may differ from those of the resumed run.
         state_total_limit: the number of newest states to keep.
+        deadline: the time.monotonic() after which the run is to end with a saved step.
         progress: reports progress.
     """
     shown = progress or NoProgress()
@@ -152,10 +154,11 @@ def launch_training_task(
         settings["max_steps"] = total  # whether from max_steps or from num_epochs
     snapshots = Snapshots(run, hooks, state_total_limit, settings)
     loop = _Loop(run, dataset, rounds, loader, hooks, snapshots, batch_size, max_grad_norm, on_bad_sample)
-    loop.by_dataset = LossByDataset(labels)
+    loop.by_dataset, loop.stop.deadline = LossByDataset(labels), deadline
     loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None
-    state = find_state(model_logger.output_path, resume, shown.note) if isinstance(resume, str | Path) else resume
-    return loop.train(state, allow_changed)
+    if isinstance(resume, str | Path):
+        resume = find_state_if_any(model_logger.output_path, resume, shown.note)
+    return loop.train(resume, allow_changed)
 
 
 class _Loop:
@@ -181,7 +184,7 @@ class _Loop:
         self.batch_size, self.max_grad_norm, self.on_bad_sample = batch_size, max_grad_norm, on_bad_sample
         self.snapshots = snapshots
         self.stop = StopSignals(run.progress.note)
-        self.stopped_by = 0  # the signal that one of the processes received
+        self.stopped_by = 0  # one of STOPS, for one of the processes
         self.step_in_epoch = 0
         self.first_step = True  # of this process, also in a resumed run
         self.fields = StepFields()
@@ -289,13 +292,13 @@ class _Loop:
         The samples `counted` are added to the losses of their datasets.
         """
         accelerator = self.run.accelerator
-        heard = [float(self.stop.number == number) for number in SIGNALS]
+        heard = self.stop.shares()
         sums = self.by_dataset.sums(counted, self.run.model.sample_losses)
         own = torch.cat([loss[None], loss.new_tensor([*heard, *sums])])
         told = accelerator.reduce(own, reduction="mean").tolist()
         self.loss += told[0] / accelerator.gradient_accumulation_steps
         signals, shares = told[1 : 1 + len(heard)], told[1 + len(heard) :]
-        self.stopped_by = next((number for number, share in zip(SIGNALS, signals, strict=True) if share), 0)
+        self.stopped_by = next((number for number, share in zip(STOPS, signals, strict=True) if share), 0)
         self.by_dataset.add(shares)
 
     def _guard(self, norm: float | None) -> None:

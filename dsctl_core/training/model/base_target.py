@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dsctl_core.errors import UsageError
-from dsctl_core.lora.layers import tuner_layers
+from dsctl_core.lora.adapters import tuner_layers
 from dsctl_core.losses import Loss
 from dsctl_core.losses.timesteps import Objective
 from dsctl_core.options.datasets import DatasetTable

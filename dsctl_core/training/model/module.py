@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dsctl_core.errors import UsageError, unknown_name
+from dsctl_core.lora.adapters import NetworkSettings, tuner_layers
 from dsctl_core.lora.files import unnamed_layers
-from dsctl_core.lora.layers import add_lora, continue_lora, export_lora, fuse_lora, tuner_layers
+from dsctl_core.lora.layers import add_network, continue_lora, export_lora, fuse_lora
 from dsctl_core.lora.targets import AUTO
 from dsctl_core.memory.dtypes import cast_weights
 from dsctl_core.memory.offload import offloaded_numbers
@@ -21,6 +22,8 @@ from dsctl_core.memory.quantize import store_in_fp8
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.random import derive_seed
 from dsctl_core.scheduler import TRAINING_LEVELS
+
+NetworkName = Literal["lora", "dora", "lokr", "loha"]
 
 
 @dataclass
@@ -62,11 +65,15 @@ class DiffusionTrainingModule(nn.Module):
         trainable_models: str | Sequence[str] | None = None,
         lora_base_model: str | Sequence[str] | None = None,
         lora_target_modules: str | Sequence[str] | None = None,
+        network: NetworkName = "lora",
         lora_rank: int = 32,
         lora_alpha: float | None = None,
         lora_dropout: float = 0.0,
         use_dora: bool = False,
         use_rslora: bool = False,
+        lokr_factor: int | None = None,
+        lokr_decompose_both: bool = False,
+        lokr_full_matrix: bool = False,
         lora_checkpoint: str | Path | None = None,
         preset_lora_path: str | Path | None = None,
         preset_lora_model: str | None = None,
@@ -80,6 +87,7 @@ class DiffusionTrainingModule(nn.Module):
             pipe: the pipeline, with its components loaded.
             trainable_models: components ("dit") or modules in them ("dit.proj_out", "dit.transformer_blocks.*.attn").
             lora_base_model: the components that get a LoRA each.
+            network: what they get for a LoRA: "lora", "dora", "lokr" or "loha".
             lora_target_modules: the layers of the LoRA, see `find_targets` (None: the family's published list for a
                 denoiser, "auto" for other components).
             lora_rank: the rank of the LoRA.
@@ -87,6 +95,8 @@ class DiffusionTrainingModule(nn.Module):
             lora_dropout: the dropout probability of the LoRA's inputs.
             use_dora: train a DoRA.
             use_rslora: scale the LoRA by alpha / sqrt(rank).
+            lokr_factor: the factor of a LoKr; see `NetworkSettings`, also for the next two.
+            lokr_decompose_both: w1 is low-rank too. lokr_full_matrix: neither w1 nor w2 is.
             lora_checkpoint: the LoRA file to start from.
             preset_lora_path: a LoRA file that is fused into `preset_lora_model` first, so that only the rest is
             learned. preset_lora_model: the component of `preset_lora_path` (None: the first denoiser).
@@ -95,6 +105,18 @@ class DiffusionTrainingModule(nn.Module):
             seed: the seed of the LoRA's initial weights.
         """
         full = split_names(trainable_models)
+        use_dora = use_dora or network == "dora"
+        settings = NetworkSettings(
+            network="lora" if network == "dora" else network,
+            rank=lora_rank,
+            alpha=lora_alpha,
+            dropout=lora_dropout,
+            use_dora=use_dora,
+            use_rslora=use_rslora,
+            factor=lokr_factor,
+            decompose_both=lokr_decompose_both,
+            full_matrix=lokr_full_matrix,
+        )
         eight_bit, adapted = split_names(fp8_models), split_names(lora_base_model)
         for each in adapted:
             if any(name.split(".")[0] == each for name in full):
@@ -110,7 +132,9 @@ class DiffusionTrainingModule(nn.Module):
         for each in adapted if use_dora else ():
             if each in eight_bit:
                 problem = f"a DoRA reads the weights of the {each}, so it cannot be stored in float8"
-                raise UsageError(problem, hint=f"leave --use-dora out, or take {each} out of --fp8-models")
+                raise UsageError(
+                    problem, hint=f"leave --use-dora or --network dora out, or take {each} out of --fp8-models"
+                )
         pipe.requires_grad_(False).eval()
         if preset_lora_path is not None:
             fuse_lora(pipe, Path(preset_lora_path), preset_lora_model or pipe.family.denoisers[0].name)
@@ -122,15 +146,11 @@ class DiffusionTrainingModule(nn.Module):
             published = list(pipe.family.lora_targets) if name in denoisers else [AUTO]
             targets = split_names(lora_target_modules) or published
             model = pipe.component(name)
-            kind = {"use_dora": use_dora, "use_rslora": use_rslora}
-            own_seed = derive_seed(seed, name) if number else seed
-            add_lora(model, targets, lora_rank, lora_alpha, own_seed, dropout=lora_dropout, **kind)
+            add_network(model, targets, settings, derive_seed(seed, name) if number else seed)
             if lora_checkpoint is not None:
                 original, unnamed = pipe.family.original_names, unnamed_layers(name, denoisers)
                 continue_lora(model, name, Path(lora_checkpoint), original, unnamed, pipe.family)
-            alpha = lora_rank if lora_alpha is None else lora_alpha
-            about = {"rank": str(lora_rank), "alpha": f"{alpha:g}", "target_modules": ",".join(targets)}
-            about |= {name: "true" for name, on in kind.items() if on}
+            about = {**settings.described(), "target_modules": ",".join(targets)}
             self.trained.append(TrainedComponent(name, lora=True, description=about))
         if not self.trained:
             raise UsageError("nothing is trainable", hint="give lora_base_model or trainable_models")

@@ -14,13 +14,12 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.identity import identity_of_dataset
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.digest import weights_identity
-from dsctl_core.lora.about import dataset_identity
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.training.model.module import split_names
-from dsctl_core.training.state.compare import of_parts
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def header_metadata(
     if named[0] in found:
         about["base_weights"] = found[named[0]]
     if isinstance(source, UnifiedDataset):
-        about["dataset"] = of_parts(source, dataset_identity)
+        about["dataset"] = identity_of_dataset(source).rows
     if options.trigger_words is not None:
         about["trigger_words"] = options.trigger_words
     for side_network in resolved.side_networks:

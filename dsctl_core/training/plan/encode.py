@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.cache.manifest import OF_TABLES, Recipe
+from dsctl_core.cache.manifest import OF_CLIPS, OF_TABLES, Recipe
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.build import build_dataset, refuse_file_names
 from dsctl_core.errors import UsageError
@@ -55,6 +55,7 @@ class EncodePlan:
     data: DataOptions
     batch_size: int = 1
     prune: bool = False
+    shared: bool = False
 
     def notes(self) -> list[str]:
         """Return lines for people about the dataset: its layout, what was left out, and the prompts that are cut."""
@@ -90,6 +91,7 @@ class EncodePlan:
             readers=self.data.dataset_num_workers or READERS,
             skip_bad=self.data.on_bad_sample == "skip",
             prune=self.prune,
+            shared=self.shared,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
             wait=accelerator.wait_for_everyone,
@@ -130,7 +132,7 @@ class EncodePlan:
                 "caption_prefix": data.caption_prefix or None,
                 "caption_suffix": data.caption_suffix or None,
                 **({"mask_from_alpha": True} if data.mask_from_alpha else {}),
-                **({OF_TABLES: self._tables()} if self.dataset.tables else {}),
+                **({OF_TABLES: self._tables()} if self.dataset.tables else clips_of(self.dataset)),
             },
         )
 
@@ -144,6 +146,7 @@ class EncodePlan:
                 {
                     "table": absolute.model_dump(mode="json"),
                     "rows": len(part.metadata.rows),
+                    **clips_of(part),
                     "processing": picture_settings(self.data.of_table(table), self.resolved),
                 }
             )
@@ -158,22 +161,23 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
     if isinstance(options, TrainOptions):
         use, task, trainable = ModelUse.of_training(options), options.loss_task, options.trained_components
         device, precision = options.training.device, options.training.mixed_precision
-        batch_size, prune = options.training.batch_size, False
+        batch_size, prune, shared = options.training.batch_size, False, False
     else:
         use, task, trainable = ModelUse.of_cache(options), options.task, options.trained_names
         device, precision = options.device, options.mixed_precision
-        batch_size, prune = options.batch_size, options.prune
+        batch_size, prune, shared = options.batch_size, options.prune, options.shared
     weights, data = options.weights, options.data
     resolved = open_model(weights, options.templates, use, data.extra_inputs, task)
     resolved = without_downloads(resolved) if offline else resolved
     use = use.located(resolved)
     pictures = resolved.picture_columns
-    dataset = build_dataset(data, resolved.family, resolved.defaults, resolved.parts.division_factor, pictures)
+    factor = resolved.parts.division_factor
+    dataset = build_dataset(data, resolved.family, resolved.defaults, factor, pictures, remember=not offline)
     refuse_file_names(dataset, data.extra_inputs)
     refuse_varying(dataset)
     if data.on_bad_sample == "stop":
         refuse_unreadable(dataset, find_loss(task))
-    accelerator = make_accelerator(device, precision)
+    accelerator = make_accelerator(device, precision, options.processes)
     try:
         for name in trainable:
             resolved.check_component(name)
@@ -198,6 +202,7 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
         data,
         batch_size=batch_size,
         prune=prune,
+        shared=shared,
     )
 
 
@@ -218,6 +223,12 @@ def picture_settings(data: DataOptions, resolved: ResolvedModel) -> dict[str, An
         # Not in caches from before, which have the first frames.
         **({} if data.clip_extraction == "head" else {"clip_extraction": data.clip_extraction}),
     }
+
+
+def clips_of(dataset: UnifiedDataset) -> dict[str, list[int]]:
+    """Return how many clips each row of the table gives, for the recipe of a cache; {} where each row gives one."""
+    clips = dataset.metadata.clips
+    return {} if clips is None else {OF_CLIPS: list(clips.counts)}
 
 
 def refuse_varying(dataset: UnifiedDataset) -> None:

@@ -15,6 +15,7 @@ from dsctl_core.losses import find_loss
 from dsctl_core.memory.attention import check_backend
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.datasets import DatasetTable
+from dsctl_core.options.processes import ProcessOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
@@ -35,7 +36,8 @@ from dsctl_core.training.plan.encode import EncodePlan
 from dsctl_core.training.plan.own_part import with_own_part
 from dsctl_core.training.plan.source import Source, open_cache, open_dataset, samples_repeat
 from dsctl_core.training.state.compare import identity_of, refuse_changes
-from dsctl_core.training.state.folder import SavedState, find_state
+from dsctl_core.training.state.folder import SavedState, find_state_if_any
+from dsctl_core.training.state.snapshot import ASKED
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +108,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     options = with_own_part(options)
     output, training, adapter = options.output, options.training, options.adapter
     require_trackers([tracker.name for tracker in options.callbacks.track])
-    state = find_state(output.output_path, output.resume, progress.note) if output.resume else None
+    state = find_state_if_any(output.output_path, output.resume, progress.note) if output.resume else None
     if not _goes_on(output, state):
         refuse_used(output.output_path)
     for lora in adapter.lora:
@@ -127,7 +129,15 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     if options.memory.attention_backend is not None:
         check_backend(options.memory.attention_backend)
     callbacks = plan_callbacks(options, model, source, use.edits)
-    accelerator = build_accelerator(training, precision_of(source) if isinstance(source, CachedDataset) else None)
+    accelerator = build_accelerator(
+        training, options.processes, precision_of(source) if isinstance(source, CachedDataset) else None
+    )
+    if state is not None and (accumulate := accumulation_for(state, training, accelerator.num_processes)) is not None:
+        accelerator.gradient_accumulation_steps = accumulate
+        progress.note(
+            f"Processes: {accelerator.num_processes}. A step takes {accumulate} batches of each in place of "
+            f"{training.gradient_accumulation_steps}, so that it has the samples that it had before"
+        )
     try:
         shell = empty_pipeline(model, float_dtype(accelerator.mixed_precision), accelerator.device)
         task, trained = options.loss_task, options.trained_components
@@ -167,17 +177,31 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     )
 
 
-def build_accelerator(options: TrainingOptions, usual: str | None = None) -> Accelerator:
+def build_accelerator(options: TrainingOptions, processes: ProcessOptions, usual: str | None = None) -> Accelerator:
     """Set up accelerate: device, precision (`usual` if none was given) and gradient accumulation."""
     from accelerate import DistributedDataParallelKwargs
 
     return make_accelerator(
         options.device,
         options.mixed_precision,
+        processes,
         usual,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=options.find_unused_parameters)],
+        handlers=[DistributedDataParallelKwargs(find_unused_parameters=options.find_unused_parameters)],
     )
+
+
+def accumulation_for(state: SavedState, options: TrainingOptions, processes: int) -> int | None:
+    """Return how many batches a step takes, so that it has the samples that it had with another number of processes.
+
+    None where it has them as the options are, where these are not those of the saved run, and where no whole number
+    will do: then the run goes on as they say, or is refused.
+    """
+    samples, asked = state.about["settings"]["samples_per_step"], state.about.get("asked")
+    if asked != {name: getattr(options, name) for name in ASKED}:
+        return None
+    batches, rest = divmod(samples, options.batch_size * processes)
+    return batches if batches and not rest and batches != options.gradient_accumulation_steps else None
 
 
 def _refuse_idle_edits(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import os
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 
 from dsctl_core.cache.reader import CachedDataset
@@ -64,7 +65,16 @@ def open_dataset(
     loss = find_loss(options.loss_task)
     refuse_undrawn_levels(options, loss)
     objective_of(options.objective).check(resolved.family)
-    dataset = checked_dataset(options.data, resolved, loss, skipped, progress)
+    # A dry run writes nothing, so it does not remember either.
+    dataset = checked_dataset(
+        options.data,
+        resolved,
+        loss,
+        skipped,
+        progress,
+        remember=not offline,
+        hashed=lambda dataset: not offline and _is_encoded(options, dataset),
+    )
     for note in cut_prompt_notes(dataset, resolved, download=not offline):
         progress.note(note)
     return dataset, resolved
@@ -77,12 +87,24 @@ def refuse_undrawn_levels(options: TrainOptions, loss: Loss) -> None:
 
 
 def checked_dataset(
-    options: DataOptions, resolved: ResolvedModel, loss: Loss, skipped: SkippedRows, progress: Progress
+    options: DataOptions,
+    resolved: ResolvedModel,
+    loss: Loss,
+    skipped: SkippedRows,
+    progress: Progress,
+    *,
+    remember: bool = False,
+    hashed: Callable[[UnifiedDataset], bool] = lambda dataset: False,
 ) -> UnifiedDataset:
-    """Build and check the dataset: a row that cannot be used is an error, or is dropped and added to `skipped`."""
-    pictures = resolved.picture_columns
-    dataset = build_dataset(options, resolved.family, resolved.defaults, resolved.parts.division_factor, pictures)
+    """Build and check the dataset: a row that cannot be used is an error, or is dropped and added to `skipped`.
+
+    With `remember`, what is found out about its files is kept in the user's cache folder, and used where it is there.
+    `hashed` says whether the bytes of all files will be hashed, so that this is done while they are open.
+    """
+    pictures, factor = resolved.picture_columns, resolved.parts.division_factor
+    dataset = build_dataset(options, resolved.family, resolved.defaults, factor, pictures, remember=remember)
     refuse_file_names(dataset, options.extra_inputs)
+    dataset.look_at_files(progress, whole=hashed(dataset))
     for note in dataset.notes():
         progress.note(note)
     if options.on_bad_sample == "stop":
@@ -101,6 +123,12 @@ def checked_dataset(
     for unreadable in unread.values():
         skipped.add(unreadable)
     return usable.without(unread) if unread else usable
+
+
+def _is_encoded(options: TrainOptions, dataset: UnifiedDataset) -> bool:
+    """Return whether the run will most likely make a cache of the dataset, whose entries are found by file digests."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return options.caching.cache and not dataset.varies() and samples_repeat(options.training, dataset, processes)
 
 
 def samples_repeat(options: TrainingOptions, dataset: UnifiedDataset, processes: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,15 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.identity import identity_of_dataset
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.digest import digest, weights_identity
 from dsctl_core.files.json import through_json
-from dsctl_core.lora.about import dataset_identity
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.training.optim.lr_schedule import follows_length
-from dsctl_core.training.state.contents import dataset_files, model_files, option_contents
+from dsctl_core.training.state.contents import model_files, option_contents
 from dsctl_core.training.state.folder import SavedState
 
 # Options that change no result and may differ in a resumed run. All others are compared. The length of a run changes
@@ -31,12 +31,13 @@ FREE = frozenset(
         *("dataset", "dataset_config"),  # by table: see `table_settings`
         # the length of the run, and when and in what format files are written
         *("output_path", "resume", "allow_changed", "save_steps", "state_total_limit", "num_epochs", "max_steps"),
+        "max_hours",
         *("lora_format", "lora_dtype", "remove_prefix_in_ckpt", "trigger_words"),
         # how the work is divided; the samples of a step are compared instead, as "samples_per_step"
         *("batch_size", "gradient_accumulation_steps", "dataset_num_workers", "find_unused_parameters", "device"),
         *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "on_bad_sample", "trust_template"),
-        *("gradient_checkpointing_blocks", "offload_blocks", "dry_run"),
-        *("num_processes", "accelerate_config"),
+        *("gradient_checkpointing_blocks", "offload_blocks", "dry_run", "recheck"),
+        *("num_processes", "accelerate_config", "process_timeout"),
         # callbacks that only observe the run
         *("track", "track_project", "validation_every", "sample_every", "sample_prompt", "sample_prompts_file"),
         *("sample_negative_prompt", "sample_height", "sample_width", "sample_steps", "sample_cfg_scale", "sample_seed"),
@@ -82,7 +83,7 @@ def identity_of(
     running = _running(options, resolved) if cached else None
     files = {}
     if isinstance(source, UnifiedDataset):
-        files["dataset_files"] = of_parts(source, dataset_files)
+        files["dataset_files"] = identity_of_dataset(source).files
     return {
         **given,
         **option_contents(options, resolved),
@@ -93,15 +94,9 @@ def identity_of(
         "task": source.manifest.recipe.task if isinstance(source, CachedDataset) else options.loss_task,
         "dataset": digest([entry.key for entry in source.entries])
         if isinstance(source, CachedDataset)
-        else of_parts(source, dataset_identity),
+        else identity_of_dataset(source).rows,
         "model": _model_identity(resolved, running),
     }
-
-
-def of_parts(source: UnifiedDataset, identity: Callable[[Sequence[Mapping[str, Any]], Path], str]) -> str:
-    """Return the `identity`, made of rows and their folder, of a dataset, or one of those of several."""
-    found = [identity(part.metadata.rows, part.base_path) for part in source.parts]
-    return digest(found) if source.tables else found[0]
 
 
 def table_settings(tables: Sequence[DatasetTable]) -> dict[str, Any]:

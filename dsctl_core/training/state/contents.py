@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.checkpoint.load import find_component_paths
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel
-from dsctl_core.files.digest import digest, digest_file, digest_samples, weights_identity
+from dsctl_core.files.digest import digest, digest_file, weights_identity
 from dsctl_core.lora.files import ADAPTER_CONFIG, ADAPTER_FILE, lora_weights
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.template import MODEL as TEMPLATE
-
-LONGEST_PATH = 1000  # characters; a longer cell is a text
 
 
 def option_contents(options: TrainOptions, resolved: ResolvedModel) -> dict[str, Any]:
@@ -69,31 +67,3 @@ def _reader_files(resolved: ResolvedModel) -> dict[str, Any]:
         name: [[file.name, digest_file(file)] for file in sorted(folder.iterdir()) if file.is_file()]
         for name, folder in folders.items()
     }
-
-
-def dataset_files(rows: Sequence[Mapping[str, Any]], base_path: Path) -> str:
-    """Return a digest of the files that the cells of a dataset name, in the order of the rows.
-
-    Names are relative to `base_path`. Of a large file its size and blocks from all over it count (`digest_samples`), so
-    that this takes about as long as looking at the files' headers does.
-    """
-    paths = [path for row in rows for path in _files_in(row, base_path)]
-    digests = digest_samples(paths)
-    return digest([digests[path] for path in paths])
-
-
-def _files_in(value: Any, base_path: Path) -> Iterator[Path]:
-    """Yield the files that `value` names: a path, or a list or an object with paths somewhere in it."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for each in value:
-            yield from _files_in(each, base_path)
-    elif isinstance(value, str) and 0 < len(value) < LONGEST_PATH and "\0" not in value:
-        path = base_path / value
-        try:
-            found = path.is_file()
-        except (OSError, ValueError):  # a caption that is too long for a name, or has a lone surrogate
-            return
-        if found:
-            yield path

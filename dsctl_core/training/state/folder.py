@@ -23,7 +23,7 @@ from dsctl_core.files.json import checked, read_json
 
 STATE_FOLDER, MANIFEST_FILE, ABOUT_FILE, LOCK_FILE = "state", "manifest.json", "state.json", ".lock"
 FORMAT = 1  # incremented when older states can no longer be read
-LATEST = "latest"
+LATEST, AUTO = "latest", "auto"
 # Names of the files and folders that a run writes by way of temporary ones, beside those in its state folder
 WRITTEN = r"step-\d+\..+|(?:run|trackers)\.json|(?:metrics|skipped)\.jsonl|metrics\.csv|rehearsal"
 ELSEWHERE = "give another --output-path to start anew"
@@ -183,6 +183,15 @@ def find_state(output_path: Path, resume: str | Path, note: Callable[[str], None
                 hint="give another --output-path, and the run branches off there",
             )
     return state
+
+
+def find_state_if_any(
+    output_path: Path, resume: str | Path, note: Callable[[str], None] = lambda text: None
+) -> SavedState | None:
+    """Return the state that `resume` names, as `find_state` does; for "auto" the newest, or None if there is none."""
+    if str(resume) != AUTO:
+        return find_state(output_path, resume, note)
+    return _latest(output_path, note) if state_folders(output_path) else None
 
 
 def _latest(output_path: Path, note: Callable[[str], None]) -> SavedState:

@@ -27,6 +27,8 @@ from dsctl_core.training.state.values import read_values, tensor_bytes, write_va
 if TYPE_CHECKING:
     from dsctl_core.training.callbacks.base import TrainingHook, TrainingRun
 
+# Options that say what a step is made of, as the command had them: see `accumulation_for`.
+ASKED = ("batch_size", "gradient_accumulation_steps")
 WEIGHTS, OPTIMIZER, HOOKS, RANDOM = (f"{name}.safetensors" for name in ("weights", "optimizer", "hooks", "random"))
 
 
@@ -60,7 +62,9 @@ class Snapshots:
         accelerator = self.run.accelerator
         values = self.collect()
         if accelerator.is_main_process:
+            options = (self.run.logger.run or {}).get("options", {})
             about = {**asdict(position), "processes": accelerator.num_processes, "settings": self.settings}
+            about["asked"] = {name: options[name] for name in ASKED if name in options}
             with new_state(self.output_path, position.step) as folder:
                 for name, value in values.items():
                     write_values(folder / name, value)

@@ -73,9 +73,27 @@ def test_init_refuses_what_would_not_train_and_writes_nothing(dsctl: Dsctl):
     assert dsctl("init", "bare", "--model", "tiny").fault(1)[0] == "bare has 1 pictures and 1 clips"
     Path("bare/a.png").unlink()
     Path("bare/a.txt").write_text("a clip")
-    assert "generates images" in dsctl("init", "bare", "--model", "tiny").fault(2)[0]
+    assert "makes pictures, not clips" in dsctl("init", "bare", "--model", "tiny").fault(2)[0]
     assert "is 'x.txt', which is no TOML" in dsctl("init", "set", "--output", "x.txt").fault(2)[0]
     assert list(Path().glob("*.toml")) == []
+
+
+def test_init_names_the_command_that_writes_the_captions_which_then_trains(dsctl: Dsctl, model: Path):
+    write_pictures(Path("set"), [(64, 64), (64, 64), (64, 64)])
+    for number in (0, 2):
+        Path(f"set/{number}.txt").unlink()
+    for name, how in ((model, f"--model {model}"), ("qwen-image", "--model qwen-image"), ("tiny", "--captioner ")):
+        problem, hint = dsctl("init", "set", "--model", name).fault(1)
+        assert problem == "2 of the 3 files in set have no caption"
+        assert f"`dsctl dataset caption set {how}" in hint
+    command = ("dataset", "caption", "set", "--model", model, "--max-tokens", 4, "--device", "cpu", "--json")
+    assert {**dsctl(*command).json} == {"table": None, "written": 2, "earlier": 0, "kept": 1, "cut": 2, "failed": 0}
+    Path("set/3.png").write_bytes(b"nothing")
+    assert (dsctl(*command).code, dsctl(*command).json["failed"]) == (1, 1)
+    Path("set/3.png").unlink()
+    assert dsctl("init", "set", "--model", model).code == 0
+    planned = dsctl("train", "--config", "run.toml", "--dry-run", "--device", "cpu", "--json")
+    assert planned.code == 0, planned.err
 
 
 def test_more_memory_never_means_a_smaller_model_and_without_a_gpu_pictures_have_an_embedded_one():

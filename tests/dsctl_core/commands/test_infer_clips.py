@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dsctl_core.commands.infer import infer
-from dsctl_core.commands.infer_inputs import clip_size
 from dsctl_core.data import LoadVideo
+from dsctl_core.data.sizes import clip_size
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.media.clip import Clip

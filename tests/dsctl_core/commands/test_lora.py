@@ -12,7 +12,8 @@ from dsctl.app import main
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.families import load_family, pipeline_class
 from dsctl_core.families.resolve import resolve_model
-from dsctl_core.lora import FORMATS, LoraLayer, load_lora, read_lora, save_lora
+from dsctl_core.lora import FORMATS, LohaLayer, LokrLayer, LoraLayer, load_lora, read_lora, save_lora
+from dsctl_core.lora.layers import linear_shapes
 from tests.tiny_models import write_tiny_model
 
 FAMILY = load_family("qwen-image")
@@ -190,6 +191,46 @@ def test_a_lora_goes_through_every_format_and_back(capsys, model, loras):
         previous = Path(name)
         assert run(capsys, "lora", "info", previous)["format"] == form
         torch.testing.assert_close(velocity(model, (previous, 1.0)), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["lokr", "loha"])
+def test_a_lokr_or_a_loha_becomes_the_lora_with_its_update_or_the_nearest_one(capsys, model, network):
+    low, whole = {}, {}
+    generator = torch.Generator().manual_seed(4)
+
+    def rand(*shape):
+        return torch.randn(shape, generator=generator) * 0.3
+
+    for name, (rows, columns) in sorted(linear_shapes(pipeline(model).dit).items()):
+        if name.endswith(("attn.to_q", "attn.to_k")):
+            pairs = [(rand(rows, 2), rand(2, columns)) for _ in "ab"]
+            first, second = (rand(2, 2),), (rand(rows // 2, 2), rand(2, columns // 2))
+            low[name] = LokrLayer(first, second, 0.5) if network == "lokr" else LohaLayer(*pairs, 0.5)
+            whole[name] = LokrLayer(first, (rand(rows // 2, columns // 2),))
+    about = {"family": "qwen-image", "network": network, "factor": "2", "alpha": "3"}
+    save_lora(Path("low.safetensors"), {"dit": low}, about, dtype="bfloat16", form="lycoris")
+    words = ("--to", "diffusers", "--model", model, "--output")
+    written = run(capsys, "lora", "convert", "low.safetensors", *words, "same.safetensors")
+    assert written["network"] == [network] and written["ranks"] == [2]
+    written = run(capsys, "lora", "convert", "low.safetensors", "--network", "lora", *words, "made.safetensors")
+    assert (written["network"], written["ranks"]) == (["lora"], [4])
+    info = run(capsys, "lora", "info", "made.safetensors")
+    assert info["dtypes"] == ["float32"] and info["metadata"]["network"] == "lora" and "factor" not in info["metadata"]
+    expected = velocity(model, (Path("low.safetensors"), 0.8))
+    for name in ("same", "made"):
+        torch.testing.assert_close(velocity(model, (Path(f"{name}.safetensors"), 0.8)), expected, atol=1e-5, rtol=1e-5)
+    error = run(capsys, "lora", "convert", "made.safetensors", "--network", "lora", *words, "x.safetensors", code=2)
+    assert "--network has no effect on made.safetensors, which is a LoRA already" in error
+    save_lora(Path("whole.safetensors"), {"dit": whole}, {"family": "qwen-image"})
+    error = run(capsys, "lora", "convert", "whole.safetensors", "--network", "lora", *words, "x.safetensors", code=1)
+    assert "has no exact LoRA: its LoKr has rank" in error and "dsctl lora resize" in error
+    resized = ("lora", "resize", "whole.safetensors", "--rank", "2", "--model", model, "--output", "near.safetensors")
+    near = run(capsys, *resized)
+    deltas = [layer.matrix() for layer in whole.values()]
+    kept = sum(torch.linalg.svdvals(delta)[:2].square().sum() for delta in deltas)
+    assert near["kept_energy"] == pytest.approx(float(kept / sum(d.square().sum() for d in deltas)), rel=1e-5)
+    assert near["network"] == ["lora"] and 0.05 < near["kept_energy"] < 0.95
+    assert not Path("x.safetensors").exists()
 
 
 def test_extracting_what_was_merged_in_gives_the_lora_back(capsys, model, loras):

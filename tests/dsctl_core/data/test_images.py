@@ -304,7 +304,7 @@ def test_a_shape_too_extreme_for_the_limit_is_refused():
         ({"height": 0, "width": 16}, "height 0 is not a positive multiple of 16", "use 16"),
         ({"height": 96}, "height is set without width", "both"),
         ({"width": 96}, "width is set without height", "both"),
-        ({"max_pixels": 100}, "max_pixels 100 is less than the smallest image size", "256"),
+        ({"max_pixels": 100}, "max_pixels 100 is less than the smallest size of a picture", "256"),
     ],
 )
 def test_impossible_sizes_are_usage_errors(arguments, problem, hint):

@@ -134,7 +134,7 @@ def test_the_extras_that_are_named_exist():
 def test_a_whole_file_of_boxes_is_known_by_its_length_and_a_cut_one_is_refused(tmp_path, image_format, monkeypatch):
     path, data = tmp_path / "a.avif", picture_bytes(image_format)
     path.write_bytes(data)
-    assert ends_properly(path, image_format)
+    assert ends_properly(BytesIO(path.read_bytes()), image_format)
     with open_image(path) as image:
         monkeypatch.setattr(type(image), "load", lambda self: pytest.fail("was decoded"))
         assert LoadImage().preview(path) == (64, 48)
@@ -143,7 +143,7 @@ def test_a_whole_file_of_boxes_is_known_by_its_length_and_a_cut_one_is_refused(t
     assert len(lengths) > 10
     for length in lengths:
         path.write_bytes(data[:length])
-        assert not ends_properly(path, image_format)
+        assert not ends_properly(BytesIO(path.read_bytes()), image_format)
         with pytest.raises(DsctlError):
             LoadImage().preview(path)
 

@@ -58,7 +58,7 @@ def test_text_that_looks_like_something_else_stays_text(tmp_path, text):
 def test_quoted_csv_text_may_hold_commas_quotes_and_line_breaks(tmp_path):
     metadata = read(tmp_path, "m.csv", b'image,prompt\na.png,"a ""red"", round\nball"\nb.png,x\n')
     assert metadata.rows[0]["prompt"] == 'a "red", round\nball'
-    assert metadata.lines == (2, 4)
+    assert tuple(metadata.lines) == (2, 4)
 
 
 def test_places_count_rows_and_lines_from_one(tmp_path):
@@ -203,7 +203,7 @@ def test_the_separator_of_a_csv_is_that_of_its_header(tmp_path, kind):
         assert metadata.columns[:2] == ("image", "prompt")
         assert [row["prompt"] for row in metadata.rows] == ["a red, round ball", second]
         assert metadata.layout == layout
-    assert metadata.lines == ((3, 4) if kind == "declared" else (2, 3))
+    assert tuple(metadata.lines) == ((3, 4) if kind == "declared" else (2, 3))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dsctl_core.commands.dataset import validate
-from dsctl_core.data import ImageCropAndResize, LoadGIF, LoadVideo, UnifiedDataset, video
-from dsctl_core.data.video import FrameRule
+from dsctl_core.data import ImageCropAndResize, LoadGIF, LoadVideo, UnifiedDataset, video_file
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import DatasetValidateOptions
 
@@ -204,7 +204,7 @@ def test_frames_can_be_spread_over_all_of_a_video_by_their_times(tmp_path):
 
 def test_a_video_is_decoded_once_and_not_beyond_the_last_frame_that_is_taken(tmp_path, monkeypatch):
     path, decoded = write(tmp_path / "a.mp4", frames=20), []
-    monkeypatch.setattr(video, "_upright", lambda frame: (decoded.append(frame.pts), frame.to_image())[1])
+    monkeypatch.setattr(video_file, "_upright", lambda frame: (decoded.append(frame.pts), frame.to_image())[1])
     assert len(LoadVideo(5)(path)) == len(decoded) == 5
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.commands.caption import caption
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.hub import huggingface
+from dsctl_core.options import DatasetCaptionOptions
 from tests.dsctl_core.hub.conftest import REPO, contents, shard
 from tests.hub_server import Fault, local_hub
+from tests.tiny_captioners import write_tiny_captioner
 
 SOURCES = ("huggingface", "modelscope")
 WEIGHTS = "transformer/diffusion_pytorch_model*.safetensors"
@@ -33,6 +38,22 @@ def test_shards_come_in_order_with_their_config_and_index(hub, source):
     there = {path.name for path in Path("models", REPO, "transformer").iterdir()}
     assert {"config.json", "diffusion_pytorch_model.safetensors.index.json"} <= there
     assert not Path("models", REPO, "vae").exists()
+
+
+def test_a_captioner_comes_with_its_tokenizer_and_chat_and_without_pickles_or_code(hub, source, tmp_path):
+    made = write_tiny_captioner("llava", tmp_path / "made")
+    files = {path.name: path.read_bytes() for path in made.iterdir()}
+    odd = {"pytorch_model.bin": b"a pickle", "code.py": b"raise SystemExit", "README.md": b"# One", "a.gguf": b"x"}
+    hub.add("own/vlm", {**files, "merges.txt": b"", **odd})
+    Image.effect_noise((32, 32), 50).convert("RGB").save(tmp_path / "a.png")
+    shutil.rmtree(made)
+    options = DatasetCaptionOptions(path=tmp_path / "a", captioner="own/vlm", device="cpu", max_tokens=3)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "a/a.png")
+    assert caption(options).written == 1
+    there = {path.name for path in Path("models/own/vlm").iterdir() if not path.name.startswith(".")}
+    assert "chat_template.jinja" in files
+    assert there == {*files, "merges.txt"}
 
 
 @pytest.mark.parametrize("pattern", ["tokenizer/", None, "", "./"])

@@ -24,8 +24,10 @@ from dsctl_core.imports.presets import preset_of_ids, preset_of_repository
 from dsctl_core.imports.shell import read_script
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.config_file import load_toml
+from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.options.first_steps import ImportOptions
 from tests.dsctl_core.imports.examples import EXAMPLES
+from tests.dsctl_core.imports.several import SEVERAL
 
 # The options that each example stands for, where they are not simply the value under another name.
 TELLING: dict[str, dict[str, Any]] = {
@@ -45,7 +47,10 @@ TELLING: dict[str, dict[str, Any]] = {
         "max_steps": 2000,
         "output_path": Path("runs/dog"),
         "fp8_models": ("dit",),
-        "bucket_resolutions": ("512", "992"),
+        "dataset": (
+            DatasetTable.parse({"path": "data", "caption_dropout": 0.05, "bucket_resolutions": [512, 992]}),
+            DatasetTable.parse({"path": "more", "bucket_resolutions": [512]}),
+        ),
         "ema_decay": 0.99,
         "caption_prefix": "zqdog",
         "timestep_sampling": "uniform",
@@ -88,6 +93,7 @@ TELLING: dict[str, dict[str, Any]] = {
         "num_epochs": 10,
     },
 }
+EVERY = EXAMPLES | {f"{tool}, several datasets": files for tool, (files, *_) in SEVERAL.items()}
 
 
 def write(files: dict[str, str]) -> list[Path]:
@@ -98,8 +104,7 @@ def write(files: dict[str, str]) -> list[Path]:
 
 def keys_of(draft: Draft) -> Counter[tuple[str, str]]:
     """Return every key that is mapped or listed, by its file, with how often."""
-    mapped = [setting for settings in draft.sources.values() for setting in settings]
-    mapped += [setting for setting, _ in draft.always]
+    mapped = draft.mapped_settings()
     assert len(mapped) == draft.mapped
     return Counter(
         (each.file.name, each.key) for each in (*mapped, *(lost.setting for lost in draft.without_counterpart))
@@ -115,15 +120,15 @@ def test_an_imported_config_is_read_by_train_with_the_values_that_the_tool_would
     assert {*options.given_names()} == {*result.draft.options}
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_key_is_dropped_or_counted_twice(name: str):
-    result = import_config(ImportOptions(files=write(EXAMPLES[name])))
+    result = import_config(ImportOptions(files=write(EVERY[name])))
     found = keys_of(result.draft)
     assert {key: count for key, count in found.items() if count > 1} in ({}, {("train.sh", "num_epochs"): 2})
     text = Path("run.toml").read_text()
     assert [key for _, key in found if key not in text] == []
-    assert {file: sum(n for (name, _), n in found.items() if name == file) for file in EXAMPLES[name]} == {
-        file: count_of_settings(file, source) for file, source in EXAMPLES[name].items()
+    assert {file: sum(n for (name, _), n in found.items() if name == file) for file in EVERY[name]} == {
+        file: count_of_settings(file, source) for file, source in EVERY[name].items()
     }
 
 
@@ -142,6 +147,33 @@ def leaves(value: Any) -> int:
         return sum(map(leaves, value.values()))
     tables = isinstance(value, list) and all(isinstance(each, dict) for each in value)
     return sum(map(leaves, value)) if tables else 1
+
+
+@pytest.mark.parametrize(
+    ("network", "expected", "gone"),
+    [
+        (
+            "{type: lokr, linear: 32, linear_alpha: 32, lokr_full_rank: true, lokr_factor: 8}",
+            {"network": "lokr", "lokr_full_matrix": True, "lokr_factor": 8},
+            {"network.linear", "network.linear_alpha"},
+        ),
+        (
+            "{type: lokr, linear: 4, lokr_factor: -1}",
+            {"network": "lokr", "lora_rank": 4, "lora_alpha": 1.0},
+            set(),
+        ),
+        ("{type: lora, linear: 4, lokr_full_rank: true, lokr_factor: -1}", {"lora_rank": 4, "lora_alpha": 1.0}, set()),
+    ],
+)
+def test_a_lokr_keeps_its_factor_and_has_no_rank_where_it_is_whole(network: str, expected: dict, gone: set[str]):
+    model = "model: {name_or_path: Qwen/Qwen-Image}, training_folder: o, datasets: [{folder_path: d}]"
+    text = f"job: train\nconfig: {{name: a, process: [{{type: sd_trainer, network: {network}, {model}}}]}}\n"
+    draft = import_config(ImportOptions(files=write({"a.yaml": text}), output="made/run.toml")).draft
+    names = ("network", "lora_rank", "lora_alpha", "lokr_full_matrix", "lokr_factor", "trainable_models")
+    assert {name: draft.options[name] for name in names if name in draft.options} == expected
+    lost = {each.setting.key for each in draft.without_counterpart}
+    assert {name for name in gone if any(key.endswith(name) for key in lost)} == gone
+    assert build_options(TrainOptions, {}, Path("made/run.toml")).adapter.kind == expected.get("network", "lora")
 
 
 def test_a_key_that_nobody_knows_is_listed_with_its_value_wherever_it_stands():
@@ -211,7 +243,7 @@ def test_what_a_model_does_not_take_is_listed_and_not_written():
     )
     draft = import_config(ImportOptions(files=write({"a.sh": text}))).draft
     lost = {each.setting.key: each.reason for each in draft.without_counterpart}
-    assert "generates images" in lost["num_frames"]
+    assert "makes pictures, not clips" in lost["num_frames"]
     assert "odd_one is no input" in lost["extra_inputs"]
 
 
@@ -273,3 +305,13 @@ def test_variables_continuations_and_quotes_are_read_as_bash_does():
 @given(st.text(max_size=30))
 def test_a_comment_of_any_text_is_one_line(text: str):
     assert len(toml_comment(text).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("word", "expected"), [("head", "head"), ("chunk", "every"), ("slide", None)])
+def test_musubi_s_chunks_of_a_video_are_every_clip(word: str, expected: str | None):
+    data = f'[[datasets]]\nvideo_directory = "clips"\ntarget_frames = [17]\nframe_extraction = "{word}"\n'
+    script = EXAMPLES["kohya"]["train.sh"]
+    draft = import_config(ImportOptions(files=write({"data.toml": data, "train.sh": script})[::-1])).draft
+    assert draft.options.get("clip_extraction") == expected
+    lost = {each.setting.key: each.reason for each in draft.without_counterpart}
+    assert ("datasets[0].frame_extraction" in lost or any("frame_extraction" in key for key in lost)) == (not expected)

@@ -63,7 +63,7 @@ def test_a_dora_computes_the_formula(x):
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["diffusers", "peft"])
+@pytest.mark.parametrize("form", ["diffusers", "lycoris", "peft"])
 @pytest.mark.parametrize(
     "extra", [{"use_dora": True}, {"use_rslora": True, "alpha": 3}, {"alpha": 5, "use_dora": True}]
 )
@@ -85,7 +85,7 @@ def test_what_was_trained_comes_back_from_its_file_loaded_fused_and_continued(tm
 def test_a_format_that_cannot_hold_a_dora_is_refused_and_writes_nothing(tmp_path, form):
     with pytest.raises(DsctlError, match=f"the format {form} cannot hold a DoRA") as caught:
         save_lora(tmp_path / "l.safetensors", {"dit": trained_layers(trained(use_dora=True))}, {}, form=form)
-    assert "diffusers, peft" in caught.value.hint
+    assert "diffusers, lycoris, peft" in caught.value.hint
     assert not list(tmp_path.iterdir())
 
 

@@ -226,8 +226,7 @@ def test_rslora_divides_alpha_by_the_root_of_the_rank(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"diffusion_model.a.lokr_w1": torch.ones(2, 2)}, "is a LoKr adapter"),
-        ({"diffusion_model.a.hada_w1_a": torch.ones(2, 2)}, "is a LoHa adapter"),
+        ({"diffusion_model.a.oft_R": torch.ones(2, 2)}, "is a OFT adapter"),
         ({"diffusion_model.a.alpha": torch.ones(())}, "has no LoRA layers"),
         (
             {

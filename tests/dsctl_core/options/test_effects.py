@@ -18,6 +18,7 @@ from dsctl_core.options import (
     ModelsShowOptions,
     Options,
     TrainOptions,
+    lora_effects,
 )
 from dsctl_core.options import effects as table
 from dsctl_core.options.effects import Idle
@@ -54,6 +55,9 @@ RUNS: dict[str, tuple[type[Options], dict[str, Any]]] = {
     "NO_TEMPLATE": (InferOptions, INFER),
     "NO_TEMPLATE_TO_TRUST": (TrainOptions, TRAIN),
     "NO_LORA": (TrainOptions, WHOLE),
+    "ONLY_LORA": (TrainOptions, {**TRAIN, "network": "loha"}),
+    "ONLY_LOKR": (TrainOptions, TRAIN),
+    "FULL_LOKR": (TrainOptions, {**TRAIN, "lora_rank": None, "network": "lokr", "lokr_full_matrix": True}),
     "NO_PRESET_LORA": (TrainOptions, TRAIN),
     "INTO_BASE": (MergeLoraOptions, MERGE),
     "INTO_LORA": (MergeLoraOptions, {**MERGE, "into": "lora"}),
@@ -117,7 +121,7 @@ VALUES: dict[str, Any] = {
     "allow_changed": "seed",
     "include": "*",
     "exclude": "*",
-    "lora_alpha": 1,
+    **dict.fromkeys(("lora_alpha", "lora_rank", "lokr_factor"), 1),
     "track_project": "dsctl",
     "trainable_models": "dit",
     "source": "modelscope",
@@ -148,7 +152,7 @@ VALUES: dict[str, Any] = {
 
 
 def kinds() -> dict[str, Idle]:
-    return {name: entry for name, entry in vars(table).items() if isinstance(entry, Idle)}
+    return {name: entry for name, entry in (vars(table) | vars(lora_effects)).items() if isinstance(entry, Idle)}
 
 
 def value_of(name: str, options: type[Options]) -> Any:

@@ -105,9 +105,9 @@ def test_what_contradicts_or_has_no_effect_is_refused(values: dict, problem: str
     assert hint in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("name", ["lora_rank", "lora_target_modules", "lora_base_model", "lora_checkpoint"])
+@pytest.mark.parametrize("name", ["lora_rank", "lora_target_modules", "lora_base_model", "lora_checkpoint", "network"])
 def test_any_lora_option_alone_means_a_lora(name: str):
-    values: dict[str, Any] = {"lora_rank": None, name: 4 if name == "lora_rank" else "dit"}
+    values: dict[str, Any] = {"lora_rank": None, name: {"lora_rank": 4, "network": "lokr"}.get(name, "dit")}
     assert build(**values).adapter.wants_lora
     assert not build(lora_rank=None, trainable_models="dit").adapter.wants_lora
 

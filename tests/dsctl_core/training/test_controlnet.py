@@ -80,8 +80,7 @@ def test_a_network_and_a_lora_are_trained_in_two_stages_as_in_one(
     assert [np.array(Image.open(path)).tolist() for path in drawn] == [
         np.array(Image.open(path)).tolist() for path in sorted((tmp_path / "whole" / "samples").rglob("*.png"))
     ]
-    shown = Path(json.loads(Image.open(drawn[-1]).text["parameters"])["control_image"])
-    assert shown.parent == data / "control"
+    assert json.loads(Image.open(drawn[-1]).text["parameters"])["control_image"].startswith("control/")
 
 
 def test_a_trained_file_is_used_and_trained_on(

@@ -14,11 +14,14 @@ from PIL import Image
 
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.train import train
+from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.several import SeveralDatasets
 from dsctl_core.errors import DsctlError
 from dsctl_core.lora.layers import tuner_layers
-from dsctl_core.media.made_file import about_made
-from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.media.image_file import about_picture
+from dsctl_core.options import CacheOptions, CallbackOptions, TrainOptions
 from dsctl_core.options.datasets import DatasetTable
+from dsctl_core.training.callbacks.sample_prompts import captions_of, sample_prompts
 from dsctl_core.training.model.task_module import TaskModule
 from tests.dsctl_core.training.conftest import picture
 from tests.dsctl_core.training.runs import metrics
@@ -58,6 +61,28 @@ def test_one_table_is_the_same_run_as_its_flags(run: Run, dataset_folder: Path):
     assert all(line["loss.pictures"] == pytest.approx(line["loss"]) for line in lines)
 
 
+def test_samples_have_the_captions_of_all_datasets_and_the_files_of_each(
+    run: Run, dataset_folder: Path, things: Path, tmp_path: Path
+):
+    (things / "metadata.csv").write_text("image,prompt,control_image\n0.png,a thing,1.png\n", encoding="utf-8")
+    tables = [{"path": str(dataset_folder)}, {"path": str(things), "caption_prefix": "zq"}]
+    run("samples", dataset=tables, max_steps=1, sample_every=1, sample_steps=1, sample_height=32, sample_width=32)
+    drawn = [about_picture(path)["prompt"] for path in sorted((tmp_path / "samples/samples").rglob("*.png"))]
+    assert "zq a thing" in drawn and len(set(drawn)) > 1
+    dataset = SeveralDatasets([UnifiedDataset(each["path"]) for each in tables], list(map(DatasetTable.parse, tables)))
+    rows = {row["prompt"]: row for row in captions_of(dataset, ["control_image"])}
+    (shown,) = sample_prompts(
+        CallbackOptions(sample_every=1, sample_height=32, sample_width=32),
+        {"num_inference_steps": 1, "cfg_scale": 1.0},
+        None,
+        [rows["a thing"]],
+        ["control_image"],
+        pictures=["control_image"],
+    )
+    expected = Image.open(things / "1.png").convert("RGB")
+    assert shown.with_pictures(["control_image"], 16).pictures["control_image"].tobytes() == expected.tobytes()
+
+
 def test_a_cache_of_several_datasets_gives_the_numbers_of_none(
     run: Run, dataset_folder: Path, things: Path, tiny_folder: Path, tmp_path: Path
 ):
@@ -75,17 +100,6 @@ def test_a_cache_of_several_datasets_gives_the_numbers_of_none(
     assert {name for line in without for name in line if "loss." in name} == {"loss.pictures", "loss.things"}
     again = make_cache(CacheOptions(**base, dataset=[{**table, "weight": 1} for table in tables]))
     assert again.encoded == 0
-
-
-def test_samples_are_drawn_of_captions_of_several_datasets(
-    run: Run, dataset_folder: Path, things: Path, tmp_path: Path
-):
-    tables = [{"path": str(dataset_folder)}, {"path": str(things), "caption": "a thing"}]
-    sizes = {"height": 32, "width": 32, "sample_every": 9, "sample_steps": 1, "max_steps": 1}
-    run("drawn", dataset=tables, **sizes)
-    prompts = {about_made(file)["prompt"] for file in (tmp_path / "drawn" / "samples").glob("step-1-*")}
-    assert "a thing" in prompts
-    assert len(prompts) >= 2
 
 
 def test_a_resumed_run_goes_on_to_the_bit_and_a_changed_table_is_refused_in_one_line(

@@ -12,12 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dsctl_core.assets import assets_path
+from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.dataset import validate
 from dsctl_core.commands.infer import infer
 from dsctl_core.commands.merge_lora import merge
 from dsctl_core.commands.train import train
 from dsctl_core.families.qwen_image_edit.units import PREFIX, SYSTEM
 from dsctl_core.families.resolve import resolve_model
-from dsctl_core.options import InferOptions, TrainOptions
+from dsctl_core.options import CacheOptions, DatasetValidateOptions, InferOptions, TrainOptions
 from dsctl_core.options.lora_tools import MergeLoraOptions
 
 PICTURES = assets_path("datasets/robot")
@@ -86,3 +88,19 @@ def test_it_is_trained_and_merged_to_a_whole_model(tmp_path: Path) -> None:
             made.append(pixels(image))
     assert made[0].shape == (96, 96, 3)
     assert np.abs(made[0] - made[1]).mean() < 2  # the merged weights are rounded to bfloat16
+
+
+def test_validate_estimates_the_cache_of_a_model_by_its_own_sizes_of_references(tmp_path: Path) -> None:
+    data = assets_path("datasets/frame_edit")
+    rows = (data / "metadata.csv").read_text().splitlines()[:4]
+    (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
+    columns = {"data_file_keys": ("image", "edit_image")}
+    options = DatasetValidateOptions(path=data, metadata=tmp_path / "rows.csv", model="tiny-edit", **columns)
+    estimated = validate(options).summary["cache_bytes"]
+    settings = {"model": "tiny-edit", "dataset_base_path": data, "dataset_metadata_path": tmp_path / "rows.csv"}
+    settings |= {"extra_inputs": ("edit_image",), "mixed_precision": "bf16", "device": "cpu", **columns}
+    made = make_cache(CacheOptions(**settings, output_path=tmp_path / "cache"))
+    assert estimated == pytest.approx(made.manifest.bytes["tensors"], rel=0.1)
+    large: Any = resolve_model("qwen-image-edit-2511").family
+    dit = {"out_channels": 16, "joint_attention_dim": 3584}
+    assert large.reference_bytes(large.parts(), dit, 1024, 1024) == 2 * (16 * 128 * 128 + (14 * 14 + 8) * 3584)

@@ -219,6 +219,29 @@ def test_both_denoisers_are_trained_in_one_run_each_at_its_own_levels_with_a_fil
         fuse_lora(load(pair.folder), result.checkpoints[1], "dit")
 
 
+def test_a_lokr_on_both_denoisers_has_a_file_for_each_that_changes_that_one(
+    pairs: Pairs, data: Path, tmp_path: Path
+) -> None:
+    pair = pairs["t2v-a14b"]
+    settings = settings_of(pair, data, lora_base_model="dit,dit_2", lora_rank=2, learning_rate=0.1, seed=5)
+    kind = {"network": "lokr", "lokr_factor": 2, "lora_format": "comfyui"}
+    result = train(TrainOptions(**settings, **kind, dataset_repeat=4, max_steps=8, output_path=tmp_path / "out"))
+    for name, other, file in zip(("dit", "dit_2"), ("dit_2", "dit"), result.checkpoints, strict=True):
+        about = safetensors_header(file)[0]["__metadata__"]
+        assert (about["component"], about["network"], about["factor"]) == (name, "lokr", "2")
+        assert all(key.startswith("diffusion_model.blocks.") for key in read_safetensors(file)[0])
+        before, after = load(pair.folder), load(pair.folder)
+        fuse_lora(after, file, None)
+        changed = [
+            key
+            for key, tensor in after.component(name).state_dict().items()
+            if not torch.equal(tensor, before.component(name).state_dict()[key])
+        ]
+        assert len(changed) == 20
+        one, same = (pipe.component(other).state_dict() for pipe in (before, after))
+        assert all(torch.equal(one[key], same[key]) for key in one)
+
+
 @pytest.mark.parametrize("kind", ["i2v-a14b", "flf2v", "ti2v"])
 def test_a_cache_of_clips_gives_the_numbers_of_training_without_one(
     pairs: Pairs, data: Path, tmp_path: Path, kind: str

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dsctl_core.errors import UsageError
-from dsctl_core.training.distributed.accelerator import naming_unused_parameters, peak_memory
+from dsctl_core.options.processes import ProcessCountOptions
+from dsctl_core.training.distributed.accelerator import make_accelerator, naming_unused_parameters, peak_memory
 
 CODE = "from dsctl_core.training.distributed.accelerator import peak_memory; print(peak_memory())"
 
@@ -46,3 +47,8 @@ def test_weights_that_lose_their_gradient_in_the_middle_of_a_run_are_refused_by_
         raise RuntimeError(text)
     with pytest.raises(RuntimeError, match="something else"), naming_unused_parameters():
         raise RuntimeError("something else")
+
+
+def test_a_limit_for_waiting_is_refused_where_nobody_waits():
+    with pytest.raises(UsageError, match="--process-timeout is given, and this is one process"):
+        make_accelerator("cpu", "no", ProcessCountOptions(process_timeout=5))

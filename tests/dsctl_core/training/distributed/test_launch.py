@@ -70,6 +70,14 @@ def test_a_process_that_was_killed_is_told(tmp_path):
     assert ended == Ended(rank=1, exit_code=-signal.SIGKILL)
 
 
+def test_a_process_waits_for_the_others_as_long_as_it_was_told(tmp_path):
+    ended = run_in_processes(MODULE, [str(tmp_path), "late"], processes=2, cpu=True)
+    assert ended is not None
+    assert "timed out" in (tmp_path / "0.gave_up").read_text().lower()
+    # Process 1 comes late to the second meeting: process 0 waited a second for it, not the 30 minutes of gloo.
+    assert ended.exit_code == 4
+
+
 def test_a_signal_is_passed_on_and_waited_for(tmp_path):
     code = (
         "import sys; from dsctl_core.training.distributed.launch import run_in_processes;"

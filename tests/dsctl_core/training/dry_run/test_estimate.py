@@ -50,6 +50,7 @@ CACHED = ("--lora-rank", "8", "--batch-size", "2", "--ema-decay", "0.9", "--save
         ("tiny", ("--lora-rank", "8", "--no-cache", "--mixed-precision", "bf16"), False),
         ("tiny", ("--trainable-models", "text_encoder", "--no-cache"), False),
         ("tiny", ("--trainable-models", "vae", "--lora-base-model", "dit", "--lora-rank", "8"), True),
+        ("tiny", ("--lora-rank", "8", "--no-cache", "--fp8-models", "dit"), False),
         ("medium", ("--lora-rank", "8", "--batch-size", "2", "--no-cache"), False),
     ],
 )
@@ -57,6 +58,23 @@ def test_the_predicted_peak_is_within_15_percent_of_the_measured_one(python, dat
     if model == "medium":
         write_model(Path(model), medium=True)
     predicted_and_measured(python, Path("out"), words(model, *more), cached)
+
+
+def test_weights_in_8_bits_are_less_of_the_weights_and_of_nothing_else(data, capsys):
+    found = []
+    for more in ((), ("--fp8-models", "dit")):
+        assert (
+            main(words("tiny", "--lora-rank", "8", "--no-cache", "--dry-run", "--json", *more, "--output-path", "o"))
+            == 0
+        )
+        found.append(json.loads(capsys.readouterr().out))
+    plain, stored = (each["memory"] for each in found)
+    assert {name: plain[name] for name in ("gradients", "optimizer")} == {
+        name: stored[name] for name in ("gradients", "optimizer")
+    }
+    saved = plain["weights"] - stored["weights"]
+    # From four bytes to one, of the layers that are stored so: nearly all of the dit.
+    assert 0.9 < saved / (3 * found[0]["parameters"]["dit"]) <= 1
 
 
 def test_a_fork_measures_what_a_process_measures_that_has_imported_everything_itself(python, data):

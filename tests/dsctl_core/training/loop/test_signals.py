@@ -70,7 +70,7 @@ def test_the_step_is_finished_and_saved_and_the_rest_can_be_done_later(tmp_path,
     with pytest.raises(TrainingStopped) as caught:
         train(tmp_path / "stopped", hooks=[Sent(6, number)], **settings)
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
-    assert caught.value.exit_code == 128 + number
+    assert caught.value.exit_code == (75 if number == signal.SIGTERM else 130)
     assert caught.value.problem == f"stopped by {signal.Signals(number).name} after step 7 of 12, which is saved"
     assert "--resume latest" in caught.value.hint
     assert (tmp_path / "stopped" / "step-7.safetensors").is_file()
@@ -87,6 +87,7 @@ def test_where_no_state_can_be_kept_it_is_said_at_the_start_and_not_called_saved
     assert any("no state: this run cannot be resumed" in text for text in notes.texts)
     assert "after step 7 of 12, whose weights are saved, but no state" in caught.value.problem
     assert "--resume" not in caught.value.hint
+    assert caught.value.exit_code == 143  # again would not go on
     assert "--lora-checkpoint" in caught.value.hint
     assert (tmp_path / "step-7.safetensors").is_file()
     assert not (tmp_path / "state").exists()
@@ -110,6 +111,18 @@ def test_the_same_signal_passed_on_by_a_launcher_is_no_second_one(tmp_path, monk
     with pytest.raises(TrainingStopped):
         train(tmp_path, max_steps=12, hooks=[SentInProcesses(2, signal.SIGINT, signal.SIGINT, signal.SIGTERM)])
     assert [step for step, _ in state_folders(tmp_path)] == [3]
+
+
+def test_a_run_whose_time_is_up_ends_with_a_saved_step_and_the_code_of_a_requeue(tmp_path):
+    settings = {"max_steps": 12, "save_steps": 12}
+    now = time.monotonic()
+    train(tmp_path / "straight", deadline=now + 3600, **settings)
+    with pytest.raises(TrainingStopped) as caught:
+        train(tmp_path / "stopped", deadline=now, **settings)
+    assert caught.value.problem == "stopped by --max-hours after step 1 of 12, which is saved"
+    assert caught.value.exit_code == 75
+    train(tmp_path / "stopped", resume="latest", **settings)
+    assert_equal_runs(tmp_path / "straight", tmp_path / "stopped", step=12)
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
@@ -140,7 +153,7 @@ def test_the_command_line_says_how_to_go_on(python, tiny_folder, dataset_folder,
     _wait_for(tmp_path / "out" / "metrics.jsonl")
     process.terminate()
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 143
+    assert process.returncode == 75
     assert "stopping after this step\n" in errors
     assert "\nstopped by SIGTERM after step" in errors
     assert "error" not in errors

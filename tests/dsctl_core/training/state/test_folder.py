@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.options.training import TrainingOptions
+from dsctl_core.training.plan.plan import accumulation_for
 from dsctl_core.training.state.folder import (
+    SavedState,
     clear_leftovers,
     fault_of,
     find_state,
+    find_state_if_any,
     locked,
     new_state,
     prune_states,
@@ -148,3 +153,24 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
         other.join(60)
     with locked(tmp_path):  # free again
         pass
+
+
+@pytest.mark.parametrize(
+    ("processes", "samples", "expected"),
+    [(1, 24, 6), (2, 24, 3), (3, 24, None), (4, 24, None), (6, 24, 1), (12, 24, None), (1, 4, 1)],
+)
+def test_batches_a_step_follow_the_number_of_processes(processes, samples, expected):
+    options = TrainingOptions(batch_size=4, gradient_accumulation_steps=2)
+    about = {"settings": {"samples_per_step": samples}, "asked": {"batch_size": 4, "gradient_accumulation_steps": 2}}
+    assert accumulation_for(SavedState(Path("x"), about), options, processes) == expected
+    for asked in ({}, {"batch_size": 2, "gradient_accumulation_steps": 2}, None):  # another command, or an older state
+        assert accumulation_for(SavedState(Path("x"), {**about, "asked": asked}), options, processes) is None
+
+
+def test_auto_begins_anew_only_where_there_is_no_state(tmp_path):
+    assert find_state_if_any(tmp_path, "auto") is None
+    (tmp_path / "state" / "step-3").mkdir(parents=True)
+    with pytest.raises(DsctlError, match="no state in .* is whole"):
+        find_state_if_any(tmp_path, "auto")
+    with pytest.raises(DsctlError, match="does not exist"):
+        find_state_if_any(tmp_path / "other", "latest")

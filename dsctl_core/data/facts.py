@@ -1,0 +1,24 @@
+"""What is known of the files of a dataset, and who can be asked for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+
+class Identity(NamedTuple):
+    """Two hashes that identify a dataset: `rows` of its rows and the sizes of the files that whole cells name.
+
+    `files` is of what is in all files that cells name, in the order of the rows: of a large one its size and blocks
+    from all over it count, so that this takes about as long as looking at the headers does.
+    """
+
+    rows: str
+    files: str
+
+
+class Known(Protocol):
+    """Tells what is known of pictures."""
+
+    def size(self, path: str | Path) -> tuple[int, int] | None:
+        """Return the upright (width, height) of the picture at `path`; None if it has to be read for it."""

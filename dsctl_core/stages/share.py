@@ -1,0 +1,258 @@
+"""Stage one by several commands at once, on one machine or many: each takes shards that nobody has, until none is left.
+
+There is no coordinator. All workers plan the same shards; a lease in the folder of the cache says that one is being
+made, and the shard itself says that it is made. What a worker that died had begun is taken by another.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from dsctl_core.cache.folder import WORKERS, busy, clear_temporary_files, locked
+from dsctl_core.cache.manifest import Recipe
+from dsctl_core.cache.shards import shard_files, structures
+from dsctl_core.data.problems import DataError, Kind, kind_of_problem
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.atomic import write_text
+from dsctl_core.files.digest import digest
+from dsctl_core.files.json import read_json_as
+from dsctl_core.files.leases import Worker
+from dsctl_core.progress import Progress
+from dsctl_core.stages.plan_rows import Job, Plan
+from dsctl_core.stages.read_ahead import Work, passes_of
+
+JOINING, LOOKING = 30.0, 1.0  # seconds: for joining while others do, and between two looks at what they have made
+BAD = ".bad"
+FINISH = "f"  # the lease on writing the manifest
+
+
+class BadRow(TypedDict):
+    """A row that cannot be encoded."""
+
+    row: Annotated[int, Field(ge=0)]
+    problem: str
+    hint: str | None
+    kind: Kind
+
+
+class BadFile(TypedDict):
+    """What a worker could not encode of a claim: the keys of the jobs, and the rows that have them."""
+
+    keys: list[str]
+    rows: list[BadRow]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The part of a pass that one worker takes at once: a shard of each of its works."""
+
+    name: str
+    works: tuple[Work, ...]
+
+    def without(self, done: set[str]) -> list[Work]:
+        """Return the works with the jobs that are not `done`."""
+        left = [(work.group, [job for job in work.shards[0] if job.key not in done]) for work in self.works]
+        return [Work(group, [jobs]) for group, jobs in left if jobs]
+
+
+def claims_of(together: Sequence[Work]) -> list[Claim]:
+    """Return the claims of one pass: claim k has the shard k of each of its works, which read mostly the same rows."""
+    claims = []
+    for number in range(max((len(work.shards) for work in together), default=0)):
+        works = tuple(Work(work.group, [work.shards[number]]) for work in together if number < len(work.shards))
+        claims.append(Claim(digest([job.key for job in _jobs(works)])[:24], works))
+    return claims
+
+
+def _jobs(works: Sequence[Work]) -> Iterator[Job]:
+    return (job for work in works for shard in work.shards for job in shard)
+
+
+@contextmanager
+def joined(cache: Path, plan: Plan, recipe: Recipe) -> Iterator[Worker]:
+    """Be one of the workers that encode `plan` into the folder `cache`.
+
+    Raises a DsctlError where a command writes to the folder that does not share its work, or workers of another plan.
+    """
+    what = [recipe.family, recipe.task, [entry.key for entry in plan.entries], [[*jobs] for jobs in plan.jobs.values()]]
+    folder = cache / WORKERS / digest(what)[:16]
+    worker, until = Worker(folder), time.monotonic() + JOINING
+    while True:
+        try:
+            with locked(cache):  # a command that shares nothing holds it to its end, others for as long as they join
+                refuse_workers(cache, apart_from=folder)
+                folder.parent.mkdir(exist_ok=True)
+                worker.__enter__()
+                if not worker.others():
+                    clear_temporary_files(cache)
+                    _forget_bad(folder)
+            break
+        except DsctlError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(random.SystemRandom().uniform(0.05, 0.2))  # those that were started together must differ
+    try:
+        yield worker
+        if not worker.others():
+            _forget_bad(folder)
+    finally:
+        worker.__exit__()
+        with suppress(OSError):
+            folder.parent.rmdir()
+
+
+def refuse_workers(cache: Path, apart_from: Path | None = None) -> None:
+    """Raise a DsctlError where other commands share their work on `cache`; the caller holds its lock.
+
+    What dead ones left is removed. Workers in the folder `apart_from` may be there.
+    """
+    for folder in (cache / WORKERS).glob("*"):
+        if folder != apart_from and folder.is_dir():
+            with Worker(folder) as looking:
+                if looking.others():
+                    raise busy(cache)
+                _forget_bad(folder)
+    with suppress(OSError):
+        (cache / WORKERS).rmdir()
+
+
+def _forget_bad(folder: Path) -> None:
+    """Remove what was noted of bad rows: what could not be read then may be readable in a later run."""
+    for path in folder.glob(f"*{BAD}"):
+        path.unlink(missing_ok=True)
+
+
+class Share:
+    """The work on a cache as one worker sees it: what is done, by whomever, and what it takes itself.
+
+    Args:
+        cache: The folder of the cache.
+        worker: This worker.
+        plan: The plan; rows that any worker finds to be bad are added to it.
+        works: All shards of all groups, done or not.
+        present: The keys of the parts that are there.
+        progress: Is told of what all workers do.
+    """
+
+    def __init__(
+        self, cache: Path, worker: Worker, plan: Plan, works: Sequence[Work], present: set[str], progress: Progress
+    ) -> None:
+        self.cache, self.worker, self.plan, self.progress = cache, worker, plan, progress
+        self.passes = [claims_of(together) for together in passes_of([work for work in works if work.shards])]
+        self.done = set(present)
+        self._seen = {_version(path) for path in shard_files(cache)}  # a damaged shard is written again by its name
+
+    def open_claims(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Return those of `claims` that are not done, as far as this worker knows."""
+        return [claim for claim in claims if claim.without(self.done)]
+
+    def run(self, load: Callable[[Sequence[Work]], Any], encode: Callable[[Any, Sequence[Work]], None]) -> int:
+        """Take part until all is done, and return how many jobs this worker did.
+
+        `load` returns what the works of a pass need; `encode` writes their shards with it.
+        """
+        self._look()
+        missing = sum(1 for claims in self.passes for claim in claims for _ in _jobs(claim.without(self.done)))
+        if not missing:
+            return 0
+        self.progress.start("Encoding", missing, unit="input")
+        own, told = 0, False
+        while any(self.open_claims(claims) for claims in self.passes):
+            before = own
+            for claims in self.passes:
+                own += self._take_what_is_free(claims, load, encode)
+            if own == before and any(self.open_claims(claims) for claims in self.passes):
+                if not told:
+                    self.progress.note("nothing is left to take: waiting for what other workers are encoding")
+                    told = True
+                time.sleep(LOOKING)
+                self.progress.advance(len(self._look()))
+        self.progress.finish()
+        return own
+
+    def _take_what_is_free(
+        self,
+        claims: Sequence[Claim],
+        load: Callable[[Sequence[Work]], Any],
+        encode: Callable[[Any, Sequence[Work]], None],
+    ) -> int:
+        """Take and do the claims of one pass, each that nobody has; return how many jobs that were."""
+        loaded, own = None, 0
+        start = int(self.worker.name, 16) % max(len(claims), 1)  # workers begin at different places, and rarely meet
+        for claim in (*claims[start:], *claims[:start]):
+            if not claim.without(self.done) or not self.worker.take(claim.name):
+                continue
+            try:
+                self.progress.advance(len(self._look()))  # it may have been done before the lease was free
+                works = claim.without(self.done)
+                if works:
+                    loaded = load([work for each in claims for work in each.works]) if loaded is None else loaded
+                    own += self._do(claim, works, partial(encode, loaded))
+            finally:
+                self.worker.release(claim.name)
+        return own
+
+    def _do(self, claim: Claim, works: Sequence[Work], encode: Callable[[Sequence[Work]], None]) -> int:
+        known = set(self.plan.bad)
+        encode(works)
+        keys = {job.key for job in _jobs(works)}
+        others = self._look() - keys
+        bad = {
+            "keys": sorted(keys - self.done),
+            "rows": [
+                {"row": row, "problem": error.problem, "hint": error.hint, "kind": kind_of_problem(error)}
+                for row, error in self.plan.bad.items()
+                if row not in known
+            ],
+        }
+        if bad["keys"]:
+            write_text(self.worker.folder / f"{claim.name}{BAD}", json.dumps(bad))
+        self.done |= keys
+        self.progress.advance(len(others))
+        return len(keys)
+
+    def _look(self) -> set[str]:
+        """Add to what is done what has come since the last look, and return it."""
+        new: set[str] = set()
+        for path in shard_files(self.cache):
+            version = _version(path)
+            if version not in self._seen:
+                self._seen.add(version)
+                new.update(structures(path))
+        for path in self.worker.folder.glob(f"*{BAD}"):
+            version = _version(path)
+            if version not in self._seen:
+                self._seen.add(version)
+                told = read_json_as(path, BadFile)
+                new.update(told["keys"])
+                for bad in told["rows"]:
+                    self.plan.drop(bad["row"], DataError(bad["problem"], hint=bad["hint"], kind=bad["kind"]))
+        new -= self.done
+        self.done |= new
+        return new
+
+
+def _version(path: Path) -> tuple[str, int]:
+    return path.name, path.stat().st_mtime_ns
+
+
+@contextmanager
+def finishing(worker: Worker) -> Iterator[None]:
+    """Wait until no other worker writes the manifest, and keep the others from it inside the context."""
+    while not worker.take(FINISH):
+        time.sleep(LOOKING / 4)
+    try:
+        yield
+    finally:
+        worker.release(FINISH)
