@@ -17,6 +17,7 @@ from dsctl_core.family_parts import (
     FrameInputs,
     ModelParts,
     OriginalNames,
+    OwnPart,
     Preset,
     PromptLimit,
     PublishedConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "FrameInputs",
     "ModelParts",
     "OriginalNames",
+    "OwnPart",
     "Preset",
     "PromptLimit",
     "PublishedConfig",
@@ -70,6 +72,15 @@ class Family:
     captioner: Captioner | None = None
     # Columns of pictures that lie on each other, so that those of a row have one size.
     aligned_inputs: tuple[str, ...] = ()
+    # Columns of pictures that keep their own size: units fit them to that of the sample.
+    whole_inputs: tuple[str, ...] = ()
+    # Columns of pictures or clips that go along with the target, of its size and frames: whether one picture can stand
+    # for all frames of a clip.
+    along_inputs: Mapping[str, bool] = field(default_factory=dict)
+    # Columns that belong to another: a row that has one has the other too.
+    companion_inputs: Mapping[str, str] = field(default_factory=dict)
+    # The part of the first denoiser that is trained when nothing to train is named; None: there is no such part
+    own_part: OwnPart | None = None
     # Whether the model decomposes a picture into layers: it needs one reference image, and makes and reads RGBA images.
     decomposes: bool = False
     # Videos have factor * n + remainder frames, as (factor, remainder); None: the family takes pictures only.
@@ -90,7 +101,7 @@ class Family:
     parameters: dict[str | None, dict[str, int]] = field(default_factory=dict)
     # Layer names of the original release, if the LoRA formats of other tools use them
     original_names: OriginalNames | None = None
-    # Families whose denoiser has the same layers, so that their LoRAs fit this one too
+    # Families whose denoiser has the same layers, or a part of those of this one, so that their LoRAs fit this one too
     same_layers_as: tuple[str, ...] = ()
     # Attention modules to which a kv_cache can add tokens
     attention_blocks: tuple[AttentionBlocks, ...] = (AttentionBlocks(),)

@@ -96,6 +96,24 @@ class FrameInputs:
 
 
 @dataclass(frozen=True)
+class OwnPart:
+    """Modules of a denoiser that are trained, all of their weights, when nothing to train is named.
+
+    They are those of the first denoiser. `learning_rate` is the default for these modules of any denoiser. `called` is
+    the name of the component that the part is in DiffSynth-Studio ("": none).
+    """
+
+    modules: tuple[str, ...]
+    learning_rate: float
+    called: str = ""
+
+    def holds(self, name: str) -> bool:
+        """Return whether `name`, such as "dit.blocks.0", is one of the modules or inside of one, in any component."""
+        module = name.partition(".")[2]
+        return any(f"{module}.".startswith(f"{each}.") for each in self.modules)
+
+
+@dataclass(frozen=True)
 class ModelParts:
     """The components, denoisers and division factor of one model, where the models of a family differ.
 

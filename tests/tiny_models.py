@@ -151,15 +151,53 @@ def _flux2_parts(generator: torch.Generator, encoder: Any, chat: str, *, guidanc
 
 def write_tiny_wan(folder: Path, seed: int = 0, kind: str = "t2v") -> Path:
     """Write a tiny random Wan to `folder`, of one of the kinds in WAN_KINDS."""
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
+    from diffusers import WanImageToVideoPipeline, WanPipeline
     from diffusers import WanTransformer3DModel as Transformer
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-    tiny, generator = load_family("wan").tiny, torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     dit, vae, index = WAN_KINDS[kind]
+    sizes = {**load_family("wan").tiny["dit"], **dit}
+    parts = _wan_parts(generator, lambda: Transformer(**sizes), vae)
+    if "boundary_ratio" in index:
+        parts["transformer_2"] = randomize(Transformer(**sizes), generator)
+    if "image_dim" in dit:
+        sees = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        vision = CLIPVisionConfig(**sees, image_size=32, patch_size=2, hidden_act="gelu")  # 257 tokens
+        parts["image_encoder"] = randomize(CLIPVisionModel(vision), generator)
+        sides = {"height": 32, "width": 32}
+        parts["image_processor"] = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=sides)
+    official: Any = WanImageToVideoPipeline if kind[:3] == "i2v" or "flf2v" in kind else WanPipeline
+    official(**parts, **index).save_pretrained(folder)
+    return folder
+
+
+def write_tiny_wan_vace(folder: Path, seed: int = 0, two: bool = False) -> Path:
+    """Write a tiny random Wan VACE to `folder`: three blocks, and vace blocks beside the first and the last of them.
+
+    With `two` it has two denoisers.
+    """
+    from diffusers import WanVACEPipeline
+    from diffusers import WanVACETransformer3DModel as Transformer
+
+    generator, sizes = torch.Generator().manual_seed(seed), load_family("wan-vace").tiny["dit"]
+    parts = _wan_parts(generator, lambda: Transformer(**sizes), {})
+    if two:
+        parts["transformer_2"] = randomize(Transformer(**sizes), generator)
+    official: Any = WanVACEPipeline(**parts, boundary_ratio=0.875 if two else None)
+    official.save_pretrained(folder)
+    return folder
+
+
+def _wan_parts(generator: torch.Generator, transformer: Callable[[], Any], vae: dict[str, Any]) -> dict[str, Any]:
+    """The parts that every tiny Wan has, as its pipelines call them; `vae` is what differs in the VAE."""
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    tiny = load_family("wan").tiny
     latents = {"latents_mean": [0.1] * 48, "latents_std": [0.9] * 48} if vae else {}
-    parts: dict[str, Any] = {
-        "transformer": randomize(Transformer(**{**tiny["dit"], **dit}), generator),
+    return {
+        "transformer": randomize(transformer(), generator),
         "vae": randomize(AutoencoderKLWan(**{**tiny["vae"], **vae, **latents}), generator),
         "text_encoder": randomize(UMT5EncoderModel(UMT5Config(**tiny["text_encoder"])), generator),
         "tokenizer": tokenizer_with_end(),
@@ -167,17 +205,6 @@ def write_tiny_wan(folder: Path, seed: int = 0, kind: str = "t2v") -> Path:
             prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
         ),
     }
-    if "boundary_ratio" in index:
-        parts["transformer_2"] = randomize(Transformer(**{**tiny["dit"], **dit}), generator)
-    if "image_dim" in dit:
-        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-        vision = CLIPVisionConfig(**sizes, image_size=32, patch_size=2, hidden_act="gelu")  # 257 tokens
-        parts["image_encoder"] = randomize(CLIPVisionModel(vision), generator)
-        sides = {"height": 32, "width": 32}
-        parts["image_processor"] = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=sides)
-    official: Any = WanImageToVideoPipeline if kind[:3] == "i2v" or "flf2v" in kind else WanPipeline
-    official(**parts, **index).save_pretrained(folder)
-    return folder
 
 
 SEES = {"image_dim": 8, "added_kv_proj_dim": 24}
@@ -327,5 +354,6 @@ BUILDERS: dict[str, Callable[[Path, int], Path]] = {
     "flux1": write_tiny_flux1,
     "flux2": write_tiny_flux2,
     "wan": write_tiny_wan,
+    "wan-vace": write_tiny_wan_vace,
     "z-image": write_tiny_z_image,
 }

@@ -46,6 +46,8 @@ def _lines(shown: dict[str, Any]) -> list[str]:
     if shown["memory"] is not None:
         encode, train = (readable_bytes(shown["memory"][name]) for name in ("encode", "train"))
         plain["memory"] = f"weights in bfloat16: {encode} to encode, {train} to train a LoRA; --dry-run counts all"
+    if shown["own_part"] is not None:
+        plain["own_part"] = f"{', '.join(shown['own_part'])}: trained where nothing else is named"
     texts = {
         **plain,
         "presets": ", ".join(shown["presets"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -98,11 +99,15 @@ def _change(
 
 
 def row_blocks(source: Path, name: str, entry: dict[str, Any], reader: IO[bytes]) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index of the first row, rows) of the matrix at the position of `reader`, in the dtype of the file."""
+    """Yield (index of the first row, rows) of the tensor at the position of `reader`, in the dtype of the file.
+
+    A tensor (R, ...) that is no matrix is one of R rows.
+    """
     import torch
 
     dtype = dtype_of(source, name, entry)
-    rows, columns = entry["shape"]
+    shape = entry["shape"] or [1]
+    rows, columns = shape[0], math.prod(shape[1:])
     step = max(1, BLOCK // max(columns, 1))
     for row in range(0, rows, step):
         count = min(step, rows - row)

@@ -114,9 +114,12 @@ class _Check:
                 columns=self.reading.columns,
                 allow_outside=self.reading.allow_outside,
                 optional_keys=_optional_keys(self.resolved),
-                single_keys=SINGLE_COLUMNS,
+                single_keys=(*SINGLE_COLUMNS, *_along_keys(self.resolved)),
                 list_keys=_list_keys(self.resolved),
+                along_keys=_along_keys(self.resolved),
+                whole_keys={name for family in _possible(self.resolved) for name in family.whole_inputs},
                 aligned_keys=_aligned_keys(self.resolved, self.reading.data_file_keys),
+                companions={k: other for f in _possible(self.resolved) for k, other in f.companion_inputs.items()},
                 captions=captions,
                 caption=caption,
                 frame_keys=_frame_keys(self.resolved),
@@ -138,6 +141,11 @@ def _possible(resolved: ResolvedModel | None) -> Collection[Family]:
 def _list_keys(resolved: ResolvedModel | None) -> set[str]:
     """Return the columns that hold several files in a row."""
     return {name for family in _possible(resolved) for name in family.list_inputs}
+
+
+def _along_keys(resolved: ResolvedModel | None) -> dict[str, bool]:
+    """Return the columns that go along with the target, with whether a single picture is that of all frames."""
+    return {name: still for family in _possible(resolved) for name, still in family.along_inputs.items()}
 
 
 def _aligned_keys(resolved: ResolvedModel | None, keys: Collection[str]) -> set[str]:

@@ -10,13 +10,15 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dsctl_core.checkpoint.trained_part import TrainedPart
 from dsctl_core.commands.infer_control import CONTROL_PICTURES, control_inputs
 from dsctl_core.commands.infer_inputs import Settings, read_prompts, read_start
+from dsctl_core.commands.infer_vace import follows
 from dsctl_core.errors import UsageError
 from dsctl_core.families.controlnets import with_controlnets
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
@@ -80,13 +82,14 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     started = {"denoising_strength": options.denoising_strength} if settings.layers is None else {}
     for lora in options.lora:
         lora_weights(lora.path)
+    trained = [TrainedPart.at(path, resolved.family, resolved.parts.components) for path in options.trained_part]
     device, dtype = placement(options)
     templates = open_templates(options.templates, device, dtype)
     new_folders = [path for path in (output.parent, *output.parent.parents) if not path.exists()]
     try:
         prepare_folder(output.parent)
         progress.note(f"Loading {resolved.label}")
-        pipe: Any = load(options, resolved, device, dtype)
+        pipe: Any = load(options, resolved, device, dtype, trained)
         if not prompts:
             prompts = [pipe.caption(start.inputs["edit_image"][0], settings.height, settings.width)]
             progress.note(f"The picture shows: {prompts[0]}")
@@ -206,11 +209,19 @@ def template_inputs(options: TemplateUseOptions) -> dict[str, list[dict[str, Any
     }
 
 
-def load(options: InferOptions, resolved: ResolvedModel, device: torch.device, dtype: torch.dtype) -> BasePipeline:
-    """Load the pipeline and its LoRAs onto the device."""
+def load(
+    options: InferOptions,
+    resolved: ResolvedModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    trained: Sequence[TrainedPart] = (),
+) -> BasePipeline:
+    """Load the pipeline, with its trained parts and its LoRAs, onto the device."""
     from dsctl_core.lora import load_lora
 
     pipe = resolved.load_pipeline(torch_dtype=dtype, device=device)
+    for part in trained:
+        part.put_into(pipe.component(part.component))
     pipe.solver = options.solver or pipe.solver
     for lora in options.lora:
         load_lora(pipe, lora.path, lora.scale)
@@ -255,6 +266,9 @@ def parameters(options: InferOptions, settings: Settings, solver: Solver) -> dic
         shared |= {name: [str(path) for path in getattr(options.controls, name)] for name in CONTROL_PICTURES}
     if options.edit_image:
         shared["edit_image"] = [str(path) for path in options.edit_image]
+    if options.trained_part:
+        shared["trained_parts"] = [str(path) for path in options.trained_part]
+    shared |= follows(options)
     if options.embedded_guidance is not None:
         shared["embedded_guidance"] = options.embedded_guidance
     return {**shared, "dsctl_version": __version__}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from dsctl_core.commands.infer_vace import vace_inputs
+from dsctl_core.commands.infer_video import InputVideo, Size, read_input, require_size
 from dsctl_core.data.frame_rule import FrameRule, ShortClips
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.prompt_file import prompt_lines
 from dsctl_core.data.sizes import ImageCropAndResize, clip_size, require_same_ratio
-from dsctl_core.data.video import frame_loader
-from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.family import Family
 from dsctl_core.options import InferOptions
@@ -25,6 +25,7 @@ from dsctl_core.options.effects import (
     NO_GUIDANCE_INPUT,
     NO_LAST_FRAME,
     NO_LAYERS,
+    NO_VACE,
     PICTURE_REPLACED,
     PICTURES_ONLY,
 )
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from dsctl_core.denoising import CfgScale
 
-Size = tuple[int, int]  # (width, height) in pixels
 # Options that name one picture each, which is fitted to the size; and of these, the frames of a clip
 PICTURES, FRAMES = ("input_image", "end_image", "inpaint_mask"), ("input_image", "end_image")
 
@@ -82,28 +82,40 @@ def read_start(options: InferOptions, resolved: ResolvedModel) -> Start:
     that cannot be used.
     """
     refuse_unknown_inputs(options, resolved)
-    opened = {name: _read(name, LoadImage(), path) for name in PICTURES if (path := getattr(options, name)) is not None}
+    opened = {
+        name: read_input(name, LoadImage(), path) for name in PICTURES if (path := getattr(options, name)) is not None
+    }
     # With its transparency for a model that reads it.
     load = LoadImage(convert_RGBA=resolved.family.decomposes)
-    references = [_read("edit_image", load, path) for path in options.edit_image]
-    video = None if options.input_video is None else _open_video(options, resolved)
-    frames = [video.size] if video is not None else [opened[name].size for name in FRAMES if name in opened]
+    references = [read_input("edit_image", load, path) for path in options.edit_image]
+    video, followed = _open_videos(options, resolved)
+    leading = video or followed
+    frames = [leading.size] if leading is not None else [opened[name].size for name in FRAMES if name in opened]
     settings = fill_in(options, resolved, references, frames)
-    if video is not None:
-        settings = replace(settings, num_frames=video.frames)
+    if leading is not None:
+        settings = replace(settings, num_frames=leading.frames)
     factor = resolved.parts.division_factor
     fit = ImageCropAndResize(settings.height, settings.width, None, factor, factor)
     inputs: dict[str, Any] = {name: fit(picture) for name, picture in opened.items()}
     if options.inpaint_mask is not None:
         name, size = ("input_image", opened["input_image"].size) if video is None else ("input_video", video.size)
-        _require_size(opened["inpaint_mask"].size, name, size)
+        require_size("inpaint_mask", opened["inpaint_mask"].size, name, size)
     if video is not None:
         inputs["input_video"] = video.load(fit)
     if references:
         inputs["edit_image"] = references
     if options.embedded_guidance is not None:
         inputs["embedded_guidance"] = options.embedded_guidance
+    inputs |= vace_inputs(options, followed, fit)
     return Start(settings, inputs)
+
+
+def _open_videos(options: InferOptions, resolved: ResolvedModel) -> tuple[InputVideo | None, InputVideo | None]:
+    """Return the clip to start from and the one to follow, which has as many frames; None for those not named."""
+    video = None if options.input_video is None else _open_video(options, resolved, "input_video", None)
+    frames = None if video is None else video.frames
+    named = options.vace.vace_video is not None
+    return video, _open_video(options, resolved, "vace_video", frames) if named else None
 
 
 def refuse_unknown_inputs(options: InferOptions, resolved: ResolvedModel) -> None:
@@ -111,6 +123,8 @@ def refuse_unknown_inputs(options: InferOptions, resolved: ResolvedModel) -> Non
     family, frames = resolved.family, resolved.family.frame_inputs(resolved.parts)
     if "edit_image" not in family.extra_inputs:
         EDITS_NOTHING.refuse(options, title=family.title)
+    if "vace_video" not in family.extra_inputs:
+        NO_VACE.refuse(options, title=family.title)
     if not family.embedded_guidance:
         NO_GUIDANCE_INPUT.refuse(options, title=family.title)
     _refuse_layers(options, family)
@@ -181,44 +195,13 @@ def fill_in(
     return settings
 
 
-@dataclass(frozen=True)
-class _Video:
-    """The file of `--input-video`: the rule for its frames, their (width, height), and their number."""
-
-    path: Path
-    rule: FrameRule
-    size: Size
-    frames: int
-
-    def load(self, fit: ImageCropAndResize) -> list[Image]:
-        """Return the frames, each fitted to the size while the file is decoded."""
-        return _read("input_video", frame_loader(self.path, self.rule, fit), self.path)
-
-
-def _open_video(options: InferOptions, resolved: ResolvedModel) -> _Video:
-    path, settings = options.input_video, fill_in(options, resolved)
-    assert path is not None
+def _open_video(options: InferOptions, resolved: ResolvedModel, name: str, frames: int | None) -> InputVideo:
+    """Open the clip of the option `name`, of `frames` frames, or of as many as are asked for."""
+    path = options.value_of(name)
+    settings = fill_in(options, resolved)
     assert resolved.family.time_division is not None
     # Without --num-frames a shorter clip is made from a shorter video.
-    short: ShortClips = "refuse" if options.num_frames is not None else "shorten"
-    rule = FrameRule(settings.num_frames, *resolved.family.time_division, settings.fps, short)
-    width, height, count = _read("input_video", frame_loader(path, rule, None).preview, path)
-    return _Video(path, rule, (width, height), count)
-
-
-def _read(name: str, load: Callable[[Path], Any], path: Path) -> Any:
-    """Return what `load` makes of the file that the option `name` gives; its errors name the option."""
-    flag, what = f"--{name.replace('_', '-')}", "clip" if name == "input_video" else "picture"
-    try:
-        return load(path)
-    except DsctlError as error:
-        raise DsctlError(f"{flag}: {error.problem}", hint=f"give {flag} another {what}") from error
-
-
-def _require_size(mask: Size, name: str, size: Size) -> None:
-    flag = f"--{name.replace('_', '-')}"
-    if mask != size:
-        raise DsctlError(
-            f"--inpaint-mask is {mask[0]}x{mask[1]}, but {flag} is {size[0]}x{size[1]}",
-            hint=f"give a mask as large as the {'clip' if name == 'input_video' else 'picture'}",
-        )
+    asked = frames is not None or options.num_frames is not None
+    count, short = settings.num_frames if frames is None else frames, "refuse" if asked else "shorten"
+    rule = FrameRule(count, *resolved.family.time_division, settings.fps, cast("ShortClips", short))
+    return InputVideo.open(name, path, rule)

@@ -85,7 +85,8 @@ def read_loras(paths: Sequence[Path], options: WeightOptions) -> tuple[list[Lora
     if len(headers) > 1:
         raise DsctlError(f"the LoRAs are for different families: {', '.join(headers)}", hint="merge LoRAs of one model")
     known = [family for name, family in families().items() if not headers or name == headers[0]]
-    found = [(family, renamed) for family in known if (renamed := _fitting(plain, family)) is not None]
+    fitting = [(family, renamed) for family in known if (renamed := _fitting(plain, family)) is not None]
+    found = [(family, renamed) for family, renamed in fitting if not _extends_one(family, [f for f, _ in fitting])]
     if not found:
         raise DsctlError(
             f"{plain[0].path} is for no model that is known here, by the names of its layers"
@@ -100,6 +101,11 @@ def read_loras(paths: Sequence[Path], options: WeightOptions) -> tuple[list[Lora
             hint="give --model, the model that the LoRA was trained on",
         )
     return renamed, LoraModel(tuple(family for family, _ in found), {})
+
+
+def _extends_one(family: Family, others: Sequence[Family]) -> bool:
+    """Return whether the denoiser of `family` has the layers of one of `others`, and more."""
+    return any(each.name in family.same_layers_as and family.name not in each.same_layers_as for each in others)
 
 
 def read_for(resolved: ResolvedModel, path: Path) -> LoraFile:

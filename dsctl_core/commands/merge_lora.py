@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.checkpoint.defaults import DEFAULTS_FILE, write_defaults
 from dsctl_core.checkpoint.identify import class_of, weight_files
 from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, require_configs
+from dsctl_core.checkpoint.stream import ChangeRows, tensor_shapes
+from dsctl_core.checkpoint.trained_part import TrainedPart
 from dsctl_core.commands.lora_files import Written, save
 from dsctl_core.commands.lora_model import read_for, read_loras, resolve
 from dsctl_core.errors import DsctlError
@@ -55,13 +57,15 @@ def _merge_into_base(options: MergeLoraOptions, progress: Progress) -> Written:
     wanted = {component for part in loras for component in part.lora.components}
     shapes = {name: component_shapes(folder) for name, folder in places.components.items() if name in wanted}
     updates = matched(loras, shapes, allow_partial=options.allow_partial)
+    trained = [TrainedPart.at(path, resolved.family, places.components) for path in options.trained_part]
+    replaced = _replaced(trained, places)
     made = [path for path in options.output.parents if not path.exists()]
     prepare_folder(options.output.parent)
     try:
         _refuse_full_disk(options.output.parent, places)
         with atomic_folder(options.output) as temporary:
             progress.start("Merging", sum(len(shapes[name]) for name in updates), unit="layer")
-            _write_model(resolved, places, temporary, updates, lambda name: progress.advance(1))
+            _write_model(resolved, places, temporary, updates, replaced, lambda name: progress.advance(1))
             progress.finish()
     except BaseException:
         unclaim(made)
@@ -71,17 +75,38 @@ def _merge_into_base(options: MergeLoraOptions, progress: Progress) -> Written:
         "base": resolved.label,
         "loras": [f"{part.lora.path}:{part.scale:g}" for part in loras],
     }
+    if trained:
+        facts["trained_parts"] = {part.component: len(part.shapes) for part in trained}
     return Written(options.output, facts)
 
 
+def _replaced(trained: Sequence[TrainedPart], places: ComponentPaths) -> dict[str, dict[str, ChangeRows]]:
+    """Return the changes that trained parts make to the tensors of each component; check that these are there."""
+    found: dict[str, dict[str, ChangeRows]] = {}
+    for part in trained:
+        folder = places.components[part.component]
+        part.check({name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()})
+        found.setdefault(part.component, {}).update(part.changes())
+    return found
+
+
 def _write_model(
-    resolved: ResolvedModel, places: ComponentPaths, target: Path, updates: Any, tick: Callable[[str], None]
+    resolved: ResolvedModel,
+    places: ComponentPaths,
+    target: Path,
+    updates: Any,
+    replaced: Mapping[str, Mapping[str, ChangeRows]],
+    tick: Callable[[str], None],
 ) -> None:
-    """Write a complete model to the folder `target`, the components in `updates` changed and the others copied."""
+    """Write a complete model to the folder `target`: some components changed, and the others copied.
+
+    `updates` are those of LoRAs, and `replaced` those of trained parts, both by component.
+    """
     for component in resolved.family.components:
         folder = places.components.get(component.name)
         if folder is not None:
-            merge_into_weights(folder, target / component.folder, updates.get(component.name, {}), tick)
+            own = (updates.get(component.name, {}), tick, replaced.get(component.name))
+            merge_into_weights(folder, target / component.folder, *own)
     readers = [(places.readers.get(reader.name), reader.folder) for reader in resolved.family.readers]
     for folder, name in (*readers, (places.schedule, "scheduler")):
         if folder is not None:

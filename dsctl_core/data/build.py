@@ -11,10 +11,13 @@ from typing import Any
 from dsctl_core.data.buckets import ImageToBucket
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.dataset import SINGLE_COLUMNS, UnifiedDataset
+from dsctl_core.data.defaults import for_one_or_several
 from dsctl_core.data.frame_rule import FrameRule
+from dsctl_core.data.images import LoadImage
 from dsctl_core.data.kinds import media_suffixes
 from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import MASK, alpha_operator, refuse_opaque
+from dsctl_core.data.operators import ToAbsolutePath
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.several import SeveralDatasets
 from dsctl_core.data.sizes import ImageCropAndResize, Resize
@@ -107,19 +110,26 @@ def _build_one(
     target, masked = options.data_file_keys[0], options.mask_from_alpha
     from_alpha = alpha_operator(base, resize, allow_outside=options.allow_outside, clips=clips, known=known)
     alpha = {MASK: from_alpha} if masked else {}
+    whole = for_one_or_several(ToAbsolutePath(base, options.allow_outside) >> LoadImage(family.decomposes))
     dataset = UnifiedDataset(
         base_path=base,
         metadata_path=options.dataset_metadata_path,
         repeat=options.dataset_repeat,
         data_file_keys=tuple(dict.fromkeys([*options.data_file_keys, *alpha, *pictures])),
         main_data_operator=operator,
-        special_operator_map=alpha,
+        special_operator_map={
+            **alpha,
+            **{key: whole for key in options.data_file_keys if key in family.whole_inputs},
+        },
         columns=options.columns,
         allow_outside=options.allow_outside,
         optional_keys=(*family.optional_inputs, MASK),
-        single_keys=(*SINGLE_COLUMNS, MASK, *pictures),
+        single_keys=(*SINGLE_COLUMNS, MASK, *pictures, *family.along_inputs),
         list_keys=family.list_inputs,
         aligned_keys=family.aligned_inputs,
+        along_keys=family.along_inputs,
+        whole_keys=family.whole_inputs,
+        companions=family.companion_inputs,
         captions=Captions(options.caption_prefix, options.caption_suffix, options.caption_dropout),
         copies=dict.fromkeys(alpha, target),
         caption=caption,

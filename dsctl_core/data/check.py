@@ -74,9 +74,9 @@ def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowPr
     dataset.look_at_files(progress)
     if all(found_whole(part) for part in dataset.parts):
         return
-    seen: set[tuple[str, str]] = set()  # a file that many rows name is checked once
+    seen: set[tuple[str, ...]] = set()  # a file that many rows name is checked once
     problems = 0
-    numbers, known = dataset.rows_in_use, dataset.known is not None
+    numbers, known, cells = dataset.rows_in_use, dataset.known is not None, dataset.metadata.rows
     progress.start("Checking the dataset", len(numbers), unit="row")
     try:
         for number in numbers:
@@ -85,8 +85,15 @@ def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowPr
             except DsctlError as error:
                 problems += 1
                 yield RowProblem.of(number, error)
+            try:
+                dataset.require_companions(number)
+            except DsctlError as error:
+                problems += 1
+                yield RowProblem.of(number, error)
             for key in dataset.data_file_keys:
-                cell = ("", "") if known else (key, repr(dataset.metadata.rows.cell(number, key)))
+                # What goes along with the target is right or wrong with it.
+                along = (cells.cell(number, dataset.data_file_keys[0]),) if key in dataset.along_keys else ()
+                cell = ("", "") if known else (key, *map(repr, (cells.cell(number, key), *along)))
                 if cell in seen:
                     continue
                 try:

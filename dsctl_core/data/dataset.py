@@ -64,6 +64,10 @@ class UnifiedDataset(Sequence[Row]):
         single_keys: The columns of file names that hold one file in each row, not a list of them.
         list_keys: The columns of file names that hold several files in each row: a list, or the name of a folder.
         aligned_keys: The columns of pictures that lie on each other, so that those of a row have one size.
+        along_keys: The columns of pictures or clips, beside masks, that have the size and the frames of the target,
+            the first of `data_file_keys`; each with whether a single picture is that of all frames.
+        whole_keys: The columns of pictures that keep their own size.
+        companions: Columns that belong to another: a row that has one has the other too.
         copies: Columns that are made from others: {new column: the one whose cells it has}.
         caption: The caption of every row, in place of its own.
         clip_operator: Returns the operator for a row, in place of `main_data_operator`: it is called with `clip`, which
@@ -95,6 +99,9 @@ class UnifiedDataset(Sequence[Row]):
         single_keys: Iterable[str] = (),
         list_keys: Iterable[str] = (),
         aligned_keys: Iterable[str] = (),
+        along_keys: Mapping[str, bool] | None = None,
+        whole_keys: Iterable[str] = (),
+        companions: Mapping[str, str] | None = None,
         copies: Mapping[str, str] | None = None,
         caption: str | None = None,
         clip_operator: Callable[..., Callable[[Any], Any]] | None = None,
@@ -116,6 +123,8 @@ class UnifiedDataset(Sequence[Row]):
         self.metadata.require_columns(self.data_file_keys, hint="name the columns of files with --data-file-keys")
         self.optional_keys, self.single_keys = frozenset(optional_keys), frozenset(single_keys)
         self.list_keys, self.aligned_keys = frozenset(list_keys), frozenset(aligned_keys)
+        self.companions = dict(companions or {})
+        self.along_keys, self.whole_keys = {MASK: True, **(along_keys or {})}, frozenset(whole_keys)
         self.clip_operator, self.frame_keys = clip_operator, frozenset(frame_keys)
         if every_clip is not None:
             counts = [self._clips_in(number, every_clip) for number in range(len(self.metadata.rows))]
@@ -183,9 +192,9 @@ class UnifiedDataset(Sequence[Row]):
         row["_fit"] = {key: fit for key in self.operators if (fit := fits_of(row[key])) is not None}
         fits = {key: fit if isinstance(fit, list) else [fit] for key, fit in row["_fit"].items()}
         self.require_aligned(number, {key: [fit.original for fit in each if fit] for key, each in fits.items()})
-        if MASK in self.operators:
-            with self.cell_errors(number, MASK):
-                require_same_crop(row["_fit"], self.data_file_keys[0])
+        for key in self.operators.keys() & self.along_keys.keys():
+            with self.cell_errors(number, key):
+                require_same_crop(row["_fit"], self.data_file_keys[0], key)
         return row
 
     def require_aligned(self, number: int, sizes: Mapping[str, Sequence[Size]]) -> None:
@@ -197,6 +206,17 @@ class UnifiedDataset(Sequence[Row]):
         if odd is not None:
             with self.cell_errors(number, odd[0]):
                 raise odd[1]
+
+    def require_companions(self, number: int) -> None:
+        """Raise `DataError` if row `number` has a column that belongs to another, and not the other."""
+        for key in self.data_file_keys:
+            other = self.companions.get(key)
+            if other is None or self.is_empty(number, key):
+                continue
+            if other not in self.data_file_keys or self.is_empty(number, other):
+                with self.cell_errors(number, key):
+                    hint = f"give the {other} that it is for, or leave it out"
+                    raise DataError(f"{key} is given without {other}", hint=hint, kind="missing file")
 
     def prompts(self, number: int) -> tuple[str, ...]:
         """Return every prompt that row `number` can have, without dropout."""
@@ -243,8 +263,9 @@ class UnifiedDataset(Sequence[Row]):
             if self.is_empty(number, key):
                 return None
             found = preview_of(self._operator(number, key), self._file_cell(number, key))
-            if key == MASK and found is not None:
-                require_fitting(self.preview(number, self.data_file_keys[0]), found)
+            if key in self.along_keys and found is not None:
+                target = self.preview(number, self.data_file_keys[0])
+                require_fitting(target, found, key, still=self.along_keys[key])
             return found
         except DsctlError as error:
             raise self._located(number, key, error) from error
@@ -385,13 +406,18 @@ class UnifiedDataset(Sequence[Row]):
     def buckets(self) -> list[Hashable]:
         """Return the bucket of each row of one repetition: the sizes of its files. A batch has rows of one bucket.
 
-        Masks have the size of what they belong to. Reads the beginning of every file; raises `DataError` for a row that
-        cannot be used.
+        Masks have the size of what they belong to, and of pictures that keep their own size the number counts. Reads
+        the beginning of every file; raises `DataError` for a row that cannot be used.
         """
         self.look_at_files()
         keys = [key for key in self.data_file_keys if key != MASK]
-        found = {number: tuple(_hashable(self.preview(number, key)) for key in keys) for number in self.rows_in_use}
+        found = {number: tuple(self._size_in_batch(number, key) for key in keys) for number in self.rows_in_use}
         return [found[number] for number in self.numbers]
+
+    def _size_in_batch(self, number: int, key: str) -> Hashable:
+        """Return in what the cells `key` of rows of one batch must agree."""
+        preview = self.preview(number, key)
+        return len(preview or ()) if key in self.whole_keys else _hashable(preview)
 
     def without(self, numbers: Collection[int]) -> UnifiedDataset:
         """Return this dataset without the rows `numbers` of the metadata (from 0)."""

@@ -1,4 +1,7 @@
-"""Masks of pictures and clips, which say what counts in the loss: from a column of files, or from an alpha channel."""
+"""Masks of pictures and clips, which say what counts in the loss: from a column of files, or from an alpha channel.
+
+A mask goes along with the target of its row, in size, crop and frames, and so can other columns.
+"""
 
 from __future__ import annotations
 
@@ -87,38 +90,41 @@ def refuse_opaque(paths: Iterable[Path]) -> None:
     )
 
 
-def require_fitting(target: Any, mask: Any) -> None:
-    """Raise `DataError` for a mask whose preview, (width, height[, frames]), does not fit that of its target."""
+def require_fitting(target: Any, mask: Any, what: str = MASK, *, still: bool = True) -> None:
+    """Raise `DataError` for a mask whose preview, (width, height[, frames]), does not fit that of its target.
+
+    `what` is the name of its column. If `still`, a single picture is that of all frames of a clip.
+    """
     (size, frames), (own, own_frames) = _size_and_frames(target), _size_and_frames(mask)
     if own != size:
         raise DataError(
-            f"the mask becomes {own[0]}x{own[1]} pixels, and what it belongs to {size[0]}x{size[1]}",
-            hint="give a mask of the size of its picture",
+            f"the {what} becomes {own[0]}x{own[1]} pixels, and what it belongs to {size[0]}x{size[1]}",
+            hint=f"give a {what} of the size of its picture",
             kind="size",
         )
-    if own_frames not in (1, frames):
+    if own_frames != frames and not (still and own_frames == 1):
         raise DataError(
-            f"the mask has {own_frames} frames, and what it belongs to {frames}",
-            hint="give one picture for all frames, or a clip of the same length",
+            f"the {what} has {own_frames} frames, and what it belongs to {frames}",
+            hint=f"give {'one picture for all frames, or ' if still else ''}a clip of the same length",
             kind="video",
         )
 
 
-def require_same_shape(size: tuple[int, int], own: tuple[int, int]) -> None:
+def require_same_shape(size: tuple[int, int], own: tuple[int, int], what: str = MASK) -> None:
     """Raise `DataError` for a mask of the (width, height) `own`, whose crop is another than that of `size`."""
     if abs(size[0] * own[1] - own[0] * size[1]) > max(*size, *own):
         raise DataError(
-            f"the mask is {own[0]}x{own[1]} pixels, of another shape than the {size[0]}x{size[1]} of its picture",
-            hint="give a mask of the size of its picture",
+            f"the {what} is {own[0]}x{own[1]} pixels, of another shape than the {size[0]}x{size[1]} of its picture",
+            hint=f"give a {what} of the size of its picture",
             kind="size",
         )
 
 
-def require_same_crop(fits: Mapping[str, Any], target: str) -> None:
+def require_same_crop(fits: Mapping[str, Any], target: str, what: str = MASK) -> None:
     """Raise `DataError` if the mask of a row was cropped to another part than its target, by their `Fit`."""
-    whole, mask = _first_fit(fits.get(target)), _first_fit(fits.get(MASK))
+    whole, mask = _first_fit(fits.get(target)), _first_fit(fits.get(what))
     if whole is not None and mask is not None:
-        require_same_shape(whole.original, mask.original)
+        require_same_shape(whole.original, mask.original, what)
 
 
 def _size_and_frames(preview: Any) -> tuple[tuple[int, int], int]:

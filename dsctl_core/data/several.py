@@ -40,6 +40,8 @@ class SeveralDatasets(UnifiedDataset):
         self.starts = [0, *accumulate(counts[:-1])]
         self.data_file_keys = tuple(dict.fromkeys(key for part in parts for key in part.data_file_keys))
         self.optional_keys = frozenset().union(*(part.optional_keys for part in parts))
+        self.along_keys = {key: still for part in parts for key, still in part.along_keys.items()}
+        self.whole_keys = frozenset().union(*(part.whole_keys for part in parts))
         columns = tuple(dict.fromkeys(name for part in parts for name in part.metadata.columns))
         rows = JoinedRows([rows for part in parts if not isinstance(rows := part.metadata.rows, JoinedRows)])
         self.metadata = Metadata(Path("[[dataset]]"), columns, rows, None)
@@ -95,6 +97,11 @@ class SeveralDatasets(UnifiedDataset):
         part, own = self.part_of(number)
         absent = dict.fromkeys(key for key in self.data_file_keys if key not in part.data_file_keys)
         return {**part.row(own, seed), **absent, "_row": number, DATASET: self.table_of(number)}
+
+    def require_companions(self, number: int) -> None:
+        """Raise `DataError` if row `number` has a column that belongs to another, and not the other."""
+        part, own = self.part_of(number)
+        part.require_companions(own)
 
     def prompts(self, number: int) -> tuple[str, ...]:
         """Return every prompt that row `number` can have, without dropout."""

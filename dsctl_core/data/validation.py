@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from dsctl_core.data.frame_folder import RATE_COLUMN, frame_rate, frame_times
 from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.inspection import FileFacts, inspect_all
 from dsctl_core.data.known_files import KnownFiles
-from dsctl_core.data.masks import MASK, require_fitting, require_same_shape
+from dsctl_core.data.masks import require_fitting, require_same_shape
 from dsctl_core.data.pair_checks import odd_references, swapped_columns
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.rows import LeftOut
@@ -144,7 +144,7 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
         validation.notes = (*notes, f"{converted} files are converted from their colour profiles to sRGB")
     validation.notes += _notes_of_clips(validation, checks)
     validation.problems += _captions_without_pictures(dataset)
-    validation.problems += _warnings_of_files(validation, checks.resize)
+    validation.problems += _warnings_of_files(validation, checks.resize, _of_keys(files_by_row, dataset.whole_keys))
     validation.problems += _same_files(dataset, files_by_row, validation)
     validation.problems += _pair_faults(dataset, files_by_row, validation)
     validation.problems.sort(key=lambda problem: (problem.row is not None, problem.row or 0))
@@ -209,15 +209,18 @@ def _check_row(
                     if path in errors:
                         raise errors[path]
                     facts, rate = validation.files[path], dataset.metadata.rows.cell(number, RATE_COLUMN)
+                    if key in dataset.whole_keys:
+                        _require_picture(path, facts)
+                        continue
                     size, clips = _size(path, facts, checks, rate)
                     if key == dataset.data_file_keys[0]:
                         sample.clips = clips
-                    if key != MASK:
+                    if key not in dataset.along_keys:
                         sample.sizes.append(size)
                         sample.keys.append(key)
                     elif target := [each for each in cells[dataset.data_file_keys[0]] if each in validation.files]:
-                        require_same_shape(validation.files[target[0]].size, validation.files[path].size)
-                        require_fitting(sample.sizes[0], size)
+                        require_same_shape(validation.files[target[0]].size, validation.files[path].size, key)
+                        require_fitting(sample.sizes[0], size, key, still=dataset.along_keys[key])
             except DsctlError as error:
                 _add(validation, number, error, path)
     for key in cells:
@@ -229,10 +232,16 @@ def _check_row(
             _add(validation, number, error)
     decoded = {key: [path for path in paths if path in validation.files] for key, paths in cells.items()}
     try:
+        dataset.require_companions(number)
         dataset.require_aligned(number, {key: [validation.files[p].size for p in own] for key, own in decoded.items()})
     except DsctlError as error:
         _add(validation, number, error)
     return sample
+
+
+def _require_picture(path: Path, facts: FileFacts) -> None:
+    if facts.is_video and facts.format != "GIF":  # of which the first frame is read
+        raise DataError(f"{path} is a video, not a picture", hint="give a picture", kind="not a picture")
 
 
 def _size(path: Path, facts: FileFacts, checks: Checks, rate: Any) -> tuple[tuple[int, ...], int]:
@@ -335,8 +344,16 @@ def _captions_without_pictures(dataset: UnifiedDataset) -> Iterator[Problem]:
         yield Problem("caption alone", "warning", message, hint, None, str(path))
 
 
-def _warnings_of_files(validation: Validation, resize: Resize) -> Iterator[Problem]:
-    """Yield warnings about single files, each file once: wrong suffix, profile, animation, enlarged image."""
+def _of_keys(files_by_row: list[dict[str, list[Path]]], keys: Collection[str]) -> set[Path]:
+    """Return the files in the columns `keys`."""
+    return {path for cells in files_by_row for key in keys for path in cells.get(key, ())}
+
+
+def _warnings_of_files(validation: Validation, resize: Resize, whole: Collection[Path]) -> Iterator[Problem]:
+    """Yield warnings about single files, each file once: wrong suffix, profile, animation, enlarged image.
+
+    The files in `whole` are not resized.
+    """
     for path, facts in validation.files.items():
         row = validation.rows_of[path][0] + 1
         jpegs = {"JPEG", "MPO"}  # some cameras write JPEGs with a second picture in them
@@ -350,7 +367,8 @@ def _warnings_of_files(validation: Validation, resize: Resize) -> Iterator[Probl
         if facts.frames > 1 and not facts.is_video and facts.format != "MPO":
             message = f"row {row}: {path} has {facts.frames} frames, of which only the first is used"
             yield Problem("animation", "warning", message, "use a picture, or remove the row", row, str(path))
-        yield from _enlarged(path, facts, row, resize)
+        if path not in whole:
+            yield from _enlarged(path, facts, row, resize)
 
 
 def _enlarged(path: Path, facts: FileFacts, row: int, resize: Resize) -> Iterator[Problem]:
@@ -387,10 +405,11 @@ def _same_files(
 ) -> Iterator[Problem]:
     """Yield warnings about duplicate files and duplicate rows; files of one row are compared by `_pair_faults`.
 
-    Masks are often equal, and are left out.
+    Masks, and pictures that keep their own size, are often equal, and are left out.
     """
-    masks = {path for cells in files_by_row for path in cells.get(MASK, ())}
-    files = {path: facts for path, facts in validation.files.items() if path not in masks}
+    often = {key for key, still in dataset.along_keys.items() if still} | dataset.whole_keys
+    left_out = _of_keys(files_by_row, often)
+    files = {path: facts for path, facts in validation.files.items() if path not in left_out}
     for kind, pairs, relation in (
         ("same bytes", same_bytes(files), "has the same bytes as"),
         ("same picture", same_pictures(files), "shows the same picture as"),

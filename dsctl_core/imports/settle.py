@@ -10,6 +10,7 @@ from dsctl_core.family import Family, Preset
 from dsctl_core.imports.draft import Draft
 from dsctl_core.imports.presets import family_of
 from dsctl_core.options import TrainOptions
+from dsctl_core.options.base import split_names
 from dsctl_core.options.datasets import KEY
 from dsctl_core.options.effects import PICTURES_ONLY
 
@@ -81,6 +82,7 @@ def _fit_the_model(draft: Draft, family: Family, preset: Preset | None) -> None:
         draft.default("data_file_keys", ["video"], f"{family.title} is trained on clips; write image for pictures")
     _known_inputs(draft, family)
     _known_layers(draft, family)
+    _own_part(draft, family)
     if family.embedded_guidance and "sample_cfg_scale" in draft.options and _guided_by_input(preset):
         draft.drop("sample_cfg_scale", "this model takes its guidance as an input, which samples leave at its default")
     for name in ("height", "width"):
@@ -121,6 +123,23 @@ def _known_layers(draft: Draft, family: Family) -> None:
             "lora_target_modules",
             f"these are layers of the original code; without it the LoRA is on {', '.join(family.lora_targets)}",
         )
+
+
+def _own_part(draft: Draft, family: Family) -> None:
+    """Name the modules of a part that is a component in the original code, and the denoiser for a LoRA on it."""
+    part, dit = family.own_part, family.denoisers[0].name
+    if part is None or not part.called:
+        return
+    prefix = draft.options.get("remove_prefix_in_ckpt", "")
+    if prefix == f"pipe.{part.called}.":
+        draft.drop("remove_prefix_in_ckpt", f"the names in the file are those of the {dit} without it")
+    trained = draft.options.get("trainable_models")
+    if trained is not None:
+        names = split_names(trained)
+        modules = [f"{dit}.{module}" for module in part.modules]
+        draft.options["trainable_models"] = [m for n in names for m in (modules if n == part.called else [n])]
+    if draft.options.get("lora_base_model") == part.called:
+        draft.options["lora_base_model"] = dit  # on whose part it is by default
 
 
 def _ends(name: str) -> set[str]:

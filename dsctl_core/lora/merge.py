@@ -91,13 +91,18 @@ def merge_into_weights(
     target: Path,
     updates: Mapping[str, Sequence[tuple[Update, float]]],
     tick: Callable[[str], None] = lambda name: None,
+    replaced: Mapping[str, ChangeRows] | None = None,
 ) -> None:
     """Write the component in `folder` to the new folder `target` with `updates` added to its layers.
 
     The result is W + sum_i c_i s_i B_i A_i, computed in float32, with the matrix of a LoKr or a LoHa for B A. Dtypes,
     shards and tensor names are those of the original. `tick` is called with the name of each tensor when it is done.
+    `replaced` are changes of tensors that are made before the updates.
     """
-    changes = {f"{name}.weight": _adding(parts) for name, parts in updates.items()}
+    changes = dict(replaced or {})
+    for name, parts in updates.items():
+        weight = f"{name}.weight"
+        changes[weight] = _one_after_the_other(changes.get(weight), _adding(parts))
     weights = weight_files(folder)
     target.mkdir(parents=True)
     for file in sorted(folder.iterdir()):
@@ -105,6 +110,10 @@ def merge_into_weights(
             rewrite(file, target / file.name, changes, tick)
         elif file.is_file() and not file.name.startswith("."):
             copy_file(file, target / file.name)
+
+
+def _one_after_the_other(first: ChangeRows | None, then: ChangeRows) -> ChangeRows:
+    return then if first is None else lambda rows, number: then(first(rows, number), number)
 
 
 def _adding(parts: Sequence[tuple[Update, float]]) -> ChangeRows:

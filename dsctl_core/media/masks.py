@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.media.clip import frames_of
-from dsctl_core.media.units import mask_of_latents
+from dsctl_core.media.units import mask_of_latents, with_reference_frames
 from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ class LossMask(PipelineUnit):
         num_frames: int = 1,
         mask: Sequence[Any] | None = None,
         loss_mask: Tensor | None = None,
+        reference_frames: int = 0,
     ) -> Inputs:
-        """Return `loss_mask` (B, 1, h, w), or (B, 1, t, h, w) for clips, in [0, 1]; without `mask` as it came in.
+        """Return `loss_mask` (B, 1, h, w), or (B, 1, n + t, h, w) for clips, in [0, 1]; without `mask` as it came in.
 
         Raises DsctlError for a mask of another size than the sample, and for one that leaves nothing that counts.
 
@@ -47,10 +48,13 @@ class LossMask(PipelineUnit):
             num_frames: Number of frames of the clips.
             mask: A mask per sample: a picture, a clip of `num_frames` frames, or None, by which all of it counts.
             loss_mask: The mask of units before this one, which expands to the latents.
+            reference_frames: Number n of latent frames in front of those of the clips, for reference images; all of
+                them counts.
         """
         if mask is None:
             return {"loss_mask": loss_mask}
         found = torch.cat([_of_sample(pipe, each, height, width, num_frames) for each in mask])
+        found = with_reference_frames(found, reference_frames)
         if loss_mask is not None:
             found = found * loss_mask.to(found)
         if not bool((found.flatten(1).sum(dim=1) > 0).all()):

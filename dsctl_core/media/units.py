@@ -50,6 +50,7 @@ class NoiseInitializer(PipelineUnit):
         rand_device: torch.device | str = "cpu",
         noise: Tensor | None = None,
         num_frames: int = 1,
+        reference_frames: int = 0,
     ) -> Inputs:
         """Return `noise` with the shape of latents: one sample per seed of a list, else one sample.
 
@@ -61,8 +62,11 @@ class NoiseInitializer(PipelineUnit):
             rand_device: Device of the generator.
             noise: Noise to return instead of drawing it.
             num_frames: Number of frames of a clip.
+            reference_frames: Number of latent frames in front of those of a clip, for reference images.
         """
-        shape = pipe.latent_space.latent_shape(height, width, num_frames)
+        channels, *sides = pipe.latent_space.latent_shape(height, width, num_frames)
+        # Without reference frames it is a latent space of images or of clips.
+        shape = (channels, *sides) if not reference_frames else (channels, sides[0] + reference_frames, *sides[1:])
         if noise is not None:
             if tuple(noise.shape[1:]) != shape:
                 raise UsageError(
@@ -191,10 +195,11 @@ class InpaintMask(PipelineUnit):
         inpaint_mask: Image.Image | list[Image.Image] | None = None,
         input_latents: Tensor | None = None,
         num_frames: int = 1,
+        reference_frames: int = 0,
     ) -> Inputs:
-        """Return `latents_mask` (1, 1, h, w), or (1, 1, t, h, w) for clips; None without a mask.
+        """Return `latents_mask` (1, 1, h, w), or (1, 1, n + t, h, w) for clips; None without a mask.
 
-        Its values, in [0, 1], are the means of the mask over the pixels of each latent.
+        Its values, in [0, 1], are the means of the mask over the pixels of each latent, and 1 for reference frames.
 
         Args:
             pipe: The pipeline.
@@ -203,6 +208,7 @@ class InpaintMask(PipelineUnit):
             inpaint_mask: A mask; for clips one mask for all frames, or a list with one per frame.
             input_latents: Latents of the input, which an inpaint mask needs.
             num_frames: Number of frames of the clip.
+            reference_frames: Number n of latent frames in front of those of the clip, for reference images.
         """
         if inpaint_mask is None:
             return {"latents_mask": None}
@@ -213,7 +219,7 @@ class InpaintMask(PipelineUnit):
             check_picture("inpaint mask", mask, height, width)
         if len(masks) not in (1, num_frames):
             raise UsageError(f"{len(masks)} inpaint masks for {num_frames} frames", hint="give one, or one for each")
-        return {"latents_mask": mask_of_latents(pipe, masks, num_frames)}
+        return {"latents_mask": with_reference_frames(mask_of_latents(pipe, masks, num_frames), reference_frames)}
 
 
 def mask_of_latents(pipe: LatentPipeline, masks: Sequence[Image.Image], num_frames: int = 1) -> Tensor:
@@ -226,6 +232,11 @@ def mask_of_latents(pipe: LatentPipeline, masks: Sequence[Image.Image], num_fram
     if pipe.latent_space.time_scale is not None:
         small = mask_in_time(small.expand(num_frames, -1, -1, -1), pipe.latent_space.time_scale)
     return small.to(pipe.device)
+
+
+def with_reference_frames(mask: Tensor, count: int) -> Tensor:
+    """Return a mask (B, 1, t, h, w) with `count` frames of ones in front; unchanged for 0, also for images."""
+    return mask if not count else torch.cat([torch.ones_like(mask[:, :, :1].expand(-1, -1, count, -1, -1)), mask], 2)
 
 
 def mask_in_time(masks: Tensor, time_scale: int) -> Tensor:

@@ -287,6 +287,17 @@ EDITS_NOTHING = Idle(
     "on {title}, which takes no pictures to edit",
     "to start from a picture give --input-image; `dsctl models` lists the models",
 )
+NO_VACE = Idle(
+    ("vace_video", "vace_video_mask", "vace_reference_image", "vace_scale"),
+    "on {title}, which follows no clip",
+    "leave it out, or choose a VACE model",
+)
+NO_VACE_VIDEO = Idle(
+    ("vace_video_mask",),
+    "without --vace-video",
+    "give --vace-video FILE too",
+    when=lambda options: options.vace_video is None,
+)
 NO_LAYERS = Idle(
     ("layers",), "on {title}, which makes no layers", "leave it out, or choose a model that decomposes pictures"
 )

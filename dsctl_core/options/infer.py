@@ -14,6 +14,7 @@ from dsctl_core.options.guidance import GuidanceScale
 from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
 from dsctl_core.options.template import TemplateUseOptions
+from dsctl_core.options.vace import VaceOptions
 
 SUFFIXES = (".png", ".mp4", ".gif", ".webp")
 
@@ -33,6 +34,7 @@ class InferOptions(ComposedOptions):
     weights: ModelOptions
     templates: TemplateUseOptions
     controls: ControlUseOptions
+    vace: VaceOptions
 
     prompt: Text | None = Field(
         None,
@@ -43,6 +45,11 @@ class InferOptions(ComposedOptions):
     negative_prompt: str = Field("", description="What the picture or clip is not to show.")
     lora: LoraFiles = Field(
         (), description="LoRA to apply, FILE or FILE:SCALE, in any format. Can be given several times."
+    )
+    trained_part: tuple[Path, ...] = Field(
+        (),
+        description="Trained part to put into the model: weights that `dsctl train --trainable-models dit.MODULE` has "
+        "written. Can be given several times.",
     )
     height: Side | None = Field(
         None,

@@ -44,7 +44,7 @@ INTO_BASE = Idle(
     when=lambda options: options.into == "base",
 )
 INTO_LORA = Idle(
-    ("allow_partial", "tokenizer_path"),
+    ("allow_partial", "tokenizer_path", "trained_part"),
     "with --into lora",
     "leave it out",
     when=lambda options: options.into == "lora",

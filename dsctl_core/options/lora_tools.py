@@ -22,6 +22,11 @@ class MergeLoraOptions(SomeModelOptions):
     idle: ClassVar[tuple[Idle, ...]] = (INTO_BASE, INTO_LORA)
 
     lora: LoraFiles = Field((), description="LoRA to merge, FILE or FILE:SCALE. Can be given several times.")
+    trained_part: tuple[Path, ...] = Field(
+        (),
+        description="Trained part to put into the model: weights that `dsctl train --trainable-models dit.MODULE` has "
+        "written. Can be given several times.",
+    )
     into: Literal["base", "lora"] = Field(
         "base", description="base: a copy of the model with the LoRAs in its weights. lora: one LoRA of them all."
     )
@@ -35,7 +40,7 @@ class MergeLoraOptions(SomeModelOptions):
 
     def check(self) -> None:
         """Raise a UsageError where there is nothing to merge, or nothing to merge it into."""
-        if not self.lora:
+        if not self.lora and not (self.trained_part and self.into == "base"):
             raise UsageError("no LoRA is given", hint="give --lora FILE or --lora FILE:SCALE")
         if self.into == "base":
             self.require_model()

@@ -103,6 +103,11 @@ class TrainOptions(ComposedOptions):
         """Names of the components and of the modules in them that are trained; in stage one alone, the usual one."""
         return self._named_to_train() or ("dit" if self.templates.template is None else MODEL,)
 
+    @property
+    def names_something_to_train(self) -> bool:
+        """Whether something to train is named; without it, a model that has a part for that trains this part."""
+        return bool(self._named_to_train())
+
     def _named_to_train(self) -> tuple[str, ...]:
         return (*(self.training.trainable_models or ()), *self.adapter.lora_components)
 
@@ -110,7 +115,6 @@ class TrainOptions(ComposedOptions):
         """Raise a UsageError for options that do not go together."""
         self._a_model_and_samples()
         self._one_way_to_the_samples()
-        self._something_to_train()
         self._memory_options_that_go_together()
         self._something_to_see()
         self._a_prefix_that_is_there()
@@ -123,13 +127,6 @@ class TrainOptions(ComposedOptions):
     def _one_way_to_the_samples(self) -> None:
         if self.task.endswith(SECOND) and self.cache_folder is None:
             raise UsageError(f"{self.task} needs a cache", hint="give --from-cache FOLDER, made by `dsctl cache`")
-
-    def _something_to_train(self) -> None:
-        if not self._named_to_train() and not self.first_stage:
-            raise UsageError(
-                "nothing to train is given",
-                hint="give --lora-rank 32 for a LoRA, or --trainable-models dit for the whole dit",
-            )
 
     def _memory_options_that_go_together(self) -> None:
         memory, training = self.memory, self.training
@@ -161,6 +158,6 @@ class TrainOptions(ComposedOptions):
         """Refuse a prefix that no trained weight has: its name would silently stay as it is."""
         components = dict.fromkeys(name.split(".")[0] for name in self._named_to_train())
         prefixes, given = [f"pipe.{name}." for name in components], self.output.remove_prefix_in_ckpt
-        if given and not any(prefix.startswith(given) or given.startswith(prefix) for prefix in prefixes):
+        if given and prefixes and not any(prefix.startswith(given) or given.startswith(prefix) for prefix in prefixes):
             problem = f"--remove-prefix-in-ckpt is {given!r}, which no trained weight's name begins with"
             raise UsageError(problem, hint=f"give {' or '.join(prefixes)}")

@@ -21,7 +21,8 @@ class TrainingOptions(Options):
         None,
         min_length=1,
         description="Components to train whole, or modules of them, separated by commas: dit, text_encoder, "
-        "dit.proj_out, dit.transformer_blocks.*.attn.",
+        "dit.proj_out, dit.transformer_blocks.*.attn. Left out, without a LoRA: the part that a model has for that, "
+        "if it has one.",
     )
     num_epochs: Count = Field(1, description="How many times to go over the dataset.")
     max_steps: Count | None = Field(None, description="Stop after this many steps, instead of --num-epochs.")

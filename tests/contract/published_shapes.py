@@ -105,9 +105,20 @@ def flux2_shapes(width: int, double: int, single: int, text: int, *, guidance: b
 
 
 def wan_shapes(
-    width: int, layers: int, ffn: int, channels: tuple[int, int], *, sees: bool = False, frames: int | None = None
+    width: int,
+    layers: int,
+    ffn: int,
+    channels: tuple[int, int],
+    *,
+    sees: bool = False,
+    frames: int | None = None,
+    vace_blocks: int = 0,
 ) -> Shapes:
-    """The tensors of a Wan transformer, as wan/modules/model.py of the original repository builds them."""
+    """The tensors of a Wan transformer, as wan/modules/model.py of the original repository builds them.
+
+    A vace block, as VACE's vace/models/wan/modules/model.py builds it, is a block with a projection behind it, and in
+    front of the first.
+    """
 
     def linear(name: str, rows: int, columns: int) -> Shapes:
         return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
@@ -140,6 +151,12 @@ def wan_shapes(
         around |= {**linear(f"{head}.ff.net.2", width, 1280), **norm(f"{head}.norm2", width)}
         if frames is not None:
             around[f"{head}.pos_embed"] = (1, 257 * frames, 1280)
+    if vace_blocks:
+        around |= {"vace_patch_embedding.weight": (width, 96, 1, 2, 2), "vace_patch_embedding.bias": (width,)}
+        around |= linear("vace_blocks.0.proj_in", width, width)
+    for number in range(vace_blocks):
+        own = {**block, **linear("proj_out", width, width)}
+        around |= {f"vace_blocks.{number}.{name}": shape for name, shape in own.items()}
     return {**around, **{f"blocks.{n}.{name}": shape for n in range(layers) for name, shape in block.items()}}
 
 
@@ -200,6 +217,8 @@ SHAPES: dict[tuple[str, str | None, str], Shapes] = {
     ("wan", "flf2v-14b", "dit"): wan_shapes(5120, 40, 13824, (36, 16), sees=True, frames=2),
     ("wan", "i2v-a14b", "dit"): wan_shapes(5120, 40, 13824, (36, 16)),
     ("wan", "ti2v-5b", "dit"): wan_shapes(3072, 30, 14336, (48, 48)),
+    ("wan-vace", None, "dit"): wan_shapes(5120, 40, 13824, (16, 16), vace_blocks=8),
+    ("wan-vace", "1.3b", "dit"): wan_shapes(1536, 30, 8960, (16, 16), vace_blocks=15),
     ("qwen-image", None, "dit"): {
         **QWEN_IMAGE_AROUND,
         **{f"transformer_blocks.{n}.{name}": s for n in range(60) for name, s in QWEN_IMAGE_BLOCK.items()},

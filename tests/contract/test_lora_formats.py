@@ -29,6 +29,8 @@ from tests.tiny_models import BUILDERS, write_tiny_model
 NOT_READ_BY_DIFFUSERS = {("flux2", "comfyui"), ("flux2", "diffsynth"), ("qwen-image", "peft")}
 NOT_READ_BY_DIFFUSERS |= {("qwen-image-edit", "peft"), ("z-image", "comfyui"), ("z-image", "peft")}
 NOT_READ_BY_DIFFUSERS |= {("wan", "diffsynth"), ("wan", "peft"), ("qwen-image-layered", "peft")}
+# Behind diffusion_model. and lora_unet_ it takes layers of the main blocks alone.
+NOT_READ_BY_DIFFUSERS |= {("wan-vace", form) for form in ("comfyui", "kohya", "diffsynth", "peft")}
 # Diffusers has the widths of FLUX.1 as numbers: tests/dsctl_core/families/flux1/test_lora.py changes them.
 NOT_READ_BY_DIFFUSERS |= {("flux1", "comfyui"), ("flux1", "kohya"), ("flux1", "diffsynth"), ("flux1", "peft")}
 # Of files of LyCORIS it reads LoKrs alone: tests/contract/test_lycoris_files.py.
@@ -45,7 +47,7 @@ WRITES = {
     "peft": "base_model.model.a.b.lora_A.weight",
 }
 # Families of whose files diffusers takes original names behind diffusion_model., and its own behind transformer.
-BEHIND_TRANSFORMER = {"flux1", "wan"}
+BEHIND_TRANSFORMER = {"flux1", "wan", "wan-vace"}
 NAMES = sorted(BUILDERS)
 CASES = [(name, form) for name in NAMES for form in FORMATS]
 

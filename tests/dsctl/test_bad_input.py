@@ -254,6 +254,19 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("small.png", 2, "--inpaint-mask has no effect without", "--input-image"),
         ],
         "edit_image": [("nowhere.png", 2, "--edit-image has no effect on Qwen-Image", "--input-image")],
+        "trained_part": [
+            ("nowhere.safetensors", 1, "nowhere.safetensors cannot be read", "path"),
+            ("cut.safetensors", 1, "cut.safetensors", "again"),
+        ],
+        "vace_video": [("a.mp4", 2, "--vace-video has no effect on Qwen-Image", "VACE model")],
+        "vace_video_mask": [("a.png", 2, "--vace-video-mask has no effect without --vace-video", "--vace-video FILE")],
+        "vace_reference_image": [("a.png", 2, "--vace-reference-image has no effect on Qwen-Image", "VACE model")],
+        "vace_scale": [
+            ("0.5", 2, "--vace-scale has no effect on Qwen-Image", "VACE model"),
+            ("1,,2", 2, "'' is not a number between -10 and 10", "a number, or one for each"),
+            ("11", 2, "'11' is not a number between -10 and 10", "a number, or one for each"),
+            ("nan", 2, "'nan' is not a number between -10 and 10", "a number, or one for each"),
+        ],
         "output": [
             ("a.jpg", 2, "--output is 'a.jpg', which is no PNG", ".png"),
             ("a.mp4", 2, "--output is 'a.mp4', a clip, and Qwen-Image makes pictures", ".png"),
@@ -324,7 +337,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 116), ("cache", 63), ("infer", 66)])
+@pytest.mark.parametrize(("command", "count"), [("train", 116), ("cache", 63), ("infer", 75)])
 def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, bad: Bad) -> None:
         value, code, problem, remedy, *further = bad

@@ -110,6 +110,9 @@ def _loras() -> None:
     about = {"family": "qwen-image", "component": "dit", "format_of_keys": "diffusers"}
     save_file(whole, "lora.safetensors", about)
     save_file({**whole, **layer("transformer_blocks.9.attn.to_q")}, "partial.safetensors", about)
+    weights = load_file("other/transformer/diffusion_pytorch_model.safetensors")
+    part = {name: tensor for name, tensor in weights.items() if name.startswith("proj_out.")}
+    save_file(part, "part.safetensors", {"family": "qwen-image", "component": "dit", "kind": "weights"})
     convert(LoraConvertOptions(file="lora.safetensors", to="kohya", model="./tiny", output="named.safetensors"))
     save_file(load_file("named.safetensors"), "kohya.safetensors")  # without the names that our header has
 

@@ -176,6 +176,7 @@ CACHE = Command(
     },
     {"shared": "a worker alone makes the cache of a plain command; tests of shared work show several"},
 )
+VACE: Tries = {"vace_video": "clips/a.gif", "vace_reference_image": "data/0.png", "vace_scale": "0.5"}
 INFER = Command(
     {"model": "./tiny", "prompt": "a cat", **SIZE, "num_inference_steps": "2", "output": "out.png", "device": "cpu"},
     {
@@ -211,6 +212,9 @@ INFER = Command(
         "end_image": "data/0.png",
         "input_video": Try("clips/a.gif", also={"denoising_strength": "0.5"}),
         "edit_image": "data/0.png",
+        **VACE,
+        "vace_video_mask": Try("mask.png", also={"vace_video": "clips/a.gif"}),
+        "trained_part": "part.safetensors",
         "output": "elsewhere.png",
         "dtype": "bfloat16",
         "device": "cuda",
@@ -279,6 +283,7 @@ MERGE = Command(
         "lora_format": Try("comfyui", {"into": "lora", "output": "out.safetensors"}),
         "lora_dtype": Try("bfloat16", {"into": "lora", "output": "out.safetensors"}),
         "allow_partial": Try(True, {"lora": "partial.safetensors"}),
+        "trained_part": "part.safetensors",
         "output": "elsewhere",
     },
 )

@@ -186,7 +186,8 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def _defaults(height: int, width: int, steps: int, cfg_scale: Any, frames: int = 81, fps: int = 16) -> dict[str, Any]:
+def defaults_of(height: int, width: int, steps: int, cfg_scale: Any, frames: int = 81, fps: int = 16) -> dict[str, Any]:
+    """Return the default option values of a preset; `cfg_scale` is one for each denoiser, or one."""
     return {
         "height": height,
         "width": width,
@@ -201,17 +202,17 @@ def _defaults(height: int, width: int, steps: int, cfg_scale: Any, frames: int =
 # Settings of wan/configs and generate.py of the original repositories (https://github.com/Wan-Video); the guidance of
 # two denoisers is that of high noise, then that of low noise.
 SMALL, LARGE = (480, 832), (720, 1280)
-T2V_DEFAULTS = _defaults(*SMALL, 50, 5.0)
-T2V_A14B_DEFAULTS = _defaults(*LARGE, 40, (4.0, 3.0))
-I2V_DEFAULTS = _defaults(*SMALL, 40, 5.0)
-I2V_A14B_DEFAULTS = _defaults(*LARGE, 40, (3.5, 3.5))
-TI2V_DEFAULTS = _defaults(704, 1280, 50, 5.0, frames=121, fps=24)
+T2V_DEFAULTS = defaults_of(*SMALL, 50, 5.0)
+T2V_A14B_DEFAULTS = defaults_of(*LARGE, 40, (4.0, 3.0))
+I2V_DEFAULTS = defaults_of(*SMALL, 40, 5.0)
+I2V_A14B_DEFAULTS = defaults_of(*LARGE, 40, (3.5, 3.5))
+TI2V_DEFAULTS = defaults_of(704, 1280, 50, 5.0, frames=121, fps=24)
 # Of the embedded model, which was trained at this size and length.
-TINY_VIDEO_DEFAULTS = {**_defaults(64, 64, 20, 3.0, frames=17, fps=8), "learning_rate": 1e-3}
+TINY_VIDEO_DEFAULTS = {**defaults_of(64, 64, 20, 3.0, frames=17, fps=8), "learning_rate": 1e-3}
 TINY_VIDEO_SCHEDULE = replace(Schedule.constant(3.0), solver="unipc")
 
 
-def _schedule(shift: float) -> Schedule:
+def schedule_of(shift: float) -> Schedule:
     """Return the schedule with the constant `shift` for sampling; all sizes are trained at 5, as in DiffSynth.
 
     Every scheduler_config.json of the published models names a UniPCMultistepScheduler.
@@ -274,14 +275,16 @@ def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, ch
     return 2 * numbers, 2 * tokens * dit["text_dim"]
 
 
-def _preset(name: str, summary: str, repository: str, shift: float, defaults: dict[str, Any], **more: Any) -> Preset:
+def published_preset(
+    name: str, summary: str, repository: str, shift: float, defaults: dict[str, Any], **more: Any
+) -> Preset:
     """Return a preset whose files are the usual ones and those in `more`."""
     files = {**FILES, **more.pop("files", {})}
-    stored = FLOAT32_2_1 if name.startswith("wan2.1") else FLOAT32_2_2
+    stored = more.pop("float32", FLOAT32_2_1 if name.startswith("wan2.1") else FLOAT32_2_2)
     return Preset(
-        *(name, summary, f"Wan-AI/{repository}", files),
+        *(name, summary, repository, files),
         defaults=defaults,
-        schedule=_schedule(shift),
+        schedule=schedule_of(shift),
         license="Apache-2.0",
         float32=tuple(part for part in stored if part in files),
         **more,
@@ -298,53 +301,57 @@ PRESETS = (
         defaults=TINY_VIDEO_DEFAULTS,
         schedule=TINY_VIDEO_SCHEDULE,
     ),
-    _preset(
-        *("wan2.1-t2v-1.3b", "Wan 2.1 text to video, 1.3 B", "Wan2.1-T2V-1.3B-Diffusers"),
+    published_preset(
+        *("wan2.1-t2v-1.3b", "Wan 2.1 text to video, 1.3 B", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
         *(3.0, T2V_DEFAULTS),
         variant="t2v-1.3b",
         first_choice=True,
     ),
-    _preset(
-        *("wan2.1-t2v-14b", "Wan 2.1 text to video, 14 B", "Wan2.1-T2V-14B-Diffusers"),
-        *(5.0, _defaults(*LARGE, 50, 5.0)),
+    published_preset(
+        *("wan2.1-t2v-14b", "Wan 2.1 text to video, 14 B", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+        *(5.0, defaults_of(*LARGE, 50, 5.0)),
         first_choice=True,
     ),
-    _preset(
-        *("wan2.1-i2v-14b-480p", "Wan 2.1 image to video, 14 B, for 480p", "Wan2.1-I2V-14B-480P-Diffusers"),
+    published_preset(
+        *("wan2.1-i2v-14b-480p", "Wan 2.1 image to video, 14 B, for 480p", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"),
         *(3.0, I2V_DEFAULTS),
         variant="i2v-14b",
         files=CLIP,
         index=FROM_ONE_IMAGE,
     ),
-    _preset(
-        *("wan2.1-i2v-14b-720p", "Wan 2.1 image to video, 14 B, for 720p", "Wan2.1-I2V-14B-720P-Diffusers"),
-        *(5.0, _defaults(*LARGE, 40, 5.0)),
+    published_preset(
+        *("wan2.1-i2v-14b-720p", "Wan 2.1 image to video, 14 B, for 720p", "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"),
+        *(5.0, defaults_of(*LARGE, 40, 5.0)),
         variant="i2v-14b",
         files=CLIP,
         index=FROM_ONE_IMAGE,
     ),
-    _preset(
-        *("wan2.1-flf2v-14b-720p", "Wan 2.1 first and last frame to video, 14 B", "Wan2.1-FLF2V-14B-720P-diffusers"),
-        *(16.0, _defaults(*LARGE, 50, 5.0)),
+    published_preset(
+        *(
+            "wan2.1-flf2v-14b-720p",
+            "Wan 2.1 first and last frame to video, 14 B",
+            "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
+        ),
+        *(16.0, defaults_of(*LARGE, 50, 5.0)),
         variant="flf2v-14b",
         files=CLIP,
         index=FROM_ONE_IMAGE,
     ),
-    _preset(
-        *("wan2.2-t2v-a14b", "Wan 2.2 text to video, two 14 B denoisers", "Wan2.2-T2V-A14B-Diffusers"),
+    published_preset(
+        *("wan2.2-t2v-a14b", "Wan 2.2 text to video, two 14 B denoisers", "Wan-AI/Wan2.2-T2V-A14B-Diffusers"),
         *(12.0, T2V_A14B_DEFAULTS),
         files=TWO,
         index={"boundary_ratio": 0.875},
     ),
-    _preset(
-        *("wan2.2-i2v-a14b", "Wan 2.2 image to video, two 14 B denoisers", "Wan2.2-I2V-A14B-Diffusers"),
+    published_preset(
+        *("wan2.2-i2v-a14b", "Wan 2.2 image to video, two 14 B denoisers", "Wan-AI/Wan2.2-I2V-A14B-Diffusers"),
         *(5.0, I2V_A14B_DEFAULTS),
         variant="i2v-a14b",
         files=TWO,
         index={**FROM_ONE_IMAGE, "boundary_ratio": 0.9},
     ),
-    _preset(
-        *("wan2.2-ti2v-5b", "Wan 2.2 text or image to video, 5 B", "Wan2.2-TI2V-5B-Diffusers"),
+    published_preset(
+        *("wan2.2-ti2v-5b", "Wan 2.2 text or image to video, 5 B", "Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
         *(5.0, TI2V_DEFAULTS),
         variant="ti2v-5b",
         index={"expand_timesteps": True},
@@ -373,7 +380,7 @@ FAMILY = Family(
     config_kind=config_kind,
     kind_frames=KIND_FRAMES,
     time_division=(4, 1),
-    schedule=_schedule(5.0),
+    schedule=schedule_of(5.0),
     defaults=T2V_DEFAULTS,
     extra_inputs=("input_image", "end_image"),
     optional_inputs=("input_image",),

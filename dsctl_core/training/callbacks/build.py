@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import UnifiedDataset
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.callbacks import CallbackOptions
 from dsctl_core.options.data import DataOptions
@@ -16,6 +16,7 @@ from dsctl_core.progress import Progress
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.ema import AverageWeights
 from dsctl_core.training.callbacks.sample_frames import require_frames
+from dsctl_core.training.callbacks.sample_inputs import loaded_inputs, own_inputs
 from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
 from dsctl_core.training.callbacks.sample_prompts import SamplePrompt, captions_of, sample_prompts, to_decompose
 from dsctl_core.training.callbacks.sample_references import REFERENCES
@@ -108,7 +109,9 @@ def plan_callbacks(
     frames = resolved.family.frame_inputs(resolved.parts)
     # Optional frames are given where they are in training.
     shown = [*frames.needed, *(name for name in options.data.extra_inputs if name in frames.optional)]
-    captions = captions_of(training_part if held_out is None else held_out, columns, shown)
+    followed = own_inputs(resolved.family)
+    read = [name for name in followed if name in options.data.extra_inputs]
+    captions = captions_of(training_part if held_out is None else held_out, columns, shown, read)
     size, count = _trained_size(options.data, source), _trained_frames(options.data, source, resolved)
     pictures = resolved.picture_columns
     edited_size = resolved.edited_size if REFERENCES in resolved.family.extra_inputs else None
@@ -123,19 +126,35 @@ def plan_callbacks(
         edited_size=edited_size,
         pictures=pictures,
         frames=frames,
+        followed=followed,
         factor=factor,
         denoisers=[denoiser.name for denoiser in resolved.parts.denoisers],
     )
     for prompt in prompts:
         require_frames(prompt, frames, resolved.label)
+        _refuse_a_half(prompt, resolved)
     if resolved.family.decomposes:
         prompts = [replace(prompt, edit_image=to_decompose(prompt)) for prompt in prompts]
     shell = empty_pipeline(resolved, float_dtype("no"), "cpu")
     for prompt in prompts:
         shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)
+    family = resolved.family
+    prompts = [replace(each, loaded=loaded_inputs(each, family, factor, options.data.fps)) for each in prompts]
     factor = resolved.parts.division_factor
     prompts = [prompt.with_pictures(pictures, factor).with_fitting_frames(factor) for prompt in prompts]
     return replace(plan, prompts=prompts)
+
+
+def _refuse_a_half(prompt: SamplePrompt, resolved: ResolvedModel) -> None:
+    """Raise UsageError for a sample with only some of the pictures that a control network takes together."""
+    for side in resolved.side_networks:
+        given = [name for name in side.pictures if prompt.columns.get(name) is not None]
+        missing = [name for name in side.pictures if name not in given]
+        if given and missing:
+            raise UsageError(
+                f"the sample {prompt.prompt!r} has {given[0]}, but no {missing[0]}",
+                hint=f"give {missing[0]} too, or leave both out for a sample without control",
+            )
 
 
 def _trained_size(options: DataOptions, source: UnifiedDataset | CachedDataset) -> tuple[int, int] | None:

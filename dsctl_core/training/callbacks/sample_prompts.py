@@ -14,6 +14,7 @@ from dsctl_core.data.sizes import ImageCropAndResize, clip_size, require_same_ra
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.files.json import parse_json
 from dsctl_core.training.callbacks.sample_frames import Frames, frames_of_line, frames_of_row
+from dsctl_core.training.callbacks.sample_inputs import Files, files_of_line, files_of_row
 from dsctl_core.training.callbacks.sample_references import (
     REFERENCES,
     References,
@@ -63,6 +64,8 @@ class SamplePrompt:
     edit_image: References | None = None
     pictures: Mapping[str, Any] = field(default_factory=dict)  # the pictures of the files in `columns`, in this size
     frames: Frames = field(default_factory=dict)  # the first and the last frame of a clip, where they are given
+    followed: Files = field(default_factory=dict)  # files of the clips and pictures that it follows, by the input
+    loaded: Mapping[str, Any] = field(default_factory=dict)  # what the files in `followed` hold
 
     @property
     def side_inputs(self) -> dict[str, Any]:
@@ -72,7 +75,8 @@ class SamplePrompt:
     def inputs(self) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline call."""
         references = {} if self.edit_image is None else {REFERENCES: list(self.edit_image.images)}
-        return {**self._settings(), **references, **{name: each.images[0] for name, each in self.frames.items()}}
+        frames = {name: each.images[0] for name, each in self.frames.items()}
+        return {**self._settings(), **references, **frames, **self.loaded}
 
     def with_pictures(self, names: Sequence[str], factor: int) -> SamplePrompt:
         """Return it with the pictures in the columns `names` loaded and cut to its size, a multiple of `factor`.
@@ -102,7 +106,8 @@ class SamplePrompt:
         """Return all settings, as written into the metadata of the picture."""
         references = {} if self.edit_image is None else {REFERENCES: list(map(str, self.edit_image.files))}
         frames = {name: str(each.files[0]) for name, each in self.frames.items()}
-        return {**self._settings(), **references, **frames, **self.columns}
+        followed = {name: list(map(str, files)) for name, files in self.followed.items()}
+        return {**self._settings(), **references, **frames, **followed, **self.columns}
 
     def _settings(self) -> dict[str, Any]:
         frames = {} if self.num_frames is None else {"num_frames": self.num_frames}
@@ -119,6 +124,7 @@ def sample_prompts(
     edited_size: EditedSize | None = None,
     pictures: Sequence[str] = (),
     frames: FrameInputs | None = None,
+    followed: Sequence[str] = (),
     factor: int = 16,
     denoisers: Sequence[str] = ("dit",),
 ) -> list[SamplePrompt]:
@@ -136,11 +142,12 @@ def sample_prompts(
         edited_size: The size of a sample with reference images; None for a model that takes none.
         pictures: Those of `columns` that name pictures.
         frames: The frames that a model of clips is given; None for a model that is given none.
+        followed: The inputs of the model that name clips and pictures to follow.
         factor: The sides of a clip are multiples of this, in pixels.
         denoisers: The names of the denoisers, each of which can have a guidance scale of its own.
     """
     given = () if frames is None else (*frames.needed, *frames.optional)
-    rows = _rows(options, captions, columns if edited_size is None else [*columns, REFERENCES], given)
+    rows = _rows(options, captions, columns if edited_size is None else [*columns, REFERENCES], given, followed)
     if columns and not any(row.get("columns") for row in rows):
         value = '"edges.png"' if columns[0] in pictures else "{...}"
         raise UsageError(
@@ -208,10 +215,12 @@ def _as_first_frame(row: Mapping[str, Any], pixels: int, factor: int) -> Mapping
     return {**row, "height": height, "width": width}
 
 
-def captions_of(dataset: Any, columns: Sequence[str] = (), frames: Sequence[str] = ()) -> list[dict[str, Any]]:
+def captions_of(
+    dataset: Any, columns: Sequence[str] = (), frames: Sequence[str] = (), followed: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Return a few rows with different captions, spread over the dataset, in order, with their `columns` and `frames`.
 
-    Reference images are loaded, if the dataset loads them.
+    Reference images are loaded, and the files in the columns `followed` found, if the dataset loads them.
     """
     if not isinstance(dataset, UnifiedDataset):
         return []
@@ -223,15 +232,21 @@ def captions_of(dataset: Any, columns: Sequence[str] = (), frames: Sequence[str]
             if text.strip():
                 found.setdefault(text, number)
     chosen = list(found.items())[:: max(-(-len(found) // CAPTIONS), 1)]
-    return [_caption_row(dataset, text, number, columns, frames) for text, number in chosen]
+    return [_caption_row(dataset, text, number, columns, frames, followed) for text, number in chosen]
 
 
 def _caption_row(
-    dataset: UnifiedDataset, text: str, number: int, columns: Sequence[str], frames: Sequence[str]
+    dataset: UnifiedDataset,
+    text: str,
+    number: int,
+    columns: Sequence[str],
+    frames: Sequence[str],
+    followed: Sequence[str],
 ) -> dict[str, Any]:
     folder = dataset.parts[dataset.table_of(number)].base_path
     row: dict[str, Any] = {"prompt": text, "columns": _given(dataset.metadata.rows[number], columns), "folder": folder}
     row["frames"] = frames_of_row(dataset, number, frames)
+    row["followed"] = files_of_row(dataset, number, followed)
     if REFERENCES in dataset.data_file_keys:
         row[REFERENCES] = load_references(dataset.files(number, REFERENCES), dataset.location(number))
     return row
@@ -246,10 +261,11 @@ def _rows(
     captions: Sequence[Mapping[str, Any]],
     columns: Sequence[str],
     frames: Sequence[str] = (),
+    followed: Sequence[str] = (),
 ) -> Sequence[Mapping[str, Any]]:
     file = options.sample_prompts_file
     if file is not None and file.suffix.lower() == ".jsonl":
-        return _from_jsonl(file, columns, frames)
+        return _from_jsonl(file, columns, frames, followed)
     if file is not None:
         return [{"prompt": prompt} for prompt in prompt_lines(file, "--sample-prompts-file")]
     given = [str(prompt) for prompt in options.sample_prompt]
@@ -261,11 +277,14 @@ def _rows(
     return [{"prompt": prompt} for prompt in given] or captions
 
 
-def _from_jsonl(file: Path, columns: Sequence[str], frames: Sequence[str]) -> list[dict[str, Any]]:
+def _from_jsonl(
+    file: Path, columns: Sequence[str], frames: Sequence[str], followed: Sequence[str]
+) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(text_lines(file, "--sample-prompts-file"), 1):
         if line.strip():
-            rows.append(_checked(f"--sample-prompts-file {file} line {number}", line, columns, frames, file.parent))
+            place = f"--sample-prompts-file {file} line {number}"
+            rows.append(_checked(place, line, columns, frames, followed, file.parent))
     if not rows:
         raise DsctlError(
             f"--sample-prompts-file {file} has no prompt in it",
@@ -274,20 +293,24 @@ def _from_jsonl(file: Path, columns: Sequence[str], frames: Sequence[str]) -> li
     return rows
 
 
-def _checked(place: str, line: str, columns: Sequence[str], frames: Sequence[str], folder: Path) -> dict[str, Any]:
+def _checked(
+    place: str, line: str, columns: Sequence[str], frames: Sequence[str], followed: Sequence[str], folder: Path
+) -> dict[str, Any]:
     row = parse_json(line, place, hint='write {"prompt": "a cat", "seed": 1}')
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise DsctlError(f"{place} has no prompt", hint='write {"prompt": "a cat", "seed": 1}')
-    own = {name: value for name, value in row.items() if name not in columns and name not in frames}
+    known = (*columns, *frames, *followed)
+    own = {name: value for name, value in row.items() if name not in known}
     for name, value in own.items():
         if name not in KINDS:
-            raise unknown_name(f"key in {place}", name, [*KINDS, *columns, *frames])
+            raise unknown_name(f"key in {place}", name, [*KINDS, *known])
         if not isinstance(value, KINDS[name]) or isinstance(value, bool) or _too_small(name, value):
             kind = "text" if KINDS[name] == (str,) else f"a number of at least {LEAST[name]}"
             raise DsctlError(f"{place}: {name} is {value!r}", hint=f"{name} takes {kind}")
     if ("height" in row) != ("width" in row):
         raise DsctlError(f"{place} has a height or a width alone", hint="give both, or neither")
     found = {**own, "columns": _given(row, [name for name in columns if name != REFERENCES])}
+    found["followed"] = files_of_line(row, followed, folder, place)
     if REFERENCES in columns:
         found[REFERENCES] = read_references(row.get(REFERENCES), folder, place)
     return {**found, "frames": frames_of_line(row, frames, folder, place)}

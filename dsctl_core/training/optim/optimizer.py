@@ -112,8 +112,8 @@ def _import_class(known: KnownOptimizer) -> type[Optimizer]:
 def learning_rate(options: OptimizerOptions, trained_whole: Sequence[str], resolved: ResolvedModel) -> float:
     """Return the learning rate of the options, or the default; `trained_whole` are the names in --trainable-models.
 
-    The default of most optimizers is AdamW's: that of the preset or 1e-4 for a LoRA or a side network, and 1e-5 when
-    whole components of the model are trained.
+    The default of most optimizers is AdamW's: that of the preset or 1e-4 for a LoRA or a side network, that of the
+    family for its own part, and 1e-5 when whole components of the model are trained.
     """
     if options.learning_rate is not None:
         return options.learning_rate
@@ -121,6 +121,9 @@ def learning_rate(options: OptimizerOptions, trained_whole: Sequence[str], resol
     if known.rate is not None:
         return known.rate
     beside = [TEMPLATE, *(side_network.name for side_network in resolved.side_networks)]
-    whole = any(name.split(".")[0] not in beside for name in trained_whole)
-    rate = FULL_RATE if whole else float(resolved.defaults.get("learning_rate", LORA_RATE))
+    whole = [name for name in trained_whole if name.split(".")[0] not in beside]
+    rate = float(resolved.defaults.get("learning_rate", LORA_RATE))
+    if whole:
+        own = resolved.family.own_part
+        rate = own.learning_rate if own is not None and all(map(own.holds, whole)) else FULL_RATE
     return rate * (known.rate_scale or 1.0)

@@ -33,6 +33,7 @@ from dsctl_core.training.output.folder import refuse_used
 from dsctl_core.training.output.skipped import SkippedRows
 from dsctl_core.training.plan.cache_check import CacheCheck, precision_of
 from dsctl_core.training.plan.encode import EncodePlan
+from dsctl_core.training.plan.own_part import with_own_part
 from dsctl_core.training.plan.source import Source, open_cache, open_dataset, samples_repeat
 from dsctl_core.training.state.compare import identity_of, refuse_changes
 from dsctl_core.training.state.folder import SavedState, find_state_if_any
@@ -104,6 +105,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     Nothing is written; with `offline`, nothing is downloaded either. The caller must call `end_training()` of the
     plan's `accelerator`. Raises DsctlError for every problem that can be found before weights are loaded.
     """
+    options = with_own_part(options)
     output, training, adapter = options.output, options.training, options.adapter
     require_trackers([tracker.name for tracker in options.callbacks.track])
     state = find_state_if_any(output.output_path, output.resume, progress.note) if output.resume else None

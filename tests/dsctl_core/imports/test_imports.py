@@ -247,6 +247,26 @@ def test_what_a_model_does_not_take_is_listed_and_not_written():
     assert "odd_one is no input" in lost["extra_inputs"]
 
 
+def test_a_part_that_is_a_component_in_the_original_code_is_named_by_its_modules():
+    owner = "Wan-AI/Wan2.1-VACE-1.3B"
+    ids = f"{owner}:diffusion_pytorch_model*.safetensors,{owner}:Wan2.1_VAE.pth"
+    words = f"python train.py --dataset_base_path data --output_path out --model_id_with_origin_paths {ids}"
+    words += " --data_file_keys video,vace_video --extra_inputs vace_video --remove_prefix_in_ckpt pipe.vace."
+    part = ("dit.vace_blocks", "dit.vace_patch_embedding")
+    cases: dict[str, dict[str, Any]] = {
+        "--trainable_models vace": {"trainable_models": part, "lora_base_model": None},
+        "--lora_base_model vace --lora_rank 8": {"trainable_models": None, "lora_base_model": "dit", "lora_rank": 8},
+    }
+    for number, (more, wanted) in enumerate(cases.items()):
+        output = Path(f"{number}.toml")
+        files = write({f"{number}.sh": f"{words} {more}\n"})
+        lost = import_config(ImportOptions(files=files, output=output)).draft.without_counterpart
+        options = build_options(TrainOptions, {}, output)
+        assert options.weights.model == "wan2.1-vace-1.3b"
+        assert {name: options.value_of(name) for name in wanted} == wanted
+        assert [each.setting.key for each in lost] == ["remove_prefix_in_ckpt"]
+
+
 def test_what_is_missing_is_named_and_stands_in_the_file_as_a_comment():
     (file,) = write({"a.yaml": "config: {process: [{type: sd_trainer, network: {linear: 4}}]}\n"})
     result = import_config(ImportOptions(files=[file]))

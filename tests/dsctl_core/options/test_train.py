@@ -79,7 +79,6 @@ def test_every_task_is_accepted(task: str):
     ("values", "problem", "hint"),
     [
         ({"task": "stf"}, "unknown task 'stf'", "did you mean 'sft'?"),
-        ({"lora_rank": None}, "nothing to train is given", "--lora-rank 32"),
         ({"lora_rank": None, "lora_alpha": 8}, "--lora-alpha has no effect without a LoRA", "--lora-rank"),
         ({"preset_lora_model": "dit"}, "--preset-lora-model has no effect without a LoRA", "--preset-lora-path"),
         ({"remove_prefix_in_ckpt": "pipe.dti."}, "which no trained weight's name begins with", "give pipe.dit."),

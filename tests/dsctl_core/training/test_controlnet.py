@@ -154,6 +154,19 @@ def test_a_mask_is_one_more_channel_and_a_cache_is_for_its_kind(
             train(options("other", controlnet=named, **given))
 
 
+@pytest.mark.parametrize(("given", "missing"), [("control_mask", "control_image"), ("control_image", "control_mask")])
+def test_a_sample_with_half_of_what_a_network_takes_is_refused_before_anything_is_loaded(
+    options: Callable[..., TrainOptions], data: Path, tmp_path: Path, given: str, missing: str
+) -> None:
+    lines = tmp_path / "samples.jsonl"
+    lines.write_text(json.dumps({"prompt": "a fox", given: str(data / "control/mask_1.png")}))
+    samples = {"sample_every": 8, "sample_prompts_file": lines, "controlnet": ("blockwise-inpaint",)}
+    with pytest.raises(DsctlError, match=f"the sample 'a fox' has {given}, but no {missing}") as caught:
+        train(options("out", **samples))
+    assert caught.value.hint == f"give {missing} too, or leave both out for a sample without control"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_counts_the_network(options: Callable[..., TrainOptions]) -> None:
     found = dry_run(options("dry", lora_rank=2))
     assert found.parameters["controlnet"] == COUNT

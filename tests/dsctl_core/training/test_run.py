@@ -73,6 +73,14 @@ def test_every_lever_of_a_run_can_be_pulled_at_once(tiny_folder, dataset_folder,
     assert all(name.startswith("diffusion_model.") for name in read_safetensors(result.checkpoint)[0])
 
 
+def test_a_run_that_names_nothing_to_train_is_refused_before_anything_is_written(tiny_folder, dataset_folder, tmp_path):
+    for more in ({}, {"remove_prefix_in_ckpt": "pipe.dit."}):
+        with pytest.raises(UsageError, match="nothing to train is given") as caught:
+            train(options(tiny_folder, dataset_folder, tmp_path / "out", lora_rank=None, **more))
+        assert "--lora-rank 32" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
 def test_model_paths_and_a_folder_are_the_same_model(tiny_folder, dataset_folder, tmp_path):
     names = ["transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"]
     paths = json.dumps([str(tiny_folder / f"{name}.safetensors") for name in names])

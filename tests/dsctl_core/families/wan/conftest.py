@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ SHIFT = 3.0  # of the tiny models
 KINDS = tuple(WAN_KINDS)
 FROM_IMAGE = tuple(kind for kind in KINDS if kind.startswith(("i2v", "flf2v")))
 FROM_TEXT = ("t2v", "t2v-a14b")
+SMALL = {"width": 64, "height": 32}  # of the clips of a dataset
 SIZE = {"height": 32, "width": 96, "num_frames": 9}  # 4x12 latents and 2x6 patches; 3 latent frames
 
 
@@ -62,7 +64,12 @@ class Pairs:
 
 
 def load_pair(kind: str, folder: Path) -> Pair:
-    """Write the tiny model of `kind` and load it twice, in float32; diffusers' steps are Euler's on our grid."""
+    """Write the tiny model of `kind` and load it twice."""
+    return pair_in(kind, write_tiny_wan(folder, kind=kind))
+
+
+def pair_in(kind: str, folder: Path) -> Pair:
+    """Load the model in `folder` twice, in float32; diffusers' steps are Euler's on our grid."""
     from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
     class Euler(FlowMatchEulerDiscreteScheduler):
@@ -72,7 +79,6 @@ def load_pair(kind: str, folder: Path) -> Pair:
             sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
             super().set_timesteps(sigmas=sigmas.tolist(), device=device)
 
-    write_tiny_wan(folder, kind=kind)
     official: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     unipc, official.scheduler, ours = official.scheduler, Euler(shift=SHIFT), load(folder)
     official.set_progress_bar_config(disable=True)
@@ -103,3 +109,27 @@ def clip(seed: int = 0, frames: int = SIZE["num_frames"], **sides: int) -> list[
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def write_video(path: Path, frames: list[Image.Image]) -> None:
+    """Write an mp4 of `frames`, 16 a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=16)
+        stream.width, stream.height, stream.pix_fmt = *frames[0].size, "yuv420p"
+        for frame in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.array(frame.convert("RGB")), format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def write_clips(folder: Path) -> Path:
+    """Two mp4 of 9 frames and a gif of 6, of 64x32, with captions beside them."""
+    folder.mkdir()
+    for number in range(2):
+        write_video(folder / f"{number}.mp4", clip(number, 9, **SMALL))
+    first, *others = clip(7, 6, **SMALL)
+    first.save(folder / "2.gif", save_all=True, append_images=others, duration=60)
+    for number, caption in enumerate(("a red fox", "two blue birds in a tree", "a gif")):
+        (folder / f"{number}.txt").write_text(caption)
+    return folder

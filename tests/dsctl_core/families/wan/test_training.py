@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -29,7 +27,7 @@ from dsctl_core.losses.timesteps import Objective
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.options.dataset import DatasetValidateOptions
 from dsctl_core.training.model.task_module import TaskModule
-from tests.dsctl_core.families.wan.conftest import KINDS, Pair, Pairs, clip, load
+from tests.dsctl_core.families.wan.conftest import KINDS, Pair, Pairs, clip, load, write_clips
 
 SIDES = {"width": 64, "height": 32}
 LEVEL = torch.tensor(912.5)
@@ -178,25 +176,6 @@ def test_frames_that_a_model_does_not_take_are_refused(pairs: Pairs, kind: str, 
 def test_a_clip_of_one_frame_is_refused_where_the_first_is_given(pairs: Pairs) -> None:
     with pytest.raises(DsctlError, match="a clip of one frame is its own input_image"):
         module_of(pairs["i2v"])({**row_of(), "video": clip(3, 1, **SIDES)})
-
-
-def write_clips(folder: Path) -> Path:
-    """Two mp4 of 9 frames and a gif of 6, of 64x32, with captions beside them."""
-    folder.mkdir()
-    for number in range(2):
-        with av.open(str(folder / f"{number}.mp4"), "w") as container:
-            stream = container.add_stream("mpeg4", rate=16)
-            stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
-            for frame in clip(number, 9, **SIDES):
-                for packet in stream.encode(av.VideoFrame.from_ndarray(np.array(frame), format="rgb24")):
-                    container.mux(packet)
-            for packet in stream.encode():
-                container.mux(packet)
-    first, *others = clip(7, 6, **SIDES)
-    first.save(folder / "2.gif", save_all=True, append_images=others, duration=60)
-    for number, caption in enumerate(("a red fox", "two blue birds in a tree", "a gif")):
-        (folder / f"{number}.txt").write_text(caption)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.family import OwnPart
 from dsctl_core.options import OptimizerOptions, TrainOptions
 from dsctl_core.training.optim.optimizer import OptimizerPlan, learning_rate, plan_optimizer
 
@@ -131,7 +132,8 @@ def test_a_short_name_finds_its_class_where_the_package_is_there(monkeypatch: py
 
 def usual_rate(defaults: dict[str, Any], **values: Any) -> float:
     options = TrainOptions(**{"model": "m", "dataset_base_path": "d", "output_path": "o", **values})
-    resolved: Any = SimpleNamespace(defaults=defaults, side_networks=())
+    family = SimpleNamespace(own_part=OwnPart(("own_blocks", "own_embedding"), 3e-5))
+    resolved: Any = SimpleNamespace(defaults=defaults, side_networks=(), family=family)
     return learning_rate(options.optim, options.training.trainable_models or (), resolved)
 
 
@@ -140,6 +142,9 @@ def usual_rate(defaults: dict[str, Any], **values: Any) -> float:
     [
         ({"lora_rank": 4}, 1e-4),
         ({"trainable_models": "dit"}, 1e-5),
+        ({"trainable_models": "dit.own_blocks,dit_2.own_embedding"}, 3e-5),
+        ({"trainable_models": "dit.own_blocks.3,dit.own_embedding", "lora_base_model": "vae"}, 3e-5),
+        ({"trainable_models": "dit.own_blocks,dit.own_blocks_2"}, 1e-5),
         ({"lora_rank": 4, "learning_rate": 0.5}, 0.5),
         ({"lora_rank": 4, "optimizer": "lion"}, 1e-5),
         ({"lora_rank": 4, "optimizer": "prodigy"}, 1.0),

@@ -1,0 +1,1 @@
+"""The Wan VACE family: see README.md beside this file."""
