@@ -19,6 +19,7 @@ from dsctl_core.data import DataError
 from dsctl_core.files.atomic import unclaim
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.training.fit.fit import card_bytes, fitted
 from dsctl_core.training.loop.loop import TrainingSummary, launch_training_task
 from dsctl_core.training.output.folder import claim
 from dsctl_core.training.output.logger import ModelLogger
@@ -55,6 +56,7 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainResul
     began, shown = time.perf_counter(), progress or NoProgress()
     hours = options.training.max_hours
     deadline = None if hours is None else time.monotonic() + 3600 * hours
+    options = fitted(options, shown)
     plan = plan_training(options, shown)
     try:
         with claimed_output(plan):
@@ -81,9 +83,10 @@ def dry_run(options: TrainOptions, progress: Progress | None = None) -> DryRun:
     """
     from dsctl_core.training.dry_run.estimate import estimate
 
-    plan = plan_training(options, progress or NoProgress(), offline=True)
+    shown, fit = progress or NoProgress(), options.memory.fit
+    plan = plan_training(fitted(options, shown), shown, offline=True)
     try:
-        return estimate(plan)
+        return estimate(plan, card=None if fit is None else card_bytes(fit))
     finally:
         plan.accelerator.end_training()
 
