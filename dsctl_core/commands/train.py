@@ -19,7 +19,6 @@ from dsctl_core.data import DataError
 from dsctl_core.files.atomic import unclaim
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress, Progress
-from dsctl_core.training.fit.fit import card_bytes, fitted
 from dsctl_core.training.loop.loop import TrainingSummary, launch_training_task
 from dsctl_core.training.output.folder import claim
 from dsctl_core.training.output.logger import ModelLogger
@@ -56,7 +55,10 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainResul
     began, shown = time.perf_counter(), progress or NoProgress()
     hours = options.training.max_hours
     deadline = None if hours is None else time.monotonic() + 3600 * hours
-    options = fitted(options, shown)
+    if options.memory.fit is not None:
+        from dsctl_core.training.fit.fit import fitted
+
+        options = fitted(options, shown)
     plan = plan_training(options, shown)
     try:
         with claimed_output(plan):
@@ -82,6 +84,7 @@ def dry_run(options: TrainOptions, progress: Progress | None = None) -> DryRun:
     Raises DsctlError for whatever a run would refuse before it loads weights.
     """
     from dsctl_core.training.dry_run.estimate import estimate
+    from dsctl_core.training.fit.fit import card_bytes, fitted
 
     shown, fit = progress or NoProgress(), options.memory.fit
     plan = plan_training(fitted(options, shown), shown, offline=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 
 from dsctl_core.errors import UsageError
 from dsctl_core.memory.blocks import repeated_blocks
@@ -81,8 +80,14 @@ def bitsandbytes() -> Any:
     return importlib.import_module("bitsandbytes.functional")
 
 
+def _is_fake(tensor: Tensor) -> bool:
+    from torch._subclasses.fake_tensor import is_fake
+
+    return is_fake(tensor)
+
+
 def _pack_nf4(weight: Tensor) -> Packed:
-    if is_fake(weight):  # a dry run needs the sizes, and not the library
+    if _is_fake(weight):  # a dry run needs the sizes, and not the library
         blocks = -(-weight.numel() // BLOCK)
         sizes = {"absmax": blocks, "code": 16}
         return weight.new_empty(-(-weight.numel() // 2), 1, dtype=torch.uint8), {
@@ -94,7 +99,7 @@ def _pack_nf4(weight: Tensor) -> Packed:
 
 def _unpack_nf4(layer: QuantizedLinear, dtype: torch.dtype) -> Tensor:
     shape = torch.Size((layer.out_features, layer.in_features))
-    if is_fake(layer.weight):
+    if _is_fake(layer.weight):
         return layer.weight.new_empty(shape, dtype=dtype)
     library = bitsandbytes()
     about: dict[str, Any] = {"absmax": layer.absmax, "code": layer.code, "shape": shape}
