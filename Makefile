@@ -12,7 +12,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # Words a Makefile and a folder share (docs) would otherwise look done.
-.PHONY: help demo demo-edit demo-control demo-video test test-pythons browser check fix bench docs embedded-model embedded-video
+.PHONY: help demo demo-edit demo-control demo-video test test-pythons browser check fix bench bench-gpu docs embedded-model embedded-video
 .DEFAULT_GOAL := help
 
 help: ## Show these words.
@@ -58,6 +58,9 @@ docs: $(READY) ## Write docs/reference/ from the code, and build the site into b
 
 bench: $(READY) ## Measure speed and memory beside plain diffusers and peft.
 	@$(BIN)/python -m benchmarks
+
+bench-gpu: $(READY) ## Measure on a GPU, in at most nine minutes: published models at full size with each lever.
+	@$(BIN)/python -m benchmarks.gpu
 
 embedded-model: $(READY) ## Train the embedded models from nothing (about three hours on 2 cores; needs npm).
 	@$(BIN)/python examples/embedded_model/make.py

@@ -7,7 +7,7 @@ Legend: latents, noise and velocity are (B, C, h, w) float32, for clips (B, C, T
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -108,6 +108,7 @@ class BasePipeline(nn.Module):
         processor_config: ModelConfig | None = None,
         reader_configs: Mapping[str, ModelConfig] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
+        on_host: Collection[str] = (),
         only: Sequence[str] | None = None,
         schedule: Schedule | None = None,
         parts: ModelParts | None = None,
@@ -125,6 +126,7 @@ class BasePipeline(nn.Module):
             processor_config: Path or repository of the reader "processor", if it is not next to the components.
             reader_configs: Path or repository of each reader, by name.
             component_dtypes: Dtype of single components by name; the others have `torch_dtype`.
+        on_host: Names of components that stay in main memory, on which something is done before they are moved.
             only: Names of the components to load (None: all in `model_configs`).
             schedule: Schedule to use without a scheduler_config.json (None: that of the family).
             parts: Parts of the model (None: derived from `model_configs` and the model_index.json).
@@ -142,6 +144,7 @@ class BasePipeline(nn.Module):
             torch_dtype=torch_dtype,
             device=place,
             component_dtypes=component_dtypes,
+            on_host=on_host,
             only=only,
             schedule=schedule,
             parts=parts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,6 +171,7 @@ def load_components(
     torch_dtype: torch.dtype,
     device: torch.device | str,
     component_dtypes: dict[str, torch.dtype] | None = None,
+    on_host: Collection[str] = (),
     only: Sequence[str] | None = None,
     schedule: Schedule | None = None,
     parts: ModelParts | None = None,
@@ -187,6 +188,7 @@ def load_components(
         torch_dtype: Dtype of the weights.
         device: Device of the components; of several denoisers only the first is moved there, the others stay on CPU.
         component_dtypes: Dtype of single components by name; the others have `torch_dtype`.
+        on_host: Names of components that stay in main memory, on which something is done before they are moved.
         only: Names of the components to load (None: all in `model_configs`).
         schedule: Schedule to use without a scheduler_config.json (None: that of the family).
         parts: Parts of the model (None: derived from `model_configs` and the model_index.json).
@@ -209,7 +211,7 @@ def load_components(
         dtype = (component_dtypes or {}).get(component.name, torch_dtype)
         own = has_own_config(component, folder)
         loaded = load_component(component, folder, dtype) if own else load_single_file(family, component, folder, dtype)
-        models[component.name] = loaded.to("cpu" if component.name in waiting else device)
+        models[component.name] = loaded.to("cpu" if component.name in (*waiting, *on_host) else device)
         refuse_unusable_weights(loaded, weight_files(folder), folder)
     readers = Readers(family, {name: path for name, path in places.readers.items() if name in used})
     found = read_schedule(schedule or family.schedule, places.schedule)

@@ -31,6 +31,7 @@ from dsctl_core.media.made_file import DRAWN, PICTURE_SUFFIX, grid_of, write_mad
 from dsctl_core.options import DatasetCaptionOptions, InferOptions
 from dsctl_core.options.base import Solver
 from dsctl_core.options.effects import STILL
+from dsctl_core.options.quantize import quantized_pairs, require_library
 from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.version import __version__
@@ -83,6 +84,9 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     for lora in options.lora:
         lora_weights(lora.path)
     trained = [TrainedPart.at(path, resolved.family, resolved.parts.components) for path in options.trained_part]
+    for name, form in quantized_pairs(options.quantize):
+        resolved.check_component(name)
+        require_library(form)
     device, dtype = placement(options)
     templates = open_templates(options.templates, device, dtype)
     new_folders = [path for path in (output.parent, *output.parent.parents) if not path.exists()]
@@ -218,13 +222,19 @@ def load(
 ) -> BasePipeline:
     """Load the pipeline, with its trained parts and its LoRAs, onto the device."""
     from dsctl_core.lora import load_lora
+    from dsctl_core.memory.quantize import quantize
 
-    pipe = resolved.load_pipeline(torch_dtype=dtype, device=device)
+    quantized = quantized_pairs(options.quantize)
+    names = [name for name, _ in quantized]
+    pipe = resolved.load_pipeline(torch_dtype=dtype, device=device, on_host=names)
     for part in trained:
         part.put_into(pipe.component(part.component))
     pipe.solver = options.solver or pipe.solver
     for lora in options.lora:
         load_lora(pipe, lora.path, lora.scale)
+    for name, form in quantized:
+        quantize(pipe.component(name), form, dtype, device)
+        pipe.component(name).to(device)
     return pipe
 
 

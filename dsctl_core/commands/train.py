@@ -55,6 +55,10 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainResul
     began, shown = time.perf_counter(), progress or NoProgress()
     hours = options.training.max_hours
     deadline = None if hours is None else time.monotonic() + 3600 * hours
+    if options.memory.fit is not None:
+        from dsctl_core.training.fit.fit import fitted
+
+        options = fitted(options, shown)
     plan = plan_training(options, shown)
     try:
         with claimed_output(plan):
@@ -80,10 +84,12 @@ def dry_run(options: TrainOptions, progress: Progress | None = None) -> DryRun:
     Raises DsctlError for whatever a run would refuse before it loads weights.
     """
     from dsctl_core.training.dry_run.estimate import estimate
+    from dsctl_core.training.fit.fit import card_bytes, fitted
 
-    plan = plan_training(options, progress or NoProgress(), offline=True)
+    shown, fit = progress or NoProgress(), options.memory.fit
+    plan = plan_training(fitted(options, shown), shown, offline=True)
     try:
-        return estimate(plan)
+        return estimate(plan, card=None if fit is None else card_bytes(fit))
     finally:
         plan.accelerator.end_training()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -203,6 +203,7 @@ class ResolvedModel:
         device: torch.device | str | None = None,
         only: Sequence[str] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
+        on_host: Collection[str] = (),
     ) -> BasePipeline:
         """Load the pipeline with the components and side networks in `only` (None: all), and with what is added to it.
 
@@ -214,6 +215,7 @@ class ResolvedModel:
             model_configs=self.configs_of(only),
             reader_configs=self.reader_configs,
             component_dtypes=component_dtypes,
+            on_host=on_host,
             only=only,
             schedule=self.schedule,
             parts=self.parts,

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from dsctl_core.errors import UsageError
 from dsctl_core.memory.blocks import repeated_blocks
+from dsctl_core.memory.frozen_linear import FrozenLinear
 
 Weights = dict[nn.Module, Tensor]
 
@@ -24,7 +24,7 @@ def spread(count: int, among: int) -> list[int]:
     return [(2 * number + 1) * among // (2 * count) for number in range(count)]
 
 
-class OffloadedLinear(nn.Linear):
+class OffloadedLinear(FrozenLinear):
     """A frozen linear layer with its weight in host memory; it is not a parameter, so `model.to()` does not move it."""
 
     host: Tensor
@@ -36,26 +36,9 @@ class OffloadedLinear(nn.Linear):
         """The weight (out, in) in host memory."""
         return self.host
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the output of the linear layer for `input` (..., in), fetching the weight to the device."""
-        result: Tensor = _FrozenLinear.apply(input, self.bias, self)
-        return result
-
-
-class _FrozenLinear(torch.autograd.Function):
-    """Compute x @ W^T + b with a W that is fetched when needed and has no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: OffloadedLinear) -> Tensor:
-        ctx.layer, ctx.dtype = layer, x.dtype
-        return linear(x, layer.store.weight(layer), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grads
-        # Compute in the dtype of the forward pass, which under autocast is that of the output.
-        weight = ctx.layer.store.weight(ctx.layer).to(grad.dtype)
-        return (grad @ weight).to(ctx.dtype), None, None
+    def whole_weight(self, like: Tensor) -> Tensor:
+        """Return the weight (out, in) on the device, fetching it if necessary."""
+        return self.store.weight(self)
 
 
 class BlockStore:

@@ -1,34 +1,189 @@
-"""Store frozen weights in 8 bits."""
+"""Hold frozen weights in 4 or 8 bits, and compute with them in the precision of the run.
+
+A weight is made whole again when its layer runs, and once more in the backward pass: memory falls with and without
+gradient checkpointing.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dsctl_core.errors import UsageError
+from dsctl_core.memory.blocks import repeated_blocks
 from dsctl_core.memory.dtypes import float32_parts
+from dsctl_core.memory.frozen_linear import FrozenLinear
 
 # An output head can share its weight with the embedding.
 SKIPPED = ("norm", "pos_embed", "embed_tokens", "lm_head", "lora_")
+FP8 = torch.float8_e4m3fn
+BLOCK = 64  # numbers that share a scale in nf4, as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314)
+
+Packed = tuple[Tensor, dict[str, Tensor]]  # what a weight is held as, and the tensors that go with it, by name
 
 
-def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype) -> None:
+@dataclass(frozen=True)
+class Format:
+    """A way to hold a matrix (out, in): to pack it, and to make it whole again in a dtype."""
+
+    pack: Callable[[Tensor], Packed]
+    unpack: Callable[[QuantizedLinear, torch.dtype], Tensor]
+
+
+class QuantizedLinear(FrozenLinear):
+    """A frozen linear layer that holds `weight` packed."""
+
+    format: Format
+    computes_in: torch.dtype
+
+    def whole_weight(self, like: Tensor) -> Tensor:
+        """Return the weight (out, in) in the dtype of the computation."""
+        return self.format.unpack(self, self.computes_in)
+
+    def whole_bias(self, weight: Tensor) -> Tensor | None:
+        """Return the bias in the dtype of `weight`."""
+        return None if self.bias is None else self.bias.to(weight.dtype)
+
+
+def _pack_cast(weight: Tensor) -> Packed:
+    return weight.to(FP8), {}
+
+
+def _unpack_cast(layer: QuantizedLinear, dtype: torch.dtype) -> Tensor:
+    return layer.weight.to(dtype)
+
+
+def _scaled(largest: float, dtype: torch.dtype) -> Callable[[Tensor], Packed]:
+    """Return a function that packs each row by its own scale, which brings the largest number to `largest`."""
+
+    def pack(weight: Tensor) -> Packed:
+        wide = weight.float()
+        scale = (wide.abs().amax(dim=1, keepdim=True) / largest).clamp_min(torch.finfo(torch.float32).tiny)
+        wide = wide / scale
+        return (wide if dtype.is_floating_point else wide.round()).clamp(-largest, largest).to(dtype), {"scale": scale}
+
+    return pack
+
+
+def _unpack_scaled(layer: QuantizedLinear, dtype: torch.dtype) -> Tensor:
+    return (layer.weight.float() * layer.scale).to(dtype)  # type: ignore[operator]
+
+
+def bitsandbytes() -> Any:
+    """Return the functions of bitsandbytes, which is optional."""
+    return importlib.import_module("bitsandbytes.functional")
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    from torch._subclasses.fake_tensor import is_fake
+
+    return is_fake(tensor)
+
+
+def _pack_nf4(weight: Tensor) -> Packed:
+    if _is_fake(weight):  # a dry run needs the sizes, and not the library
+        blocks = -(-weight.numel() // BLOCK)
+        sizes = {"absmax": blocks, "code": 16}
+        return weight.new_empty(-(-weight.numel() // 2), 1, dtype=torch.uint8), {
+            name: weight.new_empty(size, dtype=torch.float32) for name, size in sizes.items()
+        }
+    packed, state = bitsandbytes().quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+    return packed, {"absmax": state.absmax, "code": state.code}
+
+
+def _unpack_nf4(layer: QuantizedLinear, dtype: torch.dtype) -> Tensor:
+    shape = torch.Size((layer.out_features, layer.in_features))
+    if _is_fake(layer.weight):
+        return layer.weight.new_empty(shape, dtype=dtype)
+    library = bitsandbytes()
+    about: dict[str, Any] = {"absmax": layer.absmax, "code": layer.code, "shape": shape}
+    return library.dequantize_4bit(
+        layer.weight, library.QuantState(**about, blocksize=BLOCK, quant_type="nf4", dtype=dtype)
+    )
+
+
+CAST = Format(_pack_cast, _unpack_cast)
+FORMATS = {
+    "int8": Format(_scaled(127, torch.int8), _unpack_scaled),
+    "float8": Format(_scaled(torch.finfo(FP8).max, FP8), _unpack_scaled),
+    "nf4": Format(_pack_nf4, _unpack_nf4),
+}
+
+
+def quantize(model: nn.Module, form: str, compute_dtype: torch.dtype, device: torch.device) -> None:
+    """Hold the weights of the linear layers in the repeated blocks of `model` in the format `form`, on `device`.
+
+    Each weight goes to `device` alone, and is packed there. Norms, embeddings, LoRA layers, and layers that the class
+    of the model excludes or keeps in float32, stay as and where they are. Raises UsageError if there are no such
+    layers.
+    """
+    if not _pack_blocks(model, FORMATS[form], compute_dtype, device):
+        raise UsageError(
+            f"the {type(model).__name__} has no linear layers in repeated blocks, so {form} has no effect on it",
+            hint="leave it out of --quantize",
+        )
+
+
+def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype, device: torch.device | None = None) -> None:
     """Store the weights of large layers of `model` in float8_e4m3, and cast each to `compute_dtype` while it runs.
 
     Norms, embeddings, LoRA layers, and layers that the class of the model excludes or keeps in float32, keep their
-    dtype. The stored weights must be frozen, because gradients cannot be applied to them.
+    dtype. The stored weights must be frozen, because gradients cannot be applied to them. Those of repeated blocks go
+    to `device` one at a time (None: they stay where they are).
     """
     from diffusers.hooks import apply_layerwise_casting
 
-    declared: Any = getattr(model, "_skip_layerwise_casting_patterns", None) or ()
+    _pack_blocks(model, CAST, compute_dtype, device)
     apply_layerwise_casting(
         model,
-        storage_dtype=torch.float8_e4m3fn,
+        storage_dtype=FP8,
         compute_dtype=compute_dtype,
-        skip_modules_pattern=(*SKIPPED, *declared, *(re.escape(name) for name in sorted(float32_parts(model)))),
+        skip_modules_pattern=_kept(model),
+        skip_modules_classes=(QuantizedLinear,),
     )
+
+
+def _kept(model: nn.Module) -> tuple[str, ...]:
+    declared: Any = getattr(model, "_skip_layerwise_casting_patterns", None) or ()
+    return (*SKIPPED, *declared, *(re.escape(name) for name in sorted(float32_parts(model))))
+
+
+def _pack_blocks(model: nn.Module, form: Format, dtype: torch.dtype, device: torch.device | None) -> int:
+    """Pack the linear layers of the repeated blocks of `model`; return their number."""
+    kept, packed = [re.compile(pattern) for pattern in _kept(model)], 0
+    for prefix, block in repeated_blocks(model).items():
+        for name, layer in block.named_modules():
+            full = f"{prefix}.{name}" if name else prefix
+            if type(layer) is nn.Linear and not any(pattern.search(full) for pattern in kept):
+                _pack(layer, form, dtype, device)
+                packed += 1
+    return packed
+
+
+def _pack(layer: nn.Linear, form: Format, dtype: torch.dtype, device: torch.device | None) -> None:
+    whole = layer.weight.detach()
+    held, beside = form.pack(whole if device is None else whole.to(device))
+    del whole
+    layer.weight = nn.Parameter(held, requires_grad=False)
+    if layer.bias is not None and form is CAST:
+        layer.bias.data = layer.bias.data.to(FP8)
+    for name, tensor in beside.items():
+        layer.register_buffer(name, tensor, persistent=False)
+    layer.__class__ = QuantizedLinear
+    assert isinstance(layer, QuantizedLinear)
+    layer.format, layer.computes_in = form, dtype
+
+
+def packed_numbers(model: nn.Module) -> int:
+    """Return the number of weights of `model` that its packed parameters hold beyond the numbers that they have."""
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    return sum(layer.out_features * layer.in_features - layer.weight.numel() for layer in layers)
 
 
 def compute_dtype(model: nn.Module, weight: torch.Tensor) -> torch.dtype:

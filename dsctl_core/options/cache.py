@@ -12,6 +12,7 @@ from dsctl_core.options.data import DataOptions
 from dsctl_core.options.effects import EACH_ROW_ONCE, NO_TEMPLATE, ONE_PROMPT, OTHERS_NEED, Idle
 from dsctl_core.options.model import ModelOptions, ModelParts
 from dsctl_core.options.processes import ProcessCountOptions
+from dsctl_core.options.quantize import Quantized
 from dsctl_core.options.tasks import LOSS_TASKS
 from dsctl_core.options.template import MODEL, TemplateOptions
 
@@ -61,6 +62,11 @@ class CacheOptions(ComposedOptions):
     fp8_models: ModelParts = Field(
         (),
         description="Components to hold in fp8 while encoding: names, or weights as given for the model.",
+    )
+    quantize: Quantized = Field(
+        (),
+        description="Components to hold in 4 or 8 bits while encoding: dit=nf4,text_encoder=int8. Formats: int8, "
+        "float8, nf4 (which needs bitsandbytes).",
     )
     device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
     dry_run: bool = Field(

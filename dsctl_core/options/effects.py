@@ -145,6 +145,12 @@ IN_MAIN_MEMORY = Idle(
     "leave it out",
     when=lambda options: options.training.device == "cpu",
 )
+FITS_NO_CPU = Idle(
+    ("fit",),
+    "on a CPU",
+    "leave it out, or leave out --device cpu",
+    when=lambda options: options.training.device == "cpu",
+)
 NEW_RUN = Idle(
     ("allow_changed",),
     "without --resume",

@@ -13,6 +13,7 @@ from dsctl_core.options.effects import CLIP_REPLACED, NO_PICTURE, Idle
 from dsctl_core.options.guidance import GuidanceScale
 from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.quantize import Quantized
 from dsctl_core.options.template import TemplateUseOptions
 from dsctl_core.options.vace import VaceOptions
 
@@ -112,6 +113,11 @@ class InferOptions(ComposedOptions):
     tiled: bool = Field(False, description="Encode and decode in tiles, to save memory.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Precision of the model. Left out: bfloat16 on a GPU that has it, else float32."
+    )
+    quantize: Quantized = Field(
+        (),
+        description="Components to hold in 4 or 8 bits: dit=nf4,text_encoder=int8. Formats: int8, "
+        "float8, nf4 (which needs bitsandbytes).",
     )
     device: Device | None = Field(None, description="cpu, cuda or cuda:N. Left out: a GPU if there is one.")
 

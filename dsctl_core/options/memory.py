@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from dsctl_core.options.base import Count, Options, Text
+from dsctl_core.options.base import Count, Options, Takes, Text
+
+
+def _checked_card(value: object) -> object:
+    return value if value == "auto" else f"{float(str(value)):g}"
+
+
+Card = Annotated[str, BeforeValidator(_checked_card), Takes("a number of GB, such as 24, or auto")]
 
 
 class MemoryOptions(Options):
@@ -23,6 +30,11 @@ class MemoryOptions(Options):
     compile: bool = Field(False, description="Compile the repeated blocks: a slow first step, then faster ones.")
     attention_backend: Text | None = Field(
         None, description="How attention is computed, by diffusers' name for it. Left out: native, torch's own."
+    )
+    fit: Card | None = Field(
+        None,
+        description="Choose what makes the run fit a GPU of this many GB, or auto for the one that is here: blocks to "
+        "recompute, smaller batches, formats of frozen weights, blocks to offload. What is given stays.",
     )
     dry_run: bool = Field(
         False, description="Say what the run would take of memory and disk, without loading weights, and stop."

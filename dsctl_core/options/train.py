@@ -16,6 +16,7 @@ from dsctl_core.options.effects import (
     CONTINUES_BY_ITSELF,
     ENCODED,
     ENCODED_ONCE,
+    FITS_NO_CPU,
     IN_MAIN_MEMORY,
     IN_ONE_PROCESS,
     NO_TEMPLATE_TO_TRUST,
@@ -49,7 +50,15 @@ class TrainOptions(ComposedOptions):
     )
     idle: ClassVar[tuple[Idle, ...]] = (
         *(ENCODED, ENCODED_ONCE, OWN_CACHE, TOKENIZER_OF_CACHE, NO_TEMPLATE_TO_TRUST),
-        *(TRAINS_NOTHING, CONTINUES_BY_ITSELF, ALWAYS_A_CACHE, IN_ONE_PROCESS, NOT_CHECKPOINTED, IN_MAIN_MEMORY),
+        *(
+            TRAINS_NOTHING,
+            CONTINUES_BY_ITSELF,
+            ALWAYS_A_CACHE,
+            IN_ONE_PROCESS,
+            NOT_CHECKPOINTED,
+            FITS_NO_CPU,
+            IN_MAIN_MEMORY,
+        ),
     )
 
     weights: SomeModelOptions

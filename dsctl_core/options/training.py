@@ -8,6 +8,7 @@ from pydantic import Field
 from dsctl_core.options.base import Alternative, Count, Names, Options, Seed, Text
 from dsctl_core.options.effects import NEW_RUN, NOT_STORED, Idle
 from dsctl_core.options.model import ModelParts
+from dsctl_core.options.quantize import Quantized
 
 
 class TrainingOptions(Options):
@@ -48,6 +49,11 @@ class TrainingOptions(Options):
     fp8_models: ModelParts = Field(
         (),
         description="Frozen components to hold in fp8: their names, or their weights as given for the model.",
+    )
+    quantize: Quantized = Field(
+        (),
+        description="Frozen components to hold in 4 or 8 bits: dit=nf4,text_encoder=int8. Formats: int8, "
+        "float8, nf4 (which needs bitsandbytes).",
     )
     device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
 

@@ -36,6 +36,13 @@ BAD_TEMPLATE_INPUTS: dict[str, list[Bad]] = {
         ("negative_template_inputs", "--negative-template-inputs"),
     )
 }
+BAD_QUANTIZE: list[Bad] = [
+    ("dit", 2, "--quantize is given 'dit'", "NAME=FORMAT"),
+    ("dit=nf5", 2, "unknown format 'nf5'", "did you mean 'nf4'?"),
+    ("dit.proj_out=int8", 2, "--quantize names 'dit.proj_out', a part of a component", "name all of it: dit"),
+    ("text_encoder=int8,text_encoder=nf4", 2, "--quantize names the text_encoder twice", "name each component once"),
+    ("vaee=int8", 2, "unknown component of qwen-image 'vaee'", "did you mean 'vae'?"),
+]
 BAD_OBJECTIVE: dict[str, list[Bad]] = {
     "optimizer": [
         ("adamww", 2, "unknown optimizer 'adamww'", "did you mean 'adamw'?"),

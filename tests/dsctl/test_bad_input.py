@@ -15,6 +15,7 @@ from tests.dsctl.bad_values import (
     BAD_CONTROLNET,
     BAD_GUIDANCE,
     BAD_OBJECTIVE,
+    BAD_QUANTIZE,
     BAD_RUN,
     BAD_TEMPLATE,
     BAD_TEMPLATE_INPUTS,
@@ -136,6 +137,11 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("fp16", 2, "--mixed-precision fp16 needs a GPU", "bf16"),
         ],
         "fp8_models": [("vaee", 2, "unknown component of qwen-image 'vaee'", "did you mean 'vae'?")],
+        "quantize": BAD_QUANTIZE,
+        "fit": [
+            ("large", 2, "--fit is 'large'", "a number of GB"),
+            ("24", 2, "--fit has no effect on a CPU", "--device cpu"),
+        ],
         "device": [("gpu", 2, "--device is 'gpu', which is unknown", "cpu, cuda")],
         "lora_base_model": [("dti", 2, "unknown component of qwen-image 'dti'", "did you mean 'dit'?")],
         "lora_target_modules": [
@@ -194,6 +200,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("fp16", 2, "--mixed-precision fp16 needs a GPU", "bf16"),
         ],
         "fp8_models": [("vaee", 2, "unknown component of qwen-image 'vaee'", "did you mean 'vae'?")],
+        "quantize": BAD_QUANTIZE,
         "device": [("gpu", 2, "--device is 'gpu', which is unknown", "cpu, cuda")],
         "on_bad_sample": [("leave", 2, "--on-bad-sample is 'leave', which is unknown", "stop, skip")],
         "output_path": [
@@ -221,6 +228,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("data", 1, "--prompts-file data cannot be read", "one prompt per line", {"prompt": None}),
         ],
         "cfg_scale": [*BAD_GUIDANCE, ("dit=2,dit_2=3", 2, "unknown denoiser 'dit_2'", "dit")],
+        "quantize": BAD_QUANTIZE,
         "negative_prompt": [
             ("a dog", 2, "--negative-prompt has no effect at --cfg-scale 1", "above 1", {"cfg_scale": "1"})
         ],
@@ -337,7 +345,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 116), ("cache", 63), ("infer", 75)])
+@pytest.mark.parametrize(("command", "count"), [("train", 123), ("cache", 68), ("infer", 80)])
 def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, bad: Bad) -> None:
         value, code, problem, remedy, *further = bad

@@ -72,8 +72,8 @@ def _trainings(patch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:
         note("memory", settings)
         return "native"
 
-    def estimate(plan: Any) -> Any:
-        note("dry run", plan.options.processes.num_processes)
+    def estimate(plan: Any, **how: Any) -> Any:
+        note("dry run", plan.options.processes.num_processes, how)
         raise SystemExit(0)
 
     patch.setattr("dsctl_core.commands.train.launch_training_task", train)

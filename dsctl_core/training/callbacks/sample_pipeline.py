@@ -171,7 +171,9 @@ def prepare_sample_pipeline(
     if not absent:
         return SamplePipeline(runner, {}, None)
     with torch.random.fork_rng([shell.device] if shell.device.type == "cuda" else []), torch.no_grad():
-        pipe: Any = resolved.load_pipeline(torch_dtype=shell.torch_dtype, device=shell.device, only=absent)
+        pipe: Any = resolved.load_pipeline(
+            torch_dtype=shell.torch_dtype, device=shell.device, only=absent, on_host=edits.packed
+        )
         edits.apply(pipe)
         pipe.unit_runner = runner
         pipe.denoise = _stop

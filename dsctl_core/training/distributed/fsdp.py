@@ -69,7 +69,8 @@ def shard(accelerator: Accelerator, module: DiffusionTrainingModule) -> None:
 def _refuse_small_floats(name: str, component: nn.Module) -> None:
     if any(parameter.dtype.itemsize == 1 for parameter in component.parameters()):
         raise UsageError(
-            f"{name} is held in float8, which FSDP2 cannot divide", hint="leave it out of --fp8-models: it is divided"
+            f"{name} is held in 4 or 8 bits, which FSDP2 cannot divide",
+            hint="leave it out of --fp8-models and --quantize: it is divided",
         )
 
 
@@ -89,10 +90,14 @@ def prepare(
 ) -> tuple[nn.Module, Optimizer]:
     """Return `module` and `optimizer` wrapped by accelerate; a module that is sharded by `shard` only gets autocast."""
     if divided(module):
+        from accelerate.utils import AutocastKwargs
+
         forward = module.forward
+        # Autocast would keep a copy of each gathered weight in 16 bits until forward ends: the whole model.
+        uncached = AutocastKwargs(cache_enabled=False)
 
         def in_precision(*args: Any, **kwargs: Any) -> Any:
-            with accelerator.autocast():
+            with accelerator.autocast(uncached):
                 return forward(*args, **kwargs)
 
         module.forward = in_precision
@@ -211,6 +216,9 @@ def _whole_weight(accelerator: Accelerator, parameter: nn.Parameter) -> Tensor:
     return whole(parameter)
 
 
-def gradient_norm(norm: Tensor | float | None) -> float | None:
-    """Return the gradient norm over all processes that clipping computed, or None if the engine gives none."""
-    return float(whole(norm)) if isinstance(norm, Tensor) else norm
+def gradient_norm(norm: Tensor | float | None) -> Tensor | None:
+    """Return the gradient norm over all processes that clipping computed, or None if the engine gives none.
+
+    It stays on its device: nothing waits for it.
+    """
+    return None if norm is None else whole(torch.as_tensor(norm))

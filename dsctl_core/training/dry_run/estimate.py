@@ -7,7 +7,8 @@ stages and two full training steps with the real code, while the bytes of live t
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,18 +29,18 @@ from dsctl_core.training.dry_run.fake_tensors import (
     replaced_when_converted,
     tensor_bytes,
 )
+from dsctl_core.training.dry_run.gpu_rules import cuda_autocast, reserved
 from dsctl_core.training.dry_run.process_memory import available_memory, warm_up
 from dsctl_core.training.dry_run.simulated import EncodedRow, SimulatedModel, encode_row, entry_bytes, largest
 from dsctl_core.training.dry_run.verdict import verdict
 from dsctl_core.training.loop.batches import MicroBatches
+from dsctl_core.training.model.stored import STORED_AS, is_stored_in
 from dsctl_core.training.model.task_module import TaskModule
 from dsctl_core.training.plan.module import task_module
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
     from dsctl_core.training.plan.plan import TrainingPlan
-
-STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # dtype names in safetensors headers
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Memory:
 
     `process` is the memory of the program before anything is loaded, which counts on a CPU only. `activations` is the
     larger of what forward keeps for backward and what backward allocates beside weights, gradients and state. `ema` is
-    the average of the trained weights.
+    the average of the trained weights. `step` is the largest moment of stage two, beside process and weights.
     """
 
     process: int
@@ -59,6 +60,7 @@ class Memory:
     ema: int
     activations: int
     saving: int
+    step: int
     peak: int
 
 
@@ -94,13 +96,15 @@ class DryRun:
         return {**asdict(self), "fits": self.fits}
 
 
-def estimate(plan: TrainingPlan) -> DryRun:
+def estimate(plan: TrainingPlan, depth: int | None = None, card: int | None = None) -> DryRun:
     """Estimate what the run of `plan` needs. Nothing is written, downloaded or trained.
 
+    With `depth` the denoisers have only so many blocks of each kind. `card` is the memory of a GPU in bytes that the
+    run would have; without it, the run is one on the device of `plan`.
     Raises DsctlError for a template with code that reads the values of tensors.
     """
     try:
-        return _Estimate(plan).result()
+        return Estimate(plan, depth, card).result()
     except DsctlError as error:
         if isinstance(error.__cause__, DataDependentOutputException | DynamicOutputShapeException):
             hint = (
@@ -110,24 +114,44 @@ def estimate(plan: TrainingPlan) -> DryRun:
         raise
 
 
-class _Estimate:
-    """The estimate of one run."""
+@dataclass(frozen=True)
+class Encoded:
+    """A row of a run's first stage: with the tensors of `simulation`, and what making it took, in bytes."""
 
-    def __init__(self, plan: TrainingPlan) -> None:
+    simulation: Simulation
+    entry: dict[str, Any]
+    index: int
+    encoding: int
+    stage_one: int
+
+
+class Estimate:
+    """The estimate of one run; `encoded` is the row of another that has the same first stage."""
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        depth: int | None = None,
+        card: int | None = None,
+        longer: str = "",
+        encoded: Encoded | None = None,
+    ) -> None:
         self.plan, self.options, self.stages = plan, plan.options, plan.stages
-        cached = isinstance(plan.source, CachedDataset)
-        self.model = SimulatedModel(plan.model, plan.components if cached else None)
-        self.simulation = Simulation()
+        only = isinstance(plan.source, CachedDataset) or (encoded is not None and plan.cached)
+        self.model = SimulatedModel(plan.model, plan.components if only else None, depth, longer)
+        self.encoded = encoded
+        self.simulation = Simulation() if encoded is None else encoded.simulation
+        self.card, self.on_gpu = card, card is not None or plan.accelerator.device.type == "cuda"
 
     def result(self) -> DryRun:
         """Simulate the run and return its needs."""
         pipe = self.model.pipeline(self.simulation, self.plan.dtype, self._dtype_of, self.stages.idle)
-        on_cpu = self.plan.accelerator.device.type == "cpu"
+        on_cpu = not self.on_gpu
         process = warm_up(self.plan.dtype) if on_cpu else 0
-        sample, index = self._largest()
-        encoded = EncodedRow(0, sample[CACHED], 0) if CACHED in sample else self._encode(pipe, sample)
-        encoding, entry = encoded.peak, encoded.entry
-        stage_one = encoded.weights + encoding if self.plan.encoding is not None else 0
+        self.encoded = self.encoded or self._encode_largest(pipe)
+        entry, index, encoding, stage_one = (
+            getattr(self.encoded, name) for name in ("entry", "index", "encoding", "stage_one")
+        )
         if self.plan.cached:
             for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
@@ -149,7 +173,9 @@ class _Estimate:
             # without a conversion the tensors are these pages.
             inside = max(inside, self._largest_converted_file())
         peak = process + max(stage_one, weights + inside)
-        memory = Memory(process, stage_one, weights, trained, state, ema, activations, saving, peak)
+        if self.on_gpu:
+            peak = reserved(peak, weights)
+        memory = Memory(process, stage_one, weights, trained, state, ema, activations, saving, inside, peak)
         steps, saves = self._steps()
         disk = {
             "checkpoints": saves * self._saved_bytes(module) * (2 if ema else 1),
@@ -165,10 +191,17 @@ class _Estimate:
             disk,
             steps,
             size,
-            device=device.type,
-            available_memory=available_memory(device),
+            device="cuda" if self.on_gpu else device.type,
+            available_memory=available_memory(device) if self.card is None else self.card,
             not_on_disk=tuple(self.model.missing),
         )
+
+    def _encode_largest(self, pipe: BasePipeline) -> Encoded:
+        sample, index = self._largest()
+        encoded = EncodedRow(0, sample[CACHED], 0) if CACHED in sample else self._encode(pipe, sample)
+        encoding, entry = encoded.peak, encoded.entry
+        stage_one = encoded.weights + encoding if self.plan.encoding is not None else 0
+        return Encoded(self.simulation, entry, index, encoding, stage_one)
 
     def _largest(self) -> tuple[dict[str, Any], int]:
         """Return the sample with the most pixels, and its position."""
@@ -182,6 +215,13 @@ class _Estimate:
 
     def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> EncodedRow:
         """Encode one row on fake tensors."""
+        edits, first = self.plan.use.edits, set(self.stages.first_components) - set(self.stages.second_components)
+        packed = replace(
+            edits,
+            fp8=tuple(name for name in edits.fp8 if name in first),
+            quantized=tuple(pair for pair in edits.quantized if pair[0] in first),
+        )
+        packed.pack(pipe, pipe.device)
         return encode_row(pipe, self.stages, self.plan.task, self.options.data.extra_inputs, row, self.plan.dtype)
 
     def _train(self, module: TaskModule, entry: dict[str, Any]) -> tuple[int, int, int]:
@@ -190,13 +230,14 @@ class _Estimate:
         optimizer = self.plan.optimizer(parameters)
         batch = [{CACHED: entry, "seed": number} for number in range(self.options.training.batch_size)]
         precision = torch.autocast("cpu", self.plan.dtype, enabled=self.plan.dtype != torch.float32)
+        rules = cuda_autocast() if self.on_gpu else nullcontext()
         state = activations = 0
 
         def made_anew() -> int:
             # Weights in 8 bits are new tensors after each call, and were counted with the weights before.
             return live.counted(module.parameters())
 
-        with KnownAnswers(), quiet_conversion(), replaced_when_converted(), live:
+        with KnownAnswers(), quiet_conversion(), replaced_when_converted(), live, rules:
             for _ in range(2):  # the optimizer's state exists from the second step on
                 state = live.now - made_anew()
                 live.start_peak()
@@ -223,9 +264,12 @@ class _Estimate:
         return max(sizes, default=0)
 
     def _dtype_of(self, component: str) -> torch.dtype:
-        """Return the dtype that a component is loaded in: float32 if it is trained as a whole."""
+        """Return the dtype that a component is loaded in: float32 if it is trained, unless its files are in another."""
         whole = {name.split(".")[0] for name in self.options.training.trainable_models or ()}
-        return torch.float32 if component in whole else self.plan.dtype
+        place = self.model.places.components.get(component)
+        if component not in whole or (place is not None and is_stored_in(place, self.plan.dtype)):
+            return self.plan.dtype
+        return torch.float32
 
     def _steps(self) -> tuple[int, int]:
         """Return the number of steps and the number of saves of the run."""

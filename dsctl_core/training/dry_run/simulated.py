@@ -20,6 +20,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families import pipeline_class
 from dsctl_core.family import Component
 from dsctl_core.losses import find_loss
+from dsctl_core.memory.blocks import repeated_blocks
 from dsctl_core.stages.plan_rows import has_pictures
 from dsctl_core.stages.sample import Sample, pick, rounded
 from dsctl_core.stages.split import Stages, run
@@ -43,9 +44,16 @@ CHAT = (
 class SimulatedModel:
     """A model for a dry run: the parts on the disk, and those that are only known by their published configs."""
 
-    def __init__(self, resolved: ResolvedModel, components: Sequence[str] | None) -> None:
-        """Find the parts of `resolved` that `components` (None: all) name; nothing is downloaded."""
-        self.resolved = resolved
+    def __init__(
+        self, resolved: ResolvedModel, components: Sequence[str] | None, depth: int | None = None, longer: str = ""
+    ) -> None:
+        """Find the parts of `resolved` that `components` (None: all) name; nothing is downloaded.
+
+        With `depth`, denoisers have only so many blocks of each kind, which takes seconds in place of minutes, and one
+        more of the list of blocks called `longer`; `cut` then has the full lengths of the lists that were shortened.
+        """
+        self.resolved, self.depth, self.longer = resolved, depth, longer
+        self.cut: dict[str, int] = {}
         self.missing: list[str] = []  # components that are not on the disk
         configs = self._on_disk(components)
         self.missing += [side.name for side in resolved.side_networks if not side.on_disk]
@@ -97,11 +105,14 @@ class SimulatedModel:
         """
         family, readers = self.resolved.family, self._readers()
         models: dict[str, nn.Module] = {}
+        denoisers = {denoiser.name for denoiser in self.resolved.parts.denoisers}
         for component in family.components:
             if component.name not in self.loaded or component.name in without:
                 continue
             with simulation.building():
                 model = self._empty(component)
+            if self.depth is not None and component.name in denoisers:
+                self.cut |= shorten(model, self.depth, self.longer)
             models[component.name] = simulation.take(model.eval().requires_grad_(False), dtype_of(component.name))
         about: dict[str, Any] = {"torch_dtype": dtype, "device": "cpu", "parts": self.resolved.parts}
         pipe = pipeline_class(family)(models, readers, self.resolved.schedule, **about).eval()
@@ -146,6 +157,21 @@ class SimulatedModel:
             f"a dry run of {preset.name} needs its {name}, a few files, which is not on the disk",
             hint=f'dsctl download {preset.repository(name)} --include "{reader.folder}/*"',
         )
+
+
+def shorten(model: nn.Module, depth: int, longer: str = "") -> dict[str, int]:
+    """Keep the first `depth` entries of the lists of repeated blocks of `model`; return the lengths they had, by name.
+
+    The list `longer` keeps one more. Lists that are no longer than `depth` stay as they are.
+    """
+    names = {name.rpartition(".")[0] for name in repeated_blocks(model)}
+    lengths = {}
+    for name in sorted(names):
+        blocks: Any = model.get_submodule(name)
+        if len(blocks) > depth:
+            lengths[name] = len(blocks)
+            del blocks[depth + (name == longer) :]
+    return lengths
 
 
 def largest(dataset: UnifiedDataset) -> int:

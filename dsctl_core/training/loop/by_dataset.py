@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dsctl_core.data.several import DATASET
@@ -17,18 +18,19 @@ class LossByDataset:
         self.labels = tuple(labels)
         self.totals = [0.0] * 2 * len(self.labels)
 
-    def sums(self, samples: Sequence[Any], losses: Tensor | None) -> list[float]:
+    def sums(self, samples: Sequence[Any], losses: Tensor | None, like: Tensor) -> Tensor:
         """Return the sum of `losses`, (B,), and the number of `samples` of each dataset: first all sums, then numbers.
 
-        A module that tells no losses of its samples counts none.
+        The result has the device and dtype of `like`, and nothing waits for it. A module that tells no losses of its
+        samples counts none.
         """
-        found = [0.0] * 2 * len(self.labels)
-        if not self.labels or losses is None:
-            return found
-        for sample, loss in zip(samples, losses.tolist(), strict=False):
-            found[sample[DATASET]] += loss
-            found[len(self.labels) + sample[DATASET]] += 1
-        return found
+        found = torch.zeros(2 * len(self.labels), dtype=torch.float64, device=like.device)
+        if self.labels and losses is not None and samples:
+            own = losses[: len(samples)].double()
+            places = torch.tensor([sample[DATASET] for sample in samples][: len(own)], device=like.device)
+            found.index_add_(0, places, own)
+            found.index_add_(0, places + len(self.labels), torch.ones_like(own))
+        return found.to(like.dtype)
 
     def add(self, sums: Sequence[float]) -> None:
         """Add `sums`, which may be divided by the number of processes."""

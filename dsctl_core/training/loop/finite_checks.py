@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from dsctl_core.cache.reader import CachedDataset
@@ -27,22 +28,43 @@ def names_of(batch: Iterable[Any], dataset: Any) -> list[str]:
     return [dataset.location(row) if knows else f"row {row}" for row in rows]
 
 
-def require_finite_loss(
-    loss: Tensor, step: int, names: Sequence[str], saved: Path | None, *, resumable: bool = True
-) -> None:
-    """Raise a DsctlError unless the loss of a micro-batch is a finite number that depends on something trained."""
+def require_trained_loss(loss: Tensor, step: int) -> None:
+    """Raise a UsageError for the loss of a micro-batch that depends on nothing trained."""
     if not loss.requires_grad:
         raise _nothing_trained(f"the loss of step {step} depends on no trained weight")
-    if not torch.isfinite(loss):
-        value = float(loss.detach())
+
+
+@dataclass(frozen=True)
+class LossCheck:
+    """The loss of a micro-batch in this process and its mean over all, with what a message about it says.
+
+    `names` are the samples of this process, `saved` is the newest checkpoint, or None, and `resumable` says whether a
+    state was saved with it.
+    """
+
+    own: float
+    mean: float
+    names: Sequence[str]
+    saved: Path | None
+    resumable: bool = True
+
+    def require(self, step: int, accelerator: Accelerator) -> None:
+        """Raise a DsctlError, in all processes, if the loss of one of them is not finite."""
+        if math.isfinite(self.mean):
+            return
+        from accelerate.utils import gather_object
+
+        bad = not math.isfinite(self.own)
+        found = gather_object([(self.own, list(self.names))] if bad else [])
+        value, names = (found[0][0], [name for _, each in found for name in each]) if found else (self.mean, [])
         raise DsctlError(
-            f"the loss of step {step} is {value}{_on(names)}; nothing was updated with it; {_last(saved)}",
-            hint=f"lower the learning rate, and check those rows{_go_on(saved, resumable)}",
+            f"the loss of step {step} is {value}{_on(names)}; nothing was updated with it; {_last(self.saved)}",
+            hint=f"lower the learning rate, and check those rows{_go_on(self.saved, self.resumable)}",
         )
 
 
 def require_finite_gradient(
-    norm: Tensor | float | None,
+    norm: float | None,
     step: int,
     names: Sequence[str],
     saved: Path | None,
@@ -62,7 +84,7 @@ def require_finite_gradient(
         accelerator: the accelerator of the run.
         resumable: whether a state was saved with `saved`.
     """
-    if norm is None or torch.isfinite(torch.as_tensor(norm)):
+    if norm is None or math.isfinite(norm):
         return
     if accelerator.scaler is not None and accelerator.scaler.get_scale() > SMALLEST_SCALE:
         return
@@ -70,18 +92,18 @@ def require_finite_gradient(
 
     everywhere = gather_object(list(names))
     raise DsctlError(
-        f"the gradient of step {step} is {float(norm)}, though its loss is finite{_on(everywhere)}; "
+        f"the gradient of step {step} is {norm}, though its loss is finite{_on(everywhere)}; "
         f"nothing was updated with it; {_last(saved)}",
         hint=f"lower the learning rate, and check those rows{_go_on(saved, resumable)}",
     )
 
 
-def require_some_gradient(norm: Tensor | float | None, parameters: Sequence[nn.Parameter]) -> None:
+def require_some_gradient(norm: float | None, parameters: Sequence[nn.Parameter]) -> None:
     """Raise a UsageError if the gradient of a run's first step is zero everywhere, in all processes.
 
     One weight with a gradient is enough: half of a fresh LoRA has none, because its other half is zero.
     """
-    if norm is None or float(norm) != 0:
+    if norm is None or norm != 0:
         return
     some = sum(parameter.grad is not None for parameter in parameters)
     none = "none of the trained weights has a gradient"

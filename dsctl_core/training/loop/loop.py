@@ -28,10 +28,11 @@ from dsctl_core.training.distributed.fsdp import gradient_norm, keeping_gradient
 from dsctl_core.training.loop.batches import Loaded, MicroBatches, batch_loader
 from dsctl_core.training.loop.by_dataset import LossByDataset
 from dsctl_core.training.loop.finite_checks import (
+    LossCheck,
     names_of,
     require_finite_gradient,
-    require_finite_loss,
     require_some_gradient,
+    require_trained_loss,
 )
 from dsctl_core.training.loop.signals import STOPS, StopSignals, TrainingStopped
 from dsctl_core.training.optim.lr_schedule import LRSchedule
@@ -276,30 +277,39 @@ class _Loop:
         accelerator.sync_gradients = last
         with nullcontext() if last else keeping_gradients(accelerator, prepared):
             loss = prepared(batch[0] if self.batch_size == 1 else batch)
-            require_finite_loss(loss, self.run.step + 1, names, self.saved, resumable=self.snapshots.possible)
-            self._share(loss.detach().float() * weight, batch if weight else ())
+            require_trained_loss(loss, self.run.step + 1)
             accelerator.backward(loss * weight)
-            norm = gradient_norm(accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm)) if last else None
+            length = accelerator.clip_grad_norm_(self.run.parameters, self.max_grad_norm) if last else None
+            norm = self._share(loss, weight, batch if weight else (), gradient_norm(length), names)
             if last:
                 self._guard(norm)
             optimizer.step()
             optimizer.zero_grad()
         return norm
 
-    def _share(self, loss: Tensor, counted: Sequence[Any]) -> None:
-        """Add the mean loss of a micro-batch over all processes to the step's, and learn whether one got a signal.
+    def _share(
+        self, loss: Tensor, weight: float, counted: Sequence[Any], norm: Tensor | None, names: list[str]
+    ) -> float | None:
+        """Add the mean loss of a micro-batch over all processes to the step's; return the gradient norm `norm`.
 
-        The samples `counted` are added to the losses of their datasets.
+        Also learn whether a process got a signal, and add the samples `counted` to the losses of their datasets. All
+        of it comes from the device at once: this is the only place where a micro-batch waits for it. Raises DsctlError
+        for a loss that is not finite, on the samples `names`.
         """
         accelerator = self.run.accelerator
-        heard = self.stop.shares()
-        sums = self.by_dataset.sums(counted, self.run.model.sample_losses)
-        own = torch.cat([loss[None], loss.new_tensor([*heard, *sums])])
-        told = accelerator.reduce(own, reduction="mean").tolist()
-        self.loss += told[0] / accelerator.gradient_accumulation_steps
-        signals, shares = told[1 : 1 + len(heard)], told[1 + len(heard) :]
+        own, heard = loss.detach().float(), self.stop.shares()
+        sums = self.by_dataset.sums(counted, self.run.model.sample_losses, own)
+        shared = accelerator.reduce(torch.cat([own[None] * weight, own.new_tensor(heard), sums]), reduction="mean")
+        lengths = [] if norm is None else [norm.to(own)[None]]
+        mean, *told = torch.cat([shared, own[None], *lengths]).tolist()
+        signals, shares = told[: len(heard)], told[len(heard) : len(heard) + len(sums)]
+        value, *length = told[len(heard) + len(sums) :]
+        finite = LossCheck(value, mean, names, self.saved, resumable=self.snapshots.possible)
+        finite.require(self.run.step + 1, accelerator)
+        self.loss += mean / accelerator.gradient_accumulation_steps
         self.stopped_by = next((number for number, share in zip(STOPS, signals, strict=True) if share), 0)
         self.by_dataset.add(shares)
+        return length[0] if length else None
 
     def _guard(self, norm: float | None) -> None:
         """Raise before an update with a gradient that is not finite, or with none."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,11 @@ from dsctl_core.lora.layers import add_network, continue_lora, export_lora, fuse
 from dsctl_core.lora.targets import AUTO
 from dsctl_core.memory.dtypes import cast_weights
 from dsctl_core.memory.offload import offloaded_numbers
-from dsctl_core.memory.quantize import store_in_fp8
+from dsctl_core.memory.quantize import packed_numbers
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.random import derive_seed
 from dsctl_core.scheduler import TRAINING_LEVELS
+from dsctl_core.training.model.weight_edits import WeightEdits
 
 NetworkName = Literal["lora", "dora", "lokr", "loha"]
 
@@ -79,6 +80,8 @@ class DiffusionTrainingModule(nn.Module):
         preset_lora_model: str | None = None,
         loras: Sequence[tuple[str | Path, float]] = (),
         fp8_models: str | Sequence[str] | None = None,
+        quantized: Mapping[str, str] | None = None,
+        packed_on: torch.device | None = None,
         seed: int = 0,
     ) -> None:
         """Freeze `pipe`, make the selected parts trainable in float32, and set the schedule for training.
@@ -102,6 +105,8 @@ class DiffusionTrainingModule(nn.Module):
             learned. preset_lora_model: the component of `preset_lora_path` (None: the first denoiser).
             loras: LoRA files and scales, fused into every component that they have layers for.
             fp8_models: components to store in float8. They must not be trained themselves; a LoRA on them may be.
+            quantized: components to hold in a format of dsctl_core.memory.quantize, with the same limits.
+            packed_on: the device of what these two are packed into (None: that of the pipeline).
             seed: the seed of the LoRA's initial weights.
         """
         full = split_names(trainable_models)
@@ -117,7 +122,8 @@ class DiffusionTrainingModule(nn.Module):
             decompose_both=lokr_decompose_both,
             full_matrix=lokr_full_matrix,
         )
-        eight_bit, adapted = split_names(fp8_models), split_names(lora_base_model)
+        adapted, edits = split_names(lora_base_model), WeightEdits(tuple(split_names(fp8_models)))
+        edits = replace(edits, quantized=tuple((quantized or {}).items()))
         for each in adapted:
             if any(name.split(".")[0] == each for name in full):
                 raise UsageError(f"{each} cannot be trained whole and get a LoRA at once", hint="choose one of the two")
@@ -126,15 +132,13 @@ class DiffusionTrainingModule(nn.Module):
                 f"one LoRA to go on from is given, but {' and '.join(adapted)} get one each",
                 hint="train them one by one",
             )
-        for name in eight_bit:
+        for name in edits.packed:
+            held, flag = edits.holding(name)
             if any(other.split(".")[0] == name for other in full):
-                raise UsageError(f"{name} is trained, so it cannot be stored in float8", hint="drop it from fp8 models")
-        for each in adapted if use_dora else ():
-            if each in eight_bit:
-                problem = f"a DoRA reads the weights of the {each}, so it cannot be stored in float8"
-                raise UsageError(
-                    problem, hint=f"leave --use-dora or --network dora out, or take {each} out of --fp8-models"
-                )
+                raise UsageError(f"{name} is trained, so it cannot be {held}", hint=f"take it out of {flag}")
+            if use_dora and name in adapted:
+                problem = f"a DoRA reads the weights of the {name}, so it cannot be {held}"
+                raise UsageError(problem, hint=f"leave --use-dora or --network dora out, or take {name} out of {flag}")
         pipe.requires_grad_(False).eval()
         if preset_lora_path is not None:
             fuse_lora(pipe, Path(preset_lora_path), preset_lora_model or pipe.family.denoisers[0].name)
@@ -154,8 +158,7 @@ class DiffusionTrainingModule(nn.Module):
             self.trained.append(TrainedComponent(name, lora=True, description=about))
         if not self.trained:
             raise UsageError("nothing is trainable", hint="give lora_base_model or trainable_models")
-        for name in eight_bit:
-            store_in_fp8(pipe.component(name), pipe.torch_dtype)
+        edits.pack(pipe, packed_on or pipe.device)
         pipe.scheduler.set_timesteps(TRAINING_LEVELS, training=True)
 
     @staticmethod
@@ -209,7 +212,7 @@ class DiffusionTrainingModule(nn.Module):
         sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
         return {
             "trained": sum(n for n, on in sizes if on),
-            "all": sum(n for n, _ in sizes) + offloaded_numbers(self),
+            "all": sum(n for n, _ in sizes) + offloaded_numbers(self) + packed_numbers(self),
         }
 
     def lora_layer_count(self) -> int:

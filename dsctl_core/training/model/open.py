@@ -21,6 +21,7 @@ from dsctl_core.options.control import MODEL as CONTROLNET
 from dsctl_core.options.control import ControlNetFile
 from dsctl_core.options.lora import LoraFile
 from dsctl_core.options.model import SomeModelOptions
+from dsctl_core.options.quantize import quantized_pairs, require_library
 from dsctl_core.options.template import INPUTS as TEMPLATE_COLUMN
 from dsctl_core.options.template import MODEL as TEMPLATE
 from dsctl_core.options.template import TemplateOptions, TemplateSource
@@ -50,27 +51,34 @@ class ModelUse:
     def of_training(cls, options: TrainOptions) -> ModelUse:
         """Return the use of the model in a training."""
         adapter = options.adapter
-        edits = WeightEdits(options.training.fp8_models, adapter.preset_lora_path, adapter.preset_lora_model or "dit")
+        fp8, quantized = options.training.fp8_models, options.training.quantize
+        pairs = quantized_pairs(quantized, fp8)
+        edits = WeightEdits(fp8, adapter.preset_lora_path, adapter.preset_lora_model or "dit", pairs)
         named, seed = options.controls.controlnet, options.training.seed
         return cls(options.trained_names, edits, adapter.lora_base_model, adapter.lora, named, seed)
 
     @classmethod
     def of_cache(cls, options: CacheOptions) -> ModelUse:
         """Return the use of the model in a cache."""
-        edits = WeightEdits(options.fp8_models)
+        edits = WeightEdits(options.fp8_models, quantized=quantized_pairs(options.quantize, options.fp8_models))
         return cls(options.trained_names, edits, controlnets=options.controls.controlnet)
 
     def located(self, resolved: ResolvedModel) -> ModelUse:
         """Return it with the names of the components in fp8, which may be named by the locations of their weights."""
         names = tuple(dict.fromkeys(component_at(resolved, part) for part in self.edits.fp8))
+        for name, form in self.edits.quantized:
+            resolved.family.component(name)
+            require_library(form)
+            quantized_pairs((f"{name}={form}",), names)
         return replace(self, edits=replace(self.edits, fp8=names))
 
     def refuse_unloaded(self, loaded: Collection[str], what: str) -> None:
         """Raise an error for an edit of a component that the run does not load. `what` is the kind of the run."""
-        for name in self.edits.fp8:
+        for name in self.edits.packed:
             if name not in loaded:
-                hint = "leave it out" if len(self.edits.fp8) == 1 else f"leave {name} out"
-                raise UsageError(f"--fp8-models {name} has no effect on {what}, which does not load it", hint=hint)
+                _, flag = self.edits.holding(name)
+                hint = "leave it out" if len(self.edits.packed) == 1 else f"leave {name} out"
+                raise UsageError(f"{flag} {name} has no effect on {what}, which does not load it", hint=hint)
         if self.edits.lora is not None and self.edits.lora_on not in loaded:
             raise UsageError(
                 f"--preset-lora-path has no effect on {what}, which does not load the {self.edits.lora_on}",
@@ -109,7 +117,7 @@ def open_model(
 
 def with_controls(resolved: ResolvedModel, use: ModelUse) -> ResolvedModel:
     """Return the model with the control networks of the run; raise UsageError for a use that they do not have."""
-    names = {name.split(".")[0] for name in (*use.trained, *((use.lora_on or "").split(",")), *use.edits.fp8)}
+    names = {name.split(".")[0] for name in (*use.trained, *((use.lora_on or "").split(",")), *use.edits.packed)}
     named = sorted(name for name in names if name.startswith(CONTROLNET))
     if named and not use.controlnets:
         kinds = ", ".join(kind.name for kind in resolved.family.controlnets)
@@ -118,11 +126,16 @@ def with_controls(resolved: ResolvedModel, use: ModelUse) -> ResolvedModel:
             hint=f"give --controlnet too: a name, a file, or a new one: {kinds}" if kinds else "name another component",
         )
     for name in named:
-        if name in use.edits.fp8:
-            raise UsageError(f"{name} cannot be stored in float8", hint="name other components in --fp8-models")
+        _refuse_packed(use, name)
         if name in (use.lora_on or "").split(","):
             raise UsageError(f"{name} cannot get a LoRA", hint=f"train it whole: --trainable-models {name}")
     return with_controlnets(resolved, use.controlnets, seed=use.seed)
+
+
+def _refuse_packed(use: ModelUse, name: str) -> None:
+    if name in use.edits.packed:
+        held, flag = use.edits.holding(name)
+        raise UsageError(f"{name} cannot be {held}", hint=f"name other components in {flag}")
 
 
 def controls_of(resolved: ResolvedModel) -> list[str]:
@@ -141,8 +154,7 @@ def with_template(
         if any(name.split(".")[0] == TEMPLATE for name in use.trained):
             raise UsageError(f"{TEMPLATE} is to be trained, but no template is given", hint="give --template DIR too")
         return resolved
-    if TEMPLATE in use.edits.fp8:
-        raise UsageError(f"{TEMPLATE} cannot be stored in float8", hint="name other components in --fp8-models")
+    _refuse_packed(use, TEMPLATE)
     if use.lora_on == TEMPLATE:
         raise UsageError(f"{TEMPLATE} cannot get a LoRA", hint=f"train it whole: --trainable-models {TEMPLATE}")
     from dsctl_core.template.training import open_template

@@ -1,10 +1,11 @@
-"""Apply LoRAs and float8 storage to loaded weights, and identify components by their edited weights."""
+"""Apply LoRAs and packed storage to loaded weights, and identify components by their edited weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsctl_core.cache.manifest import Recipe
 from dsctl_core.checkpoint.identify import identify_weights
@@ -13,8 +14,11 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.digest import digest
 from dsctl_core.lora.layers import fuse_lora
-from dsctl_core.memory.quantize import store_in_fp8
+from dsctl_core.memory.quantize import quantize, store_in_fp8
 from dsctl_core.pipeline import BasePipeline
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -24,27 +28,52 @@ class WeightEdits:
     fp8: tuple[str, ...] = ()
     lora: Path | None = None
     lora_on: str = "dit"
+    quantized: tuple[tuple[str, str], ...] = ()  # components and the formats that they are held in
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> WeightEdits:
         """Return the edits that a cache was made with."""
         model = recipe.model
         lora = model["preset_lora_path"]
-        return cls(tuple(model["fp8_models"]), Path(lora) if lora else None, model["preset_lora_model"])
+        quantized = tuple((name, form) for name, form in model.get("quantize", {}).items())
+        return cls(tuple(model["fp8_models"]), Path(lora) if lora else None, model["preset_lora_model"], quantized)
+
+    @property
+    def packed(self) -> tuple[str, ...]:
+        """The components that are held in fewer bits: they are loaded into main memory, and packed one by one."""
+        return (*self.fp8, *(name for name, _ in self.quantized))
+
+    def holding(self, component: str) -> tuple[str, str]:
+        """Return how a packed component is held, for messages, and the option that asks for it."""
+        if component in self.fp8:
+            return "stored in float8", "--fp8-models"
+        return f"held in {dict(self.quantized)[component]}", "--quantize"
 
     def notes(self, component: str) -> tuple[list[str], list[Path]]:
         """Return the edits of `component` as descriptions, and the files that they come from."""
         lora = self.lora is not None and self.lora_on == component
-        words = (["fp8"] if component in self.fp8 else []) + (["lora"] if lora else [])
+        words = ["fp8"] if component in self.fp8 else [form for name, form in self.quantized if name == component]
+        words += ["lora"] if lora else []
         return words, [self.lora] if lora and self.lora is not None else []
 
     def apply(self, pipe: BasePipeline) -> None:
         """Apply the edits to the loaded components of `pipe`."""
         if self.lora is not None and self.lora_on in pipe.components:
             fuse_lora(pipe, self.lora, self.lora_on)
+        self.pack(pipe, pipe.device)
+
+    def pack(self, pipe: BasePipeline, device: torch.device) -> None:
+        """Pack the loaded components that are held in fewer bits, and move them to `device`, weight by weight."""
         for name in self.fp8:
             if name in pipe.components:
-                store_in_fp8(pipe.component(name), pipe.torch_dtype)
+                store_in_fp8(pipe.component(name), pipe.torch_dtype, device)
+        for name, form in self.quantized:
+            if name in pipe.components:
+                quantize(pipe.component(name), form, pipe.torch_dtype, device)
+        for name in self.packed:
+            model = pipe.components.get(name)
+            if model is not None and any(each.device != device for each in model.parameters()):
+                model.to(device)
 
 
 def identify(resolved: ResolvedModel, components: Sequence[str], edits: WeightEdits) -> dict[str, str]:

@@ -125,6 +125,9 @@ class CacheCheck:
             values["trainable_models"] = ",".join(trainable)
         values["template"] = recipe.model.get("template")
         values["fp8_models"] = ",".join(recipe.model["fp8_models"]) or None
+        values["quantize"] = (
+            ",".join(f"{name}={form}" for name, form in recipe.model.get("quantize", {}).items()) or None
+        )
         values["output_path"] = self.cache.folder
         tables = [json.dumps(each["table"]) for each in recipe.dataset.get(OF_TABLES, ())]
         switches = [f"--{name.replace('_', '-')}" for name in SWITCHES if recipe.dataset.get(name)]

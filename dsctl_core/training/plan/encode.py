@@ -74,7 +74,9 @@ class EncodePlan:
         if not components:
             return self.shell
         shell = self.shell
-        pipe = self.resolved.load_pipeline(torch_dtype=shell.torch_dtype, device=shell.device, only=components)
+        pipe = self.resolved.load_pipeline(
+            torch_dtype=shell.torch_dtype, device=shell.device, only=components, on_host=self.edits.packed
+        )
         self.edits.apply(pipe)
         # Units must see the schedule of training.
         pipe.scheduler.set_timesteps(training=True)
@@ -118,6 +120,7 @@ class EncodePlan:
                 "tokenizer_path": weights.tokenizer_path,
                 "model_id_with_origin_paths": weights.model_id_with_origin_paths,
                 "fp8_models": list(edits.fp8),
+                **({"quantize": dict(edits.quantized)} if edits.quantized else {}),
                 "preset_lora_path": str(edits.lora) if edits.lora else None,
                 "preset_lora_model": edits.lora_on,
                 "template": labels.get(TEMPLATE),

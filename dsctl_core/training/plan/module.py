@@ -8,6 +8,7 @@ from dsctl_core.errors import UsageError
 from dsctl_core.memory.options import MemorySettings
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
+from dsctl_core.training.model.stored import trained_dtypes
 from dsctl_core.training.model.task_module import TaskModule, objective_of
 from dsctl_core.training.plan.plan import TrainingPlan
 
@@ -19,11 +20,17 @@ def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
     """
     progress.note(f"Loading {plan.model.label}")
     memory, device = plan.options.memory, plan.accelerator.device
-    whole = {name.split(".")[0]: torch.float32 for name in plan.options.training.trainable_models or ()}
+    whole = [name.split(".")[0] for name in plan.options.training.trainable_models or ()]
     # Offloaded blocks are loaded into main memory: the whole model may not fit into the GPU.
     place = torch.device("cpu") if memory.offload_blocks else device
-    pipe = plan.model.load_pipeline(torch_dtype=plan.dtype, device=place, only=plan.components, component_dtypes=whole)
-    module = task_module(plan, pipe)
+    pipe = plan.model.load_pipeline(
+        torch_dtype=plan.dtype,
+        device=place,
+        only=plan.components,
+        component_dtypes=trained_dtypes(plan.model, whole, plan.dtype),
+        on_host=plan.use.edits.packed,
+    )
+    module = task_module(plan, pipe, packed_on=device)
     if memory.offload_blocks and device.type == "cpu":
         raise UsageError("--offload-blocks has no effect without a GPU", hint="leave it out")
     settings = MemorySettings(
@@ -35,8 +42,13 @@ def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
     return module
 
 
-def task_module(plan: TrainingPlan, pipe: BasePipeline, *, read_loras: bool = True) -> TaskModule:
-    """Build the training module of the plan on `pipe`. Without `read_loras` no LoRA file is read or merged."""
+def task_module(
+    plan: TrainingPlan, pipe: BasePipeline, *, read_loras: bool = True, packed_on: torch.device | None = None
+) -> TaskModule:
+    """Build the training module of the plan on `pipe`. Without `read_loras` no LoRA file is read or merged.
+
+    Components in fewer bits are packed onto the device `packed_on` (None: that of `pipe`).
+    """
     training, adapter, edits = plan.options.training, plan.options.adapter, plan.use.edits
     return TaskModule(
         pipe,
@@ -63,5 +75,7 @@ def task_module(plan: TrainingPlan, pipe: BasePipeline, *, read_loras: bool = Tr
         preset_lora_model=edits.lora_on,
         loras=[(lora.path, lora.scale) for lora in adapter.lora] if read_loras else [],
         fp8_models=[name for name in edits.fp8 if name in pipe.components],
+        quantized={name: form for name, form in edits.quantized if name in pipe.components},
+        packed_on=packed_on,
         seed=training.seed,
     )

@@ -214,9 +214,10 @@ def _refuse_idle_edits(
         parts = {component.name for component in model.family.components} - set(stages.idle)
         use.refuse_unloaded(parts, "this run")
     for denoiser in model.parts.denoisers if options.memory.offload_blocks else ():
-        if denoiser.name in use.edits.fp8:
+        if denoiser.name in use.edits.packed:
+            _, flag = use.edits.holding(denoiser.name)
             raise UsageError(
-                f"--offload-blocks and --fp8-models {denoiser.name} are both given, and cannot be combined",
+                f"--offload-blocks and {flag} {denoiser.name} are both given, and cannot be combined",
                 hint="give one of them",
             )
 

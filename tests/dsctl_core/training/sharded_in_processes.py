@@ -127,7 +127,7 @@ def main(folder: Path) -> None:
             assert torch.allclose(value, named(alone)[name], atol=1e-6), name
 
     norm = torch.nn.utils.get_total_norm([p.detach() for p in named(module).values()])
-    length = sharded.gradient_norm(norm)
+    length = float(sharded.gradient_norm(norm))
     assert abs(length - float(torch.nn.utils.get_total_norm([p.detach() for p in named(alone).values()]))) < 1e-5
     assert sharded.gradient_norm(None) is None
 

@@ -1,0 +1,94 @@
+"""Have fake tensors on the CPU take the memory that those of a GPU take: autocast of CUDA has other rules.
+
+On a GPU, autocast computes norms, softmax, sums and powers in float32, and backward keeps their inputs in float32. On a
+CPU they stay in 16 bits. The list is torch's: https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-autocast-to-float32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from dsctl_core.memory.recompute import recomputed_inside
+
+MIB = 2**20
+# The context of CUDA with the kernels of torch, and the workspaces of cuBLAS: others report 0.4 to 0.6 GB.
+CONTEXT = 512 * MIB
+# The share of what is allocated and freed at every step that the caching allocator cannot reuse in one piece.
+FRAGMENTED = 0.03
+
+FLOAT32 = frozenset(
+    [
+        "acos",
+        "asin",
+        "cosh",
+        "erfinv",
+        "exp",
+        "expm1",
+        "log",
+        "log10",
+        "log2",
+        "log1p",
+        "reciprocal",
+        "rsqrt",
+        "sinh",
+        "tan",
+        "pow",
+        "__pow__",
+        "__rpow__",
+        "softplus",
+        "layer_norm",
+        "rms_norm",
+        "group_norm",
+        "cosine_similarity",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "mse_loss",
+        "cumprod",
+        "cumsum",
+        "softmax",
+        "log_softmax",
+        "prod",
+        "sum",
+        "norm",
+        "vector_norm",
+        "logsumexp",
+        "interpolate",
+    ]
+)
+
+
+@contextmanager
+def cuda_autocast() -> Iterator[None]:
+    """Compute by the rules of CUDA's autocast inside the context, and so blocks of it that are recomputed later."""
+    with recomputed_inside(CudaAutocast), CudaAutocast():
+        yield
+
+
+class CudaAutocast(TorchFunctionMode):
+    """Computes in float32 what CUDA's autocast does, wherever the CPU's is on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in FLOAT32 or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **kwargs)
+        args, kwargs = tree_map(_wide, (args, kwargs))
+        with torch.autocast("cpu", enabled=False):
+            return func(*args, **kwargs)
+
+
+def _wide(value: Any) -> Any:
+    small = isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < 4
+    return value.float() if small else value
+
+
+def reserved(peak: int, weights: int) -> int:
+    """Return what the allocator takes from a GPU for `peak` bytes of tensors, of which `weights` stay all the time."""
+    return CONTEXT + peak + int(FRAGMENTED * (peak - weights))

@@ -1,0 +1,127 @@
+"""`--fit` takes the cheapest lever that suffices, keeps what was given, and writes what it chose as plain options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsctl.app import main
+from dsctl_core.commands.train import dry_run
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.options import TrainOptions
+from dsctl_core.progress import NoProgress
+from dsctl_core.training.dry_run.estimate import estimate
+from dsctl_core.training.dry_run.gpu_rules import CONTEXT
+from dsctl_core.training.fit.choose import SPARE, choose
+from dsctl_core.training.fit.fit import fit
+from dsctl_core.training.fit.predict import Prediction, Predictor
+from dsctl_core.training.plan.plan import plan_training
+
+BLOCKS, SHARES = 10, {"": 1.0, "int8": 0.5, "nf4": 0.25}
+
+
+def asked(**more: Any) -> TrainOptions:
+    return TrainOptions(**{"model": "tiny", "dataset_base_path": "data", "output_path": "o", "lora_rank": 2, **more})
+
+
+def predicted(weights: int, activations: int, stage_one: int = 0) -> Callable[[TrainOptions], Prediction]:
+    """Return a predictor of a model with these needs in bytes for one sample, of which recomputing leaves a tenth."""
+
+    def predict(options: TrainOptions) -> Prediction:
+        held = dict(part.split("=") for part in options.training.quantize)
+        share = 0.1 if options.training.use_gradient_checkpointing else 1
+        own = weights * SHARES[held.get("dit", "")] + activations * share * options.training.batch_size
+        first = stage_one * SHARES[held.get("text_encoder", "")]
+        return Prediction(int(max(own, first)), int(own), int(first), BLOCKS, weights // BLOCKS)
+
+    return predict
+
+
+@pytest.fixture(autouse=True)
+def _with_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsctl_core.training.fit.choose.require_library", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("needs", "card", "chosen"),
+    [
+        ((100, 100), 300, {}),
+        ((100, 100), 150, {"use_gradient_checkpointing": True, "gradient_checkpointing_blocks": 7}),
+        ((100, 100), 120, {"use_gradient_checkpointing": True}),
+        ((100, 100), 70, {"use_gradient_checkpointing": True, "quantize": ("dit=int8",)}),
+        ((100, 100), 40, {"use_gradient_checkpointing": True, "quantize": ("dit=nf4",)}),
+        ((100, 100, 200), 150, {"quantize": ("text_encoder=int8",)}),
+    ],
+)
+def test_the_cheapest_lever_that_suffices_is_taken(needs, card, chosen):
+    found = choose(asked(), card * 1000, predicted(*(1000 * each for each in needs)))
+    expected = {**chosen}
+    if "text_encoder=int8" in chosen.get("quantize", ()):
+        expected |= {"use_gradient_checkpointing": True, "gradient_checkpointing_blocks": 7}
+    assert found.chosen == expected and found.peak <= card * 1000 * (1 - SPARE)
+    assert {name: found.options.value_of(name) for name in expected} == expected
+    assert found.reasons
+
+
+def test_a_large_batch_is_split_into_as_many_samples_before_weights_lose_precision():
+    found = choose(asked(batch_size=4), 125_000, predicted(100_000, 100_000))
+    assert found.chosen == {"use_gradient_checkpointing": True, "batch_size": 1, "gradient_accumulation_steps": 4}
+
+
+def test_blocks_are_offloaded_where_formats_do_not_suffice_and_what_was_given_stays():
+    given = asked(quantize="dit=int8", use_gradient_checkpointing=True, gradient_checkpointing_blocks=3)
+    with pytest.raises(DsctlError, match="the run needs 60 kB at the least, and 30 kB of memory are to do"):
+        choose(given, 30_000, predicted(100_000, 100_000))
+    found = choose(asked(), 60_000, _without_formats)
+    assert found.chosen == {"use_gradient_checkpointing": True, "offload_blocks": 8}
+    with pytest.raises(DsctlError, match="at the least"):
+        choose(asked(lora_rank=None, trainable_models="dit"), 50_000, predicted(100_000, 100_000))
+
+
+def _without_formats(options: TrainOptions) -> Prediction:
+    whole = options.model_copy(update={"training": options.training.model_copy(update={"quantize": ()})})
+    return predicted(100_000, 100_000)(whole)
+
+
+def test_short_models_predict_what_the_whole_model_takes(dataset_folder):
+    """The embedded model has few blocks, so that both can be had in seconds."""
+    options = asked(dataset_base_path=dataset_folder, cache=False, mixed_precision="bf16")
+    plan = plan_training(options, NoProgress(), offline=True)
+    try:
+        whole = estimate(plan, card=2**40).memory
+        found = Predictor(plan, 2**40).predict(options)
+    finally:
+        plan.accelerator.end_training()
+    assert found.peak == pytest.approx(whole.peak, rel=0.01) and whole.peak > CONTEXT
+    assert found.blocks > 2
+
+
+def test_what_is_chosen_is_written_as_plain_options(dataset_folder, tmp_path, capsys):
+    tight = CONTEXT + 80 * 2**20
+    found = fit(asked(dataset_base_path=dataset_folder), tight, NoProgress())
+    assert found.options.memory.fit is None and found.options.given("mixed_precision")
+    assert set(found.chosen) <= set(found.options.given_names())
+    words = [
+        "train",
+        "--model",
+        "tiny",
+        "--dataset-base-path",
+        str(dataset_folder),
+        "--lora-rank",
+        "2",
+        "--output-path",
+        "o",
+    ]
+    assert main([*words, "--fit", "1", "--dry-run", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["device"] == "cuda" and facts["available_memory"] == 2**30 and facts["fits"]
+    assert not Path("o").exists()
+    for value in ("24", "auto"):
+        assert main([*words, "--fit", value]) == 1 + 1
+        assert f"--fit {value} has no effect without a GPU" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--fit has no effect on a CPU"):
+        dry_run(asked(fit="24", device="cpu", dry_run=True))

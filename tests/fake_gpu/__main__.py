@@ -1,0 +1,45 @@
+"""Train models at their published size on fake CUDA tensors, and print what was counted as JSON, a line each.
+
+python -m tests.fake_gpu '{"model": "qwen-image", "lora_rank": 32}' --depth 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.fake_gpu.machine import load_device, pretended_gpu
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def main() -> None:
+    """Run each of the trainings that are asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fake_gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("asked", nargs="+", help="options of a training as JSON; encode: encode on the device too")
+    parser.add_argument("--depth", type=int, help="blocks of each kind (default: all)")
+    given = parser.parse_args()
+    os.environ["DSCTL_SKIP_DOWNLOAD"] = "1"
+    load_device(REPOSITORY / "build" / "fake_gpu")
+    from tests.fake_gpu.data import write_data
+    from tests.fake_gpu.training import train
+
+    with tempfile.TemporaryDirectory() as folder, pretended_gpu():
+        os.chdir(folder)
+        for text in given.asked:
+            began, options = time.perf_counter(), json.loads(text)
+            encode = options.pop("encode", False)
+            found = asdict(train(given.depth, encode=encode, **write_data(options["model"]), **options))
+            seconds = time.perf_counter() - began
+            sys.stdout.write(f"{json.dumps({'asked': options, **found, 'seconds': round(seconds, 1)})}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

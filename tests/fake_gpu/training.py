@@ -1,0 +1,203 @@
+"""Train on fake CUDA tensors: plan, encode, load nothing, and run the steps of the real loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from dsctl_core.assets import assets_path
+from dsctl_core.cache.reader import CACHED
+from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.losses import find_loss
+from dsctl_core.memory.dtypes import dtype_of, float32_parts
+from dsctl_core.memory.options import MemorySettings
+from dsctl_core.memory.release import release_memory
+from dsctl_core.options import TrainOptions
+from dsctl_core.pipeline import BasePipeline
+from dsctl_core.progress import NoProgress
+from dsctl_core.stages.split import run
+from dsctl_core.training.callbacks.base import TrainingHook
+from dsctl_core.training.dry_run import estimate, simulated
+from dsctl_core.training.dry_run.fake_tensors import Simulation
+from dsctl_core.training.dry_run.simulated import SimulatedModel
+from dsctl_core.training.loop import loop
+from dsctl_core.training.plan.module import task_module
+from dsctl_core.training.plan.plan import TrainingPlan, plan_training
+from tests.fake_gpu.counting import Gpu
+
+STEPS = 2
+
+
+@dataclass
+class Found:
+    """What a training did: of its encoding and of its last step; `faults` are what no training may do."""
+
+    encode: dict[str, Any] = field(default_factory=dict)
+    step: dict[str, Any] = field(default_factory=dict)
+    weights: int = 0
+    saved: int = 0
+    peak: int = 0
+    predicted: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+class OnGpu(Simulation):
+    """Makes weights on the fake device."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.mode, self.gpu = gpu.mode, gpu
+
+    def _taken(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        with self.mode:
+            fake = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="cuda")
+        self.gpu.holds(fake)
+        return nn.Parameter(fake, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+def train(depth: int | None, *, encode: bool, **asked: Any) -> Found:
+    """Train with the options `asked`, with `depth` blocks of each kind (None: all), and return what was found.
+
+    Without `encode` the row is encoded by the dry run alone, on the CPU.
+    """
+    gpu, found, entries = Gpu(), Found(), []
+
+    def encode_row(*arguments: Any) -> Any:
+        entries.append(simulated.encode_row(*arguments))
+        return entries[-1]
+
+    options = TrainOptions(device="cuda", mixed_precision="bf16", output_path="never", max_steps=STEPS, **asked)
+    with gpu.running():
+        plan = plan_training(options, NoProgress(), offline=True)
+    stand_ins(plan.model)
+    with patch.object(estimate, "encode_row", encode_row):
+        found.predicted = asdict(estimate.estimate(plan, depth).memory)
+    live, entry = entries[0].peak, entries[0].entry
+    model = SimulatedModel(plan.model, None, depth)
+    unused = () if encode else set(plan.stages.first_components) - set(plan.stages.second_components)
+    idle = {*plan.stages.idle, *unused}
+    pipe = model.pipeline(OnGpu(gpu), plan.dtype, lambda name: _dtype(plan, name), idle)
+    pipe.device = torch.device("cuda:0")
+    if encode:
+        found.encode = {**_encode(gpu, plan, pipe), "predicted": live}
+    for name in set(pipe.components) - set(plan.stages.second_components):
+        setattr(pipe, name, None)
+    release_memory()
+    memory, gpu.peak = options.memory, gpu.now
+    settings = MemorySettings(memory.gradient_checkpointing_blocks, memory.offload_blocks)
+    with gpu.running():
+        module = task_module(plan, pipe, read_loras=False)
+        settings.apply(list(pipe.iteration_modules().values()), pipe.device)
+    found.weights = gpu.now
+    found.faults += _wide(module, plan.dtype)
+    rows = [{CACHED: entry, "_row": number} for number in range(STEPS * options.training.batch_size)]
+    with gpu.running(), _unwritten() as logger:
+        watch = _Watch(gpu, found)
+        loop.launch_training_task(
+            *(plan.accelerator, rows, module, logger),
+            max_steps=STEPS,
+            batch_size=options.training.batch_size,
+            optimizer=plan.optimizer,
+            hooks=[watch],
+        )
+        with torch.no_grad():
+            saved = [each.cpu() for part in module.export_trained().values() for each in part.values()]
+        found.saved = sum(each.numel() * each.element_size() for each in saved)
+    plan.accelerator.end_training()
+    waits = sum(watch.waits.values())
+    if waits > 1:
+        found.faults.append(f"{waits} waits of the host in a micro-batch: {watch.waits}")
+    return found
+
+
+def _encode(gpu: Gpu, plan: TrainingPlan, pipe: BasePipeline) -> dict[str, Any]:
+    """Encode the row on the fake device; return what that took beside the weights."""
+    row, held = dict(plan.source[0]), gpu.now
+    with gpu.running(), torch.no_grad():
+        gpu.start()
+        run(
+            plan.stages.split.once,
+            pipe,
+            find_loss(plan.task).inputs_from_row(pipe, row, plan.options.data.extra_inputs),
+        )
+    return {**_shown(gpu), "peak": gpu.peak - held}
+
+
+class _Watch(TrainingHook):
+    """Counts each step anew, and keeps what the last one did; the first ones check more, and make the state."""
+
+    def __init__(self, gpu: Gpu, found: Found) -> None:
+        self.gpu, self.found, self.waits = gpu, found, {}
+
+    def on_step_end(self, run: Any, record: Any) -> None:
+        """Keep the counts of the step."""
+        self.found.step, self.waits = _shown(self.gpu), dict(self.gpu.counts.waits)
+        self.found.peak = max(self.found.peak, self.gpu.peak)
+        self.gpu.start()
+
+
+def _shown(gpu: Gpu) -> dict[str, Any]:
+    counts = gpu.counts
+    return {
+        "kernels": counts.kernels,
+        "bytes": counts.bytes,
+        "waits": dict(counts.waits),
+        "most": counts.names.most_common(12),
+    }
+
+
+def _dtype(plan: TrainingPlan, component: str) -> torch.dtype:
+    whole = set(plan.options.training.trainable_models or ())
+    return torch.float32 if component in whole else plan.dtype
+
+
+def _wide(module: nn.Module, dtype: torch.dtype) -> list[str]:
+    """Return what is wrong with frozen weights: those in float32 that the model does not declare as such."""
+    wrong = []
+    for component, model in module.pipe.components.items():
+        parts = float32_parts(model)
+        for name, parameter in model.named_parameters():
+            wanted = dtype_of(name, parameter, dtype, parts)
+            if not parameter.requires_grad and parameter.itemsize > wanted.itemsize:
+                wrong.append(f"{component}.{name} is frozen, and held in {parameter.dtype}")
+    return wrong[:3]
+
+
+def stand_ins(resolved: ResolvedModel) -> None:
+    """Name processors for those of a published model, which are not on the disk: they have no weights."""
+    clip = Path("clip_processor")
+    clip.mkdir(exist_ok=True)
+    size = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+    about = {"image_processor_type": "CLIPImageProcessor", **size}
+    (clip / "preprocessor_config.json").write_text(json.dumps(about), encoding="utf-8")
+    for reader in resolved.family.readers:
+        if reader.kind != "tokenizer" and reader.name in resolved.reader_configs:
+            own = assets_path("tiny-edit") / "processor"
+            folder = clip.absolute() if "image_encoder" in reader.components else own
+            resolved.reader_configs[reader.name] = ModelConfig(path=folder)  # type: ignore[index]
+
+
+@contextmanager
+def _unwritten() -> Iterator[Any]:
+    """Have a loop that writes nothing: fake tensors have no bytes. Yields its logger."""
+    nothing = lambda *_, **__: None  # noqa: E731
+    logger = SimpleNamespace(output_path=Path(), run=None, files=[Path("none")], continues=None)
+    for name in ("on_training_start", "begin", "on_step_end", "on_training_end"):
+        setattr(logger, name, nothing)
+    logger.save = lambda *_: [Path("none")]
+    snapshots = SimpleNamespace(possible=True, settings={"samples_per_step": 1}, save=nothing, bytes=lambda: 0)
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(loop, "Snapshots", lambda *_: snapshots))
+        for name in ("rehearse_save", "require_space", "locked"):
+            stack.enter_context(patch.object(loop, name, nothing))
+        stack.enter_context(patch.object(loop._Loop, "_alone", lambda _: ExitStack()))
+        yield logger
