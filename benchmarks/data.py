@@ -27,7 +27,8 @@ from PIL import Image
 
 from dsctl_core.data import ImageCropAndResize, UnifiedDataset
 from dsctl_core.data.sampler import BatchPlan
-from dsctl_core.data.validation import Checks, cores, validate_dataset
+from dsctl_core.data.validated import Checks
+from dsctl_core.data.validation import cores, validate_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

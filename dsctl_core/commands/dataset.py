@@ -17,7 +17,8 @@ from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import MASK
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.summary import CacheBytes, lines_of, summarize
-from dsctl_core.data.validation import Checks, Level, Problem, Validation, joined, unreadable_dataset, validate_dataset
+from dsctl_core.data.validated import Checks, Level, Problem, Validation, joined, unreadable_dataset
+from dsctl_core.data.validation import validate_dataset
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families
 from dsctl_core.families.prompt_lengths import find_cut_prompts

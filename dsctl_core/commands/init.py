@@ -17,7 +17,8 @@ from dsctl_core.data.folder import list_files, repeated_folders
 from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.kinds import is_video
 from dsctl_core.data.metadata import find_metadata, read_metadata
-from dsctl_core.data.validation import Checks, Validation, validate_dataset
+from dsctl_core.data.validated import Checks, Validation
+from dsctl_core.data.validation import validate_dataset
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import prepare_folder, write_text

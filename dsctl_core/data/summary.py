@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data.pair_checks import REFERENCES
-from dsctl_core.data.validation import Validation
+from dsctl_core.data.validated import Validation
 from dsctl_core.readable import readable_bytes
 
 if TYPE_CHECKING:

@@ -4,120 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dsctl_core.data.clip_rows import require_one_clip
 from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
 from dsctl_core.data.decoded import keep, remembered, states_of
 from dsctl_core.data.duplicates import same_bytes, same_pictures
 from dsctl_core.data.frame_folder import RATE_COLUMN, frame_rate, frame_times
-from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.inspection import FileFacts, inspect_all
 from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import require_fitting, require_same_shape
 from dsctl_core.data.pair_checks import odd_references, swapped_columns
 from dsctl_core.data.problems import DataError, kind_of_problem
-from dsctl_core.data.rows import LeftOut
 from dsctl_core.data.sizes import Resize
+from dsctl_core.data.validated import Checks, Problem, Sample, Validation
 from dsctl_core.errors import DsctlError
 from dsctl_core.progress import NoProgress, Progress
 
 ENLARGED = 1.05  # images that are scaled by more than this get a warning
 CHUNK = 16  # files per task of a worker process
 MIN_FILES_FOR_PROCESSES = 64  # with fewer files, starting processes takes longer than they save
-
-Level = Literal["error", "warning"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One problem: of row `row` (counting from 1), or of the whole dataset (None).
-
-    `dataset` is the name of the dataset, of several.
-    """
-
-    kind: str
-    level: Level
-    message: str
-    hint: str | None
-    row: int | None = None
-    file: str | None = None
-    dataset: str | None = None
-
-
-@dataclass
-class Sample:
-    """A row with its prompts and the sizes of its usable files after resizing: (width, height[, frames]).
-
-    `keys` are the columns of the sizes. `clips` is how many clips the video of the row gives, each of which is a sample
-    of training.
-    """
-
-    number: int
-    prompts: tuple[str, ...]
-    sizes: list[tuple[int, ...]] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    clips: int = 1
-
-
-@dataclass
-class Validation:
-    """The result of `validate_dataset`; it is filled while the dataset is checked."""
-
-    rows: int
-    layout: str
-    problems: list[Problem]
-    samples: list[Sample]
-    files: dict[Path, FileFacts]
-    rows_of: dict[Path, list[int]]  # the rows that name a file, from 0
-    left_out: LeftOut = LeftOut()
-    notes: tuple[str, ...] = ()  # what of the dataset is not used, for people
-
-    def count(self, level: Level) -> int:
-        """Return the number of problems of a level."""
-        return sum(problem.level == level for problem in self.problems)
-
-
-@dataclass(frozen=True)
-class Checks:
-    """The settings of a validation: the resizing, the frames of videos (None: images only), the worker processes."""
-
-    resize: Resize
-    frames: FrameRule | None = None
-    workers: int | None = None
-
-
-def unreadable_dataset(error: DsctlError) -> Validation:
-    """Return the validation of a dataset whose metadata cannot be read: `error` is its only problem."""
-    problem = Problem(kind_of_problem(error), "error", error.problem, error.hint)
-    return Validation(0, "", [problem], [], {}, {})
-
-
-def joined(found: Mapping[str, Validation]) -> Validation:
-    """Return the validations of several datasets, by name, as one, in which the numbers of samples go on.
-
-    The rows of problems count within their datasets.
-    """
-    layout = f"mixture of {len(found)} datasets"
-    whole = Validation(sum(each.rows for each in found.values()), layout, [], [], {}, {})
-    suffixes: Counter[str] = Counter()
-    first = 0
-    for name, each in found.items():
-        whole.problems += [replace(p, dataset=name, message=f"{name}: {p.message}") for p in each.problems]
-        whole.samples += [replace(sample, number=first + sample.number) for sample in each.samples]
-        whole.files |= each.files
-        for path, rows in each.rows_of.items():
-            whole.rows_of.setdefault(path, []).extend(first + row for row in rows)
-        whole.notes += (f"{name}: {each.rows} rows in a {each.layout}" if each.layout else f"{name}: no rows",)
-        whole.notes += tuple(f"{name}: {note}" for note in each.notes)
-        suffixes.update(dict(each.left_out.suffixes))
-        first += each.rows
-    whole.left_out = LeftOut(tuple(suffixes.most_common()))
-    return whole
 
 
 def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress | None = None) -> Validation:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.data.inspection import thumbnail
 from dsctl_core.data.kinds import is_video
 from dsctl_core.data.summary import captions_table
-from dsctl_core.data.validation import Problem, Validation
+from dsctl_core.data.validated import Problem, Validation
 from dsctl_core.readable import readable_bytes
 from dsctl_core.report.clips import clip_url
 from dsctl_core.report.html import data_url, render

@@ -11,7 +11,7 @@ import pytest
 
 from dsctl_core.data.inspection import FileFacts
 from dsctl_core.data.summary import captions_table, summarize
-from dsctl_core.data.validation import Problem, Sample, Validation
+from dsctl_core.data.validated import Problem, Sample, Validation
 from dsctl_core.report.dataset import histogram
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from dsctl_core.cache.verify import Problem as CacheProblem
 from dsctl_core.data.inspection import inspect
 from dsctl_core.data.summary import summarize
-from dsctl_core.data.validation import Problem, Sample, Validation
+from dsctl_core.data.validated import Problem, Sample, Validation
 from dsctl_core.report.cache import cache_page
 from dsctl_core.report.charts import Curve, chart
 from dsctl_core.report.dataset import report_page
