@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import reprlib
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from dsctl_core.data.arguments import column_names, existing_file, existing_folder
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.clip_rows import require_one_clip
 from dsctl_core.data.columns import Row
@@ -19,20 +18,20 @@ from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import MASK, require_fitting, require_same_crop
 from dsctl_core.data.metadata import read_dataset
-from dsctl_core.data.operators import PLAIN, SequentialProcess, ToAbsolutePath
-from dsctl_core.data.problems import DataError, kind_of_problem
-from dsctl_core.data.routing import RouteByType, preview_of
+from dsctl_core.data.operators import ToAbsolutePath
+from dsctl_core.data.problems import DataError
+from dsctl_core.data.routing import preview_of
+from dsctl_core.data.row_files import RowFiles
 from dsctl_core.data.row_numbers import RowNumbers
-from dsctl_core.data.rows import Metadata, blank, with_caption, with_clips, with_copies
+from dsctl_core.data.rows import Metadata, with_caption, with_clips, with_copies
 from dsctl_core.data.sampler import Block
 from dsctl_core.data.shares import Mixture
 from dsctl_core.data.sizes import fits_of
-from dsctl_core.data.stacks import Size, files_of_cell, find_odd_size
+from dsctl_core.data.stacks import Size, find_odd_size
 from dsctl_core.data.video import count_clips
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.files.digest import digest_files
 from dsctl_core.options.datasets import DatasetTable
-from dsctl_core.progress import Progress
 from dsctl_core.random import derive_seed
 
 TEXT_COLUMNS = ("prompt",)
@@ -40,7 +39,7 @@ SINGLE_COLUMNS = ("image", "video")  # what is trained on is one file; reference
 ROW_SEED = "_seed"  # in a sample of a training: the seed that its row has, None where it has none
 
 
-class UnifiedDataset(Sequence[Row]):
+class UnifiedDataset(RowFiles, Sequence[Row]):
     """The rows of a dataset, repeated `repeat` times. A row is loaded when it is indexed.
 
     The rows come from `metadata_path`, or else from metadata.csv, .json, .jsonl or .parquet in the folder, or else
@@ -79,7 +78,6 @@ class UnifiedDataset(Sequence[Row]):
     """
 
     tables: tuple[DatasetTable, ...] = ()  # of several datasets
-    known: KnownFiles | None = None
     reading: str | None = None  # identifies all that the outcome of a check depends on, besides rows and files
     identity: Identity | None = None  # once it was asked for; see `identity_of_dataset`
 
@@ -111,11 +109,11 @@ class UnifiedDataset(Sequence[Row]):
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
-        self.base_path = _existing_folder(base_path)
+        self.base_path = existing_folder(base_path)
         self.repeat, self.allow_outside, self.known = repeat, allow_outside, known
         self._to_path = ToAbsolutePath(self.base_path, allow_outside)
-        self.data_file_keys = _column_names(data_file_keys)
-        table = None if metadata_path is None else _existing_file(metadata_path, self.base_path)
+        self.data_file_keys = column_names(data_file_keys)
+        table = None if metadata_path is None else existing_file(metadata_path, self.base_path)
         self.copies = dict(copies or {})
         in_table = [key for key in self.data_file_keys if key not in self.copies]
         found = read_dataset(self.base_path, table, in_table, columns, uncaptioned=caption is not None)
@@ -270,28 +268,6 @@ class UnifiedDataset(Sequence[Row]):
         except DsctlError as error:
             raise self._located(number, key, error) from error
 
-    def files(self, number: int, key: str) -> list[Path]:
-        """Return the paths in the cell `key` of row `number`: one for a name, several for a list, none if empty."""
-        return [Path(path) for path in self._paths(number, key)]
-
-    def _paths(self, number: int, key: str) -> list[str]:
-        cell = self.metadata.rows.cell(number, key)
-        if type(cell) is str and key not in self.list_keys and PLAIN.fullmatch(cell):
-            return [self._to_path.text(cell)]
-        to_path = self._to_path.text
-        to_paths = RouteByType(((str, lambda name: [to_path(name)]), (list, SequentialProcess(to_path))))
-        with self.cell_errors(number, key):
-            return [] if self.is_empty(number, key) else to_paths(self._file_cell(number, key))
-
-    def look_at_files(self, progress: Progress | None = None, *, whole: bool = False) -> None:
-        """Find out about all files of the rows in use, in parallel, unless that is done; with `whole`, hash them too.
-
-        Does nothing without `known`. A file that cannot be used is a problem of its row, found where that is checked.
-        """
-        if self.known is None or self.known.done >= 1 + whole:
-            return
-        self.known.read(self._all_paths(), len(self.rows_in_use) * len(self.data_file_keys), progress, whole=whole)
-
     def digests(self, paths: Iterable[Path]) -> dict[Path, str]:
         """Return the SHA-256 of the bytes of each file; those that `look_at_files` has hashed are not opened again."""
         wanted, found = list(dict.fromkeys(paths)), dict[Path, str]()
@@ -303,30 +279,6 @@ class UnifiedDataset(Sequence[Row]):
     def knows(self, path: Path) -> bool:
         """Return whether `look_at_files` has found the file at `path` to be whole."""
         return any(part.known is not None and part.known.has(str(path)) for part in self.parts)
-
-    def _all_paths(self) -> Iterator[str]:
-        rows, text = self.metadata.rows, self._to_path.text
-        for number in self.rows_in_use:
-            for key in self.data_file_keys:
-                cell = rows.cell(number, key)
-                if type(cell) is str and key not in self.list_keys and PLAIN.fullmatch(cell):
-                    yield text(cell)
-                    continue
-                try:
-                    yield from self._paths(number, key)
-                except DsctlError:
-                    continue
-
-    def is_empty(self, number: int, key: str) -> bool:
-        """Return whether the cell `key` of row `number` is empty, in an optional column."""
-        if key not in self.optional_keys:
-            return False
-        cell = self.metadata.rows.cell(number, key)
-        return cell is None or cell == [] or (isinstance(cell, str) and blank(cell))
-
-    def is_copy(self, number: int, key: str) -> bool:
-        """Return whether the cell `key` of row `number` is made from another column."""
-        return key in self.copies
 
     def origin(self, number: int) -> Hashable:
         """Return a key of the row of the table that row `number` is, or is a clip of."""
@@ -365,22 +317,6 @@ class UnifiedDataset(Sequence[Row]):
         clips = self.metadata.clips
         if clips is not None and key in self.frame_keys and not self.is_empty(number, key):
             require_one_clip(key, clips.counts[clips.row_of(number)])
-
-    def _file_cell(self, number: int, key: str) -> Any:
-        """Return the cell `key` of row `number`, in a column of several files as a list.
-
-        Raises `DataError` for a list in a column of single files.
-        """
-        cell = self.metadata.rows.cell(number, key)
-        if key in self.list_keys:
-            return files_of_cell(cell, ToAbsolutePath(self.base_path, self.allow_outside))
-        if isinstance(cell, list | tuple) and key in self.single_keys:
-            raise DataError(
-                f"the value is a list of {len(cell)}, but a row has one {key}",
-                hint='write it as "a.png"; only references, such as edit_image, can be lists',
-                kind="list",
-            )
-        return cell
 
     def notes(self) -> list[str]:
         """Return lines for people: the layout, what was left out, and how many rows have an empty optional column."""
@@ -438,58 +374,6 @@ class UnifiedDataset(Sequence[Row]):
         subset.numbers = self.rows_in_use
         return subset
 
-    def location(self, number: int) -> str:
-        """Return the location of row `number` (from 0, as in `row["_row"]`) in the metadata, for messages."""
-        return self.metadata.location(number)
-
-    @contextmanager
-    def cell_errors(self, number: int, key: str) -> Iterator[None]:
-        """Add the location and the value of the cell `key` of row `number` to errors of this block."""
-        try:
-            yield
-        except DsctlError as error:
-            raise self._located(number, key, error) from error
-
-    def _located(self, number: int, key: str, error: DsctlError) -> DataError:
-        """Return `error` with the location and the value of the cell `key` of row `number`."""
-        rows = self.metadata.rows
-        shown = f"{key} {reprlib.repr(rows.cell(number, key))}" if rows.has(number, key) else key
-        problem = f"{self.location(number)}, {shown}: {error.problem}"
-        return DataError(problem, hint=error.hint, kind=kind_of_problem(error))
-
 
 def _hashable(value: Any) -> Hashable:
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
-
-
-def _existing_folder(base_path: str | Path) -> Path:
-    if not str(base_path):
-        raise UsageError("the dataset's base path is empty", hint="give the folder of the pictures or videos")
-    path = Path(base_path)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise DsctlError(f"the dataset's base path {path} is not a folder", hint="give the folder of the file")
-    raise DsctlError(f"the dataset folder {path} does not exist", hint="check the path given with --dataset-base-path")
-
-
-def _existing_file(metadata_path: str | Path, base_path: Path) -> Path:
-    path = Path(metadata_path)
-    if not path.exists() and not path.is_symlink():
-        inside = base_path / path
-        hint = f"did you mean {inside}?" if inside.is_file() else "check the path given with --dataset-metadata-path"
-        raise DsctlError(f"the metadata file {str(metadata_path)!r} does not exist", hint=hint)
-    return path
-
-
-def _column_names(data_file_keys: str | Iterable[str]) -> tuple[str, ...]:
-    keys = data_file_keys.split(",") if isinstance(data_file_keys, str) else list(data_file_keys)
-    names = tuple(key.strip() for key in keys)
-    if not all(names):
-        raise UsageError(
-            f"data_file_keys {data_file_keys!r} names an empty column", hint="separate column names by single commas"
-        )
-    repeated = next((name for index, name in enumerate(names) if names.index(name) != index), None)
-    if repeated is not None:
-        raise UsageError(f"data_file_keys names the column {repeated!r} twice", hint="name each column once")
-    return names

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from dsctl_core.files.atomic import write_error
+from dsctl_core.files.json import decode_json
 
 BEAT, STALE = 10.0, 90.0  # seconds
 LEASE, WORKER = ".lease", ".worker"
@@ -137,10 +138,13 @@ def _create(path: Path, about: bytes) -> None:
 def _is_gone(about: bytes) -> bool:
     """Return whether the process that a file tells of ran on this machine, and has ended."""
     try:
-        told = json.loads(about)
-        return bool(told["machine"] == _machine()) and _since(int(told["pid"])) != told["since"]
-    except (ValueError, TypeError, KeyError):
+        told = decode_json(about)
+    except ValueError:
         return False  # it is being written
+    if not isinstance(told, dict) or told.get("machine") != _machine():
+        return False
+    pid = told.get("pid")
+    return isinstance(pid, int) and _since(pid) != told.get("since")
 
 
 def _machine() -> str:

@@ -27,7 +27,8 @@ from tests.effects import spies
 from tests.effects.described import tensor_digest
 from tests.effects.idle import IdleOptions
 from tests.effects.materials import write_materials
-from tests.effects.values import COMMANDS, Command, Try, other_value, words_of
+from tests.effects.tries import Command, Try, other_value
+from tests.effects.values import COMMANDS, words_of
 
 CHANGING = ("seconds", "freed_bytes", "modelspec.date")  # fields of results that differ from run to run
 
