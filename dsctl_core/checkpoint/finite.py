@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.checkpoint.known_weights import is_known, marker_of, remember
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import safetensors_header
 
@@ -56,8 +57,14 @@ def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path
     """Raise a DsctlError if a weight of `model`, loaded from `files` of the component at `where`, cannot be used.
 
     That is a value that is not finite in the dtype of the model, a variance below 0, and whole numbers for a weight.
+    On a CPU, files that passed are remembered: see dsctl_core.checkpoint.known_weights.
     """
     state: Mapping[str, Tensor] = model.state_dict()
+    marker = None
+    if all(tensor.device.type == "cpu" for tensor in state.values()):
+        marker = marker_of(files, type(model).__name__, (str(tensor.dtype) for tensor in state.values()))
+    if is_known(marker):
+        return
     headers: dict[Path, Mapping[str, Any]] = {file: safetensors_header(file)[0] for file in files}
     for file, header in headers.items():
         for name, entry in header.items():
@@ -73,6 +80,7 @@ def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path
     for name, tensor in state.items():
         if name.endswith(VARIANCE) and tensor.numel() and float(tensor.min()) < 0:
             raise DsctlError(f"{where}: {name} has a variance below 0", hint=ANOTHER)
+    remember(marker)
 
 
 def _file_of(name: str, headers: Mapping[Path, Mapping[str, Any]]) -> Path | None:
