@@ -12,6 +12,7 @@ from typing import Any, overload
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.clip_rows import require_one_clip
 from dsctl_core.data.columns import Row
+from dsctl_core.data.dataset_arguments import column_names, existing_file, existing_folder
 from dsctl_core.data.defaults import default_image_operator, default_video_operator
 from dsctl_core.data.facts import Identity
 from dsctl_core.data.frame_folder import RATE_COLUMN
@@ -30,9 +31,7 @@ from dsctl_core.data.sizes import fits_of
 from dsctl_core.data.stacks import Size, files_of_cell, find_odd_size
 from dsctl_core.data.video import count_clips
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
-from dsctl_core.files.digest import digest_files
 from dsctl_core.options.datasets import DatasetTable
-from dsctl_core.progress import Progress
 from dsctl_core.random import derive_seed
 
 TEXT_COLUMNS = ("prompt",)
@@ -104,11 +103,11 @@ class UnifiedDataset(Sequence[Row]):
     ) -> None:
         if repeat < 1:
             raise UsageError(f"the dataset cannot be repeated {repeat} times", hint="use a repeat of 1 or more")
-        self.base_path = _existing_folder(base_path)
+        self.base_path = existing_folder(base_path)
         self.repeat, self.allow_outside, self.known = repeat, allow_outside, known
         self._to_path = ToAbsolutePath(self.base_path, allow_outside)
-        self.data_file_keys = _column_names(data_file_keys)
-        table = None if metadata_path is None else _existing_file(metadata_path, self.base_path)
+        self.data_file_keys = column_names(data_file_keys)
+        table = None if metadata_path is None else existing_file(metadata_path, self.base_path)
         self.copies = dict(copies or {})
         in_table = [key for key in self.data_file_keys if key not in self.copies]
         found = read_dataset(self.base_path, table, in_table, columns, uncaptioned=caption is not None)
@@ -208,18 +207,6 @@ class UnifiedDataset(Sequence[Row]):
                 raise self._located(number, key, error) from error
         return found
 
-    def most_prompt_characters(self) -> int | None:
-        """Return at least the length of the longest prompt, if that is known without a look at each."""
-        found = 0
-        for part in self.parts:
-            rows, words = part.metadata.rows, part.captions.prefix + part.captions.suffix
-            for key in TEXT_COLUMNS:
-                longest = rows.most_characters(key) if words.isascii() else None
-                if longest is None:
-                    return None
-                found = max(found, longest + len(words) + 2)
-        return found
-
     def chosen_texts(self, number: int, seed: int) -> Row:
         """Return the text columns of row `number` as training reads them; random choices depend on `seed` alone."""
         chosen = {}
@@ -251,9 +238,10 @@ class UnifiedDataset(Sequence[Row]):
 
     def files(self, number: int, key: str) -> list[Path]:
         """Return the paths in the cell `key` of row `number`: one for a name, several for a list, none if empty."""
-        return [Path(path) for path in self._paths(number, key)]
+        return [Path(path) for path in self.paths(number, key)]
 
-    def _paths(self, number: int, key: str) -> list[str]:
+    def paths(self, number: int, key: str) -> list[str]:
+        """Return the same as text."""
         cell = self.metadata.rows.cell(number, key)
         if type(cell) is str and key not in self.list_keys and PLAIN.fullmatch(cell):
             return [self._to_path.text(cell)]
@@ -261,40 +249,6 @@ class UnifiedDataset(Sequence[Row]):
         to_paths = RouteByType(((str, lambda name: [to_path(name)]), (list, SequentialProcess(to_path))))
         with self.cell_errors(number, key):
             return [] if self.is_empty(number, key) else to_paths(self._file_cell(number, key))
-
-    def look_at_files(self, progress: Progress | None = None, *, whole: bool = False) -> None:
-        """Find out about all files of the rows in use, in parallel, unless that is done; with `whole`, hash them too.
-
-        Does nothing without `known`. A file that cannot be used is a problem of its row, found where that is checked.
-        """
-        if self.known is None or self.known.done >= 1 + whole:
-            return
-        self.known.read(self._all_paths(), len(self.rows_in_use) * len(self.data_file_keys), progress, whole=whole)
-
-    def digests(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """Return the SHA-256 of the bytes of each file; those that `look_at_files` has hashed are not opened again."""
-        wanted, found = list(dict.fromkeys(paths)), dict[Path, str]()
-        for part in self.parts:
-            records = {} if part.known is None else part.known.records([str(path) for path in wanted])
-            found |= {Path(path): each.whole.hex() for path, each in records.items() if each.whole is not None}
-        return {**found, **digest_files(path for path in wanted if path not in found)}
-
-    def knows(self, path: Path) -> bool:
-        """Return whether `look_at_files` has found the file at `path` to be whole."""
-        return any(part.known is not None and part.known.has(str(path)) for part in self.parts)
-
-    def _all_paths(self) -> Iterator[str]:
-        rows, text = self.metadata.rows, self._to_path.text
-        for number in self.rows_in_use:
-            for key in self.data_file_keys:
-                cell = rows.cell(number, key)
-                if type(cell) is str and key not in self.list_keys and PLAIN.fullmatch(cell):
-                    yield text(cell)
-                    continue
-                try:
-                    yield from self._paths(number, key)
-                except DsctlError:
-                    continue
 
     def is_empty(self, number: int, key: str) -> bool:
         """Return whether the cell `key` of row `number` is empty, in an optional column."""
@@ -388,7 +342,6 @@ class UnifiedDataset(Sequence[Row]):
         Masks have the size of what they belong to. Reads the beginning of every file; raises `DataError` for a row that
         cannot be used.
         """
-        self.look_at_files()
         keys = [key for key in self.data_file_keys if key != MASK]
         found = {number: tuple(_hashable(self.preview(number, key)) for key in keys) for number in self.rows_in_use}
         return [found[number] for number in self.numbers]
@@ -434,36 +387,3 @@ class UnifiedDataset(Sequence[Row]):
 
 def _hashable(value: Any) -> Hashable:
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
-
-
-def _existing_folder(base_path: str | Path) -> Path:
-    if not str(base_path):
-        raise UsageError("the dataset's base path is empty", hint="give the folder of the pictures or videos")
-    path = Path(base_path)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise DsctlError(f"the dataset's base path {path} is not a folder", hint="give the folder of the file")
-    raise DsctlError(f"the dataset folder {path} does not exist", hint="check the path given with --dataset-base-path")
-
-
-def _existing_file(metadata_path: str | Path, base_path: Path) -> Path:
-    path = Path(metadata_path)
-    if not path.exists() and not path.is_symlink():
-        inside = base_path / path
-        hint = f"did you mean {inside}?" if inside.is_file() else "check the path given with --dataset-metadata-path"
-        raise DsctlError(f"the metadata file {str(metadata_path)!r} does not exist", hint=hint)
-    return path
-
-
-def _column_names(data_file_keys: str | Iterable[str]) -> tuple[str, ...]:
-    keys = data_file_keys.split(",") if isinstance(data_file_keys, str) else list(data_file_keys)
-    names = tuple(key.strip() for key in keys)
-    if not all(names):
-        raise UsageError(
-            f"data_file_keys {data_file_keys!r} names an empty column", hint="separate column names by single commas"
-        )
-    repeated = next((name for index, name in enumerate(names) if names.index(name) != index), None)
-    if repeated is not None:
-        raise UsageError(f"data_file_keys names the column {repeated!r} twice", hint="name each column once")
-    return names
