@@ -106,6 +106,11 @@ def _digests(dataset: UnifiedDataset, paths: Iterable[Path]) -> dict[Path, str]:
     return {**found, **digest_files(path for path in wanted if path not in found)}
 
 
+def _is_known(dataset: UnifiedDataset, path: Path) -> bool:
+    """Return whether `look_at_files` has found the file at `path` to be whole."""
+    return any(part.known is not None and part.known.has(str(path)) for part in dataset.parts)
+
+
 def entry_of(
     row: int,
     values: dict[str, Any],
@@ -193,7 +198,7 @@ def _files_of(dataset: UnifiedDataset, row: int, plan: Plan) -> dict[tuple[str, 
     for key in dataset.data_file_keys:
         try:
             for place, path in enumerate(dataset.files(row, key)):
-                if not dataset.knows(path):
+                if not _is_known(dataset, path):
                     with dataset.cell_errors(row, key):
                         for file in files_of(path) if dataset.takes_folders else [path]:
                             require_file(file)
