@@ -8,6 +8,7 @@ from itertools import islice
 
 from dsctl_core.data.columns import Rows
 from dsctl_core.data.dataset import UnifiedDataset
+from dsctl_core.data.looking import look_at_files
 from dsctl_core.data.problems import DataError, Kind, kind_of_problem
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.digest import digest
@@ -71,7 +72,7 @@ def usable_part(
 
 def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowProblem, None, None]:
     """Yield every problem of a dataset, in the order of the rows."""
-    dataset.look_at_files(progress)
+    look_at_files(dataset, progress)
     if all(found_whole(part) for part in dataset.parts):
         return
     seen: set[tuple[str, ...]] = set()  # a file that many rows name is checked once

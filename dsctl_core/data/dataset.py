@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from pathlib import Path
 from typing import Any, overload
 
-from dsctl_core.data.arguments import column_names, existing_file, existing_folder
 from dsctl_core.data.captions import Captions
 from dsctl_core.data.clip_rows import require_one_clip
 from dsctl_core.data.columns import Row
+from dsctl_core.data.dataset_arguments import column_names, existing_file, existing_folder
 from dsctl_core.data.defaults import default_image_operator, default_video_operator
 from dsctl_core.data.facts import Identity
 from dsctl_core.data.frame_folder import RATE_COLUMN
@@ -18,28 +18,26 @@ from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import MASK, require_fitting, require_same_crop
 from dsctl_core.data.metadata import read_dataset
-from dsctl_core.data.operators import ToAbsolutePath
+from dsctl_core.data.operators import PLAIN, SequentialProcess, ToAbsolutePath
 from dsctl_core.data.problems import DataError
-from dsctl_core.data.routing import preview_of
-from dsctl_core.data.row_files import RowFiles
+from dsctl_core.data.routing import RouteByType, preview_of
 from dsctl_core.data.row_numbers import RowNumbers
-from dsctl_core.data.rows import Metadata, with_caption, with_clips, with_copies
+from dsctl_core.data.row_texts import TEXT_COLUMNS, RowTexts
+from dsctl_core.data.rows import Metadata, blank, with_caption, with_clips, with_copies
 from dsctl_core.data.sampler import Block
 from dsctl_core.data.shares import Mixture
 from dsctl_core.data.sizes import fits_of
-from dsctl_core.data.stacks import Size, find_odd_size
+from dsctl_core.data.stacks import Size, files_of_cell, find_odd_size
 from dsctl_core.data.video import count_clips
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
-from dsctl_core.files.digest import digest_files
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.random import derive_seed
 
-TEXT_COLUMNS = ("prompt",)
 SINGLE_COLUMNS = ("image", "video")  # what is trained on is one file; references may be a list of them
 ROW_SEED = "_seed"  # in a sample of a training: the seed that its row has, None where it has none
 
 
-class UnifiedDataset(RowFiles, Sequence[Row]):
+class UnifiedDataset(RowTexts, Sequence[Row]):
     """The rows of a dataset, repeated `repeat` times. A row is loaded when it is indexed.
 
     The rows come from `metadata_path`, or else from metadata.csv, .json, .jsonl or .parquet in the folder, or else
@@ -78,6 +76,7 @@ class UnifiedDataset(RowFiles, Sequence[Row]):
     """
 
     tables: tuple[DatasetTable, ...] = ()  # of several datasets
+    known: KnownFiles | None = None
     reading: str | None = None  # identifies all that the outcome of a check depends on, besides rows and files
     identity: Identity | None = None  # once it was asked for; see `identity_of_dataset`
 
@@ -216,40 +215,6 @@ class UnifiedDataset(RowFiles, Sequence[Row]):
                     hint = f"give the {other} that it is for, or leave it out"
                     raise DataError(f"{key} is given without {other}", hint=hint, kind="missing file")
 
-    def prompts(self, number: int) -> tuple[str, ...]:
-        """Return every prompt that row `number` can have, without dropout."""
-        found: tuple[str, ...] = ()
-        for key in TEXT_COLUMNS:
-            try:
-                found += self.captions.texts(self.metadata.rows.cell(number, key))
-            except DsctlError as error:
-                raise self._located(number, key, error) from error
-        return found
-
-    def most_prompt_characters(self) -> int | None:
-        """Return at least the length of the longest prompt, if that is known without a look at each."""
-        found = 0
-        for part in self.parts:
-            rows, words = part.metadata.rows, part.captions.prefix + part.captions.suffix
-            for key in TEXT_COLUMNS:
-                longest = rows.most_characters(key) if words.isascii() else None
-                if longest is None:
-                    return None
-                found = max(found, longest + len(words) + 2)
-        return found
-
-    def chosen_texts(self, number: int, seed: int) -> Row:
-        """Return the text columns of row `number` as training reads them; random choices depend on `seed` alone."""
-        chosen = {}
-        for key in TEXT_COLUMNS:
-            with self.cell_errors(number, key):
-                chosen[key] = self.captions.choose(self.metadata.rows.cell(number, key), seed)
-        return chosen
-
-    def require_prompts(self) -> None:
-        """Raise `DataError` if a text column is missing."""
-        self.metadata.require_columns(TEXT_COLUMNS)
-
     def preview(self, number: int, key: str) -> Any:
         """Check the cell `key` of row `number` without decoding its file, and return the preview of its operator.
 
@@ -268,17 +233,30 @@ class UnifiedDataset(RowFiles, Sequence[Row]):
         except DsctlError as error:
             raise self._located(number, key, error) from error
 
-    def digests(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """Return the SHA-256 of the bytes of each file; those that `look_at_files` has hashed are not opened again."""
-        wanted, found = list(dict.fromkeys(paths)), dict[Path, str]()
-        for part in self.parts:
-            records = {} if part.known is None else part.known.records([str(path) for path in wanted])
-            found |= {Path(path): each.whole.hex() for path, each in records.items() if each.whole is not None}
-        return {**found, **digest_files(path for path in wanted if path not in found)}
+    def files(self, number: int, key: str) -> list[Path]:
+        """Return the paths in the cell `key` of row `number`: one for a name, several for a list, none if empty."""
+        return [Path(path) for path in self.paths(number, key)]
 
-    def knows(self, path: Path) -> bool:
-        """Return whether `look_at_files` has found the file at `path` to be whole."""
-        return any(part.known is not None and part.known.has(str(path)) for part in self.parts)
+    def paths(self, number: int, key: str) -> list[str]:
+        """Return the same as text."""
+        cell = self.metadata.rows.cell(number, key)
+        if type(cell) is str and key not in self.list_keys and PLAIN.fullmatch(cell):
+            return [self._to_path.text(cell)]
+        to_path = self._to_path.text
+        to_paths = RouteByType(((str, lambda name: [to_path(name)]), (list, SequentialProcess(to_path))))
+        with self.cell_errors(number, key):
+            return [] if self.is_empty(number, key) else to_paths(self._file_cell(number, key))
+
+    def is_empty(self, number: int, key: str) -> bool:
+        """Return whether the cell `key` of row `number` is empty, in an optional column."""
+        if key not in self.optional_keys:
+            return False
+        cell = self.metadata.rows.cell(number, key)
+        return cell is None or cell == [] or (isinstance(cell, str) and blank(cell))
+
+    def is_copy(self, number: int, key: str) -> bool:
+        """Return whether the cell `key` of row `number` is made from another column."""
+        return key in self.copies
 
     def origin(self, number: int) -> Hashable:
         """Return a key of the row of the table that row `number` is, or is a clip of."""
@@ -318,6 +296,22 @@ class UnifiedDataset(RowFiles, Sequence[Row]):
         if clips is not None and key in self.frame_keys and not self.is_empty(number, key):
             require_one_clip(key, clips.counts[clips.row_of(number)])
 
+    def _file_cell(self, number: int, key: str) -> Any:
+        """Return the cell `key` of row `number`, in a column of several files as a list.
+
+        Raises `DataError` for a list in a column of single files.
+        """
+        cell = self.metadata.rows.cell(number, key)
+        if key in self.list_keys:
+            return files_of_cell(cell, ToAbsolutePath(self.base_path, self.allow_outside))
+        if isinstance(cell, list | tuple) and key in self.single_keys:
+            raise DataError(
+                f"the value is a list of {len(cell)}, but a row has one {key}",
+                hint='write it as "a.png"; only references, such as edit_image, can be lists',
+                kind="list",
+            )
+        return cell
+
     def notes(self) -> list[str]:
         """Return lines for people: the layout, what was left out, and how many rows have an empty optional column."""
         clips = self.metadata.clips
@@ -332,20 +326,12 @@ class UnifiedDataset(RowFiles, Sequence[Row]):
         count = sum(self.is_empty(number, key) for number in rows)
         return f"{count} of {len(rows)} rows have no {key}, and are trained on without one" if count else None
 
-    def varies(self) -> bool:
-        """Return whether a row can have different prompts in different epochs, so that it cannot be encoded once."""
-        rows = self.metadata.rows
-        several = [key for key in TEXT_COLUMNS if rows.may_hold_lists(key)]
-        cells = (rows.cell(number, key) for number in range(len(rows)) for key in several)
-        return self.captions.dropout > 0 or any(isinstance(cell, list) and len(cell) > 1 for cell in cells)
-
     def buckets(self) -> list[Hashable]:
         """Return the bucket of each row of one repetition: the sizes of its files. A batch has rows of one bucket.
 
         Masks have the size of what they belong to, and of pictures that keep their own size the number counts. Reads
         the beginning of every file; raises `DataError` for a row that cannot be used.
         """
-        self.look_at_files()
         keys = [key for key in self.data_file_keys if key != MASK]
         found = {number: tuple(self._size_in_batch(number, key) for key in keys) for number in self.rows_in_use}
         return [found[number] for number in self.numbers]

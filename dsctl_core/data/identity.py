@@ -15,6 +15,7 @@ from dsctl_core.data.columns import JoinedRows, Rows, RowsOfClips
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.facts import Identity
 from dsctl_core.data.known_files import CHUNK, is_fresh, state_from
+from dsctl_core.data.looking import look_at_files
 from dsctl_core.data.stacks import names_in
 from dsctl_core.files.digest import digest, digest_samples
 
@@ -26,7 +27,7 @@ def identity_of_dataset(dataset: UnifiedDataset) -> Identity:
     """Return the identity of a dataset; it is worked out once for each of several."""
     for part in dataset.parts:
         if part.identity is None:
-            part.look_at_files()
+            look_at_files(part)
             part.identity = _remembered(part) or _Identifier(part).identity()
     found = [part.identity for part in dataset.parts if part.identity is not None]
     if not dataset.tables:

@@ -17,7 +17,6 @@ from dsctl_core.data.rows import Metadata
 from dsctl_core.data.sampler import Block
 from dsctl_core.data.shares import Mixture, blocks_of
 from dsctl_core.options.datasets import DatasetTable
-from dsctl_core.progress import Progress
 
 DATASET = "_dataset"  # in a row: the number of its table, from 0
 
@@ -127,11 +126,6 @@ class SeveralDatasets(UnifiedDataset):
         """Return the paths in the cell `key` of row `number`."""
         part, own = self.part_of(number)
         return part.files(own, key) if key in part.data_file_keys else []
-
-    def look_at_files(self, progress: Progress | None = None, *, whole: bool = False) -> None:
-        """Find out about all files of all datasets, unless that is done; with `whole`, hash them too."""
-        for part in self.parts:
-            part.look_at_files(progress, whole=whole)
 
     def is_empty(self, number: int, key: str) -> bool:
         """Return whether the cell `key` of row `number` is empty, in an optional column."""

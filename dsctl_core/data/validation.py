@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.data.clip_rows import require_one_clip
-from dsctl_core.data.dataset import TEXT_COLUMNS, UnifiedDataset
+from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.decoded import keep, remembered, states_of
 from dsctl_core.data.duplicates import same_bytes, same_pictures
 from dsctl_core.data.frame_folder import RATE_COLUMN, frame_rate, frame_times
-from dsctl_core.data.inspection import FileFacts, inspect_all
+from dsctl_core.data.inspection import FileFacts
+from dsctl_core.data.inspection_processes import cores, inspect_in_processes
 from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import require_fitting, require_same_shape
 from dsctl_core.data.pair_checks import odd_references, swapped_columns
 from dsctl_core.data.problems import DataError, kind_of_problem
+from dsctl_core.data.row_texts import TEXT_COLUMNS
 from dsctl_core.data.sizes import Resize
 from dsctl_core.data.validated import Checks, Problem, Sample, Validation
 from dsctl_core.errors import DsctlError
@@ -25,7 +25,6 @@ from dsctl_core.progress import NoProgress, Progress
 
 ENLARGED = 1.05  # images that are scaled by more than this get a warning
 CHUNK = 16  # files per task of a worker process
-MIN_FILES_FOR_PROCESSES = 64  # with fewer files, starting processes takes longer than they save
 
 
 def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress | None = None) -> Validation:
@@ -196,47 +195,12 @@ def _decode(
     workers = checks.workers or cores()
     chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
     states = {} if known is None else states_of(paths)
-    for chunk, facts in zip(chunks, _in_processes(chunks, videos, workers, len(paths)), strict=True):
+    for chunk, facts in zip(chunks, inspect_in_processes(chunks, videos, workers, len(paths)), strict=True):
         found = dict(zip(chunk, facts, strict=True))
         if known is not None:
             keep(known, states, found)
         progress.advance(len(chunk))
         yield from found.items()
-
-
-def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _in_processes(
-    chunks: list[list[Path]], videos: bool, workers: int, files: int
-) -> Iterator[list[FileFacts | DataError]]:
-    if workers == 1 or files < MIN_FILES_FOR_PROCESSES:
-        for chunk in chunks:
-            yield inspect_all(chunk, videos)
-        return
-    import signal
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
-    # Spawned: a fork would copy the state of other threads, such as one that draws a progress bar.
-    pool = ProcessPoolExecutor(
-        min(workers, len(chunks)),
-        mp_context=get_context("spawn"),
-        initializer=signal.signal,  # only the parent process handles Ctrl-C
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
-    try:
-        yield from pool.map(inspect_all, chunks, [videos] * len(chunks))
-    except BrokenProcessPool as error:
-        raise DsctlError(
-            "a worker process that decodes files was killed, probably because memory ran out",
-            hint="use fewer worker processes: --workers 1",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _add(validation: Validation, number: int, error: DsctlError, path: Path | None = None) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dsctl_core.data import DataError, UnifiedDataset
+from dsctl_core.data.row_texts import TEXT_COLUMNS
 from dsctl_core.families.resolve import ResolvedModel
 
 SHOWN_ROWS = 5
@@ -73,7 +74,7 @@ def _most_tokens(prompt: str) -> int:
 
 def cut_prompt_notes(dataset: UnifiedDataset, resolved: ResolvedModel, *, download: bool = False) -> Iterator[str]:
     """Yield a line for each row with a prompt that the model cuts, and one for all after the first few."""
-    limit, longest = most_tokens(resolved), dataset.most_prompt_characters()
+    limit, longest = most_tokens(resolved), _most_characters(dataset)
     if limit is None or (longest is not None and longest <= limit // 2):
         return
     texts = {}
@@ -89,3 +90,16 @@ def cut_prompt_notes(dataset: UnifiedDataset, resolved: ResolvedModel, *, downlo
         yield f"the prompts of {len(rows) - SHOWN_ROWS} more rows are cut; `dsctl dataset validate --model` shows all"
     if (note := found.note_of_unchecked()) is not None:
         yield note
+
+
+def _most_characters(dataset: UnifiedDataset) -> int | None:
+    """Return at least the length of the longest prompt, if that is known without a look at each."""
+    found = 0
+    for part in dataset.parts:
+        rows, words = part.metadata.rows, part.captions.prefix + part.captions.suffix
+        for key in TEXT_COLUMNS:
+            longest = rows.most_characters(key) if words.isascii() else None
+            if longest is None:
+                return None
+            found = max(found, longest + len(words) + 2)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from dsctl_core.cache.codec import encode, is_plain
 from dsctl_core.cache.manifest import Entry, Recipe
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.frame_folder import files_of
+from dsctl_core.data.looking import look_at_files
 from dsctl_core.data.operators import require_file
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.digest import digest, digest_file
+from dsctl_core.files.digest import digest, digest_file, digest_files
 from dsctl_core.losses import find_loss
 from dsctl_core.losses.contract import Sides
 from dsctl_core.pipeline import BasePipeline
@@ -72,10 +73,12 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
     `pipe` needs no components. A row that is wrong goes into `bad`, with the error.
     """
     plan = Plan(jobs={number: {} for number in range(len(stages.groups) + 1)})
-    dataset.look_at_files(progress, whole=True)
+    look_at_files(dataset, progress, whole=True)
     files = {row: _files_of(dataset, row, plan) for row in dataset.rows_in_use}
-    paths = (path for found in files.values() for path in found.values())
-    contents = dataset.digests(file for path in paths for file in (files_of(path) if dataset.takes_folders else [path]))
+    paths: Iterable[Path] = (path for found in files.values() for path in found.values())
+    if dataset.takes_folders:
+        paths = (file for path in paths for file in files_of(path))
+    contents = _digests(dataset, paths)
     checks = stages.checks
     about = {"dtype": recipe.dtype, "family": recipe.family}
     progress.start("Looking at the dataset", len(files), unit="row")
@@ -92,6 +95,20 @@ def plan_rows(dataset: UnifiedDataset, pipe: BasePipeline, stages: Stages, recip
     by_row = {entry.row: entry for entry in plan.entries}
     plan.entries = [by_row[row] for row in dataset.numbers if row in by_row]  # a row that is repeated several times
     return plan
+
+
+def _digests(dataset: UnifiedDataset, paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the SHA-256 of the bytes of each file; those that `look_at_files` has hashed are not opened again."""
+    wanted, found = list(dict.fromkeys(paths)), dict[Path, str]()
+    for part in dataset.parts:
+        records = {} if part.known is None else part.known.records([str(path) for path in wanted])
+        found |= {Path(path): each.whole.hex() for path, each in records.items() if each.whole is not None}
+    return {**found, **digest_files(path for path in wanted if path not in found)}
+
+
+def _is_known(dataset: UnifiedDataset, path: Path) -> bool:
+    """Return whether `look_at_files` has found the file at `path` to be whole."""
+    return any(part.known is not None and part.known.has(str(path)) for part in dataset.parts)
 
 
 def entry_of(
@@ -181,7 +198,7 @@ def _files_of(dataset: UnifiedDataset, row: int, plan: Plan) -> dict[tuple[str, 
     for key in dataset.data_file_keys:
         try:
             for place, path in enumerate(dataset.files(row, key)):
-                if not dataset.knows(path):
+                if not _is_known(dataset, path):
                     with dataset.cell_errors(row, key):
                         for file in files_of(path) if dataset.takes_folders else [path]:
                             require_file(file)

@@ -115,6 +115,7 @@ TRAIN = Command(
     },
     {
         "on_bad_sample": "all rows can be used here; with one that cannot, tests of bad rows show it",
+        "recheck": "files are read though they have not changed; tests of what is remembered count them",
     },
 )
 CACHE = Command(

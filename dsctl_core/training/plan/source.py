@@ -9,6 +9,7 @@ from dataclasses import replace
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DatasetError, UnifiedDataset, check_dataset, usable_part
 from dsctl_core.data.build import build_dataset, refuse_file_names
+from dsctl_core.data.looking import look_at_files
 from dsctl_core.data.masks import MASK
 from dsctl_core.families.prompt_lengths import cut_prompt_notes
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
@@ -104,7 +105,7 @@ def checked_dataset(
     pictures, factor = resolved.picture_columns, resolved.parts.division_factor
     dataset = build_dataset(options, resolved.family, resolved.defaults, factor, pictures, remember=remember)
     refuse_file_names(dataset, options.extra_inputs)
-    dataset.look_at_files(progress, whole=hashed(dataset))
+    look_at_files(dataset, progress, whole=hashed(dataset))
     for note in dataset.notes():
         progress.note(note)
     if options.on_bad_sample == "stop":

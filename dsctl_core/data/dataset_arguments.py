@@ -1,4 +1,4 @@
-"""Check the arguments of a dataset: its folder, its table, and the names of its columns of files."""
+"""Read the arguments of a dataset: its folder, its table, and the names of its columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dsctl_core.errors import DsctlError, UsageError
 
 
 def existing_folder(base_path: str | Path) -> Path:
-    """Return the folder of a dataset; raise a DsctlError if there is none."""
+    """Return the folder of a dataset; raise an error if there is none."""
     if not str(base_path):
         raise UsageError("the dataset's base path is empty", hint="give the folder of the pictures or videos")
     path = Path(base_path)
@@ -21,7 +21,7 @@ def existing_folder(base_path: str | Path) -> Path:
 
 
 def existing_file(metadata_path: str | Path, base_path: Path) -> Path:
-    """Return the path of the table; raise a DsctlError if there is none, with where it may be inside of `base_path`."""
+    """Return the table of a dataset; raise an error if there is none."""
     path = Path(metadata_path)
     if not path.exists() and not path.is_symlink():
         inside = base_path / path
@@ -31,7 +31,7 @@ def existing_file(metadata_path: str | Path, base_path: Path) -> Path:
 
 
 def column_names(data_file_keys: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the names of columns, each once, of a list or of a text with commas; raise a UsageError for others."""
+    """Return the names of columns, which a text separates by commas; none may be empty or repeated."""
     keys = data_file_keys.split(",") if isinstance(data_file_keys, str) else list(data_file_keys)
     names = tuple(key.strip() for key in keys)
     if not all(names):
