@@ -6,7 +6,6 @@ gradient checkpointing.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +76,9 @@ def _unpack_scaled(layer: QuantizedLinear, dtype: torch.dtype) -> Tensor:
 
 def bitsandbytes() -> Any:
     """Return the functions of bitsandbytes, which is optional."""
-    return importlib.import_module("bitsandbytes.functional")
+    from bitsandbytes import functional
+
+    return functional
 
 
 def _is_fake(tensor: Tensor) -> bool:
