@@ -37,6 +37,7 @@ def test_nothing_is_on_the_wrong_device_nor_in_float32_and_the_host_waits_once_i
 
 
 def test_the_dry_run_predicts_the_peak_of_the_device(runs):
+    assert list(runs) == list(RUNS)
     for name, run in runs.items():
         memory, encode = run["predicted"], run["encode"]
         tensors = memory["weights"] + memory["step"]

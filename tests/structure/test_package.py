@@ -78,7 +78,8 @@ def unused(sources: Sources, known: set[str]) -> list[str]:
 
 
 def test_every_dependency_is_imported():
-    wanted = declared(extras=True) - NOT_IMPORTED
+    # Not among what the tests install: peft would import it at every start.
+    wanted = declared(extras=True) - NOT_IMPORTED - {"bitsandbytes"}
     assert len(wanted) > 15
     assert unused(read_sources(REPOSITORY), wanted) == []
 
