@@ -21,9 +21,10 @@ from dsctl_core.options import (
     lora_effects,
 )
 from dsctl_core.options import effects as table
+from dsctl_core.options.dataset import DatasetCaptionOptions
 from dsctl_core.options.effects import Idle
 from dsctl_core.options.hub import DownloadOptions
-from dsctl_core.options.lora_tools import LoraExtractOptions, MergeLoraOptions
+from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, MergeLoraOptions
 from dsctl_core.options.messages import bare_type
 from dsctl_core.options.report import ReportOptions
 
@@ -48,6 +49,7 @@ RUNS: dict[str, tuple[type[Options], dict[str, Any]]] = {
     "IN_ONE_PROCESS": (TrainOptions, {**TRAIN, "dry_run": True}),
     "ONE_PROMPT": (CacheOptions, CACHE),
     "EACH_ROW_ONCE": (CacheOptions, CACHE),
+    "OTHERS_NEED": (CacheOptions, {**CACHE, "shared": True}),
     "NOT_STORED": (TrainOptions, TRAIN),
     "NOT_CHECKPOINTED": (TrainOptions, TRAIN),
     "IN_MAIN_MEMORY": (TrainOptions, {**TRAIN, "device": "cpu"}),
@@ -77,8 +79,10 @@ RUNS: dict[str, tuple[type[Options], dict[str, Any]]] = {
     "NO_MASKS": (TrainOptions, TRAIN),
     "SPREAD": (TrainOptions, {**TRAIN, "clip_extraction": "uniform"}),
     "CLIP_REPLACED": (InferOptions, INFER),
+    "NO_VACE_VIDEO": (InferOptions, INFER),
     "NO_CONTROLNET": (InferOptions, INFER),
     "NO_ANNOTATOR": (DatasetAnnotateOptions, {"path": "d", "kind": "canny"}),
+    "ALWAYS_LIKELIEST": (DatasetCaptionOptions, {"path": "d", "model": "m"}),
     "NOT_SERVED": (ReportOptions, {"runs": ["r"]}),
     "SERVED": (ReportOptions, {"runs": ["r"], "serve": True}),
 }
@@ -101,6 +105,10 @@ OPENED: dict[str, tuple[type[Options], dict[str, Any], dict[str, Any]]] = {
     "GUIDANCE_OFF": (InferOptions, {**INFER, "template": ["t"]}, {}),
     "OF_A_DATASET": (DatasetValidateOptions, {"path": "c"}, {}),
     "WITHOUT_REPORT": (DatasetValidateOptions, {"path": "c"}, {}),
+    "NO_VACE": (InferOptions, {**INFER, "vace_video": "v.mp4"}, {"title": "Qwen-Image"}),
+    "NO_CLIPS": (DatasetCaptionOptions, {"path": "d", "model": "m"}, {"path": "d"}),
+    "NO_TABLE": (DatasetCaptionOptions, {"path": "d", "model": "m"}, {"path": "d"}),
+    "LORA_ALREADY": (LoraConvertOptions, {"file": "l", "to": "comfyui", "output": "o"}, {"file": "l"}),
     "IN_THE_PACKAGE": (DownloadOptions, {"what": "tiny"}, {"folder": "f", "what": "tiny"}),
 }
 # values of options, where the default, or the lowest value, will not do
@@ -142,6 +150,12 @@ VALUES: dict[str, Any] = {
     "control_image": ["a.png"],
     "control_mask": ["a.png"],
     "annotator": "a/b",
+    "file_column": "image",
+    "vace_video": "v.mp4",
+    "vace_video_mask": "m.mp4",
+    "vace_reference_image": ["a.png"],
+    "vace_scale": "1",
+    "network": "lora",
     "input_video": "a.mp4",
     "output": "a.html",
     "csv": "a.csv",
