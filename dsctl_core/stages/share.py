@@ -24,10 +24,10 @@ from dsctl_core.cache.manifest import Recipe
 from dsctl_core.cache.shards import shard_files, structures
 from dsctl_core.data.problems import DataError, Kind, kind_of_problem
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.atomic import write_text
+from dsctl_core.files.atomic import is_temporary, write_text
 from dsctl_core.files.digest import digest
 from dsctl_core.files.json import read_json_as
-from dsctl_core.files.leases import Worker
+from dsctl_core.files.leases import WORKER, Worker
 from dsctl_core.progress import Progress
 from dsctl_core.stages.plan_rows import Job, Plan
 from dsctl_core.stages.read_ahead import Work, passes_of
@@ -104,11 +104,13 @@ def joined(cache: Path, plan: Plan, recipe: Recipe) -> Iterator[Worker]:
             time.sleep(random.SystemRandom().uniform(0.05, 0.2))  # those that were started together must differ
     try:
         yield worker
-        if not worker.others():
-            _forget_bad(folder)
     finally:
+        worker.others()  # what dead ones left is removed
         worker.__exit__()
+        if not any(folder.glob(f"*{WORKER}")):  # of those that leave at once, at least one sees nobody
+            _forget_bad(folder)
         with suppress(OSError):
+            folder.rmdir()
             folder.parent.rmdir()
 
 
@@ -123,13 +125,16 @@ def refuse_workers(cache: Path, apart_from: Path | None = None) -> None:
                 if looking.others():
                     raise busy(cache)
                 _forget_bad(folder)
+            with suppress(OSError):
+                folder.rmdir()
     with suppress(OSError):
         (cache / WORKERS).rmdir()
 
 
 def _forget_bad(folder: Path) -> None:
     """Remove what was noted of bad rows: what could not be read then may be readable in a later run."""
-    for path in folder.glob(f"*{BAD}"):
+    temporary = [path for path in folder.glob(".*.tmp") if is_temporary(path, rf"[0-9a-f]+\{BAD}")]
+    for path in (*folder.glob(f"*{BAD}"), *temporary):
         path.unlink(missing_ok=True)
 
 

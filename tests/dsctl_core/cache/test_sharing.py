@@ -77,6 +77,8 @@ def test_a_command_that_shares_nothing_is_refused_beside_workers_and_after_dead_
     left = folder / f"b2{leases.WORKER}"
     left.write_text(json.dumps({"machine": "another", "pid": 1, "since": 1.0}))
     os.utime(left, (1, 1))
+    (folder / "c3.bad").write_text("{}")
+    (folder / ".d4.bad.0123abcd.tmp").write_text("{")
     fill()
     assert not (tmp_path / "filled" / WORKERS).exists()
 
