@@ -71,7 +71,8 @@ def denoise(
         run_step: Called as `run_step(step, latents, timestep)` for each step.
     """
     controls = [side.name for side in pipe.side_networks if side.control is not None]
-    pipe.load_models_to_device((*pipe.beside_the_denoiser, *controls))
+    beside = (*pipe.beside_the_denoiser, *controls)
+    pipe.load_models_to_device(beside)
     mask = shared.get("latents_mask")
     scales = cfg_scales(cfg_scale, [denoiser.name for denoiser in pipe.parts.denoisers])
     placed: str | None = None
@@ -80,7 +81,7 @@ def denoise(
         nonlocal placed
         denoiser = pipe.parts.denoiser_at(float(timestep)).name
         if denoiser != placed:
-            pipe.placement.use(pipe, denoiser)
+            pipe.placement.use(pipe, denoiser, beside)
             placed = denoiser
         state = {"latents": latents, "timestep": timestep.to(latents.device), "denoiser": denoiser}
         velocity = pipe.call_model_fn(**{**shared, **posi, **state})

@@ -247,7 +247,8 @@ class BasePipeline(nn.Module):
         return model
 
     def load_models_to_device(self, names: Sequence[str]) -> None:
-        """Move the components in `names` to `self.device`, unless they are there already."""
+        """Move the components in `names` to `self.device`, unless they are there already, and make room for them."""
+        self.placement.make_room(self, names)
         for name in names:
             model = self.component(name)
             if any(parameter.device != self.device for parameter in model.parameters()):

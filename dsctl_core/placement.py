@@ -1,8 +1,8 @@
-"""Place the denoisers of a pipeline: one of several on its device at a time, the others in main memory."""
+"""Place the components of a pipeline: what runs is on its device, and what waits can be in main memory."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,19 +10,30 @@ if TYPE_CHECKING:
 
 
 class Placement:
-    """Moves the denoiser in use to the device of the pipeline, and the previous one to main memory.
+    """Moves the components in use to the device of the pipeline, and others to main memory.
 
-    Denoisers in `staying` are never moved away: the optimizer holds the tensors of a denoiser that is being trained.
-    On a CPU nothing is moved.
+    Of several denoisers one is on the device at a time. With `apart`, that holds for all components: each is there
+    only while it is asked for. Those in `staying` are never moved away: the optimizer holds the tensors of a denoiser
+    that is being trained. On a CPU nothing is moved.
     """
 
-    def __init__(self, staying: Collection[str] = ()) -> None:
-        self.staying = frozenset(staying)
+    def __init__(self, staying: Collection[str] = (), apart: bool = False) -> None:
+        self.staying, self.apart = frozenset(staying), apart
 
-    def use(self, pipe: BasePipeline, name: str) -> None:
-        """Move the denoiser `name` to the device of `pipe`, and the others, except `staying`, to main memory."""
-        if pipe.device.type != "cpu":
-            for other in pipe.parts.denoisers:
-                if other.name not in (name, *self.staying) and other.name in pipe.components:
-                    pipe.component(other.name).to("cpu")
-        pipe.load_models_to_device((name,))
+    def use(self, pipe: BasePipeline, name: str, beside: Sequence[str] = ()) -> None:
+        """Move the denoiser `name`, and the components `beside` it, to the device; other denoisers to main memory."""
+        self.move_away(pipe, [other.name for other in pipe.parts.denoisers if other.name != name])
+        pipe.load_models_to_device((*beside, name))
+
+    def make_room(self, pipe: BasePipeline, names: Collection[str]) -> None:
+        """With `apart`, move all components but `names` to main memory."""
+        if self.apart:
+            self.move_away(pipe, [other for other in pipe.components if other not in names])
+
+    def move_away(self, pipe: BasePipeline, names: Collection[str]) -> None:
+        """Move the components `names`, as far as they are loaded and not in `staying`, to main memory."""
+        if pipe.device.type == "cpu":
+            return
+        for name in names:
+            if name in pipe.components and name not in self.staying:
+                pipe.component(name).to("cpu")

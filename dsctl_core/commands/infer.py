@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dsctl_core.checkpoint.trained_part import TrainedPart
 from dsctl_core.commands.infer_control import CONTROL_PICTURES, control_inputs
 from dsctl_core.commands.infer_inputs import Settings, read_prompts, read_start
+from dsctl_core.commands.infer_offload import Place, choose_offload, place
 from dsctl_core.commands.infer_vace import follows
 from dsctl_core.errors import UsageError
 from dsctl_core.families.controlnets import with_controlnets
@@ -88,12 +89,15 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
         resolved.check_component(name)
         require_library(form)
     device, dtype = placement(options)
+    offload, why = choose_offload(options, resolved, device, dtype)
     templates = open_templates(options.templates, device, dtype)
     new_folders = [path for path in (output.parent, *output.parent.parents) if not path.exists()]
     try:
         prepare_folder(output.parent)
         progress.note(f"Loading {resolved.label}")
-        pipe: Any = load(options, resolved, device, dtype, trained)
+        if why is not None:
+            progress.note(why)
+        pipe: Any = load(options, resolved, device, dtype, trained, offload)
         if not prompts:
             prompts = [pipe.caption(start.inputs["edit_image"][0], settings.height, settings.width)]
             progress.note(f"The picture shows: {prompts[0]}")
@@ -219,14 +223,15 @@ def load(
     device: torch.device,
     dtype: torch.dtype,
     trained: Sequence[TrainedPart] = (),
+    offload: Place = "none",
 ) -> BasePipeline:
-    """Load the pipeline, with its trained parts and its LoRAs, onto the device."""
+    """Load the pipeline, with its trained parts and its LoRAs, onto the device, but for what `offload` says."""
     from dsctl_core.lora import load_lora
     from dsctl_core.memory.quantize import quantize
 
     quantized = quantized_pairs(options.quantize)
-    names = [name for name, _ in quantized]
-    pipe = resolved.load_pipeline(torch_dtype=dtype, device=device, on_host=names)
+    waiting = [name for name, _ in quantized] if offload == "none" else resolved.parts.components
+    pipe = resolved.load_pipeline(torch_dtype=dtype, device=device, on_host=waiting)
     for part in trained:
         part.put_into(pipe.component(part.component))
     pipe.solver = options.solver or pipe.solver
@@ -234,7 +239,7 @@ def load(
         load_lora(pipe, lora.path, lora.scale)
     for name, form in quantized:
         quantize(pipe.component(name), form, dtype, device)
-        pipe.component(name).to(device)
+    place(pipe, offload)
     return pipe
 
 

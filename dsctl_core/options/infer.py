@@ -17,6 +17,7 @@ from dsctl_core.options.quantize import Quantized
 from dsctl_core.options.template import TemplateUseOptions
 from dsctl_core.options.vace import VaceOptions
 
+Offload = Literal["auto", "none", "components", "blocks"]
 SUFFIXES = (".png", ".mp4", ".gif", ".webp")
 
 
@@ -118,6 +119,11 @@ class InferOptions(ComposedOptions):
         (),
         description="Components to hold in 4 or 8 bits: dit=nf4,text_encoder=int8. Formats: int8, "
         "float8, nf4 (which needs bitsandbytes).",
+    )
+    offload: Offload = Field(
+        "auto",
+        description="What waits in main memory until it is needed: none, components, or blocks of the denoiser too. "
+        "auto: as little as the free memory of the GPU allows.",
     )
     device: Device | None = Field(None, description="cpu, cuda or cuda:N. Left out: a GPU if there is one.")
 

@@ -148,9 +148,9 @@ def test_a_level_at_the_boundary_goes_to_the_denoiser_of_high_noise(dawn: Any) -
 
 def test_one_denoiser_at_a_time_is_asked_onto_the_device(dawn: Any) -> None:
     class Noted(Placement):
-        def use(self, pipe: Any, name: str) -> None:
+        def use(self, pipe: Any, name: str, beside: Any = ()) -> None:
             used.append(name)
-            super().use(pipe, name)
+            super().use(pipe, name, beside)
 
     used: list[str] = []
     dawn.placement = Noted()

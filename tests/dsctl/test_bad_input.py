@@ -228,6 +228,7 @@ BAD: dict[str, dict[str, list[Bad]]] = {
             ("data", 1, "--prompts-file data cannot be read", "one prompt per line", {"prompt": None}),
         ],
         "cfg_scale": [*BAD_GUIDANCE, ("dit=2,dit_2=3", 2, "unknown denoiser 'dit_2'", "dit")],
+        "offload": [("component", 2, "--offload is 'component', which is unknown", "did you mean 'components'?")],
         "quantize": BAD_QUANTIZE,
         "negative_prompt": [
             ("a dog", 2, "--negative-prompt has no effect at --cfg-scale 1", "above 1", {"cfg_scale": "1"})
@@ -345,7 +346,7 @@ def test_a_switch_takes_no_value(dsctl: Dsctl, model: Path, command: str, count:
     try_each([(name,) for name in switches(OPTIONS[command])], check, at_least=count)
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 123), ("cache", 68), ("infer", 80)])
+@pytest.mark.parametrize(("command", "count"), [("train", 123), ("cache", 68), ("infer", 81)])
 def test_a_bad_value_is_refused_by_name(dsctl: Dsctl, model: Path, command: str, count: int):
     def check(name: str, bad: Bad) -> None:
         value, code, problem, remedy, *further = bad
