@@ -8,6 +8,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 LONGEST = 400
+MOST_OF_A_FAMILY = 700  # lines of code, with its control networks
 FOLDERS = ("dsctl", "dsctl_core", "tests", "benchmarks", "docs", "examples")
 MODULES = sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))
 
@@ -45,6 +46,24 @@ def test_a_module_is_short_and_says_what_it_is_for():
     assert len(MODULES) > 400
     found = {path.relative_to(REPOSITORY).as_posix(): faults_of(path) for path in MODULES}
     assert {name: faults for name, faults in found.items() if faults} == {}
+
+
+def lines_of_code(text: str) -> int:
+    """Count the lines that are not blank, a comment, or part of a docstring."""
+    described: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            described.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    numbered = enumerate(map(str.strip, text.splitlines()), 1)
+    return sum(bool(line) and not line.startswith("#") and number not in described for number, line in numbered)
+
+
+def test_a_family_is_a_small_folder():
+    assert lines_of_code('"""A."""\n\n# B\nx = """\nC"""\ndef f():\n    """D."""\n') == 3
+    folders = [path for path in (REPOSITORY / "dsctl_core" / "families").iterdir() if (path / "family.py").is_file()]
+    found = {each.name: sum(lines_of_code(path.read_text()) for path in each.rglob("*.py")) for each in folders}
+    assert len(found) >= 8
+    assert {name: lines for name, lines in found.items() if lines > MOST_OF_A_FAMILY} == {}
 
 
 def test_tests_stand_where_the_code_stands():

@@ -25,7 +25,7 @@ VAE = Component("vae", "vae", "diffusers", "AutoencoderKLQwenImage", single_file
 TEXT_ENCODER = Component("text_encoder", "text_encoder", "transformers", "Qwen2_5_VLForConditionalGeneration")
 
 # The text encoder is the whole of Qwen2.5-VL-7B-Instruct, with the parts that see and speak.
-CAPTIONER = Captioner("text_encoder", "dsctl_core.families.qwen_image.captioner:processor")
+CAPTIONER = Captioner("text_encoder", "dsctl_core.families.qwen_vl_chat:processor")
 
 # Both published repositories have the same layout: 9 transformer shards, 4 text encoder shards, one VAE file.
 FILES = {

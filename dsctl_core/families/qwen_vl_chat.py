@@ -1,4 +1,4 @@
-"""Let the text encoder, a whole Qwen2.5-VL, speak about pictures: its processor, and the chat it was trained with."""
+"""Let a text encoder that is a whole Qwen2.5-VL speak about pictures: its processor, and the chat of its training."""
 
 from __future__ import annotations
 
