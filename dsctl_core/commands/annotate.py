@@ -129,7 +129,11 @@ def _top(file: Path, base: Path) -> str:
 
 
 def _about(options: DatasetAnnotateOptions, source: Path) -> dict[str, Any]:
-    about = {"control": options.kind, "source_sha256": digest_file(source), "dsctl_version": __version__}
+    about: dict[str, Any] = {
+        "control": options.kind,
+        "source_sha256": digest_file(source),
+        "dsctl_version": __version__,
+    }
     if options.kind == POSE:
         about["detector"] = options.detector  # None too: a run without one is not one with any
     return about if options.annotator is None else {**about, "annotator": options.annotator}

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # The key points of COCO, in its order (Lin et al. 2014; https://cocodataset.org/#keypoints-2020).
-COCO = ("nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder")
+COCO: tuple[str, ...] = ("nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder")
 COCO += ("left elbow", "right elbow", "left wrist", "right wrist", "left hip", "right hip")
 COCO += ("left knee", "right knee", "left ankle", "right ankle")
 
 # Those of OpenPose (Cao et al. 2019), in the order of its colours. COCO has no neck: it is amid the shoulders.
-OPENPOSE = ("nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist")
+OPENPOSE: tuple[str, ...] = ("nose", "neck", "right shoulder", "right elbow", "right wrist")
+OPENPOSE += ("left shoulder", "left elbow", "left wrist")
 OPENPOSE += ("right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle")
 OPENPOSE += ("right eye", "left eye", "right ear", "left ear")
 
