@@ -56,4 +56,4 @@ def annotate(options: DatasetAnnotateOptions) -> None:
     from dsctl_core.commands.annotate import annotate
 
     result = annotate(options, progress=out.progress())
-    out.result("Annotated", **asdict(result))
+    out.result("Annotated", labels={"nobody": "without anybody"}, **asdict(result))

@@ -1,7 +1,8 @@
-"""Load the processors of vision-language models, for pictures alone."""
+"""Load vision models of transformers with their processors, for pictures alone."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,7 @@ def load_vision_language_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
     from transformers import PROCESSOR_MAPPING, AutoConfig, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
-    file = folder / "config.json"
-    if not file.is_file():
-        raise DsctlError(f"{folder} has no config.json", hint="give the folder of a model of transformers")
-    kind = read_json(file).get("model_type")
-    if kind not in KNOWN:
-        raise DsctlError(
-            f"{folder} is a model of the type {kind!r}, which is no vision-language model of transformers",
-            hint="choose one whose type transformers lists under image-text-to-text; code of a model is never run",
-        )
+    _refuse_others(folder, KNOWN, "vision-language model", "image-text-to-text")
     own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with refused_by_library(folder, AutoModelForImageTextToText):
         config = AutoConfig.from_pretrained(str(folder), **own)
@@ -46,6 +39,46 @@ def load_vision_language_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             str(folder), use_safetensors=True, dtype=dtype, output_loading_info=True, **own
         )
+    return _whole(folder, loaded), processor
+
+
+def load_vision_model(folder: Path, cls: Any, known: Collection[str], called: str, task: str) -> tuple[Any, Any]:
+    """Return the model in `folder`, frozen, and its image processor.
+
+    Only safetensors are read, and no code that lies in the folder is run. Raises DsctlError for a folder of anything
+    else.
+
+    Args:
+        folder: Folder of a model of transformers.
+        cls: Its class, or the Auto class of its task.
+        known: The types of models of that task.
+        called: What such a model is called, such as "depth estimation model".
+        task: The task under which transformers lists its types.
+    """
+    from transformers import AutoImageProcessor
+
+    _refuse_others(folder, known, called, task)
+    own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    with refused_by_library(folder, cls):
+        processor = AutoImageProcessor.from_pretrained(str(folder), **own)
+        loaded = cls.from_pretrained(str(folder), use_safetensors=True, output_loading_info=True, **own)
+    return _whole(folder, loaded), processor
+
+
+def _refuse_others(folder: Path, known: Collection[str], called: str, task: str) -> None:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise DsctlError(f"{folder} has no config.json", hint="give the folder of a model of transformers")
+    kind = read_json(file).get("model_type")
+    if kind not in known:
+        raise DsctlError(
+            f"{folder} is a model of the type {kind!r}, which is no {called} of transformers",
+            hint=f"choose one whose type transformers lists under {task}; code of a model is never run",
+        )
+
+
+def _whole(folder: Path, loaded: tuple[Any, dict[str, Any]]) -> Any:
+    """Return the model that was loaded, frozen; raise DsctlError where its folder lacks weights."""
     model, info = loaded
     lacking = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     if lacking:
@@ -53,4 +86,4 @@ def load_vision_language_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
             f"{folder} lacks {len(lacking)} weights of a {type(model).__name__}, {sorted(lacking)[0]} first",
             hint="its config.json and its weights should come from one place",
         )
-    return model.eval().requires_grad_(False), processor
+    return model.eval().requires_grad_(False)

@@ -12,6 +12,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.control_pictures import KINDS, from_values
 from dsctl_core.data.dataset import SINGLE_COLUMNS
 from dsctl_core.data.images import LoadImage
+from dsctl_core.data.rows import BadCell
 from dsctl_core.data.table_text import WRITERS, suffix_for
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder, write_text
@@ -19,7 +20,7 @@ from dsctl_core.files.digest import digest_file
 from dsctl_core.files.ownership import Kind, require_replaceable
 from dsctl_core.media.image_file import about_picture, write_png
 from dsctl_core.options.control import IMAGE
-from dsctl_core.options.dataset import DatasetAnnotateOptions
+from dsctl_core.options.dataset import POSE, DatasetAnnotateOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.version import __version__
 
@@ -27,17 +28,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURE = "image"  # the column of the pictures
+FOLDER = "control_"  # begins the names of their folders
+NOBODY = "nobody_found"  # an entry in the metadata of a pose
 CONTROL = Kind("a control picture of `dsctl dataset annotate`", lambda path: "control" in about_picture(path))
 
 
 @dataclass(frozen=True)
 class AnnotateResult:
-    """The new table, the folder of the control pictures, and how many were written and how many were there already."""
+    """The new table, the folder of the control pictures, and how many were written and how many were there already.
+
+    Of poses also how many of them all are black, as nobody was found.
+    """
 
     table: Path
     folder: Path
     written: int
     kept: int
+    nobody: int | None = None
 
 
 def annotate(options: DatasetAnnotateOptions, progress: Progress | None = None) -> AnnotateResult:
@@ -52,9 +59,10 @@ def annotate(options: DatasetAnnotateOptions, progress: Progress | None = None) 
     if base.is_file() and table is None:
         base, table = base.parent, base
     dataset = UnifiedDataset(base, table, data_file_keys=(PICTURE,), single_keys=SINGLE_COLUMNS)
+    dataset = dataset.without(_drawn(dataset))
     if IMAGE in dataset.metadata.columns:
         raise DsctlError(f"{dataset.metadata.path} has the column {IMAGE} already", hint="give a table without it")
-    folder = base / f"control_{options.kind.replace('-', '_')}"
+    folder = base / f"{FOLDER}{options.kind.replace('-', '_')}"
     names = control_names(dataset)
     text, suffix = table_text(dataset, {n: f"{folder.name}/{name}" for n, name in names.items()})
     made = base / f"metadata_{options.kind.replace('-', '_')}{suffix}"
@@ -62,18 +70,21 @@ def annotate(options: DatasetAnnotateOptions, progress: Progress | None = None) 
         raise DsctlError(f"{made} is there already, with other rows", hint="move it, or remove it to have it anew")
     sources = {folder / names[number]: dataset.files(number, PICTURE)[0] for number in names}
     about = {path: _about(options, source) for path, source in sources.items()}
+    pose = options.kind == POSE
     todo = [path for path in sources if not _is_there(path, about[path])]
     draw = drawing(options) if todo else None
     progress.start("Drawing control pictures", len(todo), unit="picture")
     for path in todo:
         assert draw is not None
         prepare_folder(path.parent)
-        write_png(path, draw(LoadImage()(sources[path])), about[path])
+        picture = draw(LoadImage()(sources[path]))
+        write_png(path, picture, {**about[path], **({NOBODY: picture.getbbox() is None} if pose else {})})
         progress.advance()
     progress.finish()
     if not made.exists():
         write_text(made, text)
-    return AnnotateResult(made, folder, len(todo), len(sources) - len(todo))
+    nobody = sum(bool(about_picture(path).get(NOBODY)) for path in sources) if pose else None
+    return AnnotateResult(made, folder, len(todo), len(sources) - len(todo), nobody)
 
 
 def control_names(dataset: UnifiedDataset) -> dict[int, str]:
@@ -91,15 +102,40 @@ def control_names(dataset: UnifiedDataset) -> dict[int, str]:
 
 
 def table_text(dataset: UnifiedDataset, controls: dict[int, str]) -> tuple[str, str]:
-    """Return the text of the new table and its suffix: a csv, or json lines where a cell is a list or an object."""
+    """Return the text of the new table and its suffix: a csv, or json lines where a cell is a list or an object.
+
+    Raises DataError for a row with a cell that could not be read, such as one of a folder without a caption.
+    """
     columns = [*dataset.metadata.columns, IMAGE]
     rows = [{**dataset.metadata.rows[number], IMAGE: control} for number, control in controls.items()]
+    for cell in (cell for row in rows for cell in row.values()):
+        if isinstance(cell, BadCell):
+            raise cell.error
     suffix = suffix_for(rows)
     return WRITERS[suffix](columns, rows), suffix
 
 
+def _drawn(dataset: UnifiedDataset) -> set[int]:
+    """Return the rows of a folder without a table that are control pictures of this command, of any kind."""
+    if not dataset.metadata.path.is_dir():
+        return set()
+    files = {number: dataset.files(number, PICTURE)[0] for number in dataset.rows_in_use}
+    inside = {n: file for n, file in files.items() if _top(file, dataset.base_path).startswith(FOLDER)}
+    return {number for number, file in inside.items() if "control" in about_picture(file)}
+
+
+def _top(file: Path, base: Path) -> str:
+    return file.relative_to(base).parts[0]
+
+
 def _about(options: DatasetAnnotateOptions, source: Path) -> dict[str, Any]:
-    about = {"control": options.kind, "source_sha256": digest_file(source), "dsctl_version": __version__}
+    about: dict[str, Any] = {
+        "control": options.kind,
+        "source_sha256": digest_file(source),
+        "dsctl_version": __version__,
+    }
+    if options.kind == POSE:
+        about["detector"] = options.detector  # None too: a run without one is not one with any
     return about if options.annotator is None else {**about, "annotator": options.annotator}
 
 
@@ -118,23 +154,26 @@ def _is_there(path: Path, about: dict[str, Any]) -> bool:
 
 
 def drawing(options: DatasetAnnotateOptions) -> Callable[[Image], Image]:
-    """Return the function that draws a control picture of a picture; for depth it loads the model."""
+    """Return the function that draws a control picture of a picture; for depth and poses it loads the models."""
     if options.annotator is None:
         return KINDS[options.kind]
-    from dsctl_core.checkpoint.build import refused_by_library
+    if options.kind == POSE:
+        from dsctl_core.commands.annotate_pose import pose_drawing
+
+        return pose_drawing(options)
+    from dsctl_core.checkpoint.processors import load_vision_model
     from dsctl_core.commands.caption_model import hub_folder
 
     folder = hub_folder(options.annotator, "--annotator")
     import torch
-    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    from transformers import AutoModelForDepthEstimation
+    from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES as KNOWN
 
-    with refused_by_library(folder, AutoModelForDepthEstimation):
-        processor: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
-        model: Any = AutoModelForDepthEstimation.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True
-        )
+    model, processor = load_vision_model(
+        folder, AutoModelForDepthEstimation, KNOWN, "depth estimation model", "depth-estimation"
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
+    model = model.to(device)
 
     def depth(picture: Image) -> Image:
         size = (picture.height, picture.width)

@@ -19,12 +19,12 @@ SMOOTH, BLUR = 1 / 256, 1 / 64  # of the longer side: the deviation of the filte
 
 def canny(picture: Image) -> Image:
     """Return the edges of `picture`, white on black (Canny 1986)."""
-    return _rgb(_cv2().Canny(np.array(picture.convert("L")), LOW, HIGH))
+    return _rgb(opencv().Canny(np.array(picture.convert("L")), LOW, HIGH))
 
 
 def soft_edge(picture: Image) -> Image:
     """Return the strength of the edges of `picture`: the norm of Sobel's gradient, the largest in white."""
-    cv2 = _cv2()
+    cv2 = opencv()
     deviation = max(SMOOTH * max(picture.size), 0.5)
     grey = cv2.GaussianBlur(np.array(picture.convert("L"), dtype=np.float32), (0, 0), deviation)
     norm = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
@@ -72,7 +72,8 @@ def _rgb(values: np.ndarray[Any, Any]) -> Image:
     return Image.fromarray(values).convert("RGB")
 
 
-def _cv2() -> Any:
+def opencv() -> Any:
+    """Return the module cv2, which is optional; raise DsctlError if it cannot be imported."""
     try:
         import cv2
     except ImportError as error:

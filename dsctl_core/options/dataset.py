@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Argument, ComposedOptions, Count, Device, Options, Seed, Text
 from dsctl_core.options.data import ReadingOptions
-from dsctl_core.options.effects import ALWAYS_LIKELIEST, NO_ANNOTATOR, Idle
+from dsctl_core.options.effects import ALWAYS_LIKELIEST, NO_ANNOTATOR, NO_DETECTOR, Idle
 
 
 class DatasetValidateOptions(ComposedOptions):
@@ -39,32 +39,41 @@ class DatasetValidateOptions(ComposedOptions):
     )
 
 
-DEPTH = "depth"  # the kind of control pictures that a model draws
+DEPTH, POSE = "depth", "pose"  # the kinds of control pictures that a model draws
+EXAMPLES = {DEPTH: "depth-anything/Depth-Anything-V2-Small-hf", POSE: "usyd-community/vitpose-base-simple"}
 
 
 class DatasetAnnotateOptions(Options):
     """Options of `dsctl dataset annotate`."""
 
     panel: ClassVar[str] = "Control pictures"
-    idle: ClassVar[tuple[Idle, ...]] = (NO_ANNOTATOR,)
+    idle: ClassVar[tuple[Idle, ...]] = (NO_ANNOTATOR, NO_DETECTOR)
 
     path: Annotated[Path, Argument()] = Field(description="Dataset folder, or its table.")
-    kind: Literal["canny", "soft-edge", "gray", "tile", "blur", "depth"] = Field(
-        description="What to draw: edges, soft edges, brightness, an eighth of the details, a blur, or depth."
+    kind: Literal["canny", "soft-edge", "gray", "tile", "blur", "depth", "pose"] = Field(
+        description="What to draw: edges, soft edges, brightness, an eighth of the details, a blur, depth, or the "
+        "skeletons of people in the colours of OpenPose."
     )
     annotator: Text | None = Field(
-        None, description="Model of transformers that estimates depth: a folder, or OWNER/NAME on a hub."
+        None,
+        description="Model of transformers that estimates depth, or for poses a ViTPose: a folder, or OWNER/NAME on a "
+        "hub.",
+    )
+    detector: Text | None = Field(
+        None,
+        description="Object detection model of transformers that finds people for --kind pose. Left out: a picture is "
+        "taken as the box of one person.",
     )
     metadata: Path | None = Field(
         None, description="Table of the samples. Left out: metadata.* in the folder, or captions beside files."
     )
 
     def check(self) -> None:
-        """Raise a UsageError for depth without a model."""
-        if self.kind == DEPTH and self.annotator is None:
+        """Raise a UsageError for depth and poses without a model."""
+        if self.kind in EXAMPLES and self.annotator is None:
             raise UsageError(
-                "--kind depth is given without --annotator",
-                hint="name a model, such as --annotator depth-anything/Depth-Anything-V2-Small-hf",
+                f"--kind {self.kind} is given without --annotator",
+                hint=f"name a model, such as --annotator {EXAMPLES[self.kind]}",
             )
 
 

@@ -349,8 +349,14 @@ OF_A_DATASET = Idle(
 NO_ANNOTATOR = Idle(
     ("annotator",),
     "on --kind {kind}, which needs no model",
-    "leave it out, or give --kind depth",
-    when=lambda options: options.kind != "depth",
+    "leave it out, or give --kind depth or --kind pose",
+    when=lambda options: options.kind not in ("depth", "pose"),
+)
+NO_DETECTOR = Idle(
+    ("detector",),
+    "on --kind {kind}, which looks for nobody",
+    "leave it out, or give --kind pose",
+    when=lambda options: options.kind != "pose",
 )
 ALWAYS_LIKELIEST = Idle(
     ("seed",),

@@ -206,6 +206,7 @@ ANNOTATE = Command(
         "path": "more",
         "kind": "tile",
         "annotator": "depth-model",
+        "detector": "detection-model",
         "metadata": "data/one.csv",
     },
 )

@@ -91,6 +91,25 @@ def test_other_files_are_not_touched(data: Path) -> None:
         run(data, "gray", metadata=data / "metadata_canny.csv")
 
 
+def test_control_pictures_are_no_pictures_of_a_folder_with_captions(data: Path) -> None:
+    (data / "metadata.csv").unlink()
+    (data / "a.jpg").unlink()
+    for name in ("a", "sub/b"):
+        (data / f"{name}.txt").write_text(f"a square in {name}", encoding="utf-8")
+    made = run(data)
+    (data / "control_canny" / "a.png").unlink()
+    again = run(data)
+    assert (made.written, again.written, again.kept) == (2, 1, 1)
+    gray = run(data, "gray")
+    rows = gray.table.read_text().splitlines()
+    assert rows[1:] == ["a.png,a square in a,control_gray/a.png", "sub/b.png,a square in sub/b,control_gray/sub/b.png"]
+    before = contents(data)
+    Image.new("RGB", (8, 8)).save(data / "new.png")
+    with pytest.raises(DsctlError, match=r"new\.txt does not exist"):
+        run(data, "tile")
+    assert contents(data).keys() - before.keys() == {data / "new.png"}
+
+
 def test_lists_in_a_table_stay_lists(data: Path) -> None:
     rows = [{"image": "a.png", "prompt": ["one", "two"]}]
     (data / "metadata.json").write_text(json.dumps(rows), encoding="utf-8")
