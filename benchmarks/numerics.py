@@ -21,6 +21,7 @@ from benchmarks.medium import MEDIUM, ROPE
 from dsctl_core import ModelConfig, ModelLogger, launch_training_task
 from dsctl_core.families import load_family, pipeline_class
 from dsctl_core.options import OptimizerOptions
+from dsctl_core.options.processes import ProcessCountOptions
 from dsctl_core.training.distributed.accelerator import make_accelerator
 from dsctl_core.training.model.task_module import TaskModule
 from dsctl_core.training.optim.optimizer import plan_optimizer
@@ -56,7 +57,7 @@ def train(module: TaskModule, folder: Path, steps: int = STEPS, **settings: Any)
     rows = [{"image": Image.effect_noise((32, 32), 60 + n).convert("RGB"), "prompt": f"picture {n}"} for n in range(2)]
     options = OptimizerOptions(weight_decay=0)
     launch_training_task(
-        make_accelerator("cpu", "bf16"),
+        make_accelerator("cpu", "bf16", ProcessCountOptions()),
         rows,
         module,
         ModelLogger(folder),

@@ -107,6 +107,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Train a few steps as `dsctl train` does, and return what they took."""
     import torch
 
+    from dsctl_core.options.processes import ProcessCountOptions
     from dsctl_core.training.callbacks.base import TrainingHook
     from dsctl_core.training.distributed.accelerator import make_accelerator
     from dsctl_core.training.loop.loop import launch_training_task
@@ -114,7 +115,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
     on_gpu = settings["device"] != "cpu"
     began = time.perf_counter()
-    accelerator = make_accelerator(settings["device"], "bf16")
+    accelerator = make_accelerator(settings["device"], "bf16", ProcessCountOptions())
     module = build_module(settings)
     dit = module.pipe.dit
     built = time.perf_counter() - began

@@ -20,7 +20,7 @@ def follows(options: InferOptions) -> dict[str, Any]:
     found: dict[str, Any] = {name: str(path) for name, path in named.items() if path is not None}
     if vace.vace_reference_image:
         found["vace_reference_image"] = [str(path) for path in vace.vace_reference_image]
-    if options.given("vace_scale"):
+    if vace.vace_scale is not None:
         found["vace_scale"] = list(vace.vace_scale.values)
     return found
 
@@ -39,7 +39,7 @@ def vace_inputs(options: InferOptions, video: InputVideo | None, fit: ImageCropA
     if vace.vace_reference_image:
         pictures = [read_input("vace_reference_image", LoadImage(), path) for path in vace.vace_reference_image]
         found["vace_reference_image"] = pictures
-    if options.given("vace_scale"):
+    if vace.vace_scale is not None:
         found["vace_scale"] = vace.vace_scale.values
     return found
 

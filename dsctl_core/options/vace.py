@@ -25,9 +25,9 @@ class VaceScale:
     values: tuple[float, ...] = (1.0,)
 
     @classmethod
-    def parse(cls, given: Any) -> VaceScale:
+    def parse(cls, given: Any) -> VaceScale | None:
         """Read "0.5", "0.5,1,1", a number, or a list of numbers."""
-        if isinstance(given, VaceScale):
+        if given is None or isinstance(given, VaceScale):
             return given
         listed = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
         return cls(tuple(_number(each) for each in listed))
@@ -67,7 +67,7 @@ class VaceOptions(Options):
         description="Picture of what the clip is to show, of any size. Can be given several times: their order counts.",
     )
     vace_scale: Annotated[
-        VaceScale,
+        VaceScale | None,
         BeforeValidator(VaceScale.parse),
         Takes("a number, or one for each vace block, separated by commas"),
-    ] = Field(VaceScale(), description="How much all of this counts: one number, or one for each vace block.")
+    ] = Field(None, description="How much all of this counts: one number, or one for each vace block. Left out: 1.")

@@ -56,11 +56,13 @@ class _Read:
 def passes_of(works: Sequence[Work]) -> list[list[Work]]:
     """Return the works that are done together: those that read files, so that each file is decoded once; others alone.
 
+    Files come first: one that cannot be read is found before anything is written.
+
     The components of those together are in memory at the same time.
     """
     reading = [work for work in works if work.reads_files]
     alone = [[work] for work in works if work not in reading]
-    return [*alone, reading] if reading else alone
+    return [reading, *alone] if reading else alone
 
 
 def read_ahead(

@@ -29,6 +29,7 @@ OUTPUTS = {
     ("ReportOptions", "output"),
     ("ReportOptions", "csv"),
     ("DatasetValidateOptions", "report"),
+    ("DatasetCaptionOptions", "output"),  # tests/dsctl_core/commands/test_caption.py
     ("OutputOptions", "output_path"),
     ("CacheOptions", "output_path"),
     ("MergeLoraOptions", "output"),

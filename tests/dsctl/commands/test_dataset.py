@@ -222,7 +222,7 @@ def test_a_process_that_is_killed_is_an_error_and_not_a_wait(dsctl: Dsctl, monke
         row("a.png,x" if number < 5 else f"{number}.png,x", f"{number}.png", Path("data/a.png").read_bytes())(
             Path("data")
         )
-    monkeypatch.setattr("dsctl_core.data.validation.inspect_all", die)
+    monkeypatch.setattr("dsctl_core.data.inspection_processes.inspect_all", die)
     error, hint = dsctl("dataset", "validate", "data", "--workers", "2").fault(1)
     assert "was killed" in error
     assert "--workers 1" in hint
