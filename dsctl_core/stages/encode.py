@@ -36,7 +36,7 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.problems import kind_of_problem
 from dsctl_core.errors import CodeError, DsctlError
 from dsctl_core.files.atomic import prepare_folder, unclaim, write_text
-from dsctl_core.memory.release import release_memory
+from dsctl_core.memory.release import release_memory, weight_bytes
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
 from dsctl_core.stages.batching import encode_batch
@@ -197,8 +197,9 @@ def encode_missing(
     for together in passes_of([work for work in works if work.shards]):
         pipe = encoder.load(components_of(together))
         encode_pass(cache, dataset, encoder.recipe, how, plan, together, pipe, progress)
+        freed = weight_bytes(pipe.components.values())
         del pipe
-        release_memory()  # before the models of the next group, or of training, are loaded
+        release_memory(freed)  # before the models of the next group, or of training, are loaded
     progress.finish()
     return total
 
