@@ -345,9 +345,9 @@ def test_samples_of_a_run_are_drawn_with_the_denoiser_that_is_not_trained_too(
     used: list[tuple[str, bool]] = []
     use = Placement.use
 
-    def noted(self: Placement, pipe: Any, name: str) -> None:
+    def noted(self: Placement, pipe: Any, name: str, beside: Any = ()) -> None:
         used.append((name, name in self.staying))
-        use(self, pipe, name)
+        use(self, pipe, name, beside)
 
     monkeypatch.setattr(Placement, "use", noted)
     settings = {"sample_every": 2, "sample_prompt": ("a fox",), "lora_base_model": "dit_2", "max_steps": 2}

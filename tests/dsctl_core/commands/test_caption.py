@@ -250,7 +250,7 @@ def test_the_text_encoder_of_a_model_describes_without_anything_else(family: str
     assert (made.written, made.kept) == (2, 1)
     resolved = resolve_model(str(model))
     pipe: Any = resolved.load_pipeline(torch_dtype=torch.float32, device="cpu", only=("text_encoder",))
-    from dsctl_core.families.qwen_image.captioner import processor
+    from dsctl_core.families.qwen_vl_chat import processor
 
     assert processor(pipe).image_processor.size["longest_edge"] == (56 * 84 if "edit" in family else 28 * 28 * 16384)
     with Image.open(pictures / "b.png") as picture:
