@@ -109,9 +109,9 @@ def joined(cache: Path, plan: Plan, recipe: Recipe) -> Iterator[Worker]:
         worker.__exit__()
         if not any(folder.glob(f"*{WORKER}")):  # of those that leave at once, at least one sees nobody
             _forget_bad(folder)
-        with suppress(OSError):
-            folder.rmdir()
-            folder.parent.rmdir()
+        for each in (folder, folder.parent):  # the first is gone where this worker left nothing
+            with suppress(OSError):
+                each.rmdir()
 
 
 def refuse_workers(cache: Path, apart_from: Path | None = None) -> None:

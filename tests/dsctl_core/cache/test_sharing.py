@@ -53,7 +53,9 @@ def test_a_worker_alone_makes_the_cache_that_a_plain_command_makes(fill, tmp_pat
     shared = fill(output_path=tmp_path / "shared", shared=True)
     assert content(tmp_path / "shared") == content(tmp_path / "filled")
     assert shared.encoded > 0
+    assert not (tmp_path / "shared" / WORKERS).exists()
     assert fill(output_path=tmp_path / "shared", shared=True).encoded == 0
+    assert not (tmp_path / "shared" / WORKERS).exists()
 
 
 def test_a_damaged_shard_is_made_again_by_workers_too(fill, tmp_path):
