@@ -25,7 +25,7 @@ from dsctl_core.files.atomic import atomic_path
 from dsctl_core.files.digest import digest_file
 from dsctl_core.files.foreign import is_pickle
 from dsctl_core.files.json import checked, parse_json
-from dsctl_core.files.safetensors import check_safetensors, safetensors_header
+from dsctl_core.files.safetensors import check_safetensors, tensor_entries
 
 FOLDER, SUFFIX = "shards", ".safetensors"
 PARTS_IN_A_SHARD, MOST_PARTS_IN_A_SHARD = 64, 256  # all parts of a shard are in memory when it is written
@@ -76,13 +76,11 @@ def structures(path: Path) -> dict[str, dict[str, Any]]:
 
 def tensor_bytes(path: Path) -> dict[str, int]:
     """Return the number of bytes of the tensors of each part in a shard."""
-    header, _ = safetensors_header(path)
     sizes: dict[str, int] = {}
-    for name, description in header.items():
-        if name != "__metadata__":
-            start, end = description["data_offsets"]
-            key = name.partition("/")[0]
-            sizes[key] = sizes.get(key, 0) + end - start
+    for name, entry in tensor_entries(path).items():
+        start, end = entry["data_offsets"]
+        key = name.partition("/")[0]
+        sizes[key] = sizes.get(key, 0) + end - start
     return sizes
 
 

@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.safetensors import safetensors_header
+from dsctl_core.files.safetensors import tensor_entries
 
 LAYERS = re.compile(r"(layers|blocks|depth)$")  # fields that count what has a parameter at least
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def no_larger_than(
     file, in memory: where the two largest numbers of the config could make too large a one, it is first built on the
     meta device.
     """
-    entries = [entry for file in files for name, entry in safetensors_header(file)[0].items() if name != "__metadata__"]
+    entries = [entry for file in files for entry in tensor_entries(file).values()]
     most, elements = MOST_WITHOUT_FILES
     if files:
         most = 2 * len(entries) + SPARE_TENSORS

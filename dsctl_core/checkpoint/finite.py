@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.known_weights import is_known, marker_of, remember
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.safetensors import safetensors_header
+from dsctl_core.files.safetensors import tensor_entries
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,15 +65,15 @@ def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path
         marker = marker_of(files, type(model).__name__, (str(tensor.dtype) for tensor in state.values()))
     if is_known(marker):
         return
-    headers: dict[Path, Mapping[str, Any]] = {file: safetensors_header(file)[0] for file in files}
-    for file, header in headers.items():
-        for name, entry in header.items():
+    entries = {file: tensor_entries(file) for file in files}
+    for file, own in entries.items():
+        for name, entry in own.items():
             is_weight = state[name].is_floating_point() if name in state else name.endswith((".weight", ".bias"))
-            if name != "__metadata__" and entry["dtype"] in WHOLE and is_weight:
+            if entry["dtype"] in WHOLE and is_weight:
                 raise DsctlError(f"{file}: {name} has whole numbers ({entry['dtype']}), and is a weight", hint=ANOTHER)
     found = find_not_finite(state.items())
     if found is not None:
-        file = _file_of(found, headers) or where
+        file = _file_of(found, entries) or where
         raise DsctlError(
             f"{file}: {found} has a value that is no finite number in {_dtype_name(state[found])}", hint=ANOTHER
         )
@@ -83,12 +83,12 @@ def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path
     remember(marker)
 
 
-def _file_of(name: str, headers: Mapping[Path, Mapping[str, Any]]) -> Path | None:
+def _file_of(name: str, entries: Mapping[Path, Mapping[str, Any]]) -> Path | None:
     """Return the file with the tensor that a model calls `name`; a library can have renamed its beginning."""
     parts = name.split(".")
     for start in range(len(parts)):
         ending = ".".join(parts[start:])
-        found = [file for file, header in headers.items() if any(f".{own}".endswith(f".{ending}") for own in header)]
+        found = [file for file, names in entries.items() if any(f".{own}".endswith(f".{ending}") for own in names)]
         if len(found) == 1:
             return found[0]
     return None

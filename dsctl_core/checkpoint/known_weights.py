@@ -7,13 +7,12 @@ path, size, times of change (of content and of status) and inode are; one that w
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from dsctl_core.files.digest import digest
-from dsctl_core.files.safetensors import SETTLED
+from dsctl_core.files.safetensors import settled_state
 from dsctl_core.files.user_cache import user_cache
 from dsctl_core.version import __version__
 
@@ -31,11 +30,10 @@ def marker_of(files: Sequence[Path], model: str, dtypes: Iterable[str]) -> Path 
         return None
     states = []
     for file in files:
-        status = file.stat()
-        if time.time() - max(status.st_mtime, status.st_ctime) < SETTLED:
+        state = settled_state(file.stat())
+        if state is None:
             return None
-        times = (status.st_mtime_ns, status.st_ctime_ns)
-        states.append([str(file.resolve()), status.st_size, *times, status.st_ino, status.st_dev])
+        states.append([str(file.resolve()), *state])
     return folder / FOLDER / digest([__version__, model, sorted(set(dtypes)), sorted(states)])
 
 

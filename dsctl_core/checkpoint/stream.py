@@ -12,7 +12,7 @@ from dsctl_core.checkpoint.finite import refuse_not_finite
 from dsctl_core.checkpoint.quantized import refuse_quantized
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import atomic_path
-from dsctl_core.files.safetensors import safetensors_header
+from dsctl_core.files.safetensors import safetensors_header, tensor_entries, tensors_of
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +35,7 @@ ChangeRows = Callable[["Tensor", int], "Tensor"]
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor in a safetensors file, by name."""
-    header, _ = safetensors_header(path)
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return {name: tuple(entry["shape"]) for name, entry in tensor_entries(path).items()}
 
 
 def rewrite(source: Path, target: Path, changes: Mapping[str, ChangeRows], tick: Callable[[str], None]) -> None:
@@ -47,10 +46,7 @@ def rewrite(source: Path, target: Path, changes: Mapping[str, ChangeRows], tick:
     """
     header, begin = safetensors_header(source)
     refuse_quantized(source, header)
-    entries = sorted(
-        ((name, entry) for name, entry in header.items() if name != "__metadata__"),
-        key=lambda item: item[1]["data_offsets"][0],
-    )
+    entries = sorted(tensors_of(header).items(), key=lambda item: item[1]["data_offsets"][0])
     with atomic_path(target) as temporary, source.open("rb") as reader, temporary.open("wb") as writer:
         _copy(reader, writer, begin)
         for name, entry in entries:

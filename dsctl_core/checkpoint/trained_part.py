@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dsctl_core.checkpoint.stream import ChangeRows, read_tensor, tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Family
-from dsctl_core.files.safetensors import safetensors_header
+from dsctl_core.files.safetensors import file_metadata
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,7 +35,7 @@ class TrainedPart:
         Raises DsctlError for a file that is damaged, that is a LoRA, that no training has written, and for a part of
         another family or of a component that the model does not have.
         """
-        about = safetensors_header(path)[0].get("__metadata__", {})
+        about = file_metadata(path)
         if "format_of_keys" in about:
             raise DsctlError(f"{path} is a LoRA, not a trained part of a model", hint="give it as --lora")
         if about.get("kind") != "weights" or not {"component", "family"} <= about.keys():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from dsctl_core.errors import UsageError
@@ -78,24 +79,15 @@ def component_bytes(options: InferOptions, resolved: ResolvedModel, dtype: torch
     """Return the bytes that each component takes on the device, from the headers of its files."""
     from dsctl_core.checkpoint.identify import weight_files
     from dsctl_core.checkpoint.load import find_component_paths
-    from dsctl_core.files.safetensors import safetensors_header
+    from dsctl_core.checkpoint.stream import tensor_shapes
 
     formats = dict(quantized_pairs(options.quantize))
     places = find_component_paths(resolved.family, resolved.configs_of(None), resolved.reader_configs)
     found = {}
     for name, folder in places.components.items():
-        headers = [safetensors_header(file)[0] for file in weight_files(folder)]
-        shapes = [entry["shape"] for header in headers for key, entry in header.items() if key != "__metadata__"]
-        numbers = sum(_product(shape) for shape in shapes)
+        numbers = sum(prod(shape) for file in weight_files(folder) for shape in tensor_shapes(file).values())
         found[name] = int(numbers * PACKED.get(formats.get(name, ""), dtype.itemsize))
     return found
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def place(pipe: BasePipeline, offload: Place) -> None:

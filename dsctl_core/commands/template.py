@@ -14,7 +14,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.foreign import is_pickle
 from dsctl_core.files.json import read_line
 from dsctl_core.files.ownership import require_new
-from dsctl_core.files.safetensors import safetensors_header
+from dsctl_core.files.safetensors import file_metadata
 from dsctl_core.hub.settings import download_source, model_base_path
 from dsctl_core.hub.upload import files_to_upload
 from dsctl_core.options.template import WEIGHTS as SAFETENSORS
@@ -96,7 +96,7 @@ def _to_try(options: TemplateUploadOptions, template: Template) -> list[str]:
     at = "" if options.revision is None else f"@{options.revision}"
     get = ["dsctl", "download", f"{options.repo}{at}", "--source", download_source(options.target)]
     place = model_base_path() / f"{options.repo}{at.replace('/', '--')}"
-    about = safetensors_header(template.contract.weights[0])[0].get("__metadata__", {})
+    about = file_metadata(template.contract.weights[0])
     example = read_line(about.get(EXAMPLE, ""))
     if example is None:
         example = {name: "..." for name, default in input_names(template).items() if default == REQUIRED}

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import families
-from dsctl_core.files.safetensors import safetensors_header
+from dsctl_core.files.safetensors import file_metadata
 from dsctl_core.hub.open import open_hub
 from dsctl_core.hub.remote import check_repo_id
 from dsctl_core.hub.settings import download_source, model_base_path, skip_download
@@ -55,7 +55,7 @@ def how_to_try(repo: str, source: str, revision: str | None, files: list[tuple[s
     if "model_index.json" in names:
         return [shlex.join(get), shlex.join(["dsctl", "infer", "--model", f"./{folder}", "--prompt", "..."])]
     for name, file in files:
-        about = safetensors_header(file)[0].get("__metadata__", {}) if name.endswith(".safetensors") else {}
+        about = file_metadata(file) if name.endswith(".safetensors") else {}
         if about.get("kind") == "lora":
             known = {preset.name for family in families().values() for preset in family.presets}
             base = next((each for each in (about.get("base_model"),) if each in known), "MODEL")

@@ -16,7 +16,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.family import ControlNet
 from dsctl_core.files.digest import digest, weights_identity
 from dsctl_core.files.json import decode_json, read_json
-from dsctl_core.files.safetensors import read_safetensors, safetensors_header
+from dsctl_core.files.safetensors import file_metadata, read_safetensors
 from dsctl_core.options.control import MODEL
 from dsctl_core.side_network import SideNetwork
 
@@ -45,15 +45,15 @@ class ControlWeights:
         Raises DsctlError for a folder without weights, and for a file that is damaged or in another format.
         """
         from dsctl_core.checkpoint.identify import weight_files
+        from dsctl_core.checkpoint.stream import tensor_shapes
 
         files = [file for path in paths for file in weight_files(path)]
         shapes: dict[str, tuple[int, ...]] = {}
         config: Mapping[str, Any] | None = None
         for file in files:
-            header, _ = safetensors_header(file)
-            about = header.get("__metadata__", {})
+            about = file_metadata(file)
             stored = about.get(f"{about.get('component', MODEL)}{CONFIG}")
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            shapes |= tensor_shapes(file)
             config = decode_json(stored.encode()) if stored is not None else config
         beside = files[0].parent / "config.json"
         if beside.is_file():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AGAIN = "download or copy it again"
+METADATA = "__metadata__"  # the entry of a header that is no tensor
 MOST_HEADER = 100_000_000  # bytes; the format's own limit
 SETTLED = 2.0  # seconds since a file was last changed, after which another change shows in its times
 KEPT_HEADERS = 64  # a model has its weights in fewer files
@@ -71,19 +72,36 @@ def safetensors_header(path: Path) -> tuple[Mapping[str, Any], int]:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
         raise _unreadable(path, error) from error
+    state = settled_state(status)
+    return _read_header(path, status.st_size) if state is None else _read_once(path, *state)
+
+
+def tensor_entries(path: Path) -> dict[str, Any]:
+    """Return what the header of a whole safetensors file says of each tensor, by name; see `safetensors_header`."""
+    return tensors_of(safetensors_header(path)[0])
+
+
+def file_metadata(path: Path) -> Mapping[str, str]:
+    """Return the metadata in the header of a whole safetensors file, {} for none; see `safetensors_header`."""
+    found: Mapping[str, str] = safetensors_header(path)[0].get(METADATA, {})
+    return found
+
+
+def tensors_of(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a `header` says of each tensor, by name."""
+    return {name: entry for name, entry in header.items() if name != METADATA}
+
+
+def settled_state(status: stat_result) -> tuple[int, ...] | None:
+    """Return what of a file changes with its content, its size first; None for one that has just been changed."""
     if time.time() - max(status.st_mtime, status.st_ctime) < SETTLED:
-        return _read_header(path, status.st_size)
-    return _read_once(path, *_identity(status))
-
-
-def _identity(status: stat_result) -> tuple[int, ...]:
-    """Return what of a file changes with its content, its size first."""
+        return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
 @functools.lru_cache(KEPT_HEADERS)
-def _read_once(path: Path, size: int, *identity: int) -> tuple[Mapping[str, Any], int]:
-    """Read the header of a file of `size` bytes, which `identity` tells from others that were at `path` before."""
+def _read_once(path: Path, size: int, *state: int) -> tuple[Mapping[str, Any], int]:
+    """Read the header of a file of `size` bytes, which `state` tells from others that were at `path` before."""
     return _read_header(path, size)
 
 
@@ -124,17 +142,15 @@ def _checked_header(path: Path, text: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise DsctlError(f"{path} is no safetensors file: its header is {kind_of(header)}", hint="check the path")
     where = f"{path} is damaged: in its header"
-    checked(header.get("__metadata__", {}), dict[str, str], f"{where}, __metadata__", hint=AGAIN)
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    checked(tensors, dict[str, TensorEntry], where, hint=AGAIN)
+    checked(header.get(METADATA, {}), dict[str, str], f"{where}, {METADATA}", hint=AGAIN)
+    checked(tensors_of(header), dict[str, TensorEntry], where, hint=AGAIN)
     return header
 
 
 def _checked_places(path: Path, header: dict[str, Any]) -> int:
     """Return the number of bytes of all tensors, after checking that they follow one another without a gap."""
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     end = 0
-    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+    for name, entry in sorted(tensors_of(header).items(), key=lambda item: item[1]["data_offsets"]):
         first, last = entry["data_offsets"]
         if entry["dtype"] not in BITS:
             raise DsctlError(

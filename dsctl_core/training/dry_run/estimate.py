@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,7 @@ from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.safetensors import safetensors_header
+from dsctl_core.files.safetensors import tensor_entries
 from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.training.dry_run.fake_tensors import (
     KnownAnswers,
@@ -148,10 +147,7 @@ class Estimate:
         pipe = self.model.pipeline(self.simulation, self.plan.dtype, self._dtype_of, self.stages.idle)
         on_cpu = not self.on_gpu
         process = warm_up(self.plan.dtype) if on_cpu else 0
-        self.encoded = self.encoded or self._encode_largest(pipe)
-        entry, index, encoding, stage_one = (
-            getattr(self.encoded, name) for name in ("entry", "index", "encoding", "stage_one")
-        )
+        self.encoded = encoded = self.encoded or self._encode_largest(pipe)
         if self.plan.cached:
             for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
@@ -163,27 +159,28 @@ class Estimate:
                 checkpoint_some(network, self.options.memory.gradient_checkpointing_blocks)
         trained = tensor_bytes(module.trainable_modules())
         weights = tensor_bytes([*module.parameters(), *module.buffers()])
-        step_peak, activations, state = self._train(module, entry)
+        step_peak, activations, state = self._train(module, encoded.entry)
         # Saved weights are copied to the host, and read back to verify the file.
         saving = 2 * trained if on_cpu else 0
         ema = trained if self.options.optim.ema_decay is not None else 0
-        inside = ema + max(step_peak, saving + state) + (0 if self.plan.cached else encoding)
+        inside = ema + max(step_peak, saving + state) + (0 if self.plan.cached else encoded.encoding)
         if on_cpu:
             # While a file is converted to another dtype, its mapped pages count beside the converted tensors;
             # without a conversion the tensors are these pages.
             inside = max(inside, self._largest_converted_file())
-        peak = process + max(stage_one, weights + inside)
+        peak = process + max(encoded.stage_one, weights + inside)
         if self.on_gpu:
             peak = reserved(peak, weights)
-        memory = Memory(process, stage_one, weights, trained, state, ema, activations, saving, inside, peak)
+        memory = Memory(process, encoded.stage_one, weights, trained, state, ema, activations, saving, inside, peak)
         steps, saves = self._steps()
         disk = {
             "checkpoints": saves * self._saved_bytes(module) * (2 if ema else 1),
             "state": min(saves, self.options.output.state_total_limit) * (trained + state + ema),
-            "cache": self._entries() * entry_bytes(entry) if self.plan.encoding is not None else 0,
+            "cache": self._entries() * entry_bytes(encoded.entry) if self.plan.encoding is not None else 0,
         }
         disk["total"] = sum(disk.values())
-        size = {"row": index, "shapes": {n: list(v.shape) for n, v in entry.items() if isinstance(v, torch.Tensor)}}
+        tensors = {name: value for name, value in encoded.entry.items() if isinstance(value, torch.Tensor)}
+        size = {"row": encoded.index, "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()}}
         device = self.plan.accelerator.device
         return DryRun(
             self._count(module, pipe),
@@ -259,7 +256,7 @@ class Estimate:
         places = self.model.places.components
         names = [name for name in self.plan.components or places if name in places]
         files = [(name, file) for name in names for file in weight_files(places[name])]
-        stored = {file: {entry["dtype"] for entry in _entries_of(file)} for _, file in files}
+        stored = {file: {entry["dtype"] for entry in tensor_entries(file).values()} for _, file in files}
         sizes = [file.stat().st_size for name, file in files if stored[file] != {STORED_AS[self._dtype_of(name)]}]
         return max(sizes, default=0)
 
@@ -299,12 +296,6 @@ class Estimate:
     def _count(self, module: TaskModule, pipe: BasePipeline) -> dict[str, int]:
         parts = {name: sum(p.numel() for p in model.parameters()) for name, model in pipe.components.items()}
         return {**module.count_parameters(), **parts}
-
-
-def _entries_of(file: Path) -> list[dict[str, Any]]:
-    """Return the header entry of each tensor of a safetensors file."""
-    header, _ = safetensors_header(file)
-    return [entry for name, entry in header.items() if name != "__metadata__"]
 
 
 def _numbers(value: Any) -> int:

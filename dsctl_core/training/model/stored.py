@@ -10,7 +10,7 @@ import torch
 
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.load import find_component_paths
-from dsctl_core.files.safetensors import safetensors_header
+from dsctl_core.files.safetensors import tensor_entries
 
 if TYPE_CHECKING:
     from dsctl_core.families.resolve import ResolvedModel
@@ -33,6 +33,5 @@ def trained_dtypes(resolved: ResolvedModel, trained: Iterable[str], dtype: torch
 
 def is_stored_in(place: Path, dtype: torch.dtype) -> bool:
     """Return whether all tensors of the component at `place`, a folder or a file, are stored in `dtype`."""
-    headers = (safetensors_header(file)[0] for file in weight_files(place))
-    found = {entry["dtype"] for header in headers for name, entry in header.items() if name != "__metadata__"}
+    found = {entry["dtype"] for file in weight_files(place) for entry in tensor_entries(file).values()}
     return found == {STORED_AS[dtype]}

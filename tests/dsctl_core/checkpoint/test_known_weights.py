@@ -14,13 +14,14 @@ from torch import nn
 from dsctl_core.checkpoint import finite, known_weights
 from dsctl_core.checkpoint.finite import refuse_unusable_weights
 from dsctl_core.errors import DsctlError
+from dsctl_core.files import safetensors
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A weight file that was written long ago, as far as anyone asks."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(known_weights, "SETTLED", -1.0)
+    monkeypatch.setattr(safetensors, "SETTLED", -1.0)
     path = tmp_path / "weights.safetensors"
     save_file({"weight": torch.ones(3, 4), "bias": torch.ones(3)}, path)
     return path
@@ -63,7 +64,7 @@ def test_a_file_that_changed_is_looked_through_even_with_its_old_size_and_time(f
 def test_a_file_that_was_just_written_is_not_remembered(
     file: Path, looked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(known_weights, "SETTLED", 3600.0)
+    monkeypatch.setattr(safetensors, "SETTLED", 3600.0)
     load(file)
     load(file)
     assert len(looked) == 2
