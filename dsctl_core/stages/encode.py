@@ -141,10 +141,19 @@ def _encode_shared(
         parts = Parts(cache, progress)
         share = Share(cache, worker, plan, works_of(plan, encoder.stages), set(parts.paths), progress)
 
+        freed = 0
+
+        def load(works: Sequence[Work]) -> BasePipeline:
+            nonlocal freed
+            release_memory(freed)  # of the models of the pass before
+            pipe = encoder.load(components_of(works))
+            freed = weight_bytes(pipe.components.values())
+            return pipe
+
         def encode(pipe: BasePipeline, works: Sequence[Work]) -> None:
             encode_pass(cache, dataset, encoder.recipe, how, plan, works, pipe, progress)
 
-        own = share.run(lambda works: encoder.load(components_of(works)), encode)
+        own = share.run(load, encode)
         with finishing(worker):
             parts.refresh()
             finish(cache, plan, dict(plan.bad), encoder.recipe, parts, prune=False)
