@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dsctl_core.commands.caption_journal import Journal
 from dsctl_core.data import UnifiedDataset
@@ -17,7 +17,7 @@ from dsctl_core.data.kinds import is_video
 from dsctl_core.data.metadata import find_metadata, read_metadata
 from dsctl_core.data.pairs import find_pair
 from dsctl_core.data.problems import DataError
-from dsctl_core.data.rows import BadCell, blank
+from dsctl_core.data.rows import BadCell, is_empty_cell
 from dsctl_core.data.table_text import WRITERS, suffix_for
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.atomic import prepare_folder, write_text
@@ -143,7 +143,7 @@ class Table:
             self._read_captions(dataset, CaptionFiles(files.others))
         self.columns = dict.fromkeys((*dataset.metadata.columns, PROMPT))
         items = [self._item(n, dataset.files(n, self.key)[0]) for n in numbers]
-        wanted = [item for item in items if options.all or _is_empty(self.rows[item.number].get(PROMPT))]
+        wanted = [item for item in items if options.all or is_empty_cell(self.rows[item.number].get(PROMPT))]
         self.kept = len(items) - len(wanted)
         self.table = options.output or base / f"{NAME}{suffix_for(list(self.rows.values()))}"
         self._require_fitting()
@@ -203,10 +203,6 @@ def _column(base: Path, table: Path | None, files: Files | None) -> str:
             hint="put them into two folders, or leave out --all and --output, which writes captions beside the files",
         )
     return VIDEO if clips else PICTURE
-
-
-def _is_empty(cell: Any) -> bool:
-    return cell is None or cell == [] or (isinstance(cell, str) and blank(cell))
 
 
 def _settings(options: DatasetCaptionOptions) -> Row:

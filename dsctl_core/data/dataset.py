@@ -23,7 +23,7 @@ from dsctl_core.data.problems import DataError
 from dsctl_core.data.routing import RouteByType, preview_of
 from dsctl_core.data.row_numbers import RowNumbers
 from dsctl_core.data.row_texts import TEXT_COLUMNS, RowTexts
-from dsctl_core.data.rows import Metadata, blank, with_caption, with_clips, with_copies
+from dsctl_core.data.rows import Metadata, is_empty_cell, with_caption, with_clips, with_copies
 from dsctl_core.data.sampler import Block
 from dsctl_core.data.shares import Mixture
 from dsctl_core.data.sizes import fits_of
@@ -251,8 +251,7 @@ class UnifiedDataset(RowTexts, Sequence[Row]):
         """Return whether the cell `key` of row `number` is empty, in an optional column."""
         if key not in self.optional_keys:
             return False
-        cell = self.metadata.rows.cell(number, key)
-        return cell is None or cell == [] or (isinstance(cell, str) and blank(cell))
+        return is_empty_cell(self.metadata.rows.cell(number, key))
 
     def is_copy(self, number: int, key: str) -> bool:
         """Return whether the cell `key` of row `number` is made from another column."""

@@ -195,6 +195,11 @@ def blank(text: str) -> bool:
     return all(unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp", "Zs") or each in INVISIBLE for each in text)
 
 
+def is_empty_cell(cell: Any) -> bool:
+    """Return whether nothing is in a cell: None, an empty list, or a text of which nothing can be seen."""
+    return cell is None or cell == [] or (isinstance(cell, str) and blank(cell))
+
+
 def text_cell(value: Any) -> str:
     """Return `value` if it is text and not blank; raise `DataError` for anything else, without converting it."""
     if isinstance(value, str) and not blank(value):
