@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Literal
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import OriginalNames
 from dsctl_core.lora.layer import LoraLayer, Update
-from dsctl_core.lora.lycoris import from_parts, title
+from dsctl_core.lora.lycoris import from_parts
 from dsctl_core.lora.names import DENOISER, FACTOR, FLAT_PREFIXES, PRODUCT, parse
+from dsctl_core.options.lora import TITLES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,11 +135,11 @@ def encode(layers: Layers, component: str, form: LoraFormat, unnamed: str = DENO
     decomposed = {layer.network for layer in layers.values() if layer.magnitude is not None}
     for network in sorted(networks):
         if not form.products:
-            raise _cannot_hold(form, title(network), [each.name for each in FORMATS.values() if each.products])
+            raise _cannot_hold(form, TITLES[network], [each.name for each in FORMATS.values() if each.products])
     if decomposed and (form.magnitude is None or (decomposed != {"lora"} and form.magnitude != DORA_SCALE)):
         named = [each for each in FORMATS.values() if each.magnitude is not None]
         able = [each.name for each in named if decomposed == {"lora"} or each.magnitude == DORA_SCALE]
-        what = "DoRA" if decomposed == {"lora"} else f"{title(max(decomposed - {'lora'}))} with magnitudes"
+        what = "DoRA" if decomposed == {"lora"} else f"{TITLES[max(decomposed - {'lora'})]} with magnitudes"
         raise _cannot_hold(form, what, able)
     if networks or decomposed:
         form = replace(form, prefix=form.full_prefix or form.prefix)

@@ -103,7 +103,7 @@ class LoraLayer(Update):
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> LoraLayer:
         """Return this with each tensor changed."""
-        return replace(self, down=change(self.down), up=change(self.up), magnitude=_changed(self.magnitude, change))
+        return replace(self, down=change(self.down), up=change(self.up), magnitude=changed(self.magnitude, change))
 
     def with_values(self, *, scale: float, magnitude: Tensor | None) -> LoraLayer:
         """Return this with another scale and magnitude."""
@@ -111,14 +111,13 @@ class LoraLayer(Update):
 
     def rows(self, first: int, last: int) -> LoraLayer:
         """Return this for a range of rows."""
-        return replace(self, up=self.up[first:last], magnitude=_changed(self.magnitude, lambda t: t[first:last]))
+        return replace(self, up=self.up[first:last], magnitude=changed(self.magnitude, lambda t: t[first:last]))
 
     def rolled(self, shift: int) -> LoraLayer:
         """Return this with the rows in the order of `torch.roll`."""
-        return replace(
-            self, up=self.up.roll(shift, dims=0), magnitude=_changed(self.magnitude, lambda t: t.roll(shift))
-        )
+        return replace(self, up=self.up.roll(shift, dims=0), magnitude=changed(self.magnitude, lambda t: t.roll(shift)))
 
 
-def _changed(tensor: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor | None:
+def changed(tensor: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Return what `change` makes of `tensor`, such as a magnitude; None for none."""
     return None if tensor is None else change(tensor)

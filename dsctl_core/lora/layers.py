@@ -28,9 +28,10 @@ from dsctl_core.lora.dora import update_of, with_strength
 from dsctl_core.lora.files import read_lora, refuse_other_family, unnamed_layers
 from dsctl_core.lora.formats import Layers, LoraFile, encode, format_for, with_dots
 from dsctl_core.lora.layer import LoraLayer, Update
-from dsctl_core.lora.lycoris import LokrLayer, title, whole_matrix
+from dsctl_core.lora.lycoris import LokrLayer, whole_matrix
 from dsctl_core.lora.names import DENOISER
 from dsctl_core.lora.targets import find_targets, linear_layers
+from dsctl_core.options.lora import TITLES
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -133,14 +134,14 @@ def _refuse_other_kind(path: Path, own: Update, other: Update) -> None:
     """Raise DsctlError unless `other`, from the file `path`, has matrices of the same shapes as `own`, in training."""
     if own.network != other.network:
         raise DsctlError(
-            f"{path} is a {title(other.network)}, and this run trains a {title(own.network)}",
+            f"{path} is a {TITLES[other.network]}, and this run trains a {TITLES[own.network]}",
             hint=f"give --network {other.network}, or leave --lora-checkpoint out",
         )
     products = {"lokr", "loha"} & {other.network}
     if products and (other.magnitude is not None or (isinstance(other, LokrLayer) and other.span is not None)):
         what = "magnitudes" if other.magnitude is not None else "layers that are one with others"
         raise DsctlError(
-            f"{path} is a {title(other.network)} with {what}, which no run trains",
+            f"{path} is a {TITLES[other.network]} with {what}, which no run trains",
             hint="give it as --preset-lora-path, to learn the difference to it",
         )
     if own.rank != other.rank and own.rank is not None and other.rank is not None:
@@ -149,7 +150,7 @@ def _refuse_other_kind(path: Path, own: Update, other: Update) -> None:
             hint=f"give --lora-rank {other.rank}",
         )
     if (other.magnitude is None) != (own.magnitude is None):
-        kind = "a plain LoRA" if other.magnitude is None else f"a {title('dora')}"
+        kind = "a plain LoRA" if other.magnitude is None else f"a {TITLES['dora']}"
         raise DsctlError(
             f"{path} is {kind}, which this run does not train",
             hint="give --network lora" if other.magnitude is None else "give --network dora",

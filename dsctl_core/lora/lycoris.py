@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import Self
+
 from dsctl_core.errors import DsctlError
-from dsctl_core.lora.layer import LoraLayer, Network, Update
+from dsctl_core.lora.layer import LoraLayer, Network, Update, changed
+from dsctl_core.options.lora import TITLES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +27,26 @@ Factor = tuple["Tensor", ...]  # a matrix, or two of which it is the product
 
 
 @dataclass(frozen=True)
-class LokrLayer(Update):
+class _OfTwoFactors(Update):
+    """What LoKr and LoHa have in common: two factors, each a matrix or the product of two."""
+
+    first: Factor
+    second: Factor
+    scale: float = 1.0
+    magnitude: Tensor | None = None
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return this with each tensor changed."""
+        first, second = (tuple(map(change, factor)) for factor in (self.first, self.second))
+        return replace(self, first=first, second=second, magnitude=changed(self.magnitude, change))
+
+    def with_values(self, *, scale: float, magnitude: Tensor | None) -> Self:
+        """Return this with another scale and magnitude."""
+        return replace(self, scale=scale, magnitude=magnitude)
+
+
+@dataclass(frozen=True)
+class LokrLayer(_OfTwoFactors):
     """The update of a LoKr: scale * kron(w1, w2), where each of w1 and w2 is one matrix or the product of two.
 
     With `span` it is only for these rows (first, last) of that product: part of a layer that was one with others.
@@ -32,10 +54,6 @@ class LokrLayer(Update):
 
     network: ClassVar[Network] = "lokr"
 
-    first: Factor
-    second: Factor
-    scale: float = 1.0
-    magnitude: Tensor | None = None
     span: tuple[int, int] | None = None
 
     @property
@@ -85,19 +103,9 @@ class LokrLayer(Update):
             )
         return {**_named("lokr_w1", self.first), **_named("lokr_w2", self.second)}
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> LokrLayer:
-        """Return this with each tensor changed."""
-        magnitude = None if self.magnitude is None else change(self.magnitude)
-        first, second = (tuple(map(change, factor)) for factor in (self.first, self.second))
-        return replace(self, first=first, second=second, magnitude=magnitude)
-
-    def with_values(self, *, scale: float, magnitude: Tensor | None) -> LokrLayer:
-        """Return this with another scale and magnitude."""
-        return replace(self, scale=scale, magnitude=magnitude)
-
     def rows(self, first: int, last: int) -> LokrLayer:
         """Return this for a range of rows: with rows of w1 where the range has whole blocks, else with a span."""
-        magnitude = None if self.magnitude is None else self.magnitude[first:last]
+        magnitude = changed(self.magnitude, lambda tensor: tensor[first:last])
         offset, height = (0 if self.span is None else self.span[0]), self.blocks[1][0]
         start, end = first + offset, last + offset
         if start % height or end % height:
@@ -108,7 +116,7 @@ class LokrLayer(Update):
     def rolled(self, shift: int) -> LokrLayer:
         """Return this with the rows moved: those of w1, where half of them is a whole number of blocks."""
         height = self.blocks[1][0]
-        magnitude = None if self.magnitude is None else self.magnitude.roll(shift)
+        magnitude = changed(self.magnitude, lambda tensor: tensor.roll(shift))
         if self.span is None and shift % height == 0:
             moved = (self.first[0].roll(shift // height, dims=0), *self.first[1:])
             return replace(self, first=moved, magnitude=magnitude)
@@ -116,15 +124,10 @@ class LokrLayer(Update):
 
 
 @dataclass(frozen=True)
-class LohaLayer(Update):
+class LohaLayer(_OfTwoFactors):
     """The update of a LoHa: scale * (w1_a @ w1_b) * (w2_a @ w2_b), with w_a (out, R) and w_b (R, in)."""
 
     network: ClassVar[Network] = "loha"
-
-    first: Factor
-    second: Factor
-    scale: float = 1.0
-    magnitude: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -152,16 +155,6 @@ class LohaLayer(Update):
         """Return the four matrices by their names in a file."""
         return {**_named("hada_w1", self.first), **_named("hada_w2", self.second)}
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> LohaLayer:
-        """Return this with each tensor changed."""
-        magnitude = None if self.magnitude is None else change(self.magnitude)
-        first, second = (tuple(map(change, factor)) for factor in (self.first, self.second))
-        return replace(self, first=first, second=second, magnitude=magnitude)
-
-    def with_values(self, *, scale: float, magnitude: Tensor | None) -> LohaLayer:
-        """Return this with another scale and magnitude."""
-        return replace(self, scale=scale, magnitude=magnitude)
-
     def rows(self, first: int, last: int) -> LohaLayer:
         """Return this for a range of rows."""
         return self._with_rows(lambda tensor: tensor[first:last])
@@ -172,7 +165,7 @@ class LohaLayer(Update):
 
     def _with_rows(self, change: Callable[[Tensor], Tensor]) -> LohaLayer:
         first, second = ((change(factor[0]), factor[1]) for factor in (self.first, self.second))
-        magnitude = None if self.magnitude is None else change(self.magnitude)
+        magnitude = changed(self.magnitude, change)
         return replace(self, first=first, second=second, magnitude=magnitude)
 
 
@@ -197,7 +190,7 @@ def as_lora(name: str, layer: Update) -> LoraLayer:
     rank = exact_rank(layer)
     if rank >= min(layer.shape):
         raise DsctlError(
-            f"{name} has no exact LoRA: its {title(layer.network)} has rank {rank}, and the weight is "
+            f"{name} has no exact LoRA: its {TITLES[layer.network]} has rank {rank}, and the weight is "
             f"{layer.shape[0]}x{layer.shape[1]}",
             hint="dsctl lora resize FILE --rank R approximates it, and says how much of it is kept",
         )
@@ -252,11 +245,6 @@ def from_parts(path: object, name: str, parts: Mapping[str, Tensor], dimension_o
             raise _damaged(path, f"the matrices of {name} do not fit each other")
         layer = LohaLayer(first, second)
     return layer if layer.rank is None else layer.with_values(scale=_alpha(parts, layer.rank), magnitude=None)
-
-
-def title(network: str) -> str:
-    """Return the name of a network as people write it."""
-    return {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa", "dora": "DoRA"}[network]
 
 
 def _alpha(parts: Mapping[str, Tensor], rank: int) -> float:
