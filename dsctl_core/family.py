@@ -212,6 +212,12 @@ class Family:
         return self.kind_frames.get(parts.kind or "", FrameInputs())
 
     @property
+    def own_modules(self) -> tuple[str, ...]:
+        """The modules that are trained when nothing to train is named, such as "dit.blocks"; () for none."""
+        modules = () if self.own_part is None else self.own_part.modules
+        return tuple(f"{self.denoisers[0].name}.{module}" for module in modules)
+
+    @property
     def frame_columns(self) -> frozenset[str]:
         """The pictures that some models of the family take as frames of their clips, by column."""
         return frozenset(name for kind in self.kind_frames.values() for name in (*kind.needed, *kind.optional))

@@ -66,13 +66,6 @@ def least_memory(family: Family, preset: Preset) -> dict[str, int] | None:
     return {"encode": sum(encoders.values()), "train": max(sizes[name] for name in names)}
 
 
-def own_part(family: Family) -> list[str] | None:
-    """Return what a training that names nothing trains; None if there is no such part."""
-    if family.own_part is None:
-        return None
-    return [f"{family.denoisers[0].name}.{module}" for module in family.own_part.modules]
-
-
 def show_model(options: ModelsShowOptions) -> dict[str, Any]:
     """Return what a preset, a family or a model folder is; of a family, what belongs to a preset is None.
 
@@ -94,7 +87,7 @@ def show_model(options: ModelsShowOptions) -> dict[str, Any]:
         "presets": [each.name for each in family.presets],
         "controlnets": [_controlnet(kind) for kind in family.controlnets],
         "defaults": _defaults(family, preset, path),
-        "own_part": own_part(family),
+        "own_part": list(family.own_modules) or None,
         "lora_targets": list(family.lora_targets),
         "division_factor": family.division_factor,
     }

@@ -135,9 +135,8 @@ def _own_part(draft: Draft, family: Family) -> None:
         draft.drop("remove_prefix_in_ckpt", f"the names in the file are those of the {dit} without it")
     trained = draft.options.get("trainable_models")
     if trained is not None:
-        names = split_names(trained)
-        modules = [f"{dit}.{module}" for module in part.modules]
-        draft.options["trainable_models"] = [m for n in names for m in (modules if n == part.called else [n])]
+        own = {part.called: family.own_modules}
+        draft.options["trainable_models"] = [each for name in split_names(trained) for each in own.get(name, [name])]
     if draft.options.get("lora_base_model") == part.called:
         draft.options["lora_base_model"] = dit  # on whose part it is by default
 

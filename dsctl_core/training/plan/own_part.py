@@ -21,13 +21,12 @@ def with_own_part(options: TrainOptions) -> TrainOptions:
         cached = CachedDataset(options.cache_folder, options.data.dataset_repeat)
         names = dict(CacheCheck(cached, options.weights, options.data).model_names())
     family = None if options.templates.template is not None else resolve_model(**names).family
-    if family is None or family.own_part is None:
+    if family is None or not family.own_modules:
         raise UsageError(
             "nothing to train is given",
             hint="give --lora-rank 32 for a LoRA, or --trainable-models dit for the whole dit",
         )
-    names_of_part = tuple(f"{family.denoisers[0].name}.{module}" for module in family.own_part.modules)
-    training = options.training.model_copy(update={"trainable_models": names_of_part})
+    training = options.training.model_copy(update={"trainable_models": family.own_modules})
     chosen = options.model_copy(update={"training": training})
     chosen.check()
     return chosen
