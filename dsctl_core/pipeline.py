@@ -126,7 +126,7 @@ class BasePipeline(nn.Module):
             processor_config: Path or repository of the reader "processor", if it is not next to the components.
             reader_configs: Path or repository of each reader, by name.
             component_dtypes: Dtype of single components by name; the others have `torch_dtype`.
-        on_host: Names of components that stay in main memory, on which something is done before they are moved.
+            on_host: Names of components that stay in main memory, on which something is done before they are moved.
             only: Names of the components to load (None: all in `model_configs`).
             schedule: Schedule to use without a scheduler_config.json (None: that of the family).
             parts: Parts of the model (None: derived from `model_configs` and the model_index.json).

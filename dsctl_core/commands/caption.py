@@ -12,9 +12,10 @@ from dsctl_core.checkpoint.build import one_line
 from dsctl_core.commands.caption_files import Captions, Item, open_captions
 from dsctl_core.commands.caption_model import Answer, Describer, Shown, check_captioner, load_describer, with_trigger
 from dsctl_core.commands.infer import placement
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.sizes import ImageCropAndResize
-from dsctl_core.data.video import FrameRule, frame_loader
+from dsctl_core.data.video import frame_loader
 from dsctl_core.errors import DsctlError
 from dsctl_core.options.dataset import DatasetCaptionOptions
 from dsctl_core.options.effects import NO_CLIPS

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.commands.infer_video import InputVideo, read_input, require_size
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.kinds import is_video
 from dsctl_core.data.sizes import ImageCropAndResize
-from dsctl_core.data.video import FrameRule
 from dsctl_core.options import InferOptions
 
 

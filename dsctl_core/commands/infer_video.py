@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.sizes import ImageCropAndResize
-from dsctl_core.data.video import FrameRule, frame_loader
+from dsctl_core.data.video import frame_loader
 from dsctl_core.errors import DsctlError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What is known of the files of a dataset, and who can be asked for it."""
+"""Declare what is known of the files of a dataset, and who can be asked for it."""
 
 from __future__ import annotations
 

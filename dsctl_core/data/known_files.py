@@ -1,4 +1,4 @@
-"""What is known of the pictures of a dataset: each is opened once in a start, and not at all where it is remembered.
+"""Remember what is known of the pictures of a dataset: each is opened once in a start, or never if unchanged.
 
 A file counts as unchanged while its path, size, time of change (of content and of status) and inode are. One that was
 changed shortly before it was read is not remembered, as a second change could leave the same times.
@@ -200,7 +200,7 @@ class KnownFiles:
         self._widths.append(record.width)
 
     def _sort(self) -> None:
-        """Order what is known by the hash of the path, which `facts` looks for."""
+        """Order what is known by the hash of the path, which `size` looks for."""
         import numpy as np
 
         order = np.argsort(np.frombuffer(self._hashes, np.int64), kind="stable")

@@ -1,4 +1,4 @@
-"""What the validation of a dataset found: its problems, and its samples as they are trained on."""
+"""Hold what the validation of a dataset found: its problems, and its samples as they are trained on."""
 
 from __future__ import annotations
 

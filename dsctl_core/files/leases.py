@@ -23,7 +23,6 @@ from dsctl_core.files.json import decode_json
 
 BEAT, STALE = 10.0, 90.0  # seconds
 LEASE, WORKER = ".lease", ".worker"
-NAME = r"[0-9a-f]+\.(?:lease|worker)|\.[0-9a-f]+\.[0-9a-f]+\.dead"  # what is written into the folder
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""What a clip is to follow: a control video, its mask and reference images, and how much they count."""
+"""Declare options of what a clip follows: a control video, its mask and reference images, and how much they count."""
 
 from __future__ import annotations
 

@@ -145,9 +145,7 @@ def _clips(value: Given) -> list[Frames | None]:
 
 def _stacks(value: Given) -> list[Frames]:
     """Return the pictures for all samples, or those of each sample, none of them for None."""
-    if isinstance(value, list | tuple) and not all(isinstance(each, Image.Image) for each in value):
-        return [[] if each is None else _checked(frames_of(each)) for each in value]
-    return [[] if value is None else _checked(frames_of(value))]
+    return [frames or [] for frames in _clips(value)]
 
 
 def _checked(frames: Frames) -> Frames:

@@ -140,7 +140,6 @@ def plan_callbacks(
         shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)
     family = resolved.family
     prompts = [replace(each, loaded=loaded_inputs(each, family, factor, options.data.fps)) for each in prompts]
-    factor = resolved.parts.division_factor
     prompts = [prompt.with_pictures(pictures, factor).with_fitting_frames(factor) for prompt in prompts]
     return replace(plan, prompts=prompts)
 

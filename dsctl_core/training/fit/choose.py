@@ -141,10 +141,9 @@ class _Search:
             self.reasons.append(reason)
 
     def _pack(self, component: str, form: str) -> None:
-        """Hold a component in `form`: the denoisers for "dit"."""
+        """Hold a component in `form`."""
         parts = dict(part.split("=") for part in self.chosen.get("quantize", ()))
-        names = ["dit"] if component == "dit" else [component]
-        parts |= dict.fromkeys(names, form)
+        parts[component] = form
         self.reasons = [each for each in self.reasons if not each.startswith(f"quantize {component}")]
         reason = f"quantize {component}={form}: frozen weights take most of the memory" if component == "dit" else ""
         self._take(reason, quantize=tuple(f"{name}={held}" for name, held in parts.items()))
