@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import typer
@@ -85,12 +86,18 @@ class LazyCommand(TyperCommand):
         import importlib
 
         module, _, function = self.target.partition(":")
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
         command = getattr(importlib.import_module(module), function)
         # \b keeps the lines of a paragraph as they are.
         text = f"{self.help}\n\n\b\n{command.example}" if command.example else self.help
-        app.command(self.name, cls=Command, help=text)(command)
-        return typer.main.get_command(app).make_context(info_name, args, parent=parent, **extra)
+        return _parser(command, self.name, text).make_context(info_name, args, parent=parent, **extra)
+
+
+@cache
+def _parser(command: Callable[..., None], name: str | None, text: str | None) -> Any:
+    """Return what parses the words of `command`: of two hundred flags it takes longer to make than to use."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name, cls=Command, help=text)(command)
+    return typer.main.get_command(app)
 
 
 class Command(TyperCommand):
