@@ -228,29 +228,32 @@ class Estimate:
         batch = [{CACHED: entry, "seed": number} for number in range(self.options.training.batch_size)]
         precision = torch.autocast("cpu", self.plan.dtype, enabled=self.plan.dtype != torch.float32)
         rules = cuda_autocast() if self.on_gpu else nullcontext()
-        state = activations = 0
+        kept = 0
 
         def made_anew() -> int:
             # Weights in 8 bits are new tensors after each call, and were counted with the weights before.
             return live.counted(module.parameters())
 
         with KnownAnswers(), quiet_conversion(), replaced_when_converted(), live, rules:
-            for _ in range(2):  # the optimizer's state exists from the second step on
-                state = live.now - made_anew()
+            for _ in range(min(self.options.training.gradient_accumulation_steps, 2)):
+                before = live.now - made_anew()
+                with precision:
+                    loss = module(batch)
+                kept = live.now - made_anew() - before
+                loss.backward()
+                del loss
+            gradients = tensor_bytes([p.grad for p in parameters if p.grad is not None])
+            backward_peak = live.peak - made_anew()
+            lasting = live.now - made_anew() - gradients  # what a first forward pass makes for those after it
+            for _ in range(2):  # the optimizer's state exists from the second time on
                 live.start_peak()
-                for _ in range(min(self.options.training.gradient_accumulation_steps, 2)):
-                    before = live.now - made_anew()
-                    with precision:
-                        loss = module(batch)
-                    kept = live.now - made_anew() - before
-                    loss.backward()
-                    del loss
-                gradients = tensor_bytes([p.grad for p in parameters if p.grad is not None])
-                activations = max(kept, live.peak - made_anew() - state - gradients)
                 torch.nn.utils.clip_grad_norm_(parameters, self.options.training.max_grad_norm)
                 optimizer.step()
-                optimizer.zero_grad()
-        return live.peak - made_anew(), activations, state
+            update_peak = live.peak - made_anew()
+            optimizer.zero_grad()
+            state = live.now - made_anew()
+        activations = max(kept, backward_peak - lasting - gradients)
+        return max(backward_peak - lasting + state, update_peak), activations, state
 
     def _largest_converted_file(self) -> int:
         places = self.model.places.components

@@ -33,7 +33,8 @@ class Simulation:
     def take(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         """Replace the parameters and buffers of `model` by fake tensors, and return `model`.
 
-        Floating-point tensors get `dtype`, if not None, except for the parts that stay in float32.
+        Floating-point tensors get `dtype`, if not None, except for the parts that stay in float32. A fake
+        tensor that has the right dtype already stays.
         """
         shared: dict[int, Tensor] = {}
         parts = float32_parts(model)
@@ -46,6 +47,8 @@ class Simulation:
         return model
 
     def _taken(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        if isinstance(tensor, FakeTensor) and tensor.fake_mode is self.mode and dtype in (None, tensor.dtype):
+            return tensor
         with self.mode:
             fake = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=tensor.device)
         if not isinstance(tensor, nn.Parameter):
