@@ -21,7 +21,7 @@ from dsctl_core.options import CacheOptions, TrainOptions
 from tests.families_fixture.tiny import added_families, write_dawn
 from tests.tiny_models import write_tiny_model
 
-STEPS = 20
+STEPS = 8
 MODELS = [*families(), "dawn", "tiny"]
 # The other embedded models, on the first rows of an embedded dataset: its name, and what training needs to be told.
 EMBEDDED: dict[str, tuple[str, dict[str, Any]]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -111,8 +112,11 @@ def digest(path: Path) -> Any:
 
 
 @pytest.fixture
-def outcomes(materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Outcomes:
+def outcomes(
+    materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], python: str
+) -> Outcomes:
     monkeypatch.chdir(materials)
+    monkeypatch.setattr(sys, "executable", python)  # which `template check` runs
     monkeypatch.setenv("XDG_STATE_HOME", str(materials.parent / "state"))
     return Outcomes(spies.install(monkeypatch), capsys)
 

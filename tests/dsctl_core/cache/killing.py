@@ -23,7 +23,7 @@ from dsctl_core.options import CacheOptions
 from dsctl_core.stages import encode
 from dsctl_core.training.plan import encode as encode_plan
 
-POINTS = 20
+POINTS = 10
 
 
 def content(folder: Path) -> dict[str, bytes]:

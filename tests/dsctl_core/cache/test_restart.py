@@ -25,7 +25,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_20_kills_at_random_points_leave_nothing_that_a_rerun_does_not_make_whole(python, model, pictures, tmp_path):
+def test_kills_at_random_points_leave_nothing_that_a_rerun_does_not_make_whole(python, model, pictures, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for picture in pictures.glob("*.png"):
