@@ -52,6 +52,7 @@ def import_libraries() -> None:
     tasks = Path("/proc/self/task")
     if tasks.is_dir() and len(list(tasks.iterdir())) > 1:
         raise SystemExit("a process with threads must not be forked")
+    os.fsync = lambda _: None  # as in tests/conftest.py
     gc.collect()
     gc.freeze()
 
