@@ -12,7 +12,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # Words a Makefile and a folder share (docs) would otherwise look done.
-.PHONY: help demo demo-edit demo-control demo-video test test-pythons browser check fix bench bench-gpu docs embedded-model embedded-video
+.PHONY: help demo demo-edit demo-control demo-video test test-image test-pythons browser check fix bench bench-gpu docs embedded-model embedded-video
 .DEFAULT_GOAL := help
 
 help: ## Show these words.
@@ -35,6 +35,9 @@ test: $(READY) ## Run the tests.
 
 browser: $(READY) ## Try the live page of `dsctl report --serve` in a headless Chromium, which must be installed.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser/check_live_page.py
+
+test-image: ## Follow the Dockerfile without Docker, in a new Debian (needs root; ARGS="--build-arg TORCH=" takes PyPI's torch).
+	@python3.12 .ci/image.py $(ARGS)
 
 test-pythons: ## Install and try dsctl on each Python 3.10 to 3.13, with the lowest and the newest versions allowed.
 	@.ci/pythons

@@ -225,18 +225,24 @@ class Preset:
 
 @dataclass(frozen=True)
 class ControlNetPreset:
-    """Published weights of a control network: the repository and the pattern of the files in it."""
+    """Published weights of a control network: the repository and the pattern of the files in it.
+
+    `config` are the entries in which it differs from a new network of its kind.
+    """
 
     name: str
     summary: str
     model_id: str
     files: str
     license: str | None = None  # as an SPDX identifier or by its name (None: not known)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
-# (shapes of the tensors of a file by name, content of its config.json or None) -> config of the network, or None for
-# another network
-ConfigOfWeights = Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any] | None], dict[str, Any] | None]
+# (shapes of the tensors of a file by name, content of its config.json or None, whether a tensor is all zero by its
+# name) -> config of the network, or None for another network
+ConfigOfWeights = Callable[
+    [Mapping[str, tuple[int, ...]], Mapping[str, Any] | None, Callable[[str], bool]], dict[str, Any] | None
+]
 
 
 @dataclass(frozen=True)
@@ -258,6 +264,9 @@ class ControlNet:
             in the network and in the denoiser (None: none of them).
         modes: Names of the kinds of control pictures among which a use chooses, by number; () for one kind.
         modes_entry: Entry of the config with the number of modes that a network has.
+        uses: Kinds as which the same weights can be used, by the #MODE that says so.
+        masks_input: Whether its mask is of the input image, not of the control image.
+        leaves_out: Config -> prefixes of the names of weights that published files have but the network does not.
     """
 
     name: str
@@ -273,6 +282,9 @@ class ControlNet:
     starts_from: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
     modes: tuple[str, ...] = ()
     modes_entry: str = ""
+    uses: Mapping[str, str] = field(default_factory=dict)
+    masks_input: bool = False
+    leaves_out: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.commands.infer_inputs import Settings
+from dsctl_core.commands.infer_inputs import Settings, require_size
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.sizes import ImageCropAndResize
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.families.controlnets import painting_on_input
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.options import InferOptions
 
@@ -33,6 +34,12 @@ def control_inputs(options: InferOptions, resolved: ResolvedModel, settings: Set
             f"--control-mask is given {len(controls.control_mask)} times, but {len(masked)} control networks take one",
             hint="give --control-mask once for each --controlnet that takes a mask, in the same order",
         )
+    painting = painting_on_input(resolved)
+    if painting is not None and options.input_image is None:
+        raise UsageError(
+            f"--controlnet {painting.label} paints a part of a picture anew, but --input-image is not given",
+            hint="give --input-image FILE too",
+        )
     masks = iter(controls.control_mask)
     found: dict[str, Image] = {}
     for side, path in zip(resolved.side_networks, controls.control_image, strict=True):
@@ -40,7 +47,10 @@ def control_inputs(options: InferOptions, resolved: ResolvedModel, settings: Set
         given |= {side.pictures[1]: ("--control-mask", next(masks))} if side in masked else {}
         pictures = {name: _picture(flag, file) for name, (flag, file) in given.items()}
         sizes = [picture.size for picture in pictures.values()]
-        if len(set(sizes)) > 1:
+        if side is painting and options.input_image is not None:
+            size = _picture("--input-image", options.input_image).size
+            require_size("control_mask", sizes[1], "input_image", size)
+        elif len(set(sizes)) > 1:
             raise DsctlError(
                 f"--control-mask is {sizes[1][0]}x{sizes[1][1]}, but --control-image is {sizes[0][0]}x{sizes[0][1]}",
                 hint="give a mask as large as the picture",

@@ -13,6 +13,7 @@ from dsctl_core.data.images import LoadImage
 from dsctl_core.data.prompt_file import prompt_lines
 from dsctl_core.data.sizes import ImageCropAndResize, clip_size, require_same_ratio
 from dsctl_core.errors import UsageError
+from dsctl_core.families.controlnets import painting_on_input
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.family import Family
 from dsctl_core.options import InferOptions
@@ -130,7 +131,8 @@ def refuse_unknown_inputs(options: InferOptions, resolved: ResolvedModel) -> Non
     _refuse_layers(options, family)
     if family.time_division is None:
         PICTURES_ONLY.refuse(options, title=family.title)
-        if options.inpaint_mask is None and options.denoising_strength == 1:
+        read = options.inpaint_mask is not None or painting_on_input(resolved) is not None
+        if not read and options.denoising_strength == 1:
             PICTURE_REPLACED.refuse(options)
         return
     for name, unused in (("input_image", NO_FIRST_FRAME), ("end_image", NO_LAST_FRAME)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ class ResidualControl:
     """A control network with outputs that are inputs of `model_fn`, such as `controlnet_block_samples`.
 
     `residuals(network, denoiser, control, ...)` returns them by name: tensors, or lists, tuples or dicts of tensors.
-    `control` are the latents of the control image; further parameters are inputs of `model_fn` by name. The residuals
-    of several networks are added up. `use` is in force where the inputs have none for this network. With `own_prompt`
+    `control` are the latents of the control image; further parameters are inputs of `model_fn` by name. With a
+    parameter `scale`, `residuals` returns them scaled; otherwise they are scaled here. The residuals of several
+    networks are added up. `use` is in force where the inputs have none for this network. With `own_prompt`
     the pass of the negative prompt has residuals of its own, else it has those of the prompt.
     """
 
@@ -46,7 +48,8 @@ class ResidualControl:
             return
         read = {**inputs, STEERED_BY: None} if self.own_prompt else inputs
         made = self.residuals(network, denoiser, **arguments_of(self.residuals, self.name, read, use, WITHOUT))
-        yield {**inputs, **{key: _sum(key, inputs.get(key), _scaled(each, use.scale)) for key, each in made.items()}}
+        left = 1.0 if "scale" in inspect.signature(self.residuals).parameters else use.scale
+        yield {**inputs, **{key: _sum(key, inputs.get(key), _scaled(each, left)) for key, each in made.items()}}
 
 
 def _scaled(value: Any, scale: float) -> Any:

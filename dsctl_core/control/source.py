@@ -60,6 +60,20 @@ class ControlWeights:
             config = read_json(beside)
         return cls(tuple(files), shapes, config if isinstance(config, Mapping) else None)
 
+    def config_as(self, kind: ControlNet) -> dict[str, Any] | None:
+        """Return the config of the network as one of `kind`, or None if it is none."""
+        return kind.config_of(self.shapes, self.config, self._is_zero)
+
+    def _is_zero(self, name: str) -> bool:
+        """Return whether all numbers of a tensor are zero."""
+        from safetensors import safe_open
+
+        for file in self.files:
+            with safe_open(file, framework="pt") as opened:
+                if name in opened.keys():  # noqa: SIM118 (the file is no mapping)
+                    return not bool(opened.get_tensor(name).any())
+        raise KeyError(name)
+
 
 @dataclass(frozen=True)
 class ControlNetSource:
@@ -208,20 +222,23 @@ def load_network(kind: ControlNet, weights: ControlWeights, label: str) -> nn.Mo
     from dsctl_core.checkpoint.build import refused_by_library
     from dsctl_core.checkpoint.finite import refuse_unusable_weights
 
-    cls, config = network_class(kind), kind.config_of(weights.shapes, weights.config)
+    cls, config = network_class(kind), weights.config_as(kind)
     if config is None:
         raise DsctlError(f"{label} is no {kind.name} control network", hint="restore the file from where it came")
     where = weights.files[0]
     with refused_by_library(where, cls):
         network = empty_network(kind, config)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    for name in sorted(wanted.keys() ^ weights.shapes.keys()):
+    unused = () if kind.leaves_out is None else kind.leaves_out(config)
+    held = [name for name in weights.shapes if not name.startswith(unused)]
+    for name in sorted(wanted.keys() ^ set(held)):
         verb = "lacks" if name in wanted else "has, beyond what the network has,"
         raise DsctlError(f"{label} {verb} {name}", hint="give the whole network, as it was saved")
     for name, shape in wanted.items():
         if weights.shapes[name] != shape:
             raise DsctlError(f"{label}: {name} is {weights.shapes[name]}, not {shape}", hint="give the whole network")
     state = {name: tensor for file in weights.files for name, tensor in read_safetensors(file)[0].items()}
+    state = {name: state[name] for name in held}
     network.load_state_dict(state, strict=True, assign=True)
     refuse_unusable_weights(network, weights.files, where)
     return network

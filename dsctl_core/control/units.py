@@ -84,7 +84,12 @@ def without(picture: Image.Image, mask: Image.Image) -> Image.Image:
     return ImageChops.multiply(picture.convert("RGB"), Image.merge("RGB", [kept] * 3))
 
 
+def mask_pixels(mask: Image.Image) -> Tensor:
+    """Return the pixels of a mask (1, H, W), 0 to 255 in float32."""
+    return torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32))[None]
+
+
 def _kept(masks: list[Image.Image], latents: Tensor) -> Tensor:
     """Return 1 - mask, (B, 1, h, w) in [0, 1], with the size, device and dtype of `latents`."""
-    pixels = torch.stack([torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32)) for mask in masks])[:, None]
+    pixels = torch.stack([mask_pixels(mask) for mask in masks])
     return 1 - interpolate(pixels / 255, size=latents.shape[-2:]).to(latents)

@@ -82,7 +82,7 @@ def latents_name(name: str) -> str:
 
 def reads_of(function: Callable[..., Any], name: str, without: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the `model_fn` inputs that `function` reads: its parameters, except those in `without`."""
-    own = (*without, "mode")
+    own = (*without, "mode", "scale")
     named = [parameter for parameter in inspect.signature(function).parameters if parameter not in own]
     return tuple(latents_name(name) if parameter == "control" else parameter for parameter in named)
 
@@ -92,11 +92,12 @@ def arguments_of(
 ) -> Inputs:
     """Return the arguments for `function` from `inputs`; `control` are the control latents of the network `name`.
 
-    A parameter `mode` is that of `use`.
+    Parameters `mode` and `scale` are those of `use`.
 
     Raises DsctlError for a missing input. Parameters in `without` are left out.
     """
-    available = {**inputs, **(inputs.get(STEERED_BY) or {}), "control": inputs[latents_name(name)], "mode": use.mode}
+    available = {**inputs, **(inputs.get(STEERED_BY) or {}), "control": inputs[latents_name(name)]}
+    available |= {"mode": use.mode, "scale": use.scale}
     chosen = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in without:

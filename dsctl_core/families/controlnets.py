@@ -54,6 +54,12 @@ def load_controlnet(pipe: BasePipeline, text: str) -> str:
     return source.name
 
 
+def painting_on_input(resolved: ResolvedModel) -> ControlNetSource | None:
+    """Return a control network that paints a masked part of the input image anew, or None."""
+    sources = (each for each in resolved.side_networks if isinstance(each, ControlNetSource))
+    return next((each for each in sources if each.kind.masks_input), None)
+
+
 def denoiser_config(resolved: ResolvedModel) -> Mapping[str, Any]:
     """Return the config of the first denoiser of a model, without its weights."""
     family, preset = resolved.family, resolved.preset
@@ -78,6 +84,7 @@ def open_controlnet(
     path = Path(label).expanduser()
     if path.exists():
         kind, config = _kind_of(ControlWeights.at([path]), label, family)
+        kind, wanted = _as_used(kind, wanted, family)
         _refuse_other_size(label, kind, config, denoiser, family)
         return ControlNetSource(name, label, kind, config, ModelConfig(path=path), _use(wanted, kind, config))
     if label.endswith(SUFFIX) or any(mark in label for mark in ("/", "\\")):
@@ -96,7 +103,9 @@ def open_controlnet(
         for preset in kind.presets:
             if label == preset.name:
                 config, sizes = (kind.new_config(each) for each in (denoiser, family.sizes(family.denoisers[0].name)))
+                kind, wanted = _as_used(kind, wanted, family)
                 _refuse_other_size(label, kind, sizes, denoiser, family)
+                config |= preset.config
                 weights = ModelConfig(model_id=preset.model_id, origin_file_pattern=preset.files)
                 return ControlNetSource(name, label, kind, config, weights, _use(wanted, kind, config))
     for other in families().values():
@@ -108,6 +117,14 @@ def open_controlnet(
     raise unknown_name("control network", label, _known(family))
 
 
+def _as_used(kind: ControlNet, wanted: ControlNetFile, family: Family) -> tuple[ControlNet, ControlNetFile]:
+    """Return the kind as which `wanted` uses weights of `kind`, and `wanted` without the mode that says so."""
+    if wanted.mode is None or wanted.mode not in kind.uses:
+        return kind, wanted
+    name = kind.uses[wanted.mode]
+    return next(each for each in family.controlnets if each.name == name), replace(wanted, mode=None)
+
+
 def _use(wanted: ControlNetFile, kind: ControlNet, config: Mapping[str, Any]) -> ControlUse:
     """Return the use of a network; raise UsageError for a mode that it does not have, and for none where it has some.
 
@@ -116,8 +133,9 @@ def _use(wanted: ControlNetFile, kind: ControlNet, config: Mapping[str, Any]) ->
     mode, plain = wanted.mode, ControlUse(wanted.scale, wanted.start, wanted.end)
     if not kind.modes:
         if mode is not None:
+            known = f"give #{' or #'.join(kind.uses)}, or " if kind.uses else ""
             raise UsageError(
-                f"--controlnet {wanted.source} has no modes, but #{mode} is given", hint=f"leave #{mode} out"
+                f"--controlnet {wanted.source} has no modes, but #{mode} is given", hint=f"{known}leave #{mode} out"
             )
         return plain
     count = int(config[kind.modes_entry])
@@ -138,11 +156,11 @@ def _use(wanted: ControlNetFile, kind: ControlNet, config: Mapping[str, Any]) ->
 def _kind_of(weights: ControlWeights, label: str, family: Family) -> tuple[ControlNet, dict[str, Any]]:
     """Return the kind of the network in `weights`, and its config; raise DsctlError if it is none of `family`."""
     for kind in family.controlnets:
-        config = kind.config_of(weights.shapes, weights.config)
+        config = weights.config_as(kind)
         if config is not None:
             return kind, config
     for other in families().values():
-        if any(kind.config_of(weights.shapes, weights.config) is not None for kind in other.controlnets):
+        if any(weights.config_as(kind) is not None for kind in other.controlnets):
             raise DsctlError(
                 f"{label} is a control network of {other.title}, not of {family.title}",
                 hint=f"give one of {family.title}, or another --model",

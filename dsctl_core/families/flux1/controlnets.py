@@ -32,7 +32,7 @@ def _kind(name: str, summary: str, union: bool, presets: tuple[ControlNetPreset,
             "num_mode": MODE_COUNT if union else None,
         }
 
-    def config_of(shapes: Shapes, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    def config_of(shapes: Shapes, config: Mapping[str, Any] | None, _: Any) -> dict[str, Any] | None:
         """Return the config of the shapes, and of the config.json what they do not tell: the rotary axes."""
         modes = shapes.get("controlnet_mode_embedder.weight")
         pooled = shapes.get("time_text_embed.text_embedder.linear_1.weight", ())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from dsctl_core.family import ControlNet, ControlNetPreset
+from dsctl_core.family import ConfigOfWeights, ControlNet, ControlNetPreset
 
 PATCH = 4  # latents of a token
 REPOSITORY = "DiffSynth-Studio/Qwen-Image-Blockwise-ControlNet"
@@ -43,8 +43,8 @@ def _blockwise(name: str, summary: str, mask: bool, presets: tuple[ControlNetPre
     )
 
 
-def _blockwise_config(mask: bool) -> Callable[[Shapes, Mapping[str, Any] | None], dict[str, Any] | None]:
-    def config_of(shapes: Shapes, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _blockwise_config(mask: bool) -> ConfigOfWeights:
+    def config_of(shapes: Shapes, config: Mapping[str, Any] | None, _: Any) -> dict[str, Any] | None:
         """Return the config that follows from the shapes alone: published files have no config.json."""
         width = shapes.get("img_in.weight", ())
         if BLOCK.format(0) not in shapes or len(width) != 2 or (width[1] == 64 + PATCH) != mask:
@@ -64,7 +64,7 @@ def _union(name: str, summary: str, mask: bool, presets: tuple[ControlNetPreset,
         layers = min(NEW_BLOCKS, denoiser["num_layers"])
         return {**shared, "axes_dims_rope": axes, "num_layers": layers, "extra_condition_channels": PATCH * mask}
 
-    def config_of(shapes: Shapes, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    def config_of(shapes: Shapes, config: Mapping[str, Any] | None, _: Any) -> dict[str, Any] | None:
         """Return the config of the shapes, and of the config.json what they do not tell: the rotary axes."""
         needed = ("controlnet_x_embedder.weight", "txt_norm.weight", "txt_in.weight", "img_in.weight")
         head = shapes.get("transformer_blocks.0.attn.norm_q.weight", ())

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsctl_core.control import ControlUse
 from dsctl_core.families.z_image import units
 from dsctl_core.families.z_image.attention import attending_to
-from dsctl_core.families.z_image.control import lists_of
+from dsctl_core.families.z_image.control import lists_of, refined_by
 from dsctl_core.families.z_image.family import FAMILY
 from dsctl_core.families.z_image.latents import SPACE, TILE_SIZE, TILE_STRIDE
 from dsctl_core.media import PicturePipeline
@@ -149,6 +149,7 @@ def model_fn_z_image(
     siglip_sizes: units.Sizes | None = None,
     kv_cache: KvCache | None = None,
     controlnet_block_samples: Mapping[int, Tensor] | None = None,
+    noise_refiner_samples: Mapping[int, Tensor] | None = None,
     use_gradient_checkpointing: bool = False,
     use_gradient_checkpointing_offload: bool = False,
 ) -> Tensor:
@@ -170,6 +171,7 @@ def model_fn_z_image(
         siglip_sizes: Numbers of patches of these ((h, w), ...).
         kv_cache: Cached tokens for the blocks single_0, single_1, ...; see dsctl_core.media.kv_cache.
         controlnet_block_samples: Residuals (B, tokens, D) of control networks by the layer after which they are added.
+        noise_refiner_samples: The same (B, image tokens, D) for the layers of the refiner of image tokens.
         use_gradient_checkpointing: Recompute activations in the backward pass.
         use_gradient_checkpointing_offload: Also keep the saved inputs of blocks in host memory.
     """
@@ -192,7 +194,7 @@ def model_fn_z_image(
             "image_noise_mask": [[0] * len(own) + [1] for own in clean],
         }
     time = (1000 - timestep.expand(batch)) / 1000
-    with attending_to(dit, kv_cache, batch):
+    with attending_to(dit, kv_cache, batch), refined_by(dit, noise_refiner_samples):
         output = dit(images, time, prompts, return_dict=False, **more)[0]
     return -torch.stack(output).squeeze(2).to(latents.dtype)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.families.controlnets import painting_on_input
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.callbacks import CallbackOptions
 from dsctl_core.options.data import DataOptions
@@ -146,6 +147,11 @@ def plan_callbacks(
 
 def _refuse_a_half(prompt: SamplePrompt, resolved: ResolvedModel) -> None:
     """Raise UsageError for a sample with only some of the pictures that a control network takes together."""
+    if (painting := painting_on_input(resolved)) is not None:
+        raise UsageError(
+            f"--controlnet {painting.label} paints a part of a picture anew, but a sample has no such picture",
+            hint="leave --sample-every out, and draw with `dsctl infer`",
+        )
     for side in resolved.side_networks:
         given = [name for name in side.pictures if prompt.columns.get(name) is not None]
         missing = [name for name in side.pictures if name not in given]

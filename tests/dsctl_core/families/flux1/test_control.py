@@ -127,7 +127,7 @@ def test_the_published_networks_are_known_by_their_shapes() -> None:
         with init_empty_weights():
             made = FluxControlNetModel(**config)
         shapes = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
-        assert [each.config_of(shapes, None) for each in CONTROLNETS] == [
+        assert [each.config_of(shapes, None, lambda _: False) for each in CONTROLNETS] == [
             config if each is kind else None for each in CONTROLNETS
         ]
 
