@@ -45,6 +45,21 @@ def address_of(path: str | Path) -> str:
     return f"{scheme}://{rest}"
 
 
+def is_web(path: str | Path) -> bool:
+    """Return whether a text or a path is an address on a web server, which has no listing of its files."""
+    return is_remote(path) and scheme_of(address_of(path)) in ("http", "https")
+
+
+def shown(path: Path) -> str:
+    """Return a path as a user writes it: an address with both slashes."""
+    return address_of(path) if is_remote(path) else str(path)
+
+
+def absolute(path: Path) -> Path:
+    """Return an address as it is, and a local path as an absolute one."""
+    return path if is_remote(path) else path.absolute()
+
+
 def scheme_of(address: str) -> str:
     """Return the scheme of an address, `s3`."""
     return address.partition("://")[0]

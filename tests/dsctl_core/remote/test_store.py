@@ -11,17 +11,18 @@ import pytest
 from dsctl_core.errors import DsctlError
 from dsctl_core.remote import backends
 from dsctl_core.remote.errors import RemoteChanged, RemoteError, RemoteExists, RemoteMissing, RemoteUnreachable
+from dsctl_core.remote.retry import Patience
 from dsctl_core.remote.store import Entry, Remote
-from tests.dsctl_core.remote.conftest import QUICK
 from tests.s3_server import KEYS, Fault, S3Server
 
+QUICK = Patience(tries=3, first_wait=0.01, timeout=0.5)
 DATA = os.urandom(700_000)
 GET = "GET /store/x/file.bin"
 
 
 @pytest.fixture(scope="module")
-def bucket(running: S3Server) -> None:
-    running.make_bucket("store")
+def bucket(running_s3: S3Server) -> None:
+    running_s3.make_bucket("store")
 
 
 @pytest.fixture
