@@ -35,6 +35,7 @@ from dsctl_core.options.effects import OF_A_DATASET, PICTURES_ONLY, SEVERAL_DATA
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.readable import readable_bytes
 from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.archives import TAR
 from dsctl_core.remote.local import limit_disk
 from dsctl_core.report.dataset import report_page
 from dsctl_core.report.html import CACHE_PAGE, DATASET_PAGE, PAGE_KINDS
@@ -67,7 +68,8 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     tables = read_tables(base, "PATH") if base.suffix.lower() == ".toml" else ()
     if tables:
         SEVERAL_DATASETS.refuse(options)
-    if table is None and not tables and (base.suffix.lower() in READERS if is_remote(base) else base.is_file()):
+    is_table = base.suffix.lower() in READERS if is_remote(base) else base.is_file() and base.suffix != TAR
+    if table is None and not tables and is_table:
         base, table = base.parent, base
     cached = not is_remote(base) and ((base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file())
     if cached:

@@ -16,7 +16,7 @@ from dsctl_core.data.known_files import KnownFiles, state_of
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.json import checked, parse_json
-from dsctl_core.remote.address import is_remote
+from dsctl_core.remote import anywhere
 
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 
@@ -76,7 +76,7 @@ def keep(known: KnownFiles, states: Mapping[Path, bytes | None], found: Mapping[
         if before is None or state_of(str(path)) != before:
             continue
         try:
-            state = before if is_remote(path) else path.stat()
+            state = before if anywhere.is_apart(path) else path.stat()
         except OSError:
             continue
         own: Decoded = {

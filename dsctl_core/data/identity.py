@@ -123,7 +123,7 @@ class _Identifier:
 
     def _size_of(self, path: str) -> int | None:
         """Return the size of the file at `path`; None if there is none, and then note the folder it would be in."""
-        if is_remote(path):
+        if anywhere.is_apart(path):
             # A web server is not asked for a file of the name of each prompt.
             asked = not is_web(path) or Path(path).suffix.lower() in media_suffixes()
             size = anywhere.file_size(path) if asked else None
@@ -165,7 +165,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _state_of_folder(folder: str) -> str | None:
     """Return what a new file in a folder changes; None for a folder that has just been changed, and for none."""
-    if is_remote(folder):
+    if is_remote(folder) or folder.endswith(".tar"):
         return anywhere.state_of_folder(Path(folder))
     try:
         status = Path(folder).stat()

@@ -30,7 +30,7 @@ from dsctl_core.files.digest import SAMPLE, SAMPLES, digest_stream, sample_of
 from dsctl_core.files.json import decode_json
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.remote import anywhere
-from dsctl_core.remote.address import is_remote, place_of
+from dsctl_core.remote.address import place_of
 
 CHUNK = 2000  # files that are looked up, read and put at a time
 TASK = 16  # files that a thread reads in one go
@@ -177,7 +177,7 @@ class KnownFiles:
                 digest = bytes.fromhex(digest_stream(source)) if whole else None
         except (DataError, OSError):
             return None
-        return self.record(path, state if is_remote(path) else status, status.st_size, size, sample, digest)
+        return self.record(path, state if anywhere.is_apart(path) else status, status.st_size, size, sample, digest)
 
     def record(
         self,
@@ -254,12 +254,12 @@ class KnownFiles:
 
 
 def _local(path: str) -> AbstractContextManager[str | Path]:
-    return anywhere.local(Path(path)) if is_remote(path) else nullcontext(path)
+    return anywhere.local(Path(path)) if anywhere.is_apart(path) else nullcontext(path)
 
 
 def state_of(path: str) -> bytes | None:
     """Return what tells the state of a file from its states before and after a change; None if there is no file."""
-    if is_remote(path):
+    if anywhere.is_apart(path):
         found = anywhere.state_of(path)
         return None if found is None else found[1]
     try:

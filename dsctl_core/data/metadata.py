@@ -13,10 +13,13 @@ from dsctl_core.data.pairs import find_pair, read_pair, refuse_unread_pair
 from dsctl_core.data.parquet import read_parquet
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import Metadata, text_cell
+from dsctl_core.data.shards import named_shards, read_shards
 from dsctl_core.data.tables import read_csv, read_json, read_jsonl
+from dsctl_core.data.tables_of_files import of_training, read_tables, with_files
 from dsctl_core.errors import near_miss
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.archives import PARQUET, TAR
 
 __all__ = ["METADATA_NAMES", "Metadata", "Row", "find_metadata", "read_dataset", "read_metadata", "text_cell"]
 
@@ -50,14 +53,29 @@ def read_dataset(
     """
     path = metadata_path or find_metadata(base_path)
     if path is None:
-        return _read_files(base_path, keys, uncaptioned).renamed(columns or {})
-    metadata = read_metadata(path)
+        return _without_table(base_path, keys, columns or {}, uncaptioned)
+    metadata = with_files(read_metadata(path), base_path, path)
     return _as_image_folder(metadata.renamed(columns or {}), keys[0])
 
 
-def _read_files(base_path: Path, keys: Sequence[str], uncaptioned: bool) -> Metadata:
-    """Read a folder without a table: captions beside files, or a pair of folders for two columns of files."""
+def _without_table(base_path: Path, keys: Sequence[str], columns: Mapping[str, str], uncaptioned: bool) -> Metadata:
+    """Read shards, or the Parquet files of a dataset of Hugging Face, or else a folder of files."""
+    named = named_shards(base_path)
+    if named:
+        return read_shards(base_path, named, [columns.get(key, key) for key in keys]).renamed(columns)
     files = list_files(base_path)
+    packed = [path for path in files.others if not files.media and path.suffix in (TAR, PARQUET)]
+    names = [path.relative_to(base_path).as_posix() for path in packed if path.suffix == TAR]
+    if names:
+        return read_shards(base_path, names, [columns.get(key, key) for key in keys]).renamed(columns)
+    if packed:
+        metadata = read_tables(base_path, of_training(base_path, packed), read_metadata)
+        return _as_image_folder(metadata.renamed(columns), keys[0])
+    return _read_files(base_path, files, keys, uncaptioned).renamed(columns)
+
+
+def _read_files(base_path: Path, files: Files, keys: Sequence[str], uncaptioned: bool) -> Metadata:
+    """Read a folder without a table: captions beside files, or a pair of folders for two columns of files."""
     if len(keys) == 1:
         refuse_unread_pair(base_path, keys[0], files)
         metadata = read_folder(base_path, keys[0], files, uncaptioned=uncaptioned)

@@ -14,7 +14,7 @@ from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import BadCell, blank, kind_of, text_cell
 from dsctl_core.errors import near_miss
 from dsctl_core.remote import anywhere
-from dsctl_core.remote.address import is_remote, is_web
+from dsctl_core.remote.address import is_web
 
 # A relative name that is written as `os.path.normpath` writes it and means nothing else: most are of this form.
 PLAIN = re.compile(r"(?:[\w-][\w .,()+@=-]*/)*[\w-][\w .,()+@=-]*", re.ASCII)
@@ -168,7 +168,7 @@ def require_file(path: Path) -> None:
             raise DataError(f"{path} is a folder, not a file", hint="name a file in it", kind="path")
         if not path.is_symlink():
             raise DataError(f"{path} does not exist", hint=_missing_hint(path), kind="missing file")
-        if not is_remote(path):
+        if not anywhere.is_apart(path):
             path.stat()  # raises for a broken or circular link
 
 
@@ -179,7 +179,7 @@ def _missing_hint(path: Path) -> str:
         return "check the name in the row, and the address given with --dataset-base-path"
     if not anywhere.is_dir(path.parent):
         return f"there is no folder {path.parent}: check the path in the row and --dataset-base-path"
-    names = _names_in(path.parent, 0 if is_remote(path) else path.parent.stat().st_mtime_ns)
+    names = _names_in(path.parent, 0 if anywhere.is_apart(path) else path.parent.stat().st_mtime_ns)
     same_stem = next((name for name in names if Path(name).stem.lower() == path.stem.lower()), None)
     # An edit distance to every name of a folder with many thousands of files would take seconds.
     guess = same_stem or (near_miss(path.name, names) if len(names) <= 2000 else None)

@@ -1,4 +1,4 @@
-"""Read Parquet tables. This is the only module that imports pyarrow."""
+"""Read Parquet tables; `dsctl_core.remote.parquet` reads the files in them."""
 
 from __future__ import annotations
 

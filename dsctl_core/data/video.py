@@ -19,7 +19,6 @@ from dsctl_core.data.problems import DataError
 from dsctl_core.data.routing import preview_of
 from dsctl_core.data.video_file import Stamps, decode, read_stamps, require_gif_trailer
 from dsctl_core.remote import anywhere
-from dsctl_core.remote.address import is_remote
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -199,7 +198,7 @@ def _surveyed_video(path: Path, changed_at: int, size: int) -> Survey:
 
 def _state_of(path: Path) -> tuple[int, int]:
     """Return when a file was changed and its size; zeros for one that cannot be looked at, which reading explains."""
-    if is_remote(path):
+    if anywhere.is_apart(path):
         found = anywhere.state_of(path)
         return (0, 0) if found is None else (int.from_bytes(found[1], "big"), found[0])
     try:

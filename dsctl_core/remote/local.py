@@ -52,8 +52,8 @@ class LocalCopies:
             yield path
 
     @contextmanager
-    def made(self, key: str, size: int, suffix: str, make: Callable[[Path], None]) -> Iterator[Path]:
-        """Do the same for a file of `size` bytes that `key` identifies and `make` writes."""
+    def made(self, key: str, size: int | None, suffix: str, make: Callable[[Path], None]) -> Iterator[Path]:
+        """Do the same for a file that `key` identifies and `make` writes: of `size` bytes, if that is known before."""
         path = self.folder / (hashlib.sha256(key.encode()).hexdigest()[:40] + _plain(suffix))
         while (stream := _hold(path)) is None:
             self._make(path, size, make)
@@ -64,7 +64,7 @@ class LocalCopies:
         """Return whether there is a copy of what `key` identifies."""
         return (self.folder / (hashlib.sha256(key.encode()).hexdigest()[:40] + _plain(suffix))).exists()
 
-    def _make(self, path: Path, size: int, make: Callable[[Path], None]) -> None:
+    def _make(self, path: Path, size: int | None, make: Callable[[Path], None]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -72,10 +72,13 @@ class LocalCopies:
         with locked(path.with_name(f"{path.name}.lock")):  # the others wait for the one that fetches it
             if path.exists():
                 return
-            self.make_room(size)
+            if size is not None:
+                self.make_room(size)
             with atomic_path(path) as temporary:
                 make(temporary)
-                if temporary.stat().st_size != size:
+                if size is None:
+                    self.make_room(temporary.stat().st_size)
+                elif temporary.stat().st_size != size:
                     raise RemoteError(
                         f"a copy of {temporary.stat().st_size} bytes was made of a file of {size}",
                         hint="run the command again",
