@@ -62,7 +62,7 @@ class S3Server:
 
     def put(self, bucket: str, name: str, content: bytes) -> None:
         """Put a file into a bucket, past the faults."""
-        self.client.put_object(Bucket=bucket, Key=name, Body=content)
+        self.client.put_object(Bucket=bucket, Key=name, Body=content, ACL="public-read")  # so by plain HTTP, too
 
     def make_bucket(self, bucket: str) -> None:
         """Make an empty bucket."""

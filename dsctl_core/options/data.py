@@ -12,6 +12,7 @@ from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, NumberNames, Options, Side
 from dsctl_core.options.datasets import SIZES, DatasetTable, DatasetTables, check_tables, read_tables
 from dsctl_core.options.effects import IN_TABLES, NO_MASKS, NO_REMOTE, SPREAD, Idle
+from dsctl_core.remote.address import is_remote
 
 
 class ReadingOptions(Options):
@@ -161,10 +162,11 @@ class DataOptions(ReadingOptions):
             )
 
     @property
-    def places(self) -> tuple[Path, ...]:
-        """Return the folders and tables that are named, but for those in the file of --dataset-config."""
+    def all_local(self) -> bool:
+        """Whether no folder or table is at an address; what the file of --dataset-config names is not known yet."""
         tables = [path for table in self.dataset for path in (table.path, table.metadata)]
-        return tuple(path for path in (self.dataset_base_path, self.dataset_metadata_path, *tables) if path is not None)
+        named = filter(None, (self.dataset_base_path, self.dataset_metadata_path, *tables))
+        return self.dataset_config is None and not any(map(is_remote, named))
 
     @property
     def has_tables(self) -> bool:

@@ -152,8 +152,15 @@ class HttpBackend(Backend):
             hint="name the table with --dataset-metadata-path, or the shards: https://host/shard-{000000..000009}.tar",
         )
 
-    def _found(self, info: dict[str, Any], address: str | None = None) -> Found:
-        return super()._found(info, address or info["name"])
+    def stat(self, address: str) -> Found | None:
+        """Return a file, or None if the server says that there is none; fsspec says so after every error."""
+        try:
+            return self._found(self.fs.info(address), address)
+        except FileNotFoundError as error:
+            cause = error.__cause__
+            if cause is None or isinstance(cause, FileNotFoundError) or status_of(cause) in (404, 410):
+                return None
+            raise cause from None
 
     def pull(self, file: Found, start: int, end: int, sink: Sink) -> None:
         """Hand on a range; the server is to send another version with the status 412, or with another ETag."""

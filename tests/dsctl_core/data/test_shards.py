@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -16,7 +17,11 @@ from PIL import Image
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import DsctlError
-from tests.s3_server import S3Server
+from dsctl_core.remote import store
+from dsctl_core.remote.errors import RemoteError, RemoteUnreachable
+from dsctl_core.remote.retry import Patience
+from tests.hub_server import local_hub
+from tests.s3_server import Fault, S3Server
 
 COUNT = 6
 BUCKET = "shards"
@@ -84,11 +89,22 @@ def places(running_s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> di
     for number, (prompt, picture) in enumerate(ROWS):
         (folder / "plain" / f"{number}.png").write_bytes(picture)
         (folder / "plain" / f"{number}.txt").write_text(prompt)
-    return {"disk": str(folder), "s3": f"s3://{BUCKET}"}
+    return {"disk": str(folder), "s3": f"s3://{BUCKET}", "web": f"{running_s3.url}/{BUCKET}"}
 
 
-@pytest.mark.parametrize("where", ["disk", "s3"])
-@pytest.mark.parametrize("name", ["tars", "tars/shard-{08..09}.tar", "one", "hub"])
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("disk", "tars"),
+        ("s3", "tars"),
+        ("s3", "tars/shard-{08..09}.tar"),
+        ("web", "tars/shard-{08..09}.tar"),
+        ("disk", "one"),
+        ("web", "one"),
+        ("disk", "hub"),
+        ("s3", "hub"),
+    ],
+)
 def test_the_rows_are_those_of_the_files(s3: S3Server, places: dict[str, str], where: str, name: str) -> None:
     dataset = UnifiedDataset(f"{places[where]}/{name}")
     assert len(dataset) == COUNT
@@ -96,6 +112,31 @@ def test_the_rows_are_those_of_the_files(s3: S3Server, places: dict[str, str], w
         assert row["prompt"] == expected["prompt"]
         assert row["image"].size == expected["image"].size
         assert row["image"].tobytes() == expected["image"].tobytes()
+
+
+def test_a_dataset_of_a_hub_is_read_by_its_name(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with local_hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        files = {name[4:]: content for name, content in FILES.items() if name.startswith("hub/")}
+        hub.add("me/set", files, "datasets")
+        dataset = UnifiedDataset("hf://datasets/me/set")
+        assert [row["prompt"] for row in dataset] == [prompt for prompt, _ in ROWS]
+        assert not any("test-00000" in request and "resolve" in request for request, _ in hub.requests)
+
+
+def test_a_web_server_without_a_listing_and_one_in_disorder_are_one_line(
+    s3: S3Server, places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RemoteError, match="a web server has no listing"):
+        UnifiedDataset(f"{places['web']}/tars")
+    monkeypatch.setattr(store, "Patience", lambda: Patience(tries=2, first_wait=0.01, timeout=2))
+    s3.faults.append(Fault("/shards/one", status=503))
+    with pytest.raises(RemoteUnreachable, match=r"one/metadata\.csv cannot be reached: status 503"):
+        UnifiedDataset(f"{places['web']}/one")
 
 
 def test_one_tar_is_a_dataset_and_its_json_has_further_columns(places: dict[str, str]) -> None:

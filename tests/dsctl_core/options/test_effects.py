@@ -78,7 +78,6 @@ RUNS: dict[str, tuple[type[Options], dict[str, Any]]] = {
     "IN_TABLES": (TrainOptions, {"model": "m", "output_path": "o", "lora_rank": 4, "dataset": TWO}),
     "NO_MASKS": (TrainOptions, TRAIN),
     "NO_REMOTE": (TrainOptions, TRAIN),
-    "VALIDATED_HERE": (DatasetValidateOptions, {"path": "d"}),
     "SPREAD": (TrainOptions, {**TRAIN, "clip_extraction": "uniform"}),
     "CLIP_REPLACED": (InferOptions, INFER),
     "NO_VACE_VIDEO": (InferOptions, INFER),
