@@ -22,7 +22,14 @@ BLOCK = 2**18  # bytes that are handed on at a time
 PAGE = 1000  # files of one request for a listing, the most that S3 gives
 PART = 64 * 2**20  # bytes of one part of an upload
 WRITABLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory")
-WITH_EXTRA = {"s3": "remote", "s3a": "remote", "gs": "remote-gcs", "gcs": "remote-gcs"}
+WITH_EXTRA = {
+    "s3": "remote",
+    "s3a": "remote",
+    "http": "remote",
+    "https": "remote",
+    "gs": "remote-gcs",
+    "gcs": "remote-gcs",
+}
 VERSIONS = (
     "ETag",
     "etag",

@@ -121,6 +121,7 @@ def test_a_dataset_of_a_hub_is_read_by_its_name(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with local_hub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(store, "Patience", lambda: Patience(tries=1, timeout=5))
         files = {name[4:]: content for name, content in FILES.items() if name.startswith("hub/")}
         hub.add("me/set", files, "datasets")
         dataset = UnifiedDataset("hf://datasets/me/set")
