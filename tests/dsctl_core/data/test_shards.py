@@ -121,6 +121,9 @@ def test_a_dataset_of_a_hub_is_read_by_its_name(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with local_hub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
+        template = template.replace("https://huggingface.co", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(store, "Patience", lambda: Patience(tries=1, timeout=5))
         files = {name[4:]: content for name, content in FILES.items() if name.startswith("hub/")}
         hub.add("me/set", files, "datasets")
