@@ -17,6 +17,7 @@ ENVIRONMENT = {
     "DSCTL_MODEL_BASE_PATH": "The folder of downloaded models, ./models if it is not set.",
     "DSCTL_SKIP_DOWNLOAD": "1: use no network at all.",
     "DSCTL_DOWNLOAD_SOURCE": "modelscope (the default) or huggingface.",
+    "DSCTL_REMOTE_CACHE_GB": "Most gigabytes of local copies of remote files, 50 if it is not set.",
     "DSCTL_DEBUG": "1: show the traceback of an error.",
 }
 STATUS = {"0": "Done.", "1": "It failed.", "2": "The command itself is wrong.", "130": "It was interrupted."}

@@ -13,8 +13,13 @@ from dsctl_core.data.pairs import find_pair, read_pair, refuse_unread_pair
 from dsctl_core.data.parquet import read_parquet
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import Metadata, text_cell
+from dsctl_core.data.shards import named_shards, read_shards
 from dsctl_core.data.tables import read_csv, read_json, read_jsonl
+from dsctl_core.data.tables_of_files import of_training, read_tables, with_files
 from dsctl_core.errors import near_miss
+from dsctl_core.remote import anywhere
+from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.archives import PARQUET, TAR
 
 __all__ = ["METADATA_NAMES", "Metadata", "Row", "find_metadata", "read_dataset", "read_metadata", "text_cell"]
 
@@ -48,14 +53,29 @@ def read_dataset(
     """
     path = metadata_path or find_metadata(base_path)
     if path is None:
-        return _read_files(base_path, keys, uncaptioned).renamed(columns or {})
-    metadata = read_metadata(path)
+        return _without_table(base_path, keys, columns or {}, uncaptioned)
+    metadata = with_files(read_metadata(path), base_path, path)
     return _as_image_folder(metadata.renamed(columns or {}), keys[0])
 
 
-def _read_files(base_path: Path, keys: Sequence[str], uncaptioned: bool) -> Metadata:
-    """Read a folder without a table: captions beside files, or a pair of folders for two columns of files."""
+def _without_table(base_path: Path, keys: Sequence[str], columns: Mapping[str, str], uncaptioned: bool) -> Metadata:
+    """Read shards, or the Parquet files of a dataset of Hugging Face, or else a folder of files."""
+    named = named_shards(base_path)
+    if named:
+        return read_shards(base_path, named, [columns.get(key, key) for key in keys]).renamed(columns)
     files = list_files(base_path)
+    packed = [path for path in files.others if not files.media and path.suffix in (TAR, PARQUET)]
+    names = [path.relative_to(base_path).as_posix() for path in packed if path.suffix == TAR]
+    if names:
+        return read_shards(base_path, names, [columns.get(key, key) for key in keys]).renamed(columns)
+    if packed:
+        metadata = read_tables(base_path, of_training(base_path, packed), read_metadata)
+        return _as_image_folder(metadata.renamed(columns), keys[0])
+    return _read_files(base_path, files, keys, uncaptioned).renamed(columns)
+
+
+def _read_files(base_path: Path, files: Files, keys: Sequence[str], uncaptioned: bool) -> Metadata:
+    """Read a folder without a table: captions beside files, or a pair of folders for two columns of files."""
     if len(keys) == 1:
         refuse_unread_pair(base_path, keys[0], files)
         metadata = read_folder(base_path, keys[0], files, uncaptioned=uncaptioned)
@@ -90,7 +110,7 @@ def _as_image_folder(metadata: Metadata, key: str) -> Metadata:
 
 def find_metadata(base_path: Path) -> Path | None:
     """Return the metadata file of a dataset folder, or None; raise `DataError` if there are several."""
-    tables = [base_path / name for name in METADATA_NAMES if (base_path / name).exists()]
+    tables = [base_path / name for name in METADATA_NAMES if anywhere.exists(base_path / name)]
     if len(tables) > 1:
         raise DataError(
             f"{base_path} has several metadata files: {', '.join(path.name for path in tables)}",
@@ -103,10 +123,10 @@ def find_metadata(base_path: Path) -> Path | None:
 def _no_metadata(base_path: Path, files: Files, why: str = "") -> DataError:
     """Return the error for a folder without metadata; its hint names a likely mistake. `why` needs the metadata."""
     with explained_os_errors(base_path):
-        entries = sorted(base_path.iterdir())
-    names = [entry.name for entry in entries]
+        names = [each.name for each in anywhere.inside(base_path)]
     guess = next((near for name in METADATA_NAMES if (near := near_miss(name, names))), None)
-    subfolder = next((entry for entry in entries if any((entry / name).is_file() for name in METADATA_NAMES)), None)
+    folders = (base_path / name for name in names)
+    subfolder = next((each for each in folders if any(anywhere.is_file(each / name) for name in METADATA_NAMES)), None)
     if guess:
         hint = f"did you mean --dataset-metadata-path {base_path / guess}?"
     elif subfolder:
@@ -132,6 +152,19 @@ def _contents(files: Files) -> str:
     return ", ".join(filter(None, (f"{len(files.media)} pictures or videos", unused)))
 
 
+def _read_copy(path: Path, read: Callable[[Path], Metadata]) -> Metadata:
+    """Read a remote table: its errors name it, not the local copy."""
+    with anywhere.local(path) as copy:
+        try:
+            return replace(read(copy), path=path)
+        except DataError as error:
+            renamed = {str(copy): str(path), copy.name: path.name}
+            texts = [error.problem, error.hint or ""]
+            for old, new in renamed.items():
+                texts = [text.replace(old, new) for text in texts]
+            raise DataError(texts[0], hint=texts[1] or None, kind=error.kind) from error
+
+
 def read_metadata(path: Path) -> Metadata:
     """Read a table with the reader of its suffix; raise `DataError` if it cannot be read or has no rows."""
     read = READERS.get(path.suffix.lower())
@@ -142,10 +175,10 @@ def read_metadata(path: Path) -> Metadata:
             kind="table",
         )
     with explained_os_errors(path):
-        if not path.is_file():
-            path.stat()  # raises for a path that does not exist
+        if not anywhere.is_file(path):
+            anywhere.size_of(path)  # raises for a path that does not exist
             raise DataError(f"{path} is not a file", hint="give the path of a csv, json, jsonl or parquet file")
-        metadata = read(path)
+        metadata = read(path) if not is_remote(path) else _read_copy(path, read)
     if not len(metadata.rows):
         if metadata.columns:
             raise DataError(

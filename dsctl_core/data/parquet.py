@@ -1,4 +1,4 @@
-"""Read Parquet tables. This is the only module that imports pyarrow."""
+"""Read Parquet tables; `dsctl_core.remote.parquet` reads the files in them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def read_parquet(path: Path) -> Metadata:
         ) from error
     file_cell = BadCell(
         DataError(
-            "the column has the files themselves, not their names",
-            hint="save them as files next to the table, and put their names in the column",
+            "the column has the files themselves, and the table is not in the dataset folder",
+            hint="give the folder of the table as --dataset-base-path",
             kind="table",
         )
     )

@@ -18,6 +18,7 @@ from dsctl_core.data.operators import Operator
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.routing import preview_of
 from dsctl_core.data.video_file import Stamps, decode, read_stamps, require_gif_trailer
+from dsctl_core.remote import anywhere
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -162,7 +163,7 @@ def _surveyed_folder(path: Path, changed_at: int, size: int) -> tuple[int, tuple
 
 def frame_loader(path: Path, rule: FrameRule, frame_processor: Callable[[Any], Any] | None) -> FrameLoader:
     """Return the loader for the video, GIF or folder `path`; see FrameLoader for the other parameters."""
-    if path.is_dir():
+    if anywhere.is_dir(path):
         return LoadFrames(rule, frame_processor)
     kind = LoadGIF if path.suffix.lower() == ".gif" else LoadVideo
     count = (rule.num_frames, rule.time_division_factor, rule.time_division_remainder)
@@ -174,7 +175,7 @@ def count_clips(path: Path, rule: FrameRule, frame_rate: Any = None) -> int:
 
     `frame_rate` is that of a folder, as `LoadFrames` takes it.
     """
-    if path.is_dir():
+    if anywhere.is_dir(path):
         return LoadFrames(rule, None, frame_rate).clips(path)
     return frame_loader(path, rule, None).clips(path) if is_video(path) or path.suffix.lower() == ".gif" else 1
 
@@ -197,6 +198,9 @@ def _surveyed_video(path: Path, changed_at: int, size: int) -> Survey:
 
 def _state_of(path: Path) -> tuple[int, int]:
     """Return when a file was changed and its size; zeros for one that cannot be looked at, which reading explains."""
+    if anywhere.is_apart(path):
+        found = anywhere.state_of(path)
+        return (0, 0) if found is None else (int.from_bytes(found[1], "big"), found[0])
     try:
         status = path.stat()
     except OSError:

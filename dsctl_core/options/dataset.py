@@ -8,7 +8,8 @@ from pydantic import Field, field_validator
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Argument, ComposedOptions, Count, Device, Options, Seed, Text
 from dsctl_core.options.data import ReadingOptions
-from dsctl_core.options.effects import ALWAYS_LIKELIEST, NO_ANNOTATOR, NO_DETECTOR, Idle
+from dsctl_core.options.effects import ALWAYS_LIKELIEST, NO_ANNOTATOR, NO_DETECTOR, NO_REMOTE, Idle
+from dsctl_core.remote.address import is_remote
 
 
 class DatasetValidateOptions(ComposedOptions):
@@ -16,10 +17,14 @@ class DatasetValidateOptions(ComposedOptions):
 
     panel: ClassVar[str] = "Validation"
 
+    remote: ClassVar[frozenset[str]] = frozenset({"path", "metadata"})
+    idle: ClassVar[tuple[Idle, ...]] = (NO_REMOTE,)
+
     reading: ReadingOptions
 
     path: Annotated[Path, Argument()] = Field(
-        description="Dataset folder, or its table; a TOML file with a [[dataset]] for each of several; or a cache."
+        description="Dataset folder, its table, or the address of one; a TOML file with a [[dataset]] for each of "
+        "several; or a cache."
     )
     metadata: Path | None = Field(
         None,
@@ -37,6 +42,11 @@ class DatasetValidateOptions(ComposedOptions):
     workers: Annotated[int, Field(ge=1, le=256)] | None = Field(
         None, description="Processes that decode. Left out: one for each core."
     )
+
+    @property
+    def all_local(self) -> bool:
+        """Whether neither the folder nor its table is at an address; what a TOML file names is not known yet."""
+        return self.path.suffix.lower() != ".toml" and not any(map(is_remote, filter(None, (self.path, self.metadata))))
 
 
 DEPTH, POSE = "depth", "pose"  # the kinds of control pictures that a model draws

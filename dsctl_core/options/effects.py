@@ -188,6 +188,12 @@ IN_TABLES = Idle(
     "write metadata = FILE into the [[dataset]]",
     when=lambda options: options.has_tables,
 )
+NO_REMOTE = Idle(
+    ("remote_cache_gb",),
+    "on files that are on this machine: nothing is copied",
+    "leave it out, or give the dataset by its address, such as s3://bucket/folder",
+    when=lambda options: options.all_local,
+)
 NO_MASKS = Idle(
     ("mask_from_alpha",),
     "without --extra-inputs mask",

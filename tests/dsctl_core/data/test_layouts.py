@@ -92,11 +92,14 @@ def test_parquet_keeps_lists_and_never_makes_a_text_of_a_missing_value(folder):
         check_dataset(dataset)
 
 
-def test_parquet_with_the_pictures_inside_says_so_when_they_are_used(folder):
-    write_parquet(folder / "metadata.parquet", [{"image": {"bytes": b"x", "path": "a.png"}, "prompt": "a dog"}])
+def test_parquet_with_the_pictures_inside_is_read_from_its_own_folder_and_says_so_elsewhere(folder, tmp_path):
+    inside = {"bytes": (folder / "a.png").read_bytes(), "path": "a.png"}
+    table = write_parquet(folder / "metadata.parquet", [{"image": inside, "prompt": "a dog"}])
+    assert UnifiedDataset(folder)[0]["image"].size == UnifiedDataset.default_image_operator(folder)("a.png").size
+    (tmp_path / "elsewhere").mkdir()
     with pytest.raises(DsctlError, match="row 1, image .*the column has the files themselves") as caught:
-        UnifiedDataset(folder)[0]
-    assert "save them as files" in caught.value.hint
+        UnifiedDataset(tmp_path / "elsewhere", table)[0]
+    assert "--dataset-base-path" in caught.value.hint
 
 
 def test_parquet_that_is_damaged_is_named(tmp_path):

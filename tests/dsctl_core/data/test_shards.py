@@ -1,0 +1,209 @@
+"""WebDataset shards and Parquet tables with the files in them are the dataset of the same files in a folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from dsctl_core.data.dataset import UnifiedDataset
+from dsctl_core.data.problems import DataError
+from dsctl_core.errors import DsctlError
+from dsctl_core.remote import store
+from dsctl_core.remote.errors import RemoteError, RemoteUnreachable
+from dsctl_core.remote.retry import Patience
+from tests.hub_server import local_hub
+from tests.s3_server import Fault, S3Server
+
+COUNT = 6
+BUCKET = "shards"
+
+
+def png(number: int) -> bytes:
+    stream = io.BytesIO()
+    Image.effect_noise((24 + number, 24), 30).convert("RGB").save(stream, "PNG")
+    return stream.getvalue()
+
+
+PICTURES = [png(number) for number in range(COUNT)]
+ROWS = [(f"ball {number}", picture) for number, picture in enumerate(PICTURES)]
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def shard(numbers: range) -> bytes:
+    files: dict[str, bytes] = {}
+    for n in numbers:
+        files |= {f"sub/{n:04}.png": PICTURES[n], f"sub/{n:04}.cls": b"3"}
+        if n % 2:
+            files[f"sub/{n:04}.txt"] = ROWS[n][0].encode()
+        else:
+            files[f"sub/{n:04}.json"] = json.dumps({"caption": ROWS[n][0], "score": n}).encode()
+    return tar_of(files)
+
+
+def table_of(numbers: range, **more: Any) -> bytes:
+    cells = [{"bytes": PICTURES[n], "path": f"p{n}.png" if n else None} for n in numbers]
+    stream = io.BytesIO()
+    table = pyarrow.table({"image": cells, "prompt": [ROWS[n][0] for n in numbers], **more})
+    pyarrow.parquet.write_table(table, stream, row_group_size=2)
+    return stream.getvalue()
+
+
+FILES = {
+    "tars/shard-08.tar": shard(range(3)),
+    "tars/shard-09.tar": shard(range(3, COUNT)),
+    "one/metadata.parquet": table_of(range(COUNT)),
+    "hub/README.md": b"# A dataset",
+    "hub/data/train-00000-of-00002.parquet": table_of(range(4)),
+    "hub/data/train-00001-of-00002.parquet": table_of(range(4, COUNT)),
+    "hub/data/test-00000-of-00001.parquet": table_of(range(1)),
+}
+
+
+@pytest.fixture(scope="module")
+def places(running_s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("shards")
+    running_s3.make_bucket(BUCKET)
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+        running_s3.put(BUCKET, name, content)
+    (folder / "plain").mkdir()
+    for number, (prompt, picture) in enumerate(ROWS):
+        (folder / "plain" / f"{number}.png").write_bytes(picture)
+        (folder / "plain" / f"{number}.txt").write_text(prompt)
+    return {"disk": str(folder), "s3": f"s3://{BUCKET}", "web": f"{running_s3.url}/{BUCKET}"}
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("disk", "tars"),
+        ("s3", "tars"),
+        ("s3", "tars/shard-{08..09}.tar"),
+        ("web", "tars/shard-{08..09}.tar"),
+        ("disk", "one"),
+        ("web", "one"),
+        ("disk", "hub"),
+        ("s3", "hub"),
+    ],
+)
+def test_the_rows_are_those_of_the_files(s3: S3Server, places: dict[str, str], where: str, name: str) -> None:
+    dataset = UnifiedDataset(f"{places[where]}/{name}")
+    assert len(dataset) == COUNT
+    for row, expected in zip(dataset, UnifiedDataset(f"{places['disk']}/plain"), strict=True):
+        assert row["prompt"] == expected["prompt"]
+        assert row["image"].size == expected["image"].size
+        assert row["image"].tobytes() == expected["image"].tobytes()
+
+
+def test_a_dataset_of_a_hub_is_read_by_its_name(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with local_hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
+        template = template.replace("https://huggingface.co", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(store, "Patience", lambda: Patience(tries=1, timeout=5))
+        files = {name[4:]: content for name, content in FILES.items() if name.startswith("hub/")}
+        hub.add("me/set", files, "datasets")
+        dataset = UnifiedDataset("hf://datasets/me/set")
+        assert [row["prompt"] for row in dataset] == [prompt for prompt, _ in ROWS]
+        assert not any("test-00000" in request and "resolve" in request for request, _ in hub.requests)
+
+
+def test_a_web_server_without_a_listing_and_one_in_disorder_are_one_line(
+    s3: S3Server, places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RemoteError, match="a web server has no listing"):
+        UnifiedDataset(f"{places['web']}/tars")
+    monkeypatch.setattr(store, "Patience", lambda: Patience(tries=2, first_wait=0.01, timeout=2))
+    s3.faults.append(Fault("/shards/one", status=503))
+    with pytest.raises(RemoteUnreachable, match=r"one/metadata\.csv cannot be reached: status 503"):
+        UnifiedDataset(f"{places['web']}/one")
+
+
+def test_one_tar_is_a_dataset_and_its_json_has_further_columns(places: dict[str, str]) -> None:
+    dataset = UnifiedDataset(f"{places['disk']}/tars/shard-08.tar")
+    assert [dataset.metadata.rows.cell(n, "score") for n in range(3)] == [0, None, 2]
+    assert any("3 .cls" in note for note in dataset.notes())
+    assert "shard-08.tar row 2 (sub/0001)" in dataset.location(1)
+
+
+def test_a_remote_sample_is_one_read_of_its_bytes_once_the_index_is_known(
+    s3: S3Server, places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    address = f"{places['s3']}/tars/shard-08.tar"
+    UnifiedDataset(address)
+    s3.requests.clear()
+    row = UnifiedDataset(address)[1]
+    start = FILES["tars/shard-08.tar"].index(PICTURES[1])
+    assert row["prompt"] == "ball 1"
+    assert s3.asked("GET /shards/tars/shard-08.tar") == [f"bytes={start}-{start + len(PICTURES[1]) - 1}"]
+
+
+def test_pictures_beside_a_tar_are_the_dataset_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PICTURES[0])
+    (tmp_path / "a.txt").write_text("a ball")
+    (tmp_path / "old.tar").write_bytes(FILES["tars/shard-08.tar"])
+    dataset = UnifiedDataset(tmp_path)
+    assert [dataset[0]["prompt"], len(dataset)] == ["a ball", 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (FILES["tars/shard-08.tar"][:1500], "cannot be read as a tar: unexpected end of data"),
+        (b"\x1f\x8b" + b"x" * 600, "unpack it"),
+        (tar_of({}), "is a tar without files"),
+        (tar_of({"a.txt": b"x"}), "no sample in them has a file for the column 'image'"),
+        (tar_of({"a.png": b"x", "a.jpg": b"x"}), "two files of the sample a"),
+        (tar_of({"a.png": b"x", "a.json": b"{"}), "cannot be read as json"),
+        (tar_of({"a.png": b"x", "a.json": b"[]"}), "no object of json"),
+    ],
+)
+def test_a_tar_that_cannot_be_used_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "bad.tar").write_bytes(content)
+    with pytest.raises(DsctlError) as raised:
+        UnifiedDataset(tmp_path / "bad.tar")
+    assert said in f"{raised.value} {raised.value.hint}"
+    assert str(tmp_path / "bad.tar") in str(raised.value)
+
+
+def test_a_text_that_is_not_utf_8_and_a_picture_that_is_none_are_problems_of_their_rows(tmp_path: Path) -> None:
+    (tmp_path / "bad.tar").write_bytes(
+        tar_of({"a.png": b"none", "a.txt": b"a", "b.png": PICTURES[0], "b.txt": b"\xff"})
+    )
+    dataset = UnifiedDataset(tmp_path / "bad.tar")
+    with pytest.raises(DataError, match=r"bad\.tar/a\.png"):
+        dataset[0]
+    with pytest.raises(DataError, match=r"b\.txt is not UTF-8"):
+        dataset[1]
+
+
+def test_tables_of_other_columns_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(table_of(range(2)))
+    (tmp_path / "b.parquet").write_bytes(table_of(range(2), score=[1, 2]))
+    with pytest.raises(DataError, match=r"b\.parquet has other columns than .*a\.parquet"):
+        UnifiedDataset(tmp_path)
