@@ -303,6 +303,7 @@ def _texts_of_numbers(value: Any) -> Any:
 
 Argument = Positional  # marks a field that is given by position instead of by a flag
 
+MaxHours = Annotated[float, Field(gt=0, le=8760)]  # of a command, at most a year
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator that is seeded with it can take
 Side = Annotated[int, Field(ge=1, le=16384)]  # a picture's height or width in pixels

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from dsctl_core.errors import unknown_name
-from dsctl_core.options.base import ComposedOptions, Count, Names, Options
+from dsctl_core.options.base import ComposedOptions, Count, MaxHours, Names, Options
 from dsctl_core.options.control import CacheControlOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.effects import EACH_ROW_ONCE, NO_TEMPLATE, ONE_PROMPT, OTHERS_NEED, Idle
@@ -54,6 +54,11 @@ class CacheOptions(ComposedOptions):
     shared: bool = Field(
         False,
         description="Share the work with commands like this that write to the same folder, here or on other machines.",
+    )
+    max_hours: MaxHours | None = Field(
+        None,
+        description="End after this many hours from the start of the command, with the exit code 75 if something is "
+        "left to encode. What is encoded is kept.",
     )
     prune: bool = Field(False, description="Remove from the folder what no row of the dataset needs any more.")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
