@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.s3_server import KEYS, S3Server, s3_server
 from tests.warm.start import warm_python
 
 # Read when torch and the hubs' libraries are imported, so set before any test module is.
@@ -56,3 +57,19 @@ def python() -> Iterator[str]:
     """An interpreter whose processes have the libraries imported when they start: seconds less for each."""
     with warm_python() as path:
         yield path
+
+
+@pytest.fixture(scope="session")
+def running_s3() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An S3 server without faults, where the client library looks for it."""
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": running_s3.url}.items():
+        monkeypatch.setenv(name, value)
+    running_s3.requests.clear()
+    yield running_s3
+    running_s3.faults.clear()

@@ -15,6 +15,7 @@ from dsctl_core.data.dataset import SINGLE_COLUMNS
 from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.known_files import KnownFiles
 from dsctl_core.data.masks import MASK
+from dsctl_core.data.metadata import READERS
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.summary import CacheBytes, lines_of, summarize
 from dsctl_core.data.validated import Checks, Level, Problem, Validation, joined, unreadable_dataset
@@ -33,6 +34,8 @@ from dsctl_core.options.datasets import DatasetTable, read_tables
 from dsctl_core.options.effects import OF_A_DATASET, PICTURES_ONLY, SEVERAL_DATASETS, WITHOUT_REPORT
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.readable import readable_bytes
+from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.local import limit_disk
 from dsctl_core.report.dataset import report_page
 from dsctl_core.report.html import CACHE_PAGE, DATASET_PAGE, PAGE_KINDS
 
@@ -58,13 +61,15 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     resolved = None if options.model is None else resolve_model(options.model)
     if resolved is not None and resolved.family.time_division is None:
         PICTURES_ONLY.refuse(options, title=resolved.family.title)
+    if options.reading.remote_cache_gb is not None:
+        limit_disk(options.reading.remote_cache_gb)
     base, table = options.path, options.metadata
     tables = read_tables(base, "PATH") if base.suffix.lower() == ".toml" else ()
     if tables:
         SEVERAL_DATASETS.refuse(options)
-    if base.is_file() and table is None and not tables:
+    if table is None and not tables and (base.suffix.lower() in READERS if is_remote(base) else base.is_file()):
         base, table = base.parent, base
-    cached = (base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file()
+    cached = not is_remote(base) and ((base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file())
     if cached:
         OF_A_DATASET.refuse(options)
         if options.report is None:

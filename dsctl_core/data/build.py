@@ -25,10 +25,12 @@ from dsctl_core.errors import UsageError
 from dsctl_core.family import Family
 from dsctl_core.files.digest import digest
 from dsctl_core.options.data import DataOptions, ReadingOptions
-from dsctl_core.options.effects import PICTURES_ONLY
+from dsctl_core.options.effects import NO_REMOTE, PICTURES_ONLY
+from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.local import limit_disk
 
 # Options on which it does not depend whether a row can be used.
-NOT_CHECKED = frozenset({"recheck", "on_bad_sample", "dataset_repeat", "dataset_num_workers"})
+NOT_CHECKED = frozenset({"recheck", "remote_cache_gb", "on_bad_sample", "dataset_repeat", "dataset_num_workers"})
 
 
 def build_dataset(
@@ -47,8 +49,12 @@ def build_dataset(
     the options. With `remember` the user's cache folder is asked, and told, what is known of the files. Raises
     `UsageError` for a video option with a family of image models.
     """
+    if options.remote_cache_gb is not None:
+        limit_disk(options.remote_cache_gb)
     if options.has_tables:
         tables = options.tables()
+        if not any(is_remote(path) for each in tables for path in (each.path, each.metadata) if path is not None):
+            NO_REMOTE.refuse(options)
         parts = [
             _build_one(options.of_table(each), family, defaults, division_factor, each.caption, pictures, remember)
             for each in tables

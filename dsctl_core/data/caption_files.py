@@ -10,6 +10,7 @@ from typing import Any
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import BadCell, blank, kind_of
 from dsctl_core.files.json import decode_json
+from dsctl_core.remote import anywhere
 
 TEXT_SUFFIXES = (".caption", ".txt")
 JSON_SUFFIX = ".json"
@@ -136,8 +137,8 @@ def _captions_in(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        with explained_os_errors(path):
-            return path.read_bytes().decode("utf-8-sig")
+        with explained_os_errors(path), anywhere.local(path) as copy:
+            return copy.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         data = error.object
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):

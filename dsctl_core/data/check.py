@@ -13,6 +13,8 @@ from dsctl_core.data.problems import DataError, Kind, kind_of_problem
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.digest import digest
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.remote.address import place_of
+from dsctl_core.remote.errors import RemoteError
 
 MAX_ROWS_LISTED = 5
 
@@ -34,7 +36,9 @@ class RowProblem(DataError):
 
     @classmethod
     def of(cls, row: int, error: DsctlError) -> RowProblem:
-        """Return `error` as a problem of this row."""
+        """Return `error` as a problem of this row; raise it if it is one of the way to the files, not of the row."""
+        if isinstance(error, RemoteError):
+            raise error
         return cls(error.problem, hint=error.hint, kind=kind_of_problem(error), row=row)
 
 
@@ -132,4 +136,4 @@ def _key(part: UnifiedDataset) -> str | None:
         return None
     if len(part.rows_in_use) != len(part.metadata.rows):
         return None
-    return digest(["check", part.reading, str(part.base_path.absolute()), part.metadata.rows.digest()])
+    return digest(["check", part.reading, place_of(part.base_path), part.metadata.rows.digest()])

@@ -33,6 +33,7 @@ from dsctl_core.data.video import count_clips
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.random import derive_seed
+from dsctl_core.remote import anywhere
 
 SINGLE_COLUMNS = ("image", "video")  # what is trained on is one file; references may be a list of them
 ROW_SEED = "_seed"  # in a sample of a training: the seed that its row has, None where it has none
@@ -274,7 +275,7 @@ class UnifiedDataset(RowTexts, Sequence[Row]):
         That is its clip, and of a folder the frame rate.
         """
         clip, rate = self.metadata.clip_of(number), self.metadata.rows.cell(number, RATE_COLUMN)
-        rated = rate is not None and path.is_dir()
+        rated = rate is not None and anywhere.is_dir(path)
         return [*([f"clip {clip}"] if clip else []), *([f"{RATE_COLUMN} {rate}"] if rated else [])]
 
     def _operator(self, number: int, key: str) -> Callable[[Any], Any]:

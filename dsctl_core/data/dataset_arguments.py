@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.remote import anywhere
+from dsctl_core.remote.address import is_remote, is_web
 
 
 def existing_folder(base_path: str | Path) -> Path:
@@ -13,9 +15,10 @@ def existing_folder(base_path: str | Path) -> Path:
     if not str(base_path):
         raise UsageError("the dataset's base path is empty", hint="give the folder of the pictures or videos")
     path = Path(base_path)
-    if path.is_dir():
+    anywhere.list_again(path)
+    if anywhere.is_dir(path) or is_web(path):
         return path
-    if path.exists():
+    if anywhere.exists(path):
         raise DsctlError(f"the dataset's base path {path} is not a folder", hint="give the folder of the file")
     raise DsctlError(f"the dataset folder {path} does not exist", hint="check the path given with --dataset-base-path")
 
@@ -23,9 +26,13 @@ def existing_folder(base_path: str | Path) -> Path:
 def existing_file(metadata_path: str | Path, base_path: Path) -> Path:
     """Return the table of a dataset; raise an error if there is none."""
     path = Path(metadata_path)
-    if not path.exists() and not path.is_symlink():
+    if not anywhere.exists(path) and not path.is_symlink():
         inside = base_path / path
-        hint = f"did you mean {inside}?" if inside.is_file() else "check the path given with --dataset-metadata-path"
+        hint = (
+            f"did you mean {inside}?"
+            if not is_remote(path) and anywhere.is_file(inside)
+            else "check the path given with --dataset-metadata-path"
+        )
         raise DsctlError(f"the metadata file {str(metadata_path)!r} does not exist", hint=hint)
     return path
 

@@ -12,10 +12,11 @@ from typing_extensions import TypedDict
 
 from dsctl_core.data.file_store import Record
 from dsctl_core.data.inspection import FileFacts, ProfileUse
-from dsctl_core.data.known_files import KnownFiles, state_from, state_of
+from dsctl_core.data.known_files import KnownFiles, state_of
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.json import checked, parse_json
+from dsctl_core.remote.address import is_remote
 
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 
@@ -71,11 +72,12 @@ def keep(known: KnownFiles, states: Mapping[Path, bytes | None], found: Mapping[
     for path, facts in found.items():
         if not isinstance(facts, FileFacts) or facts.is_video:
             continue
-        try:
-            status = path.stat()
-        except OSError:
+        before = states[path]
+        if before is None or state_of(str(path)) != before:
             continue
-        if states[path] != state_from(status):
+        try:
+            state = before if is_remote(path) else path.stat()
+        except OSError:
             continue
         own: Decoded = {
             "format": facts.format,
@@ -85,7 +87,8 @@ def keep(known: KnownFiles, states: Mapping[Path, bytes | None], found: Mapping[
             "difference_hash": f"{facts.difference_hash:x}",
             "profile": facts.profile,
         }
-        records.append(known.record(str(path), status, facts.size, facts.sample, facts.digest, json.dumps(own)))
+        about = (facts.size, facts.sample, facts.digest, json.dumps(own))
+        records.append(known.record(str(path), state, facts.file_bytes, *about))
     known.put(records)
 
 

@@ -18,6 +18,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from dsctl_core.files.user_cache import user_cache
+from dsctl_core.remote.address import address_of, is_remote
 from dsctl_core.version import __version__
 
 FOLDER = "files"  # in the user's cache folder
@@ -163,7 +164,9 @@ def store_path(base_path: Path) -> Path | None:
     folder = user_cache()
     if folder is None:
         return None
-    name = hashlib.sha256(os.fsencode(base_path.resolve())).hexdigest()[:32]
+    name = hashlib.sha256(
+        os.fsencode(address_of(base_path) if is_remote(base_path) else base_path.resolve())
+    ).hexdigest()[:32]
     return folder / FOLDER / f"{name}.sqlite"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,8 @@ from dsctl_core.data.columns import Column, Rows
 from dsctl_core.data.kinds import media_of, media_suffixes
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import LeftOut, Metadata
+from dsctl_core.remote import anywhere
+from dsctl_core.remote.address import is_remote
 
 # Suffixes of files that often lie beside pictures. Files of other unknown suffixes, or of none, are looked into.
 OTHER_SUFFIXES = frozenset(
@@ -61,9 +62,9 @@ def _is_media(path: Path) -> bool:
     if suffix in media_suffixes() or suffix in OTHER_SUFFIXES:
         return suffix in media_suffixes()
     try:
-        if not path.is_file():  # a pipe would wait for a writer
+        if not anywhere.is_file(path):  # a pipe would wait for a writer
             return False
-        with path.open("rb") as file:
+        with anywhere.local(path) as copy, copy.open("rb") as file:
             return media_of(file.read(SIGNATURE_BYTES)) is not None
     except OSError:
         return False
@@ -120,18 +121,21 @@ def repeated_folders(base_path: Path, media: Iterable[Path]) -> dict[str, tuple[
 
 def walk(folder: Path) -> Iterator[Path]:
     """Yield the files below `folder`, sorted by name. Links to folders are followed, hidden files left out."""
-    yield from _walk(folder, (_identity(folder),))
+    yield from _walk(folder, () if is_remote(folder) else (_identity(folder),))
 
 
 def _walk(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     with explained_os_errors(folder):
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = anywhere.inside(folder)
     for entry in entries:
         path = folder / entry.name
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        if not entry.is_folder:
             yield path
+            continue
+        if is_remote(path):  # which has no links
+            yield from _walk(path, parents)
             continue
         if (identity := _identity(path)) in parents:
             raise DataError(

@@ -12,6 +12,7 @@ from dsctl_core.data.images import LoadImage
 from dsctl_core.data.kinds import picture_suffixes
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.stacks import names_in
+from dsctl_core.remote import anywhere
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -26,7 +27,9 @@ def frames_in(folder: Path) -> list[Path]:
     """
     with explained_os_errors(folder):
         paths = [folder / name for name in names_in(folder)]
-        odd = next((path for path in paths if path.suffix.lower() not in picture_suffixes() or path.is_dir()), None)
+        odd = next(
+            (path for path in paths if path.suffix.lower() not in picture_suffixes() or anywhere.is_dir(path)), None
+        )
     if odd is not None:
         raise DataError(
             f"{odd} is not a picture, and all that is in a folder of frames must be",
@@ -42,7 +45,7 @@ def frames_in(folder: Path) -> list[Path]:
 
 def files_of(path: Path) -> list[Path]:
     """Return the files that a path of a clip stands for: the pictures of a folder of frames, or the file itself."""
-    return frames_in(path) if path.is_dir() else [path]
+    return frames_in(path) if anywhere.is_dir(path) else [path]
 
 
 def frame_sizes(paths: list[Path]) -> Iterator[tuple[int, int]]:

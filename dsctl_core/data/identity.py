@@ -14,10 +14,13 @@ from typing import Any
 from dsctl_core.data.columns import JoinedRows, Rows, RowsOfClips
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.facts import Identity
+from dsctl_core.data.kinds import media_suffixes
 from dsctl_core.data.known_files import CHUNK, is_fresh, state_from
 from dsctl_core.data.looking import look_at_files
 from dsctl_core.data.stacks import names_in
 from dsctl_core.files.digest import digest, digest_samples
+from dsctl_core.remote import anywhere
+from dsctl_core.remote.address import is_remote, is_web, place_of
 
 LONGEST_NAME = 1000  # characters; a longer cell is a text
 MOST_FOLDERS = 1000  # whose state is kept to say that no file was added to them
@@ -47,7 +50,7 @@ def _remembered(part: UnifiedDataset) -> Identity | None:
 
 
 def _key(part: UnifiedDataset) -> str:
-    return digest(["identity", str(part.base_path.absolute()), list(part.data_file_keys), _rows(part).digest()])
+    return digest(["identity", place_of(part.base_path), list(part.data_file_keys), _rows(part).digest()])
 
 
 def _rows(part: UnifiedDataset) -> Rows | RowsOfClips:
@@ -92,7 +95,7 @@ class _Identifier:
         for cell in (row.get(key) for key in self.part.data_file_keys):
             if not isinstance(cell, str) or not cell.strip() or "\0" in cell:
                 continue
-            if (self.known is None or not self.known.has(self.inside + cell)) and (self.base / cell).is_dir():
+            if (self.known is None or not self.known.has(self.inside + cell)) and anywhere.is_dir(self.base / cell):
                 self.others = True
                 yield from ((f"{cell}/{name}", False) for name in names_in(self.base / cell))
 
@@ -108,7 +111,7 @@ class _Identifier:
             if path not in found and (size := self._size_of(path)) is not None:
                 new[Path(path)] = size
         self.others = self.others or bool(new)
-        digests = digest_samples(new) if new else {}
+        digests = anywhere.digests(new, digest_samples) if new else {}
         found |= {str(path): (size, digests[path]) for path, size in new.items()}
         for path, (_, is_cell) in zip(paths, names, strict=True):
             if (about := found.get(path) or found.get(str(Path(path)))) is None:
@@ -120,6 +123,13 @@ class _Identifier:
 
     def _size_of(self, path: str) -> int | None:
         """Return the size of the file at `path`; None if there is none, and then note the folder it would be in."""
+        if is_remote(path):
+            # A web server is not asked for a file of the name of each prompt.
+            asked = not is_web(path) or Path(path).suffix.lower() in media_suffixes()
+            size = anywhere.file_size(path) if asked else None
+            if size is None:
+                self.folders.add(str(self.base))
+            return size
         try:
             status = os.stat(path)  # noqa: PTH116 - for millions of texts
         except ValueError:
@@ -155,6 +165,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _state_of_folder(folder: str) -> str | None:
     """Return what a new file in a folder changes; None for a folder that has just been changed, and for none."""
+    if is_remote(folder):
+        return anywhere.state_of_folder(Path(folder))
     try:
         status = Path(folder).stat()
     except OSError:

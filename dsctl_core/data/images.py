@@ -17,6 +17,7 @@ from dsctl_core.data.kinds import add_plugin, refuse_no_picture, refuse_unread, 
 from dsctl_core.data.operators import Operator, require_file
 from dsctl_core.data.plain_header import HEAD, plain_header
 from dsctl_core.data.problems import DataError, explained_os_errors
+from dsctl_core.remote import anywhere
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -65,7 +66,7 @@ class LoadImage(Operator):
         path = Path(value)
         with explained_os_errors(path):
             require_file(path)
-            with path.open("rb") as stream, refused_bombs():
+            with anywhere.local(path) as copy, copy.open("rb") as stream, refused_bombs():
                 return picture_size(path, stream)
 
 
@@ -122,11 +123,12 @@ def open_image(path: Path, stream: BinaryIO | None = None) -> Iterator[PilImage.
         require_file(path)
     refuse_unread(path)
     try:
-        with refused_bombs() if stream is None else nullcontext():
-            image = _opened(path, stream)
-        with image:
-            refuse_no_picture(path, image.format)
-            yield image
+        with anywhere.local(path) if stream is None else nullcontext(path) as copy:
+            with refused_bombs() if stream is None else nullcontext():
+                image = _opened(path, copy if stream is None else stream)
+            with image:
+                refuse_no_picture(path, image.format)
+                yield image
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -142,7 +144,7 @@ def open_image(path: Path, stream: BinaryIO | None = None) -> Iterator[PilImage.
             with explained_os_errors(path):
                 raise
         raise DataError(
-            f"{path} is damaged or cut off ({path.stat().st_size} bytes): {error}",
+            f"{path} is damaged or cut off ({anywhere.size_of(path)} bytes): {error}",
             hint=COPY_AGAIN,
             kind="damaged file",
         ) from error
@@ -205,20 +207,23 @@ def ends_properly(stream: BinaryIO, image_format: str | None) -> bool:
     return image_format in ("AVIF", "HEIF") and _boxes_end(stream, size)
 
 
-def _opened(path: Path, stream: BinaryIO | None) -> PilImage.Image:
-    """Open an image with Pillow, which gets the plugin of its format if it does not know it."""
+def _opened(path: Path, source: Path | BinaryIO) -> PilImage.Image:
+    """Open an image with Pillow, which gets the plugin of its format if it does not know it.
+
+    `source` is a local file, or the open one, with the content of the file at `path`.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(path if stream is None else stream)
+        return Image.open(source)
     except UnidentifiedImageError:
         if not add_plugin(_head(path)):
             raise
-        return Image.open(path if stream is None else stream)
+        return Image.open(source)
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with anywhere.local(path) as copy, copy.open("rb") as file:
         return file.read(64)
 
 

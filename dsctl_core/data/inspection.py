@@ -17,6 +17,7 @@ from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.video import LoadGIF
 from dsctl_core.data.video_file import decode_all
 from dsctl_core.files.digest import digest_stream, sample_of
+from dsctl_core.remote import anywhere
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -61,7 +62,7 @@ def inspect(path: Path, videos: bool) -> FileFacts | DataError:
     With `videos` the suffixes of videos, and GIFs, are read as videos.
     """
     try:
-        if videos and path.is_dir():
+        if videos and anywhere.is_dir(path):
             return _inspect_folder(path)
         require_file(path)
         if videos and is_video(path):
@@ -83,8 +84,8 @@ def inspect_all(paths: list[Path], videos: bool) -> list[FileFacts | DataError]:
 def _inspect_picture(path: Path) -> FileFacts:
     from PIL import Image
 
-    with explained_os_errors(path):
-        data = path.read_bytes()
+    with explained_os_errors(path), anywhere.local(path) as copy:
+        data = copy.read_bytes()
     with refused_bombs(), open_image(path, BytesIO(data)) as image:
         require_known_range(image, path)
         picture_format, frames = str(image.format), int(getattr(image, "n_frames", 1))
@@ -140,7 +141,7 @@ def perceptual_hash(image: PilImage.Image) -> tuple[bytes, int]:
 
 
 def _inspect_video(path: Path) -> FileFacts:
-    with explained_os_errors(path), path.open("rb") as file:
+    with explained_os_errors(path), anywhere.local(path) as copy, copy.open("rb") as file:
         digest, file_bytes = bytes.fromhex(digest_stream(file)), file.tell()
         sample = bytes.fromhex(sample_of(file, file_bytes))
     times, end, size = decode_all(path)
@@ -169,7 +170,7 @@ def thumbnail(path: Path, videos: bool, side: int = 160) -> bytes | None:
     from dsctl_core.data.video import frame_loader
 
     try:
-        as_video = videos and (is_video(path) or path.is_dir())
+        as_video = videos and (is_video(path) or anywhere.is_dir(path))
         rule = FrameRule(1, 1, 0, short="shorten")
         picture = frame_loader(path, rule, None)(path)[0] if as_video else LoadImage()(path)
     except DataError:

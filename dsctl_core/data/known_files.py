@@ -1,6 +1,7 @@
 """Remember what is known of the pictures and clips of a dataset: each is opened once in a start, or never if unchanged.
 
-A file counts as unchanged while its path, size, time of change (of content and of status) and inode are. One that was
+A file counts as unchanged while its path, size, time of change (of content and of status) and inode are; a remote one
+while its address, size and version (ETag) are. A local one that was
 changed shortly before it was read is not remembered, as a second change could leave the same times.
 """
 
@@ -17,6 +18,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -30,6 +32,8 @@ from dsctl_core.data.video import is_clip, survey_clip
 from dsctl_core.files.digest import SAMPLE, SAMPLES, digest_stream, sample_of
 from dsctl_core.files.json import decode_json
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.remote import anywhere
+from dsctl_core.remote.address import is_remote, place_of
 
 CHUNK = 2000  # files that are looked up, read and put at a time
 TASK = 32  # files that a thread reads in one go
@@ -192,7 +196,9 @@ class KnownFiles:
     def _look(self, path: str, whole: bool) -> Record | None:
         """Open a file once, and return all that is to be known of it; None if it cannot be used."""
         try:
-            with open(path, "rb") as stream:  # noqa: PTH123 - a Path for each of millions costs more than the rest
+            state = state_of(path)  # of a remote file that is read, which keeps its version until the end
+            # A Path for each of millions costs more than the rest.
+            with _local(path) as copy, open(copy, "rb") as stream:  # noqa: PTH123
                 status = os.fstat(stream.fileno())
                 # A small file is read in one go.
                 source: BinaryIO = BytesIO(stream.read()) if status.st_size <= SAMPLE * SAMPLES else stream
@@ -206,27 +212,35 @@ class KnownFiles:
                 digest = bytes.fromhex(digest_stream(source)) if whole else None
         except (DataError, OSError):
             return None
-        return self.record(path, status, size, sample, digest, frames=frames)
+        state_now = state if is_remote(path) else status
+        return self.record(path, state_now, status.st_size, size, sample, digest, frames=frames)
 
     def record(
         self,
         path: str,
-        status: os.stat_result,
+        state: os.stat_result | bytes | None,
+        file_bytes: int,
         size: tuple[int, int],
         sample: bytes | None,
         whole: bytes | None,
         decoded: str | None = None,
         frames: bytes | None = None,
     ) -> Record:
-        """Return the record of a file; it is for this process alone if the file has just been changed."""
-        session = self._session if is_fresh(status) else None
-        own = (*size, status.st_size, sample, whole, decoded, frames)
-        return Record(self._name(path), state_from(status), session, *own)
+        """Return the record of a file; it is for this process alone if the file has just been changed.
+
+        `state` is that of a remote file, which has a version, or the status of a local one.
+        """
+        assert state is not None
+        own = (*size, file_bytes, sample, whole, decoded, frames)
+        if isinstance(state, bytes):
+            return Record(self._name(path), state, None, *own)
+        session = self._session if is_fresh(state) else None
+        return Record(self._name(path), state_from(state), session, *own)
 
     def _name(self, path: str) -> str:
         if path.startswith(self._inside) and self._inside:
             return path[len(self._inside) :]
-        return str(Path(path).absolute())
+        return place_of(Path(path))
 
     def _know(self, path: str, record: Record) -> None:
         self._hashes.append(hash(path))
@@ -282,8 +296,15 @@ def _opened_size(path: str, stream: BinaryIO) -> tuple[int, int]:
     return picture_size(Path(path), stream)
 
 
+def _local(path: str) -> AbstractContextManager[str | Path]:
+    return anywhere.local(Path(path)) if is_remote(path) else nullcontext(path)
+
+
 def state_of(path: str) -> bytes | None:
     """Return what tells the state of a file from its states before and after a change; None if there is no file."""
+    if is_remote(path):
+        found = anywhere.state_of(path)
+        return None if found is None else found[1]
     try:
         status = os.stat(path)  # noqa: PTH116 - as above
     except (OSError, ValueError):

@@ -15,6 +15,8 @@ from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import Metadata, text_cell
 from dsctl_core.data.tables import read_csv, read_json, read_jsonl
 from dsctl_core.errors import near_miss
+from dsctl_core.remote import anywhere
+from dsctl_core.remote.address import is_remote
 
 __all__ = ["METADATA_NAMES", "Metadata", "Row", "find_metadata", "read_dataset", "read_metadata", "text_cell"]
 
@@ -90,7 +92,7 @@ def _as_image_folder(metadata: Metadata, key: str) -> Metadata:
 
 def find_metadata(base_path: Path) -> Path | None:
     """Return the metadata file of a dataset folder, or None; raise `DataError` if there are several."""
-    tables = [base_path / name for name in METADATA_NAMES if (base_path / name).exists()]
+    tables = [base_path / name for name in METADATA_NAMES if anywhere.exists(base_path / name)]
     if len(tables) > 1:
         raise DataError(
             f"{base_path} has several metadata files: {', '.join(path.name for path in tables)}",
@@ -103,10 +105,10 @@ def find_metadata(base_path: Path) -> Path | None:
 def _no_metadata(base_path: Path, files: Files, why: str = "") -> DataError:
     """Return the error for a folder without metadata; its hint names a likely mistake. `why` needs the metadata."""
     with explained_os_errors(base_path):
-        entries = sorted(base_path.iterdir())
-    names = [entry.name for entry in entries]
+        names = [each.name for each in anywhere.inside(base_path)]
     guess = next((near for name in METADATA_NAMES if (near := near_miss(name, names))), None)
-    subfolder = next((entry for entry in entries if any((entry / name).is_file() for name in METADATA_NAMES)), None)
+    folders = (base_path / name for name in names)
+    subfolder = next((each for each in folders if any(anywhere.is_file(each / name) for name in METADATA_NAMES)), None)
     if guess:
         hint = f"did you mean --dataset-metadata-path {base_path / guess}?"
     elif subfolder:
@@ -132,6 +134,19 @@ def _contents(files: Files) -> str:
     return ", ".join(filter(None, (f"{len(files.media)} pictures or videos", unused)))
 
 
+def _read_copy(path: Path, read: Callable[[Path], Metadata]) -> Metadata:
+    """Read a remote table: its errors name it, not the local copy."""
+    with anywhere.local(path) as copy:
+        try:
+            return replace(read(copy), path=path)
+        except DataError as error:
+            renamed = {str(copy): str(path), copy.name: path.name}
+            texts = [error.problem, error.hint or ""]
+            for old, new in renamed.items():
+                texts = [text.replace(old, new) for text in texts]
+            raise DataError(texts[0], hint=texts[1] or None, kind=error.kind) from error
+
+
 def read_metadata(path: Path) -> Metadata:
     """Read a table with the reader of its suffix; raise `DataError` if it cannot be read or has no rows."""
     read = READERS.get(path.suffix.lower())
@@ -142,10 +157,10 @@ def read_metadata(path: Path) -> Metadata:
             kind="table",
         )
     with explained_os_errors(path):
-        if not path.is_file():
-            path.stat()  # raises for a path that does not exist
+        if not anywhere.is_file(path):
+            anywhere.size_of(path)  # raises for a path that does not exist
             raise DataError(f"{path} is not a file", hint="give the path of a csv, json, jsonl or parquet file")
-        metadata = read(path)
+        metadata = read(path) if not is_remote(path) else _read_copy(path, read)
     if not len(metadata.rows):
         if metadata.columns:
             raise DataError(

@@ -13,6 +13,8 @@ from typing import Any
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import BadCell, blank, kind_of, text_cell
 from dsctl_core.errors import near_miss
+from dsctl_core.remote import anywhere
+from dsctl_core.remote.address import is_remote, is_web
 
 # A relative name that is written as `os.path.normpath` writes it and means nothing else: most are of this form.
 PLAIN = re.compile(r"(?:[\w-][\w .,()+@=-]*/)*[\w-][\w .,()+@=-]*", re.ASCII)
@@ -120,7 +122,7 @@ class ToAbsolutePath(Operator):
         if ADDRESS.match(name):
             raise DataError(
                 "the path is a URL, not a file",
-                hint="download the file to the dataset folder first",
+                hint="make the path relative to the dataset folder, which may be an address, or download the file",
                 kind="path",
             )
         if self.allow_outside:
@@ -146,7 +148,7 @@ class ToAbsolutePath(Operator):
         if self.checked_next:
             return self.text(value)
         path = self(value)
-        if not (self.folders and path.is_dir()):
+        if not (self.folders and anywhere.is_dir(path)):
             require_file(path)
         return path
 
@@ -160,21 +162,24 @@ class ToAbsolutePath(Operator):
 def require_file(path: Path) -> None:
     """Raise `DataError` if `path` is not a file; the hint names the file that was probably meant."""
     with explained_os_errors(path):
-        if path.is_file():
+        if anywhere.is_file(path):
             return
-        if path.exists():
+        if anywhere.exists(path):
             raise DataError(f"{path} is a folder, not a file", hint="name a file in it", kind="path")
         if not path.is_symlink():
             raise DataError(f"{path} does not exist", hint=_missing_hint(path), kind="missing file")
-        path.stat()  # raises for a broken or circular link
+        if not is_remote(path):
+            path.stat()  # raises for a broken or circular link
 
 
 def _missing_hint(path: Path) -> str:
     if "\\" in path.name:
         return "use forward slashes in the path"
-    if not path.parent.is_dir():
+    if is_web(path):
+        return "check the name in the row, and the address given with --dataset-base-path"
+    if not anywhere.is_dir(path.parent):
         return f"there is no folder {path.parent}: check the path in the row and --dataset-base-path"
-    names = _names_in(path.parent, path.parent.stat().st_mtime_ns)
+    names = _names_in(path.parent, 0 if is_remote(path) else path.parent.stat().st_mtime_ns)
     same_stem = next((name for name in names if Path(name).stem.lower() == path.stem.lower()), None)
     # An edit distance to every name of a folder with many thousands of files would take seconds.
     guess = same_stem or (near_miss(path.name, names) if len(names) <= 2000 else None)
@@ -185,4 +190,4 @@ def _missing_hint(path: Path) -> str:
 
 @lru_cache(maxsize=4)
 def _names_in(folder: Path, changed_at: int) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir()))
+    return tuple(each.name for each in anywhere.inside(folder))

@@ -9,6 +9,7 @@ from typing import Any
 from dsctl_core.data.operators import NAME_A_FILE, Operator
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.rows import BadCell, kind_of
+from dsctl_core.remote import anywhere
 
 Step = Callable[[Any], Any]
 
@@ -94,11 +95,11 @@ class RouteFolders(Operator):
 
     def __call__(self, value: Path) -> Any:
         """Call the operator for the path."""
-        return (self.folder if value.is_dir() else self.file)(value)
+        return (self.folder if anywhere.is_dir(value) else self.file)(value)
 
     def preview(self, value: Path) -> Any:
         """Return the preview of the operator for the path."""
-        return preview_of(self.folder if value.is_dir() else self.file, value)
+        return preview_of(self.folder if anywhere.is_dir(value) else self.file, value)
 
 
 def preview_of(operator: Step, value: Any) -> Any:

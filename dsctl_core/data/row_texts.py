@@ -11,6 +11,7 @@ from dsctl_core.data.columns import Row
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.rows import Metadata
 from dsctl_core.errors import DsctlError
+from dsctl_core.remote.errors import RemoteError
 
 TEXT_COLUMNS = ("prompt",)
 
@@ -62,8 +63,13 @@ class RowTexts:
         except DsctlError as error:
             raise self._located(number, key, error) from error
 
-    def _located(self, number: int, key: str, error: DsctlError) -> DataError:
-        """Return `error` with the location and the value of the cell `key` of row `number`."""
+    def _located(self, number: int, key: str, error: DsctlError) -> DsctlError:
+        """Return `error` with the location and the value of the cell `key` of row `number`.
+
+        One of the way to a remote file is returned as it is: the row is not to blame, and not to be left out.
+        """
+        if isinstance(error, RemoteError):
+            return error
         rows = self.metadata.rows
         shown = f"{key} {reprlib.repr(rows.cell(number, key))}" if rows.has(number, key) else key
         problem = f"{self.location(number)}, {shown}: {error.problem}"

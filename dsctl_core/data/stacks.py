@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.data.problems import DataError, explained_os_errors
+from dsctl_core.remote import anywhere
 
 MOST_FILES = 64  # of one cell; more is a mistake, such as a folder with the files of all rows
 DIGITS = re.compile(r"(\d+)")
@@ -24,7 +25,7 @@ def files_of_cell(cell: Any, to_path: Callable[[str], Path]) -> Any:
     names = cell
     if isinstance(cell, str):
         folder = to_path(cell)
-        names = [f"{cell.rstrip('/')}/{name}" for name in names_in(folder)] if folder.is_dir() else [cell]
+        names = [f"{cell.rstrip('/')}/{name}" for name in names_in(folder)] if anywhere.is_dir(folder) else [cell]
         if not names:
             raise DataError(f"the folder {folder} is empty", hint="add its files, or remove the row", kind="list")
     if isinstance(names, list | tuple) and len(names) > MOST_FILES:
@@ -39,7 +40,7 @@ def files_of_cell(cell: Any, to_path: Callable[[str], Path]) -> Any:
 def names_in(folder: Path) -> list[str]:
     """Return the names in `folder` without hidden ones, sorted with numbers as numbers: 2.png before 10.png."""
     with explained_os_errors(folder):
-        names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+        names = [each.name for each in anywhere.inside(folder) if not each.name.startswith(".")]
     return sorted(
         names,
         key=lambda name: [

@@ -19,6 +19,8 @@ from dsctl_core.data.operators import Operator
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.routing import preview_of
 from dsctl_core.data.video_file import Stamps, decode, read_stamps, require_gif_trailer
+from dsctl_core.remote import anywhere
+from dsctl_core.remote.address import is_remote
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -171,7 +173,7 @@ def frame_loader(
     path: Path, rule: FrameRule, frame_processor: Callable[[Any], Any] | None, known: Known | None = None
 ) -> FrameLoader:
     """Return the loader for the video, GIF or folder `path`; see FrameLoader for the other parameters."""
-    if path.is_dir():
+    if anywhere.is_dir(path):
         return LoadFrames(rule, frame_processor)
     kind = LoadGIF if path.suffix.lower() == ".gif" else LoadVideo
     count = (rule.num_frames, rule.time_division_factor, rule.time_division_remainder)
@@ -183,7 +185,7 @@ def count_clips(path: Path, rule: FrameRule, frame_rate: Any = None, known: Know
 
     `frame_rate` is that of a folder, as `LoadFrames` takes it.
     """
-    if path.is_dir():
+    if anywhere.is_dir(path):
         return LoadFrames(rule, None, frame_rate).clips(path)
     return frame_loader(path, rule, None, known).clips(path) if is_clip(path) else 1
 
@@ -206,6 +208,9 @@ def _surveyed_video(path: Path, changed_at: int, size: int) -> Survey:
 
 def _state_of(path: Path) -> tuple[int, int]:
     """Return when a file was changed and its size; zeros for one that cannot be looked at, which reading explains."""
+    if is_remote(path):
+        found = anywhere.state_of(path)
+        return (0, 0) if found is None else (int.from_bytes(found[1], "big"), found[0])
     try:
         status = path.stat()
     except OSError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.data.images import COPY_AGAIN
 from dsctl_core.data.operators import require_file
 from dsctl_core.data.problems import DataError, explained_os_errors
+from dsctl_core.remote import anywhere
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -154,18 +155,18 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     require_file(path)
     require_gif_trailer(path)
     try:
-        with av.open(str(path)) as container:
+        with anywhere.local(path) as copy, av.open(str(copy)) as container:
             if not container.streams.video:
                 raise DataError(f"{path} has no video stream", hint="use another file, or remove the row", kind="video")
             stream = container.streams.video[0]
             _require_bounded(path, stream.codec_context.width, stream.codec_context.height)
             yield container, stream
     except (av.FFmpegError, ValueError) as error:
-        if path.stat().st_size == 0:
+        if anywhere.size_of(path) == 0:
             raise DataError(f"{path} is empty (0 bytes)", hint=COPY_AGAIN, kind="damaged file") from error
         reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{path} is not a video, or is damaged or cut off ({path.stat().st_size} bytes): {reason}",
+            f"{path} is not a video, or is damaged or cut off ({anywhere.size_of(path)} bytes): {reason}",
             hint=COPY_AGAIN,
             kind="damaged file",
         ) from error
@@ -185,13 +186,13 @@ def _require_bounded(path: Path, width: int, height: int) -> None:
 
 def require_gif_trailer(path: Path) -> None:
     """Raise `DataError` for a GIF without its trailer; the decoders would treat a truncated GIF as a complete one."""
-    with explained_os_errors(path), path.open("rb") as file:
+    with explained_os_errors(path), anywhere.local(path) as copy, copy.open("rb") as file:
         if file.read(4) != b"GIF8":
             return
         file.seek(-1, 2)
         if file.read(1) != b";":
             raise DataError(
-                f"{path} is damaged or cut off ({path.stat().st_size} bytes): the end of the GIF is missing",
+                f"{path} is damaged or cut off ({anywhere.size_of(path)} bytes): the end of the GIF is missing",
                 hint=COPY_AGAIN,
                 kind="damaged file",
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -17,8 +18,10 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -26,7 +29,8 @@ from typing_extensions import Self
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.effects import Idle
-from dsctl_core.options.messages import EMPTY_PATH, Positional, Takes, explain, is_empty_path, spelled
+from dsctl_core.options.messages import EMPTY_PATH, Positional, Takes, explain, is_empty_path, spelled, takes_paths
+from dsctl_core.remote.address import address_of, is_remote, shown
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -55,6 +59,7 @@ class Options(BaseModel):
 
     panel: ClassVar[str] = "Options"  # the heading of this class's own fields in --help
     exclusive: ClassVar[tuple[Alternative, ...]] = ()  # options of which the first or the second is given, not both
+    remote: ClassVar[frozenset[str]] = frozenset()  # fields of paths that can be addresses, such as s3://bucket/folder
     idle: ClassVar[tuple[Idle, ...]] = ()  # options without effect, in runs that these options themselves tell
 
     @model_validator(mode="wrap")
@@ -81,11 +86,28 @@ class Options(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_empty_path(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse "", which an unset variable of a shell leaves, for a path: it would be the working folder."""
+    def _usable_path(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse "", which an unset variable of a shell leaves, for a path: it would be the working folder.
+
+        Refuse an address where only a path of this machine is read or written, and one with a password everywhere.
+        """
         if is_empty_path(cls.model_fields[info.field_name or ""], value):
             raise ValueError(EMPTY_PATH)
+        name = info.field_name or ""
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, str | Path) and is_remote(each) and takes_paths(cls.model_fields[name]):
+                address = address_of(each)  # refuses one with a password in it, which would be written down
+                if name not in cls.remote:
+                    flag = spelled(name, cls.model_fields[name])
+                    raise UsageError(
+                        f"{flag} is the address {address}, and must be on this machine",
+                        hint="give a path; a dataset and its table can be at an address",
+                    )
         return value
+
+    @field_serializer("*", mode="wrap", when_used="json")
+    def _with_both_slashes(self, value: Any, handler: SerializerFunctionWrapHandler) -> Any:
+        return shown(value) if isinstance(value, Path) else handler(value)
 
     @classmethod
     def resolved(cls, values: Mapping[str, Any], given: Collection[str]) -> Self:

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, NumberNames, Options, Side
 from dsctl_core.options.datasets import SIZES, DatasetTable, DatasetTables, check_tables, read_tables
-from dsctl_core.options.effects import IN_TABLES, NO_MASKS, SPREAD, Idle
+from dsctl_core.options.effects import IN_TABLES, NO_MASKS, NO_REMOTE, SPREAD, Idle
 
 
 class ReadingOptions(Options):
@@ -59,6 +59,12 @@ class ReadingOptions(Options):
         "every clip that it can be cut into, one after another.",
     )
 
+    remote_cache_gb: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None,
+        description="Most gigabytes of local copies of remote files (s3://, gs://, hf://, https://). "
+        "Left out: DSCTL_REMOTE_CACHE_GB, else 50.",
+    )
+
     @field_validator("column")
     @classmethod
     def _pairs(cls, column: tuple[str, ...]) -> tuple[str, ...]:
@@ -102,14 +108,17 @@ class DataOptions(ReadingOptions):
     """Where the samples are and what becomes of their pictures and captions."""
 
     panel: ClassVar[str] = "Data"
-    idle: ClassVar[tuple[Idle, ...]] = (NO_MASKS, IN_TABLES)
+    remote: ClassVar[frozenset[str]] = frozenset({"dataset_base_path", "dataset_metadata_path"})
+    idle: ClassVar[tuple[Idle, ...]] = (NO_MASKS, IN_TABLES, NO_REMOTE)
     exclusive: ClassVar[tuple[Alternative, ...]] = (
         ("dataset_base_path", "dataset"),
         ("dataset_base_path", "dataset_config"),
         ("dataset", "dataset_config"),
     )
 
-    dataset_base_path: Path | None = Field(None, description="Root folder of the dataset.")
+    dataset_base_path: Path | None = Field(
+        None, description="Root folder of the dataset, or its address: s3://bucket/folder, gs://, hf://, https://."
+    )
     dataset: DatasetTables = Field(
         (),
         description="One of several datasets, in place of --dataset-base-path. Can be given several times; in run.toml "
@@ -120,7 +129,7 @@ class DataOptions(ReadingOptions):
     )
     dataset_metadata_path: Path | None = Field(
         None,
-        description="Table of the samples (csv, json, jsonl or parquet). "
+        description="Table of the samples (csv, json, jsonl or parquet), or its address. "
         "Left out: metadata.* in the root folder, the .txt beside each file, or a pair of folders.",
     )
     dataset_repeat: Count = Field(1, description="How many times an epoch goes over the dataset.")
@@ -150,6 +159,12 @@ class DataOptions(ReadingOptions):
             raise UsageError(
                 "--dataset-base-path is missing", hint="--dataset-base-path takes a path: Root folder of the dataset."
             )
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Return the folders and tables that are named, but for those in the file of --dataset-config."""
+        tables = [path for table in self.dataset for path in (table.path, table.metadata)]
+        return tuple(path for path in (self.dataset_base_path, self.dataset_metadata_path, *tables) if path is not None)
 
     @property
     def has_tables(self) -> bool:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Argument, ComposedOptions, Count, Device, Options, Seed, Text
 from dsctl_core.options.data import ReadingOptions
-from dsctl_core.options.effects import ALWAYS_LIKELIEST, NO_ANNOTATOR, NO_DETECTOR, Idle
+from dsctl_core.options.effects import ALWAYS_LIKELIEST, NO_ANNOTATOR, NO_DETECTOR, VALIDATED_HERE, Idle
 
 
 class DatasetValidateOptions(ComposedOptions):
@@ -16,10 +16,14 @@ class DatasetValidateOptions(ComposedOptions):
 
     panel: ClassVar[str] = "Validation"
 
+    remote: ClassVar[frozenset[str]] = frozenset({"path", "metadata"})
+    idle: ClassVar[tuple[Idle, ...]] = (VALIDATED_HERE,)
+
     reading: ReadingOptions
 
     path: Annotated[Path, Argument()] = Field(
-        description="Dataset folder, or its table; a TOML file with a [[dataset]] for each of several; or a cache."
+        description="Dataset folder, its table, or the address of one; a TOML file with a [[dataset]] for each of "
+        "several; or a cache."
     )
     metadata: Path | None = Field(
         None,

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializationInfo, ValidationError, model_serializer
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Count, Names, NumberNames, Side, Text
-from dsctl_core.options.messages import EMPTY_PATH, Takes, explain_value, is_empty_path
+from dsctl_core.options.messages import EMPTY_PATH, Takes, explain_value, is_empty_path, takes_paths
 from dsctl_core.options.objective import Boundary
+from dsctl_core.remote.address import address_of, is_remote, shown
 
 KEY = "dataset"  # of the tables, in a file
 FORM = 'a JSON object such as {"path": "photos", "repeat": 2}; in a file, a table [[dataset]]'
@@ -63,10 +64,14 @@ class DatasetTable(BaseModel):
     )
 
     @model_serializer(mode="wrap")
-    def _given(self, handler: Any) -> dict[str, Any]:
-        """Leave out what has its default, so that a table is written as it was."""
+    def _given(self, handler: Any, info: SerializationInfo) -> dict[str, Any]:
+        """Leave out what has its default, so that a table is written as it was; addresses with both slashes."""
         fields = type(self).model_fields
-        return {name: value for name, value in handler(self).items() if getattr(self, name) != fields[name].default}
+        own = {name: value for name, value in handler(self).items() if getattr(self, name) != fields[name].default}
+        if info.mode != "json":
+            return own
+        paths = {name: getattr(self, name) for name in ("path", "metadata") if name in own}
+        return {**own, **{name: shown(path) for name, path in paths.items()}}
 
     @property
     def label(self) -> str:
@@ -87,6 +92,8 @@ class DatasetTable(BaseModel):
         for name in given:
             if name not in cls.model_fields:
                 raise unknown_name(f"key of {table}", str(name), list(cls.model_fields))
+            if isinstance(given[name], str) and takes_paths(cls.model_fields[name]) and is_remote(given[name]):
+                address_of(given[name])  # refuses one with a password in it
             if is_empty_path(cls.model_fields[name], given[name]):
                 raise UsageError(f"{name} of {table} is '': {EMPTY_PATH}", hint=f"{name} takes a path")
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.errors import UsageError
+from dsctl_core.remote.address import is_remote
 
 if TYPE_CHECKING:
     from dsctl_core.options.base import Options
@@ -187,6 +188,21 @@ IN_TABLES = Idle(
     "with several datasets",
     "write metadata = FILE into the [[dataset]]",
     when=lambda options: options.has_tables,
+)
+NO_REMOTE = Idle(
+    ("remote_cache_gb",),
+    "on files that are on this machine: nothing is copied",
+    "leave it out, or give the dataset by its address, such as s3://bucket/folder",
+    when=lambda options: options.dataset_config is None and not any(map(is_remote, options.places)),
+)
+VALIDATED_HERE = Idle(
+    ("remote_cache_gb",),
+    "on {path}, which is on this machine: nothing is copied",
+    "leave it out, or give the dataset by its address, such as s3://bucket/folder",
+    when=lambda options: (
+        options.path.suffix.lower() != ".toml"
+        and not any(map(is_remote, filter(None, (options.path, options.metadata))))
+    ),
 )
 NO_MASKS = Idle(
     ("mask_from_alpha",),

@@ -55,9 +55,14 @@ def other_spellings(field: FieldInfo) -> tuple[str, ...]:
 
 def is_empty_path(field: FieldInfo, value: Any) -> bool:
     """Return whether a field of paths has the value "", or a list with it: it would be the working folder."""
-    kind = bare_type(field.annotation)
     texts = value if isinstance(value, list | tuple) else (value,)
-    return Path in (kind, *map(bare_type, get_args(kind))) and any(text == "" for text in texts)
+    return takes_paths(field) and any(text == "" for text in texts)
+
+
+def takes_paths(field: FieldInfo) -> bool:
+    """Return whether a field is of a path, or of several."""
+    kind = bare_type(field.annotation)
+    return Path in (kind, *map(bare_type, get_args(kind)))
 
 
 def default_text(field: FieldInfo) -> str | None:

@@ -24,6 +24,7 @@ from dsctl_core.losses import find_loss
 from dsctl_core.losses.contract import Sides
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
+from dsctl_core.remote import anywhere
 from dsctl_core.stages.sample import SIDES, Sample, pick
 from dsctl_core.stages.split import EncodeGroup, Stages, run
 
@@ -103,7 +104,7 @@ def _digests(dataset: UnifiedDataset, paths: Iterable[Path]) -> dict[Path, str]:
     for part in dataset.parts:
         records = {} if part.known is None else part.known.records([str(path) for path in wanted])
         found |= {Path(path): each.whole.hex() for path, each in records.items() if each.whole is not None}
-    return {**found, **digest_files(path for path in wanted if path not in found)}
+    return {**found, **anywhere.digests((path for path in wanted if path not in found), digest_files)}
 
 
 def _is_known(dataset: UnifiedDataset, path: Path) -> bool:

@@ -34,6 +34,7 @@ ORDER = (
     "version",
     "assets",
     "files",
+    "remote",
     "options",
     "family_parts",
     "family",

@@ -21,6 +21,7 @@ from dsctl_core.options.model import SomeModelOptions
 from dsctl_core.options.template import MODEL as TEMPLATE
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
+from dsctl_core.remote.address import absolute, place_of, shown
 from dsctl_core.stages.encode import READERS, CacheResult, Encoder, EncodeSettings, encode_dataset
 from dsctl_core.stages.split import Stages, plan_stages
 from dsctl_core.training.distributed.accelerator import make_accelerator
@@ -131,8 +132,8 @@ class EncodePlan:
                 "controlnet": controls_of(self.resolved),
             },
             dataset={
-                "dataset_base_path": str(data.dataset_base_path.absolute()) if data.dataset_base_path else None,
-                "dataset_metadata_path": str(data.dataset_metadata_path) if data.dataset_metadata_path else None,
+                "dataset_base_path": place_of(data.dataset_base_path) if data.dataset_base_path else None,
+                "dataset_metadata_path": shown(data.dataset_metadata_path) if data.dataset_metadata_path else None,
                 "data_file_keys": list(data.data_file_keys),
                 "column": list(data.column),
                 "allow_outside": data.allow_outside,
@@ -148,10 +149,10 @@ class EncodePlan:
         found = []
         for table, part in zip(self.dataset.tables, self.dataset.parts, strict=True):
             paths = {name: path for name in ("path", "metadata") if (path := getattr(table, name)) is not None}
-            absolute = table.model_copy(update={name: path.absolute() for name, path in paths.items()})
+            table_anywhere = table.model_copy(update={name: absolute(path) for name, path in paths.items()})
             found.append(
                 {
-                    "table": absolute.model_dump(mode="json"),
+                    "table": table_anywhere.model_dump(mode="json"),
                     "rows": len(part.metadata.rows),
                     **clips_of(part),
                     "processing": picture_settings(self.data.of_table(table), self.resolved),

@@ -17,6 +17,7 @@ from dsctl_core.files.digest import digest, weights_identity
 from dsctl_core.files.json import through_json
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.datasets import DatasetTable
+from dsctl_core.remote.address import place_of
 from dsctl_core.training.optim.lr_schedule import follows_length
 from dsctl_core.training.state.contents import model_files, option_contents
 from dsctl_core.training.state.folder import SavedState
@@ -36,7 +37,7 @@ FREE = frozenset(
         # how the work is divided; the samples of a step are compared instead, as "samples_per_step"
         *("batch_size", "gradient_accumulation_steps", "dataset_num_workers", "find_unused_parameters", "device"),
         *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "on_bad_sample", "trust_template"),
-        *("gradient_checkpointing_blocks", "offload_blocks", "dry_run", "recheck"),
+        *("gradient_checkpointing_blocks", "offload_blocks", "dry_run", "recheck", "remote_cache_gb"),
         *("num_processes", "accelerate_config", "process_timeout"),
         # callbacks that only observe the run
         *("track", "track_project", "validation_every", "sample_every", "sample_prompt", "sample_prompts_file"),
@@ -76,7 +77,7 @@ def identity_of(
     given = {name: value for name, value in options.flat_values("json").items() if name not in FREE}
     for name, value in given.items():
         if isinstance(options.value_of(name), Path):
-            given[name] = str(Path(value).absolute())
+            given[name] = place_of(Path(value))
     cached = isinstance(source, CachedDataset)
     if follows_length(options.optim) and options.training.max_steps is not None:
         given["max_steps"] = options.training.max_steps
