@@ -21,9 +21,12 @@ class CacheUseOptions(Options):
     """The cache that training uses, if any."""
 
     panel: ClassVar[str] = "Cache"
+    remote: ClassVar[frozenset[str]] = frozenset({"from_cache"})
 
     from_cache: Path | None = Field(
-        None, description="Train from this cache, made by `dsctl cache`, in place of a dataset. It says which model."
+        None,
+        description="Train from this cache, made by `dsctl cache`, in place of a dataset. It says which model. "
+        "An address, such as s3://bucket/folder, is read by way of local copies.",
     )
     cache: bool = Field(
         True, description="Where samples repeat, encode each once and keep that in the output folder: the same numbers."

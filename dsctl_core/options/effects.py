@@ -175,14 +175,12 @@ CACHE_WITHOUT_TEMPLATE = Idle(
     "without --template: the cache {folder} was made without one",
     "leave it out, or give --template DIR too",
 )
-
 NO_CONTROLNET = Idle(
     ("control_image", "control_mask"),
     "without --controlnet",
     "give --controlnet NAME too",
     when=lambda options: not options.controlnet,
 )
-
 IN_TABLES = Idle(
     ("dataset_metadata_path",),
     "with several datasets",
@@ -192,8 +190,8 @@ IN_TABLES = Idle(
 NO_REMOTE = Idle(
     ("remote_cache_gb",),
     "on files that are on this machine: nothing is copied",
-    "leave it out, or give the dataset by its address, such as s3://bucket/folder",
-    when=lambda options: options.dataset_config is None and not any(map(is_remote, options.places)),
+    "leave it out, or give the dataset or the cache by its address, such as s3://bucket/folder",
+    when=lambda options: bool(options.places) and not any(map(is_remote, options.places)),
 )
 VALIDATED_HERE = Idle(
     ("remote_cache_gb",),
