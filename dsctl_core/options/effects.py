@@ -208,7 +208,6 @@ NO_MASKS = Idle(
     "give --extra-inputs mask too",
     when=lambda options: "mask" not in options.extra_inputs,
 )
-
 # The optimizer, noise levels, callbacks
 NO_WARMUP = Idle(
     ("lr_warmup_steps",),
