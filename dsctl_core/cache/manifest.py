@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +16,8 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_json, write_text
 from dsctl_core.files.digest import digest, digest_file
 from dsctl_core.files.json import checked, read_json, read_verified_json, through_json
+from dsctl_core.remote import anywhere
+from dsctl_core.remote.address import is_remote, shown
 from dsctl_core.version import __version__
 
 FORMAT = 1  # increased when older files can no longer be read
@@ -158,6 +162,9 @@ def is_cache(folder: Path) -> bool:
 def read_manifest(cache: Path) -> Manifest:
     """Read manifest.json; raise `DsctlError` if it is missing, was changed, or has another format."""
     path = cache / MANIFEST_FILE
+    if is_remote(cache):
+        with _local(path, "use the address of a cache that `dsctl cache` made, with all its files") as copy:
+            return _read_manifest(path, copy)
     if not path.is_file():
         if (cache / "shards").is_dir():
             raise DsctlError(f"the cache in {cache} is not complete", hint="run the same `dsctl cache` command again")
@@ -167,7 +174,22 @@ def read_manifest(cache: Path) -> Manifest:
             else f"{cache} does not exist or is a file"
         )
         raise DsctlError(problem, hint="use the --output-path of a `dsctl cache` command")
-    content = read_json(path)
+    return _read_manifest(path, path)
+
+
+@contextmanager
+def _local(path: Path, hint: str) -> Iterator[Path]:
+    """Give a local copy of a file of a cache; raise DsctlError with `hint` if there is none."""
+    try:
+        with anywhere.local(path) as copy:
+            yield copy
+    except FileNotFoundError as error:
+        raise DsctlError(f"{shown(path)} does not exist", hint=hint) from error
+
+
+def _read_manifest(path: Path, copy: Path) -> Manifest:
+    """Read the manifest that is at `path` from the local `copy`."""
+    content = read_json(copy)
     if content.get("format") != FORMAT:
         raise DsctlError(
             f"{path} has the format {content.get('format')!r} (written by dsctl {content.get('dsctl_version')}), "
@@ -212,12 +234,20 @@ def read_manifest(cache: Path) -> Manifest:
 def read_index(cache: Path, manifest: Manifest) -> tuple[list[Entry], dict[str, str]]:
     """Return the entries and the shard of each part; raise `DsctlError` if the index is not that of the manifest."""
     path = cache / INDEX_FILE
+    if is_remote(cache):
+        with _local(path, "copy it there again") as copy:
+            return _read_index(path, copy, manifest)
     if not path.is_file():
         raise DsctlError(f"{path} is missing", hint="copy it back, or run the same `dsctl cache` command again")
-    if digest_file(path) != manifest.index:
+    return _read_index(path, path, manifest)
+
+
+def _read_index(path: Path, copy: Path, manifest: Manifest) -> tuple[list[Entry], dict[str, str]]:
+    """Read the index that is at `path` from the local `copy`."""
+    if digest_file(copy) != manifest.index:
         raise DsctlError(
             f"{path} is damaged, or does not belong to {MANIFEST_FILE}", hint="run the same `dsctl cache` command again"
         )
-    content = read_verified_json(path, IndexFile, hint=REBUILD)
+    content = read_verified_json(copy, IndexFile, hint=REBUILD)
     entries = [Entry(e["row"], e["key"], e["values"], tuple(e["parts"])) for e in content["entries"]]
     return entries, content["parts"]

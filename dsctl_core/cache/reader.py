@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from dsctl_core.cache.codec import decode, tensors_of
 from dsctl_core.cache.manifest import OF_CLIPS, OF_TABLES, REBUILD, Entry, read_index, read_manifest
+from dsctl_core.cache.remote_shards import RemoteShards
 from dsctl_core.cache.shard_reader import OpenShards
 from dsctl_core.cache.shards import FOLDER
 from dsctl_core.cache.verified import VerifiedShards
@@ -21,6 +22,7 @@ from dsctl_core.data.several import DATASET
 from dsctl_core.data.shares import Mixture, blocks_of
 from dsctl_core.errors import DsctlError
 from dsctl_core.options.datasets import DatasetTable
+from dsctl_core.remote.address import is_remote, shown
 
 CACHED = "_cached"  # key of the sample in a row from a cache
 WHOLE = 2**31  # bytes of a cache that is verified whole at the start: it takes a second or two
@@ -31,7 +33,8 @@ class CachedDataset(Sequence[dict[str, Any]]):
 
     A row is `{"_row": number of the row in the original dataset, "_cached": sample}`, of several datasets also with the
     number of its table. Opening reads manifest and index only. A shard is verified when a row is first read from it;
-    `check_shards` does that for all. Raises `DsctlError` for a cache that is damaged or has no entries.
+    `check_shards` does that for all. A folder at a remote address is read by way of local copies of its shards; see
+    dsctl_core.cache.remote_shards. Raises `DsctlError` for a cache that is damaged or has no entries.
     """
 
     def __init__(self, folder: str | Path, repeat: int = 1) -> None:
@@ -46,7 +49,8 @@ class CachedDataset(Sequence[dict[str, Any]]):
         self.once = False
         self._mixture: Mixture | None = None
         self.verified = VerifiedShards(self.folder / FOLDER)
-        self._shards = OpenShards(self.folder / FOLDER)
+        self._remote = RemoteShards(self.folder / FOLDER, self.manifest.shards) if is_remote(self.folder) else None
+        self._shards = self._remote or OpenShards(self.folder / FOLDER)
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -87,7 +91,8 @@ class CachedDataset(Sequence[dict[str, Any]]):
         with self._structure_of(entry):
             values = {name: decode(structure, None) for name, structure in entry.values.items()}
             for key in entry.parts:
-                self.verified.require(self.shard_names[key])
+                if self._remote is None:  # a copy was verified when it was made
+                    self.verified.require(self.shard_names[key])
                 shard = self._shards[self.shard_names[key]]
                 for name, structure in shard.structure(key).items():
                     values[name] = decode(structure, lambda n, key=key, shard=shard: shard.tensor(f"{key}/{n}"))
@@ -96,7 +101,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
     def shape(self, entry: Entry, name: str) -> list[int]:
         """Return the shape of the tensor `name` of an entry, from the header of its shard; [] if it has none."""
         for key in entry.parts:
-            shard = self._shards[self.shard_names[key]]
+            shard = self._shards.head(self.shard_names[key])
             for number in tensors_of(shard.structure(key).get(name)):
                 return list(shard.entry(f"{key}/{number}")["shape"])
         return []
@@ -134,6 +139,8 @@ class CachedDataset(Sequence[dict[str, Any]]):
         A batch has entries of one bucket. Tensors in `padded` can be padded to the same shape.
         """
         found: dict[str, Hashable] = {}
+        if self._remote is not None:
+            self._remote.read_heads(self.shard_names[key] for entry in self.entries for key in entry.parts)
         for entry in {each.key: each for each in self.entries}.values():
             with self._structure_of(entry):
                 found[entry.key] = self._bucket(entry, padded)
@@ -142,7 +149,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
     def _bucket(self, entry: Entry, padded: Collection[str]) -> Hashable:
         values = [(name, repr(value)) for name, value in entry.values.items() if not isinstance(value, dict)]
         for key in entry.parts:
-            shard = self._shards[self.shard_names[key]]
+            shard = self._shards.head(self.shard_names[key])
             for name, structure in shard.structure(key).items():
                 if name.partition(".")[2] not in padded:
                     shapes = [shard.entry(f"{key}/{number}")["shape"] for number in tensors_of(structure)]
@@ -153,21 +160,33 @@ class CachedDataset(Sequence[dict[str, Any]]):
 
     def location(self, row: int) -> str:
         """Return the location of row `row` (from 0) of the original dataset, for messages."""
-        return f"{self.folder} row {row + 1}"
+        return f"{shown(self.folder)} row {row + 1}"
+
+    def fetch_ahead(self, positions: Iterable[int]) -> None:
+        """Begin to fetch what the samples at `positions` are made of, where it has to be fetched."""
+        if self._remote is not None:
+            entries = (self.entries[self.mixture.row_at(position)] for position in positions)
+            self._remote.fetch_ahead(self.shard_names[key] for entry in entries for key in entry.parts)
 
     def shards(self) -> list[Path]:
         """Return the paths of the shards, sorted by name."""
         return [self.folder / FOLDER / name for name in sorted(self.manifest.shards)]
 
     def check_shards(self, *, anew: bool = True) -> None:
-        """Verify all shards, without `anew` only those of which it is not remembered, and raise the first error."""
+        """Verify all shards, without `anew` only those of which it is not remembered, and raise the first error.
+
+        Those of a remote cache are verified as they are fetched; here only that all are there and complete.
+        """
+        if self._remote is not None:
+            self._remote.refuse_incomplete()
+            return
         for _, error in self.verified.all_of(self.shards(), anew=anew):
             if error is not None:
                 raise error
 
     def check_at_start(self) -> None:
         """Verify all shards of a cache of up to `WHOLE` bytes; of a larger one, that all are there and complete."""
-        if self.manifest.bytes.get("shards", 0) <= WHOLE:
+        if self._remote is not None or self.manifest.bytes.get("shards", 0) <= WHOLE:
             self.check_shards(anew=False)
             return
         for path in self.shards():

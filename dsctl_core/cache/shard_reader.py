@@ -10,6 +10,7 @@ import json
 import os
 import struct
 from collections import OrderedDict
+from io import BufferedReader, BytesIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,15 @@ DTYPES = {
 
 
 class Shard:
-    """An open shard. Raises `DsctlError` where its header is not that of a shard."""
+    """An open shard. Raises `DsctlError` where its header is not that of a shard.
 
-    def __init__(self, path: Path) -> None:
+    With `head`, the bytes of the file up to the end of its header, nothing is opened, and no tensor can be read.
+    """
+
+    def __init__(self, path: Path, head: bytes | None = None) -> None:
         self.path = path
         try:
-            self._file = path.open("rb")
+            self._file: BufferedReader | BytesIO = path.open("rb") if head is None else BytesIO(head)
             (length,) = struct.unpack("<Q", self._file.read(8))
             if length > MOST_HEADER:
                 raise ValueError("the header is too long")
@@ -116,6 +120,10 @@ class OpenShards:
             self._open.popitem(last=False)[1].close()
         self._open[name] = Shard(self.folder / name)
         return self._open[name]
+
+    def head(self, name: str) -> Shard:
+        """Return a shard, for the shapes of its tensors."""
+        return self[name]
 
 
 def _value_behind(text: str, mark: str) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dsctl_core.cache.folder import require_cache_or_nothing
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.progress import NoProgress, Progress
-from dsctl_core.stages.encode import CacheResult
+from dsctl_core.stages.encode import CacheResult, deadline_after
 from dsctl_core.training.plan.encode import plan_encoding
 
 if TYPE_CHECKING:
@@ -19,14 +19,18 @@ def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None =
 
     Raises DsctlError for anything that cannot be used.
     """
-    folder = options.output.output_path if isinstance(options, TrainOptions) else options.output_path
+    if isinstance(options, TrainOptions):
+        folder, hours = options.output.output_path, options.training.max_hours
+    else:
+        folder, hours = options.output_path, options.max_hours
+    deadline = deadline_after(hours)
     require_cache_or_nothing(folder)
     plan = plan_encoding(options)
     alone = progress if progress is not None and plan.accelerator.is_main_process else NoProgress()
     try:
         for note in plan.notes():
             alone.note(note)
-        return plan.fill(folder, alone)
+        return plan.fill(folder, alone, deadline)
     finally:
         plan.accelerator.end_training()
 

@@ -19,6 +19,7 @@ from dsctl_core.data import DataError
 from dsctl_core.files.atomic import unclaim
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.stages.encode import deadline_after
 from dsctl_core.training.loop.loop import TrainingSummary, launch_training_task
 from dsctl_core.training.output.folder import claim
 from dsctl_core.training.output.logger import ModelLogger
@@ -53,8 +54,7 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainResul
     but for a cache that was made already.
     """
     began, shown = time.perf_counter(), progress or NoProgress()
-    hours = options.training.max_hours
-    deadline = None if hours is None else time.monotonic() + 3600 * hours
+    deadline = deadline_after(options.training.max_hours)
     if options.memory.fit is not None:
         from dsctl_core.training.fit.fit import fitted
 
@@ -98,7 +98,7 @@ def run_training(plan: TrainingPlan, progress: Progress, deadline: float | None 
     """Do what `plan` says: encode or open the cache, build the module, train it, until `deadline` at the latest."""
     options, training, output = plan.options, plan.options.training, plan.options.output
     with checked_in_background(plan.source, recheck=options.data.recheck) as check_cache:
-        samples = encoded_samples(plan, progress)
+        samples = encoded_samples(plan, progress, deadline)
         about = describe_run(options, plan.model, plan.optimizer, plan.accelerator)
         on_bad_sample = plan.skipped.add if options.data.on_bad_sample == "skip" else None
         dataset, held_out = plan.callbacks.hold_out(samples)
@@ -159,11 +159,11 @@ def claimed_output(plan: TrainingPlan) -> Iterator[None]:
         raise
 
 
-def encoded_samples(plan: TrainingPlan, progress: Progress) -> Source:
+def encoded_samples(plan: TrainingPlan, progress: Progress, deadline: float | None = None) -> Source:
     """Return the samples to train from: those of the cache that the plan opened or has made, else of the dataset."""
     samples = plan.source
     if plan.encoding is not None:
-        plan.encoding.fill(plan.own_cache, progress)
+        plan.encoding.fill(plan.own_cache, progress, deadline)
         samples = CachedDataset(plan.own_cache, plan.options.data.dataset_repeat)
     for each in samples.manifest.skipped if isinstance(samples, CachedDataset) else ():
         plan.skipped.add(DataError(each["problem"], hint=each["hint"], kind=each["kind"]))

@@ -83,8 +83,7 @@ def _build_one(
     base = options.dataset_base_path
     resize = build_resize(options, division_factor or family.division_factor, defaults.get("max_pixels"))
     clips = family.time_division is not None
-    # Clips have readers of their own, which look at the frames of each file.
-    known = None if clips else KnownFiles(base, remember=remember, recheck=options.recheck)
+    known = KnownFiles(base, clips=clips, remember=remember, recheck=options.recheck)
     if family.time_division is None:
         PICTURES_ONLY.refuse(options, title=family.title)
         operator = UnifiedDataset.default_image_operator(
@@ -105,6 +104,7 @@ def _build_one(
             extraction=options.clip_extraction,
             allow_outside=options.allow_outside,
             resize=resize,
+            known=known,
         )
         operator = of_clip()
         rule = FrameRule(frames, factor, remainder, options.fps, options.short_clips, options.clip_extraction)

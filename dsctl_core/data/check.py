@@ -81,7 +81,9 @@ def row_problems(dataset: UnifiedDataset, progress: Progress) -> Generator[RowPr
         return
     seen: set[tuple[str, ...]] = set()  # a file that many rows name is checked once
     problems = 0
-    numbers, known, cells = dataset.rows_in_use, dataset.known is not None, dataset.metadata.rows
+    # To read a folder of frames again, of which nothing is known, costs more than to tell that it is the same.
+    known = dataset.known is not None and not dataset.takes_folders
+    numbers, cells = dataset.rows_in_use, dataset.metadata.rows
     progress.start("Checking the dataset", len(numbers), unit="row")
     try:
         for number in numbers:

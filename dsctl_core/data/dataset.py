@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -125,6 +126,7 @@ class UnifiedDataset(RowTexts, Sequence[Row]):
         self.along_keys, self.whole_keys = {MASK: True, **(along_keys or {})}, frozenset(whole_keys)
         self.clip_operator, self.frame_keys = clip_operator, frozenset(frame_keys)
         if every_clip is not None:
+            self._look_at_videos()
             counts = [self._clips_in(number, every_clip) for number in range(len(self.metadata.rows))]
             self.metadata = with_clips(self.metadata, counts)
         self.numbers = RowNumbers(range(len(self.metadata.rows)), self.metadata.repeats)
@@ -283,11 +285,23 @@ class UnifiedDataset(RowTexts, Sequence[Row]):
             return self.operators[key]
         return self.clip_operator(clip=clip, frame_rate=rate)
 
+    def _look_at_videos(self) -> None:
+        """Find out about the files of the target alone, as the number of rows depends on them."""
+        if self.known is not None:
+            self.known.read(self._paths_of_targets(), len(self.metadata.rows))
+            self.known.done = 0  # the other columns are not read
+
+    def _paths_of_targets(self) -> Iterator[str]:
+        for number in range(len(self.metadata.rows)):
+            with suppress(DsctlError):  # found where the row is checked
+                yield from self.paths(number, self.data_file_keys[0])
+
     def _clips_in(self, number: int, rule: FrameRule) -> int:
         """Return how many clips the video of row `number` gives; 1 where it cannot be read, which loading explains."""
         try:
             paths = self.files(number, self.data_file_keys[0])
-            return sum(count_clips(path, rule, self.metadata.rows.cell(number, RATE_COLUMN)) for path in paths) or 1
+            rate = self.metadata.rows.cell(number, RATE_COLUMN)
+            return sum(count_clips(path, rule, rate, self.known) for path in paths) or 1
         except DataError:
             return 1
 

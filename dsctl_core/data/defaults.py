@@ -64,6 +64,7 @@ def default_video_operator(
     resize: Resize | None = None,
     clip: int = 0,
     frame_rate: Any = None,
+    known: Known | None = None,
 ) -> RouteByType:
     """Return the operator from a file name, or a list of file names, to lists of RGB frames.
 
@@ -86,17 +87,19 @@ def default_video_operator(
         resize: Resizes frames instead of the five sizes above.
         clip: The number of the clip, from 0, with the extraction "every".
         frame_rate: The cell with the frames per second of a folder of images; None: all of its images are taken.
+        known: What is known of the files already, so that a preview does not open them.
     """
     resize = resize or ImageCropAndResize(height, width, max_pixels, height_division_factor, width_division_factor)
     count = (num_frames, time_division_factor, time_division_remainder)
     chosen: tuple[Any, ...] = (fps, short, extraction, clip)
     folder = LoadFrames(FrameRule(*count, *chosen), resize, frame_rate)
+    chosen = (*chosen, known)
     by_suffix = RouteByExtensionName(
         (
             (("gif",), LoadGIF(*count, resize, *chosen)),
             (_without_dot(VIDEO_SUFFIXES), LoadVideo(*count, resize, *chosen)),
             # Everything else is a picture, whatever its suffix, or a problem that names it.
-            (None, LoadImage() >> resize >> ToList()),
+            (None, LoadImage(known=known) >> resize >> ToList()),
         )
     )
     return for_one_or_several(ToAbsolutePath(base_path, allow_outside, folders=True) >> RouteFolders(folder, by_suffix))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -17,8 +19,20 @@ class Identity(NamedTuple):
     files: str
 
 
+@dataclass(frozen=True)
+class Survey:
+    """The times of all frames of a video and the end of the last one, in seconds, and its (width, height)."""
+
+    times: Sequence[float]
+    end: float
+    size: tuple[int, int]
+
+
 class Known(Protocol):
-    """Tells what is known of pictures."""
+    """Tells what is known of pictures and clips."""
 
     def size(self, path: str | Path) -> tuple[int, int] | None:
         """Return the upright (width, height) of the picture at `path`; None if it has to be read for it."""
+
+    def survey(self, path: str | Path) -> Survey | None:
+        """Return the survey of the video or GIF at `path`; None if it has to be read for it."""

@@ -32,13 +32,14 @@ RESULTS = 32  # results of whole datasets that are kept
 
 FILES = """CREATE TABLE files (
     name TEXT PRIMARY KEY, stat BLOB NOT NULL, session BLOB, width INTEGER NOT NULL,
-    height INTEGER NOT NULL, bytes INTEGER NOT NULL, sample BLOB, whole BLOB, decoded TEXT) WITHOUT ROWID"""
+    height INTEGER NOT NULL, bytes INTEGER NOT NULL, sample BLOB, whole BLOB, decoded TEXT, frames BLOB)
+    WITHOUT ROWID"""
 RESULT = "CREATE TABLE results (key TEXT PRIMARY KEY, value TEXT NOT NULL, made REAL NOT NULL) WITHOUT ROWID"
 CHUNK = """CREATE TABLE chunks (
     names BLOB PRIMARY KEY, states BLOB NOT NULL, sizes BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID"""
 READERS = "CREATE TABLE readers (versions TEXT NOT NULL)"
 TABLES = (("files", FILES), ("results", RESULT), ("chunks", CHUNK), ("readers", READERS))
-COLUMNS = "name, stat, session, width, height, bytes, sample, whole, decoded"
+COLUMNS = "name, stat, session, width, height, bytes, sample, whole, decoded, frames"
 
 
 class Record(NamedTuple):
@@ -46,7 +47,7 @@ class Record(NamedTuple):
 
     `stat` is what tells its state on the disk from others. `session` names the command that wrote this, where only that
     one may use it. `size` is in bytes, `sample` and `whole` are digests,
-    and `decoded` is what a validation found, as JSON.
+    `decoded` is what a validation found, as JSON, and `frames` has the times of a clip (`pack_times`).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Record(NamedTuple):
     sample: bytes | None = None
     whole: bytes | None = None
     decoded: str | None = None
+    frames: bytes | None = None
 
 
 class FileStore:
@@ -224,7 +226,7 @@ def _readers() -> str:
     import importlib.metadata
 
     versions = []
-    for name in ("Pillow", "pillow-heif", "pillow-jxl-plugin"):
+    for name in ("Pillow", "pillow-heif", "pillow-jxl-plugin", "av"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     return ", ".join(versions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dsctl_core.data.colour_profiles import to_srgb
 from dsctl_core.data.facts import Known
 from dsctl_core.data.kinds import add_plugin, refuse_no_picture, refuse_unread, unreadable
 from dsctl_core.data.operators import Operator, require_file
+from dsctl_core.data.plain_header import HEAD, plain_header
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.remote import anywhere
 
@@ -33,6 +35,7 @@ DECODING_ERRORS = (
     struct.error,
 )
 COPY_AGAIN = "copy or download the file again, or remove the row"
+PLAIN_SUFFIXES = (".jpg", ".jpeg", ".png")
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 are the quarter turns
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
@@ -80,6 +83,19 @@ def picture_size(path: Path, stream: BinaryIO) -> tuple[int, int]:
         if not whole:
             to_8_bit(image, path)
     return size
+
+
+def plain_size(path: str, stream: BinaryIO) -> tuple[int, int] | None:
+    """Return what `picture_size` does, for a whole picture with a plain header; None for any other."""
+    from PIL import Image
+
+    if not path.lower().endswith(PLAIN_SUFFIXES):  # by others a file may be told to be of a kind that is not read
+        return None
+    found = plain_header(stream.read(HEAD))
+    if found is None or not ends_properly(stream, found[0]):
+        return None
+    width, height = found[1]
+    return found[1] if width * height <= (Image.MAX_IMAGE_PIXELS or math.inf) else None
 
 
 @contextmanager

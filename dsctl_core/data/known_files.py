@@ -1,4 +1,4 @@
-"""Remember what is known of the pictures of a dataset: each is opened once in a start, or never if unchanged.
+"""Remember what is known of the pictures and clips of a dataset: each is opened once in a start, or never if unchanged.
 
 A file counts as unchanged while its path, size, time of change (of content and of status) and inode are; a remote one
 while its address, size and version (ETag) are. A local one that was
@@ -13,6 +13,7 @@ import os
 import stat as stat_module
 import struct
 import time
+import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,9 +24,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dsctl_core.data.facts import Survey
 from dsctl_core.data.file_store import FileStore, Record, remove_unused, store_path
-from dsctl_core.data.images import picture_size, refused_bombs
+from dsctl_core.data.images import picture_size, plain_size, refused_bombs
 from dsctl_core.data.problems import DataError
+from dsctl_core.data.video import is_clip, survey_clip
 from dsctl_core.files.digest import SAMPLE, SAMPLES, digest_stream, sample_of
 from dsctl_core.files.json import decode_json
 from dsctl_core.progress import NoProgress, Progress
@@ -33,10 +36,12 @@ from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import place_of
 
 CHUNK = 2000  # files that are looked up, read and put at a time
-TASK = 16  # files that a thread reads in one go
+TASK = 32  # files that a thread reads in one go
+WAITING = 3  # times the work of looking at a file, from which on waiting for files is worth threads
 # Seconds within which a file system may give two changes one time: most of them, and those that count whole seconds.
 FINE, COARSE = 0.05, 2.5
 STAT = struct.Struct("<4q")
+END = struct.Struct("<d")
 MOST = 2**63 - 1
 
 
@@ -45,11 +50,13 @@ class KnownFiles:
 
     Args:
         base_path: The folder.
+        clips: Whether videos and GIFs are read as clips, with the times of their frames; else only pictures are read.
         remember: Whether to use, and to fill, what the user's cache folder has of this dataset.
         recheck: Whether to read every file again, whatever is remembered of it.
     """
 
-    def __init__(self, base_path: Path, *, remember: bool = False, recheck: bool = False) -> None:
+    def __init__(self, base_path: Path, *, clips: bool = False, remember: bool = False, recheck: bool = False) -> None:
+        self.clips = clips
         self.base, self.remember, self.recheck = str(base_path), remember, recheck
         self._inside = str(base_path / "_")[:-1]
         self._session = os.urandom(8)
@@ -72,8 +79,22 @@ class KnownFiles:
 
     def size(self, path: str | Path) -> tuple[int, int] | None:
         """Return the upright (width, height) of a picture that was read; None if it has to be read for it."""
-        place = self._place(str(path))
+        place = None if self._is_clip(str(path)) else self._place(str(path))
         return None if place is None else (self._widths[place], self._heights[place])
+
+    def survey(self, path: str | Path) -> Survey | None:
+        """Return the survey of a clip that was read; None if it has to be read for it."""
+        text = str(path)
+        if not self._is_clip(text) or self._store is None or self._place(text) is None:
+            return None
+        record = self._store.find([self._name(text)]).get(self._name(text))
+        if record is None or record.frames is None or record.stat != state_of(text):
+            return None  # it has been changed since
+        times, end = unpack_times(record.frames)
+        return Survey(times, end, (record.width, record.height))
+
+    def _is_clip(self, path: str) -> bool:
+        return self.clips and is_clip(path)
 
     def has(self, path: str) -> bool:
         """Return whether the file at `path` was read and found to be whole."""
@@ -140,9 +161,7 @@ class KnownFiles:
                 unknown.append(path)
         if unknown:
             todo = list(dict.fromkeys(unknown))
-            tasks = [todo[first : first + TASK] for first in range(0, len(todo), TASK)]
-            looks = pool.map(lambda task: [self._look(path, whole) for path in task], tasks)
-            made = zip(todo, (record for task in looks for record in task), strict=True)
+            made = zip(todo, self._looks(todo, pool, whole), strict=True)
             new = {path: record for path, record in made if record is not None}
             store.put(new.values())
             found |= new
@@ -157,11 +176,22 @@ class KnownFiles:
 
     def _key_of(self, paths: list[str], whole: bool) -> bytes:
         """Return a digest of what is asked about `paths`, by which the states and sizes of pictures are kept."""
-        text = "\0".join([*paths, f"whole {whole}"])
+        text = "\0".join([*paths, f"whole {whole} clips {self.clips}"])
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
     def _serves(self, record: Record, whole: bool) -> bool:
-        return (record.whole is not None or not whole) and record.session in (None, self._session)
+        # A video that was read as a clip is no picture, and of a GIF that was read as a picture the times are missing.
+        read_so = (record.frames is not None) == self._is_clip(record.name)
+        return read_so and (record.whole is not None or not whole) and record.session in (None, self._session)
+
+    def _looks(self, paths: list[str], pool: ThreadPoolExecutor, whole: bool) -> Iterator[Record | None]:
+        """Look at files: in threads where they have to be waited for, as on a network; else here, which is cheaper."""
+        began, busy = time.perf_counter(), time.thread_time()
+        yield from [self._look(path, whole) for path in paths[:TASK]]
+        waited = time.perf_counter() - began > WAITING * (time.thread_time() - busy)
+        tasks = [paths[first : first + TASK] for first in range(TASK, len(paths), TASK)]
+        done = (pool.map if waited else map)(lambda task: [self._look(path, whole) for path in task], tasks)
+        yield from (record for task in done for record in task)
 
     def _look(self, path: str, whole: bool) -> Record | None:
         """Open a file once, and return all that is to be known of it; None if it cannot be used."""
@@ -172,12 +202,18 @@ class KnownFiles:
                 status = os.fstat(stream.fileno())
                 # A small file is read in one go.
                 source: BinaryIO = BytesIO(stream.read()) if status.st_size <= SAMPLE * SAMPLES else stream
-                size = picture_size(Path(path), source)
+                frames = None
+                if self._is_clip(path):
+                    found = survey_clip(Path(path), source)
+                    size, frames = found.size, pack_times(found.times, found.end)
+                else:
+                    size = plain_size(path, source) or _opened_size(path, source)
                 sample = bytes.fromhex(sample_of(source, status.st_size))
                 digest = bytes.fromhex(digest_stream(source)) if whole else None
         except (DataError, OSError):
             return None
-        return self.record(path, state if anywhere.is_apart(path) else status, status.st_size, size, sample, digest)
+        state_now = state if anywhere.is_apart(path) else status
+        return self.record(path, state_now, status.st_size, size, sample, digest, frames=frames)
 
     def record(
         self,
@@ -188,16 +224,18 @@ class KnownFiles:
         sample: bytes | None,
         whole: bytes | None,
         decoded: str | None = None,
+        frames: bytes | None = None,
     ) -> Record:
         """Return the record of a file; it is for this process alone if the file has just been changed.
 
         `state` is that of a remote file, which has a version, or the status of a local one.
         """
         assert state is not None
+        own = (*size, file_bytes, sample, whole, decoded, frames)
         if isinstance(state, bytes):
-            return Record(self._name(path), state, None, *size, file_bytes, sample, whole, decoded)
+            return Record(self._name(path), state, None, *own)
         session = self._session if is_fresh(state) else None
-        return Record(self._name(path), state_from(state), session, *size, file_bytes, sample, whole, decoded)
+        return Record(self._name(path), state_from(state), session, *own)
 
     def _name(self, path: str) -> str:
         if path.startswith(self._inside) and self._inside:
@@ -253,6 +291,11 @@ class KnownFiles:
             self._store.keep(key, json.dumps(value))
 
 
+def _opened_size(path: str, stream: BinaryIO) -> tuple[int, int]:
+    stream.seek(0)
+    return picture_size(Path(path), stream)
+
+
 def _local(path: str) -> AbstractContextManager[str | Path]:
     return anywhere.local(Path(path)) if anywhere.is_apart(path) else nullcontext(path)
 
@@ -272,6 +315,25 @@ def state_of(path: str) -> bytes | None:
 def state_from(status: os.stat_result) -> bytes:
     """Return the state of a file: its size, the times of its last changes, of content and of status, and its inode."""
     return STAT.pack(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & MOST)
+
+
+def pack_times(times: Sequence[float], end: float) -> bytes:
+    """Return the times of the frames of a clip and the end of the last one, in seconds, in a few bytes.
+
+    Frames mostly come at a steady rate, so that the differences of the differences of the numbers' bits are small.
+    """
+    import numpy as np
+
+    bits = np.asarray(times, dtype="<f8").view("<i8")
+    return END.pack(end) + zlib.compress(np.diff(bits, n=2, prepend=[0, 0]).astype("<i8").tobytes())
+
+
+def unpack_times(packed: bytes) -> tuple[Sequence[float], float]:
+    """Return what `pack_times` was given."""
+    import numpy as np
+
+    bits = np.frombuffer(zlib.decompress(packed[END.size :]), "<i8").cumsum().cumsum()
+    return array("d", bits.view("<f8").tobytes()), END.unpack_from(packed)[0]
 
 
 def is_fresh(status: os.stat_result) -> bool:

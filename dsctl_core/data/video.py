@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from dsctl_core.data.facts import Known, Survey
 from dsctl_core.data.frame_folder import frame_rate, frame_sizes, frame_times, frames_in, load_frames
 from dsctl_core.data.frame_rule import Extraction, FrameRule, ShortClips
 from dsctl_core.data.images import open_image
-from dsctl_core.data.kinds import is_video
+from dsctl_core.data.kinds import VIDEO_SUFFIXES, is_video
 from dsctl_core.data.operators import Operator
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.routing import preview_of
@@ -24,15 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image as PilImage
 
 KEPT = 8  # files whose time stamps are kept: the clips of a video are read one after another
-
-
-@dataclass(frozen=True)
-class Survey:
-    """The times of all frames of a video and the end of the last one, in seconds, and its (width, height)."""
-
-    times: Sequence[float]
-    end: float
-    size: tuple[int, int]
 
 
 class FrameLoader(Operator):
@@ -47,6 +39,7 @@ class FrameLoader(Operator):
         short: Whether a clip with too few frames is refused or shortened.
         extraction: Whether the frames are from the beginning, spread over the whole clip, or those of one of its clips.
         clip: The number of that clip, from 0.
+        known: What is known of the files already, so that a preview does not open them.
     """
 
     def __init__(
@@ -59,7 +52,9 @@ class FrameLoader(Operator):
         short: ShortClips = "refuse",
         extraction: Extraction = "head",
         clip: int = 0,
+        known: Known | None = None,
     ) -> None:
+        self.known = known
         self.rule = FrameRule(num_frames, time_division_factor, time_division_remainder, fps, short, extraction, clip)
         self.frame_processor = frame_processor
 
@@ -70,7 +65,7 @@ class FrameLoader(Operator):
         """
         path = Path(value)
         with _naming(path):
-            found = self.survey(path)
+            found = self._known_survey(path)
             count, size = len(self.rule.pick(found.times, found.end)), found.size
         if self.frame_processor is not None:
             size = preview_of(self.frame_processor, size)
@@ -80,12 +75,16 @@ class FrameLoader(Operator):
         """Return the number of clips that the rule selects from a video."""
         path = Path(value)
         with _naming(path):
-            found = self.survey(path)
+            found = self._known_survey(path)
             return self.rule.clips(found.times, found.end)
 
     def survey(self, path: Path) -> Survey:
         """Return the times of all frames and the size of the first."""
         raise NotImplementedError
+
+    def _known_survey(self, path: Path) -> Survey:
+        found = None if self.known is None else self.known.survey(path)
+        return self.survey(path) if found is None else found
 
     def _processed(self, frames: Iterator[PilImage.Image]) -> list[Any]:
         return [frame if self.frame_processor is None else self.frame_processor(frame) for frame in frames]
@@ -118,14 +117,7 @@ class LoadGIF(FrameLoader):
 
     def survey(self, path: Path) -> Survey:
         """Read the durations of all frames."""
-        times, now = array("d"), 0.0
-        with open_image(path) as image:
-            require_gif_trailer(path)
-            for number in range(getattr(image, "n_frames", 1)):
-                image.seek(number)
-                times.append(now)
-                now += image.info.get("duration", 100) / 1000
-            return Survey(times, now, image.size)
+        return _surveyed_gif(path)
 
 
 class LoadFrames(FrameLoader):
@@ -139,6 +131,7 @@ class LoadFrames(FrameLoader):
         self, rule: FrameRule, frame_processor: Callable[[Any], Any] | None = None, frame_rate: Any = None
     ) -> None:
         self.rule, self.frame_processor, self.frame_rate = rule, frame_processor, frame_rate
+        self.known = None  # a folder has no state that tells of every change in it
 
     def __call__(self, value: str | Path) -> list[Any]:
         """Decode and return the frames."""
@@ -161,23 +154,39 @@ def _surveyed_folder(path: Path, changed_at: int, size: int) -> tuple[int, tuple
     return len(sizes), sizes[0]
 
 
-def frame_loader(path: Path, rule: FrameRule, frame_processor: Callable[[Any], Any] | None) -> FrameLoader:
+def is_clip(path: str | Path) -> bool:
+    """Return whether a file is a clip by its suffix: a video, or a GIF, which models of videos read as one."""
+    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 - a Path for each of millions costs more than the rest
+    return suffix == ".gif" or suffix in VIDEO_SUFFIXES
+
+
+def survey_clip(path: Path, stream: BinaryIO) -> Survey:
+    """Return the survey of a video or GIF, open as `stream`; raise `DataError` for a file that cannot be used.
+
+    The caller must be inside of `refused_bombs`.
+    """
+    return LoadVideo().survey(path) if is_video(path) else _surveyed_gif(path, stream)
+
+
+def frame_loader(
+    path: Path, rule: FrameRule, frame_processor: Callable[[Any], Any] | None, known: Known | None = None
+) -> FrameLoader:
     """Return the loader for the video, GIF or folder `path`; see FrameLoader for the other parameters."""
     if anywhere.is_dir(path):
         return LoadFrames(rule, frame_processor)
     kind = LoadGIF if path.suffix.lower() == ".gif" else LoadVideo
     count = (rule.num_frames, rule.time_division_factor, rule.time_division_remainder)
-    return kind(*count, frame_processor, rule.fps, rule.short, rule.extraction, rule.clip)
+    return kind(*count, frame_processor, rule.fps, rule.short, rule.extraction, rule.clip, known)
 
 
-def count_clips(path: Path, rule: FrameRule, frame_rate: Any = None) -> int:
+def count_clips(path: Path, rule: FrameRule, frame_rate: Any = None, known: Known | None = None) -> int:
     """Return the number of clips that `rule` selects from a video, a GIF or a folder of frames; 1 for any other file.
 
     `frame_rate` is that of a folder, as `LoadFrames` takes it.
     """
     if anywhere.is_dir(path):
         return LoadFrames(rule, None, frame_rate).clips(path)
-    return frame_loader(path, rule, None).clips(path) if is_video(path) or path.suffix.lower() == ".gif" else 1
+    return frame_loader(path, rule, None, known).clips(path) if is_clip(path) else 1
 
 
 def kept_stamps(path: Path) -> Stamps:
@@ -206,6 +215,17 @@ def _state_of(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return status.st_mtime_ns, status.st_size
+
+
+def _surveyed_gif(path: Path, stream: BinaryIO | None = None) -> Survey:
+    times, now = array("d"), 0.0
+    with open_image(path, stream) as image:
+        require_gif_trailer(path)
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            times.append(now)
+            now += image.info.get("duration", 100) / 1000
+        return Survey(times, now, image.size)
 
 
 def _gif_frames(path: Path, wanted: list[int]) -> Iterator[PilImage.Image]:

@@ -101,7 +101,7 @@ class Options(BaseModel):
                     flag = spelled(name, cls.model_fields[name])
                     raise UsageError(
                         f"{flag} is the address {address}, and must be on this machine",
-                        hint="give a path; a dataset and its table can be at an address",
+                        hint="give a path; a dataset, its table and a cache to train from can be at an address",
                     )
         return value
 
@@ -325,6 +325,7 @@ def _texts_of_numbers(value: Any) -> Any:
 
 Argument = Positional  # marks a field that is given by position instead of by a flag
 
+MaxHours = Annotated[float, Field(gt=0, le=8760)]  # of a command, at most a year
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator that is seeded with it can take
 Side = Annotated[int, Field(ge=1, le=16384)]  # a picture's height or width in pixels

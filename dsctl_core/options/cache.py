@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from dsctl_core.errors import unknown_name
-from dsctl_core.options.base import ComposedOptions, Count, Names, Options
+from dsctl_core.options.base import ComposedOptions, Count, MaxHours, Names, Options
 from dsctl_core.options.control import CacheControlOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.effects import EACH_ROW_ONCE, NO_TEMPLATE, ONE_PROMPT, OTHERS_NEED, Idle
@@ -21,9 +21,12 @@ class CacheUseOptions(Options):
     """The cache that training uses, if any."""
 
     panel: ClassVar[str] = "Cache"
+    remote: ClassVar[frozenset[str]] = frozenset({"from_cache"})
 
     from_cache: Path | None = Field(
-        None, description="Train from this cache, made by `dsctl cache`, in place of a dataset. It says which model."
+        None,
+        description="Train from this cache, made by `dsctl cache`, in place of a dataset. It says which model. "
+        "An address, such as s3://bucket/folder, is read by way of local copies.",
     )
     cache: bool = Field(
         True, description="Where samples repeat, encode each once and keep that in the output folder: the same numbers."
@@ -54,6 +57,11 @@ class CacheOptions(ComposedOptions):
     shared: bool = Field(
         False,
         description="Share the work with commands like this that write to the same folder, here or on other machines.",
+    )
+    max_hours: MaxHours | None = Field(
+        None,
+        description="End after this many hours from the start of the command, with the exit code 75 if something is "
+        "left to encode. What is encoded is kept.",
     )
     prune: bool = Field(False, description="Remove from the folder what no row of the dataset needs any more.")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(

@@ -163,10 +163,10 @@ class DataOptions(ReadingOptions):
 
     @property
     def all_local(self) -> bool:
-        """Whether no folder or table is at an address; what the file of --dataset-config names is not known yet."""
+        """Whether a folder or table is named, and none at an address; what --dataset-config names is not known yet."""
         tables = [path for table in self.dataset for path in (table.path, table.metadata)]
-        named = filter(None, (self.dataset_base_path, self.dataset_metadata_path, *tables))
-        return self.dataset_config is None and not any(map(is_remote, named))
+        named = [*filter(None, (self.dataset_base_path, self.dataset_metadata_path, *tables))]
+        return bool(named) and self.dataset_config is None and not any(map(is_remote, named))
 
     @property
     def has_tables(self) -> bool:

@@ -174,14 +174,12 @@ CACHE_WITHOUT_TEMPLATE = Idle(
     "without --template: the cache {folder} was made without one",
     "leave it out, or give --template DIR too",
 )
-
 NO_CONTROLNET = Idle(
     ("control_image", "control_mask"),
     "without --controlnet",
     "give --controlnet NAME too",
     when=lambda options: not options.controlnet,
 )
-
 IN_TABLES = Idle(
     ("dataset_metadata_path",),
     "with several datasets",
@@ -191,7 +189,7 @@ IN_TABLES = Idle(
 NO_REMOTE = Idle(
     ("remote_cache_gb",),
     "on files that are on this machine: nothing is copied",
-    "leave it out, or give the dataset by its address, such as s3://bucket/folder",
+    "leave it out, or give the dataset or the cache by its address, such as s3://bucket/folder",
     when=lambda options: options.all_local,
 )
 NO_MASKS = Idle(
@@ -200,7 +198,6 @@ NO_MASKS = Idle(
     "give --extra-inputs mask too",
     when=lambda options: "mask" not in options.extra_inputs,
 )
-
 # The optimizer, noise levels, callbacks
 NO_WARMUP = Idle(
     ("lr_warmup_steps",),

@@ -19,6 +19,7 @@ from dsctl_core.options.effects import (
     FITS_NO_CPU,
     IN_MAIN_MEMORY,
     IN_ONE_PROCESS,
+    NO_REMOTE,
     NO_TEMPLATE_TO_TRUST,
     NOT_CHECKPOINTED,
     OWN_CACHE,
@@ -36,6 +37,7 @@ from dsctl_core.options.processes import ProcessOptions
 from dsctl_core.options.tasks import FIRST, LOSS_TASKS, SECOND
 from dsctl_core.options.template import MODEL, TemplateOptions
 from dsctl_core.options.training import OutputOptions, TrainingOptions
+from dsctl_core.remote.address import is_remote
 
 TASKS = tuple(f"{task}{stage}" for task in LOSS_TASKS for stage in ("", FIRST, SECOND))
 
@@ -127,6 +129,8 @@ class TrainOptions(ComposedOptions):
         self._memory_options_that_go_together()
         self._something_to_see()
         self._a_prefix_that_is_there()
+        if self.cache_folder is not None and not is_remote(self.cache_folder):
+            NO_REMOTE.refuse(self.data)
 
     def _a_model_and_samples(self) -> None:
         if self.caching.from_cache is None and not self.task.endswith(SECOND):

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dsctl_core.options.base import Alternative, Count, Names, Options, Seed, Text
+from dsctl_core.options.base import Alternative, Count, MaxHours, Names, Options, Seed, Text
 from dsctl_core.options.effects import NEW_RUN, NOT_STORED, Idle
 from dsctl_core.options.model import ModelParts
 from dsctl_core.options.quantize import Quantized
@@ -27,10 +27,10 @@ class TrainingOptions(Options):
     )
     num_epochs: Count = Field(1, description="How many times to go over the dataset.")
     max_steps: Count | None = Field(None, description="Stop after this many steps, instead of --num-epochs.")
-    max_hours: Annotated[float, Field(gt=0, le=8760)] | None = Field(
+    max_hours: MaxHours | None = Field(
         None,
-        description="End with a saved step after this many hours from the start of the command, with the exit code 75 "
-        "if steps are left.",
+        description="End with a saved step, or with what is encoded, after this many hours from the start of the "
+        "command, with the exit code 75 if steps are left.",
     )
     batch_size: Count = Field(1, description="Samples that go through the model at once.")
     gradient_accumulation_steps: Count = Field(1, description="Batches that make up one step.")

@@ -34,7 +34,7 @@ from dsctl_core.cache.shards import (
 from dsctl_core.cache.verify import is_finite
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.problems import kind_of_problem
-from dsctl_core.errors import CodeError, DsctlError
+from dsctl_core.errors import REQUEUE, CodeError, DsctlError, Stopped
 from dsctl_core.files.atomic import prepare_folder, unclaim, write_text
 from dsctl_core.memory.release import release_memory, weight_bytes
 from dsctl_core.pipeline import BasePipeline
@@ -70,8 +70,25 @@ class EncodeSettings:
     shared: bool = False  # with other commands; see dsctl_core.stages.share
     process: int = 0
     processes: int = 1
+    deadline: float | None = None  # of time.monotonic(), after which a batch is the last
     wait: Callable[[], None] = lambda: None  # until all processes are here
     gather: Callable[[list[Any]], list[Any]] = lambda entries: entries  # of all processes
+
+    def is_late(self) -> bool:
+        """Return whether the time of the command is up."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+class EncodingStopped(Stopped):
+    """Raised when the time was up before all was encoded; what was encoded is kept."""
+
+    exit_code = REQUEUE
+
+    def __init__(self, encoded: int) -> None:
+        kept = (
+            "1 input was encoded, which is kept" if encoded == 1 else f"{encoded} inputs were encoded, which are kept"
+        )
+        super().__init__(f"stopped by --max-hours after {kept}", hint="the same command goes on from there")
 
 
 @dataclass(frozen=True)
@@ -85,12 +102,18 @@ class CacheResult:
     is_main_process: bool = True  # of several processes one speaks for all
 
 
+def deadline_after(hours: float | None) -> float | None:
+    """Return the time.monotonic() at which a command that starts now has run for `hours`."""
+    return None if hours is None else time.monotonic() + 3600 * hours
+
+
 def encode_dataset(
     cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: EncodeSettings, progress: Progress
 ) -> CacheResult:
     """Make the folder `cache` hold an entry for each row of `dataset`, encoding only what is not there yet.
 
-    A shard is written as soon as it is full, so that a run that is killed goes on from there.
+    A shard is written as soon as it is full, so that a run that is killed goes on from there. Raises EncodingStopped
+    after the deadline, when what was encoded is written.
     """
     require_cache_or_nothing(cache)
     if how.prune:
@@ -119,15 +142,18 @@ def _encode_dataset(
         parts = Parts(cache, progress)
         how.wait()
         own = encode_missing(cache, dataset, encoder, how, plan, set(parts.paths), progress)
-        told = how.gather([(own, dict(plan.bad))])
-        bad = {row: error for _, rows in told for row, error in rows.items()}
+        told = how.gather([(*own, dict(plan.bad))])
+        bad = {row: error for *_, rows in told for row, error in rows.items()}
+        encoded = sum(count for count, *_ in told)
+        if not all(done for _, done, _ in told):
+            raise EncodingStopped(encoded)
         freed = 0
         if how.process == 0:
             parts.refresh()
             _, freed = finish(cache, plan, bad, encoder.recipe, parts, how.prune)
         how.wait()
     seconds = time.perf_counter() - began
-    return CacheResult(read_manifest(cache), sum(n for n, _ in told), freed, seconds, how.process == 0)
+    return CacheResult(read_manifest(cache), encoded, freed, seconds, how.process == 0)
 
 
 def _encode_shared(
@@ -139,7 +165,8 @@ def _encode_shared(
     _refuse_bad_rows(plan, dataset, how)
     with joined(cache, plan, encoder.recipe) as worker:
         parts = Parts(cache, progress)
-        share = Share(cache, worker, plan, works_of(plan, encoder.stages), set(parts.paths), progress)
+        works = works_of(plan, encoder.stages)
+        share = Share(cache, worker, plan, works, set(parts.paths), progress, how.is_late)
 
         freed = 0
 
@@ -150,16 +177,20 @@ def _encode_shared(
             freed = weight_bytes(pipe.components.values())
             return pipe
 
-        def encode(pipe: BasePipeline, works: Sequence[Work]) -> None:
-            encode_pass(cache, dataset, encoder.recipe, how, plan, works, pipe, progress)
+        def encode(pipe: BasePipeline, works: Sequence[Work]) -> int:
+            return encode_pass(cache, dataset, encoder.recipe, how, plan, works, pipe, progress)
 
         own = share.run(load, encode)
-        with finishing(worker):
-            parts.refresh()
-            finish(cache, plan, dict(plan.bad), encoder.recipe, parts, prune=False)
-        told = how.gather([own])
+        if share.is_done():
+            with finishing(worker):
+                parts.refresh()
+                finish(cache, plan, dict(plan.bad), encoder.recipe, parts, prune=False)
+        told = how.gather([(own, share.is_done())])
+    encoded = sum(count for count, _ in told)
+    if not any(done for _, done in told):
+        raise EncodingStopped(encoded)
     seconds = time.perf_counter() - began
-    return CacheResult(read_manifest(cache), sum(told), 0, seconds, how.process == 0)
+    return CacheResult(read_manifest(cache), encoded, 0, seconds, how.process == 0)
 
 
 def works_of(plan: Plan, stages: Stages) -> list[Work]:
@@ -191,8 +222,11 @@ def encode_missing(
     plan: Plan,
     present: set[str],
     progress: Progress,
-) -> int:
-    """Encode this process's share of the jobs that are not `present`, group by group; return how many that were."""
+) -> tuple[int, bool]:
+    """Encode this process's share of the jobs that are not `present`, group by group, until the deadline.
+
+    Return how many jobs were done, and whether these are all.
+    """
     works = []
     for work in works_of(plan, encoder.stages):
         missing = [
@@ -201,16 +235,19 @@ def encode_missing(
         works.append(Work(work.group, [shard for shard in missing if shard]))
     total = sum(len(shard) for work in works for shard in work.shards)
     if not total:
-        return 0
+        return 0, True
     progress.start("Encoding", total, unit="input")
+    done = 0
     for together in passes_of([work for work in works if work.shards]):
+        if done and how.is_late():
+            break
         pipe = encoder.load(components_of(together))
-        encode_pass(cache, dataset, encoder.recipe, how, plan, together, pipe, progress)
+        done += encode_pass(cache, dataset, encoder.recipe, how, plan, together, pipe, progress)
         freed = weight_bytes(pipe.components.values())
         del pipe
         release_memory(freed)  # before the models of the next group, or of training, are loaded
     progress.finish()
-    return total
+    return done, done == total
 
 
 def encode_pass(
@@ -222,8 +259,12 @@ def encode_pass(
     works: Sequence[Work],
     pipe: BasePipeline,
     progress: Progress,
-) -> None:
-    """Encode the jobs of `works` together with `pipe`, each shard written when the last of its jobs is done."""
+) -> int:
+    """Encode the jobs of `works` together with `pipe`, each shard written when the last of its jobs is done.
+
+    Return how many jobs were done: all, or those until the deadline, whose shards are then written as they are.
+    """
+    done = 0
     dtype = getattr(torch, recipe.dtype)
     left = {(id(work), number): len(shard) for work in works for number, shard in enumerate(work.shards)}
     parts: dict[tuple[int, int], dict[str, Part]] = {}
@@ -234,7 +275,7 @@ def encode_pass(
     ahead = read_ahead(
         dataset, pipe, recipe.task, recipe.extra_inputs, works, how.batch_size, how.readers, on_error=skip
     )
-    for batch in ahead:
+    for batch in ahead:  # the readers end with the loop
         shard = (id(batch.work), batch.shard)
         made = encode_each(pipe, batch.work.group, batch.samples) if batch.jobs else []
         for job, values in zip(batch.jobs, made, strict=True):
@@ -247,8 +288,14 @@ def encode_pass(
             parts.setdefault(shard, {})[job.key] = make_part(found, dtype)
         left[shard] -= batch.count
         progress.advance(batch.count)
+        done += batch.count
         if not left[shard] and shard in parts:
             write_shard(cache, parts.pop(shard))
+        if how.is_late():
+            break
+    for begun in parts.values():
+        write_shard(cache, begun)
+    return done
 
 
 def parts_in_a_shard(jobs: int) -> int:

@@ -148,11 +148,20 @@ class Share:
         works: All shards of all groups, done or not.
         present: The keys of the parts that are there.
         progress: Is told of what all workers do.
+        is_late: Returns whether the time of this worker is up.
     """
 
     def __init__(
-        self, cache: Path, worker: Worker, plan: Plan, works: Sequence[Work], present: set[str], progress: Progress
+        self,
+        cache: Path,
+        worker: Worker,
+        plan: Plan,
+        works: Sequence[Work],
+        present: set[str],
+        progress: Progress,
+        is_late: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.is_late = is_late
         self.cache, self.worker, self.plan, self.progress = cache, worker, plan, progress
         self.passes = [claims_of(together) for together in passes_of([work for work in works if work.shards])]
         self.done = set(present)
@@ -162,10 +171,15 @@ class Share:
         """Return those of `claims` that are not done, as far as this worker knows."""
         return [claim for claim in claims if claim.without(self.done)]
 
-    def run(self, load: Callable[[Sequence[Work]], Any], encode: Callable[[Any, Sequence[Work]], None]) -> int:
-        """Take part until all is done, and return how many jobs this worker did.
+    def is_done(self) -> bool:
+        """Return whether all is done, by whomever."""
+        return not any(self.open_claims(claims) for claims in self.passes)
 
-        `load` returns what the works of a pass need; `encode` writes their shards with it.
+    def run(self, load: Callable[[Sequence[Work]], Any], encode: Callable[[Any, Sequence[Work]], int]) -> int:
+        """Take part until all is done or the time is up, and return how many jobs this worker did.
+
+        `load` returns what the works of a pass need; `encode` writes their shards with it, and returns how many jobs it
+        did, which are fewer where the time is up.
         """
         self._look()
         missing = sum(1 for claims in self.passes for claim in claims for _ in _jobs(claim.without(self.done)))
@@ -173,11 +187,13 @@ class Share:
             return 0
         self.progress.start("Encoding", missing, unit="input")
         own, told = 0, False
-        while any(self.open_claims(claims) for claims in self.passes):
+        while not self.is_done() and not (own and self.is_late()):
             before = own
             for claims in self.passes:
-                own += self._take_what_is_free(claims, load, encode)
-            if own == before and any(self.open_claims(claims) for claims in self.passes):
+                own += self._take_what_is_free(claims, load, encode, own)
+            if own == before and not self.is_done():
+                if self.is_late():
+                    break
                 if not told:
                     self.progress.note("nothing is left to take: waiting for what other workers are encoding")
                     told = True
@@ -190,12 +206,18 @@ class Share:
         self,
         claims: Sequence[Claim],
         load: Callable[[Sequence[Work]], Any],
-        encode: Callable[[Any, Sequence[Work]], None],
+        encode: Callable[[Any, Sequence[Work]], int],
+        before: int,
     ) -> int:
-        """Take and do the claims of one pass, each that nobody has; return how many jobs that were."""
+        """Take and do the claims of one pass, each that nobody has; return how many jobs that were.
+
+        `before` is how many this worker has done: a worker that is late does some, so that repeating it ends.
+        """
         loaded, own = None, 0
         start = int(self.worker.name, 16) % max(len(claims), 1)  # workers begin at different places, and rarely meet
         for claim in (*claims[start:], *claims[:start]):
+            if before + own and self.is_late():
+                break
             if not claim.without(self.done) or not self.worker.take(claim.name):
                 continue
             try:
@@ -208,10 +230,13 @@ class Share:
                 self.worker.release(claim.name)
         return own
 
-    def _do(self, claim: Claim, works: Sequence[Work], encode: Callable[[Sequence[Work]], None]) -> int:
+    def _do(self, claim: Claim, works: Sequence[Work], encode: Callable[[Sequence[Work]], int]) -> int:
         known = set(self.plan.bad)
-        encode(works)
+        done = encode(works)
         keys = {job.key for job in _jobs(works)}
+        if done < sum(1 for _ in _jobs(works)):  # the time is up: what is left, and what is bad, another finds out
+            self._look()
+            return done
         others = self._look() - keys
         bad = {
             "keys": sorted(keys - self.done),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -15,6 +16,8 @@ from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
 from dsctl_core.training.loop.signals import leave_interrupts_to_the_main_process
+
+AHEAD = 16  # batches of a process that are fetched while one is used
 
 
 @dataclass
@@ -31,10 +34,18 @@ class MicroBatches(Sampler):
 
     A step has `accumulate` rounds, the last step of an epoch maybe fewer. If the last round has no batch for a process,
     the process repeats an earlier batch with weight 0: the processes must stay in lockstep, and no sample may count
-    twice.
+    twice. `fetch_ahead` is called with the positions of a batch and of the AHEAD batches of this process after it.
     """
 
-    def __init__(self, plan: BatchPlan, process: int = 0, processes: int = 1, accumulate: int = 1) -> None:
+    def __init__(
+        self,
+        plan: BatchPlan,
+        process: int = 0,
+        processes: int = 1,
+        accumulate: int = 1,
+        fetch_ahead: Callable[[Iterable[int]], None] | None = None,
+    ) -> None:
+        self.fetch_ahead = fetch_ahead
         self.plan, self.process, self.processes, self.accumulate = plan, process, processes, accumulate
         self.epoch = 0
         self.first = 0  # first round of the epoch to run; earlier ones are done already
@@ -46,9 +57,14 @@ class MicroBatches(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield the (epoch, position) of the samples of each batch."""
         epoch = self.epoch
-        for number in range(self.first, len(self)):
-            batch = self.plan.batch(epoch, self._batch_number(number) % len(self.plan))
-            yield [(epoch, position) for position in batch]
+        numbers = (self._batch_number(number) % len(self.plan) for number in range(self.first, len(self)))
+        coming = (self.plan.batch(epoch, number) for number in numbers)
+        waiting = deque(islice(coming, 1 + AHEAD))
+        while waiting:
+            if self.fetch_ahead is not None:
+                self.fetch_ahead(chain.from_iterable(waiting))
+            yield [(epoch, position) for position in waiting.popleft()]
+            waiting.extend(islice(coming, 1))
 
     def steps(self) -> int:
         """Return the number of steps of an epoch."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data.sampler import BatchPlan, Block
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.progress import NoProgress, Progress
@@ -134,7 +135,8 @@ def launch_training_task(
     built = build(parameters)
     accumulate = accelerator.gradient_accumulation_steps
     plan = BatchPlan(len(dataset), batch_size, seed, buckets, blocks)
-    rounds = MicroBatches(plan, accelerator.process_index, accelerator.num_processes, accumulate)
+    ahead = dataset.fetch_ahead if isinstance(dataset, CachedDataset) else None
+    rounds = MicroBatches(plan, accelerator.process_index, accelerator.num_processes, accumulate, ahead)
     loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
     total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
     schedule = lr_scheduler(built, total) if lr_scheduler is not None else None

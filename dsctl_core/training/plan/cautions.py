@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 from typing import TYPE_CHECKING
 
+from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.options.optimizer import OPTIMIZERS, OptimizerOptions
+from dsctl_core.readable import readable_bytes
+from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.local import disk_limit
 
 if TYPE_CHECKING:
     from dsctl_core.training.plan.plan import TrainingPlan
@@ -32,6 +36,13 @@ def cautions(plan: TrainingPlan, dataset: Sized) -> Iterator[str]:
     step = small_epoch(plan, len(dataset))
     if step is not None:
         yield step
+    if isinstance(plan.source, CachedDataset) and is_remote(plan.source.folder):
+        needed, limit = plan.source.manifest.bytes["shards"], disk_limit()
+        if needed > limit:
+            yield (
+                f"the cache has {readable_bytes(needed)}, and its local copies may take {readable_bytes(limit)}: "
+                "shards are fetched several times in an epoch; give a larger --remote-cache-gb"
+            )
 
 
 def unusual_rate(options: OptimizerOptions, rate: float) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +62,13 @@ class EncodePlan:
         """Return lines for people about the dataset: its layout, what was left out, and the prompts that are cut."""
         return [*self.dataset.notes(), *cut_prompt_notes(self.dataset, self.resolved, download=True)]
 
-    def fill(self, cache: Path, progress: Progress) -> CacheResult:
-        """Encode the rows of the dataset that have no entry in the folder `cache` yet."""
-        return encode_dataset(cache, self.dataset, self.encoder(), self.settings(), progress)
+    def fill(self, cache: Path, progress: Progress, deadline: float | None = None) -> CacheResult:
+        """Encode the rows of the dataset that have no entry in the folder `cache` yet.
+
+        Raises EncodingStopped where not all of them are encoded by `deadline`, of time.monotonic().
+        """
+        how = replace(self.settings(), deadline=deadline)
+        return encode_dataset(cache, self.dataset, self.encoder(), how, progress)
 
     def encoder(self) -> Encoder:
         """Return the encoder. Identifies the weights that it will use, and downloads them if necessary."""

@@ -22,6 +22,8 @@ from dsctl_core.options.template import INPUTS as TEMPLATE_COLUMN
 from dsctl_core.options.template import TemplateSource
 from dsctl_core.options.training import TrainingOptions
 from dsctl_core.progress import Progress
+from dsctl_core.remote.address import shown
+from dsctl_core.remote.local import limit_disk
 from dsctl_core.training.model.open import ModelUse, open_model, with_controls, with_template
 from dsctl_core.training.model.task_module import TaskModule, objective_of
 from dsctl_core.training.output.skipped import SkippedRows
@@ -37,12 +39,14 @@ def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, Res
     Raises a CacheMismatch for a cache that does not match the run.
     """
     assert options.cache_folder is not None
+    if options.data.remote_cache_gb is not None:
+        limit_disk(options.data.remote_cache_gb)
     cached = CachedDataset(options.cache_folder, options.data.dataset_repeat)
     recipe, check = cached.manifest.recipe, CacheCheck(cached, options.weights, options.data)
     made_with = recipe.model.get("template")
     template = options.templates.template or (None if made_with is None else TemplateSource.parse(made_with))
     if template is None:
-        CACHE_WITHOUT_TEMPLATE.refuse(options, folder=cached.folder)
+        CACHE_WITHOUT_TEMPLATE.refuse(options, folder=shown(cached.folder))
     trusted, required = options.templates.trust_template, TEMPLATE_COLUMN in options.data.extra_inputs
     named = resolve_model(**check.model_names())
     if named.family.time_division is None:

@@ -9,13 +9,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from dsctl_core.cache.folder import WORKERS
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.cache.verify import find_problems
 from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError
-from dsctl_core.options import CacheOptions
+from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.stages.encode import EncodingStopped
+from dsctl_core.training.loop.signals import TrainingStopped
 from tests.conftest import REPOSITORY
 from tests.dsctl_core.cache import killing
 from tests.dsctl_core.cache.conftest import PROMPTS, write_rows
@@ -41,6 +46,45 @@ def test_kills_at_random_points_leave_nothing_that_a_rerun_does_not_make_whole(p
     # The kills came at different points of the work, some in its midst.
     assert told["shards"] == 12
     assert len(set(told["shards_at_the_kill"])) > 2
+
+
+SOON = 1e-9  # hours: a command does the least that it may
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_commands_whose_time_is_up_keep_what_they_encoded_until_all_is_done(fill, data, tmp_path, shared):
+    write_rows(data, PROMPTS[:2])
+    whole = fill(output_path=tmp_path / "straight")
+    for _ in range(whole.encoded - 1):
+        with pytest.raises(EncodingStopped, match="1 input was encoded, which is kept") as stopped:
+            fill(shared=shared, max_hours=SOON)
+        assert stopped.value.exit_code == 75
+        assert not (tmp_path / "filled" / WORKERS).exists()
+    assert fill(shared=shared, max_hours=SOON).encoded == 1
+    assert fill().encoded == 0
+    one, other = CachedDataset(tmp_path / "straight"), CachedDataset(tmp_path / "filled")
+    assert [each.key for each in one.entries] == [each.key for each in other.entries]
+    for entry in one.entries:
+        for name, value in other.sample(entry).items():
+            expected = one.sample(entry)[name]
+            assert torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected, name
+    assert list(find_problems(tmp_path / "filled")) == []
+
+
+def test_a_run_whose_time_is_up_while_it_encodes_goes_on_by_the_same_command(model, data, tmp_path):
+    write_rows(data, PROMPTS[:2])
+    base = {"model": str(model), "dataset_base_path": data, "dataset_repeat": 2, "lora_rank": 2, "max_steps": 3}
+
+    def run(name: str, **more) -> list[float]:
+        train(TrainOptions(**base, device="cpu", output_path=tmp_path / name, resume="auto", **more))
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    for error in [EncodingStopped] * 3 + [TrainingStopped] * 2:  # the last input is encoded with the first step
+        with pytest.raises(error) as stopped:
+            run("stopped", max_hours=SOON)
+        assert stopped.value.exit_code == 75
+    assert run("stopped", max_hours=SOON) == run("straight")
 
 
 def test_a_second_run_encodes_nothing_and_changes_nothing(fill, tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,8 @@ from dsctl_core.commands.dataset import validate
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.file_store import store_path
 from dsctl_core.data.identity import identity_of_dataset
-from dsctl_core.data.known_files import CHUNK, FINE, KnownFiles, state_of
+from dsctl_core.data.known_files import CHUNK, FINE, KnownFiles, pack_times, state_of, unpack_times
+from dsctl_core.errors import DsctlError
 from dsctl_core.files.digest import digest_file, digest_samples
 from dsctl_core.options import DatasetValidateOptions, TrainOptions
 from dsctl_core.progress import NoProgress
@@ -29,6 +31,8 @@ from dsctl_core.stages.plan_rows import plan_rows
 from dsctl_core.training.output.metadata import header_metadata
 from dsctl_core.training.plan.plan import TrainingPlan, plan_training
 from dsctl_core.training.plan.source import DatasetError
+from tests.dsctl_core.data.test_clips import write_grouped
+from tests.dsctl_core.data.test_video import write
 
 PICTURES = 6
 _counted: list[Counter[str]] = []
@@ -81,7 +85,7 @@ def pictures(tmp_path: Path) -> Path:
 def start(folder: Path, **changes: Any) -> TrainingPlan:
     """Do what a training does before it loads weights, with a cache of its own, in buckets."""
     values = {"model": "tiny", "lora_rank": 2, "max_steps": 9, "output_path": folder.parent / "out", "device": "cpu"}
-    options = TrainOptions(dataset_base_path=folder, batch_size=2, **{**values, **changes})
+    options = TrainOptions(dataset_base_path=folder, **{"batch_size": 2, **values, **changes})
     plan = plan_training(options, Notes())
     try:
         header_metadata(options.adapter, plan.model, plan.source)
@@ -109,6 +113,49 @@ def test_a_start_opens_each_picture_once_and_the_next_start_opens_none(pictures:
     assert {name: count for name, count in stats.items() if name in names} == dict.fromkeys(names, 1)
     assert again.identity == plan.identity
     assert again.source.buckets() == plan.source.buckets()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("extraction", ["head", "every"])
+def test_a_start_opens_no_clip_that_an_earlier_one_has_seen(tmp_path: Path, extraction: str):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write_grouped(folder / "a.mp4")
+    write(folder / "b.gif", 11)
+    Image.new("RGB", (64, 48)).save(folder / "c.png")
+    names = ["a.mp4", "b.gif", *(["c.png"] if extraction == "head" else [])]
+    (folder / "metadata.csv").write_text("video,prompt\n" + "".join(f"{name},a ball\n" for name in names))
+    (folder / "pictures.csv").write_text("image,prompt\nb.gif,a ball\n")
+    time.sleep(2 * FINE)
+    clips = {"model": "tiny-video", "num_frames": 5, "clip_extraction": extraction, "batch_size": 1}
+    clips |= {
+        "data_file_keys": ("video",),
+        "short_clips": "shorten",
+        "dataset_metadata_path": str(folder / "metadata.csv"),
+    }
+    with opened(folder) as files:
+        plan = start(folder, **clips)
+    assert set(files) == {"metadata.csv", *names}
+    with opened(folder) as files:
+        again = start(folder, **clips)
+    assert set(files) == {"metadata.csv"}
+    assert again.identity == plan.identity
+    assert again.source.buckets() == plan.source.buckets()  # type: ignore[call-arg]
+    with opened(folder) as files:
+        start(folder, dataset_metadata_path=folder / "pictures.csv")
+    assert files["b.gif"], "as a picture it is another thing"
+    with pytest.raises(DatasetError, match=r"a.mp4 is a video"):
+        (folder / "pictures.csv").write_text("image,prompt\na.mp4,a ball\n")
+        start(folder, dataset_metadata_path=folder / "pictures.csv")
+    (folder / "a.mp4").write_bytes((folder / "a.mp4").read_bytes()[:-200])
+    with pytest.raises(DsctlError, match=r"a.mp4"):
+        start(folder, **clips)
+
+
+@pytest.mark.parametrize("times", [[], [0.0], [k / 30 for k in range(300)], [0.0, 0.04, 1e-9, 7.25, 1e9, -3.5]])
+def test_the_times_of_a_clip_are_kept_to_the_bit(times: list[float]):
+    packed = pack_times(array("d", times), 0.1 + 0.2)
+    assert unpack_times(packed) == (array("d", times), 0.1 + 0.2)
+    assert len(packed) < 1000
 
 
 def test_a_validation_serves_the_start_and_the_next_validation(pictures: Path):

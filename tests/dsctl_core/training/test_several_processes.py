@@ -1,9 +1,13 @@
-"""Two processes, each with the whole model (DDP) or with a part of it (FSDP2), train as one does."""
+"""Two processes train as one does: each on a node of its own with the whole model (DDP), or with a part of it (FSDP2).
+
+The two nodes are two launchers on this machine, each with a configuration that names the other's address.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,16 @@ CASES: dict[str, dict[str, Any]] = {
     "lora_bf16": {"lora_rank": 1, "mixed_precision": "bf16", "use_gradient_checkpointing": True},
     "whole": {"trainable_models": ["dit"]},
 }
-ENGINES = {"ddp": {}, "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}}
+ENGINES = ("nodes", "fsdp2")
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+RUNS = "tests.dsctl_core.training.runs_in_processes"
+NODE = """\
+from pathlib import Path
+from sys import argv
+from dsctl_core.training.distributed.launch import run_in_processes
+
+raise SystemExit(str(ended) if (ended := run_in_processes(argv[1], argv[2:3], config=Path(argv[3]), cpu=True)) else 0)
+"""
 TOLERANCE = {"lora": 1e-5, "lora_bf16": 1e-3, "whole": 1e-5}
 
 
@@ -49,6 +62,31 @@ def settings(case: str, model: Path, data: Path, folder: Path, batch_size: int, 
     return {**common, **CASES[case]}
 
 
+def configurations(root: Path, nodes: int) -> list[Path]:
+    """Write accelerate's configuration of each of several nodes with a process, which meet on the loopback device."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = [root / f"node{number}.yaml" for number in range(nodes)]
+    for number, file in enumerate(files):
+        lines = ["compute_environment: LOCAL_MACHINE", "distributed_type: MULTI_GPU", "mixed_precision: 'no'"]
+        lines += [f"num_machines: {nodes}", f"num_processes: {nodes}", f"machine_rank: {number}"]
+        lines += ["main_process_ip: 127.0.0.1", f"main_process_port: {port}", "same_network: true"]
+        file.write_text("\n".join(lines) + "\n")
+    return files
+
+
+def started(command: list[str], **environment: str) -> subprocess.Popen[str]:
+    own = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(Path(__file__).parents[3])}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env={**os.environ, **environment, **own}, text=True, **pipes)
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    _, told = process.communicate(timeout=600)
+    assert process.returncode == 0, told
+
+
 @pytest.fixture(scope="module")
 def runs(python, tiny_folder, tmp_path_factory) -> dict[str, Path]:
     """The folders of the runs: of one process in batches of 4, and of two in pairs of batches of 1."""
@@ -60,22 +98,17 @@ def runs(python, tiny_folder, tmp_path_factory) -> dict[str, Path]:
         picture(32, 32, seed=number).save(data / f"{number}.png")
         lines.append(f"{number}.png,{caption}")
     (data / "metadata.csv").write_text("\n".join(lines) + "\n")
-    repository = Path(__file__).parents[3]
-    for name, engine in ENGINES.items():
+    for name in ENGINES:
         (root / name).mkdir()
         (root / f"{name}.json").write_text(
             json.dumps([settings(case, tiny_folder, data, root / name, 1, 2) for case in CASES])
         )
-        launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-        done = subprocess.run(
-            [*launch, "tests.dsctl_core.training.runs_in_processes", str(root / f"{name}.json")],
-            env={**os.environ, **engine, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(repository)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    ended(started([*launch, RUNS, str(root / "fsdp2.json")], **SHARDED))
+    files = configurations(root, nodes=2)
+    nodes = [started([python, "-c", NODE, RUNS, str(root / "nodes.json"), str(file)]) for file in files]
+    for process in nodes:
+        ended(process)
     for case in CASES:
         torch.manual_seed(0)
         options = settings(case, tiny_folder, data, root / "one", 4, 1)

@@ -1,0 +1,147 @@
+"""Read the shards of a cache at a remote address: fetched whole, ahead of their use, into bounded local copies.
+
+The order of samples is the same as from a folder. A shard's name is the checksum of its bytes, so a copy is verified
+when it is made, and it is what it is wherever it came from: several runs and processes of a machine share the copies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from dsctl_core.cache.shard_reader import Shard
+from dsctl_core.cache.shards import SUFFIX
+from dsctl_core.errors import DsctlError
+from dsctl_core.files.safetensors import MOST_HEADER
+from dsctl_core.remote.address import address_of
+from dsctl_core.remote.local import SPARE, local_copies
+from dsctl_core.remote.store import Remote
+
+MOST_OPEN = 8  # shards of a process: a copy that is removed while it is open takes its bytes until it is closed
+FETCHERS = 4  # threads that fetch shards ahead
+HEADER_FETCHERS = 16
+HEAD = 64 * 2**10  # bytes that are asked for in place of a header, whose length is not known yet
+MOST_HEADS = 256  # headers that are kept
+
+
+class RemoteShards:
+    """The shards in the remote folder `folder`, of which `sizes` has the bytes by name."""
+
+    def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        self.remote, self.sizes = Remote(address_of(folder)), dict(sizes)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._open: OrderedDict[str, Shard] = OrderedDict()
+        self._heads: OrderedDict[str, Shard] = OrderedDict()
+        self._fetching: dict[str, Future[None]] = {}
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process: files, threads and connections."""
+        return {"remote": self.remote, "sizes": self.sizes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __getitem__(self, name: str) -> Shard:
+        """Return a shard, fetched and verified if there is no copy; raise DsctlError where that fails."""
+        self._of_this_process()
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        waited = self._fetching.pop(name, None)
+        if waited is not None and not waited.cancel():
+            waited.exception()  # where it failed, the attempt here says why
+        while len(self._open) >= MOST_OPEN:
+            self._open.popitem(last=False)[1].close()
+        with self._copy(name) as path:
+            self._open[name] = Shard(path)
+        return self._open[name]
+
+    def head(self, name: str) -> Shard:
+        """Return a shard of which the header alone is read, for the shapes of its tensors."""
+        self._of_this_process()
+        if name in self._open:
+            return self._open[name]
+        if name not in self._heads:
+            self.read_heads([name])
+        self._heads.move_to_end(name)
+        return self._heads[name]
+
+    def read_heads(self, names: Iterable[str]) -> None:
+        """Read the headers of shards, several at a time."""
+        with ThreadPoolExecutor(HEADER_FETCHERS) as threads:
+            wanted = [name for name in dict.fromkeys(names) if name not in self._heads]
+            for name, header in zip(wanted, threads.map(self._header, wanted), strict=True):
+                self._heads[name] = Shard(Path(f"{self.remote.address}/{name}"), header)
+        while len(self._heads) > max(MOST_HEADS, len(wanted)):
+            self._heads.popitem(last=False)
+
+    def fetch_ahead(self, names: Iterable[str]) -> None:
+        """Begin to fetch the shards that are not there, in this order, while others are used.
+
+        At a time no more are fetched than what the copies leave free for others. What goes wrong is said to who reads
+        the shard.
+        """
+        self._of_this_process()
+        self._fetching = {name: future for name, future in self._fetching.items() if not future.done()}
+        room = local_copies().limit // SPARE - sum(self.sizes[name] for name in self._fetching)
+        for name in dict.fromkeys(names):
+            if name in self._fetching or name in self._open or local_copies().has(name, SUFFIX):
+                continue
+            room -= self.sizes[name]
+            if room < 0:
+                return
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(FETCHERS, thread_name_prefix="shards")
+            self._fetching[name] = self._threads.submit(self._fetch, name)
+
+    def refuse_incomplete(self) -> None:
+        """Raise DsctlError for a shard that is missing or has another size, from the listing of the folder."""
+        there = {entry.name: entry.size for entry in self.remote.list()}
+        for name, size in sorted(self.sizes.items()):
+            if there.get(name) != size:
+                found = "is missing" if name not in there else f"has {there[name]} bytes, not {size}"
+                raise DsctlError(f"{self.remote.address}/{name} {found}", hint="copy it there again")
+
+    def _copy(self, name: str) -> AbstractContextManager[Path]:
+        return local_copies().made(name, self.sizes[name], SUFFIX, lambda target: self._pull(name, target))
+
+    def _fetch(self, name: str) -> None:
+        with self._copy(name):
+            pass
+
+    def _pull(self, name: str, target: Path) -> None:
+        made = hashlib.sha256()
+
+        def take(block: bytes) -> None:
+            made.update(block)
+            stream.write(block)
+
+        with target.open("wb") as stream:
+            self.remote.pull(name, take)
+        if f"{made.hexdigest()}{SUFFIX}" != name:
+            raise DsctlError(
+                f"{self.remote.address}/{name} is damaged: its content does not have the checksum in its name",
+                hint="copy it there again",
+            )
+
+    def _header(self, name: str) -> bytes:
+        """Return the beginning of a shard up to the end of its header."""
+        found = self.remote.read(name, 0, min(HEAD, self.sizes[name]))
+        end = 8 + min(struct.unpack("<Q", found[:8].ljust(8, b"\0"))[0], MOST_HEADER)
+        return found if end <= len(found) else found + self.remote.read(name, len(found), min(end, self.sizes[name]))
+
+    def _of_this_process(self) -> None:
+        if self._process != os.getpid():  # files, threads and connections do not outlive a fork
+            self._forget()

@@ -1,0 +1,119 @@
+"""Training from a cache in an object store: the numbers of the local one, each shard fetched once, within bounds."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from dsctl_core.cache import remote_shards, shards
+from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.train import train
+from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.remote import local
+from dsctl_core.stages import encode
+from tests.dsctl_core.cache.conftest import PROMPTS
+
+BUCKET = "caches"
+
+
+@pytest.fixture(scope="module")
+def small_shards(model, pictures, tmp_path_factory) -> Path:
+    """A cache with two parts in a shard."""
+    folder = tmp_path_factory.mktemp("small") / "cache"
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(encode, "PARTS_IN_A_SHARD", 2)
+        make_cache(CacheOptions(model=str(model), dataset_base_path=pictures, output_path=folder, device="cpu"))
+    return folder
+
+
+@pytest.fixture
+def address(s3, small_shards, tmp_path, monkeypatch) -> str:
+    """The address of a copy of it in the store; there are no local copies of it yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    where = f"{BUCKET}-{uuid.uuid4()}"
+    s3.make_bucket(where)
+    for path in small_shards.rglob("*.*"):
+        s3.put(where, f"of/{path.relative_to(small_shards).as_posix()}", path.read_bytes())
+    s3.requests.clear()
+    return f"s3://{where}/of"
+
+
+def run(folder: Path | str, out: Path, **more) -> list[float]:
+    base = {"lora_rank": 2, "max_steps": 8, "dataset_repeat": 2, "device": "cpu", "resume": "auto", "save_steps": 3}
+    train(TrainOptions(from_cache=folder, output_path=out, **{**base, **more}))
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def fetched(s3) -> list[str]:
+    """Return the shards that were asked for with their bytes, in order."""
+    return [request.rpartition("/")[2] for request, _ in s3.requests if "GET" in request and shards.SUFFIX in request]
+
+
+def test_a_run_from_the_store_has_the_losses_of_the_local_one_and_fetches_each_shard_once(
+    s3, address, small_shards, tmp_path
+):
+    expected = run(small_shards, tmp_path / "local")
+    assert run(address, tmp_path / "remote") == expected
+    names = sorted(path.name for path in (small_shards / "shards").iterdir())
+    assert len(names) > 4
+    assert sorted(set(fetched(s3))) == names
+    assert len(fetched(s3)) == len(names)
+    s3.requests.clear()
+    part = run(address, tmp_path / "stopped", max_steps=3, lr_scheduler="constant")
+    assert run(address, tmp_path / "stopped", lr_scheduler="constant") == expected
+    assert part == expected[:3]
+    assert fetched(s3) == [], "other runs have the copies"
+
+
+def test_copies_are_bounded_and_come_again(s3, address, small_shards, monkeypatch):
+    sizes = [path.stat().st_size for path in (small_shards / "shards").iterdir()]
+    monkeypatch.setattr(remote_shards, "MOST_OPEN", 1)
+    monkeypatch.setenv(local.LIMIT, repr(2.5 * max(sizes) / 1e9))
+    cached, plain = CachedDataset(address), CachedDataset(small_shards)
+    for turn in range(2):
+        for position in range(len(PROMPTS)):
+            cached.fetch_ahead([position, (position + 1) % len(PROMPTS)])
+            assert repr(cached[position]) == repr(plain[position]), turn
+            copies = local.local_copies().folder.glob(f"*{shards.SUFFIX}")
+            assert sum(path.stat().st_size for path in copies) <= 2.5 * max(sizes)
+    assert len(fetched(s3)) > len(sizes)
+
+
+def test_what_was_fetched_ahead_is_not_asked_for_again(s3, address, small_shards):
+    cached = CachedDataset(address)
+    cached.fetch_ahead([4, 1])
+    deadline = time.monotonic() + 60
+    while len(fetched(s3)) < 4 and time.monotonic() < deadline:  # a picture and a prompt of each
+        time.sleep(0.05)
+    assert repr(cached[1]) == repr(CachedDataset(small_shards)[1])
+    assert repr(cached[4]) == repr(CachedDataset(small_shards)[4])
+    assert len(fetched(s3)) == len(set(fetched(s3))) <= 4
+
+
+def test_buckets_read_headers_alone(s3, address, small_shards):
+    assert CachedDataset(address).buckets(("prompt_embeds",)) == CachedDataset(small_shards).buckets(("prompt_embeds",))
+    assert not list(local.local_copies().folder.glob(f"*{shards.SUFFIX}"))
+
+
+def test_a_shard_that_is_missing_or_damaged_is_named(s3, address, small_shards):
+    bucket, name = address.split("/")[2], min(path.name for path in (small_shards / "shards").iterdir())
+    whole = (small_shards / "shards" / name).read_bytes()
+    s3.put(bucket, f"of/shards/{name}", whole[:-1] + bytes([whole[-1] ^ 1]))
+    cached = CachedDataset(address)
+    cached.check_at_start()
+    with pytest.raises(DsctlError, match=f"{address}/shards/{name} is damaged"):
+        [cached[position] for position in range(len(cached))]
+    s3.client.delete_object(Bucket=bucket, Key=f"of/shards/{name}")
+    with pytest.raises(DsctlError, match=f"{address}/shards/{name} is missing"):
+        CachedDataset(address).check_at_start()
+
+
+def test_a_bound_on_copies_of_a_local_cache_is_refused(small_shards, tmp_path):
+    with pytest.raises(UsageError, match="--remote-cache-gb has no effect"):
+        TrainOptions(from_cache=small_shards, output_path=tmp_path, lora_rank=2, remote_cache_gb=1)
