@@ -127,7 +127,7 @@ class DatasetCaptionOptions(Options):
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Precision of the model. Left out: bfloat16 on a GPU that has it, else float32."
     )
-    device: Device | None = Field(None, description="cpu, cuda or cuda:N. Left out: a GPU if there is one.")
+    device: Device | None = Field(None, description="cpu, cuda, cuda:N or mps. Left out: cuda if there is one.")
 
     @field_validator("output")
     @classmethod
