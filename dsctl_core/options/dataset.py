@@ -9,6 +9,7 @@ from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Argument, ComposedOptions, Count, Device, Options, Seed, Text
 from dsctl_core.options.data import ReadingOptions
 from dsctl_core.options.effects import ALWAYS_LIKELIEST, NO_ANNOTATOR, NO_DETECTOR, Idle
+from dsctl_core.options.mps import refuse_on_mps
 
 
 class DatasetValidateOptions(ComposedOptions):
@@ -146,7 +147,8 @@ class DatasetCaptionOptions(Options):
         return words
 
     def check(self) -> None:
-        """Raise a UsageError if no model is named."""
+        """Raise a UsageError if no model is named, and for a precision that the device does not have."""
+        refuse_on_mps(self.device, {}, precisions={"--dtype": self.dtype})
         if self.model is None and self.captioner is None:
             raise UsageError(
                 "nothing that describes pictures is named",

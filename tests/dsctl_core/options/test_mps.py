@@ -8,6 +8,7 @@ import pytest
 
 from dsctl_core.errors import UsageError
 from dsctl_core.options import CacheOptions, InferOptions, TrainOptions
+from dsctl_core.options.dataset import DatasetCaptionOptions
 
 TRAIN = {"model": "tiny", "dataset_base_path": ".", "output_path": "out", "device": "mps"}
 INFER = {"model": "tiny", "prompt": "a", "device": "mps"}
@@ -27,6 +28,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (InferOptions, {**INFER, "dtype": "bfloat16"}, "--dtype bfloat16"),
     (InferOptions, {**INFER, "quantize": "dit=int8"}, "--quantize"),
     (InferOptions, {**INFER, "offload": "blocks"}, "--offload"),
+    (DatasetCaptionOptions, {"path": ".", "model": "tiny", "device": "mps", "dtype": "float16"}, "--dtype float16"),
 ]
 
 
@@ -36,7 +38,7 @@ def test_what_an_apple_gpu_does_not_do_is_refused_by_its_name(kind, given, flag)
         kind.model_validate(given)
     assert "--device mps" in caught.value.problem and "\n" not in caught.value.problem
     assert caught.value.hint == f"leave {flag.split()[0]} out"
-    kind.model_validate({**given, "device": "cpu" if kind is InferOptions and "offload" in given else "cuda"})
+    kind.model_validate({**given, "device": "cuda"})
 
 
 def test_float32_in_one_process_is_taken():
