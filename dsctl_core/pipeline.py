@@ -109,6 +109,7 @@ class BasePipeline(nn.Module):
         reader_configs: Mapping[str, ModelConfig] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
         on_host: Collection[str] = (),
+        in_parts: Collection[str] = (),
         only: Sequence[str] | None = None,
         schedule: Schedule | None = None,
         parts: ModelParts | None = None,
@@ -127,6 +128,7 @@ class BasePipeline(nn.Module):
             reader_configs: Path or repository of each reader, by name.
             component_dtypes: Dtype of single components by name; the others have `torch_dtype`.
             on_host: Names of components that stay in main memory, on which something is done before they are moved.
+            in_parts: Names of components that are divided between processes; see `load_components`.
             only: Names of the components to load (None: all in `model_configs`).
             schedule: Schedule to use without a scheduler_config.json (None: that of the family).
             parts: Parts of the model (None: derived from `model_configs` and the model_index.json).
@@ -145,6 +147,7 @@ class BasePipeline(nn.Module):
             device=place,
             component_dtypes=component_dtypes,
             on_host=on_host,
+            in_parts=in_parts,
             only=only,
             schedule=schedule,
             parts=parts,

@@ -53,11 +53,12 @@ def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: Path) -> Non
         raise DsctlError(f"{where}: {name} has a value that is no finite number", hint=ANOTHER)
 
 
-def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path) -> None:
+def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path, *, values: bool = True) -> None:
     """Raise a DsctlError if a weight of `model`, loaded from `files` of the component at `where`, cannot be used.
 
     That is a value that is not finite in the dtype of the model, a variance below 0, and whole numbers for a weight.
-    On a CPU, files that passed are remembered: see dsctl_core.checkpoint.known_weights.
+    On a CPU, files that passed are remembered: see dsctl_core.checkpoint.known_weights. Without `values`, only the
+    headers of the files are read.
     """
     state: Mapping[str, Tensor] = model.state_dict()
     marker = None
@@ -71,6 +72,8 @@ def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path
             is_weight = state[name].is_floating_point() if name in state else name.endswith((".weight", ".bias"))
             if entry["dtype"] in WHOLE and is_weight:
                 raise DsctlError(f"{file}: {name} has whole numbers ({entry['dtype']}), and is a weight", hint=ANOTHER)
+    if not values:
+        return
     found = find_not_finite(state.items())
     if found is not None:
         file = _file_of(found, entries) or where

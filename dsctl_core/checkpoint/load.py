@@ -172,6 +172,7 @@ def load_components(
     device: torch.device | str,
     component_dtypes: dict[str, torch.dtype] | None = None,
     on_host: Collection[str] = (),
+    in_parts: Collection[str] = (),
     only: Sequence[str] | None = None,
     schedule: Schedule | None = None,
     parts: ModelParts | None = None,
@@ -189,6 +190,8 @@ def load_components(
         device: Device of the components; of several denoisers only the first is moved there, the others stay on CPU.
         component_dtypes: Dtype of single components by name; the others have `torch_dtype`.
         on_host: Names of components that stay in main memory, on which something is done before they are moved.
+        in_parts: Names of components that are divided between processes: each stays in main memory, mapped from its
+            files, and the values are checked where they are divided, by each process its own.
         only: Names of the components to load (None: all in `model_configs`).
         schedule: Schedule to use without a scheduler_config.json (None: that of the family).
         parts: Parts of the model (None: derived from `model_configs` and the model_index.json).
@@ -211,8 +214,8 @@ def load_components(
         dtype = (component_dtypes or {}).get(component.name, torch_dtype)
         own = has_own_config(component, folder)
         loaded = load_component(component, folder, dtype) if own else load_single_file(family, component, folder, dtype)
-        models[component.name] = loaded.to("cpu" if component.name in (*waiting, *on_host) else device)
-        refuse_unusable_weights(loaded, weight_files(folder), folder)
+        models[component.name] = loaded.to("cpu" if component.name in (*waiting, *on_host, *in_parts) else device)
+        refuse_unusable_weights(loaded, weight_files(folder), folder, values=component.name not in in_parts)
     readers = Readers(family, {name: path for name, path in places.readers.items() if name in used})
     found = read_schedule(schedule or family.schedule, places.schedule)
     defaults = dict(family.defaults) if places.folder is None else folder_defaults(family, places.folder)

@@ -106,7 +106,7 @@ def devices() -> dict[str, str]:
         bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
         found[f"cuda:{index}"] = f"{gpu.name}, {readable_bytes(gpu.total_memory)}, sm_{gpu.major}{gpu.minor}, {bf16}"
     if torch.backends.mps.is_available():
-        found["mps"] = "Apple GPU"
+        found["mps"] = "Apple GPU, used with --device mps alone, in float32"
     return found
 
 

@@ -181,6 +181,10 @@ def placement(options: InferOptions | DatasetCaptionOptions) -> tuple[torch.devi
     """Return the device and the precision that are asked for, else those that suit this machine."""
     import torch
 
+    from dsctl_core.memory.mps import require_mps
+
+    if options.device == "mps":
+        require_mps()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {options.device} is asked for, but torch sees no such GPU", hint="see dsctl doctor")

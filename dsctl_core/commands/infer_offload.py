@@ -39,6 +39,8 @@ def choose_offload(
                 hint="leave it out",
             )
         return "none", None
+    if device.type == "mps":  # its memory is the main memory
+        return "none", None
     packed = {name for name, _ in quantized_pairs(options.quantize)}
     denoisers = [each.name for each in resolved.parts.denoisers]
     if options.offload != "auto":

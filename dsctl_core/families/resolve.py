@@ -204,6 +204,7 @@ class ResolvedModel:
         only: Sequence[str] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
         on_host: Collection[str] = (),
+        in_parts: Collection[str] = (),
     ) -> BasePipeline:
         """Load the pipeline with the components and side networks in `only` (None: all), and with what is added to it.
 
@@ -216,6 +217,7 @@ class ResolvedModel:
             reader_configs=self.reader_configs,
             component_dtypes=component_dtypes,
             on_host=on_host,
+            in_parts=in_parts,
             only=only,
             schedule=self.schedule,
             parts=self.parts,

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from dsctl_core.memory.mps import has_mps
+
 WORTH = 64 * 2**20  # bytes of weights; the collector looks at every object of the process, for up to half a second
 
 
@@ -21,6 +23,8 @@ def release_memory(freed: int = WORTH) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if has_mps():
+        torch.mps.empty_cache()
 
 
 def weight_bytes(models: Iterable[nn.Module]) -> int:

@@ -333,4 +333,4 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]  # written "a,b
 NumberNames = Annotated[Names, BeforeValidator(_texts_of_numbers)]  # written "512,1024", or as a list of numbers
 Text = Annotated[str, Field(min_length=1)]
 Solver = Literal["euler", "unipc"]  # how inference follows the velocity along the noise levels
-Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Takes("cpu, cuda or cuda:N")]
+Device = Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$"), Takes("cpu, cuda, cuda:N or mps")]

@@ -11,6 +11,7 @@ from dsctl_core.options.control import CacheControlOptions
 from dsctl_core.options.data import DataOptions
 from dsctl_core.options.effects import EACH_ROW_ONCE, NO_TEMPLATE, ONE_PROMPT, OTHERS_NEED, Idle
 from dsctl_core.options.model import ModelOptions, ModelParts
+from dsctl_core.options.mps import refuse_on_mps
 from dsctl_core.options.processes import ProcessCountOptions
 from dsctl_core.options.quantize import Quantized
 from dsctl_core.options.tasks import LOSS_TASKS
@@ -76,7 +77,9 @@ class CacheOptions(ComposedOptions):
         description="Components to hold in 4 or 8 bits while encoding: dit=nf4,text_encoder=int8. Formats: int8, "
         "float8, nf4 (which needs bitsandbytes).",
     )
-    device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
+    device: Literal["cpu", "cuda", "mps"] | None = Field(
+        None, description="mps is an Apple GPU. Left out: an NVIDIA GPU if there is one, else the CPU."
+    )
     dry_run: bool = Field(
         False, description="Say what encoding would take of memory and disk, without loading weights, and stop."
     )
@@ -97,4 +100,7 @@ class CacheOptions(ComposedOptions):
     def check(self) -> None:
         """Raise a UsageError where there is nothing to encode, or nothing to trust."""
         self.data.require_dataset()
+        several = (self.processes.num_processes or 1) > 1
+        given = {"--fp8-models": self.fp8_models, "--quantize": self.quantize, "--num-processes": several}
+        refuse_on_mps(self.device, given, precisions={"--mixed-precision": self.mixed_precision})
         NO_TEMPLATE.check(self.templates)

@@ -9,6 +9,7 @@ from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Argument, ComposedOptions, Count, Device, Options, Seed, Text
 from dsctl_core.options.data import ReadingOptions
 from dsctl_core.options.effects import ALWAYS_LIKELIEST, NO_ANNOTATOR, NO_DETECTOR, NO_REMOTE, Idle
+from dsctl_core.options.mps import refuse_on_mps
 from dsctl_core.remote.address import is_remote
 
 
@@ -137,7 +138,7 @@ class DatasetCaptionOptions(Options):
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Precision of the model. Left out: bfloat16 on a GPU that has it, else float32."
     )
-    device: Device | None = Field(None, description="cpu, cuda or cuda:N. Left out: a GPU if there is one.")
+    device: Device | None = Field(None, description="cpu, cuda, cuda:N or mps. Left out: cuda if there is one.")
 
     @field_validator("output")
     @classmethod
@@ -156,7 +157,8 @@ class DatasetCaptionOptions(Options):
         return words
 
     def check(self) -> None:
-        """Raise a UsageError if no model is named."""
+        """Raise a UsageError if no model is named, and for a precision that the device does not have."""
+        refuse_on_mps(self.device, {}, precisions={"--dtype": self.dtype})
         if self.model is None and self.captioner is None:
             raise UsageError(
                 "nothing that describes pictures is named",

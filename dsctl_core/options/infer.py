@@ -13,6 +13,7 @@ from dsctl_core.options.effects import CLIP_REPLACED, NO_PICTURE, Idle
 from dsctl_core.options.guidance import GuidanceScale
 from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.mps import refuse_on_mps
 from dsctl_core.options.quantize import Quantized
 from dsctl_core.options.template import TemplateUseOptions
 from dsctl_core.options.vace import VaceOptions
@@ -125,7 +126,7 @@ class InferOptions(ComposedOptions):
         description="What waits in main memory until it is needed: none, components, or blocks of the denoiser too. "
         "auto: as little as the free memory of the GPU allows.",
     )
-    device: Device | None = Field(None, description="cpu, cuda or cuda:N. Left out: a GPU if there is one.")
+    device: Device | None = Field(None, description="cpu, cuda, cuda:N or mps. Left out: cuda if there is one.")
 
     @field_validator("output")
     @classmethod
@@ -146,6 +147,8 @@ class InferOptions(ComposedOptions):
 
     def check(self) -> None:
         """Raise a UsageError for options that do not go together."""
+        given = {"--quantize": self.quantize, "--offload": self.offload not in ("auto", "none")}
+        refuse_on_mps(self.device, given, precisions={"--dtype": self.dtype})
         # A model that decomposes a picture can do so without a prompt; other models are not known yet.
         if self.prompt is None and self.prompts_file is None and not self.edit_image:
             raise no_prompt()

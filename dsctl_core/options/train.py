@@ -31,6 +31,7 @@ from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.memory import MemoryOptions
 from dsctl_core.options.messages import Spelled
 from dsctl_core.options.model import SomeModelOptions
+from dsctl_core.options.mps import refuse_on_mps
 from dsctl_core.options.objective import ObjectiveOptions
 from dsctl_core.options.optimizer import OptimizerOptions
 from dsctl_core.options.processes import ProcessOptions
@@ -127,6 +128,7 @@ class TrainOptions(ComposedOptions):
         self._a_model_and_samples()
         self._one_way_to_the_samples()
         self._memory_options_that_go_together()
+        self._what_an_apple_gpu_does()
         self._something_to_see()
         self._a_prefix_that_is_there()
         if self.cache_folder is not None and not is_remote(self.cache_folder):
@@ -157,6 +159,21 @@ class TrainOptions(ComposedOptions):
             raise UsageError(
                 "--compile and --controlnet are both given, and cannot be combined", hint="leave --compile out"
             )
+
+    def _what_an_apple_gpu_does(self) -> None:
+        training, memory, processes = self.training, self.memory, self.processes
+        given = {
+            "--fp8-models": training.fp8_models,
+            "--quantize": training.quantize,
+            "--compile": memory.compile,
+            "--offload-blocks": memory.offload_blocks,
+            "--use-gradient-checkpointing-offload": training.use_gradient_checkpointing_offload,
+            "--fit": memory.fit,
+            "--dry-run": memory.dry_run,
+            "--num-processes": (processes.num_processes or 1) > 1,
+            "--accelerate-config": processes.accelerate_config,
+        }
+        refuse_on_mps(training.device, given, precisions={"--mixed-precision": training.mixed_precision})
 
     def _something_to_see(self) -> None:
         callbacks = self.callbacks

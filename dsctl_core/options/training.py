@@ -55,7 +55,9 @@ class TrainingOptions(Options):
         description="Frozen components to hold in 4 or 8 bits: dit=nf4,text_encoder=int8. Formats: int8, "
         "float8, nf4 (which needs bitsandbytes).",
     )
-    device: Literal["cpu", "cuda"] | None = Field(None, description="Left out: a GPU if there is one.")
+    device: Literal["cpu", "cuda", "mps"] | None = Field(
+        None, description="mps is an Apple GPU. Left out: an NVIDIA GPU if there is one, else the CPU."
+    )
 
 
 class OutputOptions(Options):

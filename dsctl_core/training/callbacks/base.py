@@ -57,8 +57,8 @@ class TrainingHook:
     def state(self) -> Any:
         """Return what this hook needs to resume: dicts, lists, tensors, numbers and strings, or None.
 
-        Called whenever the training state is saved. Sharded tensors are gathered afterwards; `load_state` receives
-        full tensors.
+        Called whenever the training state is saved. Sharded tensors are saved in pieces; `load_state` receives them
+        sharded in the same way, or whole where the run goes on in one process, or the state is that of one.
         """
         return None
 

@@ -22,11 +22,14 @@ def eval_mode(run: TrainingRun) -> Iterator[None]:
     """
     modes = {module: module.training for module in run.model.modules()}
     device = run.accelerator.device
+    apple = torch.mps.get_rng_state() if device.type == "mps" else None  # fork_rng does not keep it
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), run.shown_weights():
         run.model.eval()
         try:
             yield
         finally:
+            if apple is not None:
+                torch.mps.set_rng_state(apple)
             for module, training in modes.items():
                 module.training = training
                 if isinstance(module, FSDPModule):

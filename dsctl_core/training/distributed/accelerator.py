@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, KwargsHand
 from torch import nn
 
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.memory.mps import has_mps, require_mps
 from dsctl_core.options.processes import ProcessCountOptions
 
 STATUS = Path("/proc/self/status")
@@ -39,11 +40,18 @@ def make_accelerator(
     """
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {device} is asked for, but torch sees no such GPU", hint="see dsctl doctor")
+    if device == "mps":
+        require_mps()
     chosen = precision or _launched_precision() or usual or default_precision(device)
     if chosen == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise UsageError("--mixed-precision fp16 needs a GPU", hint="use bf16 or no on a CPU")
+    if device == "mps" and chosen != "no":
+        raise UsageError(
+            f"--device mps computes in float32, and {chosen} is asked for, by the cache or by a launcher",
+            hint="give --mixed-precision no, and for a cache make it with that",
+        )
     _forget_earlier_run()
-    on_cpu = device == "cpu" or _on_cpus_of_a_launcher()
+    on_cpu = device == "cpu" or _on_cpus_of_a_launcher() or leaves_mps(device)
     group = InitProcessGroupKwargs(timeout=timedelta(minutes=processes.process_timeout))
     if on_cpu and launched_with("DEEPSPEED"):
         # With cpu=True accelerate ignores DeepSpeed; with a CPU backend it selects the CPU by itself.
@@ -66,6 +74,11 @@ def make_accelerator(
             hint="do not set ACCELERATE_USE_CPU",
         )
     return accelerator
+
+
+def leaves_mps(device: str | None) -> bool:
+    """Return whether there is an Apple GPU that is not used, as --device does not name it: accelerate would take it."""
+    return device is None and not torch.cuda.is_available() and has_mps()
 
 
 def _on_cpus_of_a_launcher() -> bool:
@@ -127,8 +140,14 @@ def default_precision(device: str | None) -> str:
     return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
-def peak_memory() -> int:
-    """Return the peak memory so far in bytes: of the GPU if there is one, else resident in this process."""
+def peak_memory(device: torch.device | None = None) -> int:
+    """Return the peak memory so far in bytes: of the GPU if there is one, else resident in this process.
+
+    Of an Apple GPU, where `device` is one, it is what the driver has given: torch counts no peak there, but keeps what
+    it was given.
+    """
+    if device is not None and device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":

@@ -24,9 +24,10 @@ class LossByDataset:
         The result has the device and dtype of `like`, and nothing waits for it. A module that tells no losses of its
         samples counts none.
         """
-        found = torch.zeros(2 * len(self.labels), dtype=torch.float64, device=like.device)
+        precision = torch.float32 if like.device.type == "mps" else torch.float64  # an Apple GPU has no float64
+        found = torch.zeros(2 * len(self.labels), dtype=precision, device=like.device)
         if self.labels and losses is not None and samples:
-            own = losses[: len(samples)].double()
+            own = losses[: len(samples)].to(precision)
             places = torch.tensor([sample[DATASET] for sample in samples][: len(own)], device=like.device)
             found.index_add_(0, places, own)
             found.index_add_(0, places + len(self.labels), torch.ones_like(own))

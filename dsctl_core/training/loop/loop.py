@@ -204,7 +204,7 @@ class _Loop:
             changed = refuse_changes(saved, self.snapshots.settings, allow_changed, where)
             run.logger.continues = Continuation(state.output_path, state.step, changed)
         run.logger.on_training_start(run.accelerator, run.model)
-        with self._alone(), self.stop:
+        with self._alone(), self.stop, self.snapshots:
             self._start(state)
             with naming_unused_parameters():
                 while run.step < run.total:
@@ -213,6 +213,7 @@ class _Loop:
                 hook.on_training_end(run)
             run.logger.on_training_end(run.accelerator, run.model, run.step)
             self.snapshots.save(self._position())
+            self.snapshots.finish()
         run.progress.finish()
         run.accelerator.wait_for_everyone()
         assert self.record is not None
@@ -255,6 +256,7 @@ class _Loop:
                 return
             if self.stopped_by:
                 self._save()
+                self.snapshots.finish()
                 raise TrainingStopped(self.stopped_by, run.step, run.total, resumable=self.snapshots.possible)
             if self.save_steps is not None and run.step % self.save_steps == 0:
                 self._save()
@@ -326,6 +328,7 @@ class _Loop:
 
     def _end_step(self, number: int, norm: float | None) -> None:
         """Record the step that ends with round `number`."""
+        self.snapshots.require_writable()
         run = self.run
         run.step += 1
         self.step_in_epoch += 1
@@ -338,7 +341,9 @@ class _Loop:
             require_space(run.logger.output_path, weight_bytes(run) + self.snapshots.bytes())
         length = math.nan if norm is None else norm
         losses = self.by_dataset.take()
-        self.record = StepRecord(run.step, self.loss, lr, length, seconds, pace, peak_memory(), losses)
+        self.record = StepRecord(
+            run.step, self.loss, lr, length, seconds, pace, peak_memory(run.accelerator.device), losses
+        )
         run.logger.on_step_end(run.accelerator, run.model, self.record)
         for hook in self.hooks:
             hook.on_step_end(run, self.record)

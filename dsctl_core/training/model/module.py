@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -83,6 +83,7 @@ class DiffusionTrainingModule(nn.Module):
         quantized: Mapping[str, str] | None = None,
         packed_on: torch.device | None = None,
         seed: int = 0,
+        divided: Collection[str] = (),
     ) -> None:
         """Freeze `pipe`, make the selected parts trainable in float32, and set the schedule for training.
 
@@ -108,6 +109,8 @@ class DiffusionTrainingModule(nn.Module):
             quantized: components to hold in a format of dsctl_core.memory.quantize, with the same limits.
             packed_on: the device of what these two are packed into (None: that of the pipeline).
             seed: the seed of the LoRA's initial weights.
+            divided: components whose weights keep their dtypes for now: what divides them between processes casts
+                each process's part.
         """
         full = split_names(trainable_models)
         use_dora = use_dora or network == "dora"
@@ -144,7 +147,10 @@ class DiffusionTrainingModule(nn.Module):
             fuse_lora(pipe, Path(preset_lora_path), preset_lora_model or pipe.family.denoisers[0].name)
         for path, scale in loras:
             fuse_lora(pipe, Path(path), None, scale)
-        self.trained = [self._train_whole(pipe, name, full) for name in dict.fromkeys(n.split(".")[0] for n in full)]
+        self.trained = [
+            self._train_whole(pipe, name, full, cast=name not in divided)
+            for name in dict.fromkeys(n.split(".")[0] for n in full)
+        ]
         denoisers = [denoiser.name for denoiser in pipe.parts.denoisers]
         for number, name in enumerate(adapted):
             published = list(pipe.family.lora_targets) if name in denoisers else [AUTO]
@@ -162,16 +168,16 @@ class DiffusionTrainingModule(nn.Module):
         pipe.scheduler.set_timesteps(TRAINING_LEVELS, training=True)
 
     @staticmethod
-    def _train_whole(pipe: BasePipeline, component: str, names: list[str]) -> TrainedComponent:
+    def _train_whole(pipe: BasePipeline, component: str, names: list[str], *, cast: bool) -> TrainedComponent:
         model = pipe.component(component)
         patterns = [name.partition(".")[2] for name in names if name.partition(".")[0] == component]
         found = {name: m for each in patterns for name, m in find_modules(model, component, each).items()}
         for module in found.values():
             module.requires_grad_(True).train()
-            for tensor in (*module.parameters(), *module.buffers()):
+            for tensor in (*(module.parameters() if cast else ()), *module.buffers()):
                 if tensor.is_floating_point() and tensor.dtype != torch.float32:
                     tensor.data = tensor.data.float()
-        if "" not in found:
+        if cast and "" not in found:
             cast_weights(model, pipe.torch_dtype, frozen_only=True)
         about = {} if "" in found else {"trained_parts": ",".join(found)}
         return TrainedComponent(component, lora=False, parts=tuple(found), description=about)

@@ -31,6 +31,18 @@ def trained_dtypes(resolved: ResolvedModel, trained: Iterable[str], dtype: torch
     return {name: dtype if name in places and is_stored_in(places[name], dtype) else torch.float32 for name in names}
 
 
+def stored_dtypes(resolved: ResolvedModel, names: Iterable[str]) -> dict[str, torch.dtype]:
+    """Return the dtype of those of the components `names` whose files have one dtype alone, and need no cast."""
+    places = find_component_paths(resolved.family, resolved.configs_of(list(names))).components
+    return {
+        name: dtype
+        for name, place in places.items()
+        if name in names
+        for dtype in STORED_AS
+        if is_stored_in(place, dtype)
+    }
+
+
 def is_stored_in(place: Path, dtype: torch.dtype) -> bool:
     """Return whether all tensors of the component at `place`, a folder or a file, are stored in `dtype`."""
     found = {entry["dtype"] for file in weight_files(place) for entry in tensor_entries(file).values()}

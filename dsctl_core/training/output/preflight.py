@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import write_error
 from dsctl_core.readable import readable_bytes
-from dsctl_core.training.state.values import write_values
 
 if TYPE_CHECKING:
     from dsctl_core.training.callbacks.base import TrainingRun
@@ -37,16 +36,15 @@ def rehearse_save(run: TrainingRun, snapshots: Snapshots, saves: int) -> None:
                 f"{output} has {readable_bytes(free_bytes(output))} free, "
                 f"but all {saves} saves of this run take {readable_bytes(every)}"
             )
-    values = snapshots.collect() if weights + state <= WHOLE else {}
+    in_full = snapshots.possible and weights + state <= WHOLE
     folder = output / f".rehearsal.{uuid.uuid4().hex[:8]}.tmp"
     try:
         if run.accelerator.is_main_process:
             folder.mkdir()
-            for name, value in values.items():
-                write_values(folder / name, value)
-            if not values:
+            if not in_full:
                 _write_probe(folder / "probe")
-        if values:
+        if in_full:
+            snapshots.rehearse(folder)
             run.logger.rehearse(run.accelerator, run.model, folder)
     except OSError as error:
         raise write_error(output, error) from error

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from dsctl_core.errors import UsageError
 from dsctl_core.memory.options import MemorySettings
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
-from dsctl_core.training.model.stored import trained_dtypes
+from dsctl_core.training.distributed.fsdp import divides, shard
+from dsctl_core.training.model.stored import stored_dtypes, trained_dtypes
 from dsctl_core.training.model.task_module import TaskModule, objective_of
 from dsctl_core.training.plan.plan import TrainingPlan
 
@@ -23,31 +27,62 @@ def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
     whole = [name.split(".")[0] for name in plan.options.training.trainable_models or ()]
     # Offloaded blocks are loaded into main memory: the whole model may not fit into the GPU.
     place = torch.device("cpu") if memory.offload_blocks else device
+    parts = divided_components(plan)
     pipe = plan.model.load_pipeline(
         torch_dtype=plan.dtype,
         device=place,
         only=plan.components,
-        component_dtypes=trained_dtypes(plan.model, whole, plan.dtype),
+        component_dtypes=trained_dtypes(plan.model, whole, plan.dtype) | _mapped_dtypes(plan, parts),
         on_host=plan.use.edits.packed,
+        in_parts=parts,
     )
-    module = task_module(plan, pipe, packed_on=device)
+    module = task_module(plan, pipe, packed_on=device, divided=parts)
     if memory.offload_blocks and device.type == "cpu":
         raise UsageError("--offload-blocks has no effect without a GPU", hint="leave it out")
     settings = MemorySettings(
         memory.gradient_checkpointing_blocks, memory.offload_blocks, memory.compile, memory.attention_backend
     )
     settings.apply(list(pipe.iteration_modules().values()), device)
-    pipe.to(device)
+    if parts:
+        shard(plan.accelerator, module, plan.dtype)
+    for model in pipe.components.values():
+        if not isinstance(model, FSDPModule):  # its parts are where FSDP2 wants them
+            model.to(device)
     pipe.device = torch.empty(0, device=device).device
     return module
 
 
+def divided_components(plan: TrainingPlan) -> tuple[str, ...]:
+    """Return the components that FSDP2 divides between the processes: what is trained, and the denoisers."""
+    if not divides(plan.accelerator):
+        return ()
+    denoisers = [each.name for each in plan.model.parts.denoisers if each.name not in plan.stages.idle]
+    return tuple(dict.fromkeys([*denoisers, *plan.options.trained_components]))
+
+
+def _mapped_dtypes(plan: TrainingPlan, names: Sequence[str]) -> dict[str, torch.dtype]:
+    """Return the dtypes in which the components `names` are mapped from their files instead of read.
+
+    Where weights are computed from those of the model, by LoRAs that are merged into it or by a DoRA, this is done in
+    the precision of the run.
+    """
+    adapter = plan.options.adapter
+    computed = adapter.lora or plan.use.edits.lora is not None or adapter.use_dora or adapter.network == "dora"
+    return {} if computed else stored_dtypes(plan.model, names)
+
+
 def task_module(
-    plan: TrainingPlan, pipe: BasePipeline, *, read_loras: bool = True, packed_on: torch.device | None = None
+    plan: TrainingPlan,
+    pipe: BasePipeline,
+    *,
+    read_loras: bool = True,
+    packed_on: torch.device | None = None,
+    divided: Sequence[str] = (),
 ) -> TaskModule:
     """Build the training module of the plan on `pipe`. Without `read_loras` no LoRA file is read or merged.
 
-    Components in fewer bits are packed onto the device `packed_on` (None: that of `pipe`).
+    Components in fewer bits are packed onto the device `packed_on` (None: that of `pipe`). The components `divided` are
+    divided between the processes afterwards.
     """
     training, adapter, edits = plan.options.training, plan.options.adapter, plan.use.edits
     return TaskModule(
@@ -78,4 +113,5 @@ def task_module(
         quantized={name: form for name, form in edits.quantized if name in pipe.components},
         packed_on=packed_on,
         seed=training.seed,
+        divided=divided,
     )

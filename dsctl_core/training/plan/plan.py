@@ -22,7 +22,7 @@ from dsctl_core.progress import Progress
 from dsctl_core.stages.split import Stages, plan_stages
 from dsctl_core.training.callbacks.build import CallbackPlan, plan_callbacks
 from dsctl_core.training.callbacks.trackers import require_trackers
-from dsctl_core.training.distributed.accelerator import make_accelerator
+from dsctl_core.training.distributed.accelerator import leaves_mps, make_accelerator
 from dsctl_core.training.model.base_target import check_tables_for
 from dsctl_core.training.model.module import float_dtype
 from dsctl_core.training.model.open import ModelUse, empty_pipeline, without_downloads
@@ -132,6 +132,8 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     accelerator = build_accelerator(
         training, options.processes, precision_of(source) if isinstance(source, CachedDataset) else None
     )
+    if leaves_mps(training.device):
+        progress.note("This machine has an Apple GPU, which is used with --device mps alone: training on the CPU")
     if state is not None and (accumulate := accumulation_for(state, training, accelerator.num_processes)) is not None:
         accelerator.gradient_accumulation_steps = accumulate
         progress.note(

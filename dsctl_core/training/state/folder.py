@@ -6,7 +6,7 @@ import re
 import reprlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from dsctl_core.files.digest import digest_files
 from dsctl_core.files.json import checked, read_json
 
 STATE_FOLDER, MANIFEST_FILE, ABOUT_FILE, LOCK_FILE = "state", "manifest.json", "state.json", ".lock"
+PIECES = "pieces"  # the folder in a state with the files that several processes have written
 FORMAT = 1  # incremented when older states can no longer be read
 LATEST, AUTO = "latest", "auto"
 # Names of the files and folders that a run writes by way of temporary ones, beside those in its state folder
@@ -96,10 +97,11 @@ class SavedState:
 
 
 @contextmanager
-def new_state(output_path: Path, step: int) -> Iterator[Path]:
+def new_state(output_path: Path, step: int, pieces: Mapping[str, StateFile] | None = None) -> Iterator[Path]:
     """Yield a temporary folder to write into; if the block succeeds, it becomes `output_path/state/step-N`.
 
     Until then it does not count as a state. The manifest, with the size and SHA-256 of every file, is written last.
+    `pieces` are those of the files in its folder PIECES, by name, which the block may fill in.
     """
     states = output_path / STATE_FOLDER
     target = states / f"step-{step}"
@@ -107,9 +109,14 @@ def new_state(output_path: Path, step: int) -> Iterator[Path]:
     # A state of this step that exists is not whole, or has the same content.
     with atomic_folder(target, remove=_remove) as temporary:
         yield temporary
-        written = digest_files(sorted(temporary.iterdir()))
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": digest} for p, digest in written.items()}
+        files = described(sorted(path for path in temporary.iterdir() if path.is_file()))
+        files |= {f"{PIECES}/{name}": file for name, file in sorted((pieces or {}).items())}
         write_json(temporary / MANIFEST_FILE, {"format": FORMAT, "files": files})
+
+
+def described(files: Sequence[Path]) -> dict[str, StateFile]:
+    """Return what the manifest says of `files`, by name."""
+    return {path.name: {"bytes": path.stat().st_size, "sha256": d} for path, d in digest_files(files).items()}
 
 
 def state_folders(output_path: Path) -> list[tuple[int, Path]]:
@@ -132,12 +139,15 @@ def fault_of(folder: Path, *, contents: bool = True) -> str | None:
     except DsctlError as error:
         return error.problem
     files = manifest["files"]
-    present = {path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors")}
+    held = [(each.name, each) for each in folder.iterdir()]
+    if (folder / PIECES).is_dir():
+        held += [(f"{PIECES}/{each.name}", each) for each in (folder / PIECES).iterdir()]
+    present = {name for name, path in held if path.suffix in (".json", ".safetensors")}
     for name in (ABOUT_FILE, *sorted(present - {MANIFEST_FILE})):
         if name not in files:
             return f"its {MANIFEST_FILE} does not name {name}"
     for name in files:
-        if Path(name).name != name or "\0" in name:
+        if Path(name).name != name.removeprefix(f"{PIECES}/") or "\0" in name:
             return f"its {MANIFEST_FILE} names {name!r}, which is no file in it"
     told = {folder / name: each for name, each in files.items()}
     for path, each in told.items():

@@ -1,6 +1,6 @@
 """Collect and restore the state that training changes: weights, optimizer, schedule, loss scaling.
 
-Every process must call every function here, so that sharded weights can be gathered and sharded again.
+Weights that are sharded stay so: a state has their pieces. Every process must call every function here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.training.distributed.fsdp import divided_state, like, whole_state
+from dsctl_core.training.distributed.fsdp import divided_state, like
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -42,9 +42,8 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weights_of(run: TrainingRun) -> dict[str, Tensor]:
-    """Return the trained weights, gathered in the main process, in their own dtype."""
-    found = {name: tensor.detach() for name, tensor in trained_tensors(run.model).items()}
-    return whole_state(found, keep=run.accelerator.is_main_process)
+    """Return the trained weights in their own dtype, sharded as they are."""
+    return {name: tensor.detach() for name, tensor in trained_tensors(run.model).items()}
 
 
 def load_weights(run: TrainingRun, saved: Mapping[str, Tensor]) -> None:
@@ -73,11 +72,11 @@ def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 def optimizer_of(run: TrainingRun, initial: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the state of optimizer, schedule and loss scaling; `initial` are the settings before the first step."""
-    state = whole_state(run.optimizer.state_dict(), keep=run.accelerator.is_main_process)
+    state = run.optimizer.state_dict()
     scaler = run.accelerator.scaler
     return {
         "class": class_of(run.optimizer),
-        "state": whole_state(state["state"]),
+        "state": state["state"],
         "groups": state["param_groups"],
         "initial": initial,
         "schedule": None if run.schedule is None else run.schedule.state_dict(),

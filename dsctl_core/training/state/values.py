@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,28 @@ STRUCTURE = "structure"
 PLAIN = (bool, int, float, str)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Stands for a tensor that is written in pieces, elsewhere, under `name`."""
+
+    name: str
+
+
 def write_values(path: Path, value: Any) -> None:
-    """Write `value`: dicts (with str or int keys), lists, tuples, tensors, numbers, strings and None."""
+    """Write `value`: dicts (with str or int keys), lists, tuples, tensors, numbers, strings, None and Pieces."""
     tensors: dict[str, Tensor] = {}
     structure = _packed(value, tensors, "")
     write_safetensors(path, _apart(tensors), {STRUCTURE: json.dumps(structure)})
 
 
-def read_values(path: Path) -> Any:
-    """Return the values of `write_values` on the CPU: every tensor in its dtype, every number to the bit."""
+def read_values(path: Path, pieces: Mapping[str, Tensor] | None = None) -> Any:
+    """Return the values of `write_values` on the CPU: every tensor in its dtype, every number to the bit.
+
+    `pieces` are the tensors that are in place of Pieces, by name.
+    """
     tensors, about = read_safetensors(path)
     try:
-        return _unpacked(decode_json(about[STRUCTURE], finite=False), tensors)
+        return _unpacked(decode_json(about[STRUCTURE], finite=False), tensors, pieces or {})
     except (LookupError, ValueError, TypeError) as error:
         raise DsctlError(f"{path} is no file of a training state: {error}", hint="resume from another state") from error
 
@@ -49,6 +61,8 @@ def _packed(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
         name = f"{len(tensors):06d}{place}"
         tensors[name] = value
         return {"tensor": name}
+    if isinstance(value, Piece):
+        return {"piece": value.name}
     if isinstance(value, list | tuple):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [_packed(each, tensors, f"{place}.{number}") for number, each in enumerate(value)]}
@@ -60,15 +74,17 @@ def _packed(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
     )
 
 
-def _unpacked(structure: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpacked(structure: Any, tensors: Mapping[str, Tensor], pieces: Mapping[str, Tensor]) -> Any:
     if not isinstance(structure, dict):
         return structure
     ((kind, content),) = structure.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "piece":
+        return pieces[content]
     if kind == "dict":
-        return {key: _unpacked(each, tensors) for key, each in content}
-    values = [_unpacked(each, tensors) for each in content]
+        return {key: _unpacked(each, tensors, pieces) for key, each in content}
+    values = [_unpacked(each, tensors, pieces) for each in content]
     return {"tuple": tuple, "list": list}[kind](values)
 
 

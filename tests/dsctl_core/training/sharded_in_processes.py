@@ -1,5 +1,6 @@
 """Checks, in two processes, what a divided model is and how it becomes whole: fails where something is not so."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -7,20 +8,42 @@ from types import SimpleNamespace
 
 import accelerate
 import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.losses.direct_distill import refuse_uneven_passes
+from dsctl_core.options import TrainOptions
+from dsctl_core.progress import NoProgress
 from dsctl_core.training.distributed import fsdp as sharded
+from dsctl_core.training.plan.module import build_module
+from dsctl_core.training.plan.plan import plan_training
+from dsctl_core.training.state.pieces import read_pieces, taken, write_pieces
+from dsctl_core.training.state.values import read_values, write_values
+from dsctl_core.training.state.writing import own_group
+from tests.dsctl_core.training.runs_in_processes import one_group
+
+STATUS = Path("/proc/self/status")
+
+
+class Linear(nn.Linear):
+    """Remembers the dtype of the weight that it computed with."""
+
+    used: torch.dtype | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.used = self.weight.dtype
+        return super().forward(x)
 
 
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.frozen = nn.Linear(3, 3).to(torch.bfloat16).requires_grad_(False)
-        self.trained = nn.Linear(3, 3)  # 3 rows over 2 processes: unequal parts
+        self.frozen = Linear(3, 3).to(torch.bfloat16).requires_grad_(False)
+        self.trained = Linear(3, 3)  # 3 rows over 2 processes: unequal parts
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.trained(self.frozen(x.to(torch.bfloat16)).float())
@@ -54,6 +77,64 @@ class Module(nn.Module):
         return self.dit(self.encoder(x)).square().mean()
 
 
+class Exact(nn.Module):
+    """A block with a module, and a table, that stay in float32."""
+
+    _keep_in_fp32_modules = ("kept", "table")
+    _no_split_modules = ("Block",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept, self.inner = Linear(3, 3), Block()
+        self.table = nn.Parameter(torch.full((2, 3), 1 + 2**-12), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.kept(x).float() + self.table[0])
+
+
+def check_precision(accelerator: accelerate.Accelerator) -> None:
+    """Compute in bfloat16 with shards, gradients and an optimizer in float32, and leave what is exact as it is."""
+    torch.manual_seed(0)
+    network, module = Exact(), Module()
+    module.dit = network
+    about = {"num_processes": 2, "device": accelerator.device, "mixed_precision": "bf16"}
+    sharded.shard(SimpleNamespace(**about), module, torch.bfloat16)
+    rows = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        loss = module(rows)
+    loss.backward()
+    inner = network.inner
+    assert [each.used for each in (network.kept, inner.trained, inner.frozen)] == [torch.float32, *[torch.bfloat16] * 2]
+    assert float(network.table[0, 0]) == 1 + 2**-12
+    for name, parameter in named(module).items():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32, name
+    exact = Module()
+    torch.manual_seed(0)
+    exact.dit = Exact()
+    assert abs(float(exact(rows)) - float(loss)) < 0.02 * float(loss)
+
+
+def memory(*kinds: str) -> list[int]:
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return [int(lines[kind].split()[0]) * 1024 for kind in kinds]
+
+
+def check_loading(options: dict[str, object]) -> dict[str, int]:
+    """Load a model to train the whole of it: no process may hold more than its half, or read more of the file."""
+    plan = plan_training(TrainOptions.model_validate(options), NoProgress())
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before, anonymous = memory("VmRSS", "RssAnon")
+    module = build_module(plan, NoProgress())
+    peak, now = memory("VmHWM", "RssAnon")
+    dit = module.pipe.dit
+    file = load_file(Path(str(options["model"])) / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(isinstance(each, DTensor) and each.dtype == torch.float32 for each in dit.parameters())
+    for name in ("proj_out.weight", "transformer_blocks.0.attn.to_q.weight"):
+        assert torch.equal(sharded.whole(dit.get_parameter(name)), file[name].float())
+    return {"peak": peak - before, "kept": now - anonymous, "numbers": sum(each.numel() for each in dit.parameters())}
+
+
 def named(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: each for name, each in module.named_parameters() if each.requires_grad}
 
@@ -80,6 +161,7 @@ def train(
 
 
 def main(folder: Path) -> None:
+    one_group()
     accelerator = accelerate.Accelerator(cpu=True)
     rank, rows = accelerator.process_index, torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     alone, module = Module(), Module()
@@ -96,22 +178,30 @@ def main(folder: Path) -> None:
     for name, parameter in named(module).items():
         assert torch.allclose(sharded.whole(parameter), named(alone)[name], atol=1e-6), name
 
-    # Together the pieces are what one process has; only those who ask keep them.
-    state = sharded.whole_state(several.state_dict())
+    # A state has the pieces of both processes, each written by its own. One process reads them whole.
+    pieces: dict[str, torch.Tensor] = {}
+    state = taken(several.state_dict(), pieces, "optimizer", keep=True, copy=True)
+    group, written = own_group(accelerator), folder / "pieces"
+    assert len(write_pieces(written, pieces, group)) == len(list(written.iterdir())) == 2
+    write_values(folder / f"{rank}.safetensors", state)
+    wholly = read_values(folder / f"{rank}.safetensors", read_pieces(written, "optimizer", None))
+    assert wholly["param_groups"] == several.state_dict()["param_groups"]
     for number, values in one.state_dict()["state"].items():
         for key, value in values.items():
-            assert torch.allclose(state["state"][number][key], value, atol=1e-6), key
-    dropped = sharded.whole_state(several.state_dict(), keep=False)
-    assert dropped["state"][0]["exp_avg"] is None
-    assert dropped["param_groups"] == state["param_groups"]
+            assert torch.allclose(wholly["state"][number][key], value, atol=1e-6), key
+    assert taken(several.state_dict(), {}, "optimizer", keep=False, copy=True)["state"][0]["step"] is None
 
-    # And divided again they are the pieces.
-    fresh = torch.optim.Adam(list(named(module).values()), lr=0.5)
-    fresh.load_state_dict({**state, "state": sharded.divided_state(state["state"], list(named(module).values()))})
-    for parameter in named(module).values():
-        for key in ("exp_avg", "exp_avg_sq"):
-            old, new = several.state[parameter][key], fresh.state[parameter][key]
-            assert torch.equal(old.to_local(), new.to_local())
+    # And each process reads its own, from the pieces or from what is whole.
+    parameters = list(named(module).values())
+    again = read_values(folder / f"{rank}.safetensors", read_pieces(written, "optimizer", sharded.mesh_of(module)))
+    for saved in (wholly, again):
+        fresh = torch.optim.Adam(parameters, lr=0.5)
+        fresh.load_state_dict({**saved, "state": sharded.divided_state(saved["state"], parameters)})
+        for parameter in parameters:
+            for key in ("exp_avg", "exp_avg_sq"):
+                old, new = several.state[parameter][key], fresh.state[parameter][key]
+                assert torch.equal(old.to_local(), new.to_local())
+    for parameter in parameters:
         full = sharded.whole(parameter.detach())
         assert torch.equal(sharded.like(full, parameter).to_local(), parameter.to_local())
 
@@ -142,8 +232,12 @@ def main(folder: Path) -> None:
         refuse_uneven_passes(module.pipe, 4 + rank)
     except DsctlError as error:
         uneven = error.problem
-    (folder / f"{rank}.json").write_text(json.dumps({"refused": refused, "uneven": uneven}))
-    accelerator.end_training()
+    check_precision(accelerator)
+    told = {"refused": refused, "uneven": uneven}
+    if STATUS.is_file():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        told["loaded"] = check_loading(json.loads((folder / "options.json").read_text()))
+    (folder / f"{rank}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from dsctl_core.commands.doctor import devices
+from dsctl_core.commands.infer import placement
 from dsctl_core.errors import UsageError
+from dsctl_core.memory.release import release_memory
+from dsctl_core.options import InferOptions
 from dsctl_core.options.processes import ProcessCountOptions
-from dsctl_core.training.distributed.accelerator import make_accelerator, naming_unused_parameters, peak_memory
+from dsctl_core.training.distributed.accelerator import (
+    leaves_mps,
+    make_accelerator,
+    naming_unused_parameters,
+    peak_memory,
+)
+from dsctl_core.training.state.randomness import random_state, restore_random_state
 
 CODE = "from dsctl_core.training.distributed.accelerator import peak_memory; print(peak_memory())"
 
@@ -52,3 +62,50 @@ def test_weights_that_lose_their_gradient_in_the_middle_of_a_run_are_refused_by_
 def test_a_limit_for_waiting_is_refused_where_nobody_waits():
     with pytest.raises(UsageError, match="--process-timeout is given, and this is one process"):
         make_accelerator("cpu", "no", ProcessCountOptions(process_timeout=5))
+
+
+class AppleGpu:
+    """Stands for an Apple GPU: it is there, counts its memory, and has a random generator."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.generator, self.emptied = torch.tensor([1], dtype=torch.uint8), 0
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
+        monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 12345)
+        monkeypatch.setattr(torch.mps, "get_rng_state", lambda: self.generator.clone())
+        monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: setattr(self, "generator", state))
+        monkeypatch.setattr(torch.mps, "empty_cache", lambda: setattr(self, "emptied", self.emptied + 1))
+
+
+def test_an_apple_gpu_is_taken_where_it_is_asked_for_and_never_else(monkeypatch):
+    one = ProcessCountOptions()
+    with pytest.raises(UsageError, match="--device mps is asked for, but this torch was built without it"):
+        make_accelerator("mps", None, one)
+    assert not leaves_mps(None)
+    AppleGpu(monkeypatch)
+    made = make_accelerator("mps", None, one)
+    assert (made.device.type, made.mixed_precision) == ("mps", "no")
+    made.end_training()
+    with pytest.raises(UsageError, match="--device mps computes in float32, and bf16 is asked for, by the cache"):
+        make_accelerator("mps", None, one, "bf16")
+    assert leaves_mps(None) and not leaves_mps("cpu") and not leaves_mps("mps")
+    made = make_accelerator(None, None, one)
+    assert made.device.type == "cpu"
+    made.end_training()
+    assert "--device mps" in devices()["mps"]
+
+
+def test_an_apple_gpu_draws_in_float32_and_its_memory_and_generator_are_its_own(monkeypatch):
+    asked = InferOptions(model="tiny", prompt="a", device="mps")
+    with pytest.raises(UsageError, match="--device mps is asked for, but"):
+        placement(asked)
+    gpu, device = AppleGpu(monkeypatch), torch.device("mps")
+    assert placement(asked) == (device, torch.float32)
+    assert peak_memory(device) == 12345 != peak_memory(torch.device("cpu"))
+    state = random_state(device)
+    gpu.generator = torch.tensor([2], dtype=torch.uint8)
+    restore_random_state(state, device)
+    assert gpu.generator.tolist() == [1]
+    restore_random_state({name: value for name, value in state.items() if name != "mps"}, device)  # of an older version
+    release_memory()
+    assert gpu.emptied == 1
