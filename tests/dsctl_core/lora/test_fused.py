@@ -44,7 +44,7 @@ def outcome(layer, x, autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         result = layer(x)
     trained = [p for p in layer.parameters() if p.requires_grad]
-    return [result, *torch.autograd.grad(result.float().square().sum(), [x, *trained])]
+    return [result.detach(), *torch.autograd.grad(result.float().square().sum(), [x, *trained])]
 
 
 @pytest.mark.parametrize("settings", [{}, {"dropout": 0.5}, {"use_dora": True}])

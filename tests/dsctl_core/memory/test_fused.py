@@ -14,7 +14,7 @@ def outcome(norm, x):
     x = x.clone().requires_grad_()
     result = norm(x)
     weights = [p for p in norm.parameters() if p is not None]
-    return [result, *torch.autograd.grad(result.float().square().sum(), [x, *weights])]
+    return [result.detach(), *torch.autograd.grad(result.float().square().sum(), [x, *weights])]
 
 
 def pair(kind, dtype):
