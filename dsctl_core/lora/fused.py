@@ -25,7 +25,7 @@ def fuse_lora_sums(model: nn.Module) -> int:
     return len(found)
 
 
-class FusedLoraLinear(Linear):  # type: ignore[misc]
+class FusedLoraLinear(Linear):
     """peft's linear layer with a LoRA; without autocast, or with more than one plain LoRA, it acts like peft's."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -36,7 +36,8 @@ class FusedLoraLinear(Linear):  # type: ignore[misc]
         (adapter,) = self.active_adapters
         x = x.to(torch.get_autocast_dtype(x.device.type))
         rows, shown = (each.reshape(-1, x.shape[-1]) for each in (x, self.lora_dropout[adapter](x)))
-        result, hidden = self.base_layer(rows), self.lora_A[adapter](shown)
+        base: Any = self.base_layer
+        result, hidden = base(rows), self.lora_A[adapter](shown)
         scale = self.scaling[adapter]
         # In place: as an operation of its own it would copy the output first. Two dimensions: not in place on a view.
         result = result.addmm_(hidden if scale == 1 else hidden * scale, self.lora_B[adapter].weight.t().to(result))

@@ -76,8 +76,8 @@ def _ability(name: str, device: torch.device) -> str:
     try:
         with attention_backend(name):
             attend(*inputs)
-            gradients = _has(lambda: (refuse_untrainable(name), check_backward(name, attend, device)))
-            masks = _has(lambda: attend(*inputs, mask))
+            gradients = "sage" not in name and _has(lambda: check_backward(name, attend, device))
+            masks = _has(lambda: attend(inputs[0], inputs[1], inputs[2], mask))
     except UNUSABLE as error:
         return f"not usable here ({_first_line(error)})"
     trains = "trains" if gradients else "no gradients, so refused in training"

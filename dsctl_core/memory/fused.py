@@ -45,7 +45,7 @@ def _fits(x: Any, *weights: Tensor | None) -> bool:
     return on_gpu and all(weight is None or weight.dtype == x.dtype for weight in weights)
 
 
-class FusedRMSNorm(RMSNorm):  # type: ignore[misc]
+class FusedRMSNorm(RMSNorm):
     """diffusers' RMS norm (Zhang and Sennrich 2019, arXiv:1910.07467) in one kernel."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
