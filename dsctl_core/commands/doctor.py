@@ -111,8 +111,10 @@ def devices() -> dict[str, str]:
 
 
 def attention_backends() -> dict[str, str]:
-    """Return the kernels of torch's scaled_dot_product_attention, and which attention libraries are installed."""
+    """Return what each attention backend can do here, the kernels of torch's own, and what libraries are installed."""
     import torch
+
+    from dsctl_core.memory.attention import abilities
 
     cuda = torch.backends.cuda
     switches = {
@@ -126,7 +128,12 @@ def attention_backends() -> dict[str, str]:
     return {
         "torch sdpa": ", ".join(name for name, on in switches.items() if on) + where,
         "libraries": ", ".join(libraries) or "none",
+        **(abilities(torch.device("cuda" if torch.cuda.is_available() else "cpu")) if _has_diffusers() else {}),
     }
+
+
+def _has_diffusers() -> bool:
+    return importlib.util.find_spec("diffusers") is not None
 
 
 def memory(has_torch: bool) -> dict[str, str]:

@@ -230,7 +230,7 @@ def load(
     offload: Place = "none",
 ) -> BasePipeline:
     """Load the pipeline, with its trained parts and its LoRAs, onto the device, but for what `offload` says."""
-    from dsctl_core.lora import load_lora
+    from dsctl_core.lora.layers import fuse_loras
     from dsctl_core.memory.quantize import quantize
 
     quantized = quantized_pairs(options.quantize)
@@ -239,8 +239,8 @@ def load(
     for part in trained:
         part.put_into(pipe.component(part.component))
     pipe.solver = options.solver or pipe.solver
-    for lora in options.lora:
-        load_lora(pipe, lora.path, lora.scale)
+    # The scales stay, so nothing has to be computed beside the weights at each step.
+    fuse_loras(pipe, [(lora.path, lora.scale) for lora in options.lora], [name for name, _ in quantized])
     for name, form in quantized:
         quantize(pipe.component(name), form, dtype, device)
     place(pipe, offload)

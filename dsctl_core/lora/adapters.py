@@ -79,6 +79,8 @@ def add_trained(model: nn.Module, names: Sequence[str], settings: NetworkSetting
     """
     from peft import inject_adapter_in_model
 
+    from dsctl_core.lora.fused import fuse_lora_sums
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(_config(names, settings), model, adapter_name=TRAINED)
@@ -99,6 +101,7 @@ def add_trained(model: nn.Module, names: Sequence[str], settings: NetworkSetting
         )
     if settings.dropout > 0:
         put_dropout(list(layers.values()), TRAINED, settings.dropout)
+    fuse_lora_sums(model)
 
 
 def _config(names: Sequence[str], settings: NetworkSettings) -> Any:

@@ -6,7 +6,7 @@ arXiv:2106.09685); the updates of the other networks are in dsctl_core.lora.lyco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from dsctl_core.lora.layer import LoraLayer, Update
 from dsctl_core.lora.lycoris import LokrLayer, whole_matrix
 from dsctl_core.lora.names import DENOISER
 from dsctl_core.lora.targets import find_targets, linear_layers
+from dsctl_core.memory.frozen_linear import FrozenLinear
 from dsctl_core.options.lora import TITLES
 
 if TYPE_CHECKING:
@@ -280,3 +281,29 @@ def fuse_lora(pipe: BasePipeline, path: Path, component: str | None, scale: floa
         for layer_name, layer in _layers_for(model, name, lora).items():
             weight = modules[layer_name].weight
             weight.copy_((weight.float() + update_of(weight, layer, scale)).to(weight.dtype))
+
+
+@torch.no_grad()
+def fuse_loras(pipe: BasePipeline, loras: Sequence[tuple[Path, float]], attached: Collection[str] = ()) -> None:
+    """Add the LoRAs in files, each with its scale, to the weights of their components, as `load_lora` has their sum.
+
+    W + sum of scale * update is computed in float32 from the weights as they are, and rounded once. In the components
+    `attached`, whose weights are to be packed, and where a weight is packed already, the LoRAs are attached instead.
+    """
+    gathered: dict[str, dict[str, list[tuple[Update, float]]]] = {}
+    for path, scale in loras:
+        lora = _read_for(pipe, path, None)
+        for name in lora.components:
+            model = pipe.component(name)
+            layers = _layers_for(model, name, lora)
+            if name in attached or any(isinstance(layer, FrozenLinear) for layer in linear_layers(model).values()):
+                _attach(model, layers, scale)
+                continue
+            for layer_name, layer in layers.items():
+                gathered.setdefault(name, {}).setdefault(layer_name, []).append((layer, scale))
+    for name, changes in gathered.items():
+        modules = linear_layers(pipe.component(name))
+        for layer_name, parts in changes.items():
+            weight = modules[layer_name].weight
+            whole = weight.float() + sum(update_of(weight, layer, scale) for layer, scale in parts)
+            weight.copy_(whole.to(weight.dtype))

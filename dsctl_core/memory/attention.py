@@ -13,8 +13,20 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 
+# What is offered beside diffusers' other names, and what each is.
+OFFERED = {
+    "native": "torch's own choice",
+    "_native_cudnn": "cuDNN",
+    "_native_flash": "FlashAttention 2, in torch",
+    "_native_efficient": "memory-efficient, in torch",
+    "flash": "FlashAttention 2, flash-attn",
+    "_flash_3": "FlashAttention 3",
+    "xformers": "xFormers",
+    "sage": "SageAttention",
+}
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # (query, key, value) -> output, each (B, T, heads, channels)
 DEFAULT = "native"
+UNUSABLE = (RuntimeError, ValueError, ImportError, NotImplementedError)  # of backends that do not run here
 PROBE = (1, 32, 2, 64)
 CLOSE = 0.1  # tolerance relative to the norm of the gradient: far above 16-bit rounding, far below a wrong gradient
 
@@ -47,6 +59,47 @@ def check_backend(name: str) -> None:
     refuse_untrainable(name)
 
 
+def abilities(device: torch.device) -> dict[str, str]:
+    """Return what each backend in `OFFERED` can do on `device`: found out by trying it, with and without a mask."""
+    return {name: f"{what}: {_ability(name, device)}" for name, what in OFFERED.items()}
+
+
+def _ability(name: str, device: torch.device) -> str:
+    from diffusers import attention_backend
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        return dispatch_attention_fn(query, key, value, attn_mask=mask)
+
+    inputs = [torch.ones(PROBE, device=device, dtype=_probe_dtype(device)) for _ in range(3)]
+    mask = torch.ones(PROBE[0], 1, 1, PROBE[1], dtype=torch.bool, device=device)
+    try:
+        with attention_backend(name):
+            attend(*inputs)
+            gradients = "sage" not in name and _has(lambda: check_backward(name, attend, device))
+            masks = _has(lambda: attend(inputs[0], inputs[1], inputs[2], mask))
+    except UNUSABLE as error:
+        return f"not usable here ({_first_line(error)})"
+    trains = "trains" if gradients else "no gradients, so refused in training"
+    return f"{trains}, {'takes' if masks else 'no'} masks (prompts of unequal length in a batch)"
+
+
+def _has(ability: Callable[[], object]) -> bool:
+    try:
+        ability()
+    except (*UNUSABLE, DsctlError):
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _probe_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def refuse_untrainable(name: str) -> None:
     """Raise an error for a backend that is known to compute no gradients."""
     if "sage" in name:
@@ -69,10 +122,9 @@ def _install(models: Sequence[nn.Module], name: str, device: torch.device) -> No
             check_backward(name, attend, device)
             for model in models:
                 model.set_attention_backend(name)  # type: ignore[operator]
-    except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except UNUSABLE as error:
         raise DsctlError(
-            f"the attention backend {name} cannot be used here: {reason}",
+            f"the attention backend {name} cannot be used here: {_first_line(error)}",
             hint="leave --attention-backend out for torch's own",
         ) from error
 
@@ -80,7 +132,7 @@ def _install(models: Sequence[nn.Module], name: str, device: torch.device) -> No
 def check_backward(name: str, attend: Attention, device: torch.device) -> None:
     """Raise UsageError unless the gradients of `attend` equal those of torch's own attention within `CLOSE`."""
     generator = torch.Generator().manual_seed(0)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = _probe_dtype(device)
     drawn = [torch.randn(PROBE, generator=generator).to(device, dtype) for _ in range(4)]
     weight = drawn.pop()
 

@@ -31,8 +31,11 @@ class MemorySettings:
 
         LoRAs must already be added, and `requires_grad` must be set on the parameters to train.
         """
+        from dsctl_core.memory.fused import use_fused_norms
+
         backend = set_attention_backend(denoisers, self.attention_backend, device)
         for model in denoisers:
+            use_fused_norms(model)
             if self.checkpointing_blocks is not None:
                 checkpoint_some(model, self.checkpointing_blocks)
             if self.offload_blocks:

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from dsctl_core.memory.recompute import recomputed_inside
+from tests.fake_gpu.kernels import kernels_of_a_gpu
 
 aten = torch.ops.aten
 MATRIX = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution, aten.convolution_backward}
@@ -131,7 +132,7 @@ class Gpu(TorchDispatchMode):
         nn.Module._apply = apply_by_replacing  # type: ignore[method-assign,assignment]
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes it on the CPU first
         try:
-            with Attention(), recomputed_inside(Attention), self:
+            with Attention(), recomputed_inside(Attention), kernels_of_a_gpu(), self:
                 yield self
         finally:
             FakeTensor.tolist = before  # type: ignore[method-assign]

@@ -19,6 +19,7 @@ from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import tensor_entries
+from dsctl_core.memory.fused import use_fused_norms
 from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.training.dry_run.fake_tensors import (
     KnownAnswers,
@@ -154,8 +155,9 @@ class Estimate:
         with replaced_when_converted():
             module = task_module(self.plan, pipe, read_loras=False)
         self.simulation.take(module)
-        if self.options.memory.gradient_checkpointing_blocks is not None:
-            for network in pipe.iteration_modules().values():
+        for network in pipe.iteration_modules().values():
+            use_fused_norms(network)
+            if self.options.memory.gradient_checkpointing_blocks is not None:
                 checkpoint_some(network, self.options.memory.gradient_checkpointing_blocks)
         trained = tensor_bytes(module.trainable_modules())
         weights = tensor_bytes([*module.parameters(), *module.buffers()])

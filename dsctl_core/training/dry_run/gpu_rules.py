@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm, rms_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from dsctl_core.memory.fused import as_on_a_gpu
 from dsctl_core.memory.recompute import recomputed_inside
 
 MIB = 2**20
@@ -68,7 +70,7 @@ FLOAT32 = frozenset(
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
     """Compute by the rules of CUDA's autocast inside the context, and so blocks of it that are recomputed later."""
-    with recomputed_inside(CudaAutocast), CudaAutocast():
+    with recomputed_inside(CudaAutocast), CudaAutocast(), as_on_a_gpu():
         yield
 
 
@@ -77,6 +79,9 @@ class CudaAutocast(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is rms_norm and not torch.is_autocast_enabled("cpu"):
+            # A CPU takes it apart; the kernel of a GPU keeps what that of a layer norm keeps.
+            return layer_norm(*args, **kwargs)
         if getattr(func, "__name__", "") not in FLOAT32 or not torch.is_autocast_enabled("cpu"):
             return func(*args, **kwargs)
         args, kwargs = tree_map(_wide, (args, kwargs))

@@ -10,7 +10,8 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.family import Denoiser, ModelParts
 from dsctl_core.files.safetensors import write_safetensors
 from dsctl_core.lora.files import read_lora
-from dsctl_core.lora.layers import add_lora, continue_lora, export_lora, fuse_lora, load_lora, tuner_layers
+from dsctl_core.lora.layers import add_lora, continue_lora, export_lora, fuse_lora, fuse_loras, load_lora, tuner_layers
+from dsctl_core.memory.quantize import FORMATS, _pack
 
 
 class Net(nn.Module):
@@ -202,3 +203,33 @@ def test_continuing_at_another_rank_or_on_other_layers_is_refused(tmp_path):
     add_lora(model, ["to_k"], rank=2)
     with pytest.raises(DsctlError, match="does not cover"):
         continue_lora(model, "dit", tmp_path / "l.safetensors")
+
+
+def test_fused_loras_and_doras_compute_what_attached_ones_do_without_a_layer_more(tmp_path, x):
+    files = []
+    for number, extra in enumerate(({}, {"diffusion_model.blocks.0.to_q.dora_scale": torch.rand(6, 1) + 0.5})):
+        files.append((tmp_path / f"{number}.safetensors", 0.7 - number))
+        layers = ("blocks.0.to_q",) if extra else ("blocks.0.to_q", "blocks.1.to_k")
+        write_lora(files[-1][0], layers=layers, **extra)
+    attached, fused, both = (Pipe(dit=net()) for _ in range(3))
+    for path, scale in files:
+        load_lora(attached, path, scale)
+    fuse_loras(fused, files)
+    fuse_loras(both, files, ["dit"])
+    torch.testing.assert_close(fused.components["dit"](x), attached.components["dit"](x), atol=1e-6, rtol=0)
+    assert torch.equal(both.components["dit"](x), attached.components["dit"](x))
+    assert [type(layer) for layer in fused.components["dit"].blocks[0].values()] == [nn.Linear] * 2
+    assert float((fused.components["dit"](x) - net()(x)).abs().max()) > 0.1
+
+
+def test_a_lora_on_packed_weights_is_attached_and_leaves_them(tmp_path, x):
+    write_lora(tmp_path / "lora.safetensors")
+    model = net()
+    for block in model.blocks:
+        for layer in block.values():
+            _pack(layer, FORMATS["int8"], torch.float32, torch.device("cpu"))
+    packed = model.blocks[0]["to_q"].weight.clone()
+    plain = model(x)
+    fuse_loras(Pipe(dit=model), [(tmp_path / "lora.safetensors", 1.0)])
+    assert torch.equal(model.blocks[0]["to_q"].base_layer.weight, packed)
+    assert float((model(x) - plain).abs().max()) > 0.1

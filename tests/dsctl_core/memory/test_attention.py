@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.memory.attention import check_backward, set_attention_backend
+from dsctl_core.memory import attention
+from dsctl_core.memory.attention import abilities, check_backward, set_attention_backend
 
 CPU = torch.device("cpu")
 
@@ -72,3 +73,21 @@ def test_the_default_is_torchs_own_and_a_choice_is_the_models_alone(load_tiny_di
     chosen = {block.attn.processor._attention_backend for block in dit.transformer_blocks}
     assert chosen == {AttentionBackendName._NATIVE_MATH}
     assert _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE
+
+
+def test_what_a_backend_can_do_is_found_out_by_trying_it(monkeypatch):
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    def without_gradients(query, key, value, attn_mask=None):
+        if attn_mask is not None:
+            raise ValueError("no masks")
+        return native(query, key, value).detach()
+
+    for table, entry in (("_backends", without_gradients), ("_constraints", []), ("_supported_arg_names", None)):
+        entry = {"query", "key", "value", "attn_mask"} if entry is None else entry
+        monkeypatch.setitem(getattr(_AttentionBackendRegistry, table), AttentionBackendName.FLEX, entry)
+    monkeypatch.setattr(attention, "OFFERED", {"native": "torch", "flex": "ours", "_flash_3": "FlashAttention 3"})
+    found = abilities(torch.device("cpu"))
+    assert found["native"].startswith("torch: trains, takes masks")
+    assert found["flex"].startswith("ours: no gradients, so refused in training, no masks")
+    assert "not usable here" in found["_flash_3"] and "\n" not in found["_flash_3"]

@@ -9,6 +9,7 @@ from torch import nn
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.lora.layers import add_lora, tuner_layers
 from dsctl_core.memory.compile import COMPILERS, compile_blocks, refuse_without_compiler
+from dsctl_core.memory.fused import use_fused_norms
 from dsctl_core.memory.recompute import gradient_checkpoint_forward
 
 CPU = torch.device("cpu")
@@ -62,3 +63,22 @@ def test_without_a_compiler_or_blocks_it_is_refused(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(DsctlError, match=r"needs a C\+\+ compiler"):
         refuse_without_compiler(CPU)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_under_autocast_a_compiled_lora_is_one_that_is_not_compiled(load_tiny_dit):
+    torch._dynamo.reset()
+    outcomes = []
+    for compiled in (False, True):
+        dit = load_tiny_dit()
+        add_lora(dit, ["to_q", "to_out.0"], rank=2)
+        for layer in tuner_layers(dit).values():
+            nn.init.normal_(layer.lora_B["default"].weight, generator=torch.Generator().manual_seed(1))
+        assert use_fused_norms(dit) > 4
+        if compiled:
+            compile_blocks(dit, CPU, "aot_eager")
+        with torch.autocast("cpu", torch.bfloat16):
+            outcomes.append(outcome(dit, False))
+    (plain, expected), (result, gradients) = outcomes
+    assert torch.equal(result, plain)
+    assert all(map(torch.equal, gradients, expected)) and len(gradients) >= 4
