@@ -131,8 +131,9 @@ class BlockStore:
         with torch.inference_mode(mode=False):
             size = max(host.numel() for host in self.hosts)
             self.slabs = [self.hosts[0].new_empty(size, device=self.device) for _ in self.hosts[:2]]
-        for slab in self.slabs if self.stream is not None else ():
-            slab.record_stream(self.stream)  # whoever gets this memory next waits for copies that are under way
+        if self.stream is not None:
+            for slab in self.slabs:
+                slab.record_stream(self.stream)  # whoever gets this memory next waits for copies that are under way
 
 
 def offload_blocks(model: nn.Module, count: int, device: torch.device) -> BlockStore:

@@ -69,7 +69,7 @@ def train(depth: int | None, *, encode: bool, **asked: Any) -> Found:
         if gpu.now:
             found.faults.append(f"{gpu.now} bytes of the first stage are left when the second begins")
     gpu.peak, first = gpu.now, set(plan.stages.first_components) - set(plan.stages.second_components)
-    with gpu.running(), loads_fakes(gpu, depth, {*plan.stages.idle, *first}), _every_format():
+    with gpu.running(), loads_fakes(gpu, depth, {*plan.stages.idle, *first}), _every_format(), _no_files():
         module = build_module(plan, NoProgress())
     found.weights = gpu.now
     found.faults += _wide(module, plan.dtype)
@@ -112,6 +112,17 @@ def _encode(gpu: Gpu, plan: TrainingPlan, depth: int | None) -> dict[str, Any]:
 def _every_format() -> Iterator[None]:
     """Let weights be held in every format: of fake ones no library packs any."""
     with patch("dsctl_core.training.model.open.require_library", lambda _: None):
+        yield
+
+
+@contextmanager
+def _no_files() -> Iterator[None]:
+    """Hold what is trained whole in float32, without a look at the dtype of its files, which are not there."""
+
+    def trained_dtypes(_: Any, whole: list[str], __: torch.dtype) -> dict[str, torch.dtype]:
+        return dict.fromkeys(whole, torch.float32)
+
+    with patch("dsctl_core.training.plan.module.trained_dtypes", trained_dtypes):
         yield
 
 
