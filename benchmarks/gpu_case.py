@@ -164,7 +164,7 @@ def predict(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     options = options_of({**case, "device": "cpu", "train": train}, folder)
     plan = plan_training(options, NoProgress(), offline=True)
     found = Predictor(plan, 2**50).predict(plan.options)
-    moved = max(case["train"].get("offload_blocks", 0) - 2, 0) * found.block
+    moved = found.saved_by_offload(case["train"].get("offload_blocks", 0))
     return {"predicted": found.training - moved}
 
 

@@ -7,6 +7,8 @@ backward, with and without gradient checkpointing, and with LoRA layers on top.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 from dsctl_core.errors import UsageError
 from dsctl_core.memory.blocks import repeated_blocks
 from dsctl_core.memory.frozen_linear import FrozenLinear
+from dsctl_core.memory.pinned import page_aligned, pin
 
-Weights = dict[nn.Module, Tensor]
+ALIGNED = 256  # bytes; where CUDA's own allocations begin, so that kernels read a weight as fast as one apart
 
 
 def spread(count: int, among: int) -> list[int]:
@@ -27,31 +30,42 @@ def spread(count: int, among: int) -> list[int]:
 class OffloadedLinear(FrozenLinear):
     """A frozen linear layer with its weight in host memory; it is not a parameter, so `model.to()` does not move it."""
 
-    host: Tensor
     store: BlockStore
     block: int
+    start: int  # of the weight among the bytes of its block
+    held_as: torch.dtype
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The weight (out, in) in host memory."""
-        return self.host
+        return self.within(self.store.hosts[self.block])
+
+    def within(self, slab: Tensor) -> Tensor:
+        """Return the weight (out, in) as a view of `slab`, the bytes of its block."""
+        size = self.out_features * self.in_features * self.held_as.itemsize
+        return slab[self.start : self.start + size].view(self.held_as).view(self.out_features, self.in_features)
 
     def whole_weight(self, like: Tensor) -> Tensor:
         """Return the weight (out, in) on the device, fetching it if necessary."""
-        return self.store.weight(self)
+        return self.within(self.store.slab(self.block))
 
 
 class BlockStore:
-    """The offloaded weights of one model; at most two blocks are on `device`: the one in use and the next.
+    """The offloaded weights of one model: a slab of host memory for each block, and two slabs on `device`.
 
-    The next block is the following one in the forward pass, and the preceding one in the backward pass. On a GPU,
-    copies from pinned memory run on a separate stream while the block in use computes.
+    A slab has all weights of a block, one after the other, and is copied at once. On the device are the block in use
+    and the next, which is the following one in the forward pass, and the preceding one in the backward pass. Nothing
+    is allocated after the first copy, however far the host is ahead of a GPU.
+
+    On a GPU, copies from pinned memory run on a stream of their own, beside the computation. A copy waits for all that
+    was queued before it, among which is what reads the block that it replaces, and the computation for its copy.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.blocks: list[list[OffloadedLinear]] = []
-        self.resident: dict[int, Weights] = {}
+        self.hosts: list[Tensor] = []
+        self.slabs: list[Tensor] = []
+        self.resident: dict[int, int] = {}  # the slab of each block that is on the device
         self.arrivals: dict[int, Any] = {}
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.last, self.step = 0, 1
@@ -59,55 +73,67 @@ class BlockStore:
 
     def add(self, layers: list[nn.Linear]) -> None:
         """Add the layers of one block, and move their weights to host memory."""
-        for layer in layers:
-            host = layer.weight.detach().to("cpu")
+        starts = [0, *accumulate(-(-layer.weight.nbytes // ALIGNED) * ALIGNED for layer in layers)]
+        host = page_aligned(layers[0].weight.detach(), starts.pop())
+        if self.stream is not None:
+            pin(host, self, self.stream)
+        self.hosts.append(host)
+        for layer, start in zip(layers, starts, strict=True):
+            whole = layer.weight.detach()
             del layer._parameters["weight"]
             layer.__class__ = OffloadedLinear
             assert isinstance(layer, OffloadedLinear)
-            layer.host = host.pin_memory() if self.stream is not None else host
-            layer.store, layer.block = self, len(self.blocks)
-        self.blocks.append(layers)  # type: ignore[arg-type]
+            layer.store, layer.block, layer.start, layer.held_as = self, len(self.hosts) - 1, start, whole.dtype
+            layer.weight.copy_(whole)
 
-    def weight(self, layer: OffloadedLinear) -> Tensor:
-        """Return the weight of `layer` on the device, fetching its block if necessary and prefetching the next one."""
-        index = layer.block
+    def slab(self, index: int) -> Tensor:
+        """Return the bytes of a block on the device, fetching it if necessary and prefetching the next one."""
         if index != self.last or index not in self.resident:
             self._turn_to(index)
-        return self.resident[index][layer]
+        return self.slabs[self.resident[index]]
 
     def _turn_to(self, index: int) -> None:
         self.step = (index > self.last) - (index < self.last) or self.step
         if index not in self.resident:
             self.waited += 1
-            self._fetch(index)
-        self._await(index)
-        ahead = index + self.step
-        if not 0 <= ahead < len(self.blocks):
-            ahead = index - self.step  # at the end the direction is reversed
-        # Free blocks before fetching more. The allocator waits for computations that still use them.
-        self.resident = {n: weights for n, weights in self.resident.items() if n in (index, ahead)}
-        if 0 <= ahead < len(self.blocks) and ahead not in self.resident:
-            self._fetch(ahead)
-        self.last = index
-
-    def _fetch(self, index: int) -> None:
-        if self.stream is None:
-            self.resident[index] = {layer: layer.host.to(self.device, copy=True) for layer in self.blocks[index]}
-            return
-        with torch.cuda.stream(self.stream):
-            self.resident[index] = {
-                layer: layer.host.to(self.device, non_blocking=True) for layer in self.blocks[index]
-            }
-            self.arrivals[index] = self.stream.record_event()
-
-    def _await(self, index: int) -> None:
-        """Make the compute stream wait for the copies of a block, and keep their memory until it is done."""
+            self._fetch(index, 1 - self.resident.get(self.last, 1))
         arrival = self.arrivals.pop(index, None)
         if arrival is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_event(arrival)
-            for weight in self.resident[index].values():
-                weight.record_stream(current)
+            torch.cuda.current_stream(self.device).wait_event(arrival)
+        ahead = index + self.step
+        if not 0 <= ahead < len(self.hosts):
+            ahead = index - self.step  # at the end the direction is reversed
+        if 0 <= ahead < len(self.hosts) and ahead not in self.resident:
+            self._fetch(ahead, 1 - self.resident[index])
+        self.last = index
+
+    def _fetch(self, index: int, number: int) -> None:
+        """Copy a block into the slab `number`, in place of the one that is there."""
+        if len(self.slabs) <= number:
+            self.allocate()
+        for replaced in [block for block, slab in self.resident.items() if slab == number]:
+            del self.resident[replaced]
+            self.arrivals.pop(replaced, None)
+        self.resident[index] = number
+        host = self.hosts[index]
+        target = self.slabs[number][: host.numel()]
+        if self.stream is None:
+            target.copy_(host)
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            target.copy_(host, non_blocking=True)
+            self.arrivals[index] = self.stream.record_event()
+
+    def allocate(self) -> None:
+        """Make the slabs on the device; the first copy does so where it is not done before."""
+        # What is made in inference mode could not be written to outside of it.
+        with torch.inference_mode(mode=False):
+            size = max(host.numel() for host in self.hosts)
+            self.slabs = [self.hosts[0].new_empty(size, device=self.device) for _ in self.hosts[:2]]
+        if self.stream is not None:
+            for slab in self.slabs:
+                slab.record_stream(self.stream)  # whoever gets this memory next waits for copies that are under way
 
 
 def offload_blocks(model: nn.Module, count: int, device: torch.device) -> BlockStore:
@@ -123,11 +149,7 @@ def offload_blocks(model: nn.Module, count: int, device: torch.device) -> BlockS
         )
     store = BlockStore(device)
     for index in spread(count, len(blocks)):
-        layers = [
-            module
-            for name, module in blocks[index].named_modules()
-            if isinstance(module, nn.Linear) and ".lora_" not in f".{name}" and not module.weight.requires_grad
-        ]
+        layers = movable(blocks[index])
         if not layers:
             raise UsageError(
                 f"--offload-blocks is given, but the blocks of the {type(model).__name__} are trained",
@@ -137,6 +159,21 @@ def offload_blocks(model: nn.Module, count: int, device: torch.device) -> BlockS
     return store
 
 
+def movable(block: nn.Module) -> list[nn.Linear]:
+    """Return the frozen linear layers of `block`, whose weights can wait in host memory."""
+    return [
+        module
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in f".{name}" and not module.weight.requires_grad
+    ]
+
+
+def bytes_saved(sizes: Sequence[int], count: int) -> int:
+    """Return the bytes that leave the device with `count` offloaded blocks of a model whose blocks have `sizes`."""
+    chosen = [sizes[index] for index in spread(count, len(sizes))]
+    return sum(chosen) - max(chosen, default=0) * min(count, 2)
+
+
 def offloaded_numbers(model: nn.Module) -> int:
     """Return the number of weight elements of `model` that are offloaded, and so are not among its parameters."""
-    return sum(module.host.numel() for module in model.modules() if isinstance(module, OffloadedLinear))
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, OffloadedLinear))

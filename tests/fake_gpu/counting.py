@@ -43,10 +43,15 @@ class FakeCuda(FakeTensorMode):
 
 @dataclass
 class Counts:
-    """What ran since `start`: kernels, bytes beside matrix products, waits of the host by their operation."""
+    """What ran since `start`: kernels, bytes beside matrix products, waits of the host by their operation.
+
+    `fetched` are bytes that were copied from main memory, and `allocated` those of new tensors, by dtype.
+    """
 
     kernels: int = 0
     bytes: int = 0
+    fetched: int = 0
+    allocated: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
     names: Counter[str] = field(default_factory=Counter)
 
@@ -126,8 +131,11 @@ class Gpu(TorchDispatchMode):
             host = tensor.cpu() if tensor.is_cuda else tensor
             return host.item() if host.dim() == 0 else [as_list(each) for each in host]
 
-        before, lifted = FakeTensor.tolist, torch._C._only_lift_cpu_tensors()
-        FakeTensor.tolist = as_list  # type: ignore[method-assign,assignment]
+        def as_numpy(tensor: FakeTensor) -> Any:
+            return torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu").numpy()
+
+        before, lifted = (FakeTensor.tolist, FakeTensor.numpy), torch._C._only_lift_cpu_tensors()
+        FakeTensor.tolist, FakeTensor.numpy = as_list, as_numpy  # type: ignore[method-assign,assignment]
         applied = nn.Module._apply
         nn.Module._apply = apply_by_replacing  # type: ignore[method-assign,assignment]
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes it on the CPU first
@@ -135,7 +143,7 @@ class Gpu(TorchDispatchMode):
             with Attention(), recomputed_inside(Attention), kernels_of_a_gpu(), self:
                 yield self
         finally:
-            FakeTensor.tolist = before  # type: ignore[method-assign]
+            FakeTensor.tolist, FakeTensor.numpy = before  # type: ignore[method-assign]
             nn.Module._apply = applied  # type: ignore[method-assign]
             torch._C._set_only_lift_cpu_tensors(lifted)
 
@@ -151,6 +159,9 @@ class Gpu(TorchDispatchMode):
             self.counts.waits[str(packet)] += 1
         if packet is aten._local_scalar_dense:
             return self._number(args[0])
+        if on_gpu and packet in (aten._to_copy, aten.copy_):
+            source = args[0] if packet is aten._to_copy else args[1]
+            self.counts.fetched += 0 if source.is_cuda else source.nbytes
         values = self._computed(func, args, kwargs, inputs)
         if packet in (aten.index, aten.index_put_, aten.index_put):
             args = (args[0], self._places(args[1]), *args[2:])
@@ -267,5 +278,6 @@ class Gpu(TorchDispatchMode):
             self.now -= size
 
         self._seen[key] = weakref.ref(storage, gone)
+        self.counts.allocated[str(tensor.dtype).removeprefix("torch.")] += size
         self.now += size
         self.peak = max(self.peak, self.now)

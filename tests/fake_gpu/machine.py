@@ -108,4 +108,5 @@ def pretended_gpu(memory: int = 80 * GIB) -> Iterator[None]:
             stack.enter_context(patch.object(torch.cuda, name, answer))
         stack.enter_context(patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor))
         stack.enter_context(patch.object(torch.Tensor, "record_stream", lambda *_: None))
+        stack.enter_context(patch("dsctl_core.memory.offload.pin", lambda *_: None))
         yield

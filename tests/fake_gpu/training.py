@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,28 +11,22 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dsctl_core.assets import assets_path
 from dsctl_core.cache.reader import CACHED
-from dsctl_core.checkpoint.model_config import ModelConfig
-from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.losses import find_loss
 from dsctl_core.memory.dtypes import dtype_of, float32_parts
-from dsctl_core.memory.options import MemorySettings
 from dsctl_core.memory.release import release_memory
 from dsctl_core.options import TrainOptions
-from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import NoProgress
 from dsctl_core.stages.split import run
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.dry_run import estimate, simulated
-from dsctl_core.training.dry_run.fake_tensors import Simulation
-from dsctl_core.training.dry_run.simulated import SimulatedModel
 from dsctl_core.training.loop import loop
-from dsctl_core.training.plan.module import task_module
+from dsctl_core.training.plan.module import build_module
 from dsctl_core.training.plan.plan import TrainingPlan, plan_training
 from tests.fake_gpu.counting import Gpu
+from tests.fake_gpu.loading import loads_fakes, stand_ins
 
 STEPS = 2
 
@@ -51,52 +44,33 @@ class Found:
     faults: list[str] = field(default_factory=list)
 
 
-class OnGpu(Simulation):
-    """Makes weights on the fake device."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        self.mode, self.gpu = gpu.mode, gpu
-
-    def _taken(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-        with self.mode:
-            fake = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="cuda")
-        self.gpu.holds(fake)
-        return nn.Parameter(fake, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
-
-
 def train(depth: int | None, *, encode: bool, **asked: Any) -> Found:
     """Train with the options `asked`, with `depth` blocks of each kind (None: all), and return what was found.
 
     Without `encode` the row is encoded by the dry run alone, on the CPU.
     """
-    gpu, found, entries = Gpu(), Found(), []
+    gpu, found = Gpu(), Found()
+    entries: list[Any] = []
 
     def encode_row(*arguments: Any) -> Any:
         entries.append(simulated.encode_row(*arguments))
         return entries[-1]
 
     options = TrainOptions(device="cuda", mixed_precision="bf16", output_path="never", max_steps=STEPS, **asked)
-    with gpu.running():
+    with gpu.running(), _every_format():
         plan = plan_training(options, NoProgress(), offline=True)
     stand_ins(plan.model)
     with patch.object(estimate, "encode_row", encode_row):
         found.predicted = asdict(estimate.estimate(plan, depth).memory)
     live, entry = entries[0].peak, entries[0].entry
-    model = SimulatedModel(plan.model, None, depth)
-    unused = () if encode else set(plan.stages.first_components) - set(plan.stages.second_components)
-    idle = {*plan.stages.idle, *unused}
-    pipe = model.pipeline(OnGpu(gpu), plan.dtype, lambda name: _dtype(plan, name), idle)
-    pipe.device = torch.device("cuda:0")
     if encode:
-        found.encode = {**_encode(gpu, plan, pipe), "predicted": live}
-    for name in set(pipe.components) - set(plan.stages.second_components):
-        setattr(pipe, name, None)
-    release_memory()
-    memory, gpu.peak = options.memory, gpu.now
-    settings = MemorySettings(memory.gradient_checkpointing_blocks, memory.offload_blocks)
-    with gpu.running():
-        module = task_module(plan, pipe, read_loras=False)
-        settings.apply(list(pipe.iteration_modules().values()), pipe.device)
+        found.encode = {**_encode(gpu, plan, depth), "predicted": live}
+        release_memory()
+        if gpu.now:
+            found.faults.append(f"{gpu.now} bytes of the first stage are left when the second begins")
+    gpu.peak, first = gpu.now, set(plan.stages.first_components) - set(plan.stages.second_components)
+    with gpu.running(), loads_fakes(gpu, depth, {*plan.stages.idle, *first}), _every_format(), _no_files():
+        module = build_module(plan, NoProgress())
     found.weights = gpu.now
     found.faults += _wide(module, plan.dtype)
     rows = [{CACHED: entry, "_row": number} for number in range(STEPS * options.training.batch_size)]
@@ -119,17 +93,37 @@ def train(depth: int | None, *, encode: bool, **asked: Any) -> Found:
     return found
 
 
-def _encode(gpu: Gpu, plan: TrainingPlan, pipe: BasePipeline) -> dict[str, Any]:
+def _encode(gpu: Gpu, plan: TrainingPlan, depth: int | None) -> dict[str, Any]:
     """Encode the row on the fake device; return what that took beside the weights."""
-    row, held = dict(plan.source[0]), gpu.now
-    with gpu.running(), torch.no_grad():
+    row, names = dict(plan.source[0]), plan.stages.first_components
+    with gpu.running(), torch.no_grad(), loads_fakes(gpu, depth, plan.stages.idle):
+        pipe = plan.model.load_pipeline(torch_dtype=plan.dtype, device=plan.accelerator.device, only=names)
+        held = gpu.now
         gpu.start()
         run(
             plan.stages.split.once,
             pipe,
             find_loss(plan.task).inputs_from_row(pipe, row, plan.options.data.extra_inputs),
         )
-    return {**_shown(gpu), "peak": gpu.peak - held}
+    return {**shown(gpu), "peak": gpu.peak - held}
+
+
+@contextmanager
+def _every_format() -> Iterator[None]:
+    """Let weights be held in every format: of fake ones no library packs any."""
+    with patch("dsctl_core.training.model.open.require_library", lambda _: None):
+        yield
+
+
+@contextmanager
+def _no_files() -> Iterator[None]:
+    """Hold what is trained whole in float32, without a look at the dtype of its files, which are not there."""
+
+    def trained_dtypes(_: Any, whole: list[str], __: torch.dtype) -> dict[str, torch.dtype]:
+        return dict.fromkeys(whole, torch.float32)
+
+    with patch("dsctl_core.training.plan.module.trained_dtypes", trained_dtypes):
+        yield
 
 
 class _Watch(TrainingHook):
@@ -140,24 +134,22 @@ class _Watch(TrainingHook):
 
     def on_step_end(self, run: Any, record: Any) -> None:
         """Keep the counts of the step."""
-        self.found.step, self.waits = _shown(self.gpu), dict(self.gpu.counts.waits)
+        self.found.step, self.waits = shown(self.gpu), dict(self.gpu.counts.waits)
         self.found.peak = max(self.found.peak, self.gpu.peak)
         self.gpu.start()
 
 
-def _shown(gpu: Gpu) -> dict[str, Any]:
+def shown(gpu: Gpu) -> dict[str, Any]:
+    """Return what was counted since the start as plain values."""
     counts = gpu.counts
     return {
         "kernels": counts.kernels,
         "bytes": counts.bytes,
+        "fetched": counts.fetched,
+        "allocated": dict(counts.allocated),
         "waits": dict(counts.waits),
         "most": counts.names.most_common(12),
     }
-
-
-def _dtype(plan: TrainingPlan, component: str) -> torch.dtype:
-    whole = set(plan.options.training.trainable_models or ())
-    return torch.float32 if component in whole else plan.dtype
 
 
 def _wide(module: nn.Module, dtype: torch.dtype) -> list[str]:
@@ -170,20 +162,6 @@ def _wide(module: nn.Module, dtype: torch.dtype) -> list[str]:
             if not parameter.requires_grad and parameter.itemsize > wanted.itemsize:
                 wrong.append(f"{component}.{name} is frozen, and held in {parameter.dtype}")
     return wrong[:3]
-
-
-def stand_ins(resolved: ResolvedModel) -> None:
-    """Name processors for those of a published model, which are not on the disk: they have no weights."""
-    clip = Path("clip_processor")
-    clip.mkdir(exist_ok=True)
-    size = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
-    about = {"image_processor_type": "CLIPImageProcessor", **size}
-    (clip / "preprocessor_config.json").write_text(json.dumps(about), encoding="utf-8")
-    for reader in resolved.family.readers:
-        if reader.kind != "tokenizer" and reader.name in resolved.reader_configs:
-            own = assets_path("tiny-edit") / "processor"
-            folder = clip.absolute() if "image_encoder" in reader.components else own
-            resolved.reader_configs[reader.name] = ModelConfig(path=folder)  # type: ignore[index]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from dsctl_core.cache.reader import CACHED, CachedDataset
@@ -19,7 +20,9 @@ from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import tensor_entries
+from dsctl_core.memory.blocks import repeated_blocks
 from dsctl_core.memory.fused import use_fused_norms
+from dsctl_core.memory.offload import movable, offload_blocks
 from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.training.dry_run.fake_tensors import (
     KnownAnswers,
@@ -141,6 +144,7 @@ class Estimate:
         self.model = SimulatedModel(plan.model, plan.components if only else None, depth, longer)
         self.encoded = encoded
         self.simulation = Simulation() if encoded is None else encoded.simulation
+        self.sizes: tuple[tuple[int, ...], ...] = ()  # of the blocks of each network that runs every step
         self.card, self.on_gpu = card, card is not None or plan.accelerator.device.type == "cuda"
 
     def result(self) -> DryRun:
@@ -155,12 +159,11 @@ class Estimate:
         with replaced_when_converted():
             module = task_module(self.plan, pipe, read_loras=False)
         self.simulation.take(module)
-        for network in pipe.iteration_modules().values():
-            use_fused_norms(network)
-            if self.options.memory.gradient_checkpointing_blocks is not None:
-                checkpoint_some(network, self.options.memory.gradient_checkpointing_blocks)
+        networks = list(pipe.iteration_modules().values())
+        self.sizes = tuple(map(self._block_sizes, networks))
+        slabs = [slab for network in networks for slab in self._pull_levers(network)]
         trained = tensor_bytes(module.trainable_modules())
-        weights = tensor_bytes([*module.parameters(), *module.buffers()])
+        weights = tensor_bytes([*module.parameters(), *module.buffers(), *slabs])
         step_peak, activations, state = self._train(module, encoded.entry)
         # Saved weights are copied to the host, and read back to verify the file.
         saving = 2 * trained if on_cpu else 0
@@ -194,6 +197,28 @@ class Estimate:
             available_memory=available_memory(device) if self.card is None else self.card,
             not_on_disk=tuple(self.model.missing),
         )
+
+    def _block_sizes(self, network: nn.Module) -> tuple[int, ...]:
+        """Return the bytes of each block of a network at its full depth that can wait in main memory."""
+        sizes: dict[str, list[int]] = {}
+        for name, block in repeated_blocks(network).items():
+            sizes.setdefault(name.rpartition(".")[0], []).append(sum(layer.weight.nbytes for layer in movable(block)))
+        for name, known in sizes.items():
+            known += known[-1:] * (self.model.cut.get(name, 0) - len(known))
+        return tuple(size for known in sizes.values() for size in known)
+
+    def _pull_levers(self, network: nn.Module) -> list[Tensor]:
+        """Apply the options of memory to a network, and return what offloaded blocks are copied to."""
+        memory = self.options.memory
+        use_fused_norms(network)
+        if memory.gradient_checkpointing_blocks is not None:
+            checkpoint_some(network, memory.gradient_checkpointing_blocks)
+        if not memory.offload_blocks:
+            return []
+        # The weights have no bytes, and everything is on one device: what is no parameter any more does not count.
+        store = offload_blocks(network, memory.offload_blocks, torch.device("cpu"))
+        store.allocate()
+        return store.slabs
 
     def _encode_largest(self, pipe: BasePipeline) -> Encoded:
         sample, index = self._largest()

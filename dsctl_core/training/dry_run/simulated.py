@@ -164,9 +164,8 @@ def shorten(model: nn.Module, depth: int, longer: str = "") -> dict[str, int]:
 
     The list `longer` keeps one more. Lists that are no longer than `depth` stay as they are.
     """
-    names = {name.rpartition(".")[0] for name in repeated_blocks(model)}
     lengths = {}
-    for name in sorted(names):
+    for name in dict.fromkeys(name.rpartition(".")[0] for name in repeated_blocks(model)):
         blocks: Any = model.get_submodule(name)
         if len(blocks) > depth:
             lengths[name] = len(blocks)

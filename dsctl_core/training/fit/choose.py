@@ -113,17 +113,18 @@ class _Search:
         return Fit(self.options, self.chosen, tuple(self.reasons), int(kept.peak - saved * needed))
 
     def _offload(self) -> Fit | None:
-        """Offload as few blocks as needed; two of them are on the GPU at a time."""
-        self.last = self.predict(self.options)
-        over = self.last.peak - self.room
-        needed = -(-over // max(self.last.block, 1)) + 2
-        self.least = self.last.peak - (self.last.blocks - 2) * self.last.block
-        if needed > self.last.blocks:
+        """Offload as few blocks as needed, of the size that each has; two of them are on the GPU at a time."""
+        last = self.last = self.predict(self.options)
+        most = last.most_offloaded
+        self.least = last.peak if most == 0 else max(last.stage_one, last.training - last.saved_by_offload(most))
+        counts = range(1, most + 1)
+        needed = next((n for n in counts if last.training - last.saved_by_offload(n) <= self.room), None)
+        if needed is None or last.stage_one > self.room:
             return None
         self._take("", offload_blocks=needed)
         self.reasons = [each for each in self.reasons if not each.startswith("quantize")]
         self.reasons.append(f"offload_blocks {needed}: the weights of these blocks wait in main memory")
-        peak = self.last.peak - (needed - 2) * self.last.block
+        peak = max(last.training - last.saved_by_offload(needed), last.stage_one)
         return Fit(self.options, self.chosen, tuple(self.reasons), peak)
 
     def _try(self, why: str) -> Fit | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.memory.offload import bytes_saved
 from dsctl_core.options import TrainOptions
 from dsctl_core.training.dry_run.estimate import Encoded, Estimate, Memory
 from dsctl_core.training.dry_run.gpu_rules import reserved
@@ -20,14 +21,24 @@ DEPTH = 2  # blocks of each kind in the shortest model: with one, the first and 
 class Prediction:
     """What a run needs of a GPU, in bytes: at its peak, and for training and the first stage alone.
 
-    `blocks` is the number of repeated blocks of the denoisers, and `block` the bytes of the weights of the largest.
+    `blocks` is the number of repeated blocks of a denoiser that differ in what they take, and `sizes` the bytes of each
+    block of each network that can be offloaded.
     """
 
     peak: int
     training: int
     stage_one: int
     blocks: int
-    block: int
+    sizes: tuple[tuple[int, ...], ...]
+
+    @property
+    def most_offloaded(self) -> int:
+        """The largest number of blocks that can be offloaded."""
+        return min(map(len, self.sizes), default=0)
+
+    def saved_by_offload(self, count: int) -> int:
+        """Return the bytes that leave the GPU with `count` offloaded blocks of each network."""
+        return sum(bytes_saved(sizes, count) for sizes in self.sizes)
 
 
 class Predictor:
@@ -39,24 +50,27 @@ class Predictor:
 
     def predict(self, options: TrainOptions) -> Prediction:
         """Return what the run with `options` needs, of which all blocks are recomputed or none."""
-        plan = with_options(self.plan, options)
+        offloaded = options.memory.offload_blocks  # of the whole model, which short ones do not have
+        memory = options.memory.model_copy(update={"offload_blocks": 0})
+        plan = with_options(self.plan, options.model_copy(update={"memory": memory}))
         first = set(plan.stages.first_components)
         key = tuple(part for part in options.training.quantize if part.partition("=")[0] in first)
         shortest = Estimate(plan, DEPTH, self.card, encoded=self._encoded.get(key))
         base = _values(shortest.result().memory)
         assert shortest.encoded is not None
         self._encoded[key] = shortest.encoded
-        total, block = dict(base), 0.0
+        total = dict(base)
         lengths = shortest.model.cut
         for name, length in lengths.items():
             longer = Estimate(plan, DEPTH, self.card, name, shortest.encoded)
             more = _values(longer.result().memory)
             for part in total:
                 total[part] += (more[part] - base[part]) * (length - DEPTH)
-            block = max(block, more["weights"] - base["weights"])
         training = reserved(round(total["training"]), round(total["weights"]))
-        peak = max(training, reserved(round(base["stage_one"]), 0))
-        return Prediction(peak, training, round(base["stage_one"]), sum(lengths.values()), round(block))
+        stage_one = reserved(round(base["stage_one"]), 0)
+        found = Prediction(0, training, stage_one, sum(lengths.values()), shortest.sizes)
+        training -= found.saved_by_offload(min(offloaded, found.most_offloaded))
+        return replace(found, training=training, peak=max(training, stage_one))
 
 
 def _values(memory: Memory) -> dict[str, float]:

@@ -5,11 +5,11 @@ The device is the CPU here, to which a weight is copied as it would be to a GPU;
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsctl_core.errors import UsageError
 from dsctl_core.lora.layers import add_lora
-from dsctl_core.memory.offload import OffloadedLinear, offload_blocks, offloaded_numbers, spread
+from dsctl_core.memory.offload import OffloadedLinear, bytes_saved, offload_blocks, offloaded_numbers, spread
 from dsctl_core.memory.recompute import gradient_checkpoint_forward
 
 CPU = torch.device("cpu")
@@ -69,20 +69,92 @@ def test_results_and_gradients_are_the_same_to_the_bit(recompute, count, bf16):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_two_blocks_are_there_at_most_and_each_comes_before_it_is_needed(recompute):
+@pytest.mark.parametrize(("count", "fetches"), [(1, 1), (2, 2), (6, 26)])
+def test_two_slabs_are_made_once_and_each_block_comes_before_it_is_needed(recompute, count, fetches):
     model = stack(recompute)
-    store = offload_blocks(model, 6, CPU)
-    seen, fetch = [], store._fetch
+    store = offload_blocks(model, count, CPU)
+    fetched, fetch = [], store._fetch
 
-    def watched(index):
-        fetch(index)
-        seen.append(len(store.resident))
+    def watched(index, number):
+        in_use = store.last if store.last in store.resident else None
+        fetch(index, number)
+        fetched.append((index, in_use))
 
     store._fetch = watched
+    slabs = set()
     for _ in range(3):
         outcome(model)
-    assert max(seen) == 2
+        slabs |= {slab.data_ptr() for slab in store.slabs}
+    assert len(slabs) == len(store.slabs) == min(count, 2)
+    assert len(fetched) == fetches, "two directions a pass, and a block at either end stays"
     assert store.waited == 1, "only the very first block was not fetched ahead"
+
+
+def test_a_weight_is_never_overwritten_while_its_block_runs_in_any_order():
+    model = stack()
+    expected = {layer: layer.weight.clone() for layer in model.modules() if isinstance(layer, nn.Linear)}
+    offload_blocks(model, 6, CPU)
+    layers = [layer for layer in expected if isinstance(layer, OffloadedLinear)]
+    generator = torch.Generator().manual_seed(0)
+    for number in torch.randint(len(layers), (200,), generator=generator).tolist():
+        assert torch.equal(layers[number].whole_weight(torch.empty(0)), expected[layers[number]])
+
+
+def test_a_copy_waits_for_what_reads_the_block_that_it_replaces_and_the_computation_for_its_copy(monkeypatch):
+    """A model of two streams: each runs what it was given in order, up to the events that it waits for."""
+    log = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            log.append((self.name, "after", other.name, len(log)))
+
+        def wait_event(self, event):
+            log.append((self.name, "after", *event))
+
+        def record_event(self):
+            return "copies", len(log)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    compute = Stream("compute")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: compute)
+    monkeypatch.setattr(torch.cuda, "stream", lambda each: each)
+    monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
+    model = stack()
+    store = offload_blocks(model, 6, CPU)
+    store.stream = Stream("copies")
+    fetch, slab = store._fetch, store.slab
+
+    def copied(index, number):
+        fetch(index, number)
+        log.append(("copies", "writes", number, index))
+
+    def read(index):
+        found = slab(index)
+        log.append(("compute", "reads", store.resident[index], index))
+        return found
+
+    store._fetch, store.slab = copied, read
+    outcome(model)
+    writes = [at for at, (_, what, *_) in enumerate(log) if what == "writes"]
+    assert len(writes) > 8
+    for at in writes:
+        _, _, number, index = log[at]
+        waited = max(entry[3] for entry in log[:at] if entry[:3] == ("copies", "after", "compute"))
+        earlier = [
+            n for n, (_, what, slab_number, _) in enumerate(log[:at]) if (what, slab_number) == ("reads", number)
+        ]
+        assert all(n < waited for n in earlier)
+        later = next((n for n in range(at, len(log)) if log[n][1:] == ("reads", number, index)), None)
+        if later is not None:
+            assert any(entry[:3] == ("compute", "after", "copies") for entry in log[at:later])
 
 
 def test_the_weights_are_no_parameters_so_nothing_can_move_them():
@@ -108,3 +180,16 @@ def test_trained_layers_stay_and_more_blocks_than_there_are_is_an_error():
 @pytest.mark.parametrize(("count", "among", "chosen"), [(1, 6, [3]), (2, 6, [1, 4]), (6, 6, list(range(6)))])
 def test_the_blocks_are_evenly_spread(count, among, chosen):
     assert spread(count, among) == chosen
+
+
+def test_what_offload_saves_counts_the_blocks_that_it_takes_and_two_of_the_largest_stay():
+    sizes = [30] * 4 + [10] * 8
+    assert [bytes_saved(sizes, count) for count in (0, 1, 2, 12)] == [0, 0, 30 + 10 - 60, 4 * 30 + 8 * 10 - 60]
+    model = stack()
+    before = sum(p.nbytes for p in model.parameters())
+    store = offload_blocks(model, 5, CPU)
+    store.allocate()
+    held = sum(p.nbytes for p in model.parameters())
+    weights = 2 * 32 * 4  # bytes of the two matrices of a block
+    assert before - held - 2 * weights == bytes_saved([weights] * 6, 5)
+    assert sum(slab.numel() for slab in store.slabs) == 2 * 2 * 256, "each of two weights begins at a multiple of 256"

@@ -36,7 +36,7 @@ def predicted(weights: int, activations: int, stage_one: int = 0) -> Callable[[T
         share = 0.1 if options.training.use_gradient_checkpointing else 1
         own = weights * SHARES[held.get("dit", "")] + activations * share * options.training.batch_size
         first = stage_one * SHARES[held.get("text_encoder", "")]
-        return Prediction(int(max(own, first)), int(own), int(first), BLOCKS, weights // BLOCKS)
+        return Prediction(int(max(own, first)), int(own), int(first), BLOCKS, ((weights // BLOCKS,) * BLOCKS,))
 
     return predict
 

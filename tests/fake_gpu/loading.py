@@ -1,0 +1,75 @@
+"""Load models onto the fake device: their published configs, in the order in which weights are loaded and moved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from dsctl_core.assets import assets_path
+from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.pipeline import BasePipeline
+from dsctl_core.training.dry_run.fake_tensors import Simulation
+from dsctl_core.training.dry_run.simulated import SimulatedModel
+from tests.fake_gpu.counting import Gpu
+
+
+class _OnHost(Simulation):
+    """Makes weights in main memory, in the mode of the device."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.mode = gpu.mode
+
+    def _taken(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        with self.mode:
+            fake = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="cpu")
+        return nn.Parameter(fake, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+@contextmanager
+def loads_fakes(gpu: Gpu, depth: int | None, without: Collection[str] = ()) -> Iterator[None]:
+    """Let every model that is loaded inside the context be one of fake tensors, with `depth` blocks of each kind."""
+
+    def load_pipeline(
+        resolved: ResolvedModel,
+        *,
+        torch_dtype: torch.dtype,
+        device: torch.device | str | None = None,
+        only: Sequence[str] | None = None,
+        component_dtypes: dict[str, torch.dtype] | None = None,
+        on_host: Collection[str] = (),
+    ) -> BasePipeline:
+        place = torch.device("cuda" if device is None else device)
+        model = SimulatedModel(resolved, None, depth)
+        absent = {name for name in model.loaded if only is not None and name not in only} | set(without)
+        dtypes = component_dtypes or {}
+        pipe = model.pipeline(_OnHost(gpu), torch_dtype, lambda name: dtypes.get(name, torch_dtype), absent)
+        for name, component in pipe.components.items():
+            if name not in on_host:
+                component.to(place)
+        pipe.device = torch.device(place.type, 0) if place.type == "cuda" else place
+        return pipe
+
+    with patch.object(ResolvedModel, "load_pipeline", load_pipeline):
+        yield
+
+
+def stand_ins(resolved: ResolvedModel) -> None:
+    """Name processors for those of a published model, which are not on the disk: they have no weights."""
+    clip = Path("clip_processor")
+    clip.mkdir(exist_ok=True)
+    size = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+    about: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor", **size}
+    (clip / "preprocessor_config.json").write_text(json.dumps(about), encoding="utf-8")
+    for reader in resolved.family.readers:
+        if reader.kind != "tokenizer" and reader.name in resolved.reader_configs:
+            own = assets_path("tiny-edit") / "processor"
+            folder = clip.absolute() if "image_encoder" in reader.components else own
+            resolved.reader_configs[reader.name] = ModelConfig(path=folder)  # type: ignore[index]
