@@ -35,8 +35,9 @@ class FusedLoraLinear(Linear):
             return whole
         (adapter,) = self.active_adapters
         x = x.to(torch.get_autocast_dtype(x.device.type))
-        rows, shown = (each.reshape(-1, x.shape[-1]) for each in (x, self.lora_dropout[adapter](x)))
         base: Any = self.base_layer
+        dropout: Any = self.lora_dropout[adapter]
+        rows, shown = (each.reshape(-1, x.shape[-1]) for each in (x, dropout(x)))
         result, hidden = base(rows), self.lora_A[adapter](shown)
         scale = self.scaling[adapter]
         # In place: as an operation of its own it would copy the output first. Two dimensions: not in place on a view.
@@ -49,4 +50,7 @@ class FusedLoraLinear(Linear):
         if len(self.active_adapters) != 1 or self.base_layer._forward_hooks:
             return False
         (adapter,) = self.active_adapters
-        return adapter in self.lora_A and adapter not in self.lora_variant and not self.lora_bias[adapter]
+        if adapter not in self.lora_A or adapter in self.lora_variant or self.lora_bias[adapter]:
+            return False
+        # ZeRO-3 gathers the weights of a layer when it is called, and lora_B is not.
+        return not hasattr(self.lora_B[adapter].weight, "ds_id")
