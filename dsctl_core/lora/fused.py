@@ -36,12 +36,12 @@ class FusedLoraLinear(Linear):
         (adapter,) = self.active_adapters
         x = x.to(torch.get_autocast_dtype(x.device.type))
         base: Any = self.base_layer
-        dropout: Any = self.lora_dropout[adapter]
-        rows, shown = (each.reshape(-1, x.shape[-1]) for each in (x, dropout(x)))
+        rows, shown = (each.reshape(-1, x.shape[-1]) for each in (x, self.lora_dropout[adapter](x)))
         result, hidden = base(rows), self.lora_A[adapter](shown)
-        scale = self.scaling[adapter]
+        scale, up = self.scaling[adapter], self.lora_B[adapter].weight
+        assert isinstance(up, Tensor)
         # In place: as an operation of its own it would copy the output first. Two dimensions: not in place on a view.
-        result = result.addmm_(hidden if scale == 1 else hidden * scale, self.lora_B[adapter].weight.t().to(result))
+        result = result.addmm_(hidden if scale == 1 else hidden * scale, up.t().to(result))
         return result.view(*x.shape[:-1], result.shape[-1])
 
     def _is_plain(self, x: Tensor) -> bool:
