@@ -23,7 +23,7 @@ class SideNetwork:
 
     `columns` are the dataset columns that its units read; the units raise an error for a row without them. `control`
     is applied during each call of `model_fn`, and `reads` are the inputs of `model_fn` that it uses; see
-    dsctl_core.control.
+    dsctl_core.control. One that `borrows` runs layers of the denoiser as its own.
     """
 
     name: str
@@ -31,3 +31,4 @@ class SideNetwork:
     columns: tuple[str, ...] = ()
     control: Control | None = None
     reads: tuple[str, ...] = ()
+    borrows: bool = False

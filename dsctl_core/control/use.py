@@ -69,10 +69,18 @@ class NetworkControl(Protocol):
 
 
 def control_network(
-    name: str, control: NetworkControl, units: Sequence[PipelineUnit], columns: Sequence[str] = ()
+    name: str,
+    control: NetworkControl,
+    units: Sequence[PipelineUnit],
+    columns: Sequence[str] = (),
+    *,
+    borrows: bool = False,
 ) -> SideNetwork:
-    """Return the side network called `name` that acts by `control`; its `units` read `columns` of a row."""
-    return SideNetwork(name, tuple(units), tuple(columns), control, control.reads)
+    """Return the side network called `name` that acts by `control`; its `units` read `columns` of a row.
+
+    One that `borrows` runs layers of the denoiser as its own.
+    """
+    return SideNetwork(name, tuple(units), tuple(columns), control, control.reads, borrows)
 
 
 def latents_name(name: str) -> str:

@@ -180,10 +180,10 @@ def z_image_control(name: str, columns: tuple[str, ...], use: ControlUse) -> Sid
     Its residuals are for the tokens of the prompt too, so that the negative prompt has its own.
     """
     control = ResidualControl(name, z_image_residuals, use, own_prompt=True)
-    return control_network(name, control, [ControlImageEmbedder(name, *columns)], columns)
+    return control_network(name, control, [ControlImageEmbedder(name, *columns)], columns, borrows=True)
 
 
 def z_image_control_2(name: str, columns: tuple[str, ...], use: ControlUse) -> SideNetwork:
     """Return the same for a network of version 2: it reads the control image, and a mask if `columns` has one."""
     control = ResidualControl(name, z_image_residuals, use, own_prompt=True)
-    return control_network(name, control, [ControlContextEmbedder(name, *columns)], columns)
+    return control_network(name, control, [ControlContextEmbedder(name, *columns)], columns, borrows=True)

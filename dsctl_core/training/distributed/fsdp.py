@@ -53,6 +53,12 @@ def shard(accelerator: Accelerator, module: DiffusionTrainingModule, dtype: torc
     """
     if not divides(accelerator) or divided(module):
         return
+    for side in module.pipe.side_networks:
+        if side.borrows:
+            raise UsageError(
+                f"FSDP2 cannot divide {side.name}, which runs layers of the denoiser as its own",
+                hint="train it with the whole model on each GPU: --num-processes N without FSDP",
+            )
     from accelerate.utils import FullyShardedDataParallelPlugin
     from torch.distributed.device_mesh import init_device_mesh
 

@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "lora_bf16": {"lora_rank": 1, "mixed_precision": "bf16", "use_gradient_checkpointing": True},
     "whole": {"trainable_models": ["dit"]},
+    "control": {"controlnet": ["blockwise"], "trainable_models": ["controlnet"]},
 }
 ENGINES = ("nodes", "fsdp2")
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -42,7 +43,7 @@ from dsctl_core.training.distributed.launch import run_in_processes
 
 raise SystemExit(str(ended) if (ended := run_in_processes(argv[1], argv[2:3], config=Path(argv[3]), cpu=True)) else 0)
 """
-TOLERANCE = {"lora": 1e-5, "lora_bf16": 1e-3, "whole": 1e-5}
+TOLERANCE = {"lora": 1e-5, "lora_bf16": 1e-3, "whole": 1e-5, "control": 1e-5}
 
 
 def settings(case: str, model: Path, data: Path, folder: Path, batch_size: int, accumulate: int) -> dict[str, Any]:
@@ -93,10 +94,10 @@ def runs(python, tiny_folder, tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("runs")
     data = root / "data"
     data.mkdir()
-    lines = ["image,prompt"]
+    lines = ["image,control_image,prompt"]
     for number, caption in enumerate(["a red one", "a blue one", "two green ones", "nothing"]):
         picture(32, 32, seed=number).save(data / f"{number}.png")
-        lines.append(f"{number}.png,{caption}")
+        lines.append(f"{number}.png,{3 - number}.png,{caption}")
     (data / "metadata.csv").write_text("\n".join(lines) + "\n")
     for name in ENGINES:
         (root / name).mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from dsctl_core.families.z_image.controlnets import (
 from dsctl_core.families.z_image.family import FAMILY, PUBLISHED
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.options import TrainOptions
+from dsctl_core.training.distributed import fsdp
 from tests.dsctl_core.families.z_image.conftest import PROMPTS, Pair
 from tests.tiny_models import randomize
 
@@ -275,3 +277,14 @@ def test_what_a_network_of_version_2_lacks_is_said(base: Pair, tmp_path: Path) -
             base.our_images(PROMPTS[:1], 1, 1.0, **SIZE, **dict.fromkeys(given, noise()))
     with pytest.raises(DsctlError, match="has no modes, but #edges is given"):
         load_controlnet(base.ours, f"{tmp_path}#edges")
+
+
+def test_a_network_that_runs_layers_of_the_denoiser_is_not_divided(
+    base: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network(tmp_path)
+    load_controlnet(base.ours, str(tmp_path))
+    monkeypatch.setattr(fsdp, "divides", lambda _: True)
+    module: Any = SimpleNamespace(pipe=base.ours, modules=lambda: iter(()))
+    with pytest.raises(DsctlError, match="FSDP2 cannot divide controlnet, which runs layers of the denoiser"):
+        fsdp.shard(SimpleNamespace(), module)
