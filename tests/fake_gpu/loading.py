@@ -45,6 +45,7 @@ def loads_fakes(gpu: Gpu, depth: int | None, without: Collection[str] = ()) -> I
         only: Sequence[str] | None = None,
         component_dtypes: dict[str, torch.dtype] | None = None,
         on_host: Collection[str] = (),
+        in_parts: Collection[str] = (),
     ) -> BasePipeline:
         place = torch.device("cuda" if device is None else device)
         model = SimulatedModel(resolved, None, depth)
@@ -52,7 +53,7 @@ def loads_fakes(gpu: Gpu, depth: int | None, without: Collection[str] = ()) -> I
         dtypes = component_dtypes or {}
         pipe = model.pipeline(_OnHost(gpu), torch_dtype, lambda name: dtypes.get(name, torch_dtype), absent)
         for name, component in pipe.components.items():
-            if name not in on_host:
+            if name not in (*on_host, *in_parts):
                 component.to(place)
         pipe.device = torch.device(place.type, 0) if place.type == "cuda" else place
         return pipe

@@ -15,7 +15,6 @@ from tests.conftest import REPOSITORY
 LORA = {"lora_rank": 32}
 RUNS: dict[str, dict[str, Any]] = {
     "kept": {"model": "flux2-klein-base-4b", **LORA, "encode": True},
-    "recomputed": {"model": "z-image", **LORA, "use_gradient_checkpointing": True},
     "offloaded": {
         "model": "flux2-klein-base-4b",
         **LORA,
@@ -56,9 +55,8 @@ def test_the_dry_run_predicts_the_peak_of_the_device(runs):
 
 
 def test_each_lever_shows_in_what_is_counted(runs):
-    kept, recomputed, offloaded, whole = (runs[name] for name in RUNS)
-    assert recomputed["peak"] < 0.7 * whole["peak"]
-    assert whole["weights"] > 1.9 * recomputed["weights"], "all of it is trained, in float32"
+    kept, offloaded, whole = (runs[name] for name in RUNS)
+    assert offloaded["peak"] < 0.7 * kept["peak"], "of recomputed blocks the inputs alone are kept"
     assert whole["saved"] == pytest.approx(whole["weights"], rel=0.01)
     assert kept["saved"] < 0.05 * kept["weights"]
     assert offloaded["weights"] < 0.3 * kept["weights"]

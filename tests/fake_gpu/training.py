@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from dsctl_core.training.dry_run import estimate, simulated
 from dsctl_core.training.loop import loop
 from dsctl_core.training.plan.module import build_module
 from dsctl_core.training.plan.plan import TrainingPlan, plan_training
+from dsctl_core.training.state.snapshot import Snapshots
 from tests.fake_gpu.counting import Gpu
 from tests.fake_gpu.loading import loads_fakes, stand_ins
 
@@ -172,7 +173,8 @@ def _unwritten() -> Iterator[Any]:
     for name in ("on_training_start", "begin", "on_step_end", "on_training_end"):
         setattr(logger, name, nothing)
     logger.save = lambda *_: [Path("none")]
-    snapshots = SimpleNamespace(possible=True, settings={"samples_per_step": 1}, save=nothing, bytes=lambda: 0)
+    snapshots = MagicMock(spec=Snapshots, possible=True, settings={"samples_per_step": 1})
+    snapshots.bytes.return_value = 0
     with ExitStack() as stack:
         stack.enter_context(patch.object(loop, "Snapshots", lambda *_: snapshots))
         for name in ("rehearse_save", "require_space", "locked"):
