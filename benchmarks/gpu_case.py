@@ -121,7 +121,7 @@ def measure_training(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     pipe = random_pipeline(plan, list(plan.stages.second_components))
     module = task_module(plan, pipe, packed_on=device)
     settings = MemorySettings(memory.gradient_checkpointing_blocks, memory.offload_blocks, memory.compile)
-    settings.apply(list(pipe.iteration_modules().values()), device)
+    settings.apply(list(pipe.iteration_modules().values()), device, pipe.denoiser_modules())
     pipe.to(device)
     built, on_gpu = time.perf_counter() - began, device.type == "cuda"
     rows = [{CACHED: entry, "_row": 0}]

@@ -213,10 +213,13 @@ class BasePipeline(nn.Module):
 
     def iteration_modules(self) -> dict[str, nn.Module]:
         """Return the loaded components that `model_fn` runs; raise DsctlError if no denoiser is loaded."""
-        denoisers = [denoiser.name for denoiser in self.parts.denoisers]
-        if not any(name in self.components for name in denoisers):
-            self.component(denoisers[0])
+        if not self.denoiser_modules():
+            self.component(self.parts.denoisers[0].name)
         return {name: model for name, model in self.components.items() if name in self.in_iteration_models}
+
+    def denoiser_modules(self) -> list[nn.Module]:
+        """Return the loaded denoisers."""
+        return [self.components[each.name] for each in self.parts.denoisers if each.name in self.components]
 
     def models_of(self, unit: PipelineUnit) -> tuple[str, ...]:
         """Return the names of the components that `unit` uses, without optional ones that this model lacks."""
@@ -232,8 +235,7 @@ class BasePipeline(nn.Module):
     @property
     def component_names(self) -> tuple[str, ...]:
         """The names of all components, loaded or not: those of the family, then those of side networks."""
-        own = (component.name for component in self.family.components)
-        return (*own, *(side_network.name for side_network in self.side_networks))
+        return (*(each.name for each in self.family.components), *(each.name for each in self.side_networks))
 
     def component(self, name: str) -> Any:
         """Return the component `name`; raise DsctlError if it is not loaded."""

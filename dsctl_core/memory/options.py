@@ -26,19 +26,21 @@ class MemorySettings:
     compile: bool = False
     attention_backend: str | None = None
 
-    def apply(self, denoisers: Sequence[nn.Module], device: torch.device) -> str:
-        """Apply the settings to `denoisers`, and return the name of their attention backend.
+    def apply(self, networks: Sequence[nn.Module], device: torch.device, denoisers: Sequence[nn.Module]) -> str:
+        """Apply the settings to `networks`, and return the name of their attention backend.
 
-        LoRAs must already be added, and `requires_grad` must be set on the parameters to train.
+        The numbers of blocks are those of `denoisers`, which are among the networks; of what runs beside them, such as
+        a control network, all blocks are checkpointed if any are, and none is offloaded. LoRAs must already be added,
+        and `requires_grad` must be set on the parameters to train.
         """
         from dsctl_core.memory.fused import use_fused_norms
 
-        backend = set_attention_backend(denoisers, self.attention_backend, device)
-        for model in denoisers:
+        backend = set_attention_backend(networks, self.attention_backend, device)
+        for model in networks:
             use_fused_norms(model)
-            if self.checkpointing_blocks is not None:
+            if self.checkpointing_blocks is not None and model in denoisers:
                 checkpoint_some(model, self.checkpointing_blocks)
-            if self.offload_blocks:
+            if self.offload_blocks and model in denoisers:
                 offload_blocks(model, self.offload_blocks, device)
             if self.compile:
                 compile_blocks(model, device)

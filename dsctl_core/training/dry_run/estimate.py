@@ -144,7 +144,7 @@ class Estimate:
         self.model = SimulatedModel(plan.model, plan.components if only else None, depth, longer)
         self.encoded = encoded
         self.simulation = Simulation() if encoded is None else encoded.simulation
-        self.sizes: tuple[tuple[int, ...], ...] = ()  # of the blocks of each network that runs every step
+        self.sizes: tuple[tuple[int, ...], ...] = ()  # of the blocks of each denoiser
         self.card, self.on_gpu = card, card is not None or plan.accelerator.device.type == "cuda"
 
     def result(self) -> DryRun:
@@ -159,9 +159,11 @@ class Estimate:
         with replaced_when_converted():
             module = task_module(self.plan, pipe, read_loras=False)
         self.simulation.take(module)
-        networks = list(pipe.iteration_modules().values())
-        self.sizes = tuple(map(self._block_sizes, networks))
-        slabs = [slab for network in networks for slab in self._pull_levers(network)]
+        denoisers = pipe.denoiser_modules()
+        self.sizes = tuple(map(self._block_sizes, denoisers))
+        for network in pipe.iteration_modules().values():
+            use_fused_norms(network)
+        slabs = [slab for denoiser in denoisers for slab in self._pull_levers(denoiser)]
         trained = tensor_bytes(module.trainable_modules())
         weights = tensor_bytes([*module.parameters(), *module.buffers(), *slabs])
         step_peak, activations, state = self._train(module, encoded.entry)
@@ -207,16 +209,15 @@ class Estimate:
             known += known[-1:] * (self.model.cut.get(name, 0) - len(known))
         return tuple(size for known in sizes.values() for size in known)
 
-    def _pull_levers(self, network: nn.Module) -> list[Tensor]:
-        """Apply the options of memory to a network, and return what offloaded blocks are copied to."""
+    def _pull_levers(self, denoiser: nn.Module) -> list[Tensor]:
+        """Apply the numbers of blocks to a denoiser, and return what offloaded ones are copied to."""
         memory = self.options.memory
-        use_fused_norms(network)
         if memory.gradient_checkpointing_blocks is not None:
-            checkpoint_some(network, memory.gradient_checkpointing_blocks)
+            checkpoint_some(denoiser, memory.gradient_checkpointing_blocks)
         if not memory.offload_blocks:
             return []
         # The weights have no bytes, and everything is on one device: what is no parameter any more does not count.
-        store = offload_blocks(network, memory.offload_blocks, torch.device("cpu"))
+        store = offload_blocks(denoiser, memory.offload_blocks, torch.device("cpu"))
         store.allocate()
         return store.slabs
 

@@ -42,7 +42,7 @@ def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
     settings = MemorySettings(
         memory.gradient_checkpointing_blocks, memory.offload_blocks, memory.compile, memory.attention_backend
     )
-    settings.apply(list(pipe.iteration_modules().values()), device)
+    settings.apply(list(pipe.iteration_modules().values()), device, pipe.denoiser_modules())
     if parts:
         shard(plan.accelerator, module, plan.dtype)
     for model in pipe.components.values():

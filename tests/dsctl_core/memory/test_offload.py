@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dsctl_core.errors import UsageError
 from dsctl_core.lora.layers import add_lora
 from dsctl_core.memory.offload import OffloadedLinear, bytes_saved, offload_blocks, offloaded_numbers, spread
-from dsctl_core.memory.recompute import gradient_checkpoint_forward
+from dsctl_core.memory.options import MemorySettings
+from dsctl_core.memory.recompute import KEEPS, gradient_checkpoint_forward
 
 CPU = torch.device("cpu")
 
@@ -193,3 +194,14 @@ def test_what_offload_saves_counts_the_blocks_that_it_takes_and_two_of_the_large
     weights = 2 * 32 * 4  # bytes of the two matrices of a block
     assert before - held - 2 * weights == bytes_saved([weights] * 6, 5)
     assert sum(slab.numel() for slab in store.slabs) == 2 * 2 * 256, "each of two weights begins at a multiple of 256"
+
+
+def test_numbers_of_blocks_are_those_of_the_denoiser_and_not_of_a_control_network_beside_it():
+    """The network beside it is trained, and has fewer blocks."""
+    denoiser, beside = stack(), Stack(2)
+    MemorySettings(checkpointing_blocks=4, offload_blocks=3).apply([denoiser, beside], CPU, [denoiser])
+    assert offloaded_numbers(denoiser) > 0 == offloaded_numbers(beside)
+    assert sum(getattr(block, KEEPS, False) for block in denoiser.blocks) == 2
+    assert not any(getattr(block, KEEPS, False) for block in beside.blocks)
+    with pytest.raises(UsageError, match="the blocks of the Stack are trained"):
+        MemorySettings(offload_blocks=1).apply([beside], CPU, [beside])
