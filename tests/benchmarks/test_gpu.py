@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from dsctl_core.families.resolve import resolve_model
 from dsctl_core.options import TrainOptions
 
 
-def test_a_case_is_measured_in_a_process_of_its_own():
+def test_a_case_is_measured_in_a_process_of_its_own(python, monkeypatch):
+    monkeypatch.setattr(sys, "executable", python)
     case = {"device": "cpu", "steps": 1, **TINY["tiny encode"]}
     assert gpu.in_its_own_process(case, "measure", 300)["seconds"] > 0
     assert "failed" in gpu.in_its_own_process({**case, "model": "tinny"}, "measure", 300)

@@ -95,8 +95,8 @@ BAD = {
     "missing value in parquet": Bad(
         parquet([{"image": "a.png", "prompt": None}]), "caption", "prompt None: the cell is empty", "add a text"
     ),
-    "pictures inside parquet": Bad(
-        parquet([{"image": b"x", "prompt": "x"}]), "table", "has the files themselves", "save them as files"
+    "damaged picture inside parquet": Bad(
+        parquet([{"image": b"x", "prompt": "x"}]), "not a picture", "0/image/file is not a picture", "again"
     ),
     "several tables": Bad(two_tables, "table", "several metadata files", "--dataset-metadata-path"),
     "no table": Bad(lambda folder: (folder / "metadata.csv").unlink(), "table", "no file in it has a caption", "1.txt"),
