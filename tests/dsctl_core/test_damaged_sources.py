@@ -36,7 +36,7 @@ from tests.mutations import accepted_or_refused, damaged_texts, damaged_values
 
 Draw = Callable[..., Any]
 WRITTEN = Path(__file__).parents[1] / "written_before"
-few = settings(max_examples=60)
+few = settings(max_examples=30)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ NAMES = [
 ]
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["adamw", "sgd", "adafactor", "torch.optim.RMSprop"]),
     st.sampled_from(NAMES),

@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dsctl_core.data.columns import CHUNK, Absent, Column, Rows
@@ -19,7 +19,6 @@ CELLS = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dicti
 ROWS = st.lists(st.dictionaries(st.sampled_from(["image", "prompt", "c"]), CELLS), max_size=8)
 
 
-@settings(max_examples=200, deadline=None)
 @given(ROWS)
 def test_rows_by_column_are_the_rows(rows):
     held = Rows.of(rows)

@@ -70,6 +70,7 @@ class Module(nn.Module):
             parts=SimpleNamespace(denoisers=[SimpleNamespace(name="dit")]),
             iteration_modules=lambda: {"dit": self.dit},
             component=lambda name: getattr(self, name),
+            side_networks=(),
         )
         self.trained = [SimpleNamespace(name="dit")]
 
