@@ -97,8 +97,9 @@ def test_a_weight_is_never_overwritten_while_its_block_runs_in_any_order():
     offload_blocks(model, 6, CPU)
     layers = [layer for layer in expected if isinstance(layer, OffloadedLinear)]
     generator = torch.Generator().manual_seed(0)
-    for number in torch.randint(len(layers), (200,), generator=generator).tolist():
-        assert torch.equal(layers[number].whole_weight(torch.empty(0)), expected[layers[number]])
+    asked = [layers[number] for number in torch.randint(len(layers), (200,), generator=generator).tolist()]
+    assert all(torch.equal(layer.whole_weight(torch.empty(0)), expected[layer]) for layer in asked)
+    assert len(set(asked)) == len(layers) == 12
 
 
 def test_a_copy_waits_for_what_reads_the_block_that_it_replaces_and_the_computation_for_its_copy(monkeypatch):

@@ -105,7 +105,7 @@ def test_what_is_wrong_with_a_scale_is_named(text: str, problem: str):
             "--input-image FILE too",
         ),
         ({"input_video": "i"}, "--input-video has no effect at --denoising-strength 1", "such as 0.6"),
-        ({"device": "gpu"}, "--device is 'gpu', which is unknown", "cpu, cuda or cuda:N"),
+        ({"device": "gpu"}, "--device is 'gpu', which is unknown", "cpu, cuda, cuda:N or mps"),
         ({"model": None}, "no model is given", "--model"),
     ],
 )
