@@ -122,7 +122,7 @@ def test_the_network(pair: Pair, scale: Any) -> None:
         assert made.abs().max() > 0.1
 
 
-def test_a_scale_of_zero_is_the_network_without_the_part_to_the_bit(pair: Pair) -> None:
+def test_a_scale_of_zero_is_the_network_without_the_part(pair: Pair) -> None:
     from diffusers import WanTransformer3DModel
 
     network = pair.official.transformer
@@ -136,7 +136,8 @@ def test_a_scale_of_zero_is_the_network_without_the_part_to_the_bit(pair: Pair) 
         expected = plain(latents, timestep, embeds)[0]
         for scale, same in ((0.0, True), ([0.0, 0.0], True), ([0.0, 1.0], False)):
             made = model_fn_wan_vace(pair.ours.dit, latents, timestep, embeds, **follow, vace_scale=scale)
-            assert torch.equal(made, expected) == same
+            # To the bit on some processors: kernels differ with where a library has put the weights.
+            assert bool((made - expected).abs().max() < 1e-5) == same
 
 
 def official_clip(pair: Pair, given: dict[str, Any], cfg: list[float], noise: Tensor, **more: Any) -> Tensor:
