@@ -122,22 +122,22 @@ def test_the_network(pair: Pair, scale: Any) -> None:
         assert made.abs().max() > 0.1
 
 
-def test_a_scale_of_zero_is_the_network_without_the_part(pair: Pair) -> None:
+def test_a_scale_of_zero_is_the_network_without_the_part_to_the_bit(pair: Pair) -> None:
     from diffusers import WanTransformer3DModel
 
-    network = pair.official.transformer
+    network = pair.ours.dit
     config = {name: value for name, value in network.config.items() if not name.startswith(("vace_", "_"))}
     plain = WanTransformer3DModel(**config).eval()
     own = {name: each for name, each in network.state_dict().items() if not name.startswith("vace_")}
-    plain.load_state_dict(own, strict=True)
+    # The very weights, not copies: kernels of some processors differ with where in memory they are.
+    plain.load_state_dict(own, strict=True, assign=True)
     latents, embeds, timestep = draw(1, 16, 3, 4, 6), draw(1, 512, 16, seed=1), torch.tensor([903.5])
     follow = {"vace_latents": draw(1, 32, 3, 4, 6, seed=2), "vace_mask": torch.ones(1, 64, 3, 4, 6, dtype=torch.uint8)}
     with torch.no_grad():
         expected = plain(latents, timestep, embeds)[0]
         for scale, same in ((0.0, True), ([0.0, 0.0], True), ([0.0, 1.0], False)):
             made = model_fn_wan_vace(pair.ours.dit, latents, timestep, embeds, **follow, vace_scale=scale)
-            # To the bit on some processors: kernels differ with where a library has put the weights.
-            assert bool((made - expected).abs().max() < 1e-5) == same
+            assert torch.equal(made, expected) == same
 
 
 def official_clip(pair: Pair, given: dict[str, Any], cfg: list[float], noise: Tensor, **more: Any) -> Tensor:
