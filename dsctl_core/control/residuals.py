@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,8 +46,9 @@ class ResidualControl:
             yield inputs
             return
         read = {**inputs, STEERED_BY: None} if self.own_prompt else inputs
-        made = self.residuals(network, denoiser, **arguments_of(self.residuals, self.name, read, use, WITHOUT))
-        left = 1.0 if "scale" in inspect.signature(self.residuals).parameters else use.scale
+        arguments = arguments_of(self.residuals, self.name, read, use, WITHOUT)
+        made = self.residuals(network, denoiser, **arguments)
+        left = 1.0 if "scale" in arguments else use.scale
         yield {**inputs, **{key: _sum(key, inputs.get(key), _scaled(each, left)) for key, each in made.items()}}
 
 

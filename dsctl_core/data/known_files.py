@@ -1,8 +1,8 @@
 """Remember what is known of the pictures and clips of a dataset: each is opened once in a start, or never if unchanged.
 
 A file counts as unchanged while its path, size, time of change (of content and of status) and inode are; a remote one
-while its address, size and version (ETag) are. A local one that was
-changed shortly before it was read is not remembered, as a second change could leave the same times.
+while its address, size and version (ETag) are. A local one that was changed shortly before it was read is not
+remembered, as a second change could leave the same times.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ class KnownFiles:
     def _look(self, path: str, whole: bool) -> Record | None:
         """Open a file once, and return all that is to be known of it; None if it cannot be used."""
         try:
-            state = state_of(path)  # of a remote file that is read, which keeps its version until the end
+            apart = anywhere.is_apart(path)
+            state = state_of(path) if apart else None  # a remote file that is read keeps its version until the end
             # A Path for each of millions costs more than the rest.
             with _local(path) as copy, open(copy, "rb") as stream:  # noqa: PTH123
                 status = os.fstat(stream.fileno())
@@ -212,8 +213,7 @@ class KnownFiles:
                 digest = bytes.fromhex(digest_stream(source)) if whole else None
         except (DataError, OSError):
             return None
-        state_now = state if anywhere.is_apart(path) else status
-        return self.record(path, state_now, status.st_size, size, sample, digest, frames=frames)
+        return self.record(path, state if apart else status, status.st_size, size, sample, digest, frames=frames)
 
     def record(
         self,

@@ -59,7 +59,7 @@ class MicroBatches(Sampler):
         epoch = self.epoch
         numbers = (self._batch_number(number) % len(self.plan) for number in range(self.first, len(self)))
         coming = (self.plan.batch(epoch, number) for number in numbers)
-        waiting = deque(islice(coming, 1 + AHEAD))
+        waiting = deque(islice(coming, 1 if self.fetch_ahead is None else 1 + AHEAD))
         while waiting:
             if self.fetch_ahead is not None:
                 self.fetch_ahead(chain.from_iterable(waiting))
