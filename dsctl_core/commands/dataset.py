@@ -62,8 +62,7 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     resolved = None if options.model is None else resolve_model(options.model)
     if resolved is not None and resolved.family.time_division is None:
         PICTURES_ONLY.refuse(options, title=resolved.family.title)
-    if options.reading.remote_cache_gb is not None:
-        limit_disk(options.reading.remote_cache_gb)
+    limit_disk(options.reading.remote_cache_gb)
     base, table = options.path, options.metadata
     tables = read_tables(base, "PATH") if base.suffix.lower() == ".toml" else ()
     if tables:

@@ -99,13 +99,15 @@ def devices() -> dict[str, str]:
     """Return the devices that torch can compute on."""
     import torch
 
+    from dsctl_core.memory.mps import has_mps
+
     found = {"cpu": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"}
     found["cpu"] += f", {torch.get_num_threads()} threads used"
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
         found[f"cuda:{index}"] = f"{gpu.name}, {readable_bytes(gpu.total_memory)}, sm_{gpu.major}{gpu.minor}, {bf16}"
-    if torch.backends.mps.is_available():
+    if has_mps():
         found["mps"] = "Apple GPU, used with --device mps alone, in float32"
     return found
 

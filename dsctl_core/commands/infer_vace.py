@@ -8,8 +8,8 @@ from typing import Any
 from dsctl_core.commands.infer_video import InputVideo, read_input, require_size
 from dsctl_core.data.frame_rule import FrameRule
 from dsctl_core.data.images import LoadImage
-from dsctl_core.data.kinds import is_video
 from dsctl_core.data.sizes import ImageCropAndResize
+from dsctl_core.data.video import is_clip
 from dsctl_core.options import InferOptions
 
 
@@ -46,7 +46,7 @@ def vace_inputs(options: InferOptions, video: InputVideo | None, fit: ImageCropA
 
 def _mask(path: Path, video: InputVideo, fit: ImageCropAndResize) -> Any:
     """Return the frames of a mask, as many as `video` has, or the picture for all of them."""
-    if is_video(path) or path.suffix.lower() == ".gif":
+    if is_clip(path):
         rule = FrameRule(video.frames, *video.divisions, video.rule.fps)
         mask = InputVideo.open("vace_video_mask", path, rule)
         require_size("vace_video_mask", mask.size, "vace_video", video.size)

@@ -49,11 +49,10 @@ def build_dataset(
     the options. With `remember` the user's cache folder is asked, and told, what is known of the files. Raises
     `UsageError` for a video option with a family of image models.
     """
-    if options.remote_cache_gb is not None:
-        limit_disk(options.remote_cache_gb)
+    limit_disk(options.remote_cache_gb)
     if options.has_tables:
         tables = options.tables()
-        if not any(is_remote(path) for each in tables for path in (each.path, each.metadata) if path is not None):
+        if not any(is_remote(path) for each in tables for path in each.paths.values()):
             NO_REMOTE.refuse(options)
         parts = [
             _build_one(options.of_table(each), family, defaults, division_factor, each.caption, pictures, remember)

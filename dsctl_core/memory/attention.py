@@ -71,12 +71,16 @@ def _ability(name: str, device: torch.device) -> str:
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         return dispatch_attention_fn(query, key, value, attn_mask=mask)
 
+    def train() -> None:
+        refuse_untrainable(name)
+        check_backward(name, attend, device)
+
     inputs = [torch.ones(PROBE, device=device, dtype=_probe_dtype(device)) for _ in range(3)]
     mask = torch.ones(PROBE[0], 1, 1, PROBE[1], dtype=torch.bool, device=device)
     try:
         with attention_backend(name):
             attend(*inputs)
-            gradients = "sage" not in name and _has(lambda: check_backward(name, attend, device))
+            gradients = _has(train)
             masks = _has(lambda: attend(inputs[0], inputs[1], inputs[2], mask))
     except UNUSABLE as error:
         return f"not usable here ({_first_line(error)})"

@@ -164,7 +164,7 @@ class DataOptions(ReadingOptions):
     @property
     def all_local(self) -> bool:
         """Whether a folder or table is named, and none at an address; what --dataset-config names is not known yet."""
-        tables = [path for table in self.dataset for path in (table.path, table.metadata)]
+        tables = [path for table in self.dataset for path in table.paths.values()]
         named = [*filter(None, (self.dataset_base_path, self.dataset_metadata_path, *tables))]
         return bool(named) and self.dataset_config is None and not any(map(is_remote, named))
 

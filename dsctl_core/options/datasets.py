@@ -70,8 +70,12 @@ class DatasetTable(BaseModel):
         own = {name: value for name, value in handler(self).items() if getattr(self, name) != fields[name].default}
         if info.mode != "json":
             return own
-        paths = {name: getattr(self, name) for name in ("path", "metadata") if name in own}
-        return {**own, **{name: shown(path) for name, path in paths.items()}}
+        return {**own, **{name: shown(path) for name, path in self.paths.items() if name in own}}
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The folder and the table, if it names one, by the keys that name them."""
+        return {"path": self.path, **({} if self.metadata is None else {"metadata": self.metadata})}
 
     @property
     def label(self) -> str:

@@ -174,12 +174,14 @@ CACHE_WITHOUT_TEMPLATE = Idle(
     "without --template: the cache {folder} was made without one",
     "leave it out, or give --template DIR too",
 )
+
 NO_CONTROLNET = Idle(
     ("control_image", "control_mask"),
     "without --controlnet",
     "give --controlnet NAME too",
     when=lambda options: not options.controlnet,
 )
+
 IN_TABLES = Idle(
     ("dataset_metadata_path",),
     "with several datasets",
@@ -198,6 +200,7 @@ NO_MASKS = Idle(
     "give --extra-inputs mask too",
     when=lambda options: "mask" not in options.extra_inputs,
 )
+
 # The optimizer, noise levels, callbacks
 NO_WARMUP = Idle(
     ("lr_warmup_steps",),

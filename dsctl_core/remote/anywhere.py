@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,13 +61,17 @@ class Listing:
     def inside(self, name: str) -> list[Kind]:
         """Return what is in the folder `name`, sorted by name."""
         start = f"{name}/" if name else ""
-        found: dict[str, bool] = {}
-        for each in self.names[bisect_left(self.names, start) :]:
-            if not each.startswith(start):
-                break
-            first, slash, _ = each[len(start) :].partition("/")
-            found[first] = found.get(first, False) or bool(slash)
-        return [Kind(each, is_folder) for each, is_folder in sorted(found.items())]
+        first = bisect_left(self.names, start)
+        return _kinds(takewhile(lambda each: each.startswith(start), islice(self.names, first, None)), start)
+
+
+def _kinds(names: Iterable[str], start: str) -> list[Kind]:
+    """Return what is in a folder, sorted by name: `names` are those of all files below it, which begin with `start`."""
+    found: dict[str, bool] = {}
+    for name in names:
+        first, slash, _ = name[len(start) :].partition("/")
+        found[first] = found.get(first, False) or bool(slash)
+    return [Kind(name, is_folder) for name, is_folder in sorted(found.items())]
 
 
 _listings: dict[str, Listing] = {}  # by address; children of a fork have those of their parent
@@ -100,7 +105,7 @@ def is_dir(path: Path) -> bool:
     """Return whether there is a folder at `path`, or a tar, which is one; a web server has no folders."""
     tars = _tars(path)
     if tars:
-        return all(_container(archive) is not None for archive in tars[:1])
+        return _container(tars[0]) is not None
     inner = _inner(path)
     if inner is not None:
         start = f"{inner.name}/"
@@ -270,12 +275,8 @@ def _inside_tar(folder: Path) -> list[Kind]:
     tar = _container(archive)
     if tar is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    start, found = f"{name}/" if name else "", dict[str, bool]()
-    for each in index_of(tar)["files"]:
-        if each.startswith(start):
-            first, slash, _ = each[len(start) :].partition("/")
-            found[first] = found.get(first, False) or bool(slash)
-    return [Kind(each, is_folder) for each, is_folder in sorted(found.items())]
+    start = f"{name}/" if name else ""
+    return _kinds((each for each in index_of(tar)["files"] if each.startswith(start)), start)
 
 
 def tar_at(path: Path) -> Container:

@@ -54,7 +54,7 @@ class LocalCopies:
     @contextmanager
     def made(self, key: str, size: int | None, suffix: str, make: Callable[[Path], None]) -> Iterator[Path]:
         """Do the same for a file that `key` identifies and `make` writes: of `size` bytes, if that is known before."""
-        path = self.folder / (hashlib.sha256(key.encode()).hexdigest()[:40] + _plain(suffix))
+        path = self._path(key, suffix)
         while (stream := _hold(path)) is None:
             self._make(path, size, make)
         with stream:
@@ -62,7 +62,10 @@ class LocalCopies:
 
     def has(self, key: str, suffix: str) -> bool:
         """Return whether there is a copy of what `key` identifies."""
-        return (self.folder / (hashlib.sha256(key.encode()).hexdigest()[:40] + _plain(suffix))).exists()
+        return self._path(key, suffix).exists()
+
+    def _path(self, key: str, suffix: str) -> Path:
+        return self.folder / (hashlib.sha256(key.encode()).hexdigest()[:40] + _plain(suffix))
 
     def _make(self, path: Path, size: int | None, make: Callable[[Path], None]) -> None:
         try:
@@ -141,9 +144,10 @@ def local_copies() -> LocalCopies:
     return LocalCopies(folder / FOLDER, disk_limit())
 
 
-def limit_disk(gigabytes: float) -> None:
-    """Set the most bytes of local copies, for this process and those that it starts."""
-    os.environ[LIMIT] = repr(gigabytes)
+def limit_disk(gigabytes: float | None) -> None:
+    """Set the most bytes of local copies, for this process and those that it starts; None leaves it as it is."""
+    if gigabytes is not None:
+        os.environ[LIMIT] = repr(gigabytes)
 
 
 def disk_limit() -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data.inspection import thumbnail
-from dsctl_core.data.kinds import is_video
 from dsctl_core.data.summary import captions_table
 from dsctl_core.data.validated import Problem, Validation
+from dsctl_core.data.video import is_clip
 from dsctl_core.readable import readable_bytes
 from dsctl_core.remote import anywhere
 from dsctl_core.report.clips import clip_url
@@ -77,7 +77,7 @@ def _pictures(paths: list[Path], found: Validation, videos: bool) -> list[dict[s
 
 def _shown(path: Path, videos: bool) -> str | None:
     """Return a data: URL of a small picture or clip; None if the file cannot be decoded."""
-    if videos and (is_video(path) or path.suffix.lower() == ".gif" or anywhere.is_dir(path)):
+    if videos and (is_clip(path) or anywhere.is_dir(path)):
         return clip_url(path, SIDE)
     data = thumbnail(path, videos)
     return None if data is None else data_url(data, "image/jpeg")

@@ -148,8 +148,7 @@ class EncodePlan:
         """Return of each of several datasets its table, how many rows it has, and how its files are processed."""
         found = []
         for table, part in zip(self.dataset.tables, self.dataset.parts, strict=True):
-            paths = {name: path for name in ("path", "metadata") if (path := getattr(table, name)) is not None}
-            table_anywhere = table.model_copy(update={name: absolute(path) for name, path in paths.items()})
+            table_anywhere = table.model_copy(update={name: absolute(path) for name, path in table.paths.items()})
             found.append(
                 {
                     "table": table_anywhere.model_dump(mode="json"),

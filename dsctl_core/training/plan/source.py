@@ -39,8 +39,7 @@ def open_cache(options: TrainOptions, use: ModelUse) -> tuple[CachedDataset, Res
     Raises a CacheMismatch for a cache that does not match the run.
     """
     assert options.cache_folder is not None
-    if options.data.remote_cache_gb is not None:
-        limit_disk(options.data.remote_cache_gb)
+    limit_disk(options.data.remote_cache_gb)
     cached = CachedDataset(options.cache_folder, options.data.dataset_repeat)
     recipe, check = cached.manifest.recipe, CacheCheck(cached, options.weights, options.data)
     made_with = recipe.model.get("template")

@@ -36,17 +36,20 @@ def outcome(dit, recompute):
     return velocity.detach(), [p.grad for p in dit.parameters() if p.grad is not None]
 
 
+def with_lora(dit):
+    add_lora(dit, ["to_q", "to_out.0"], rank=2)
+    for layer in tuner_layers(dit).values():
+        nn.init.normal_(layer.lora_B["default"].weight, generator=torch.Generator().manual_seed(1))
+    return dit
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_results_and_gradients_are_those_of_blocks_that_are_not_compiled(load_tiny_dit, backend, recompute):
     torch._dynamo.reset()
     outcomes = []
     for compiled in (False, True):
-        dit = load_tiny_dit()
-        add_lora(dit, ["to_q", "to_out.0"], rank=2)
-        for layer in tuner_layers(dit).values():
-            nn.init.normal_(layer.lora_B["default"].weight, generator=torch.Generator().manual_seed(1))
-        dit.train()
+        dit = with_lora(load_tiny_dit()).train()
         if compiled:
             assert compile_blocks(dit, CPU, backend) == 2
         outcomes.append(outcome(dit, recompute))
@@ -70,10 +73,7 @@ def test_under_autocast_a_compiled_lora_is_one_that_is_not_compiled(load_tiny_di
     torch._dynamo.reset()
     outcomes = []
     for compiled in (False, True):
-        dit = load_tiny_dit()
-        add_lora(dit, ["to_q", "to_out.0"], rank=2)
-        for layer in tuner_layers(dit).values():
-            nn.init.normal_(layer.lora_B["default"].weight, generator=torch.Generator().manual_seed(1))
+        dit = with_lora(load_tiny_dit())
         assert use_fused_norms(dit) > 4
         if compiled:
             compile_blocks(dit, CPU, "aot_eager")
