@@ -2,6 +2,7 @@
 
     python -m benchmarks.clips                       # prints the results and writes build/benchmark_clips.json
     python -m benchmarks.clips --clips 40 --seconds 2 --rounds 3 --only decode
+    python -m benchmarks.clips --only decode --cpu   # counts CPU time: on a machine that does other work too
 
 Both sides decode all frames of the same files to RGB images in the same process and take turns, each going first in
 every other round. The cache is made from a random model with the latents of Wan 2.1 and tiny text embeddings.

@@ -1,4 +1,4 @@
-"""What differs between stores: how a listing is paged, how a version is named and kept to, how a write is conditional.
+"""Speak with each kind of store: page its listing, name a version and keep to it, write on a condition.
 
 Each method is one request, without a retry of its own. Versions are texts that tell the content of a file from others:
 the ETag, the generation, or what the store has in its place.
