@@ -16,7 +16,7 @@ from dsctl_core.options.data import DataOptions
 from dsctl_core.progress import Progress
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.ema import AverageWeights
-from dsctl_core.training.callbacks.sample_frames import require_frames
+from dsctl_core.training.callbacks.sample_frames import PAINTED, require_frames
 from dsctl_core.training.callbacks.sample_inputs import loaded_inputs, own_inputs
 from dsctl_core.training.callbacks.sample_pipeline import prepare_sample_pipeline
 from dsctl_core.training.callbacks.sample_prompts import SamplePrompt, captions_of, sample_prompts, to_decompose
@@ -107,12 +107,15 @@ def plan_callbacks(
     if callbacks.sample_every is None:
         return plan
     columns = resolved.side_columns
-    frames = resolved.family.frame_inputs(resolved.parts)
+    frames, painting = resolved.family.frame_inputs(resolved.parts), painting_on_input(resolved)
     # Optional frames are given where they are in training.
     shown = [*frames.needed, *(name for name in options.data.extra_inputs if name in frames.optional)]
     followed = own_inputs(resolved.family)
     read = [name for name in followed if name in options.data.extra_inputs]
-    captions = captions_of(training_part if held_out is None else held_out, columns, shown, read)
+    if painting is not None:
+        frames = replace(frames, optional=(*frames.optional, PAINTED))
+    mask = None if painting is None else painting.pictures[1]
+    captions = captions_of(training_part if held_out is None else held_out, columns, shown, read, mask)
     size, count = _trained_size(options.data, source), _trained_frames(options.data, source, resolved)
     pictures = resolved.picture_columns
     edited_size = resolved.edited_size if REFERENCES in resolved.family.extra_inputs else None
@@ -141,24 +144,31 @@ def plan_callbacks(
         shell.check_size(prompt.height, prompt.width, prompt.num_frames or 1)
     family = resolved.family
     prompts = [replace(each, loaded=loaded_inputs(each, family, factor, options.data.fps)) for each in prompts]
-    prompts = [prompt.with_pictures(pictures, factor).with_fitting_frames(factor) for prompt in prompts]
+    masks = _masks(resolved)
+    prompts = [prompt.with_pictures(pictures, factor, masks).with_fitting_frames(factor) for prompt in prompts]
     return replace(plan, prompts=prompts)
+
+
+def _masks(resolved: ResolvedModel) -> dict[str, str]:
+    """Return the names of the masks of control networks, and of the pictures that each is a mask of."""
+    painting = painting_on_input(resolved)
+    masked = [side for side in resolved.side_networks if len(side.pictures) > 1]
+    return {side.pictures[1]: PAINTED if side is painting else side.pictures[0] for side in masked}
 
 
 def _refuse_a_half(prompt: SamplePrompt, resolved: ResolvedModel) -> None:
     """Raise UsageError for a sample with only some of the pictures that a control network takes together."""
-    if (painting := painting_on_input(resolved)) is not None:
-        raise UsageError(
-            f"--controlnet {painting.label} paints a part of a picture anew, but a sample has no such picture",
-            hint="leave --sample-every out, and draw with `dsctl infer`",
-        )
+    painting = painting_on_input(resolved)
+    found = {name for name, value in prompt.columns.items() if value is not None} | set(prompt.frames)
     for side in resolved.side_networks:
-        given = [name for name in side.pictures if prompt.columns.get(name) is not None]
-        missing = [name for name in side.pictures if name not in given]
+        together = [*side.pictures, *([PAINTED] if side is painting else [])]
+        given = [name for name in together if name in found]
+        missing = [name for name in together if name not in found]
         if given and missing:
             raise UsageError(
                 f"the sample {prompt.prompt!r} has {given[0]}, but no {missing[0]}",
-                hint=f"give {missing[0]} too, or leave both out for a sample without control",
+                hint=f"give {missing[0]} too, or leave {'them all' if len(together) > 2 else 'both'} out for a sample "
+                "without control",
             )
 
 

@@ -1,4 +1,4 @@
-"""Load the frames that samples of clips are given, the first and the last, from prompts files or dataset rows."""
+"""Load the pictures that samples start from: the first and the last frame of a clip, the picture to paint on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dsctl_core.training.callbacks.sample_prompts import SamplePrompt
 
 PLACES = {"input_image": 0, "end_image": -1}  # in the clip of a row
+PAINTED = "input_image"  # the picture that a control network paints on, where its mask is white
 Frames = Mapping[str, References]
 
 
@@ -51,6 +52,12 @@ def frames_of_row(dataset: UnifiedDataset, number: int, names: Sequence[str]) ->
         if isinstance(clip, list) and len(clip) > 1:
             found[name] = References(tuple(dataset.files(number, target)), (clip[PLACES[name]],))
     return found
+
+
+def painted_of_row(dataset: UnifiedDataset, number: int) -> Frames:
+    """Return the picture of a row, as what a control network paints on."""
+    target = dataset.data_file_keys[0]
+    return {PAINTED: _loaded(target, dataset.files(number, target)[0], dataset.location(number))}
 
 
 def _loaded(name: str, path: Path, source: str) -> References:

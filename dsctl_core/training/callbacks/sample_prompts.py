@@ -13,7 +13,7 @@ from dsctl_core.data.prompt_file import prompt_lines, text_lines
 from dsctl_core.data.sizes import ImageCropAndResize, clip_size, require_same_ratio
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.files.json import parse_json
-from dsctl_core.training.callbacks.sample_frames import Frames, frames_of_line, frames_of_row
+from dsctl_core.training.callbacks.sample_frames import Frames, frames_of_line, frames_of_row, painted_of_row
 from dsctl_core.training.callbacks.sample_inputs import Files, files_of_line, files_of_row
 from dsctl_core.training.callbacks.sample_references import (
     REFERENCES,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dsctl_core.family import FrameInputs
     from dsctl_core.options.callbacks import CallbackOptions
 
+EMPTY: Mapping[str, str] = {}
 CAPTIONS = 4  # number of captions of the dataset to draw when there is no prompt
 KINDS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),
@@ -78,10 +79,11 @@ class SamplePrompt:
         frames = {name: each.images[0] for name, each in self.frames.items()}
         return {**self._settings(), **references, **frames, **self.loaded}
 
-    def with_pictures(self, names: Sequence[str], factor: int) -> SamplePrompt:
+    def with_pictures(self, names: Sequence[str], factor: int, masks: Mapping[str, str] = EMPTY) -> SamplePrompt:
         """Return it with the pictures in the columns `names` loaded and cut to its size, a multiple of `factor`.
 
-        Raises DsctlError for a file that is no picture.
+        Raises DsctlError for a file that is no picture, and for one of `masks` that is not as large as the picture of
+        which it is a mask, in a column or a frame.
         """
         fit = ImageCropAndResize(self.height, self.width, None, factor, factor)
         found = {}
@@ -93,8 +95,16 @@ class SamplePrompt:
                     hint="write the name of a file, such as edges.png",
                 )
             if value is not None:
-                found[name] = fit(LoadImage()(self.folder / value))
-        return replace(self, pictures=found)
+                found[name] = LoadImage()(self.folder / value)
+        whole = {**{name: frame.images[0] for name, frame in self.frames.items()}, **found}
+        for mask, of in masks.items():
+            if mask in whole and of in whole and whole[mask].size != whole[of].size:
+                sizes = ["x".join(map(str, whole[name].size)) for name in (mask, of)]
+                raise DsctlError(
+                    f"the sample {self.prompt!r} has a {mask} of {sizes[0]}, but its {of} is {sizes[1]}",
+                    hint="give a mask as large as the picture",
+                )
+        return replace(self, pictures={name: fit(picture) for name, picture in found.items()})
 
     def with_fitting_frames(self, factor: int) -> SamplePrompt:
         """Return it with its frames cut to its size, a multiple of `factor`."""
@@ -216,11 +226,16 @@ def _as_first_frame(row: Mapping[str, Any], pixels: int, factor: int) -> Mapping
 
 
 def captions_of(
-    dataset: Any, columns: Sequence[str] = (), frames: Sequence[str] = (), followed: Sequence[str] = ()
+    dataset: Any,
+    columns: Sequence[str] = (),
+    frames: Sequence[str] = (),
+    followed: Sequence[str] = (),
+    mask: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return a few rows with different captions, spread over the dataset, in order, with their `columns` and `frames`.
 
-    Reference images are loaded, and the files in the columns `followed` found, if the dataset loads them.
+    Reference images are loaded, and the files in the columns `followed` found, if the dataset loads them. A row with a
+    file in the column `mask` has its own picture, to paint on.
     """
     if not isinstance(dataset, UnifiedDataset):
         return []
@@ -232,7 +247,7 @@ def captions_of(
             if text.strip():
                 found.setdefault(text, number)
     chosen = list(found.items())[:: max(-(-len(found) // CAPTIONS), 1)]
-    return [_caption_row(dataset, text, number, columns, frames, followed) for text, number in chosen]
+    return [_caption_row(dataset, text, number, columns, frames, followed, mask) for text, number in chosen]
 
 
 def _caption_row(
@@ -242,10 +257,12 @@ def _caption_row(
     columns: Sequence[str],
     frames: Sequence[str],
     followed: Sequence[str],
+    mask: str | None,
 ) -> dict[str, Any]:
     folder = dataset.parts[dataset.table_of(number)].base_path
     row: dict[str, Any] = {"prompt": text, "columns": _given(dataset.metadata.rows[number], columns), "folder": folder}
-    row["frames"] = frames_of_row(dataset, number, frames)
+    painted = painted_of_row(dataset, number) if mask in row["columns"] else {}
+    row["frames"] = {**frames_of_row(dataset, number, frames), **painted}
     row["followed"] = files_of_row(dataset, number, followed)
     if REFERENCES in dataset.data_file_keys:
         row[REFERENCES] = load_references(dataset.files(number, REFERENCES), dataset.location(number))
