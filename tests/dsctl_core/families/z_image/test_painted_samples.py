@@ -55,3 +55,6 @@ def test_samples_are_what_infer_paints_on_the_picture_of_a_row_or_of_a_line(
         lines.write_text(json.dumps({name: value for name, value in {**line, **wrong}.items() if value is not None}))
         with pytest.raises(DsctlError, match=said):
             train(TrainOptions(**options, sample_prompts_file=lines, output_path=tmp_path / "bad"))
+    steered["control_mask"] = (tmp_path / "small.png",)
+    with pytest.raises(DsctlError, match="--control-mask is 8x8, but --input-image is 80x48"):
+        infer(InferOptions(model=model, prompt="a", **{**given[0], **steered}, **size, output=tmp_path / "bad.png"))
