@@ -7,9 +7,12 @@ converts to its own. The sizes are those of a published model.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,15 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 NEAREST = 3  # number of components that an error names
 # Names of attention modules of language models in transformers: decoders and CLIP; T5.
 OF_TEXT = re.compile(r"(?:^|\.)(?:layers\.\d+\.self_attn\.q_proj|block\.\d+\.layer\.0\.SelfAttention\.q)\.")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a published size of a component says of its files: its config, and the shapes of its tensors by name."""
+
+    config: Any
+    shapes: Mapping[str, tuple[int, ...]]
+    patterns: frozenset[str]  # the names, with N for each number
 
 
 def identify_single_file(families: Iterable[Family], path: Path) -> tuple[Family, Component]:
@@ -70,9 +82,9 @@ def _scores(family: Family, stored: Mapping[str, Tensor]) -> Iterator[tuple[Comp
             yield (
                 component,
                 max(
-                    _likeness(_patterns(model.state_dict()), _patterns(layout))
-                    for model in (_empty(component, config) for config in family.all_sizes(component.name))
-                    for layout in _layouts(component, model, stored)
+                    _likeness(published.patterns, _patterns(layout))
+                    for published in _all_published(family, component)
+                    for layout in _layouts(component, published, stored)
                 ),
             )
 
@@ -82,8 +94,8 @@ def published_config(family: Family, component: Component, path: Path) -> dict[s
     stored = _stored(*weight_files(path))
 
     def fitting(config: Mapping[str, Any]) -> tuple[int, int]:
-        model = _empty(component, config)
-        return max(_fitting(model, layout) for layout in _layouts(component, model, stored))
+        published = _published(component, config)
+        return max(_fitting(published, layout) for layout in _layouts(component, published, stored))
 
     return max(family.all_sizes(component.name), key=fitting)
 
@@ -109,12 +121,12 @@ def load_single_file(family: Family, component: Component, path: Path, dtype: to
     for file in weight_files(path):
         tensors |= scaled_back(read_safetensors(file)[0], dtype)
     candidates = [
-        (model, layout)
-        for model in (_empty(component, config) for config in family.all_sizes(component.name))
-        for layout in _layouts(component, model, tensors)
+        (config, published, layout)
+        for config, published in zip(family.all_sizes(component.name), _all_published(family, component), strict=True)
+        for layout in _layouts(component, published, tensors)
     ]
-    model, state = max(candidates, key=lambda pair: _fitting(pair[0], pair[1]))
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    config, published, state = max(candidates, key=lambda each: _fitting(each[1], each[2]))
+    wanted = published.shapes
     for name in sorted(wanted.keys() ^ state.keys()):
         verb = "lacks" if name in wanted else "has, beyond the published model,"
         raise DsctlError(f"{path} {verb} {name}", hint="put the config.json that it was published with beside it")
@@ -124,15 +136,16 @@ def load_single_file(family: Family, component: Component, path: Path, dtype: to
                 f"{path}: {name} is {tuple(state[name].shape)}, but {shape} in the published model",
                 hint="put the config.json that it was published with beside it",
             )
+    model = _empty(component, config)
     model.load_state_dict(state, strict=True, assign=True)
     declare_float32_parts(model, component.float32_parts)
     return cast_weights(model, dtype).eval().requires_grad_(False)
 
 
-def _fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Return how many tensors of `state` match `model` in name and shape, and minus the number of unmatched names."""
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    same = sum(wanted.get(name) == tensor.shape for name, tensor in state.items())
+def _fitting(published: Published, state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return how many tensors of `state` match in name and shape, and minus the number of unmatched names."""
+    wanted = published.shapes
+    same = sum(wanted.get(name) == tuple(tensor.shape) for name, tensor in state.items())
     return same, -len(wanted.keys() ^ state.keys())
 
 
@@ -144,8 +157,27 @@ def _empty(component: Component, config: Mapping[str, Any]) -> nn.Module:
         return component_class(component)(**config)
 
 
-def _layouts(component: Component, model: Any, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Return `tensors` with the names that they may have in `model`: without prefix, and converted by diffusers."""
+def _all_published(family: Family, component: Component) -> list[Published]:
+    return [_published(component, config) for config in family.all_sizes(component.name)]
+
+
+def _published(component: Component, config: Mapping[str, Any]) -> Published:
+    return _read_once(component_class(component), json.dumps(config, sort_keys=True))
+
+
+@functools.cache
+def _read_once(cls: Any, config: str) -> Published:
+    """Describe the class `cls` with the sizes in `config`, in JSON. To build it takes up to half a second."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        model = cls(**json.loads(config))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return Published(model.config, shapes, frozenset(_patterns(shapes)))
+
+
+def _layouts(component: Component, published: Published, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return `tensors` with the names that they may have in `published`: without prefix, and converted by diffusers."""
     plain = dict(tensors)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in plain):
@@ -158,9 +190,9 @@ def _layouts(component: Component, model: Any, tensors: Mapping[str, Tensor]) ->
         with contextlib.suppress(KeyError, ValueError, IndexError, RuntimeError):
             renamed = {_renamed(name, component.single_file_renames): tensor for name, tensor in plain.items()}
             needs_config = "config" in inspect.signature(convert).parameters
-            converted = convert(checkpoint=dict(renamed), **({"config": model.config} if needs_config else {}))
+            converted = convert(checkpoint=dict(renamed), **({"config": published.config} if needs_config else {}))
             # Tensors that the conversion of a similar class does not know already have the right name.
-            known = model.state_dict().keys() - converted.keys()
+            known = published.shapes.keys() - converted.keys()
             layouts.append(converted | {name: renamed[name] for name in known & renamed.keys()})
     return layouts
 
@@ -184,5 +216,5 @@ def _patterns(names: Iterable[str]) -> set[str]:
     return {re.sub(r"(?<=\.)\d+(?=\.|$)", "N", name) for name in names}
 
 
-def _likeness(wanted: set[str], given: set[str]) -> float:
+def _likeness(wanted: Set[str], given: Set[str]) -> float:
     return len(wanted & given) / max(len(wanted | given), 1)
