@@ -57,7 +57,7 @@ def transformer(folder: Path) -> Any:
 
 
 def weights_with(network: Any, model: Any) -> dict[str, Tensor]:
-    """All weights of `model`, as its layers compute with `network`, which merges a scale below 1 twice for some kinds."""
+    """All weights of `model`, as its layers compute with `network`; its own merging scales some kinds twice."""
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     network.apply_to()
     names = {id(module): name for name, module in model.named_modules()}
