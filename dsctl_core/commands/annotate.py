@@ -18,7 +18,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.files.digest import digest_file
 from dsctl_core.files.ownership import Kind, require_replaceable
-from dsctl_core.media.image_file import about_picture, write_png
+from dsctl_core.files.png import about_picture, write_png
 from dsctl_core.options.control import IMAGE
 from dsctl_core.options.dataset import POSE, DatasetAnnotateOptions
 from dsctl_core.progress import NoProgress, Progress

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.files.ownership import Kind
+from dsctl_core.files.png import about_picture, write_png
 from dsctl_core.media.clip import Clip
 from dsctl_core.media.clip_file import FORMATS, about_clip, clip_suffix, grid_clip, write_clip
-from dsctl_core.media.image_file import about_picture, as_picture, grid, write_layers, write_png
+from dsctl_core.media.image_file import as_picture, grid, write_layers
 from dsctl_core.media.layers import Layers
 
 if TYPE_CHECKING:

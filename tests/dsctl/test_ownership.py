@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dsctl_core.files.png import write_png
 from dsctl_core.lora.layers import LoraLayer
 from dsctl_core.lora.save import save_lora
-from dsctl_core.media.image_file import write_png
 from dsctl_core.options.base import Options
 from dsctl_core.version import __version__
 from tests.cases import try_each

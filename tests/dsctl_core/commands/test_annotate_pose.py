@@ -16,7 +16,7 @@ from dsctl_core.commands.annotate import annotate
 from dsctl_core.commands.annotate_pose import Detector, PoseModel, cut_out, frames_around, key_points, peak
 from dsctl_core.data.skeleton import COCO, draw_people
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.media.image_file import about_picture
+from dsctl_core.files.png import about_picture
 from dsctl_core.options import DatasetAnnotateOptions
 from tests import plain_scipy
 from tests.tiny_models import randomize

@@ -17,8 +17,9 @@ from dsctl_core.commands.infer import infer, output_files
 from dsctl_core.commands.infer_inputs import fill_in, read_prompts
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import resolve_model
+from dsctl_core.files.png import write_png
 from dsctl_core.lora import add_lora, export_lora
-from dsctl_core.media.image_file import GRID_GAP, grid, write_png
+from dsctl_core.media.image_file import GRID_GAP, grid
 from dsctl_core.options import InferOptions
 from dsctl_core.version import __version__
 from tests.tiny_models import write_tiny_model

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.files.png import write_png
 from dsctl_core.media.clip import Clip
 from dsctl_core.media.clip_file import about_clip, check_clip_file, durations_of, write_clip
-from dsctl_core.media.image_file import write_png
 from dsctl_core.media.made_file import DRAWN, SAMPLE, about_made
 
 ABOUT = {"prompt": "a caf\u00e9 \u732b <b>", "seed": 7, "dsctl_version": "1"}

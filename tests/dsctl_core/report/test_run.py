@@ -13,7 +13,7 @@ from PIL import Image
 
 from dsctl_core.commands.report import report
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.media.image_file import write_png
+from dsctl_core.files.png import write_png
 from dsctl_core.options import ReportOptions
 from dsctl_core.report.runs import read_metrics
 from tests.dsctl_core.report.html_page import NASTY, Page

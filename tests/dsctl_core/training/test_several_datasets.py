@@ -17,8 +17,8 @@ from dsctl_core.commands.train import train
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.several import SeveralDatasets
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.png import about_picture
 from dsctl_core.lora.layers import tuner_layers
-from dsctl_core.media.image_file import about_picture
 from dsctl_core.options import CacheOptions, CallbackOptions, TrainOptions
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.training.callbacks.sample_prompts import captions_of, sample_prompts

@@ -13,7 +13,7 @@ from PIL import Image
 from dsctl_core.commands.dataset import validate
 from dsctl_core.commands.infer import infer
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.media.image_file import about_picture
+from dsctl_core.files.png import about_picture
 from dsctl_core.options import DatasetValidateOptions, InferOptions
 from tests.dsctl_core.families.qwen_image_layered.conftest import SAID, Pair, layer
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from dsctl_core.media.image_file import write_png
+from dsctl_core.files.png import write_png
 from dsctl_core.report.live.server import prepare
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.png import write_png
 from dsctl_core.media.clip import Clip
 from dsctl_core.media.clip_file import write_clip
-from dsctl_core.media.image_file import write_png
 from dsctl_core.training.output.folder import claim, refuse_used
 from dsctl_core.training.state.folder import locked
 from dsctl_core.version import __version__
