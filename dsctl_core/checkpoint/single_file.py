@@ -22,6 +22,7 @@ from dsctl_core.checkpoint.quantized import is_scale, scaled_back
 from dsctl_core.checkpoint.stream import tensor_shapes
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
+from dsctl_core.files.json import decode_json
 from dsctl_core.files.safetensors import read_safetensors
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _read_once(cls: Any, config: str) -> Published:
     from accelerate import init_empty_weights
 
     with init_empty_weights():
-        model = cls(**json.loads(config))
+        model = cls(**decode_json(config))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return Published(model.config, shapes, frozenset(_patterns(shapes)))
 
