@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.control_pictures import KINDS, from_values
 from dsctl_core.data.dataset import SINGLE_COLUMNS
+from dsctl_core.data.folder import CONTROL_FOLDER
 from dsctl_core.data.images import LoadImage
 from dsctl_core.data.rows import BadCell
 from dsctl_core.data.table_text import WRITERS, suffix_for
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURE = "image"  # the column of the pictures
-FOLDER = "control_"  # begins the names of their folders
 NOBODY = "nobody_found"  # an entry in the metadata of a pose
 CONTROL = Kind("a control picture of `dsctl dataset annotate`", lambda path: "control" in about_picture(path))
 
@@ -59,10 +59,9 @@ def annotate(options: DatasetAnnotateOptions, progress: Progress | None = None) 
     if base.is_file() and table is None:
         base, table = base.parent, base
     dataset = UnifiedDataset(base, table, data_file_keys=(PICTURE,), single_keys=SINGLE_COLUMNS)
-    dataset = dataset.without(_drawn(dataset))
     if IMAGE in dataset.metadata.columns:
         raise DsctlError(f"{dataset.metadata.path} has the column {IMAGE} already", hint="give a table without it")
-    folder = base / f"{FOLDER}{options.kind.replace('-', '_')}"
+    folder = base / f"{CONTROL_FOLDER}{options.kind.replace('-', '_')}"
     names = control_names(dataset)
     text, suffix = table_text(dataset, {n: f"{folder.name}/{name}" for n, name in names.items()})
     made = base / f"metadata_{options.kind.replace('-', '_')}{suffix}"
@@ -113,19 +112,6 @@ def table_text(dataset: UnifiedDataset, controls: dict[int, str]) -> tuple[str, 
             raise cell.error
     suffix = suffix_for(rows)
     return WRITERS[suffix](columns, rows), suffix
-
-
-def _drawn(dataset: UnifiedDataset) -> set[int]:
-    """Return the rows of a folder without a table that are control pictures of this command, of any kind."""
-    if not dataset.metadata.path.is_dir():
-        return set()
-    files = {number: dataset.files(number, PICTURE)[0] for number in dataset.rows_in_use}
-    inside = {n: file for n, file in files.items() if _top(file, dataset.base_path).startswith(FOLDER)}
-    return {number for number, file in inside.items() if "control" in about_picture(file)}
-
-
-def _top(file: Path, base: Path) -> str:
-    return file.relative_to(base).parts[0]
 
 
 def _about(options: DatasetAnnotateOptions, source: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dsctl_core.data.columns import Column, Rows
 from dsctl_core.data.kinds import media_of, media_suffixes
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import LeftOut, Metadata
+from dsctl_core.files.png import about_picture
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import is_remote
 
@@ -25,6 +26,7 @@ OTHER_SUFFIXES = frozenset(
     )
 )
 SIGNATURE_BYTES = 32
+CONTROL_FOLDER = "control_"  # begins the names of the folders in which `dsctl dataset annotate` writes
 # A folder such as `10_sks dog`, of which kohya's trainers show each picture 10 times, with "sks dog" as the caption of
 # pictures without a file of their own. Longer numbers are years or dates.
 REPEATED = re.compile(r"(\d{1,3})_(.*)", re.DOTALL)
@@ -32,16 +34,22 @@ REPEATED = re.compile(r"(\d{1,3})_(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Files:
-    """The files below a folder: those that are pictures or videos, by suffix or signature, and all others."""
+    """The files below a folder: those that are pictures or videos, by suffix or signature, and all others.
+
+    `controls` are those of the others that `dsctl dataset annotate` drew from the pictures.
+    """
 
     media: tuple[Path, ...]
     others: tuple[Path, ...]
+    controls: frozenset[Path] = frozenset()
 
     def left_out(self, base_path: Path, captions: CaptionFiles, unused: Iterable[Path] = ()) -> LeftOut:
         """Return what is no part of the dataset, once the captions of all of its pictures have been read."""
         texts = set(captions.unused_texts())
         rest = [path for path in (*self.others, *unused) if path not in captions.used and path not in texts]
-        counts = Counter(path.suffix.lower() or "without a suffix" for path in rest)
+        counts = Counter(
+            "control pictures" if path in self.controls else path.suffix.lower() or "without a suffix" for path in rest
+        )
         return LeftOut(
             tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
             tuple(path.relative_to(base_path).as_posix() for path in sorted(texts)),
@@ -49,12 +57,22 @@ class Files:
 
 
 def list_files(base_path: Path) -> Files:
-    """List a folder. Only files whose suffix says nothing are opened."""
+    """List a folder. Only files whose suffix says nothing are opened, and those that may be control pictures."""
     media: list[Path] = []
     others: list[Path] = []
+    controls: set[Path] = set()
     for path in walk(base_path):
-        (media if _is_media(path) else others).append(path)
-    return Files(tuple(media), tuple(others))
+        if _is_control(path, base_path):
+            controls.add(path)
+        (media if path not in controls and _is_media(path) else others).append(path)
+    return Files(tuple(media), tuple(others), frozenset(controls))
+
+
+def _is_control(path: Path, base_path: Path) -> bool:
+    """Return whether a picture was drawn by `dsctl dataset annotate`, which it does on a local disk alone."""
+    if is_remote(path) or not path.relative_to(base_path).parts[0].startswith(CONTROL_FOLDER):
+        return False
+    return "control" in about_picture(path)
 
 
 def _is_media(path: Path) -> bool:

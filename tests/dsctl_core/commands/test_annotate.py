@@ -103,6 +103,12 @@ def test_control_pictures_are_no_pictures_of_a_folder_with_captions(data: Path) 
     gray = run(data, "gray")
     rows = gray.table.read_text().splitlines()
     assert rows[1:] == ["a.png,a square in a,control_gray/a.png", "sub/b.png,a square in sub/b,control_gray/sub/b.png"]
+    dataset = UnifiedDataset(data)
+    assert [dataset.metadata.rows[number]["image"] for number in range(len(dataset))] == ["a.png", "sub/b.png"]
+    assert dataset.notes()[1] == "6 files were left out: 4 control pictures, 2 .csv"
+    Image.new("RGB", (8, 8)).save(data / "control_canny" / "mine.png")  # which was not drawn
+    assert len(UnifiedDataset(data)) == 3
+    (data / "control_canny" / "mine.png").unlink()
     before = contents(data)
     Image.new("RGB", (8, 8)).save(data / "new.png")
     with pytest.raises(DsctlError, match=r"new\.txt does not exist"):
