@@ -37,7 +37,7 @@ browser: $(READY) ## Try the live page of `dsctl report --serve` in a headless C
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser/check_live_page.py
 
 test-image: ## Follow the Dockerfile without Docker, in a new Debian (needs root; ARGS="--build-arg TORCH=" takes PyPI's torch).
-	@python3.12 .ci/image.py $(ARGS)
+	@$$(.ci/find_python 3.12) .ci/image.py $(ARGS)
 
 test-pythons: ## Install and try dsctl on each Python 3.10 to 3.13, with the lowest and the newest versions allowed.
 	@.ci/pythons
