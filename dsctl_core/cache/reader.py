@@ -126,6 +126,13 @@ class CachedDataset(Sequence[dict[str, Any]]):
         subset._mixture = None
         return subset
 
+    def reopened(self) -> CachedDataset:
+        """Return this dataset with open files of its own, for a thread that reads beside others."""
+        other = copy.copy(self)
+        other.verified, other._remote = copy.copy(self.verified), copy.copy(self._remote)
+        other._shards = other._remote or copy.copy(self._shards)
+        return other
+
     def each_once(self) -> CachedDataset:
         """Return this dataset with one entry for each row, also for a row that an epoch has several times."""
         subset = copy.copy(self)

@@ -147,6 +147,7 @@ def shown(gpu: Gpu) -> dict[str, Any]:
         "kernels": counts.kernels,
         "bytes": counts.bytes,
         "fetched": counts.fetched,
+        "awaited": counts.awaited,
         "allocated": dict(counts.allocated),
         "waits": dict(counts.waits),
         "most": counts.names.most_common(12),
