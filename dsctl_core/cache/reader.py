@@ -153,6 +153,18 @@ class CachedDataset(Sequence[dict[str, Any]]):
                 found[entry.key] = self._bucket(entry, padded)
         return [found[entry.key] for entry in self.entries]
 
+    def lengths(self, padded: Collection[str]) -> list[tuple[int, ...]]:
+        """Return the lengths of the tensors in `padded` (1, T, ...) of each entry, in the order of their names."""
+        found: dict[str, tuple[int, ...]] = {}
+        for entry in self.entries:
+            if entry.key not in found:
+                with self._structure_of(entry):
+                    heads = [self._shards.head(self.shard_names[key]).structure(key) for key in entry.parts]
+                    names = sorted(n for head in heads for n in head if n.partition(".")[2] in padded)
+                    shapes = [self.shape(entry, name) for name in names]
+                    found[entry.key] = tuple(shape[1] for shape in shapes if len(shape) > 1)
+        return [found[entry.key] for entry in self.entries]
+
     def _bucket(self, entry: Entry, padded: Collection[str]) -> Hashable:
         values = [(name, repr(value)) for name, value in entry.values.items() if not isinstance(value, dict)]
         for key in entry.parts:
