@@ -95,6 +95,9 @@ class Family:
     reference_bytes: Callable[[ModelParts, Mapping[str, Any], int, int], int] | None = None
     # The longest prompt; None: prompts are never cut
     prompt_limit: PromptLimit | None = None
+    # Prompts of a batch need no attention mask where they are equally long in units of this many tokens; None: they
+    # never have one
+    masked_in: int | None = None
     # Other published sizes by name: component -> config entries that differ from `published`.
     variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     # Encoders by variant (None: the first) and component: sizes that are in neither `published` nor `variants`

@@ -126,6 +126,13 @@ class CachedDataset(Sequence[dict[str, Any]]):
         subset._mixture = None
         return subset
 
+    def reopened(self) -> CachedDataset:
+        """Return this dataset with open files of its own, for a thread that reads beside others."""
+        other = copy.copy(self)
+        other.verified, other._remote = copy.copy(self.verified), copy.copy(self._remote)
+        other._shards = other._remote or copy.copy(self._shards)
+        return other
+
     def each_once(self) -> CachedDataset:
         """Return this dataset with one entry for each row, also for a row that an epoch has several times."""
         subset = copy.copy(self)
@@ -144,6 +151,18 @@ class CachedDataset(Sequence[dict[str, Any]]):
         for entry in {each.key: each for each in self.entries}.values():
             with self._structure_of(entry):
                 found[entry.key] = self._bucket(entry, padded)
+        return [found[entry.key] for entry in self.entries]
+
+    def lengths(self, padded: Collection[str]) -> list[tuple[int, ...]]:
+        """Return the lengths of the tensors in `padded` (1, T, ...) of each entry, in the order of their names."""
+        found: dict[str, tuple[int, ...]] = {}
+        for entry in self.entries:
+            if entry.key not in found:
+                with self._structure_of(entry):
+                    heads = [self._shards.head(self.shard_names[key]).structure(key) for key in entry.parts]
+                    names = sorted(n for head in heads for n in head if n.partition(".")[2] in padded)
+                    shapes = [self.shape(entry, name) for name in names]
+                    found[entry.key] = tuple(shape[1] for shape in shapes if len(shape) > 1)
         return [found[entry.key] for entry in self.entries]
 
     def _bucket(self, entry: Entry, padded: Collection[str]) -> Hashable:

@@ -7,7 +7,7 @@ the dry run = plan -> the same module on tensors without numbers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +18,16 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import DataError
 from dsctl_core.files.atomic import unclaim
 from dsctl_core.options import TrainOptions
+from dsctl_core.options.training import TrainingOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages.encode import deadline_after
 from dsctl_core.training.loop.loop import TrainingSummary, launch_training_task
+from dsctl_core.training.model.task_module import TaskModule
 from dsctl_core.training.output.folder import claim
 from dsctl_core.training.output.logger import ModelLogger
 from dsctl_core.training.output.metadata import base_weights, describe_run, header_metadata
 from dsctl_core.training.plan.cautions import cautions
+from dsctl_core.training.plan.grouping import grouped_buckets
 from dsctl_core.training.plan.module import build_module
 from dsctl_core.training.plan.plan import TrainingPlan, plan_training
 from dsctl_core.training.plan.source import Source, buckets_of
@@ -132,7 +135,7 @@ def run_training(plan: TrainingPlan, progress: Progress, deadline: float | None 
             save_steps=output.save_steps,
             max_grad_norm=training.max_grad_norm,
             seed=training.seed,
-            buckets=buckets_of(dataset, module) if training.batch_size > 1 else None,
+            buckets=_buckets(dataset, module, training, progress),
             blocks=dataset.mixture.blocks,
             labels=[table.label for table in dataset.tables],
             on_bad_sample=on_bad_sample,
@@ -145,6 +148,19 @@ def run_training(plan: TrainingPlan, progress: Progress, deadline: float | None 
             deadline=deadline,
             progress=progress,
         )
+
+
+def _buckets(
+    dataset: Source, module: TaskModule, options: TrainingOptions, progress: Progress
+) -> Sequence[Hashable] | None:
+    """Return for each row what the rows of its batch share; None for batches of one sample."""
+    if options.batch_size == 1:
+        return None
+    buckets = buckets_of(dataset, module)
+    if not options.group_by_prompt_length:
+        return buckets
+    assert isinstance(dataset, CachedDataset)
+    return grouped_buckets(dataset, module, buckets, options.batch_size, progress)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 from dsctl_core.errors import DsctlError
 from dsctl_core.losses.contract import loss
 from dsctl_core.losses.timesteps import Objective
+from dsctl_core.memory.pinned import on_device
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -34,7 +35,7 @@ def FlowMatchSFTLoss(pipe: BasePipeline, **inputs: Any) -> Tensor:
     timestep = inputs.pop("timestep", None)
     if timestep is None:
         timestep = objective.draw(pipe.scheduler, len(x0), inputs.get("seed"))
-    timestep = timestep.to(x0.device)
+    timestep = on_device(timestep, x0.device)
     inputs["latents"] = pipe.scheduler.add_noise(x0, noise, timestep)
     target = pipe.scheduler.training_target(x0, noise, timestep)
     base_target = inputs.pop("base_target", None)

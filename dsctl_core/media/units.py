@@ -18,6 +18,7 @@ from torch.nn.functional import avg_pool2d
 
 from dsctl_core.errors import UsageError
 from dsctl_core.media.clip import Clips, clips_of
+from dsctl_core.memory.pinned import on_device
 from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class NoiseInitializer(PipelineUnit):
         for each in seed if isinstance(seed, list) else [seed]:
             generator = None if each is None else torch.Generator(rand_device).manual_seed(each)
             draws.append(torch.randn(shape, generator=generator, device=rand_device, dtype=torch.float32))
-        return {"noise": torch.stack(draws).to(pipe.device)}
+        return {"noise": on_device(torch.stack(draws), pipe.device)}
 
 
 class InputImageEmbedder(PipelineUnit):

@@ -13,6 +13,13 @@ from dsctl_core.readable import readable_bytes
 PAGE = 4096  # bytes; memory is pinned by whole pages, and a page only once
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return `tensor` on `device`. A GPU copies it from pinned memory when it gets there, and the host goes on."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def page_aligned(like: Tensor, size: int) -> Tensor:
     """Return `size` uninitialized bytes of main memory (size,) that share no page with other memory.
 

@@ -134,8 +134,10 @@ class DataOptions(ReadingOptions):
         "Left out: metadata.* in the root folder, the .txt beside each file, or a pair of folders.",
     )
     dataset_repeat: Count = Field(1, description="How many times an epoch goes over the dataset.")
-    dataset_num_workers: Annotated[int, Field(ge=0, le=256)] = Field(
-        0, description="Processes that read samples ahead; 0 reads them in between."
+    dataset_num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        None,
+        description="Processes that read samples ahead; 0 reads them in between. Left out: in between on a CPU; for a "
+        "GPU up to 4, and a thread for a cache.",
     )
     extra_inputs: Names = Field((), description="Columns that the pipeline needs beside image and prompt.")
     mask_from_alpha: bool = Field(

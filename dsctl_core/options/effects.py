@@ -133,6 +133,12 @@ NOT_STORED = Idle(
     "give --use-gradient-checkpointing too",
     when=lambda options: not options.use_gradient_checkpointing,
 )
+NOT_BATCHED = Idle(
+    ("group_by_prompt_length",),
+    "on batches of one sample",
+    "give --batch-size 4 too",
+    when=lambda options: options.batch_size == 1,
+)
 NOT_CHECKPOINTED = Idle(
     ("gradient_checkpointing_blocks",),
     "without --use-gradient-checkpointing",

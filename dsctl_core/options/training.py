@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from dsctl_core.options.base import Alternative, Count, MaxHours, Names, Options, Seed, Text
-from dsctl_core.options.effects import NEW_RUN, NOT_STORED, Idle
+from dsctl_core.options.effects import NEW_RUN, NOT_BATCHED, NOT_STORED, Idle
 from dsctl_core.options.model import ModelParts
 from dsctl_core.options.quantize import Quantized
 
@@ -16,7 +16,7 @@ class TrainingOptions(Options):
 
     panel: ClassVar[str] = "Training"
     exclusive: ClassVar[tuple[Alternative, ...]] = (("num_epochs", "max_steps"),)
-    idle: ClassVar[tuple[Idle, ...]] = (NOT_STORED,)
+    idle: ClassVar[tuple[Idle, ...]] = (NOT_STORED, NOT_BATCHED)
 
     trainable_models: Names | None = Field(
         None,
@@ -33,6 +33,11 @@ class TrainingOptions(Options):
         "command, with the exit code 75 if steps are left.",
     )
     batch_size: Count = Field(1, description="Samples that go through the model at once.")
+    group_by_prompt_length: bool = Field(
+        False,
+        description="Make batches of prompts of one length, as far as they fill batches: attention needs no mask in "
+        "these. For models that mask prompts, and samples that are encoded once.",
+    )
     gradient_accumulation_steps: Count = Field(1, description="Batches that make up one step.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients longer than this are cut down.")
     seed: Seed = Field(0, description="Seed of everything random: two runs with equal options are equal.")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.memory.pinned import on_device
 from dsctl_core.units import Inputs, PipelineUnit, is_guided
 
 Sample = dict[str, Any]
@@ -110,7 +111,7 @@ def _pad(values: list[Tensor]) -> tuple[list[Tensor], Tensor]:
     lengths = torch.tensor([value.shape[1] for value in values])
     longest = int(lengths.max())
     filled = [torch.cat([v, v.new_zeros(1, longest - v.shape[1], *v.shape[2:])], dim=1) for v in values]
-    return filled, (torch.arange(longest) < lengths[:, None]).to(values[0].device)
+    return filled, on_device(torch.arange(longest) < lengths[:, None], values[0].device)
 
 
 def _of_one_size(name: str, values: list[Tensor]) -> list[Tensor]:

@@ -22,6 +22,7 @@ from dsctl_core.hub.upload import Uploaded
 from dsctl_core.stages.encode import CacheResult, encode_dataset
 from dsctl_core.training.loop.batches import MicroBatches, batch_loader
 from dsctl_core.training.loop.loop import TrainingSummary
+from dsctl_core.training.loop.reading import Reading
 from dsctl_core.training.optim.lr_schedule import LRSchedule, factors
 from tests.effects.described import described, tensor_digest
 
@@ -93,7 +94,9 @@ def _first_step(dataset: Any, module: Any, settings: dict[str, Any]) -> tuple[An
     """Return the loss of the first batch, and the gradient of each trained weight."""
     size = settings["batch_size"]
     rounds = MicroBatches(BatchPlan(len(dataset), size, settings["seed"], settings["buckets"], settings["blocks"]))
-    loaded = next(iter(batch_loader(dataset, rounds, settings["seed"], 0, replace_bad=False)))
+    loaded = next(
+        iter(batch_loader(dataset, rounds, settings["seed"], Reading(), torch.device("cpu"), replace_bad=False))
+    )
     rows = [each.sample for each in loaded]
     torch.manual_seed(0)
     loss = module(rows[0] if size == 1 else rows)

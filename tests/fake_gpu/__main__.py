@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 def main() -> None:
     """Run each of the trainings that are asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.fake_gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("asked", nargs="+", help="options of a training as JSON; encode: encode on the device too")
+    parser.add_argument("asked", nargs="+", help="options of a training as JSON; see tests.fake_gpu.training")
     parser.add_argument("--depth", type=int, help="blocks of each kind (default: all)")
     given = parser.parse_args()
     os.environ["DSCTL_SKIP_DOWNLOAD"] = "1"
@@ -34,8 +34,8 @@ def main() -> None:
         os.chdir(folder)
         for text in given.asked:
             began, options = time.perf_counter(), json.loads(text)
-            encode = options.pop("encode", False)
-            found = asdict(train(given.depth, encode=encode, **write_data(options["model"]), **options))
+            own = {"encode": options.pop("encode", False), "shorter": options.pop("shorter", 0)}
+            found = asdict(train(given.depth, **own, **write_data(options["model"]), **options))
             seconds = time.perf_counter() - began
             sys.stdout.write(f"{json.dumps({'asked': options, **found, 'seconds': round(seconds, 1)})}\n")
             sys.stdout.flush()

@@ -45,15 +45,31 @@ class FakeCuda(FakeTensorMode):
 class Counts:
     """What ran since `start`: kernels, bytes beside matrix products, waits of the host by their operation.
 
-    `fetched` are bytes that were copied from main memory, and `allocated` those of new tensors, by dtype.
+    `fetched` are bytes that were copied from main memory, of which the host waits for those that are `awaited`: a copy
+    is begun and left alone only from pinned memory. `allocated` are the bytes of new tensors, by dtype.
     """
 
     kernels: int = 0
     bytes: int = 0
     fetched: int = 0
+    awaited: int = 0
     allocated: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
     names: Counter[str] = field(default_factory=Counter)
+
+
+PINNED = "pinned_here"  # attribute of a tensor that a program has pinned
+
+
+def pin_memory(tensor: Tensor, *_: Any) -> Tensor:
+    """Stand for `Tensor.pin_memory`, which would take memory of the device's driver."""
+    setattr(tensor, PINNED, True)
+    return tensor
+
+
+def is_pinned(tensor: Tensor) -> bool:
+    """Return whether a program has pinned `tensor`."""
+    return getattr(tensor, PINNED, False)
 
 
 class Attention(TorchFunctionMode):
@@ -161,7 +177,10 @@ class Gpu(TorchDispatchMode):
             return self._number(args[0])
         if on_gpu and packet in (aten._to_copy, aten.copy_):
             source = args[0] if packet is aten._to_copy else args[1]
+            left_alone = kwargs.get("non_blocking") or packet is aten.copy_ and len(args) > 2 and args[2]
             self.counts.fetched += 0 if source.is_cuda else source.nbytes
+            if not source.is_cuda and not (left_alone and is_pinned(source)):
+                self.counts.awaited += source.nbytes
         values = self._computed(func, args, kwargs, inputs)
         if packet in (aten.index, aten.index_put_, aten.index_put):
             args = (args[0], self._places(args[1]), *args[2:])

@@ -58,6 +58,8 @@ def pretended_gpu(memory: int = 80 * GIB) -> Iterator[None]:
     """Answer questions about the device as one GPU of `memory` bytes would, inside the context."""
     import torch
 
+    from tests.fake_gpu.counting import pin_memory
+
     class Stream:
         """A stream: everything on it is done at once."""
 
@@ -106,7 +108,7 @@ def pretended_gpu(memory: int = 80 * GIB) -> Iterator[None]:
     with ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(patch.object(torch.cuda, name, answer))
-        stack.enter_context(patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor))
+        stack.enter_context(patch.object(torch.Tensor, "pin_memory", pin_memory))
         stack.enter_context(patch.object(torch.Tensor, "record_stream", lambda *_: None))
-        stack.enter_context(patch("dsctl_core.memory.offload.pin", lambda *_: None))
+        stack.enter_context(patch("dsctl_core.memory.offload.pin", pin_memory))
         yield

@@ -40,6 +40,8 @@ def runs() -> dict[str, Any]:
 def test_nothing_is_on_the_wrong_device_nor_in_float32_and_the_host_waits_once_in_a_micro_batch(runs):
     assert {name: run["faults"] for name, run in runs.items()} == dict.fromkeys(RUNS, [])
     assert {name: sum(run["step"]["waits"].values()) for name, run in runs.items()} == dict.fromkeys(RUNS, 1)
+    # Signals to stop, which go with what the host waits for; samples and noise are copied while it goes on.
+    assert {name: run["step"]["awaited"] for name, run in runs.items()} == dict.fromkeys(RUNS, 3 * 4)
 
 
 def test_the_dry_run_predicts_the_peak_of_the_device(runs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,10 +45,11 @@ class Found:
     faults: list[str] = field(default_factory=list)
 
 
-def train(depth: int | None, *, encode: bool, **asked: Any) -> Found:
+def train(depth: int | None, *, encode: bool, shorter: int = 0, **asked: Any) -> Found:
     """Train with the options `asked`, with `depth` blocks of each kind (None: all), and return what was found.
 
-    Without `encode` the row is encoded by the dry run alone, on the CPU.
+    Without `encode` the row is encoded by the dry run alone, on the CPU. The prompt of every other row is `shorter` by
+    that many tokens.
     """
     gpu, found = Gpu(), Found()
     entries: list[Any] = []
@@ -74,7 +75,8 @@ def train(depth: int | None, *, encode: bool, **asked: Any) -> Found:
         module = build_module(plan, NoProgress())
     found.weights = gpu.now
     found.faults += _wide(module, plan.dtype)
-    rows = [{CACHED: entry, "_row": number} for number in range(STEPS * options.training.batch_size)]
+    entries = [entry, _with_shorter_prompt(entry, shorter, module.padded)]
+    rows = [{CACHED: entries[number % 2], "_row": number} for number in range(STEPS * options.training.batch_size)]
     with gpu.running(), _unwritten() as logger:
         watch = _Watch(gpu, found)
         loop.launch_training_task(
@@ -92,6 +94,13 @@ def train(depth: int | None, *, encode: bool, **asked: Any) -> Found:
     if waits > 1:
         found.faults.append(f"{waits} waits of the host in a micro-batch: {watch.waits}")
     return found
+
+
+def _with_shorter_prompt(entry: Any, tokens: int, padded: Collection[str]) -> Any:
+    """Return a sample with `tokens` fewer in what is padded."""
+    prompts = {name: value for name, value in entry.items() if name.partition(".")[2] in padded}
+    cut = {name: value[:, : value.shape[1] - tokens] for name, value in prompts.items() if tokens}
+    return {**entry, **cut}
 
 
 def _encode(gpu: Gpu, plan: TrainingPlan, depth: int | None) -> dict[str, Any]:
@@ -147,6 +156,7 @@ def shown(gpu: Gpu) -> dict[str, Any]:
         "kernels": counts.kernels,
         "bytes": counts.bytes,
         "fetched": counts.fetched,
+        "awaited": counts.awaited,
         "allocated": dict(counts.allocated),
         "waits": dict(counts.waits),
         "most": counts.names.most_common(12),

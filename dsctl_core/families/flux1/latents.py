@@ -16,6 +16,7 @@ from dsctl_core.families.flux2.latents import patchify, unpatchify
 from dsctl_core.families.flux2.latents import unpack as from_rows
 from dsctl_core.media.autoencoder_kl import VAE_SCALE, decode, encode
 from dsctl_core.media.latent_space import LatentSpace
+from dsctl_core.memory.pinned import on_device
 
 CHANNELS = 16
 TILE_SIZE = 512  # pixels
@@ -43,4 +44,4 @@ def places(text_tokens: int, sizes: Sequence[tuple[int, int]], device: torch.dev
         torch.cartesian_prod(torch.tensor([min(number, 1)]), torch.arange(height // 2), torch.arange(width // 2))
         for number, (height, width) in enumerate(sizes)
     ]
-    return torch.zeros(text_tokens, 3, device=device), torch.cat(images).to(device, torch.float32)
+    return torch.zeros(text_tokens, 3, device=device), on_device(torch.cat(images).float(), device)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsctl_core.media.autoencoder_kl import overlapping_tiles
 from dsctl_core.media.latent_space import LatentSpace, portions
+from dsctl_core.memory.pinned import on_device
 
 CHANNELS = 128
 SCALE = 16
@@ -78,7 +79,7 @@ def picture_places(sizes: Sequence[tuple[int, int]], device: torch.device) -> Te
         )
         for number, (height, width) in enumerate(sizes)
     ]
-    return torch.cat(parts).to(device)
+    return on_device(torch.cat(parts), device)
 
 
 def text_places(tokens: int, device: torch.device) -> Tensor:

@@ -242,6 +242,7 @@ FAMILY = Family(
     published=PUBLISHED,
     encoders={None: {"text_encoder": ENCODER}},
     parameters={None: PARAMETERS},
+    masked_in=1,
     tiny=TINY,
     captioner=CAPTIONER,
     cache_bytes=cache_bytes,

@@ -137,6 +137,7 @@ FAMILY = Family(
     variants={"2511": ZERO_COND},
     encoders={None: {"text_encoder": qwen_image.ENCODER}},
     parameters={None: qwen_image.PARAMETERS, "2511": {}},
+    masked_in=1,
     tiny=qwen_image.TINY,
     captioner=qwen_image.CAPTIONER,
     cache_bytes=qwen_image.cache_bytes,

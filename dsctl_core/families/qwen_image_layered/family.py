@@ -111,6 +111,7 @@ FAMILY = Family(
             "vae": qwen_image.PARAMETERS["vae"] + 2 * 27 * 96 + 1,
         }
     },
+    masked_in=1,
     tiny=with_layers(qwen_image.TINY),
     captioner=qwen_image.CAPTIONER,
     cache_bytes=qwen_image.cache_bytes,

@@ -196,6 +196,7 @@ FAMILY = Family(
     tiny=TINY,
     cache_bytes=cache_bytes,
     prompt_limit=PromptLimit(TEXT_TOKENS, count_tokens),
+    masked_in=32,  # SEQ_MULTI_OF of diffusers, up to which prompts are padded with a token that is attended to
     original_names=ORIGINAL_NAMES,
     diffsynth_table=DiffSynthTable(mu=math.log(3)),
     attention_blocks=(AttentionBlocks("layers", "attention", cache_name="single"),),

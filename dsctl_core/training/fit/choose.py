@@ -71,7 +71,10 @@ class _Search:
         while size > 1 and size % 2 == 0 and not self._is_given("gradient_accumulation_steps"):
             size //= 2
             splits = self.asked.training.batch_size // size
-            self._take(f"batches of {size}, {splits} for a step", batch_size=size, gradient_accumulation_steps=splits)
+            values: dict[str, Any] = {"batch_size": size, "gradient_accumulation_steps": splits}
+            if size == 1 and self.asked.training.group_by_prompt_length:
+                values["group_by_prompt_length"] = False
+            self._take(f"batches of {size}, {splits} for a step", **values)
             yield self._try("the samples of a step stay as many")
         whole = self.options
         for form in self.formats if not self._is_given("quantize") and self._can_pack() else ():

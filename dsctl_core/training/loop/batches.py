@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dsctl_core.data import UnifiedDataset
@@ -15,6 +16,7 @@ from dsctl_core.data.dataset import ROW_SEED
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
+from dsctl_core.training.loop.reading import Reading, ThreadedLoader, pin_tensors
 from dsctl_core.training.loop.signals import leave_interrupts_to_the_main_process
 
 AHEAD = 16  # batches of a process that are fetched while one is used
@@ -27,6 +29,10 @@ class Loaded:
     sample: Any
     seed: int  # of all random numbers for the sample
     errors: list[DsctlError] = field(default_factory=list)
+
+    def pin_memory(self) -> Loaded:
+        """Return this with its tensors in pinned memory; torch's loader calls it, too."""
+        return replace(self, sample=pin_tensors(self.sample))
 
 
 class MicroBatches(Sampler):
@@ -129,13 +135,24 @@ def _as_list(samples: list[Loaded]) -> list[Loaded]:
     return samples
 
 
-def batch_loader(dataset: Any, rounds: MicroBatches, seed: int, num_workers: int, *, replace_bad: bool) -> DataLoader:
-    """Return a loader of the batches of each epoch, as lists of Loaded, prefetched by `num_workers` processes."""
-    return DataLoader(
+def batch_loader(
+    dataset: Any,
+    rounds: MicroBatches,
+    seed: int,
+    reading: Reading,
+    device: torch.device,
+    *,
+    replace_bad: bool,
+) -> Iterable[list[Loaded]]:
+    """Return what yields the batches of each epoch, as lists of Loaded, read as `reading` says for `device`."""
+    loader = DataLoader(
         _Samples(dataset, rounds.plan, seed, replace_bad),
         batch_sampler=rounds,
         collate_fn=_as_list,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        num_workers=reading.workers,
+        prefetch_factor=reading.ahead if reading.workers else None,
+        pin_memory=reading.pinned and reading.workers > 0,
+        persistent_workers=reading.workers > 0,
         worker_init_fn=leave_interrupts_to_the_main_process,
     )
+    return ThreadedLoader(loader, reading.ahead, device) if reading.in_thread else loader

@@ -35,6 +35,7 @@ from dsctl_core.training.loop.finite_checks import (
     require_some_gradient,
     require_trained_loss,
 )
+from dsctl_core.training.loop.reading import end_workers, plan_reading, read_alone
 from dsctl_core.training.loop.signals import STOPS, StopSignals, TrainingStopped
 from dsctl_core.training.optim.lr_schedule import LRSchedule
 from dsctl_core.training.output.logger import Continuation, ModelLogger, StepRecord
@@ -71,7 +72,7 @@ def launch_training_task(
     num_epochs: int = 1,
     max_steps: int | None = None,
     batch_size: int = 1,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     save_steps: int | None = None,
     max_grad_norm: float = 1.0,
     seed: int = 0,
@@ -106,7 +107,7 @@ def launch_training_task(
         num_epochs: the number of passes over `dataset`.
         max_steps: the number of steps, which replaces `num_epochs`.
         batch_size: the most samples of a micro-batch.
-        num_workers: the number of worker processes that load samples.
+        num_workers: the number of worker processes that load samples (None: see `plan_reading`).
         save_steps: save every this many steps (None: after each epoch, unless `max_steps` is set), and at the end.
         max_grad_norm: the norm to clip gradients to.
         seed: the seed of the run.
@@ -135,9 +136,11 @@ def launch_training_task(
     built = build(parameters)
     accumulate = accelerator.gradient_accumulation_steps
     plan = BatchPlan(len(dataset), batch_size, seed, buckets, blocks)
-    ahead = dataset.fetch_ahead if isinstance(dataset, CachedDataset) else None
+    reading = plan_reading(num_workers, dataset, accelerator, batch_size)
+    read = read_alone(dataset) if reading.in_thread else dataset
+    ahead = read.fetch_ahead if isinstance(read, CachedDataset) else None
     rounds = MicroBatches(plan, accelerator.process_index, accelerator.num_processes, accumulate, ahead)
-    loader = batch_loader(dataset, rounds, seed, num_workers, replace_bad=on_bad_sample is not None)
+    loader = batch_loader(read, rounds, seed, reading, accelerator.device, replace_bad=on_bad_sample is not None)
     total = max_steps or num_epochs * math.ceil(len(rounds) / accumulate)
     schedule = lr_scheduler(built, total) if lr_scheduler is not None else None
     prepared, built = prepare(accelerator, model, built, batch_size, max_grad_norm)
@@ -161,7 +164,10 @@ def launch_training_task(
     loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None
     if isinstance(resume, str | Path):
         resume = find_state_if_any(model_logger.output_path, resume, shown.note)
-    return loop.train(resume, allow_changed)
+    try:
+        return loop.train(resume, allow_changed)
+    finally:
+        end_workers(loader)
 
 
 class _Loop:
@@ -362,7 +368,10 @@ class _Loop:
 
 
 def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, device: torch.device) -> Any:
-    """Return the sample with its tensors on `device`; pass its errors to `on_bad_sample`, or raise them."""
+    """Return the sample with its tensors on `device`; pass its errors to `on_bad_sample`, or raise them.
+
+    From pinned memory a GPU copies while the host goes on.
+    """
     from accelerate.utils import send_to_device
 
     for error in loaded.errors:
@@ -371,4 +380,4 @@ def _sample(loaded: Loaded, on_bad_sample: Callable[[DsctlError], None] | None, 
         on_bad_sample(error)
     if loaded.sample is None:
         raise loaded.errors[0]
-    return send_to_device(loaded.sample, device)
+    return send_to_device(loaded.sample, device, non_blocking=device.type == "cuda")

@@ -33,6 +33,7 @@ from dsctl_core.training.output.folder import refuse_used
 from dsctl_core.training.output.skipped import SkippedRows
 from dsctl_core.training.plan.cache_check import CacheCheck, precision_of
 from dsctl_core.training.plan.encode import EncodePlan
+from dsctl_core.training.plan.grouping import refuse_groups
 from dsctl_core.training.plan.own_part import with_own_part
 from dsctl_core.training.plan.source import Source, open_cache, open_dataset, samples_repeat
 from dsctl_core.training.state.compare import identity_of, refuse_changes
@@ -158,6 +159,8 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
         if training.max_steps is not None:
             warmup_of(options.optim, training.max_steps)
         encoding = _plan_own_cache(options, use, model, source, accelerator, shell, stages)
+        if training.group_by_prompt_length:
+            refuse_groups(model.family, cached=encoding is not None or isinstance(source, CachedDataset))
     except BaseException:
         accelerator.end_training()
         raise

@@ -51,6 +51,7 @@ RUNS: dict[str, tuple[type[Options], dict[str, Any]]] = {
     "EACH_ROW_ONCE": (CacheOptions, CACHE),
     "OTHERS_NEED": (CacheOptions, {**CACHE, "shared": True}),
     "NOT_STORED": (TrainOptions, TRAIN),
+    "NOT_BATCHED": (TrainOptions, TRAIN),
     "NOT_CHECKPOINTED": (TrainOptions, TRAIN),
     "IN_MAIN_MEMORY": (TrainOptions, {**TRAIN, "device": "cpu"}),
     "FITS_NO_CPU": (TrainOptions, {**TRAIN, "device": "cpu"}),

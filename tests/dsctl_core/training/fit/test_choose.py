@@ -70,6 +70,8 @@ def test_the_cheapest_lever_that_suffices_is_taken(needs, card, chosen):
 def test_a_large_batch_is_split_into_as_many_samples_before_weights_lose_precision():
     found = choose(asked(batch_size=4), 125_000, predicted(100_000, 100_000))
     assert found.chosen == {"use_gradient_checkpointing": True, "batch_size": 1, "gradient_accumulation_steps": 4}
+    grouped = choose(asked(batch_size=4, group_by_prompt_length=True), 125_000, predicted(100_000, 100_000))
+    assert not grouped.options.training.group_by_prompt_length, "batches of one have nothing to group"
 
 
 def test_blocks_are_offloaded_where_formats_do_not_suffice_and_what_was_given_stays():

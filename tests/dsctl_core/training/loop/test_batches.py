@@ -14,6 +14,7 @@ import torch
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.training.loop.batches import MicroBatches, batch_loader
+from dsctl_core.training.loop.reading import Reading
 from tests.dsctl_core.training.loop.test_loop import ROWS, run
 
 BUCKETS = list("aababbab")  # what the 8 rows are, unevenly spread over batches
@@ -122,7 +123,11 @@ def test_a_bucket_in_which_nothing_can_be_loaded_stops_the_run(tmp_path):
 
 def test_a_sample_s_seed_does_not_depend_on_who_loads_it():
     plan = BatchPlan(8, 2, seed=1)
-    loads = [batch_loader(ROWS, MicroBatches(plan), 5, workers, replace_bad=False) for workers in (0, 2)]
+    cpu = torch.device("cpu")
+    loads = [
+        batch_loader(ROWS, MicroBatches(plan), 5, Reading(workers=workers), cpu, replace_bad=False)
+        for workers in (0, 2)
+    ]
     seeds = [[loaded.sample["seed"] for batch in loader for loaded in batch] for loader in loads]
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0])) == 8

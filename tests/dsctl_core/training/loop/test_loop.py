@@ -1,6 +1,7 @@
 """The loop: what a step is, what order the samples come in, what is written when, and when it stops."""
 
 import json
+import multiprocessing
 from types import SimpleNamespace
 
 import accelerate
@@ -124,6 +125,7 @@ def test_an_error_in_a_sample_arrives_whole_even_from_a_worker(tmp_path, workers
     with pytest.raises(DsctlError) as caught:
         run(tmp_path, rows=Broken(ROWS), num_workers=workers)
     assert (caught.value.problem, caught.value.hint) == ("3.png is cut off", "copy it again")
+    assert not multiprocessing.active_children(), "workers end with the run, not when its traceback is collected"
 
 
 def test_weights_are_saved_once_per_epoch_and_with_max_steps_once_at_the_end(tmp_path):
