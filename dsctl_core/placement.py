@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from dsctl_core.memory.host_copies import HostCopies
+from dsctl_core.memory.offload import free_slabs
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -44,3 +45,4 @@ class Placement:
         for name in names:
             if name in pipe.components and name not in self.staying:
                 self.copies.to_host(pipe.component(name))
+                free_slabs(pipe.component(name))

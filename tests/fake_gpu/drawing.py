@@ -17,7 +17,9 @@ from dsctl_core.commands import infer as inference
 from dsctl_core.commands import infer_offload
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.options import InferOptions
+from dsctl_core.options.quantize import quantized_pairs
 from dsctl_core.progress import NoProgress
+from dsctl_core.training.dry_run.drawing import drawing_memory
 from tests.fake_gpu.counting import Gpu
 from tests.fake_gpu.data import PROMPT
 from tests.fake_gpu.loading import loads_fakes, wide_weights
@@ -28,9 +30,14 @@ STEPS = 2
 
 @dataclass
 class Drawn:
-    """What a drawing did. `peaks` are the most bytes of each part of it, and `step` the counts of its last step."""
+    """What a drawing did. `peaks` are the most bytes of each part of it, and `step` the counts of its last step.
+
+    `predicted` is the peak that the dry run gives for the same placement, and `blocks` the number of those that wait.
+    """
 
     offload: str = ""
+    blocks: int | None = None
+    predicted: int = 0
     note: str = ""
     peaks: dict[str, int] = field(default_factory=dict)
     step: dict[str, Any] = field(default_factory=dict)
@@ -88,14 +95,22 @@ def draw(depth: int | None, **asked: Any) -> Drawn:
     named = {"prompt": PROMPT, "num_inference_steps": STEPS, "output": Path(f"drawn{suffix}")}
     options = InferOptions(device="cuda", **{**named, **inputs_of(resolved), **asked})
 
-    def place(pipe: Any, offload: str) -> None:
-        drawn.offload = offload
+    def place(pipe: Any, waiting: infer_offload.Waiting) -> None:
+        drawn.offload, drawn.blocks = waiting.place, waiting.blocks
         drawn.faults += wide_weights(pipe.components, torch.bfloat16)
-        infer_offload.place(pipe, offload)  # type: ignore[arg-type]
+        infer_offload.place(pipe, waiting)
+
+    def choose(asked: InferOptions, model: ResolvedModel, device: Any, dtype: Any, call: Any) -> Any:
+        waiting, why = infer_offload.choose_offload(asked, model, device, dtype, call)
+        memory = drawing_memory(model, call, dtype, dict(quantized_pairs(asked.quantize)), depth)
+        blocks = waiting.blocks or (memory.most_blocks if waiting.place == "blocks" else 0)
+        drawn.predicted = memory.peak(apart=waiting.place != "none", waiting_blocks=blocks)
+        return waiting, why
 
     with (
         patch.object(inference, "resolve_model", lambda *_: resolved),
         patch.object(inference, "require_library", lambda _: None),
+        patch.object(inference, "choose_offload", choose),
         patch.object(inference, "place", place),
         patch.object(inference, "write_made", lambda file, *_: [file]),
         patch.object(infer_offload, "component_bytes", _bytes_of(gpu, depth)),
@@ -119,7 +134,7 @@ def _bytes_of(gpu: Gpu, depth: int | None) -> Any:
     """Return what stands for `component_bytes`, which reads the headers of files that are not there."""
 
     def component_bytes(options: InferOptions, resolved: ResolvedModel, dtype: torch.dtype) -> dict[str, int]:
-        formats = dict(infer_offload.quantized_pairs(options.quantize))
+        formats = dict(quantized_pairs(options.quantize))
         with loads_fakes(gpu, depth):
             pipe = resolved.load_pipeline(torch_dtype=dtype, device="cpu")
         numbers = {name: sum(each.numel() for each in model.parameters()) for name, model in pipe.components.items()}

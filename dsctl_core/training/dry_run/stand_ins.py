@@ -19,6 +19,7 @@ CHAT = (
     "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+T5 = ("t5", "umt5")  # types of text encoders
 # Entries of a config that name tokens for pictures, and these tokens.
 PICTURE_TOKENS = {
     "image_token_id": "<|image_pad|>",
@@ -34,20 +35,29 @@ def stand_in(family: Family, reader: Reader, variant: str | None) -> Any | None:
     A tokenizer is the embedded one, and an image processor that of the class of the published encoder, with its
     default sizes.
     """
+    configs = (family.published_config(name, variant) for name in reader.components)
+    known = next((_model_type(config) for config in configs if config is not None), None)
     if reader.kind == "tokenizer":
-        found = load_reader(reader, assets_path("tiny") / "tokenizer")
+        # Every text for T5 ends with a token, also an empty one.
+        found = load_reader(reader, assets_path("tiny-video" if known in T5 else "tiny") / "tokenizer")
         found.chat_template = CHAT
         return found
-    known = [family.published_config(name, variant) for name in reader.components]
-    return next((_image_processor(config) for config in known if config is not None), None)
+    return None if known is None else _image_processor(known)
 
 
-def _image_processor(known: PublishedConfig) -> Any:
+def _model_type(config: PublishedConfig) -> str:
+    import transformers
+
+    found: str = getattr(transformers, config.class_name).config_class.model_type
+    return found
+
+
+def _image_processor(model_type: str) -> Any:
     import transformers
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-    kind = getattr(transformers, known.class_name).config_class.model_type.removesuffix("_vision_model")
-    return getattr(transformers, IMAGE_PROCESSOR_MAPPING_NAMES[kind]["pil"])()
+    names = IMAGE_PROCESSOR_MAPPING_NAMES[model_type.removesuffix("_vision_model")]
+    return getattr(transformers, names["pil"])()
 
 
 def use_tokens(model: nn.Module, tokenizer: Any) -> None:
