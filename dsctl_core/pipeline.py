@@ -255,9 +255,8 @@ class BasePipeline(nn.Module):
         """Move the components in `names` to `self.device`, unless they are there already, and make room for them."""
         self.placement.make_room(self, names)
         for name in names:
-            model = self.component(name)
-            if any(parameter.device != self.device for parameter in model.parameters()):
-                model.to(self.device)
+            if any(parameter.device != self.device for parameter in self.component(name).parameters()):
+                self.placement.bring(self, name)
 
     def check_size(self, height: int, width: int, frames: int = 1) -> None:
         """Raise an error for a size in pixels or a number of frames that the model does not support.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from dsctl_core.memory.host_copies import HostCopies
+from dsctl_core.memory.offload import free_slabs
+
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
 
@@ -19,11 +22,16 @@ class Placement:
 
     def __init__(self, staying: Collection[str] = (), apart: bool = False) -> None:
         self.staying, self.apart = frozenset(staying), apart
+        self.copies = HostCopies()
 
     def use(self, pipe: BasePipeline, name: str, beside: Sequence[str] = ()) -> None:
         """Move the denoiser `name`, and the components `beside` it, to the device; other denoisers to main memory."""
         self.move_away(pipe, [other.name for other in pipe.parts.denoisers if other.name != name])
         pipe.load_models_to_device((*beside, name))
+
+    def bring(self, pipe: BasePipeline, name: str) -> None:
+        """Move the component `name` to the device."""
+        self.copies.to_device(pipe.component(name), pipe.device)
 
     def make_room(self, pipe: BasePipeline, names: Collection[str]) -> None:
         """With `apart`, move all components but `names` to main memory."""
@@ -36,4 +44,5 @@ class Placement:
             return
         for name in names:
             if name in pipe.components and name not in self.staying:
-                pipe.component(name).to("cpu")
+                self.copies.to_host(pipe.component(name))
+                free_slabs(pipe.component(name))

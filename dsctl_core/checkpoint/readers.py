@@ -19,19 +19,24 @@ NAMED_BY = {
 
 
 class Readers:
-    """The readers of one model by name, each loaded on first use; `folders` are the folders of those that it has."""
+    """The readers of one model by name, each loaded on first use.
 
-    def __init__(self, family: Family, folders: Mapping[str, Path] | None = None) -> None:
+    `folders` are the folders of those that it has, and `loaded` those that have none.
+    """
+
+    def __init__(
+        self, family: Family, folders: Mapping[str, Path] | None = None, loaded: Mapping[str, Any] | None = None
+    ) -> None:
         self.family, self.folders = family, dict(folders or {})
-        self._loaded: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = dict(loaded or {})
 
     def __contains__(self, name: str) -> bool:
-        return name in self.folders
+        return name in self.folders or name in self._loaded
 
     def get(self, name: str) -> Any:
         """Return the reader `name`; raise DsctlError, with a hint on how to specify one, if the model has none."""
         reader = self.family.reader(name)
-        if name not in self.folders:
+        if name not in self:
             how = NAMED_BY.get(name, "reader_configs in Python, or a model folder that has {folder}/")
             raise DsctlError(
                 f"this needs the {name} of {self.family.title}, but there is no {name}",
@@ -43,9 +48,8 @@ class Readers:
 
     def with_others(self, others: Readers) -> Readers:
         """Return these readers, and those of `others` with other names; readers that are loaded stay loaded."""
-        both = Readers(self.family, {**others.folders, **self.folders})
-        both._loaded = {**others._loaded, **self._loaded}
-        return both
+        folders = {**others.folders, **self.folders}
+        return Readers(self.family, folders, {**others._loaded, **self._loaded})
 
 
 def load_reader(reader: Reader, folder: Path) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dsctl_core.checkpoint.trained_part import TrainedPart
 from dsctl_core.commands.infer_control import CONTROL_PICTURES, control_inputs
 from dsctl_core.commands.infer_inputs import Settings, read_prompts, read_start
-from dsctl_core.commands.infer_offload import Place, choose_offload, place
+from dsctl_core.commands.infer_offload import Waiting, choose_offload, place
 from dsctl_core.commands.infer_vace import follows
 from dsctl_core.errors import UsageError
 from dsctl_core.families.controlnets import with_controlnets
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from dsctl_core.template.pipeline import TemplatePipeline
 
 Step = TypeVar("Step")
+NOTHING_WAITS = Waiting()
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,19 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
         resolved.check_component(name)
         require_library(form)
     device, dtype = placement(options)
-    offload, why = choose_offload(options, resolved, device, dtype)
+    call: dict[str, Any] = {
+        "negative_prompt": options.negative_prompt,
+        "height": settings.height,
+        "width": settings.width,
+        "cfg_scale": settings.cfg_scale,
+        "tiled": options.tiled,
+        **started,
+        **settings.of_kind,
+        **start.inputs,
+        **steered,
+    }
+    longest = max(prompts, key=len, default="")
+    offload, why = choose_offload(options, resolved, device, dtype, {**call, "prompt": longest})
     templates = open_templates(options.templates, device, dtype)
     new_folders = [path for path in (output.parent, *output.parent.parents) if not path.exists()]
     try:
@@ -111,18 +124,10 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
         for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
             made = make(
                 prompt=prompt,
-                negative_prompt=options.negative_prompt,
                 seed=seed,
-                height=settings.height,
-                width=settings.width,
                 num_inference_steps=settings.num_inference_steps,
-                cfg_scale=settings.cfg_scale,
-                tiled=options.tiled,
                 progress_bar_cmd=counted(progress, f"{number + 1}/{len(files)}"),
-                **started,
-                **settings.of_kind,
-                **start.inputs,
-                **steered,
+                **call,
             )
             about = {"prompt": prompt, "seed": seed, **parameters(options, settings, pipe.solver)}
             written += write_made(files[number], made, about)
@@ -227,14 +232,14 @@ def load(
     device: torch.device,
     dtype: torch.dtype,
     trained: Sequence[TrainedPart] = (),
-    offload: Place = "none",
+    offload: Waiting = NOTHING_WAITS,
 ) -> BasePipeline:
     """Load the pipeline, with its trained parts and its LoRAs, onto the device, but for what `offload` says."""
     from dsctl_core.lora.layers import fuse_loras
     from dsctl_core.memory.quantize import quantize
 
     quantized = quantized_pairs(options.quantize)
-    waiting = [name for name, _ in quantized] if offload == "none" else resolved.parts.components
+    waiting = [name for name, _ in quantized] if offload.place == "none" else resolved.parts.components
     pipe = resolved.load_pipeline(torch_dtype=dtype, device=device, on_host=waiting)
     for part in trained:
         part.put_into(pipe.component(part.component))

@@ -1,8 +1,8 @@
 """Compute norms on a GPU in one kernel each, in the dtype of their input.
 
-diffusers writes an RMS norm as eight operations, and CUDA's autocast computes a layer norm in float32, so that what
-follows, up to the next matrix product, moves float32 too. Both kernels here accumulate in float32 and round once, as
-inference without autocast does. On a CPU nothing changes.
+diffusers writes an RMS norm as eight operations, and CUDA's autocast computes layer norms and torch's RMS norms in
+float32, so that what follows, up to the next matrix product, moves float32 too, and backward keeps it. The kernels here
+accumulate in float32 and round once, as inference without autocast does. On a CPU nothing changes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from torch.nn.functional import layer_norm, rms_norm
 
 def use_fused_norms(model: nn.Module) -> int:
     """Have each norm of `model` of a kind that has a kernel use it on a GPU; return the number of norms."""
-    kinds: dict[type[nn.Module], type[nn.Module]] = {RMSNorm: FusedRMSNorm, nn.LayerNorm: FusedLayerNorm}
+    kinds: dict[type[nn.Module], type[nn.Module]] = {
+        RMSNorm: FusedRMSNorm,
+        nn.RMSNorm: FusedTorchRMSNorm,
+        nn.LayerNorm: FusedLayerNorm,
+    }
     found = [module for module in model.modules() if type(module) in kinds]
     for module in found:
         module.__class__ = kinds[type(module)]
@@ -55,6 +59,17 @@ class FusedRMSNorm(RMSNorm):
             return plain
         with torch.autocast(hidden_states.device.type, enabled=False):
             return rms_norm(hidden_states, tuple(self.dim), self.weight, self.eps)
+
+
+class FusedTorchRMSNorm(nn.RMSNorm):
+    """torch's RMS norm that autocast does not compute in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of `x` (..., channels), in its dtype."""
+        if not _fits(x, self.weight):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
 
 class FusedLayerNorm(nn.LayerNorm):

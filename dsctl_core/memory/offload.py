@@ -168,6 +168,12 @@ def movable(block: nn.Module) -> list[nn.Linear]:
     ]
 
 
+def free_slabs(model: nn.Module) -> None:
+    """Give back the memory that offloaded blocks of `model` are copied to; the next use makes it anew."""
+    for store in {module.store for module in model.modules() if isinstance(module, OffloadedLinear)}:
+        store.slabs, store.resident, store.arrivals = [], {}, {}
+
+
 def bytes_saved(sizes: Sequence[int], count: int) -> int:
     """Return the bytes that leave the device with `count` offloaded blocks of a model whose blocks have `sizes`."""
     chosen = [sizes[index] for index in spread(count, len(sizes))]

@@ -17,6 +17,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families import families, load_family
 from dsctl_core.family import Family, PublishedConfig
 from dsctl_core.options import CacheOptions, ModelsShowOptions, TrainOptions
+from dsctl_core.training.dry_run import simulated
 from tests.tiny_models import write_tiny_model
 
 KNOWN = [family for family in families().values() if family.parameters]
@@ -140,19 +141,24 @@ def test_a_dry_run_of_a_cache_counts_what_the_cache_has(data: str, monkeypatch: 
     assert set(without.not_on_disk) == {"vae", "text_encoder"} and not Path("models").exists()
 
 
-def test_a_processor_that_is_not_there_is_named(data: str) -> None:
+def test_a_processor_that_is_not_there_has_a_stand_in(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published text encoder reads the picture as so many tokens, each as wide as it is published."""
     (Path(data) / "metadata.csv").write_text("image,edit_image,prompt\nred.png,blue.png,red\n", encoding="utf-8")
-    options = CacheOptions(
-        model="qwen-image-edit-2511",
-        dataset_base_path=data,
-        device="cpu",
-        output_path="c",
-        data_file_keys="image,edit_image",
-        extra_inputs="edit_image",
-    )
-    with pytest.raises(DsctlError, match="needs its processor") as caught:
+    asked: dict[str, Any] = {
+        "dataset_base_path": data,
+        "device": "cpu",
+        "output_path": "c",
+        "extra_inputs": "edit_image",
+    }
+    options = CacheOptions(model="qwen-image-edit-2511", data_file_keys="image,edit_image", **asked)
+    found = cache.dry_run(options)
+    assert set(found.not_on_disk) == {"vae", "text_encoder"} and found.weights > 16e9
+    assert found.cache > (144 + 50) * 3584 * 4, "tokens of the prompt and of a picture of 384 x 384 pixels, in float32"
+    # Of a config that is not known, no stand-in can be had.
+    monkeypatch.setattr(simulated, "stand_in", lambda *_: None)
+    with pytest.raises(DsctlError, match="needs its tokenizer") as caught:
         cache.dry_run(options)
-    assert caught.value.hint == 'dsctl download Qwen/Qwen-Image-Edit-2511 --include "processor/*"'
+    assert caught.value.hint == 'dsctl download Qwen/Qwen-Image-Edit-2511 --include "tokenizer/*"'
 
 
 def test_a_part_without_a_published_config_is_named(data: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ MATRIX |= {aten._scaled_dot_product_efficient_attention, aten._scaled_dot_produc
 FREE = {aten.detach, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 FREE |= {aten.alias, aten._local_scalar_dense, aten.lift_fresh, aten.is_same_size, aten._unsafe_view, aten.set_}
 FREE |= {torch.ops.prim.device, torch.ops.prim.layout}
-WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.repeat_interleave}
+SHAPED_BY_VALUES = {aten.nonzero, aten.masked_select, aten.repeat_interleave, aten.unique_consecutive, aten._unique2}
+WAITS = {aten._local_scalar_dense, *SHAPED_BY_VALUES}
 SMALL = 1 << 16  # numbers of a tensor whose values are kept
 
 
@@ -79,6 +80,8 @@ class Attention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention and (args[0] if args else kwargs["query"]).is_cuda:
             return attend(*args, **kwargs)
+        if func is torch.tensor and isinstance(args[0], list):  # reads each number from its device by itself
+            args = (tree_map(lambda each: each.item() if isinstance(each, FakeTensor) else each, args[0]), *args[1:])
         return func(*args, **kwargs)
 
 
@@ -113,14 +116,20 @@ def attend(
 
 def apply_by_replacing(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """Do what `nn.Module._apply` does with new parameters: a fake tensor cannot be the data of another tensor."""
+    known: dict[int, Any] = vars(function).setdefault("made", {})  # a weight that two modules share stays one
     for child in module.children() if recurse else ():
         child._apply(function)
     for holder in (module._parameters, module._buffers):
         for name, tensor in holder.items():
-            made = None if tensor is None else function(tensor)
-            if made is not None and made is not tensor:
-                is_parameter = isinstance(tensor, nn.Parameter)
-                holder[name] = nn.Parameter(made.detach(), tensor.requires_grad) if is_parameter else made
+            if tensor is None:
+                continue
+            before, made = known.get(id(tensor), (lambda: None, None))
+            if before() is not tensor:
+                made = function(tensor)
+                if made is not tensor and isinstance(tensor, nn.Parameter):
+                    made = nn.Parameter(made.detach(), tensor.requires_grad)
+                known[id(tensor)] = (weakref.ref(tensor), made)
+            holder[name] = made
     return module
 
 
@@ -186,8 +195,8 @@ class Gpu(TorchDispatchMode):
             args = (args[0], self._places(args[1]), *args[2:])
         known = {self._key(each) for each in inputs}
         with self.mode:
-            if packet is aten.nonzero and values is not None:
-                result: Any = args[0].new_empty(values.shape, dtype=torch.int64)
+            if packet in SHAPED_BY_VALUES and values is not None:
+                result: Any = tree_map(lambda each: args[0].new_empty(each.shape, dtype=each.dtype), values)
             else:
                 result = func(*args, **kwargs)
         made = [each for each in tree_flatten(result)[0] if isinstance(each, Tensor)]

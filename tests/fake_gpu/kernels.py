@@ -13,6 +13,16 @@ from torch.overrides import TorchFunctionMode
 
 from dsctl_core.memory.recompute import recomputed_inside
 
+_ATEN = torch.library.Library("aten", "IMPL")
+
+
+def _never(*_: Any) -> Any:
+    raise NotImplementedError("fake tensors run no kernels")
+
+
+# Where there is none, autograd does not ask for it, and computes the gradient from sigmoids and products.
+_ATEN.impl("silu_backward", _never, "CUDA")
+
 
 @torch.library.custom_op("fake_gpu::rms_norm", mutates_args=())
 def forward(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
@@ -57,7 +67,10 @@ class FusedNorms(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is rms_norm and (args[0] if args else kwargs["input"]).is_cuda:
             given = dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False)) | kwargs
-            return _Norm.apply(given["input"], given["weight"], given["eps"])
+            x, weight = given["input"], given["weight"]
+            if torch.is_autocast_enabled("cuda"):  # rms_norm is among AT_FORALL_FP32 of ATen/autocast_mode.h
+                x, weight = x.float(), None if weight is None else weight.float()
+            return _Norm.apply(x, weight, given["eps"])
         return func(*args, **kwargs)
 
 

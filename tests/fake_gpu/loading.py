@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from dsctl_core.assets import assets_path
-from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.families.resolve import ResolvedModel
+from dsctl_core.memory.dtypes import dtype_of, float32_parts
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.training.dry_run.fake_tensors import Simulation
 from dsctl_core.training.dry_run.simulated import SimulatedModel
@@ -62,15 +58,13 @@ def loads_fakes(gpu: Gpu, depth: int | None, without: Collection[str] = ()) -> I
         yield
 
 
-def stand_ins(resolved: ResolvedModel) -> None:
-    """Name processors for those of a published model, which are not on the disk: they have no weights."""
-    clip = Path("clip_processor")
-    clip.mkdir(exist_ok=True)
-    size = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
-    about: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor", **size}
-    (clip / "preprocessor_config.json").write_text(json.dumps(about), encoding="utf-8")
-    for reader in resolved.family.readers:
-        if reader.kind != "tokenizer" and reader.name in resolved.reader_configs:
-            own = assets_path("tiny-edit") / "processor"
-            folder = clip.absolute() if "image_encoder" in reader.components else own
-            resolved.reader_configs[reader.name] = ModelConfig(path=folder)  # type: ignore[index]
+def wide_weights(components: Mapping[str, nn.Module], dtype: torch.dtype) -> list[str]:
+    """Return what is wrong with frozen weights: those in float32 that the model does not declare as such."""
+    wrong = []
+    for component, model in components.items():
+        parts = float32_parts(model)
+        for name, parameter in model.named_parameters():
+            wanted = dtype_of(name, parameter, dtype, parts)
+            if not parameter.requires_grad and parameter.itemsize > wanted.itemsize:
+                wrong.append(f"{component}.{name} is frozen, and held in {parameter.dtype}")
+    return wrong[:3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -11,11 +12,10 @@ from typing import Any
 from unittest.mock import MagicMock, patch
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from dsctl_core.cache.reader import CACHED
 from dsctl_core.losses import find_loss
-from dsctl_core.memory.dtypes import dtype_of, float32_parts
 from dsctl_core.memory.release import release_memory
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress
@@ -23,11 +23,13 @@ from dsctl_core.stages.split import run
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.dry_run import estimate, simulated
 from dsctl_core.training.loop import loop
+from dsctl_core.training.model.task_module import TaskModule
+from dsctl_core.training.output.logger import ModelLogger
 from dsctl_core.training.plan.module import build_module
 from dsctl_core.training.plan.plan import TrainingPlan, plan_training
 from dsctl_core.training.state.snapshot import Snapshots
 from tests.fake_gpu.counting import Gpu
-from tests.fake_gpu.loading import loads_fakes, stand_ins
+from tests.fake_gpu.loading import loads_fakes, wide_weights
 
 STEPS = 2
 
@@ -61,7 +63,6 @@ def train(depth: int | None, *, encode: bool, shorter: int = 0, **asked: Any) ->
     options = TrainOptions(device="cuda", mixed_precision="bf16", output_path="never", max_steps=STEPS, **asked)
     with gpu.running(), _every_format():
         plan = plan_training(options, NoProgress(), offline=True)
-    stand_ins(plan.model)
     with patch.object(estimate, "encode_row", encode_row):
         found.predicted = asdict(estimate.estimate(plan, depth).memory)
     live, entry = entries[0].peak, entries[0].entry
@@ -74,7 +75,7 @@ def train(depth: int | None, *, encode: bool, shorter: int = 0, **asked: Any) ->
     with gpu.running(), loads_fakes(gpu, depth, {*plan.stages.idle, *first}), _every_format(), _no_files():
         module = build_module(plan, NoProgress())
     found.weights = gpu.now
-    found.faults += _wide(module, plan.dtype)
+    found.faults += wide_weights(module.pipe.components, plan.dtype)
     entries = [entry, _with_shorter_prompt(entry, shorter, module.padded)]
     rows = [{CACHED: entries[number % 2], "_row": number} for number in range(STEPS * options.training.batch_size)]
     with gpu.running(), _unwritten() as logger:
@@ -86,9 +87,8 @@ def train(depth: int | None, *, encode: bool, shorter: int = 0, **asked: Any) ->
             optimizer=plan.optimizer,
             hooks=[watch],
         )
-        with torch.no_grad():
-            saved = [each.cpu() for part in module.export_trained().values() for each in part.values()]
-        found.saved = sum(each.numel() * each.element_size() for each in saved)
+        found.saved = _save(plan, module)
+        found.peak = max(found.peak, gpu.peak)
     plan.accelerator.end_training()
     waits = sum(watch.waits.values())
     if waits > 1:
@@ -116,6 +116,26 @@ def _encode(gpu: Gpu, plan: TrainingPlan, depth: int | None) -> dict[str, Any]:
             find_loss(plan.task).inputs_from_row(pipe, row, plan.options.data.extra_inputs),
         )
     return {**shown(gpu), "peak": gpu.peak - held}
+
+
+def _save(plan: TrainingPlan, module: TaskModule) -> int:
+    """Write what is trained as a run does, up to the bytes, of which fake tensors have none; return their number."""
+    written: list[int] = []
+
+    def save_file(tensors: dict[str, Tensor], file: Path, **_: Any) -> None:
+        assert not any(each.is_cuda for each in tensors.values())
+        written.append(sum(each.nbytes for each in tensors.values()))
+        file.touch()
+
+    nothing = lambda *_, **__: None  # noqa: E731
+    with (
+        patch("safetensors.torch.save_file", save_file),
+        patch("dsctl_core.lora.save.verify_lora", nothing),
+        patch("dsctl_core.lora.save.verify_original_names", nothing),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        ModelLogger(folder).save(plan.accelerator, module, STEPS)
+    return sum(written)
 
 
 @contextmanager
@@ -161,18 +181,6 @@ def shown(gpu: Gpu) -> dict[str, Any]:
         "waits": dict(counts.waits),
         "most": counts.names.most_common(12),
     }
-
-
-def _wide(module: nn.Module, dtype: torch.dtype) -> list[str]:
-    """Return what is wrong with frozen weights: those in float32 that the model does not declare as such."""
-    wrong = []
-    for component, model in module.pipe.components.items():
-        parts = float32_parts(model)
-        for name, parameter in model.named_parameters():
-            wanted = dtype_of(name, parameter, dtype, parts)
-            if not parameter.requires_grad and parameter.itemsize > wanted.itemsize:
-                wrong.append(f"{component}.{name} is frozen, and held in {parameter.dtype}")
-    return wrong[:3]
 
 
 @contextmanager

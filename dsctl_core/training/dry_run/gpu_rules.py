@@ -79,10 +79,14 @@ class CudaAutocast(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is rms_norm and not torch.is_autocast_enabled("cpu"):
+        wide = torch.is_autocast_enabled("cpu")
+        if func is rms_norm:
             # A CPU takes it apart; the kernel of a GPU keeps what that of a layer norm keeps.
-            return layer_norm(*args, **kwargs)
-        if getattr(func, "__name__", "") not in FLOAT32 or not torch.is_autocast_enabled("cpu"):
+            named = dict(zip(("input", "normalized_shape", "weight"), args, strict=False)) | kwargs
+            func, args, kwargs = layer_norm, (named["input"], named["normalized_shape"], named.get("weight")), {}
+        elif getattr(func, "__name__", "") not in FLOAT32:
+            return func(*args, **kwargs)
+        if not wide:
             return func(*args, **kwargs)
         args, kwargs = tree_map(_wide, (args, kwargs))
         with torch.autocast("cpu", enabled=False):

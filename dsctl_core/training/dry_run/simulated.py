@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL.Image import Image
 
-from dsctl_core.assets import assets_path
 from dsctl_core.checkpoint.build import empty_component, published_component
 from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, require_configs
 from dsctl_core.checkpoint.model_config import ModelConfig
@@ -25,20 +24,13 @@ from dsctl_core.stages.plan_rows import has_pictures
 from dsctl_core.stages.sample import Sample, pick, rounded
 from dsctl_core.stages.split import Stages, run
 from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, tensor_bytes
+from dsctl_core.training.dry_run.stand_ins import stand_in, use_tokens
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dsctl_core.families.resolve import ResolvedModel
     from dsctl_core.pipeline import BasePipeline
-
-# The chat template of a tokenizer that is not on the disk: roles and contents, as most published ones have.
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.content is string %}{{ message.content }}"
-    "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 class SimulatedModel:
@@ -114,6 +106,10 @@ class SimulatedModel:
             if self.depth is not None and component.name in denoisers:
                 self.cut |= shorten(model, self.depth, self.longer)
             models[component.name] = simulation.take(model.eval().requires_grad_(False), dtype_of(component.name))
+        for reader in family.readers:
+            if reader.kind == "tokenizer" and reader.name in self.missing_readers:
+                for name in set(reader.components) & set(models):
+                    use_tokens(models[name], readers.get(reader.name))
         about: dict[str, Any] = {"torch_dtype": dtype, "device": "cpu", "parts": self.resolved.parts}
         pipe = pipeline_class(family)(models, readers, self.resolved.schedule, **about).eval()
         pipe.scheduler.set_timesteps(training=True)
@@ -134,20 +130,19 @@ class SimulatedModel:
         return model
 
     def _readers(self) -> Readers:
-        """Return the readers, loaded outside the measurement; the embedded tokenizer stands in for a missing one."""
-        family = self.resolved.family
-        folders = dict(self.places.readers)
-        stand_in = assets_path("tiny") / "tokenizer"
+        """Return the readers, loaded outside the measurement, with stand-ins for those that are not on the disk."""
+        family, preset, loaded = self.resolved.family, self.resolved.preset, {}
         for name in self.missing_readers:
-            if family.reader(name).kind == "tokenizer":
-                folders[name] = stand_in
-            elif set(family.reader(name).components) & set(self.loaded):
+            reader = family.reader(name)
+            assert preset is not None, "only the readers of a published model can be missing"
+            found = stand_in(family, reader, preset.variant)
+            if found is not None:
+                loaded[name] = found
+            elif set(reader.components) & set(self.loaded):
                 raise self._needs_reader(name)
-        readers = Readers(family, folders)
-        for name in folders:
-            reader = readers.get(name)
-            if name in self.missing_readers:
-                reader.chat_template = CHAT
+        readers = Readers(family, self.places.readers, loaded)
+        for name in self.places.readers:
+            readers.get(name)
         return readers
 
     def _needs_reader(self, name: str) -> DsctlError:

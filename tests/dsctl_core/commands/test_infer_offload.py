@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dsctl_core.commands import infer as inference
-from dsctl_core.commands.infer_offload import choose_offload, component_bytes, fitting, place
+from dsctl_core.commands import infer_offload
+from dsctl_core.commands.infer_offload import SPARE, Waiting, choose_offload, component_bytes, fitted, fitting, place
 from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.memory.offload import OffloadedLinear
 from dsctl_core.options import InferOptions
+from dsctl_core.training.dry_run.drawing import DEPTH, DrawingMemory, Moment, drawing_memory
+from dsctl_core.training.dry_run.gpu_rules import reserved
 from tests.tiny_models import write_tiny_model
 
 GIB = 2**30
@@ -62,29 +66,76 @@ def test_the_bytes_of_components_are_those_of_their_weights(model: Path, dtype: 
     assert packed["vae"] == found["vae"]
 
 
+CALL = {"prompt": "a cat", "height": 64, "width": 64, "cfg_scale": 2.0}
+
+
+def drawing(dit: int, text_encoder: int, tensors: int) -> DrawingMemory:
+    """Return a drawing by a denoiser of ten blocks of a tenth of its weights, with `tensors` beside it."""
+    asked = [("text_encoder", 0), ("dit", tensors), ("vae", tensors)]
+    return DrawingMemory(
+        tuple(Moment(frozenset([name]), beside * GIB) for name, beside in asked),
+        {"dit": dit * GIB, "text_encoder": text_encoder * GIB, "vae": 0},
+        {"dit": (dit * GIB // 10,) * 10},
+    )
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [
+        (72, Waiting()),
+        (71, Waiting("components")),  # 3 % of fragments, and half a GiB for the context
+        (49, Waiting("components")),
+        (47, Waiting("blocks", 3)),  # two blocks are on the device in any case
+        (24, Waiting("blocks", 9)),
+        (5, Waiting("blocks", 10)),  # which does not suffice
+    ],
+)
+def test_no_more_blocks_wait_than_the_room_asks_for(room: int, expected: Waiting) -> None:
+    memory = drawing(dit=40, text_encoder=22, tensors=7)
+    found, needed = fitted(memory, room * GIB)
+    assert found == expected
+    assert (needed <= room * GIB) is (room > 5)
+    packed = replace(memory, blocks={"dit": ()})
+    assert fitted(packed, 24 * GIB)[0] == Waiting("components"), "of a quantized denoiser no block can wait"
+
+
 def test_what_is_chosen_is_told_and_what_is_asked_for_is_done(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resolved = resolve_model(str(model))
+    resolved, bf16 = resolve_model(str(model)), torch.bfloat16
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80 * GIB, 80 * GIB))
-    assert choose_offload(build(model), resolved, CUDA, torch.bfloat16) == ("none", None)
-    assert choose_offload(build(model, offload="blocks"), resolved, CUDA, torch.bfloat16) == ("blocks", None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 * GIB, 80 * GIB))
-    chosen, why = choose_offload(build(model), resolved, CUDA, torch.bfloat16)
-    assert chosen == "blocks"
-    assert why is not None
-    assert "not all fits into the 3 GiB that are free" in why
-    assert "--offload blocks" in why
+    assert choose_offload(build(model), resolved, CUDA, bf16, CALL) == (Waiting(), None)
+    assert choose_offload(build(model, offload="blocks"), resolved, CUDA, bf16, CALL) == (Waiting("blocks"), None)
+    predicted = drawing_memory(resolved, CALL, bf16)
+    tight = int((reserved(predicted.peak(apart=True), 0) - 1) / (1 - SPARE))  # a byte too few for components alone
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (tight, tight))
+    monkeypatch.setattr(infer_offload, "EASY", 2**40)
+    chosen, why = choose_offload(build(model), resolved, CUDA, bf16, CALL)
+    assert chosen == fitted(predicted, tight - int(SPARE * tight))[0] and chosen.place == "blocks"
+    assert f"components, and {chosen.blocks} of the 2 blocks of the denoiser, wait" in (why or "")
+    assert "--offload blocks" in (why or "")
+    # Where it cannot be predicted, the sizes of the weights decide.
+    monkeypatch.setattr(infer_offload, "_predicted", lambda *_: None)
+    assert choose_offload(build(model), resolved, CUDA, bf16, CALL)[0] == Waiting("blocks")
+
+
+def test_the_whole_model_is_predicted_from_a_short_one() -> None:
+    """The embedded model has more blocks than the short one, and is small enough to be counted whole."""
+    resolved = resolve_model("tiny")
+    found, whole = (drawing_memory(resolved, CALL, torch.bfloat16, depth=depth) for depth in (None, 99))
+    assert found.most_blocks == whole.most_blocks > DEPTH
+    for how in ({}, {"apart": True}, {"apart": True, "waiting_blocks": 4}):
+        assert found.peak(**how) == whole.peak(**how) > 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("asked", ["none", "components", "blocks"])
 def test_on_a_cpu_it_is_refused(model: Path, asked: str) -> None:
     with pytest.raises(UsageError, match=f"--offload {asked} has no effect on a CPU"):
-        choose_offload(build(model, offload=asked), resolve_model(str(model)), torch.device("cpu"), torch.float32)
+        choose_offload(build(model, offload=asked), resolve_model(str(model)), torch.device("cpu"), torch.float32, CALL)
 
 
 def test_blocks_of_a_quantized_denoiser_are_refused(model: Path) -> None:
     options = build(model, offload="blocks", quantize="dit=int8,text_encoder=int8")
     with pytest.raises(UsageError, match="--offload blocks and --quantize dit cannot be combined"):
-        choose_offload(options, resolve_model(str(model)), CUDA, torch.bfloat16)
+        choose_offload(options, resolve_model(str(model)), CUDA, torch.bfloat16, CALL)
 
 
 @pytest.mark.parametrize("offload", ["components", "blocks"])
@@ -93,7 +144,7 @@ def test_the_picture_is_the_same_wherever_the_weights_wait(model: Path, offload:
     settings = {"prompt": "a fox", "height": 32, "width": 48, "num_inference_steps": 2, "cfg_scale": 2.0, "seed": 1}
     plain = inference.load(build(model), resolved, torch.device("cpu"), torch.float32)(**settings)
     pipe = inference.load(build(model), resolved, torch.device("cpu"), torch.float32)
-    place(pipe, offload)  # type: ignore[arg-type]
+    place(pipe, Waiting(offload))  # type: ignore[arg-type]
     assert pipe.placement.apart
     waiting = [each for each in pipe.dit.modules() if isinstance(each, OffloadedLinear)]
     assert bool(waiting) is (offload == "blocks")

@@ -7,7 +7,12 @@ from torch import nn
 
 from dsctl_core.memory.fused import FusedLayerNorm, FusedRMSNorm, as_on_a_gpu, use_fused_norms
 
-KINDS = [lambda: RMSNorm(16, eps=1e-6), lambda: nn.LayerNorm(16), lambda: nn.LayerNorm(16, elementwise_affine=False)]
+KINDS = [
+    lambda: RMSNorm(16, eps=1e-6),
+    lambda: nn.RMSNorm(16, eps=1e-6),
+    lambda: nn.LayerNorm(16),
+    lambda: nn.LayerNorm(16, elementwise_affine=False),
+]
 
 
 def outcome(norm, x):
