@@ -1,8 +1,9 @@
 """Run as a program: several workers make one cache, killed at random and started again; says what came of it.
 
-    python -m ... MODEL DATA FOLDER WORKERS KILLS_OF_EACH
+    python -m ... MODEL DATA FOLDER WORKERS KILLS_OF_EACH [ADDRESS]
 
-Each worker is a fork of this process, so that what takes seconds to import is imported once.
+With an ADDRESS they write there, and into a folder the one worker that nobody disturbs. Each worker is a fork of this
+process, so that what takes seconds to import is imported once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dsctl_core.commands.cache import make_cache
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import load_family
 from dsctl_core.options import CacheOptions
+from dsctl_core.remote.store import Remote
 from dsctl_core.stages import encode, share
 from dsctl_core.training.plan import encode as encode_plan
 from tests.dsctl_core.cache.killing import content
@@ -33,7 +35,7 @@ BAD = 5  # a row that the model cannot encode
 STEP = 0.05  # seconds for each input on top, so that a kill mostly comes in the midst of the work
 
 
-def start(model: str, data: str, out: Path, log: Path, shared: bool) -> int:
+def start(model: str, data: str, out: Path | str, log: Path, shared: bool) -> int:
     """Fork a process that encodes into `out` and writes down the key of each input that it has encoded."""
     child = os.fork()
     if child:
@@ -63,6 +65,14 @@ def start(model: str, data: str, out: Path, log: Path, shared: bool) -> int:
         os._exit(code)
 
 
+def fetch(address: str, folder: Path) -> None:
+    """Copy all that is at an address into a folder."""
+    remote = Remote(address)
+    for entry in remote.list():
+        (folder / entry.name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / entry.name).write_bytes(remote.read(entry))
+
+
 def main() -> None:
     assert encode_plan  # with all that it imports
     model, data, folder, workers, kills = sys.argv[1], sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:6])
@@ -73,7 +83,8 @@ def main() -> None:
     _, status = os.waitpid(start(model, data, folder / "alone", folder / "alone.log", shared=False), 0)
     assert os.waitstatus_to_exitcode(status) == 0
 
-    out, log, rng = folder / "shared", folder / "shared.log", random.Random(0)
+    address = sys.argv[6] if len(sys.argv) > 6 else None
+    out, log, rng = address or folder / "shared", folder / "shared.log", random.Random(0)
     running = [start(model, data, out, log, shared=True) for _ in range(workers)]
     killed = 0
     for number in sorted(range(workers * kills), key=lambda _: rng.random()):
@@ -84,14 +95,17 @@ def main() -> None:
         killed += os.waitstatus_to_exitcode(status) == -signal.SIGKILL  # it may have been done before
         running[place] = start(model, data, out, log, shared=True)
     codes = [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in running]
+    shared = folder / "shared"
+    if address is not None:
+        fetch(address, shared)
     lines = log.read_text().split()
     counts = collections.Counter(lines)
     told = {
         "codes": codes,
-        "equal": content(out) == content(folder / "alone"),
-        "names": sorted(path.name for path in out.iterdir()),
-        "problems": [str(each) for each in find_problems(out)],
-        "skipped": [json.loads(line)["row"] for line in (out / "skipped.jsonl").read_text().splitlines()],
+        "equal": content(shared) == content(folder / "alone"),
+        "names": sorted(path.name for path in shared.iterdir()),
+        "problems": [str(each) for each in find_problems(shared)],
+        "skipped": [json.loads(line)["row"] for line in (shared / "skipped.jsonl").read_text().splitlines()],
         "kills": killed,
         "inputs": len((folder / "alone.log").read_text().split()),
         "encoded": len(lines),
