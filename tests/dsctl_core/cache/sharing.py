@@ -1,9 +1,9 @@
 """Run as a program: several workers make one cache, killed at random and started again; says what came of it.
 
-    python -m ... MODEL DATA FOLDER WORKERS KILLS_OF_EACH [ADDRESS]
+    python -m ... MODEL DATA FOLDER WORKERS KILLS_OF_EACH [ADDRESS SECONDS]
 
-With an ADDRESS they write there, and into a folder the one worker that nobody disturbs. Each worker is a fork of this
-process, so that what takes seconds to import is imported once.
+With an ADDRESS they write there, and into a folder the one worker that nobody disturbs; an input takes SECONDS then.
+Each worker is a fork of this process, so that what takes seconds to import is imported once.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ BAD = 5  # a row that the model cannot encode
 STEP = 0.05  # seconds for each input on top, so that a kill mostly comes in the midst of the work
 
 
-def start(model: str, data: str, out: Path | str, log: Path, shared: bool) -> int:
-    """Fork a process that encodes into `out` and writes down the key of each input that it has encoded."""
+def start(model: str, data: str, out: Path | str, log: Path, step: float = 0) -> int:
+    """Fork a process that encodes into `out` and writes down the key of each input that it has encoded.
+
+    With `step`, the seconds that each input takes on top, it shares the work.
+    """
     child = os.fork()
     if child:
         return child
@@ -44,7 +47,7 @@ def start(model: str, data: str, out: Path | str, log: Path, shared: bool) -> in
     descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
 
     def make_part(values: Any, dtype: Any) -> Any:
-        time.sleep(STEP)
+        time.sleep(step)
         made = real(values, dtype)
         os.write(descriptor, f"{shards.hashlib.sha256(repr(made).encode()).hexdigest()}\n".encode())
         return made
@@ -57,7 +60,7 @@ def start(model: str, data: str, out: Path | str, log: Path, shared: bool) -> in
     base = {"model": model, "dataset_base_path": data, "output_path": out, "device": "cpu", "on_bad_sample": "skip"}
     code = 1
     try:
-        make_cache(CacheOptions(**base, shared=shared))
+        make_cache(CacheOptions(**base, shared=step > 0))
         code = 0
     finally:
         if code:
@@ -80,20 +83,21 @@ def main() -> None:
     share.LOOKING = 0.05
     for component in load_family("qwen-image").components:
         component_class(component)
-    _, status = os.waitpid(start(model, data, folder / "alone", folder / "alone.log", shared=False), 0)
+    _, status = os.waitpid(start(model, data, folder / "alone", folder / "alone.log"), 0)
     assert os.waitstatus_to_exitcode(status) == 0
 
-    address = sys.argv[6] if len(sys.argv) > 6 else None
+    address, step = (sys.argv[6], float(sys.argv[7])) if len(sys.argv) > 6 else (None, STEP)
     out, log, rng = address or folder / "shared", folder / "shared.log", random.Random(0)
-    running = [start(model, data, out, log, shared=True) for _ in range(workers)]
-    killed = 0
+    running = [start(model, data, out, log, step) for _ in range(workers)]
+    killed, at_kills = 0, []
     for number in sorted(range(workers * kills), key=lambda _: rng.random()):
-        time.sleep(rng.uniform(0.1, 0.9))
+        time.sleep(rng.uniform(2, 18) * step)
+        at_kills.append(len(log.read_text().split()) if log.exists() else 0)
         place = number % workers
         os.kill(running[place], signal.SIGKILL)
         _, status = os.waitpid(running[place], 0)
         killed += os.waitstatus_to_exitcode(status) == -signal.SIGKILL  # it may have been done before
-        running[place] = start(model, data, out, log, shared=True)
+        running[place] = start(model, data, out, log, step)
     codes = [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in running]
     shared = folder / "shared"
     if address is not None:
@@ -107,6 +111,7 @@ def main() -> None:
         "problems": [str(each) for each in find_problems(shared)],
         "skipped": [json.loads(line)["row"] for line in (shared / "skipped.jsonl").read_text().splitlines()],
         "kills": killed,
+        "at_kills": at_kills,
         "inputs": len((folder / "alone.log").read_text().split()),
         "encoded": len(lines),
         "most_often": max(counts.values()),

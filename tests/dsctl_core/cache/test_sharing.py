@@ -45,7 +45,7 @@ def test_workers_that_are_killed_at_random_leave_the_cache_that_one_worker_makes
             Fault("PUT", wait=0.5, times=5),
             Fault("GET", cut_after=9, times=2),
         ]
-        command.append(f"s3://{tmp_path.name.replace('_', '-')}/cache")
+        command += [f"s3://{tmp_path.name.replace('_', '-')}/cache", "0.15"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -55,6 +55,7 @@ def test_workers_that_are_killed_at_random_leave_the_cache_that_one_worker_makes
     assert told["problems"] == []
     assert told["names"] == ["index.json", "manifest.json", "shards", "skipped.jsonl"]  # nothing of the workers is left
     assert told["kills"] > 0
+    assert any(0 < count < told["inputs"] for count in told["at_kills"])
     assert told["skipped"] == [sharing.BAD, 7]  # what one worker could not encode, the others know
     assert told["inputs"] == 2 * (24 - 2)
     assert told["inputs"] <= told["encoded"]
