@@ -171,7 +171,7 @@ def measure_reads(place: Path, entries: int, reads: int = 500) -> dict[int, floa
     """Return the microseconds of a random read from caches of a thousand entries up to `entries`, in turns."""
     import torch
 
-    from dsctl_core.cache.manifest import Entry, Recipe, write_manifest
+    from dsctl_core.cache.manifest import Entry, Recipe, manifest_texts, write_manifest
     from dsctl_core.cache.reader import CachedDataset
     from dsctl_core.cache.shards import FOLDER, PARTS_IN_A_SHARD, make_part, write_shard
     from dsctl_core.files.digest import digest
@@ -190,7 +190,7 @@ def measure_reads(place: Path, entries: int, reads: int = 500) -> dict[int, floa
             sizes[made.name] = made.stat().st_size
         rows = [Entry(number, digest([number]), {}, (digest(number),)) for number in range(count)]
         recipe = Recipe("qwen-image", "sft", ("dit",), (), (), {}, "float32", {}, (), {}, {})
-        write_manifest(folder, recipe, rows, names, sizes, 0, [])
+        write_manifest(folder, *manifest_texts(recipe, rows, names, sizes, 0, []))
         caches[count] = CachedDataset(folder)
         caches[count].check_shards()
     seconds: dict[int, list[float]] = {count: [] for count in caches}

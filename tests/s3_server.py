@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -46,6 +46,7 @@ class S3Server:
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
+    writes: Any = field(default_factory=threading.Lock)  # S3 looks at a condition and writes in one
 
     def fault(self, request: str) -> Fault | None:
         """Return what goes wrong with a request, once less often from then on."""
@@ -121,7 +122,8 @@ def _handler(server: S3Server) -> type[BaseHTTPRequestHandler]:
             if fault is not None and fault.status is not None and not fault.lose_answer:
                 self._answer(fault.status, [], b"")
                 return
-            status, headers, content = self._ask(body)
+            with nullcontext() if self.command in ("GET", "HEAD") else server.writes:
+                status, headers, content = self._ask(body)
             if fault is not None and fault.lose_answer:
                 self._answer(503, [], b"")
                 return

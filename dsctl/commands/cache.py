@@ -12,8 +12,6 @@ from dsctl_core.options import CacheOptions
 from dsctl_core.readable import readable_bytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dsctl_core.stages.encode import CacheResult
 
 
@@ -30,7 +28,7 @@ def cache(options: CacheOptions) -> None:
     with paused_gc():
         from dsctl_core.commands.cache import make_cache
 
-    show_cache(make_cache(options, progress=out.progress()), options.output_path)
+    show_cache(make_cache(options, progress=out.progress()), options.flat_values("json")["output_path"])
 
 
 def show_dry_run(options: CacheOptions) -> None:
@@ -46,7 +44,7 @@ def show_dry_run(options: CacheOptions) -> None:
     out.show(found.facts(), [*lines, "", *found.verdict])
 
 
-def show_cache(result: CacheResult, folder: Path) -> None:
+def show_cache(result: CacheResult, folder: str) -> None:
     """Show what a first stage has done."""
     if not result.is_main_process:
         return

@@ -39,12 +39,17 @@ def train(options: TrainOptions) -> None:
         return
     out.result(
         "Trained",
-        labels={"final_loss": "loss of the last step", "skipped_rows": "skipped rows" if result.skipped else ""},
+        labels={
+            "final_loss": "loss of the last step",
+            "skipped_rows": "skipped rows" if result.skipped else "",
+            **({} if result.mirror else {"mirror": ""}),
+        },
         checkpoint=result.checkpoint,
         steps=result.steps,
         final_loss=result.final_loss,
         seconds=round(result.seconds, 1),
         output_path=result.output_path,
+        mirror=result.mirror,
         skipped_rows=result.skipped,
     )
 
@@ -56,7 +61,7 @@ def cache_alone(options: TrainOptions) -> None:
     with paused_gc():
         from dsctl_core.commands.cache import make_cache
 
-    show_cache(make_cache(options, progress=out.progress()), options.output.output_path)
+    show_cache(make_cache(options, progress=out.progress()), str(options.output.output_path))
 
 
 def show_dry_run(options: TrainOptions) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.atomic import write_json, write_text
+from dsctl_core.files.atomic import json_text, write_text
 from dsctl_core.files.digest import digest, digest_file
 from dsctl_core.files.json import checked, read_json, read_verified_json, through_json
 from dsctl_core.remote import anywhere
@@ -123,19 +124,17 @@ class IndexFile(TypedDict):
     parts: dict[str, ShardName]
 
 
-def write_manifest(
-    cache: Path,
+def manifest_texts(
     recipe: Recipe,
     entries: list[Entry],
     shard_names: dict[str, str],
     shards: dict[str, int],
     tensor_bytes: int,
     skipped: list[dict[str, Any]],
-) -> Manifest:
-    """Write index.json, then manifest.json, each atomically.
+) -> tuple[str, str]:
+    """Return the texts of manifest.json and index.json.
 
     Args:
-        cache: The cache folder.
         recipe: The settings of the entries.
         entries: The entries.
         shard_names: The name of the shard of each part, by the key of the part.
@@ -144,14 +143,19 @@ def write_manifest(
         skipped: The rows that were left out, with their problems.
     """
     used = {key: shard_names[key] for entry in entries for key in entry.parts}
-    index = {"entries": [asdict(entry) for entry in entries], "parts": dict(sorted(used.items()))}
-    write_text(cache / INDEX_FILE, json.dumps(index, separators=(",", ":")) + "\n")
+    content = {"entries": [asdict(entry) for entry in entries], "parts": dict(sorted(used.items()))}
+    index = json.dumps(content, separators=(",", ":")) + "\n"
     counts = {"entries": len(entries), "parts": len(used), "shards": len(shards), "skipped": len(skipped)}
     sizes = {"tensors": tensor_bytes, "shards": sum(shards.values())}
-    manifest = Manifest(recipe, counts, sizes, shards, digest_file(cache / INDEX_FILE), tuple(skipped))
-    content = through_json(asdict(manifest))
-    write_json(cache / MANIFEST_FILE, {**content, "checksum": digest(content)})
-    return manifest
+    manifest = Manifest(recipe, counts, sizes, shards, sha256(index.encode()).hexdigest(), tuple(skipped))
+    about = through_json(asdict(manifest))
+    return json_text({**about, "checksum": digest(about)}), index
+
+
+def write_manifest(cache: Path, manifest: str, index: str) -> None:
+    """Write index.json, then manifest.json, each atomically."""
+    write_text(cache / INDEX_FILE, index)
+    write_text(cache / MANIFEST_FILE, manifest)
 
 
 def is_cache(folder: Path) -> bool:
@@ -163,8 +167,9 @@ def read_manifest(cache: Path) -> Manifest:
     """Read manifest.json; raise `DsctlError` if it is missing, was changed, or has another format."""
     path = cache / MANIFEST_FILE
     if is_remote(cache):
+        anywhere.look_again()
         with _local(path, "use the address of a cache that `dsctl cache` made, with all its files") as copy:
-            return _read_manifest(path, copy)
+            return read_manifest_file(path, copy)
     if not path.is_file():
         if (cache / "shards").is_dir():
             raise DsctlError(f"the cache in {cache} is not complete", hint="run the same `dsctl cache` command again")
@@ -174,7 +179,7 @@ def read_manifest(cache: Path) -> Manifest:
             else f"{cache} does not exist or is a file"
         )
         raise DsctlError(problem, hint="use the --output-path of a `dsctl cache` command")
-    return _read_manifest(path, path)
+    return read_manifest_file(path, path)
 
 
 @contextmanager
@@ -187,7 +192,7 @@ def _local(path: Path, hint: str) -> Iterator[Path]:
         raise DsctlError(f"{shown(path)} does not exist", hint=hint) from error
 
 
-def _read_manifest(path: Path, copy: Path) -> Manifest:
+def read_manifest_file(path: Path, copy: Path) -> Manifest:
     """Read the manifest that is at `path` from the local `copy`."""
     content = read_json(copy)
     if content.get("format") != FORMAT:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from dsctl_core.files.atomic import atomic_path
 from dsctl_core.files.digest import digest_file
 from dsctl_core.files.foreign import is_pickle
 from dsctl_core.files.json import checked, parse_json
-from dsctl_core.files.safetensors import check_safetensors, tensor_entries
+from dsctl_core.files.safetensors import METADATA, check_safetensors, tensor_entries, tensors_of
 
 FOLDER, SUFFIX = "shards", ".safetensors"
 PARTS_IN_A_SHARD, MOST_PARTS_IN_A_SHARD = 64, 256  # all parts of a shard are in memory when it is written
@@ -48,17 +48,38 @@ def make_part(values: Mapping[str, Any], dtype: torch.dtype) -> Part:
     return Part(structure, tuple(tensors))
 
 
-def write_shard(cache: Path, parts: Mapping[str, Part]) -> Path:
-    """Write `parts` (by key) atomically as one shard of the folder `cache`, and return its path."""
+def packed(parts: Mapping[str, Part]) -> tuple[str, bytes]:
+    """Return the name and the bytes of the shard of `parts` (by key)."""
     from safetensors.torch import save
 
     tensors = {f"{key}/{n}": tensor for key, part in parts.items() for n, tensor in enumerate(part.tensors)}
     header = json.dumps({key: parts[key].structure for key in sorted(parts)}, separators=(",", ":"))
     content = save(tensors, {HEADER_KEY: header})
-    path = cache / FOLDER / f"{hashlib.sha256(content).hexdigest()}{SUFFIX}"
+    return f"{hashlib.sha256(content).hexdigest()}{SUFFIX}", content
+
+
+def write_shard(cache: Path, parts: Mapping[str, Part]) -> Path:
+    """Write `parts` (by key) atomically as one shard of the folder `cache`, and return its path."""
+    name, content = packed(parts)
+    path = cache / FOLDER / name
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     return path
+
+
+def read_parts(path: Path, keys: Collection[str]) -> dict[str, Part]:
+    """Return the parts `keys` of a shard."""
+    from safetensors import safe_open
+
+    by_key, parts = structures(path), {}
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        for key in keys:
+            tensor_names = sorted(
+                (name for name in names if name.startswith(f"{key}/")), key=lambda name: int(name[len(key) + 1 :])
+            )
+            parts[key] = Part(by_key[key], tuple(file.get_tensor(name).clone() for name in tensor_names))
+    return parts
 
 
 def structures(path: Path) -> dict[str, dict[str, Any]]:
@@ -70,14 +91,30 @@ def structures(path: Path) -> dict[str, dict[str, Any]]:
             text = (file.metadata() or {})[HEADER_KEY]
     except (SafetensorError, OSError, KeyError) as error:
         raise DsctlError(f"{path} is not a shard of a cache", hint="rebuild the cache") from error
-    found = parse_json(text, f"the {HEADER_KEY} of {path}", finite=False, hint="rebuild the cache")
-    return checked(found, dict[str, dict[str, Any]], f"the {HEADER_KEY} of {path}", hint="rebuild the cache")
+    return _structures(text, path)
+
+
+def parts_in(header: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Return the bytes of the tensors of each part, by key, of the header of the shard at `where`."""
+    text = header.get(METADATA, {}).get(HEADER_KEY)
+    if text is None:
+        raise DsctlError(f"{where} is not a shard of a cache", hint="rebuild the cache")
+    return {**dict.fromkeys(_structures(text, where), 0), **_bytes_by_key(tensors_of(header))}
+
+
+def _structures(text: str, where: Path | str) -> dict[str, dict[str, Any]]:
+    found = parse_json(text, f"the {HEADER_KEY} of {where}", finite=False, hint="rebuild the cache")
+    return checked(found, dict[str, dict[str, Any]], f"the {HEADER_KEY} of {where}", hint="rebuild the cache")
 
 
 def tensor_bytes(path: Path) -> dict[str, int]:
     """Return the number of bytes of the tensors of each part in a shard."""
+    return _bytes_by_key(tensor_entries(path))
+
+
+def _bytes_by_key(tensors: Mapping[str, Any]) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    for name, entry in tensor_entries(path).items():
+    for name, entry in tensors.items():
         start, end = entry["data_offsets"]
         key = name.partition("/")[0]
         sizes[key] = sizes.get(key, 0) + end - start

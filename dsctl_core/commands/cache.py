@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsctl_core.cache.folder import require_cache_or_nothing
+from dsctl_core.cache.open_output import open_output
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.remote.local import limit_disk
 from dsctl_core.stages.encode import CacheResult, deadline_after
 from dsctl_core.training.plan.encode import plan_encoding
 
@@ -20,11 +22,12 @@ def make_cache(options: CacheOptions | TrainOptions, progress: Progress | None =
     Raises DsctlError for anything that cannot be used.
     """
     if isinstance(options, TrainOptions):
-        folder, hours = options.output.output_path, options.training.max_hours
+        folder, hours, shared = options.output.output_path, options.training.max_hours, False
     else:
-        folder, hours = options.output_path, options.max_hours
+        folder, hours, shared = options.output_path, options.max_hours, options.shared
     deadline = deadline_after(hours)
-    require_cache_or_nothing(folder)
+    limit_disk(options.data.remote_cache_gb)
+    _require_usable(folder, shared=shared)
     plan = plan_encoding(options)
     alone = progress if progress is not None and plan.accelerator.is_main_process else NoProgress()
     try:
@@ -42,9 +45,16 @@ def dry_run(options: CacheOptions) -> EncodeDryRun:
     """
     from dsctl_core.training.dry_run.encode_estimate import estimate_encoding
 
-    require_cache_or_nothing(options.output_path)
+    _require_usable(options.output_path, shared=options.shared)
     plan = plan_encoding(options, offline=True)
     try:
         return estimate_encoding(plan)
     finally:
         plan.accelerator.end_training()
+
+
+def _require_usable(folder: Path, *, shared: bool) -> None:
+    output = open_output(folder)
+    output.require_ours()
+    if shared:
+        output.require_sharing()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from dsctl_core.options import TrainOptions
 from dsctl_core.options.training import TrainingOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages.encode import deadline_after
+from dsctl_core.training.callbacks.mirror_warnings import MirrorWarnings
 from dsctl_core.training.loop.loop import TrainingSummary, launch_training_task
 from dsctl_core.training.model.task_module import TaskModule
 from dsctl_core.training.output.folder import claim
@@ -48,6 +49,7 @@ class TrainResult:
     output_path: Path
     is_main_process: bool  # of several processes one speaks for all
     skipped: int = 0  # rows that could not be used, with --on-bad-sample skip
+    mirror: str | None = None  # the address that has all of it, too
 
 
 def train(options: TrainOptions, progress: Progress | None = None) -> TrainResult:
@@ -64,8 +66,8 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainResul
         options = fitted(options, shown)
     plan = plan_training(options, shown)
     try:
-        with claimed_output(plan):
-            shown = shown if plan.accelerator.is_main_process else NoProgress()
+        shown = shown if plan.accelerator.is_main_process else NoProgress()
+        with claimed_output(plan), mirrored(plan, shown):
             summary = run_training(plan, shown, deadline)
     finally:
         plan.accelerator.end_training()
@@ -76,6 +78,7 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainResul
         final_loss=summary.final_loss,
         seconds=time.perf_counter() - began,
         output_path=options.output.output_path,
+        mirror=None if plan.mirror is None else plan.mirror.address,
         is_main_process=plan.accelerator.is_main_process,
         skipped=len(plan.skipped),
     )
@@ -121,6 +124,8 @@ def run_training(plan: TrainingPlan, progress: Progress, deadline: float | None 
             base_weights=base_weights(options.adapter, plan.model),
             claimed=True,  # by claimed_output; what is written by now is of this run
         )
+        if plan.mirror is not None:
+            hooks = [*hooks, MirrorWarnings(plan.mirror)]
         plan.skipped.start(is_main_process=plan.accelerator.is_main_process)
         check_cache()
         return launch_training_task(
@@ -145,6 +150,7 @@ def run_training(plan: TrainingPlan, progress: Progress, deadline: float | None 
             resume=plan.state,
             allow_changed=output.allow_changed,
             state_total_limit=output.state_total_limit,
+            on_saved=None if plan.mirror is None else plan.mirror.request,
             deadline=deadline,
             progress=progress,
         )
@@ -173,6 +179,13 @@ def claimed_output(plan: TrainingPlan) -> Iterator[None]:
     except BaseException:
         unclaim(made)
         raise
+
+
+def mirrored(plan: TrainingPlan, progress: Progress) -> AbstractContextManager[None]:
+    """Copy the output folder to its mirror, if it has one, while the run goes on."""
+    if plan.mirror is None or not plan.accelerator.is_main_process:
+        return nullcontext()
+    return plan.mirror.copying(progress.note)
 
 
 def encoded_samples(plan: TrainingPlan, progress: Progress, deadline: float | None = None) -> Source:

@@ -41,18 +41,20 @@ def build_dataset(
     pictures: Sequence[str] = (),
     *,
     remember: bool = False,
+    copied: bool = False,
 ) -> UnifiedDataset:
     """Build the dataset of `options`, or the several of its tables, for a model family.
 
     `defaults` are option values of the preset; they apply where the user set none. `division_factor` is that of these
     weights (None: the family's). `pictures` are columns of pictures, one in each row, that are loaded beside those of
-    the options. With `remember` the user's cache folder is asked, and told, what is known of the files. Raises
-    `UsageError` for a video option with a family of image models.
+    the options. With `remember` the user's cache folder is asked, and told, what is known of the files. `copied` says
+    that the command makes local copies of something else at an address. Raises `UsageError` for a video option with a
+    family of image models.
     """
     limit_disk(options.remote_cache_gb)
     if options.has_tables:
         tables = options.tables()
-        if not any(is_remote(path) for each in tables for path in each.paths.values()):
+        if not copied and not any(is_remote(path) for each in tables for path in each.paths.values()):
             NO_REMOTE.refuse(options)
         parts = [
             _build_one(options.of_table(each), family, defaults, division_factor, each.caption, pictures, remember)

@@ -13,16 +13,17 @@ import os
 import platform
 import threading
 import uuid
+from collections.abc import Collection, Hashable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from dsctl_core.files.atomic import write_error
+from dsctl_core.files.atomic import is_temporary, write_error, write_text
 from dsctl_core.files.json import decode_json
 
 BEAT, STALE = 10.0, 90.0  # seconds
-LEASE, WORKER = ".lease", ".worker"
+LEASE, WORKER, NOTE = ".lease", ".worker", ".bad"
 
 
 class Worker:
@@ -34,7 +35,7 @@ class Worker:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, uuid.uuid4().hex[:12]
         self.held: set[str] = set()
-        self._about = json.dumps({"machine": _machine(), "pid": os.getpid(), "since": _since(os.getpid())}).encode()
+        self._about = json.dumps(this_process()).encode()
         self._ended = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="leases", daemon=True)
 
@@ -94,6 +95,23 @@ class Worker:
                 alive += 1
         return alive
 
+    def note(self, name: str, text: str) -> None:
+        """Leave a note for the other workers, and those to come; `name` is of hexadecimal digits."""
+        write_text(self.folder / f"{name}{NOTE}", text)
+
+    def notes(self, read: Collection[Hashable] = ()) -> Iterator[tuple[Hashable, str]]:
+        """Yield the notes of all workers with what tells each from others, except those in `read`."""
+        for path in self.folder.glob(f"*{NOTE}"):
+            version = path.name, path.stat().st_mtime_ns
+            if version not in read:
+                yield version, path.read_text(encoding="utf-8")
+
+    def forget_notes(self) -> None:
+        """Remove all notes."""
+        temporary = [path for path in self.folder.glob(".*.tmp") if is_temporary(path, rf"[0-9a-f]+\{NOTE}")]
+        for path in (*self.folder.glob(f"*{NOTE}"), *temporary):
+            path.unlink(missing_ok=True)
+
     @property
     def _own(self) -> Path:
         return self.folder / f"{self.name}{WORKER}"
@@ -116,7 +134,7 @@ class Worker:
             about = path.read_bytes()
         except OSError:
             return False  # it has just gone, or this worker's own file has: the next look will tell
-        return silent > STALE or _is_gone(about)
+        return silent > STALE or is_gone(about)
 
     def _bury(self, path: Path) -> None:
         """Remove what a dead worker left; of several that try, one succeeds."""
@@ -134,8 +152,13 @@ def _create(path: Path, about: bytes) -> None:
         os.close(descriptor)
 
 
-def _is_gone(about: bytes) -> bool:
-    """Return whether the process that a file tells of ran on this machine, and has ended."""
+def this_process() -> dict[str, object]:
+    """Return what tells this process from all others, for `is_gone`."""
+    return {"machine": _machine(), "pid": os.getpid(), "since": _since(os.getpid())}
+
+
+def is_gone(about: bytes) -> bool:
+    """Return whether the process that the JSON of `this_process` tells of ran on this machine, and has ended."""
     try:
         told = decode_json(about)
     except ValueError:

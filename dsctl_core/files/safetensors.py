@@ -114,24 +114,42 @@ def _read_header(path: Path, size: int) -> tuple[Mapping[str, Any], int]:
     try:
         refuse_foreign(path)
         with path.open("rb") as stream:
-            length_bytes = stream.read(8)
-            if len(length_bytes) < 8:
-                raise DsctlError(f"{path} is cut off: {size} bytes", hint=AGAIN)
-            (length,) = struct.unpack("<Q", length_bytes)
-            if length > MOST_HEADER or length + 8 > size:
-                raise DsctlError(f"{path} is no safetensors file, or is cut off", hint=AGAIN)
+            length = header_length(stream.read(8), size, path)
             text = stream.read(length)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
+    return _checked(path, text, size), 8 + length
+
+
+def header_in(head: bytes, size: int, where: str) -> Mapping[str, Any]:
+    """Return the header that the first bytes of a file of `size` bytes at `where` are; raise as `safetensors_header`.
+
+    `head` goes to the end of the header at least.
+    """
+    length = header_length(head, size, where)
+    return _checked(where, head[8 : 8 + length], size)
+
+
+def header_length(head: bytes, size: int, where: Path | str) -> int:
+    """Return the bytes of the header alone, from the first eight of a file of `size` bytes."""
+    if len(head) < 8:
+        raise DsctlError(f"{where} is cut off: {size} bytes", hint=AGAIN)
+    (length,) = struct.unpack("<Q", head[:8])
+    if length > MOST_HEADER or length + 8 > size:
+        raise DsctlError(f"{where} is no safetensors file, or is cut off", hint=AGAIN)
+    return int(length)
+
+
+def _checked(path: Path | str, text: bytes, size: int) -> dict[str, Any]:
+    """Return the header of a file of `size` bytes whose header is `text`."""
     header = _checked_header(path, text)
-    end = _checked_places(path, header)
-    if size != 8 + length + end:
-        announced = f"its header announces {8 + length + end}"
-        raise DsctlError(f"{path} is damaged: {size} bytes, but {announced}", hint=AGAIN)
-    return header, 8 + length
+    end = 8 + len(text) + _checked_places(path, header)
+    if size != end:
+        raise DsctlError(f"{path} is damaged: {size} bytes, but its header announces {end}", hint=AGAIN)
+    return header
 
 
-def _checked_header(path: Path, text: bytes) -> dict[str, Any]:
+def _checked_header(path: Path | str, text: bytes) -> dict[str, Any]:
     """Return the header if it has the structure that the format defines."""
     try:
         header = decode_json(text)
@@ -147,7 +165,7 @@ def _checked_header(path: Path, text: bytes) -> dict[str, Any]:
     return header
 
 
-def _checked_places(path: Path, header: dict[str, Any]) -> int:
+def _checked_places(path: Path | str, header: dict[str, Any]) -> int:
     """Return the number of bytes of all tensors, after checking that they follow one another without a gap."""
     end = 0
     for name, entry in sorted(tensors_of(header).items(), key=lambda item: item[1]["data_offsets"]):

@@ -9,13 +9,14 @@ from dsctl_core.errors import unknown_name
 from dsctl_core.options.base import ComposedOptions, Count, MaxHours, Names, Options
 from dsctl_core.options.control import CacheControlOptions
 from dsctl_core.options.data import DataOptions
-from dsctl_core.options.effects import EACH_ROW_ONCE, NO_TEMPLATE, ONE_PROMPT, OTHERS_NEED, Idle
+from dsctl_core.options.effects import EACH_ROW_ONCE, NO_REMOTE, NO_TEMPLATE, ONE_PROMPT, OTHERS_NEED, Idle
 from dsctl_core.options.model import ModelOptions, ModelParts
 from dsctl_core.options.mps import refuse_on_mps
 from dsctl_core.options.processes import ProcessCountOptions
 from dsctl_core.options.quantize import Quantized
 from dsctl_core.options.tasks import LOSS_TASKS
 from dsctl_core.options.template import MODEL, TemplateOptions
+from dsctl_core.remote.address import is_remote
 
 
 class CacheUseOptions(Options):
@@ -38,7 +39,8 @@ class CacheOptions(ComposedOptions):
     """Options of `dsctl cache`."""
 
     panel: ClassVar[str] = "Cache"
-    idle: ClassVar[tuple[Idle, ...]] = (ONE_PROMPT, EACH_ROW_ONCE, OTHERS_NEED)
+    remote: ClassVar[frozenset[str]] = frozenset({"output_path"})
+    idle: ClassVar[tuple[Idle, ...]] = (ONE_PROMPT, EACH_ROW_ONCE, OTHERS_NEED, NO_REMOTE)
 
     weights: ModelOptions
     data: DataOptions
@@ -46,7 +48,10 @@ class CacheOptions(ComposedOptions):
     controls: CacheControlOptions
     processes: ProcessCountOptions
 
-    output_path: Path = Field(description="Folder of the cache. One that is there is continued or brought up to date.")
+    output_path: Path = Field(
+        description="Folder of the cache, or its address, such as s3://bucket/folder. One that is there is continued "
+        "or brought up to date."
+    )
     task: str = Field("sft", description=f"Task that the cache is for: {', '.join(LOSS_TASKS)}.")
     trainable_models: Names = Field(
         ("dit",),
@@ -57,7 +62,8 @@ class CacheOptions(ComposedOptions):
     batch_size: Count = Field(1, description="Samples that are encoded at once. 1 gives the numbers of `dsctl train`.")
     shared: bool = Field(
         False,
-        description="Share the work with commands like this that write to the same folder, here or on other machines.",
+        description="Share the work with commands like this that write to the same folder or address, here or on other "
+        "machines.",
     )
     max_hours: MaxHours | None = Field(
         None,
@@ -83,6 +89,11 @@ class CacheOptions(ComposedOptions):
     dry_run: bool = Field(
         False, description="Say what encoding would take of memory and disk, without loading weights, and stop."
     )
+
+    @property
+    def all_local(self) -> bool:
+        """Whether nothing is read or written at an address, as far as the options tell."""
+        return self.data.all_local and not is_remote(self.output_path)
 
     @property
     def trained_names(self) -> tuple[str, ...]:

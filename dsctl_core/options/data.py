@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, NumberNames, Options, Side
 from dsctl_core.options.datasets import SIZES, DatasetTable, DatasetTables, check_tables, read_tables
-from dsctl_core.options.effects import IN_TABLES, NO_MASKS, NO_REMOTE, SPREAD, Idle
+from dsctl_core.options.effects import IN_TABLES, NO_MASKS, SPREAD, Idle
 from dsctl_core.remote.address import is_remote
 
 
@@ -110,7 +110,7 @@ class DataOptions(ReadingOptions):
 
     panel: ClassVar[str] = "Data"
     remote: ClassVar[frozenset[str]] = frozenset({"dataset_base_path", "dataset_metadata_path"})
-    idle: ClassVar[tuple[Idle, ...]] = (NO_MASKS, IN_TABLES, NO_REMOTE)
+    idle: ClassVar[tuple[Idle, ...]] = (NO_MASKS, IN_TABLES)
     exclusive: ClassVar[tuple[Alternative, ...]] = (
         ("dataset_base_path", "dataset"),
         ("dataset_base_path", "dataset_config"),

@@ -86,7 +86,7 @@ TOKENIZER_OF_CACHE = Idle(
     by="from_cache",
 )
 TRAINS_NOTHING = Idle(
-    ("track", "sample_every", "validation_split"),
+    ("track", "sample_every", "validation_split", "mirror"),
     "on {task}, which trains nothing",
     "leave {flag} out",
     when=lambda options: options.first_stage,

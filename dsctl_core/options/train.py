@@ -52,7 +52,7 @@ class TrainOptions(ComposedOptions):
         ("from_cache", "dataset_config"),
     )
     idle: ClassVar[tuple[Idle, ...]] = (
-        *(ENCODED, ENCODED_ONCE, OWN_CACHE, TOKENIZER_OF_CACHE, NO_TEMPLATE_TO_TRUST),
+        *(ENCODED, ENCODED_ONCE, OWN_CACHE, TOKENIZER_OF_CACHE, NO_TEMPLATE_TO_TRUST, NO_REMOTE),
         *(
             TRAINS_NOTHING,
             CONTINUES_BY_ITSELF,
@@ -106,6 +106,11 @@ class TrainOptions(ComposedOptions):
         return self.data.dataset_base_path if named is None and self.task.endswith(SECOND) else named
 
     @property
+    def all_local(self) -> bool:
+        """Whether the samples are on this machine, as far as the options tell."""
+        return self.data.all_local if self.cache_folder is None else not is_remote(self.cache_folder)
+
+    @property
     def trained_components(self) -> tuple[str, ...]:
         """Names of the components that are trained, whole, in part or by a LoRA."""
         return tuple(dict.fromkeys(name.split(".")[0] for name in self.trained_names))
@@ -131,8 +136,6 @@ class TrainOptions(ComposedOptions):
         self._what_an_apple_gpu_does()
         self._something_to_see()
         self._a_prefix_that_is_there()
-        if self.cache_folder is not None and not is_remote(self.cache_folder):
-            NO_REMOTE.refuse(self.data)
 
     def _a_model_and_samples(self) -> None:
         if self.caching.from_cache is None and not self.task.endswith(SECOND):

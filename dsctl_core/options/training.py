@@ -5,10 +5,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, MaxHours, Names, Options, Seed, Text
 from dsctl_core.options.effects import NEW_RUN, NOT_BATCHED, NOT_STORED, Idle
 from dsctl_core.options.model import ModelParts
 from dsctl_core.options.quantize import Quantized
+from dsctl_core.remote.address import is_remote
 
 
 class TrainingOptions(Options):
@@ -69,10 +71,16 @@ class OutputOptions(Options):
     """The outputs of a run: where they are written, and how often."""
 
     panel: ClassVar[str] = "Output"
+    remote: ClassVar[frozenset[str]] = frozenset({"mirror"})
     idle: ClassVar[tuple[Idle, ...]] = (NEW_RUN,)
 
     output_path: Path = Field(
         description="Folder for the results. Without --resume it must hold no cache, and no run with a checkpoint."
+    )
+    mirror: Path | None = Field(
+        None,
+        description="Address, such as s3://bucket/folder, to which the output folder is copied while the run goes on: "
+        "weights, states, metrics and samples. --resume goes on from there where it is ahead of the folder.",
     )
     save_steps: Count | None = Field(None, description="Save every this many steps. Left out: after every epoch.")
     remove_prefix_in_ckpt: Text | None = Field(
@@ -91,3 +99,10 @@ class OutputOptions(Options):
         description="With --resume: options that may differ from those of the run so far though results change, "
         "separated by commas.",
     )
+
+    def check(self) -> None:
+        """Raise a UsageError for a mirror on this machine."""
+        if self.mirror is not None and not is_remote(self.mirror):
+            raise UsageError(
+                f"--mirror is {str(self.mirror)!r}, which is no address", hint="write it as s3://bucket/folder"
+            )

@@ -91,6 +91,11 @@ def list_again(base: Path) -> None:
     _listings[address] = Listing(Remote(address))
 
 
+def look_again() -> None:
+    """Forget the files that were looked up one by one: what is there now is what counts."""
+    _single.cache_clear()
+
+
 def is_apart(path: str | Path) -> bool:
     """Return whether a path is not that of a file of its own on a disk: it is remote, or in an archive."""
     return is_remote(path) or (may_be_inside(str(path)) and _inner(path) is not None)

@@ -6,11 +6,12 @@ the ETag, the generation, or what the store has in its place.
 
 from __future__ import annotations
 
+import io
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dsctl_core.errors import UsageError
 from dsctl_core.remote.address import scheme_of
@@ -18,9 +19,9 @@ from dsctl_core.remote.errors import RemoteError, changed, status_of
 from dsctl_core.remote.retry import Patience
 
 Sink = Callable[[bytes], object]
+Answer = TypeVar("Answer")
 BLOCK = 2**18  # bytes that are handed on at a time
-PAGE = 1000  # files of one request for a listing, the most that S3 gives
-PART = 64 * 2**20  # bytes of one part of an upload
+COMPARED = 8 * 2**20  # bytes that are compared at a time
 WRITABLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory")
 WITH_EXTRA = {
     "s3": "remote",
@@ -52,10 +53,25 @@ class Found(NamedTuple):
     version: str
 
 
+class Stamp(NamedTuple):
+    """The version of a file, and when it was written: seconds since 1970, by the clock of the store."""
+
+    version: str
+    time: float
+
+
+class Ask(Protocol):
+    """Makes a request, again after an error that may pass."""
+
+    def __call__(self, request: Callable[[], Answer], /) -> Answer:
+        """Return what `request` returns."""
+        ...
+
+
 class Backend:
     """Any file system of fsspec, by its public methods."""
 
-    conditional = False  # whether a certain version can be replaced, and no other
+    conditional = False  # whether a file can be written on the condition that none, or a certain version, is there
 
     def __init__(self, address: str, patience: Patience) -> None:
         self.scheme, self.patience = scheme_of(address), patience
@@ -111,22 +127,57 @@ class Backend:
         """Return whether a file still has its version; asked after it was read where no request can demand it."""
         return self.stat(file.address) == file
 
-    def put(self, address: str, data: bytes | Path, *, if_absent: bool, if_version: str | None, token: str) -> None:
-        """Write a file that is whole or absent. `token` is the same for all tries of one write."""
-        if if_version is not None:
-            raise RemoteError(
-                f"{address} cannot be replaced safely: {self.scheme}:// has no conditional write here",
-                hint="use s3://",
-            )
-        content = data if isinstance(data, bytes) else data.read_bytes()
-        try:
-            self.fs.pipe_file(address, content, **({"mode": "create"} if if_absent else {}))
-        except FileExistsError:
-            if self.fs.cat_file(address) != content:  # an earlier try has come through, and its answer was lost
-                raise
+    def put(
+        self, address: str, data: bytes | Path, *, if_absent: bool, if_version: str | None, token: str, ask: Ask
+    ) -> str:
+        """Write a file that is whole or absent, and return its version, "" where that is not known.
 
-    def delete(self, address: str) -> None:
+        `token` tells this write from others, and `ask` makes each of its requests.
+        """
+        if if_version is not None:
+            raise self.unconditional(address)
+        mode = {"mode": "create"} if if_absent else {}
+
+        def write() -> None:
+            try:
+                if isinstance(data, bytes):
+                    self.fs.pipe_file(address, data, **mode)
+                else:
+                    self.fs.put_file(str(data), address, **mode)
+            except FileExistsError:
+                if not self._has(address, data):  # an earlier try has come through, and its answer was lost
+                    raise
+
+        ask(write)
+        return ""
+
+    def _has(self, address: str, data: bytes | Path) -> bool:
+        """Return whether a file has the content `data`."""
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        if self.fs.info(address)["size"] != size:
+            return False
+        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
+            starts = range(0, size, COMPARED)
+            return all(stream.read(COMPARED) == self.fs.cat_file(address, at, at + COMPARED) for at in starts)
+
+    def stamps(self, prefix: str) -> Iterator[Callable[[], dict[str, Stamp]]]:
+        """Raise RemoteError: what the time of a file is worth is not known here."""
+        raise self.unconditional(prefix)
+
+    def stamp(self, address: str) -> Stamp | None:
+        """Raise RemoteError, as `stamps` does."""
+        raise self.unconditional(address)
+
+    def unconditional(self, address: str) -> RemoteError:
+        """Return the error for what needs writes on a condition."""
+        return RemoteError(
+            f"{address} cannot be replaced safely: {self.scheme}:// has no conditional write here", hint="use s3://"
+        )
+
+    def delete(self, address: str, if_version: str | None = None) -> None:
         """Remove a file; that there is none is no error."""
+        if if_version is not None:
+            raise self.unconditional(address)
         try:
             self.fs.rm_file(address)
         except FileNotFoundError:
@@ -191,133 +242,6 @@ class HttpBackend(Backend):
                     sink(block)
 
         sync(self.fs.loop, stream)
-
-
-class S3Backend(Backend):
-    """S3 and what speaks like it, by its own calls, so that each request demands the version that was listed."""
-
-    conditional = True
-
-    def _settings(self) -> dict[str, Any]:
-        timeout = self.patience.timeout
-        once = {"total_max_attempts": 1, "mode": "standard"}  # `retried` alone tries again
-        config = {"connect_timeout": timeout, "read_timeout": timeout, "retries": once}
-        return {"config_kwargs": config, "use_listings_cache": False}
-
-    def _opened(self, address: str) -> Any:
-        made = super()._opened(address)
-        made.retries = 1
-        return made
-
-    def _at(self, address: str) -> dict[str, str]:
-        bucket, _, key = address.partition("://")[2].partition("/")
-        return {"Bucket": bucket, "Key": key}
-
-    def pages(self, prefix: str) -> Iterator[Callable[[], list[Found]]]:
-        """Yield requests, of `PAGE` files each."""
-        bucket, _, key = prefix.partition("://")[2].partition("/")
-        following: dict[str, str] | None = {}
-
-        def page() -> list[Found]:
-            nonlocal following
-            below = f"{key.rstrip('/')}/" if key else ""
-            answer = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=below, MaxKeys=PAGE, **(following or {}))
-            token = answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
-            following = None if token is None else {"ContinuationToken": token}
-            return [
-                Found(f"{self.scheme}://{bucket}/{each['Key']}", int(each["Size"]), each["ETag"])
-                for each in answer.get("Contents", ())
-                if not each["Key"].endswith("/")  # what consoles make to show an empty folder
-            ]
-
-        while following is not None:
-            yield page
-
-    def stat(self, address: str) -> Found | None:
-        """Return a file, or None if there is none at the address."""
-        if not self._at(address)["Key"]:
-            return None
-        try:
-            answer = self.fs.call_s3("head_object", **self._at(address))
-        except FileNotFoundError:
-            return None
-        return Found(address, int(answer["ContentLength"]), answer["ETag"])
-
-    def pull(self, file: Found, start: int, end: int, sink: Sink) -> None:
-        """Hand on a range of the version that was listed."""
-        from fsspec.asyn import sync
-
-        async def stream() -> None:
-            wanted = {"Range": f"bytes={start}-{end - 1}", "IfMatch": file.version}
-            answer = await self.fs._call_s3("get_object", **self._at(file.address), **wanted)
-            body = answer["Body"]
-            try:
-                if answer.get("ETag", file.version) != file.version:
-                    raise changed(file.address)
-                while block := await body.read(BLOCK):
-                    sink(block)
-            finally:
-                body.close()
-
-        try:
-            sync(self.fs.loop, stream)
-        except OSError as error:
-            if error.__cause__ is not None and status_of(error.__cause__) == 412:
-                raise changed(file.address) from error
-            raise
-
-    def keeps_version(self, file: Found) -> bool:
-        """Return True: each request has demanded it."""
-        return True
-
-    def put(self, address: str, data: bytes | Path, *, if_absent: bool, if_version: str | None, token: str) -> None:
-        """Write in one request, or in parts that are one file when the last is there."""
-        condition = {"IfNoneMatch": "*"} if if_absent else {} if if_version is None else {"IfMatch": if_version}
-        about = {**self._at(address), "Metadata": {"dsctl-write": token}}
-        try:
-            if isinstance(data, Path) and data.stat().st_size > PART:
-                self._put_parts(data, about, condition)
-            else:
-                body = data if isinstance(data, bytes) else data.read_bytes()
-                self.fs.call_s3("put_object", **about, Body=body, **condition)
-        except OSError as error:
-            own = error.__cause__ or error
-            if status_of(own) not in (409, 412) or not self._is_ours(address, token):
-                raise
-
-    def _is_ours(self, address: str, token: str) -> bool:
-        """Return whether an earlier try of the same write has come through, whose answer was lost."""
-        try:
-            answer = self.fs.call_s3("head_object", **self._at(address))
-        except FileNotFoundError:
-            return False
-        return bool(answer.get("Metadata", {}).get("dsctl-write") == token)
-
-    def _put_parts(self, data: Path, about: dict[str, Any], condition: dict[str, str]) -> None:
-        where = {name: about[name] for name in ("Bucket", "Key")}
-        upload = self.fs.call_s3("create_multipart_upload", **about)["UploadId"]
-        try:
-            parts: list[dict[str, Any]] = []
-            with data.open("rb") as stream:
-                while block := stream.read(PART):
-                    number = len(parts) + 1
-                    answer = self.fs.call_s3("upload_part", **where, UploadId=upload, PartNumber=number, Body=block)
-                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-            whole = {"MultipartUpload": {"Parts": parts}}
-            self.fs.call_s3("complete_multipart_upload", **where, UploadId=upload, **whole, **condition)
-        except BaseException:
-            self.fs.call_s3("abort_multipart_upload", **where, UploadId=upload)
-            raise
-
-    def delete(self, address: str) -> None:
-        """Remove a file; that there is none is no error."""
-        self.fs.call_s3("delete_object", **self._at(address))
-
-
-def open_backend(address: str, patience: Patience) -> Backend:
-    """Return the backend for the scheme of an address."""
-    kinds: dict[str, type[Backend]] = {"s3": S3Backend, "s3a": S3Backend, "http": HttpBackend, "https": HttpBackend}
-    return kinds.get(scheme_of(address), Backend)(address, patience)
 
 
 def new_token() -> str:

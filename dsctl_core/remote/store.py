@@ -7,14 +7,15 @@ that was listed. Credentials are what the client libraries find in the environme
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from dsctl_core.remote.address import address_of, scheme_of
-from dsctl_core.remote.backends import WRITABLE, Backend, Found, Sink, new_token, open_backend
+from dsctl_core.remote.backends import WRITABLE, Answer, Backend, Found, HttpBackend, Sink, Stamp, new_token
 from dsctl_core.remote.errors import RemoteError, RemoteMissing, Short, changed
 from dsctl_core.remote.retry import Patience, retried
+from dsctl_core.remote.s3 import S3Backend
 
 RANGE = 32 * 2**20  # bytes that are asked for at a time
 
@@ -97,27 +98,55 @@ class Remote:
         if not retried(self.patience, found.address, lambda: self._open().keeps_version(found)):
             raise changed(found.address)
 
-    def put(self, name: str, data: bytes | Path, *, if_absent: bool = False, if_version: str | None = None) -> None:
+    def put(self, name: str, data: bytes | Path, *, if_absent: bool = False, if_version: str | None = None) -> str:
         """Write the file `name`, of bytes or of a local file; readers see all of it or what was there before.
 
-        With `if_absent`, or with `if_version` if another version is there, RemoteExists is raised and nothing written:
-        of several writers one succeeds. `if_version` is for S3 alone.
+        Return the version that it has, "" where the store does not say. With `if_absent`, RemoteExists is raised where
+        the file is there, and with `if_version` where another version is there, RemoteMissing where there is none: of
+        several writers one succeeds. `if_version` is for stores that are `conditional`.
         """
-        address, token = self._address(name), new_token()
-        if scheme_of(address) not in WRITABLE:
+        address = self._address(name)
+        if not self.writable:
             raise RemoteError(
                 f"{scheme_of(address)}:// is read, not written: {address}", hint="write to s3:// or gs://"
             )
-        retried(
-            self.patience,
-            address,
-            lambda: self._open().put(address, data, if_absent=if_absent, if_version=if_version, token=token),
-        )
 
-    def delete(self, name: str) -> None:
-        """Remove the file `name`; that there is none is no error."""
+        def ask(request: Callable[[], Answer]) -> Answer:
+            return retried(self.patience, address, request)
+
+        # The token is the same for all tries of one write.
+        return self._open().put(address, data, if_absent=if_absent, if_version=if_version, token=new_token(), ask=ask)
+
+    @property
+    def writable(self) -> bool:
+        """Whether files can be written to stores of this kind."""
+        return scheme_of(self.address) in WRITABLE
+
+    @property
+    def conditional(self) -> bool:
+        """Whether such a store can write on the condition that a certain version, or none, is there."""
+        return self._open().conditional
+
+    def stamps(self, below: str = "") -> dict[str, Stamp]:
+        """Return the version and the time of all files below the folder `below`, by name; for `conditional` stores."""
+        prefix, skipped = self._address(below) if below else self.address, len(self.address) + 1
+        found: dict[str, Stamp] = {}
+        for page in self._open().stamps(prefix):
+            found |= {address[skipped:]: stamp for address, stamp in retried(self.patience, prefix, page).items()}
+        return found
+
+    def stamp(self, name: str) -> Stamp | None:
+        """Return the version and the time of the file `name`, None if there is none; for `conditional` stores."""
         address = self._address(name)
-        retried(self.patience, address, lambda: self._open().delete(address))
+        return retried(self.patience, address, lambda: self._open().stamp(address))
+
+    def delete(self, name: str, if_version: str | None = None) -> None:
+        """Remove the file `name`; that there is none is no error.
+
+        With `if_version`, for `conditional` stores, another version is left there.
+        """
+        address = self._address(name)
+        retried(self.patience, address, lambda: self._open().delete(address, if_version))
 
     def _entry(self, file: str | Entry) -> Entry:
         entry = self.stat(file) if isinstance(file, str) else file
@@ -135,3 +164,9 @@ class Remote:
         if self._backend is None or self._backend[0] != os.getpid():  # connections do not outlive a fork
             self._backend = (os.getpid(), open_backend(self.address, self.patience))
         return self._backend[1]
+
+
+def open_backend(address: str, patience: Patience) -> Backend:
+    """Return the backend for the scheme of an address."""
+    kinds: dict[str, type[Backend]] = {"s3": S3Backend, "s3a": S3Backend, "http": HttpBackend, "https": HttpBackend}
+    return kinds.get(scheme_of(address), Backend)(address, patience)

@@ -12,38 +12,31 @@ from typing import Any
 
 import torch
 
-from dsctl_core.cache.folder import (
-    SKIPPED_FILE,
-    Parts,
-    clear_temporary_files,
-    locked,
-    refuse_to_prune,
-    require_cache_or_nothing,
-)
-from dsctl_core.cache.manifest import Manifest, Recipe, read_manifest, write_manifest
+from dsctl_core.cache.folder import SKIPPED_FILE
+from dsctl_core.cache.manifest import Manifest, Recipe, manifest_texts
+from dsctl_core.cache.open_output import open_output
+from dsctl_core.cache.output import CacheOutput
+from dsctl_core.cache.parts import Parts
 from dsctl_core.cache.shards import (
-    FOLDER,
     MOST_PARTS_IN_A_SHARD,
     MOST_SHARDS,
     PARTS_IN_A_SHARD,
     Part,
     make_part,
-    tensor_bytes,
-    write_shard,
 )
 from dsctl_core.cache.verify import is_finite
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.problems import kind_of_problem
 from dsctl_core.errors import REQUEUE, CodeError, DsctlError, Stopped
-from dsctl_core.files.atomic import prepare_folder, unclaim, write_text
 from dsctl_core.memory.release import release_memory, weight_bytes
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
+from dsctl_core.remote.address import shown
 from dsctl_core.stages.batching import encode_batch
 from dsctl_core.stages.plan_rows import Job, Plan, plan_rows
 from dsctl_core.stages.read_ahead import Work, passes_of, read_ahead
 from dsctl_core.stages.sample import Sample
-from dsctl_core.stages.share import Share, finishing, joined, refuse_workers
+from dsctl_core.stages.share import Share, finishing, joined
 from dsctl_core.stages.split import EncodeGroup, Stages
 
 READERS = 2  # threads that decode pictures ahead where no number is asked for
@@ -110,38 +103,30 @@ def deadline_after(hours: float | None) -> float | None:
 def encode_dataset(
     cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: EncodeSettings, progress: Progress
 ) -> CacheResult:
-    """Make the folder `cache` hold an entry for each row of `dataset`, encoding only what is not there yet.
+    """Make the cache at `cache`, a folder or an address, have an entry for each row of `dataset`.
 
-    A shard is written as soon as it is full, so that a run that is killed goes on from there. Raises EncodingStopped
-    after the deadline, when what was encoded is written.
+    Only what is not there yet is encoded. A shard is written as soon as it is full, so that a run that is killed goes
+    on from there. Raises EncodingStopped after the deadline, when what was encoded is written.
     """
-    require_cache_or_nothing(cache)
+    output = open_output(cache)
+    output.require_ours()
     if how.prune:
-        refuse_to_prune(cache)
-    folders = (cache / FOLDER, cache, *cache.parents)
-    made = [path for path in folders if not path.exists()] if how.process == 0 else []
-    prepare_folder(cache / FOLDER)
-    try:
-        return (_encode_shared if how.shared else _encode_dataset)(cache, dataset, encoder, how, progress)
-    except BaseException:
-        unclaim(made)
-        raise
+        output.refuse_to_prune()
+    with output.prepared(first=how.process == 0):
+        return (_encode_shared if how.shared else _encode_dataset)(output, dataset, encoder, how, progress)
 
 
 def _encode_dataset(
-    cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: EncodeSettings, progress: Progress
+    output: CacheOutput, dataset: UnifiedDataset, encoder: Encoder, how: EncodeSettings, progress: Progress
 ) -> CacheResult:
     began = time.perf_counter()
-    with locked(cache) if how.process == 0 else nullcontext():
-        if how.process == 0:
-            refuse_workers(cache)
-            clear_temporary_files(cache)
+    with output.alone() if how.process == 0 else nullcontext():
         how.wait()
         plan = plan_rows(dataset, encoder.shell, encoder.stages, encoder.recipe, progress)
         _refuse_bad_rows(plan, dataset, how)
-        parts = Parts(cache, progress)
+        parts = Parts(output, progress)
         how.wait()
-        own = encode_missing(cache, dataset, encoder, how, plan, set(parts.paths), progress)
+        own = encode_missing(output, dataset, encoder, how, plan, set(parts.shards), progress)
         told = how.gather([(*own, dict(plan.bad))])
         bad = {row: error for *_, rows in told for row, error in rows.items()}
         encoded = sum(count for count, *_ in told)
@@ -150,23 +135,23 @@ def _encode_dataset(
         freed = 0
         if how.process == 0:
             parts.refresh()
-            _, freed = finish(cache, plan, bad, encoder.recipe, parts, how.prune)
+            freed = finish(output, plan, bad, encoder.recipe, parts, how.prune)
         how.wait()
     seconds = time.perf_counter() - began
-    return CacheResult(read_manifest(cache), encoded, freed, seconds, how.process == 0)
+    return CacheResult(output.manifest(), encoded, freed, seconds, how.process == 0)
 
 
 def _encode_shared(
-    cache: Path, dataset: UnifiedDataset, encoder: Encoder, how: EncodeSettings, progress: Progress
+    output: CacheOutput, dataset: UnifiedDataset, encoder: Encoder, how: EncodeSettings, progress: Progress
 ) -> CacheResult:
     """Encode what no other worker does; each process of this command is a worker of its own."""
     began = time.perf_counter()
     plan = plan_rows(dataset, encoder.shell, encoder.stages, encoder.recipe, progress)
     _refuse_bad_rows(plan, dataset, how)
-    with joined(cache, plan, encoder.recipe) as worker:
-        parts = Parts(cache, progress)
+    with joined(output, plan, encoder.recipe) as worker:
+        parts = Parts(output, progress)
         works = works_of(plan, encoder.stages)
-        share = Share(cache, worker, plan, works, set(parts.paths), progress, how.is_late)
+        share = Share(output, worker, plan, works, set(parts.shards), progress, how.is_late)
 
         freed = 0
 
@@ -178,19 +163,19 @@ def _encode_shared(
             return pipe
 
         def encode(pipe: BasePipeline, works: Sequence[Work]) -> int:
-            return encode_pass(cache, dataset, encoder.recipe, how, plan, works, pipe, progress)
+            return encode_pass(output, dataset, encoder.recipe, how, plan, works, pipe, progress)
 
         own = share.run(load, encode)
         if share.is_done():
-            with finishing(worker):
+            with finishing(output, worker):
                 parts.refresh()
-                finish(cache, plan, dict(plan.bad), encoder.recipe, parts, prune=False)
+                finish(output, plan, dict(plan.bad), encoder.recipe, parts, prune=False)
         told = how.gather([(own, share.is_done())])
     encoded = sum(count for count, _ in told)
     if not any(done for _, done in told):
         raise EncodingStopped(encoded)
     seconds = time.perf_counter() - began
-    return CacheResult(read_manifest(cache), encoded, 0, seconds, how.process == 0)
+    return CacheResult(output.manifest(), encoded, 0, seconds, how.process == 0)
 
 
 def works_of(plan: Plan, stages: Stages) -> list[Work]:
@@ -215,7 +200,7 @@ def components_of(works: Sequence[Work]) -> tuple[str, ...]:
 
 
 def encode_missing(
-    cache: Path,
+    output: CacheOutput,
     dataset: UnifiedDataset,
     encoder: Encoder,
     how: EncodeSettings,
@@ -242,7 +227,7 @@ def encode_missing(
         if done and how.is_late():
             break
         pipe = encoder.load(components_of(together))
-        done += encode_pass(cache, dataset, encoder.recipe, how, plan, together, pipe, progress)
+        done += encode_pass(output, dataset, encoder.recipe, how, plan, together, pipe, progress)
         freed = weight_bytes(pipe.components.values())
         del pipe
         release_memory(freed)  # before the models of the next group, or of training, are loaded
@@ -251,7 +236,7 @@ def encode_missing(
 
 
 def encode_pass(
-    cache: Path,
+    output: CacheOutput,
     dataset: UnifiedDataset,
     recipe: Recipe,
     how: EncodeSettings,
@@ -290,11 +275,12 @@ def encode_pass(
         progress.advance(batch.count)
         done += batch.count
         if not left[shard] and shard in parts:
-            write_shard(cache, parts.pop(shard))
+            output.write(parts.pop(shard))
         if how.is_late():
             break
     for begun in parts.values():
-        write_shard(cache, begun)
+        output.write(begun)
+    output.flush()
     return done
 
 
@@ -355,25 +341,31 @@ def _refuse_bad_rows(plan: Plan, dataset: UnifiedDataset, how: EncodeSettings) -
 
 
 def finish(
-    cache: Path, plan: Plan, bad: dict[int, DsctlError], recipe: Recipe, parts: Parts, prune: bool
-) -> tuple[Manifest, int]:
-    """Write manifest and index for what is there now; with `prune`, first remove what no entry uses."""
+    output: CacheOutput, plan: Plan, bad: dict[int, DsctlError], recipe: Recipe, parts: Parts, prune: bool
+) -> int:
+    """Write manifest and index for what is there now; with `prune`, then remove what no entry uses.
+
+    Return the number of bytes that were freed.
+    """
     entries = [entry for entry in plan.entries if entry.row not in bad]
     skipped = [
         {"row": row, "problem": error.problem, "hint": error.hint, "kind": kind_of_problem(error)}
         for row, error in sorted(bad.items(), key=lambda item: item[0])
     ]
-    if skipped:
-        write_text(cache / SKIPPED_FILE, "".join(f"{json.dumps(each)}\n" for each in skipped))
-    else:
-        (cache / SKIPPED_FILE).unlink(missing_ok=True)
+    output.write_skipped("".join(f"{json.dumps(each)}\n" for each in skipped))
     if not entries:
-        raise DsctlError("no row of the dataset could be used", hint=f"see {cache / SKIPPED_FILE}")
+        raise DsctlError("no row of the dataset could be used", hint=f"see {shown(output.path / SKIPPED_FILE)}")
+    before = output.sizes()
     used = {key for entry in entries for key in entry.parts}
-    freed = parts.prune(used) if prune else 0
-    names = {key: parts.paths[key].name for key in used}
-    files = {name: cache / FOLDER / name for name in sorted(set(names.values()))}
-    sizes = {name: tensor_bytes(path) for name, path in files.items()}
-    total = sum(sizes[name].get(key, 0) for key, name in names.items())  # a part can be without tensors
-    shards = {name: path.stat().st_size for name, path in files.items()}
-    return write_manifest(cache, recipe, entries, names, shards, total, skipped), freed
+    unused = parts.narrow(used) if prune else set()
+    names = {key: parts.shards[key] for key in used}
+    tensors = dict(output.tensor_bytes(sorted(set(names.values()))))
+    total = sum(tensors[name].get(key, 0) for key, name in names.items())  # a part can be without tensors
+    sizes = output.sizes()
+    output.write_manifest(
+        *manifest_texts(recipe, entries, names, {name: sizes[name] for name in tensors}, total, skipped)
+    )
+    if not prune:
+        return 0
+    output.remove(unused, parts.named)
+    return sum(before.values()) - sum(output.sizes().values())

@@ -7,33 +7,26 @@ made, and the shard itself says that it is made. What a worker that died had beg
 from __future__ import annotations
 
 import json
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from dsctl_core.cache.folder import WORKERS, busy, clear_temporary_files, locked
 from dsctl_core.cache.manifest import Recipe
-from dsctl_core.cache.shards import shard_files, structures
+from dsctl_core.cache.output import CacheOutput, CacheWorker
 from dsctl_core.data.problems import DataError, Kind, kind_of_problem
-from dsctl_core.errors import DsctlError
-from dsctl_core.files.atomic import is_temporary, write_text
 from dsctl_core.files.digest import digest
-from dsctl_core.files.json import read_json_as
-from dsctl_core.files.leases import WORKER, Worker
+from dsctl_core.files.json import checked, parse_json
 from dsctl_core.progress import Progress
 from dsctl_core.stages.plan_rows import Job, Plan
 from dsctl_core.stages.read_ahead import Work, passes_of
 
 JOINING, LOOKING = 30.0, 1.0  # seconds: for joining while others do, and between two looks at what they have made
-BAD = ".bad"
 FINISH = "f"  # the lease on writing the manifest
 
 
@@ -79,70 +72,20 @@ def _jobs(works: Sequence[Work]) -> Iterator[Job]:
     return (job for work in works for shard in work.shards for job in shard)
 
 
-@contextmanager
-def joined(cache: Path, plan: Plan, recipe: Recipe) -> Iterator[Worker]:
-    """Be one of the workers that encode `plan` into the folder `cache`.
+def joined(output: CacheOutput, plan: Plan, recipe: Recipe) -> AbstractContextManager[CacheWorker]:
+    """Be one of the workers that encode `plan` into `output`.
 
-    Raises a DsctlError where a command writes to the folder that does not share its work, or workers of another plan.
+    Raises a DsctlError where a command writes there that does not share its work, or workers of another plan.
     """
     what = [recipe.family, recipe.task, [entry.key for entry in plan.entries], [[*jobs] for jobs in plan.jobs.values()]]
-    folder = cache / WORKERS / digest(what)[:16]
-    worker, until = Worker(folder), time.monotonic() + JOINING
-    while True:
-        try:
-            with locked(cache):  # a command that shares nothing holds it to its end, others for as long as they join
-                refuse_workers(cache, apart_from=folder)
-                folder.parent.mkdir(exist_ok=True)
-                worker.__enter__()
-                if not worker.others():
-                    clear_temporary_files(cache)
-                    _forget_bad(folder)
-            break
-        except DsctlError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(random.SystemRandom().uniform(0.05, 0.2))  # those that were started together must differ
-    try:
-        yield worker
-    finally:
-        worker.others()  # what dead ones left is removed
-        worker.__exit__()
-        if not any(folder.glob(f"*{WORKER}")):  # of those that leave at once, at least one sees nobody
-            _forget_bad(folder)
-        for each in (folder, folder.parent):  # the first is gone where this worker left nothing
-            with suppress(OSError):
-                each.rmdir()
-
-
-def refuse_workers(cache: Path, apart_from: Path | None = None) -> None:
-    """Raise a DsctlError where other commands share their work on `cache`; the caller holds its lock.
-
-    What dead ones left is removed. Workers in the folder `apart_from` may be there.
-    """
-    for folder in (cache / WORKERS).glob("*"):
-        if folder != apart_from and folder.is_dir():
-            with Worker(folder) as looking:
-                if looking.others():
-                    raise busy(cache)
-                _forget_bad(folder)
-            with suppress(OSError):
-                folder.rmdir()
-    with suppress(OSError):
-        (cache / WORKERS).rmdir()
-
-
-def _forget_bad(folder: Path) -> None:
-    """Remove what was noted of bad rows: what could not be read then may be readable in a later run."""
-    temporary = [path for path in folder.glob(".*.tmp") if is_temporary(path, rf"[0-9a-f]+\{BAD}")]
-    for path in (*folder.glob(f"*{BAD}"), *temporary):
-        path.unlink(missing_ok=True)
+    return output.joined(digest(what)[:16], JOINING)
 
 
 class Share:
     """The work on a cache as one worker sees it: what is done, by whomever, and what it takes itself.
 
     Args:
-        cache: The folder of the cache.
+        output: Where the cache is written.
         worker: This worker.
         plan: The plan; rows that any worker finds to be bad are added to it.
         works: All shards of all groups, done or not.
@@ -153,8 +96,8 @@ class Share:
 
     def __init__(
         self,
-        cache: Path,
-        worker: Worker,
+        output: CacheOutput,
+        worker: CacheWorker,
         plan: Plan,
         works: Sequence[Work],
         present: set[str],
@@ -162,10 +105,10 @@ class Share:
         is_late: Callable[[], bool] = lambda: False,
     ) -> None:
         self.is_late = is_late
-        self.cache, self.worker, self.plan, self.progress = cache, worker, plan, progress
+        self.output, self.worker, self.plan, self.progress = output, worker, plan, progress
         self.passes = [claims_of(together) for together in passes_of([work for work in works if work.shards])]
         self.done = set(present)
-        self._seen = {_version(path) for path in shard_files(cache)}  # a damaged shard is written again by its name
+        self._seen: set[Hashable] = {*output.versions()}  # a damaged shard is written again by its name
 
     def open_claims(self, claims: Sequence[Claim]) -> list[Claim]:
         """Return those of `claims` that are not done, as far as this worker knows."""
@@ -197,7 +140,7 @@ class Share:
                 if not told:
                     self.progress.note("nothing is left to take: waiting for what other workers are encoding")
                     told = True
-                time.sleep(LOOKING)
+                time.sleep(LOOKING * self.output.far)
                 self.progress.advance(len(self._look()))
         self.progress.finish()
         return own
@@ -247,7 +190,7 @@ class Share:
             ],
         }
         if bad["keys"]:
-            write_text(self.worker.folder / f"{claim.name}{BAD}", json.dumps(bad))
+            self.worker.note(claim.name, json.dumps(bad))
         self.done |= keys
         self.progress.advance(len(others))
         return len(keys)
@@ -255,33 +198,26 @@ class Share:
     def _look(self) -> set[str]:
         """Add to what is done what has come since the last look, and return it."""
         new: set[str] = set()
-        for path in shard_files(self.cache):
-            version = _version(path)
-            if version not in self._seen:
-                self._seen.add(version)
-                new.update(structures(path))
-        for path in self.worker.folder.glob(f"*{BAD}"):
-            version = _version(path)
-            if version not in self._seen:
-                self._seen.add(version)
-                told = read_json_as(path, BadFile)
-                new.update(told["keys"])
-                for bad in told["rows"]:
-                    self.plan.drop(bad["row"], DataError(bad["problem"], hint=bad["hint"], kind=bad["kind"]))
+        versions = self.output.versions() - self._seen
+        self._seen |= versions
+        for _, keys in self.output.keys(sorted({name for name, _ in versions})):
+            new.update(keys)
+        for version, text in self.worker.notes(self._seen):
+            self._seen.add(version)
+            told = checked(parse_json(text, "a note of a worker"), BadFile, "a note of a worker")
+            new.update(told["keys"])
+            for bad in told["rows"]:
+                self.plan.drop(bad["row"], DataError(bad["problem"], hint=bad["hint"], kind=bad["kind"]))
         new -= self.done
         self.done |= new
         return new
 
 
-def _version(path: Path) -> tuple[str, int]:
-    return path.name, path.stat().st_mtime_ns
-
-
 @contextmanager
-def finishing(worker: Worker) -> Iterator[None]:
+def finishing(output: CacheOutput, worker: CacheWorker) -> Iterator[None]:
     """Wait until no other worker writes the manifest, and keep the others from it inside the context."""
     while not worker.take(FINISH):
-        time.sleep(LOOKING / 4)
+        time.sleep(LOOKING * output.far / 4)
     try:
         yield
     finally:

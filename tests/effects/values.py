@@ -110,6 +110,7 @@ TRAIN = Command(
         "validation_every": Try("2", {"validation_split": "0.5"}),
         "accelerate_config": "accelerate.yaml",
         "output_path": "elsewhere",
+        "mirror": "memory://mirror/of",
         "remove_prefix_in_ckpt": "pipe.dit.",
         "resume": "latest",
         "allow_changed": "seed",

@@ -86,6 +86,7 @@ def launch_training_task(
     resume: str | Path | SavedState | None = None,
     allow_changed: Sequence[str] = (),
     state_total_limit: int = 2,
+    on_saved: Callable[[], None] | None = None,
     deadline: float | None = None,
     progress: Progress | None = None,
 ) -> TrainingSummary:
@@ -122,6 +123,7 @@ def launch_training_task(
         resume: the training state to resume from, to the bit: "latest", or the folder of a state.
         allow_changed: settings that may differ from those of the resumed run.
         state_total_limit: the number of newest states to keep.
+        on_saved: called in the main process when a save is whole on the disk, in any thread.
         deadline: the time.monotonic() after which the run is to end with a saved step.
         progress: reports progress.
     """
@@ -159,6 +161,7 @@ def launch_training_task(
     if isinstance(lr_scheduler, LRSchedule) and lr_scheduler.follows_length:
         settings["max_steps"] = total  # whether from max_steps or from num_epochs
     snapshots = Snapshots(run, hooks, state_total_limit, settings)
+    snapshots.on_written = on_saved or snapshots.on_written
     loop = _Loop(run, dataset, rounds, loader, hooks, snapshots, batch_size, max_grad_norm, on_bad_sample)
     loop.by_dataset, loop.stop.deadline = LossByDataset(labels), deadline
     loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None
@@ -360,6 +363,8 @@ class _Loop:
         run = self.run
         self.saved = run.logger.save(run.accelerator, run.model, run.step)[0]
         self.snapshots.save(self._position())
+        if not self.snapshots.possible and run.accelerator.is_main_process:
+            self.snapshots.on_written()
 
     def _position(self) -> Position:
         over = self.step_in_epoch == self.rounds.steps()

@@ -21,7 +21,7 @@ from dsctl_core.options.model import SomeModelOptions
 from dsctl_core.options.template import MODEL as TEMPLATE
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
-from dsctl_core.remote.address import absolute, place_of, shown
+from dsctl_core.remote.address import absolute, is_remote, place_of, shown
 from dsctl_core.stages.encode import READERS, CacheResult, Encoder, EncodeSettings, encode_dataset
 from dsctl_core.stages.split import Stages, plan_stages
 from dsctl_core.training.distributed.accelerator import make_accelerator
@@ -179,7 +179,10 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
     use = use.located(resolved)
     pictures = resolved.picture_columns
     factor = resolved.parts.division_factor
-    dataset = build_dataset(data, resolved.family, resolved.defaults, factor, pictures, remember=not offline)
+    copied = isinstance(options, CacheOptions) and is_remote(options.output_path)
+    dataset = build_dataset(
+        data, resolved.family, resolved.defaults, factor, pictures, remember=not offline, copied=copied
+    )
     refuse_file_names(dataset, data.extra_inputs)
     refuse_varying(dataset)
     if data.on_bad_sample == "stop":

@@ -30,6 +30,7 @@ from dsctl_core.training.model.task_module import objective_of
 from dsctl_core.training.optim.lr_schedule import LRSchedule, plan_lr_schedule, warmup_of
 from dsctl_core.training.optim.optimizer import OptimizerPlan, learning_rate, plan_optimizer
 from dsctl_core.training.output.folder import refuse_used
+from dsctl_core.training.output.mirror import Mirror
 from dsctl_core.training.output.skipped import SkippedRows
 from dsctl_core.training.plan.cache_check import CacheCheck, precision_of
 from dsctl_core.training.plan.encode import EncodePlan
@@ -37,7 +38,7 @@ from dsctl_core.training.plan.grouping import refuse_groups
 from dsctl_core.training.plan.own_part import with_own_part
 from dsctl_core.training.plan.source import Source, open_cache, open_dataset, samples_repeat
 from dsctl_core.training.state.compare import identity_of, refuse_changes
-from dsctl_core.training.state.folder import SavedState, find_state_if_any
+from dsctl_core.training.state.folder import AUTO, LATEST, SavedState, find_state_if_any
 from dsctl_core.training.state.snapshot import ASKED
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class TrainingPlan:
     lr_schedule: LRSchedule | None
     callbacks: CallbackPlan
     state: SavedState | None  # the state to resume from
+    mirror: Mirror | None  # where the output folder is copied to
     identity: dict[str, Any]  # all settings and files that the results depend on
 
     @property
@@ -109,9 +111,16 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     options = with_own_part(options)
     output, training, adapter = options.output, options.training, options.adapter
     require_trackers([tracker.name for tracker in options.callbacks.track])
+    mirror = None
+    if output.mirror is not None:
+        mirror = Mirror(output.output_path, output.mirror, output.state_total_limit)
+        if output.resume in (LATEST, AUTO) and not offline:
+            mirror.fetch(progress.note)
     state = find_state_if_any(output.output_path, output.resume, progress.note) if output.resume else None
     if not _goes_on(output, state):
         refuse_used(output.output_path)
+    if mirror is not None and not offline:
+        mirror.refuse_misfit(state if _goes_on(output, state) else None)
     for lora in adapter.lora:
         lora_weights(lora.path)
     skipped, use = SkippedRows(output.output_path), ModelUse.of_training(options)
@@ -178,6 +187,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
         lr_schedule=plan_lr_schedule(options.optim),
         callbacks=callbacks,
         state=state,
+        mirror=mirror,
         identity=identity,
     )
 

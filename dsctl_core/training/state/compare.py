@@ -32,7 +32,7 @@ FREE = frozenset(
         *("dataset", "dataset_config"),  # by table: see `table_settings`
         # the length of the run, and when and in what format files are written
         *("output_path", "resume", "allow_changed", "save_steps", "state_total_limit", "num_epochs", "max_steps"),
-        "max_hours",
+        *("max_hours", "mirror"),
         *("lora_format", "lora_dtype", "remove_prefix_in_ckpt", "trigger_words"),
         # how the work is divided; the samples of a step are compared instead, as "samples_per_step"
         *("batch_size", "gradient_accumulation_steps", "dataset_num_workers", "find_unused_parameters", "device"),

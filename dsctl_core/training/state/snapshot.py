@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,6 +74,7 @@ class Snapshots:
         self.group = own_group(run.accelerator) if self.mesh is not None else None
         self.in_background = self.group is not None or run.accelerator.device.type != "cpu"
         self.writing: Writing | None = None
+        self.on_written: Callable[[], None] = lambda: None  # in the main process, when a state is whole
 
     def __enter__(self) -> Snapshots:
         return self
@@ -150,6 +151,7 @@ class Snapshots:
                 write_json(Path(folder) / ABOUT_FILE, state.about)
                 stack.close()
                 prune_states(self.output_path, self.limit)
+                self.on_written()
 
             if self.group is None and not self.run.accelerator.is_main_process:
                 return

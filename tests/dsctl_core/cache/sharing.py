@@ -1,7 +1,8 @@
 """Run as a program: several workers make one cache, killed at random and started again; says what came of it.
 
-    python -m ... MODEL DATA FOLDER WORKERS KILLS_OF_EACH
+    python -m ... MODEL DATA FOLDER WORKERS KILLS_OF_EACH [ADDRESS SECONDS]
 
+With an ADDRESS they write there, and into a folder the one worker that nobody disturbs; an input takes SECONDS then.
 Each worker is a fork of this process, so that what takes seconds to import is imported once.
 """
 
@@ -25,6 +26,7 @@ from dsctl_core.commands.cache import make_cache
 from dsctl_core.errors import DsctlError
 from dsctl_core.families import load_family
 from dsctl_core.options import CacheOptions
+from dsctl_core.remote.store import Remote
 from dsctl_core.stages import encode, share
 from dsctl_core.training.plan import encode as encode_plan
 from tests.dsctl_core.cache.killing import content
@@ -33,8 +35,11 @@ BAD = 5  # a row that the model cannot encode
 STEP = 0.05  # seconds for each input on top, so that a kill mostly comes in the midst of the work
 
 
-def start(model: str, data: str, out: Path, log: Path, shared: bool) -> int:
-    """Fork a process that encodes into `out` and writes down the key of each input that it has encoded."""
+def start(model: str, data: str, out: Path | str, log: Path, step: float = 0) -> int:
+    """Fork a process that encodes into `out` and writes down the key of each input that it has encoded.
+
+    With `step`, the seconds that each input takes on top, it shares the work.
+    """
     child = os.fork()
     if child:
         return child
@@ -42,7 +47,7 @@ def start(model: str, data: str, out: Path, log: Path, shared: bool) -> int:
     descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
 
     def make_part(values: Any, dtype: Any) -> Any:
-        time.sleep(STEP)
+        time.sleep(step)
         made = real(values, dtype)
         os.write(descriptor, f"{shards.hashlib.sha256(repr(made).encode()).hexdigest()}\n".encode())
         return made
@@ -55,12 +60,20 @@ def start(model: str, data: str, out: Path, log: Path, shared: bool) -> int:
     base = {"model": model, "dataset_base_path": data, "output_path": out, "device": "cpu", "on_bad_sample": "skip"}
     code = 1
     try:
-        make_cache(CacheOptions(**base, shared=shared))
+        make_cache(CacheOptions(**base, shared=step > 0))
         code = 0
     finally:
         if code:
             traceback.print_exc()
         os._exit(code)
+
+
+def fetch(address: str, folder: Path) -> None:
+    """Copy all that is at an address into a folder."""
+    remote = Remote(address)
+    for entry in remote.list():
+        (folder / entry.name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / entry.name).write_bytes(remote.read(entry))
 
 
 def main() -> None:
@@ -70,29 +83,35 @@ def main() -> None:
     share.LOOKING = 0.05
     for component in load_family("qwen-image").components:
         component_class(component)
-    _, status = os.waitpid(start(model, data, folder / "alone", folder / "alone.log", shared=False), 0)
+    _, status = os.waitpid(start(model, data, folder / "alone", folder / "alone.log"), 0)
     assert os.waitstatus_to_exitcode(status) == 0
 
-    out, log, rng = folder / "shared", folder / "shared.log", random.Random(0)
-    running = [start(model, data, out, log, shared=True) for _ in range(workers)]
-    killed = 0
+    address, step = (sys.argv[6], float(sys.argv[7])) if len(sys.argv) > 6 else (None, STEP)
+    out, log, rng = address or folder / "shared", folder / "shared.log", random.Random(0)
+    running = [start(model, data, out, log, step) for _ in range(workers)]
+    killed, at_kills = 0, []
     for number in sorted(range(workers * kills), key=lambda _: rng.random()):
-        time.sleep(rng.uniform(0.1, 0.9))
+        time.sleep(rng.uniform(2, 18) * step)
+        at_kills.append(len(log.read_text().split()) if log.exists() else 0)
         place = number % workers
         os.kill(running[place], signal.SIGKILL)
         _, status = os.waitpid(running[place], 0)
         killed += os.waitstatus_to_exitcode(status) == -signal.SIGKILL  # it may have been done before
-        running[place] = start(model, data, out, log, shared=True)
+        running[place] = start(model, data, out, log, step)
     codes = [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in running]
+    shared = folder / "shared"
+    if address is not None:
+        fetch(address, shared)
     lines = log.read_text().split()
     counts = collections.Counter(lines)
     told = {
         "codes": codes,
-        "equal": content(out) == content(folder / "alone"),
-        "names": sorted(path.name for path in out.iterdir()),
-        "problems": [str(each) for each in find_problems(out)],
-        "skipped": [json.loads(line)["row"] for line in (out / "skipped.jsonl").read_text().splitlines()],
+        "equal": content(shared) == content(folder / "alone"),
+        "names": sorted(path.name for path in shared.iterdir()),
+        "problems": [str(each) for each in find_problems(shared)],
+        "skipped": [json.loads(line)["row"] for line in (shared / "skipped.jsonl").read_text().splitlines()],
         "kills": killed,
+        "at_kills": at_kills,
         "inputs": len((folder / "alone.log").read_text().split()),
         "encoded": len(lines),
         "most_often": max(counts.values()),

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from dsctl_core.cache.folder import WORKERS
+from dsctl_core.cache.local_output import FolderOutput
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.cache.verify import find_problems
 from dsctl_core.commands.cache import make_cache
@@ -256,8 +257,8 @@ def test_two_processes_share_the_work_without_overlap_or_repeats(model, data, tm
     single = make_cache(
         CacheOptions(model=str(model), dataset_base_path=data, output_path=tmp_path / "one", device="cpu")
     )
-    monkeypatch.setattr(encode, "read_manifest", lambda cache: None)
-    monkeypatch.setattr(encode, "finish", lambda *_: (None, 0))
+    monkeypatch.setattr(FolderOutput, "manifest", lambda self: None)
+    monkeypatch.setattr(encode, "finish", lambda *_: 0)
     fill(1, 2)
     fill(0, 2)
     monkeypatch.undo()

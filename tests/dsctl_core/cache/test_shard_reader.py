@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from dsctl_core.cache import reader, shard_reader, verified
 from dsctl_core.cache.codec import decode
-from dsctl_core.cache.manifest import Entry, Recipe, write_manifest
+from dsctl_core.cache.manifest import Entry, Recipe, manifest_texts, write_manifest
 from dsctl_core.cache.reader import CACHED, CachedDataset
 from dsctl_core.cache.shards import FOLDER, Part, make_part, structures, write_shard
 from dsctl_core.data.known_files import FINE
@@ -48,7 +48,7 @@ def cache(tmp_path: Path) -> Path:
         sizes[path.name] = path.stat().st_size
     entries = [Entry(number, digest([number]), {}, (digest(number),)) for number in range(SHARDS * PARTS)]
     recipe = Recipe("qwen-image", "sft", ("dit",), (), (), {}, "float32", {}, (), {}, {})
-    write_manifest(folder, recipe, entries, names, sizes, 0, [])
+    write_manifest(folder, *manifest_texts(recipe, entries, names, sizes, 0, []))
     time.sleep(2 * FINE)
     return folder
 

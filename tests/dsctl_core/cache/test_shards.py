@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsctl_core.cache.manifest import Entry, read_manifest, write_manifest
+from dsctl_core.cache.manifest import Entry, manifest_texts, read_manifest, write_manifest
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.cache.shards import FOLDER, examine, make_part, write_shard
 
@@ -38,7 +38,9 @@ def test_a_clip_of_81_frames_at_480x832_takes_the_bytes_of_its_latents_and_of_it
     names = {key: path.name for key, path in shards.items()}
     sizes = {path.name: path.stat().st_size for path in shards.values()}
     entry = Entry(0, "key", {"shared.height": 480, "shared.width": 832, "shared.num_frames": 81}, tuple(made))
-    write_manifest(tmp_path, read_manifest(whole_cache).recipe, [entry], names, sizes, sum(sizes.values()), [])
+    write_manifest(
+        tmp_path, *manifest_texts(read_manifest(whole_cache).recipe, [entry], names, sizes, sum(sizes.values()), [])
+    )
     needed = 2 * (latents.numel() + text.numel())
     stored = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert needed <= stored <= 1.05 * needed

@@ -19,11 +19,15 @@ from tests.conftest import REPOSITORY
 from tests.dsctl_core.cache import sharing
 from tests.dsctl_core.cache.conftest import write_rows
 from tests.dsctl_core.cache.killing import content
+from tests.s3_server import Fault
 
-WORKERS_AT_ONCE, KILLS_OF_EACH = 3, 3
+WORKERS_AT_ONCE, KILLS_OF_EACH = 3, {"folder": 3, "address": 1}
 
 
-def test_workers_that_are_killed_at_random_leave_the_cache_that_one_worker_makes(python, model, pictures, tmp_path):
+@pytest.mark.parametrize("where", ["folder", "address"])
+def test_workers_that_are_killed_at_random_leave_the_cache_that_one_worker_makes(
+    python, model, pictures, tmp_path, where, request
+):
     data = tmp_path / "data"
     data.mkdir()
     for picture in pictures.glob("*.png"):
@@ -32,7 +36,16 @@ def test_workers_that_are_killed_at_random_leave_the_cache_that_one_worker_makes
     damaged.unlink()
     damaged.write_bytes((pictures / "7.png").read_bytes()[:900])
     write_rows(data, [f"picture {n} of many" for n in range(24)])
-    command = [python, sharing.__file__, model, data, tmp_path, str(WORKERS_AT_ONCE), str(KILLS_OF_EACH)]
+    command = [python, sharing.__file__, model, data, tmp_path, str(WORKERS_AT_ONCE), str(KILLS_OF_EACH[where])]
+    if where == "address":
+        s3 = request.getfixturevalue("s3")
+        s3.make_bucket(tmp_path.name.replace("_", "-"))
+        s3.faults += [
+            Fault("PUT", status=503, times=3),
+            Fault("PUT", wait=0.5, times=5),
+            Fault("GET", cut_after=9, times=2),
+        ]
+        command += [f"s3://{tmp_path.name.replace('_', '-')}/cache", "0.15"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -42,6 +55,7 @@ def test_workers_that_are_killed_at_random_leave_the_cache_that_one_worker_makes
     assert told["problems"] == []
     assert told["names"] == ["index.json", "manifest.json", "shards", "skipped.jsonl"]  # nothing of the workers is left
     assert told["kills"] > 0
+    assert any(0 < count < told["inputs"] for count in told["at_kills"])
     assert told["skipped"] == [sharing.BAD, 7]  # what one worker could not encode, the others know
     assert told["inputs"] == 2 * (24 - 2)
     assert told["inputs"] <= told["encoded"]

@@ -120,6 +120,7 @@ VALUES: dict[str, Any] = {
     **dict.fromkeys(("trigger_words", "negative_prompt", "revision", "model", "sample_negative_prompt"), "x"),
     **dict.fromkeys(("sample_prompts_file", "inpaint_mask", "local_dir", "metadata", "from_cache", "resume"), "f"),
     "accelerate_config": "f",
+    "mirror": "s3://bucket/folder",
     "caption_prefix": "",
     "caption_suffix": "",
     "column": "a=b",

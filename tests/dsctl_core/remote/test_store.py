@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.remote import backends
+from dsctl_core.remote import s3 as backend
 from dsctl_core.remote.errors import RemoteChanged, RemoteError, RemoteExists, RemoteMissing, RemoteUnreachable
 from dsctl_core.remote.retry import Patience
 from dsctl_core.remote.store import Entry, Remote
@@ -93,7 +93,7 @@ def test_a_file_that_was_replaced_since_it_was_listed_is_not_read(s3: S3Server, 
 def test_a_listing_of_more_than_one_page_has_every_file_once_and_no_other_folder(
     s3: S3Server, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "PAGE", 3)
+    monkeypatch.setattr(backend, "PAGE", 3)
     for name in ("many/", *(f"many/{number}" for number in range(7)), "many more/1"):
         s3.put("store", name, b"")
     s3.faults.append(Fault("list-type=2", status=503, times=1))
@@ -120,7 +120,7 @@ def test_of_several_writers_one_succeeds_and_a_lost_answer_is_no_other_writer(s3
 def test_a_large_file_is_written_in_parts_and_is_there_whole_or_not_at_all(
     s3: S3Server, remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "PART", 5 * 2**20)
+    monkeypatch.setattr(backend, "PART", 5 * 2**20)
     (tmp_path / "large").write_bytes(os.urandom(6 * 2**20))
     s3.faults.append(Fault("partNumber=2", status=403))
     with pytest.raises(RemoteError):
