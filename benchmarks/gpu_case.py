@@ -11,11 +11,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from PIL import Image
 
 from benchmarks.flops import peak_flops
+from benchmarks.model_data import PROMPT, write_data
 from dsctl_core.families import pipeline_class
-from dsctl_core.families.resolve import resolve_model
 from dsctl_core.losses import find_loss
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress
@@ -25,24 +24,13 @@ from dsctl_core.training.dry_run.simulated import SimulatedModel, largest
 from dsctl_core.training.plan.plan import TrainingPlan, plan_training
 
 WARM_UP = 2
-PROMPT = "a red bicycle leaning on a white wall in the evening sun, photographed from the other side of the road"
 
 
 def options_of(case: dict[str, Any], folder: Path, **more: Any) -> TrainOptions:
     """Write a dataset of one row at the size of the model into `folder`; return the options of its training."""
-    defaults = resolve_model(case["model"]).defaults
-    height, width, frames = defaults["height"], defaults["width"], defaults.get("num_frames")
-    picture = Image.new("RGB", (width, height), "red")
-    name = "image.png" if frames is None else "clip.gif"
-    others = [Image.new("RGB", (width, height), (200, number, 0)) for number in range(2 * frames if frames else 0)]
-    picture.save(folder / name, **({"save_all": True, "append_images": others, "duration": 40} if frames else {}))
-    column = "image" if frames is None else "video"
-    (folder / "metadata.json").write_text(json.dumps([{"prompt": PROMPT, column: name}]), encoding="utf-8")
-    asked = {"dataset_base_path": folder, "dataset_metadata_path": folder / "metadata.json", "data_file_keys": column}
-    clips = {} if frames is None else {"num_frames": frames, "short_clips": "shorten"}
-    precision = {"device": case["device"], "mixed_precision": "bf16", "output_path": folder / "out", "max_steps": 2}
-    size = {"model": case["model"], "height": height, "width": width}
-    return TrainOptions(**{**asked, **clips, **precision, **size, **case.get("train", {"lora_rank": 32}), **more})
+    asked = {"device": case["device"], "mixed_precision": "bf16", "output_path": folder / "out", "max_steps": 2}
+    asked |= {"model": case["model"], **write_data(case["model"], folder)}
+    return TrainOptions(**{**asked, **case.get("train", {"lora_rank": 32}), **more})
 
 
 def random_pipeline(plan: TrainingPlan, names: list[str]) -> Any:

@@ -248,6 +248,8 @@ def load(
     fuse_loras(pipe, [(lora.path, lora.scale) for lora in options.lora], [name for name, _ in quantized])
     for name, form in quantized:
         quantize(pipe.component(name), form, dtype, device)
+        if offload.place != "none":  # it was packed on the device, where the next may need the room
+            pipe.component(name).to("cpu")
     place(pipe, offload)
     return pipe
 

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from dsctl_core.errors import UsageError
@@ -60,10 +60,43 @@ def gradient_checkpoint_forward(
         return block(*args, **kwargs)
     around = _around.get()
     contexts = noop_context_fn if around is None else lambda: (nullcontext(), around())
-    # A GPU can copy while it computes only from pinned memory.
-    host = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
-    with host if use_gradient_checkpointing_offload else nullcontext():
+    with _saved_on_host() if use_gradient_checkpointing_offload else nullcontext():
         return checkpoint(block, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+_elsewhere: ContextVar[tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None]
+_elsewhere = ContextVar("elsewhere", default=None)
+
+
+@contextmanager
+def saved_by(pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> Iterator[None]:
+    """Inside the context, use `pack` and `unpack` for what would be kept in main memory: a dry run has none."""
+    token = _elsewhere.set((pack, unpack))
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
+def _saved_on_host() -> AbstractContextManager[None]:
+    """Keep what autograd saves inside the context in main memory, pinned where there is a GPU.
+
+    torch's own `save_on_cpu` waits for each copy to end; these are in the order of the stream, as their uses are.
+    """
+    hooks = _elsewhere.get() or ((_to_host, _to_device) if torch.cuda.is_available() else None)
+    return torch.autograd.graph.save_on_cpu() if hooks is None else torch.autograd.graph.saved_tensors_hooks(*hooks)
+
+
+def _to_host(tensor: Tensor) -> tuple[torch.device, Tensor]:
+    if not tensor.is_cuda:
+        return tensor.device, tensor
+    host = torch.empty(tensor.size(), dtype=tensor.dtype, layout=tensor.layout, device="cpu", pin_memory=True)
+    return tensor.device, host.copy_(tensor, non_blocking=True)
+
+
+def _to_device(saved: tuple[torch.device, Tensor]) -> Tensor:
+    device, tensor = saved
+    return tensor.to(device, non_blocking=True)
 
 
 def checkpoint_some(model: nn.Module, count: int) -> None:

@@ -177,7 +177,8 @@ class Gpu(TorchDispatchMode):
         inputs = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
         device = kwargs.get("device")
         to_gpu = device is not None and torch.device(device).type == "cuda"
-        if not to_gpu and not any(isinstance(each, FakeTensor) for each in inputs):
+        pinned = kwargs.pop("pin_memory", False)
+        if not pinned and not to_gpu and not any(isinstance(each, FakeTensor) for each in inputs):
             return func(*args, **kwargs)
         packet, on_gpu = func.overloadpacket, to_gpu or any(each.is_cuda for each in inputs)
         if on_gpu and self._waits(packet, args, kwargs):
@@ -213,7 +214,8 @@ class Gpu(TorchDispatchMode):
         if packet in (aten._to_copy, aten.copy_):
             target = kwargs.get("device") if packet is aten._to_copy else args[0].device
             source = args[0] if packet is aten._to_copy else args[1]
-            return bool(target) and torch.device(target).type == "cpu" and source.is_cuda
+            waits = not kwargs.get("non_blocking", len(args) > 2 and args[2])
+            return waits and bool(target) and torch.device(target).type == "cpu" and source.is_cuda
         if packet is aten.repeat_interleave:
             return kwargs.get("output_size") is None
         if packet in (aten.index, aten.index_put_):
@@ -257,7 +259,6 @@ class Gpu(TorchDispatchMode):
         plain = tree_map(lambda each: values[id(each)] if isinstance(each, Tensor) else each, (args, kwargs))
         if plain[1].get("device") is not None:
             plain[1]["device"] = torch.device("cpu")
-        plain[1].pop("pin_memory", None)
         try:
             with torch.no_grad():
                 return func(*plain[0], **plain[1])

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from benchmarks.model_data import PROMPT, inputs_of
 from dsctl_core import pipeline
 from dsctl_core.commands import infer as inference
 from dsctl_core.commands import infer_offload
@@ -21,7 +22,6 @@ from dsctl_core.options.quantize import quantized_pairs
 from dsctl_core.progress import NoProgress
 from dsctl_core.training.dry_run.drawing import drawing_memory
 from tests.fake_gpu.counting import Gpu
-from tests.fake_gpu.data import PROMPT
 from tests.fake_gpu.loading import loads_fakes, wide_weights
 from tests.fake_gpu.training import shown
 
@@ -91,9 +91,10 @@ def draw(depth: int | None, **asked: Any) -> Drawn:
     """Draw with the options `asked`, with `depth` blocks of each kind (None: all), and return what was found."""
     gpu, drawn = Gpu(), Drawn()
     watch, resolved = _Watch(gpu, drawn), resolve_model(asked["model"])
+    pictures = {n: [file] if n == "edit_image" else file for n, file in inputs_of(resolved).items()}
     suffix = ".png" if resolved.family.time_division is None else ".mp4"
     named = {"prompt": PROMPT, "num_inference_steps": STEPS, "output": Path(f"drawn{suffix}")}
-    options = InferOptions(device="cuda", **{**named, **inputs_of(resolved), **asked})
+    options = InferOptions(device="cuda", **{**named, **pictures, **asked})
 
     def place(pipe: Any, waiting: infer_offload.Waiting) -> None:
         drawn.offload, drawn.blocks = waiting.place, waiting.blocks
@@ -120,14 +121,6 @@ def draw(depth: int | None, **asked: Any) -> Drawn:
     ):
         inference.infer(options, watch)
     return drawn
-
-
-def inputs_of(resolved: ResolvedModel) -> dict[str, Any]:
-    """Return the pictures that the model cannot draw without, as options."""
-    family, picture = resolved.family, Path("image.png")
-    if family.decomposes or "edit" in family.name:
-        return {"edit_image": [picture]}
-    return dict.fromkeys(family.frame_inputs(resolved.parts).needed, picture)
 
 
 def _bytes_of(gpu: Gpu, depth: int | None) -> Any:

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import layer_norm, rms_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from dsctl_core.memory.fused import as_on_a_gpu
-from dsctl_core.memory.recompute import recomputed_inside
+from dsctl_core.memory.recompute import recomputed_inside, saved_by
 
 MIB = 2**20
 # The context of CUDA with the kernels of torch, and the workspaces of cuBLAS: others report 0.4 to 0.6 GB.
@@ -70,8 +71,23 @@ FLOAT32 = frozenset(
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
     """Compute by the rules of CUDA's autocast inside the context, and so blocks of it that are recomputed later."""
-    with recomputed_inside(CudaAutocast), CudaAutocast(), as_on_a_gpu():
+    with recomputed_inside(CudaAutocast), CudaAutocast(), as_on_a_gpu(), saved_by(_off_the_gpu, _on_the_gpu):
         yield
+
+
+def _off_the_gpu(tensor: Tensor) -> Any:
+    """Return what makes a fake tensor anew: one in main memory takes none of the GPU's."""
+    if not isinstance(tensor, FakeTensor):
+        return tensor
+    return tensor.fake_mode, (tensor.size(), tensor.stride()), {"dtype": tensor.dtype, "device": tensor.device}
+
+
+def _on_the_gpu(saved: Any) -> Tensor:
+    if isinstance(saved, Tensor):
+        return saved
+    mode, form, about = saved
+    with mode:
+        return torch.empty_strided(*form, **about)
 
 
 class CudaAutocast(TorchFunctionMode):
