@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import json
 import re
@@ -163,14 +164,15 @@ def _all_published(family: Family, component: Component) -> list[Published]:
 
 
 def _published(component: Component, config: Mapping[str, Any]) -> Published:
-    return _read_once(component_class(component), json.dumps(config, sort_keys=True))
+    return _read_once(component.library, component.class_name, json.dumps(config, sort_keys=True))
 
 
 @functools.cache
-def _read_once(cls: Any, config: str) -> Published:
-    """Describe the class `cls` with the sizes in `config`, in JSON. To build it takes up to half a second."""
+def _read_once(library: str, class_name: str, config: str) -> Published:
+    """Describe a class of `library` with the sizes in `config`, in JSON. To build it takes up to half a second."""
     from accelerate import init_empty_weights
 
+    cls: Any = getattr(importlib.import_module(library), class_name)
     with init_empty_weights():
         model = cls(**decode_json(config))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

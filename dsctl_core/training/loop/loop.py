@@ -161,7 +161,8 @@ def launch_training_task(
     if isinstance(lr_scheduler, LRSchedule) and lr_scheduler.follows_length:
         settings["max_steps"] = total  # whether from max_steps or from num_epochs
     snapshots = Snapshots(run, hooks, state_total_limit, settings)
-    snapshots.on_written = on_saved or snapshots.on_written
+    if on_saved is not None:
+        snapshots.on_written = on_saved
     loop = _Loop(run, dataset, rounds, loader, hooks, snapshots, batch_size, max_grad_norm, on_bad_sample)
     loop.by_dataset, loop.stop.deadline = LossByDataset(labels), deadline
     loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None

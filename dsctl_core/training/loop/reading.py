@@ -94,7 +94,7 @@ class ThreadedLoader:
                 torch.cuda.set_device(self.device)
 
         def read() -> Any:
-            batch = next(batches, end)
+            batch: Any = next(batches, end)
             return batch if batch is end else [each.pin_memory() for each in batch]
 
         pool = ThreadPoolExecutor(1, "samples", use_device)
