@@ -83,9 +83,9 @@ def _panels(options: type[Options]) -> dict[str, list[str]]:
 
 
 def _flags(name: str, field: FieldInfo) -> str:
-    """Return all ways to write an option; of a switch that is on by default, also the one that switches it off."""
+    """Return all ways to write an option; of a switch that is not off by default, also the one that switches it off."""
     flags = [spelled(name, field), *other_spellings(field)]
-    if bare_type(field.annotation) is bool and field.default is True:
+    if bare_type(field.annotation) is bool and field.default is not False:
         flags.append(f"--no-{flags[0].removeprefix('--')}")
     return ", ".join(f"`{flag}`" for flag in flags)
 

@@ -50,8 +50,10 @@ class TrainingOptions(Options):
     use_gradient_checkpointing_offload: bool = Field(
         False, description="Keep what gradient checkpointing stores in main memory."
     )
-    find_unused_parameters: bool = Field(
-        True, description="On several GPUs: let some trained weights go without a gradient, as a few always do."
+    find_unused_parameters: bool | None = Field(
+        None,
+        description="On several GPUs: look at each step for trained weights without a gradient, as a few always are; "
+        "with --no, there may be none. Left out: look once where each step has the same weights, else at each.",
     )
     fp8_models: ModelParts = Field(
         (),

@@ -93,6 +93,7 @@ TRAIN = Command(
         "logit_std": Try("2", {"timestep_sampling": "logit_normal"}),
         "max_timestep_boundary": "0.5",
         "fit": "24",
+        "find_unused_parameters": False,
         "group_by_prompt_length": Try(True, {"batch_size": "2"}),
         "gradient_checkpointing_blocks": Try("1", {"use_gradient_checkpointing": True}),
         "attention_backend": "_native_math",

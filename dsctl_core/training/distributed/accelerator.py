@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, KwargsHandler
-from torch import nn
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.memory.mps import has_mps, require_mps
 from dsctl_core.options.processes import ProcessCountOptions
 
 STATUS = Path("/proc/self/status")
-UNFINISHED = "Expected to have finished reduction"  # torch's error for weights without a gradient in several processes
 
 
 def make_accelerator(
@@ -84,36 +81,6 @@ def leaves_mps(device: str | None) -> bool:
 def _on_cpus_of_a_launcher() -> bool:
     """Return whether this is one of several processes without a GPU, for which accelerate needs cpu=True."""
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-
-
-def require_used_parameters(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
-    """Raise a UsageError if processes wait for gradients of all `parameters`, and some have none after backward.
-
-    Torch itself finds out only in the next step: until then the gradients of other weights are not averaged.
-    """
-    handler = accelerator.ddp_handler
-    alike = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-    waiting = accelerator.distributed_type in alike and handler is not None and not handler.find_unused_parameters
-    if waiting and any(parameter.grad is None for parameter in parameters):
-        raise _unused_parameters()
-
-
-@contextmanager
-def naming_unused_parameters() -> Iterator[None]:
-    """Raise a UsageError that names the option where torch finds that trained weights got no gradient."""
-    try:
-        yield
-    except RuntimeError as error:
-        if UNFINISHED not in str(error):
-            raise
-        raise _unused_parameters() from error
-
-
-def _unused_parameters() -> UsageError:
-    return UsageError(
-        "--no-find-unused-parameters is given, but some trained weights get no gradient, as in most models",
-        hint="leave it out: several processes then wait for no gradient of these",
-    )
 
 
 def launched_with(engine: str) -> bool:

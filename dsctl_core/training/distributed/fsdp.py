@@ -191,7 +191,11 @@ def divided(module: nn.Module) -> list[FSDPModule]:
 
 
 def prepare(
-    accelerator: Accelerator, module: nn.Module, optimizer: Optimizer, batch_size: int, max_grad_norm: float
+    accelerator: Accelerator,
+    module: DiffusionTrainingModule,
+    optimizer: Optimizer,
+    batch_size: int,
+    max_grad_norm: float,
 ) -> tuple[nn.Module, Optimizer]:
     """Return `module` and `optimizer` wrapped by accelerate; a module that is sharded by `shard` only gets autocast."""
     if divided(module):
@@ -211,8 +215,11 @@ def prepare(
         # The engine has no data loader to read the batch size from, and clips gradients itself.
         settings = accelerator.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"], settings["gradient_clipping"] = batch_size, max_grad_norm
-    if accelerator.ddp_handler is not None and len(_trained_denoisers(module)) > 1:
-        accelerator.ddp_handler.find_unused_parameters = True  # a micro-batch runs one of them, in each process its own
+    handler = accelerator.ddp_handler
+    if handler is not None and len(_trained_denoisers(module)) > 1:
+        handler.find_unused_parameters = True  # a micro-batch runs one of them, in each process its own
+    elif handler is not None and module.static_graph:
+        handler.static_graph, handler.find_unused_parameters = True, False
     return accelerator.prepare(module, optimizer)
 
 

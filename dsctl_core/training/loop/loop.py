@@ -20,11 +20,8 @@ from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.random import derive_seed
 from dsctl_core.training.callbacks.base import TrainingHook, TrainingRun
 from dsctl_core.training.callbacks.progress_fields import StepFields
-from dsctl_core.training.distributed.accelerator import (
-    naming_unused_parameters,
-    peak_memory,
-    require_used_parameters,
-)
+from dsctl_core.training.distributed.accelerator import peak_memory
+from dsctl_core.training.distributed.ddp import UsedWeights, naming_unused_weights
 from dsctl_core.training.distributed.fsdp import gradient_norm, keeping_gradients, prepare, shard
 from dsctl_core.training.loop.batches import Loaded, MicroBatches, batch_loader
 from dsctl_core.training.loop.by_dataset import LossByDataset
@@ -196,6 +193,7 @@ class _Loop:
         self.run, self.dataset, self.rounds, self.loader, self.hooks = run, dataset, rounds, loader, hooks
         self.batch_size, self.max_grad_norm, self.on_bad_sample = batch_size, max_grad_norm, on_bad_sample
         self.snapshots = snapshots
+        self.used = UsedWeights(run.accelerator, run.parameters)
         self.stop = StopSignals(run.progress.note)
         self.stopped_by = 0  # one of STOPS, for one of the processes
         self.step_in_epoch = 0
@@ -216,7 +214,7 @@ class _Loop:
         run.logger.on_training_start(run.accelerator, run.model)
         with self._alone(), self.stop, self.snapshots:
             self._start(state)
-            with naming_unused_parameters():
+            with naming_unused_weights(self.used):
                 while run.step < run.total:
                     self._epoch()
             for hook in self.hooks:
@@ -289,7 +287,7 @@ class _Loop:
         torch.manual_seed(derive_seed(loaded[0].seed, "global"))
         # Gradients are reduced between processes once a step, at its last micro-batch.
         accelerator.sync_gradients = last
-        with nullcontext() if last else keeping_gradients(accelerator, prepared):
+        with nullcontext() if self.used.begins() or last else keeping_gradients(accelerator, prepared):
             loss = prepared(batch[0] if self.batch_size == 1 else batch)
             require_trained_loss(loss, self.run.step + 1)
             accelerator.backward(loss * weight)
@@ -331,8 +329,8 @@ class _Loop:
         require_finite_gradient(
             norm, run.step + 1, self.names, self.saved, run.accelerator, resumable=self.snapshots.possible
         )
+        self.used.require(run.step + 1)
         if self.first_step:
-            require_used_parameters(run.accelerator, run.parameters)
             require_some_gradient(norm, run.parameters)
             self.first_step = False
 

@@ -53,6 +53,7 @@ class DiffusionTrainingModule(nn.Module):
 
     pipe: BasePipeline
     sample_losses: Tensor | None
+    static_graph = False  # whether every step computes with the same trained weights, as far as it is known
 
     def __init__(self) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.errors import UsageError
 from dsctl_core.memory.options import MemorySettings
 from dsctl_core.pipeline import BasePipeline
@@ -49,7 +50,24 @@ def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
         if not isinstance(model, FSDPModule):  # its parts are where FSDP2 wants them
             model.to(device)
     pipe.device = torch.empty(0, device=device).device
+    module.static_graph = has_static_graph(plan, device)
     return module
+
+
+def has_static_graph(plan: TrainingPlan, device: torch.device) -> bool:
+    """Return whether DDP can take it that every step computes with the same trained weights; on a GPU alone.
+
+    This is known of one denoiser whose rows all have the same inputs. An encoder may get a picture in one row and none
+    in another, and what a template does is not known. Compiled blocks split their graphs by DDP's buckets, which a
+    static graph does not allow.
+    """
+    options, source = plan.options, plan.source
+    if options.training.find_unused_parameters is not None or device.type != "cuda" or options.memory.compile:
+        return False
+    names, denoisers = options.trained_components, [each.name for each in plan.model.parts.denoisers]
+    inputs = source.manifest.recipe.extra_inputs if isinstance(source, CachedDataset) else options.data.extra_inputs
+    varying = set(inputs) & set(plan.model.family.optional_inputs)
+    return len(names) == 1 and names[0] in denoisers and not plan.model.side_networks and not varying
 
 
 def divided_components(plan: TrainingPlan) -> tuple[str, ...]:

@@ -202,7 +202,7 @@ def build_accelerator(options: TrainingOptions, processes: ProcessOptions, usual
         processes,
         usual,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
-        handlers=[DistributedDataParallelKwargs(find_unused_parameters=options.find_unused_parameters)],
+        handlers=[DistributedDataParallelKwargs(find_unused_parameters=options.find_unused_parameters is not False)],
     )
 
 

@@ -1,4 +1,4 @@
-"""The memory that a run says it has taken is its own, and torch's error of unused weights names the option."""
+"""The memory that a run says it has taken is its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from dsctl_core.options.processes import ProcessCountOptions
 from dsctl_core.training.distributed.accelerator import (
     leaves_mps,
     make_accelerator,
-    naming_unused_parameters,
     peak_memory,
 )
 from dsctl_core.training.state.randomness import random_state, restore_random_state
@@ -49,14 +48,6 @@ def test_without_the_line_of_linux_it_is_what_the_system_counts(
         status.write_text(text)
     monkeypatch.setattr("dsctl_core.training.distributed.accelerator.STATUS", status)
     assert peak_memory() > 10_000_000
-
-
-def test_weights_that_lose_their_gradient_in_the_middle_of_a_run_are_refused_by_the_option():
-    text = "Expected to have finished reduction in the prior iteration before starting a new one."
-    with pytest.raises(UsageError, match="--no-find-unused-parameters is given"), naming_unused_parameters():
-        raise RuntimeError(text)
-    with pytest.raises(RuntimeError, match="something else"), naming_unused_parameters():
-        raise RuntimeError("something else")
 
 
 def test_a_limit_for_waiting_is_refused_where_nobody_waits():
