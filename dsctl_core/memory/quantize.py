@@ -145,19 +145,23 @@ def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype, device: torch.dev
         model,
         storage_dtype=FP8,
         compute_dtype=compute_dtype,
-        skip_modules_pattern=_kept(model),
+        skip_modules_pattern=kept_parts(model),
         skip_modules_classes=(QuantizedLinear,),
     )
 
 
-def _kept(model: nn.Module) -> tuple[str, ...]:
+def kept_parts(model: nn.Module) -> tuple[str, ...]:
+    """Return patterns of the names of what is held and computed in the precision of the run: norms, embeddings, LoRAs.
+
+    What the class of `model` excludes or keeps in float32 is among them.
+    """
     declared: Any = getattr(model, "_skip_layerwise_casting_patterns", None) or ()
     return (*SKIPPED, *declared, *(re.escape(name) for name in sorted(float32_parts(model))))
 
 
 def _pack_blocks(model: nn.Module, form: Format, dtype: torch.dtype, device: torch.device | None) -> int:
     """Pack the linear layers of the repeated blocks of `model`; return their number."""
-    kept, packed = [re.compile(pattern) for pattern in _kept(model)], 0
+    kept, packed = [re.compile(pattern) for pattern in kept_parts(model)], 0
     for prefix, block in repeated_blocks(model).items():
         for name, layer in block.named_modules():
             full = f"{prefix}.{name}" if name else prefix

@@ -159,7 +159,8 @@ class _Search:
         training, offloaded = self.asked.training, self._is_given("offload_blocks")
         whole = [name.split(".")[0] for name in training.trainable_models or ()]
         packed = [*training.fp8_models, *(part.partition("=")[0] for part in training.quantize)]
-        return "dit" not in (*whole, *packed) and not self.asked.adapter.use_dora and not offloaded
+        computed = self.asked.adapter.use_dora or self.asked.memory.float8  # with the weights as they are
+        return "dit" not in (*whole, *packed) and not computed and not offloaded
 
     def _can_offload(self) -> bool:
         return self._can_pack() and not self.asked.memory.compile

@@ -41,9 +41,13 @@ def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
     if memory.offload_blocks and device.type == "cpu":
         raise UsageError("--offload-blocks has no effect without a GPU", hint="leave it out")
     settings = MemorySettings(
-        memory.gradient_checkpointing_blocks, memory.offload_blocks, memory.compile, memory.attention_backend
+        memory.gradient_checkpointing_blocks,
+        memory.offload_blocks,
+        memory.compile,
+        memory.attention_backend,
+        memory.float8,
     )
-    settings.apply(list(pipe.iteration_modules().values()), device, pipe.denoiser_modules())
+    settings.apply(list(pipe.iteration_modules().values()), device, pipe.denoiser_modules(), divided=bool(parts))
     if parts:
         shard(plan.accelerator, module, plan.dtype)
     for model in pipe.components.values():
