@@ -230,6 +230,8 @@ def load(
     offload: Place = "none",
 ) -> BasePipeline:
     """Load the pipeline, with its trained parts and its LoRAs, onto the device, but for what `offload` says."""
+    import torch
+
     from dsctl_core.lora.layers import fuse_loras
     from dsctl_core.memory.quantize import quantize
 
@@ -241,8 +243,9 @@ def load(
     pipe.solver = options.solver or pipe.solver
     # The scales stay, so nothing has to be computed beside the weights at each step.
     fuse_loras(pipe, [(lora.path, lora.scale) for lora in options.lora], [name for name, _ in quantized])
+    denoisers = [each.name for each in resolved.parts.denoisers] if offload == "blocks" else []
     for name, form in quantized:
-        quantize(pipe.component(name), form, dtype, device)
+        quantize(pipe.component(name), form, dtype, device, torch.device("cpu") if name in denoisers else device)
     place(pipe, offload)
     return pipe
 

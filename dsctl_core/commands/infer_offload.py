@@ -28,7 +28,7 @@ def choose_offload(
 ) -> tuple[Place, str | None]:
     """Return what waits in main memory, and a line that says so where it was chosen from the memory that is free.
 
-    Raises UsageError for --offload on a CPU, where it has no effect, and for blocks of a quantized denoiser.
+    Raises UsageError for --offload on a CPU, where it has no effect.
     """
     import torch
 
@@ -41,19 +41,11 @@ def choose_offload(
         return "none", None
     if device.type == "mps":  # its memory is the main memory
         return "none", None
-    packed = {name for name, _ in quantized_pairs(options.quantize)}
     denoisers = [each.name for each in resolved.parts.denoisers]
     if options.offload != "auto":
-        if options.offload == "blocks" and packed & set(denoisers):
-            raise UsageError(
-                f"--offload blocks and --quantize {sorted(packed & set(denoisers))[0]} cannot be combined",
-                hint="give --offload components: a quantized denoiser is small",
-            )
         return options.offload, None
     free, total = torch.cuda.mem_get_info(device)
-    place = fitting(
-        component_bytes(options, resolved, dtype), denoisers, free, total, blocks=not packed & set(denoisers)
-    )
+    place = fitting(component_bytes(options, resolved, dtype), denoisers, free, total)
     if place == "none":
         return place, None
     what = "components wait" if place == "components" else "components, and the blocks of the denoiser, wait"
@@ -63,10 +55,10 @@ def choose_offload(
     )
 
 
-def fitting(sizes: dict[str, int], denoisers: list[str], free: int, total: int, *, blocks: bool) -> Place:
+def fitting(sizes: dict[str, int], denoisers: list[str], free: int, total: int) -> Place:
     """Return what has to wait in main memory, where the components have `sizes` in bytes, of which one denoiser acts.
 
-    `free` and `total` are the bytes of the device; `blocks` says whether blocks can wait.
+    `free` and `total` are the bytes of the device.
     """
     room = free - max(RESERVE, int(RESERVED_SHARE * total))
     acting = max((sizes.get(name, 0) for name in denoisers), default=0)
@@ -74,7 +66,7 @@ def fitting(sizes: dict[str, int], denoisers: list[str], free: int, total: int, 
     if acting + others <= room:
         return "none"
     largest = max(sizes.values(), default=0)
-    return "components" if largest <= room or not blocks else "blocks"
+    return "components" if largest <= room else "blocks"
 
 
 def component_bytes(options: InferOptions, resolved: ResolvedModel, dtype: torch.dtype) -> dict[str, int]:

@@ -221,12 +221,14 @@ def _refuse_idle_edits(
     else:
         parts = {component.name for component in model.family.components} - set(stages.idle)
         use.refuse_unloaded(parts, "this run")
-    memory = options.memory
-    for lever in [*(["--offload-blocks"] if memory.offload_blocks else ()), *(["--float8"] if memory.float8 else ())]:
-        for name in {denoiser.name for denoiser in model.parts.denoisers} & set(use.edits.packed):
-            _, flag = use.edits.holding(name)
+    memory, edits = options.memory, use.edits
+    refused = {"--offload-blocks": edits.fp8 if memory.offload_blocks else ()}
+    refused["--float8"] = edits.packed if memory.float8 else ()
+    for lever, packed in refused.items():
+        for name in {denoiser.name for denoiser in model.parts.denoisers} & set(packed):
             raise UsageError(
-                f"{lever} and {flag} {name} are both given, and cannot be combined", hint="give one of them"
+                f"{lever} and {edits.holding(name)[1]} {name} are both given, and cannot be combined",
+                hint="give one of them",
             )
 
 
