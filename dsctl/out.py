@@ -27,6 +27,7 @@ SILENCE = {
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TORCH_LOGS": "-torch.utils._pytree",  # which torchao, where it is installed, registers constants with
 }
 MUTE = (
     logging.NullHandler()

@@ -110,6 +110,8 @@ class Family:
     same_layers_as: tuple[str, ...] = ()
     # Attention modules to which a kv_cache can add tokens
     attention_blocks: tuple[AttentionBlocks, ...] = (AttentionBlocks(),)
+    # Changes a denoiser, to equal results up to rounding, so that a compiler generates code for all of its blocks
+    for_compiler: Callable[[Any], None] | None = None
     # Whether some weights take a guidance scale as an input of the network.
     embedded_guidance: bool = False
     # The noise levels of `--timestep-sampling diffsynth`, if DiffSynth-Studio trains the family

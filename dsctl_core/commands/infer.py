@@ -235,6 +235,8 @@ def load(
     offload: Waiting = NOTHING_WAITS,
 ) -> BasePipeline:
     """Load the pipeline, with its trained parts and its LoRAs, onto the device, but for what `offload` says."""
+    import torch
+
     from dsctl_core.lora.layers import fuse_loras
     from dsctl_core.memory.quantize import quantize
 
@@ -246,9 +248,11 @@ def load(
     pipe.solver = options.solver or pipe.solver
     # The scales stay, so nothing has to be computed beside the weights at each step.
     fuse_loras(pipe, [(lora.path, lora.scale) for lora in options.lora], [name for name, _ in quantized])
+    denoisers = [each.name for each in resolved.parts.denoisers] if offload.place == "blocks" else []
     for name, form in quantized:
-        quantize(pipe.component(name), form, dtype, device)
-        if offload.place != "none":  # it was packed on the device, where the next may need the room
+        packed_on = torch.device("cpu") if name in denoisers else device
+        quantize(pipe.component(name), form, dtype, device, packed_on)
+        if offload.place != "none" and packed_on == device:  # where the next may need the room
             pipe.component(name).to("cpu")
     place(pipe, offload)
     return pipe

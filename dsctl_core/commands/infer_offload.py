@@ -49,7 +49,7 @@ def choose_offload(
     """Return what waits in main memory, and a line that says so where it was chosen from the memory that is free.
 
     `call` are the arguments of the call of the pipeline, from which the memory of the drawing is predicted. Raises
-    UsageError for --offload on a CPU, where it has no effect, and for blocks of a quantized denoiser.
+    UsageError for --offload on a CPU, where it has no effect.
     """
     import torch
 
@@ -62,14 +62,8 @@ def choose_offload(
         return Waiting(), None
     if device.type == "mps":  # its memory is the main memory
         return Waiting(), None
-    packed = {name for name, _ in quantized_pairs(options.quantize)}
     denoisers = [each.name for each in resolved.parts.denoisers]
     if options.offload != "auto":
-        if options.offload == "blocks" and packed & set(denoisers):
-            raise UsageError(
-                f"--offload blocks and --quantize {sorted(packed & set(denoisers))[0]} cannot be combined",
-                hint="give --offload components: a quantized denoiser is small",
-            )
         return Waiting(options.offload), None
     free, total = torch.cuda.mem_get_info(device)
     room = free - int(SPARE * total)
@@ -78,7 +72,7 @@ def choose_offload(
         return Waiting(), None
     memory = None if options.templates.template else _predicted(options, resolved, dtype, call)
     if memory is None:
-        waiting = Waiting(fitting(sizes, denoisers, free, total, blocks=not packed & set(denoisers)))
+        waiting = Waiting(fitting(sizes, denoisers, free, total))
         needed = 0
     else:
         waiting, needed = fitted(memory, room)
@@ -137,10 +131,10 @@ def fitted(memory: DrawingMemory, room: int) -> tuple[Waiting, int]:
     return Waiting("blocks", count), least
 
 
-def fitting(sizes: dict[str, int], denoisers: list[str], free: int, total: int, *, blocks: bool) -> Place:
+def fitting(sizes: dict[str, int], denoisers: list[str], free: int, total: int) -> Place:
     """Return what has to wait in main memory, where the components have `sizes` in bytes, of which one denoiser acts.
 
-    `free` and `total` are the bytes of the device; `blocks` says whether blocks can wait.
+    `free` and `total` are the bytes of the device.
     """
     room = free - max(RESERVE, int(RESERVED_SHARE * total))
     acting = max((sizes.get(name, 0) for name in denoisers), default=0)
@@ -148,7 +142,7 @@ def fitting(sizes: dict[str, int], denoisers: list[str], free: int, total: int, 
     if acting + others <= room:
         return "none"
     largest = max(sizes.values(), default=0)
-    return "components" if largest <= room or not blocks else "blocks"
+    return "components" if largest <= room else "blocks"
 
 
 def component_bytes(options: InferOptions, resolved: ResolvedModel, dtype: torch.dtype) -> dict[str, int]:

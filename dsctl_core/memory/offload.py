@@ -2,14 +2,15 @@
 
 Only the weights of linear layers are moved; they are nearly all of a block. An offloaded layer keeps no weight on the
 device and none in the autograd graph: the backward pass fetches the weight again. Offload works in forward and
-backward, with and without gradient checkpointing, and with LoRA layers on top.
+backward, with and without gradient checkpointing, with LoRA layers on top, and with weights that are held in 4 or 8
+bits: these are fetched as they are held, with their scales, and made whole on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from dsctl_core.errors import UsageError
 from dsctl_core.memory.blocks import repeated_blocks
 from dsctl_core.memory.frozen_linear import FrozenLinear
 from dsctl_core.memory.pinned import page_aligned, pin
+from dsctl_core.memory.quantize import QuantizedLinear
 
 ALIGNED = 256  # bytes; where CUDA's own allocations begin, so that kernels read a weight as fast as one apart
 
@@ -27,27 +29,52 @@ def spread(count: int, among: int) -> list[int]:
     return [(2 * number + 1) * among // (2 * count) for number in range(count)]
 
 
+class Part(NamedTuple):
+    """A tensor among the bytes of a block: where it begins, its dtype and its shape."""
+
+    start: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    def within(self, slab: Tensor) -> Tensor:
+        """Return the tensor as a view of `slab`, the bytes of its block."""
+        size = self.shape.numel() * self.dtype.itemsize
+        return slab[self.start : self.start + size].view(self.dtype).view(self.shape)
+
+
 class OffloadedLinear(FrozenLinear):
     """A frozen linear layer with its weight in host memory; it is not a parameter, so `model.to()` does not move it."""
 
     store: BlockStore
     block: int
-    start: int  # of the weight among the bytes of its block
-    held_as: torch.dtype
+    parts: dict[str, Part]  # "weight", and what goes with a weight that is held in fewer bits
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight (out, in) in host memory."""
-        return self.within(self.store.hosts[self.block])
+        """The weight (out, in) in host memory, or what it is held as."""
+        return self.parts["weight"].within(self.store.hosts[self.block])
 
-    def within(self, slab: Tensor) -> Tensor:
-        """Return the weight (out, in) as a view of `slab`, the bytes of its block."""
-        size = self.out_features * self.in_features * self.held_as.itemsize
-        return slab[self.start : self.start + size].view(self.held_as).view(self.out_features, self.in_features)
+    def fetched(self) -> dict[str, Tensor]:
+        """Return the parts on the device, fetching them if necessary."""
+        slab = self.store.slab(self.block)
+        return {name: part.within(slab) for name, part in self.parts.items()}
 
     def whole_weight(self, like: Tensor) -> Tensor:
-        """Return the weight (out, in) on the device, fetching it if necessary."""
-        return self.within(self.store.slab(self.block))
+        """Return the weight (out, in) on the device."""
+        return self.fetched()["weight"]
+
+
+class OffloadedQuantizedLinear(OffloadedLinear, QuantizedLinear):
+    """One whose weight is held in 4 or 8 bits, and made whole on the device."""
+
+    def whole_weight(self, like: Tensor) -> Tensor:
+        """Return the weight (out, in) in the dtype of the computation."""
+        return self.unpacked(self.fetched())
+
+
+def held_parts(layer: nn.Linear) -> dict[str, Tensor]:
+    """Return the tensors that `layer` holds its weight as, by name."""
+    return layer.held() if isinstance(layer, QuantizedLinear) else {"weight": layer.weight}
 
 
 class BlockStore:
@@ -73,18 +100,23 @@ class BlockStore:
 
     def add(self, layers: list[nn.Linear]) -> None:
         """Add the layers of one block, and move their weights to host memory."""
-        starts = [0, *accumulate(-(-layer.weight.nbytes // ALIGNED) * ALIGNED for layer in layers)]
+        held = [held_parts(layer) for layer in layers]
+        sizes = (-(-tensor.nbytes // ALIGNED) * ALIGNED for parts in held for tensor in parts.values())
+        starts = [0, *accumulate(sizes)]
         host = page_aligned(layers[0].weight.detach(), starts.pop())
         if self.stream is not None:
             pin(host, self, self.stream)
         self.hosts.append(host)
-        for layer, start in zip(layers, starts, strict=True):
-            whole = layer.weight.detach()
-            del layer._parameters["weight"]
-            layer.__class__ = OffloadedLinear
+        places = iter(starts)
+        for layer, parts in zip(layers, held, strict=True):
+            for name in parts:
+                (layer._parameters if name == "weight" else layer._buffers).pop(name)
+            layer.__class__ = OffloadedQuantizedLinear if isinstance(layer, QuantizedLinear) else OffloadedLinear
             assert isinstance(layer, OffloadedLinear)
-            layer.store, layer.block, layer.start, layer.held_as = self, len(self.hosts) - 1, start, whole.dtype
-            layer.weight.copy_(whole)
+            layer.store, layer.block = self, len(self.hosts) - 1
+            layer.parts = {name: Part(next(places), each.dtype, each.shape) for name, each in parts.items()}
+            for name, part in layer.parts.items():
+                part.within(host).copy_(parts[name].detach())
 
     def slab(self, index: int) -> Tensor:
         """Return the bytes of a block on the device, fetching it if necessary and prefetching the next one."""
@@ -172,6 +204,11 @@ def free_slabs(model: nn.Module) -> None:
     """Give back the memory that offloaded blocks of `model` are copied to; the next use makes it anew."""
     for store in {module.store for module in model.modules() if isinstance(module, OffloadedLinear)}:
         store.slabs, store.resident, store.arrivals = [], {}, {}
+
+
+def held_bytes(block: nn.Module) -> int:
+    """Return the bytes of `block` that can wait in host memory."""
+    return sum(tensor.nbytes for layer in movable(block) for tensor in held_parts(layer).values())
 
 
 def bytes_saved(sizes: Sequence[int], count: int) -> int:

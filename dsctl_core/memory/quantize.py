@@ -7,7 +7,7 @@ gradient checkpointing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Format:
     """A way to hold a matrix (out, in): to pack it, and to make it whole again in a dtype."""
 
     pack: Callable[[Tensor], Packed]
-    unpack: Callable[[QuantizedLinear, torch.dtype], Tensor]
+    unpack: Callable[[Mapping[str, Tensor], torch.Size, torch.dtype], Tensor]  # what is held, by name, and (out, in)
 
 
 class QuantizedLinear(FrozenLinear):
@@ -40,10 +40,19 @@ class QuantizedLinear(FrozenLinear):
 
     format: Format
     computes_in: torch.dtype
+    beside: tuple[str, ...]  # names of the buffers that go with the packed weight
+
+    def held(self) -> dict[str, Tensor]:
+        """Return the packed weight and the tensors that go with it, by name."""
+        return {"weight": self.weight, **{name: getattr(self, name) for name in self.beside}}
 
     def whole_weight(self, like: Tensor) -> Tensor:
         """Return the weight (out, in) in the dtype of the computation."""
-        return self.format.unpack(self, self.computes_in)
+        return self.unpacked(self.held())
+
+    def unpacked(self, held: Mapping[str, Tensor]) -> Tensor:
+        """Return the weight (out, in) that `held` is, in the dtype of the computation."""
+        return self.format.unpack(held, torch.Size((self.out_features, self.in_features)), self.computes_in)
 
     def whole_bias(self, weight: Tensor) -> Tensor | None:
         """Return the bias in the dtype of `weight`."""
@@ -54,8 +63,8 @@ def _pack_cast(weight: Tensor) -> Packed:
     return weight.to(FP8), {}
 
 
-def _unpack_cast(layer: QuantizedLinear, dtype: torch.dtype) -> Tensor:
-    return layer.weight.to(dtype)
+def _unpack_cast(held: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return held["weight"].to(dtype)
 
 
 def _scaled(largest: float, dtype: torch.dtype) -> Callable[[Tensor], Packed]:
@@ -70,8 +79,8 @@ def _scaled(largest: float, dtype: torch.dtype) -> Callable[[Tensor], Packed]:
     return pack
 
 
-def _unpack_scaled(layer: QuantizedLinear, dtype: torch.dtype) -> Tensor:
-    return (layer.weight.float() * layer.scale).to(dtype)  # type: ignore[operator]
+def _unpack_scaled(held: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return (held["weight"].float() * held["scale"]).to(dtype)
 
 
 def bitsandbytes() -> Any:
@@ -98,15 +107,13 @@ def _pack_nf4(weight: Tensor) -> Packed:
     return packed, {"absmax": state.absmax, "code": state.code}
 
 
-def _unpack_nf4(layer: QuantizedLinear, dtype: torch.dtype) -> Tensor:
-    shape = torch.Size((layer.out_features, layer.in_features))
-    if _is_fake(layer.weight):
-        return layer.weight.new_empty(shape, dtype=dtype)
+def _unpack_nf4(held: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    weight = held["weight"]
+    if _is_fake(weight):
+        return weight.new_empty(shape, dtype=dtype)
     library = bitsandbytes()
-    about: dict[str, Any] = {"absmax": layer.absmax, "code": layer.code, "shape": shape}
-    return library.dequantize_4bit(
-        layer.weight, library.QuantState(**about, blocksize=BLOCK, quant_type="nf4", dtype=dtype)
-    )
+    about: dict[str, Any] = {"absmax": held["absmax"], "code": held["code"], "shape": shape}
+    return library.dequantize_4bit(weight, library.QuantState(**about, blocksize=BLOCK, quant_type="nf4", dtype=dtype))
 
 
 CAST = Format(_pack_cast, _unpack_cast)
@@ -117,14 +124,20 @@ FORMATS = {
 }
 
 
-def quantize(model: nn.Module, form: str, compute_dtype: torch.dtype, device: torch.device) -> None:
-    """Hold the weights of the linear layers in the repeated blocks of `model` in the format `form`, on `device`.
+def quantize(
+    model: nn.Module,
+    form: str,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+    kept_on: torch.device | None = None,
+) -> None:
+    """Hold the weights of the linear layers in the repeated blocks of `model` in the format `form`, on `kept_on`.
 
-    Each weight goes to `device` alone, and is packed there. Norms, embeddings, LoRA layers, and layers that the class
-    of the model excludes or keeps in float32, stay as and where they are. Raises UsageError if there are no such
-    layers.
+    Each weight goes to `device` alone, and is packed there, where it stays unless `kept_on` is another device. Norms,
+    embeddings, LoRA layers, and layers that the class of the model excludes or keeps in float32, stay as and where
+    they are. Raises UsageError if there are no such layers.
     """
-    if not _pack_blocks(model, FORMATS[form], compute_dtype, device):
+    if not _pack_blocks(model, FORMATS[form], compute_dtype, device, kept_on or device):
         raise UsageError(
             f"the {type(model).__name__} has no linear layers in repeated blocks, so {form} has no effect on it",
             hint="leave it out of --quantize",
@@ -140,37 +153,47 @@ def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype, device: torch.dev
     """
     from diffusers.hooks import apply_layerwise_casting
 
-    _pack_blocks(model, CAST, compute_dtype, device)
+    _pack_blocks(model, CAST, compute_dtype, device, device)
     apply_layerwise_casting(
         model,
         storage_dtype=FP8,
         compute_dtype=compute_dtype,
-        skip_modules_pattern=_kept(model),
+        skip_modules_pattern=kept_parts(model),
         skip_modules_classes=(QuantizedLinear,),
     )
 
 
-def _kept(model: nn.Module) -> tuple[str, ...]:
+def kept_parts(model: nn.Module) -> tuple[str, ...]:
+    """Return patterns of the names of what is held and computed in the precision of the run: norms, embeddings, LoRAs.
+
+    What the class of `model` excludes or keeps in float32 is among them.
+    """
     declared: Any = getattr(model, "_skip_layerwise_casting_patterns", None) or ()
     return (*SKIPPED, *declared, *(re.escape(name) for name in sorted(float32_parts(model))))
 
 
-def _pack_blocks(model: nn.Module, form: Format, dtype: torch.dtype, device: torch.device | None) -> int:
+def _pack_blocks(
+    model: nn.Module, form: Format, dtype: torch.dtype, device: torch.device | None, kept_on: torch.device | None
+) -> int:
     """Pack the linear layers of the repeated blocks of `model`; return their number."""
-    kept, packed = [re.compile(pattern) for pattern in _kept(model)], 0
+    kept, packed = [re.compile(pattern) for pattern in kept_parts(model)], 0
     for prefix, block in repeated_blocks(model).items():
         for name, layer in block.named_modules():
             full = f"{prefix}.{name}" if name else prefix
             if type(layer) is nn.Linear and not any(pattern.search(full) for pattern in kept):
-                _pack(layer, form, dtype, device)
+                _pack(layer, form, dtype, device, kept_on)
                 packed += 1
     return packed
 
 
-def _pack(layer: nn.Linear, form: Format, dtype: torch.dtype, device: torch.device | None) -> None:
+def _pack(
+    layer: nn.Linear, form: Format, dtype: torch.dtype, device: torch.device | None, kept_on: torch.device | None
+) -> None:
     whole = layer.weight.detach()
     held, beside = form.pack(whole if device is None else whole.to(device))
     del whole
+    if kept_on != device:
+        held, beside = held.to(kept_on), {name: tensor.to(kept_on) for name, tensor in beside.items()}
     layer.weight = nn.Parameter(held, requires_grad=False)
     if layer.bias is not None and form is CAST:
         layer.bias.data = layer.bias.data.to(FP8)
@@ -178,7 +201,7 @@ def _pack(layer: nn.Linear, form: Format, dtype: torch.dtype, device: torch.devi
         layer.register_buffer(name, tensor, persistent=False)
     layer.__class__ = QuantizedLinear
     assert isinstance(layer, QuantizedLinear)
-    layer.format, layer.computes_in = form, dtype
+    layer.format, layer.computes_in, layer.beside = form, dtype, tuple(beside)
 
 
 def packed_numbers(model: nn.Module) -> int:

@@ -28,6 +28,11 @@ class MemoryOptions(Options):
         0, description="Blocks of the denoiser whose frozen weights wait in main memory until a GPU needs them."
     )
     compile: bool = Field(False, description="Compile the repeated blocks: a slow first step, then faster ones.")
+    float8: bool = Field(
+        False,
+        description="With --compile: multiply the matrices of the denoiser's blocks in 8 bits, forward and backward, "
+        "on GPUs that have float8 (RTX 40, L4, H100 and later). Needs torchao.",
+    )
     attention_backend: Text | None = Field(
         None, description="How attention is computed, by diffusers' name for it. Left out: native, torch's own."
     )

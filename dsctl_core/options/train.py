@@ -158,6 +158,14 @@ class TrainOptions(ComposedOptions):
                 raise UsageError(
                     f"--offload-blocks and {flag} are both given, and cannot be combined", hint="give one of them"
                 )
+            if on and memory.float8 and "dora" in flag:  # which reads the weights that are held in float8
+                raise UsageError(f"--float8 and {flag} are both given, and cannot be combined", hint="give one of them")
+        if memory.float8 and not memory.compile:
+            raise UsageError(
+                "--float8 is given without --compile, and would take longer than bf16: what is rounded at each step is "
+                "then rounded by many kernels",
+                hint="give --compile too",
+            )
         if memory.compile and self.controls.controlnet:
             raise UsageError(
                 "--compile and --controlnet are both given, and cannot be combined", hint="leave --compile out"

@@ -69,7 +69,7 @@ def _trainings(patch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:
         note("encoding", cache, rows, dataset, {name: getattr(recipe, name) for name in kept}, how)
         return CacheResult(Manifest(recipe, {"entries": 1, "parts": 1, "skipped": 0}, SIZES, {}, ""), 1, 0, 0.0)
 
-    def memory(settings: Any, *_: Any) -> str:
+    def memory(settings: Any, *_: Any, **__: Any) -> str:
         note("memory", settings)
         return "native"
 

@@ -25,7 +25,7 @@ from dsctl_core.memory.recompute import recomputed_inside
 from tests.fake_gpu.kernels import kernels_of_a_gpu
 
 aten = torch.ops.aten
-MATRIX = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution, aten.convolution_backward}
+MATRIX = {aten._scaled_mm, aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution, aten.convolution_backward}
 MATRIX |= {aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_flash_attention_backward}
 MATRIX |= {aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_efficient_attention_backward}
 FREE = {aten.detach, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}

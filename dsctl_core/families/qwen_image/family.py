@@ -189,6 +189,13 @@ def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, ch
     return 2 * latents, 2 * tokens * dit["joint_attention_dim"]
 
 
+def for_compiler(dit: Any) -> None:
+    """Have the attention of `dit` turn queries and keys in real numbers."""
+    from dsctl_core.families.qwen_image.joint_attention import for_compiler as real_rotary
+
+    real_rotary(dit)
+
+
 FAMILY = Family(
     name="qwen-image",
     title="Qwen-Image",
@@ -243,6 +250,7 @@ FAMILY = Family(
     encoders={None: {"text_encoder": ENCODER}},
     parameters={None: PARAMETERS},
     masked_in=1,
+    for_compiler=for_compiler,
     tiny=TINY,
     captioner=CAPTIONER,
     cache_bytes=cache_bytes,

@@ -138,6 +138,7 @@ FAMILY = Family(
     encoders={None: {"text_encoder": qwen_image.ENCODER}},
     parameters={None: qwen_image.PARAMETERS, "2511": {}},
     masked_in=1,
+    for_compiler=qwen_image.FAMILY.for_compiler,
     tiny=qwen_image.TINY,
     captioner=qwen_image.CAPTIONER,
     cache_bytes=qwen_image.cache_bytes,

@@ -112,6 +112,7 @@ FAMILY = Family(
         }
     },
     masked_in=1,
+    for_compiler=qwen_image.FAMILY.for_compiler,
     tiny=with_layers(qwen_image.TINY),
     captioner=qwen_image.CAPTIONER,
     cache_bytes=qwen_image.cache_bytes,

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 from torch import Tensor
 
 from dsctl_core.families.z_image.family import FAMILY
+from dsctl_core.families.z_image.joint_attention import attend, in_complex_numbers
 from dsctl_core.media.kv_cache import CachedProcessor, KvCache, admit_kv_cache, attention_modules
 from dsctl_core.memory.recompute import recomputed_inside
 
@@ -62,32 +61,4 @@ class CachedAttention(CachedProcessor, ZSingleStreamAttnProcessor):
         if self.tokens is None:
             plain: Any = super().__call__
             return plain(attn, hidden_states, encoder_hidden_states, attention_mask, freqs_cis)
-        layers = (attn.to_q, attn.to_k, attn.to_v)
-        query, key, value = (layer(hidden_states).unflatten(-1, (attn.heads, -1)) for layer in layers)
-        query, key = (
-            _rotated(each if norm is None else norm(each), freqs_cis)
-            for each, norm in ((query, attn.norm_q), (key, attn.norm_k))
-        )
-        if attention_mask is not None:
-            shown = attention_mask.new_ones(len(attention_mask), self.tokens[0].shape[1])
-            attention_mask = torch.cat([attention_mask, shown], dim=1)[:, None, None, :]
-        attended = dispatch_attention_fn(
-            query,
-            torch.cat([key, self.tokens[0].to(key)], dim=1),
-            torch.cat([value, self.tokens[1].to(value)], dim=1),
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        output = attended.flatten(2, 3).to(query.dtype)
-        for layer in attn.to_out:
-            output = layer(output)
-        return output
-
-
-def _rotated(tokens: Tensor, freqs_cis: Tensor | None) -> Tensor:
-    """Return queries or keys (B, S, H, D) with the rotary embedding, which is computed in float32."""
-    if freqs_cis is None:
-        return tokens
-    pairs = torch.view_as_complex(tokens.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * freqs_cis.unsqueeze(2)).flatten(3).type_as(tokens)
+        return attend(self, attn, hidden_states, attention_mask, freqs_cis, in_complex_numbers, self.tokens)

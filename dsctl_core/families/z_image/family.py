@@ -143,6 +143,13 @@ def cache_bytes(dit: Mapping[str, Any], width: int, height: int, frames: int, ch
     return 2 * latents, 2 * tokens * dit["cap_feat_dim"]
 
 
+def for_compiler(dit: Any) -> None:
+    """Have the attention of `dit` turn queries and keys in real numbers."""
+    from dsctl_core.families.z_image.joint_attention import for_compiler as real_rotary
+
+    real_rotary(dit)
+
+
 FAMILY = Family(
     name="z-image",
     title="Z-Image",
@@ -196,6 +203,7 @@ FAMILY = Family(
     tiny=TINY,
     cache_bytes=cache_bytes,
     prompt_limit=PromptLimit(TEXT_TOKENS, count_tokens),
+    for_compiler=for_compiler,
     masked_in=32,  # SEQ_MULTI_OF of diffusers, up to which prompts are padded with a token that is attended to
     original_names=ORIGINAL_NAMES,
     diffsynth_table=DiffSynthTable(mu=math.log(3)),

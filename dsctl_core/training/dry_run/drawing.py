@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from dsctl_core.memory.blocks import repeated_blocks
-from dsctl_core.memory.offload import bytes_saved, movable
+from dsctl_core.memory.offload import bytes_saved, held_bytes
 from dsctl_core.memory.quantize import quantize
 from dsctl_core.placement import Placement
 from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, tensor_bytes
@@ -43,7 +43,7 @@ class Moment:
 class DrawingMemory:
     """What a drawing takes, in bytes: at each of its moments, and for the weights of each component.
 
-    `blocks` are the sizes of the blocks of each denoiser that can wait in main memory, () for one that is quantized.
+    `blocks` are the sizes of the blocks of each denoiser that can wait in main memory.
     """
 
     moments: tuple[Moment, ...]
@@ -89,18 +89,18 @@ def drawing_memory(
     pipe: Any = model.pipeline(Simulation(), dtype, lambda _: dtype)
     for name, form in packed.items():
         quantize(pipe.component(name), form, dtype, torch.device("cpu"))
-    found = _measured(pipe, call, packed)
+    found = _measured(pipe, call)
     if depth is not None:
         return found
-    base = _measured(pipe, call, packed)  # what the first drawing leaves for others, such as tables, is there
+    base = _measured(pipe, call)  # what the first drawing leaves for others, such as tables, is there
     for kind, length in model.cut.items():
         removed = [(blocks, blocks.pop(-1)) for network in pipe.denoiser_modules() for blocks in _kinds(network, kind)]
-        shorter = _measured(pipe, call, packed)
+        shorter = _measured(pipe, call)
         for blocks, block in removed:
             blocks.append(block)
         found = _with_more(found, base, shorter, length - DEPTH)
     whole = {name: tuple(_full_length(pipe.component(name), model.cut)) for name in found.blocks}
-    return replace(found, blocks={name: sizes if found.blocks[name] else () for name, sizes in whole.items()})
+    return replace(found, blocks=whole)
 
 
 def _kinds(network: nn.Module, kind: str) -> list[Any]:
@@ -121,11 +121,11 @@ def _full_length(network: nn.Module, lengths: Mapping[str, int]) -> list[int]:
     """Return the bytes of the blocks of a network that can wait, as many as there are; the last stands for the rest."""
     found: dict[str, list[int]] = {}
     for name, block in repeated_blocks(network).items():
-        found.setdefault(name.rpartition(".")[0], []).append(sum(layer.weight.nbytes for layer in movable(block)))
+        found.setdefault(name.rpartition(".")[0], []).append(held_bytes(block))
     return [size for kind, sizes in found.items() for size in sizes + sizes[-1:] * (lengths.get(kind, 0) - len(sizes))]
 
 
-def _measured(pipe: BasePipeline, call: Mapping[str, Any], packed: Mapping[str, str]) -> DrawingMemory:
+def _measured(pipe: BasePipeline, call: Mapping[str, Any]) -> DrawingMemory:
     """Return what a drawing by `pipe` takes, as it is."""
     live = LiveBytes()
     pipe.placement = noted = _Noted(live)
@@ -134,7 +134,7 @@ def _measured(pipe: BasePipeline, call: Mapping[str, Any], packed: Mapping[str, 
     noted.ends()
     weights = {name: tensor_bytes([*each.parameters(), *each.buffers()]) for name, each in pipe.components.items()}
     denoisers = [each.name for each in pipe.parts.denoisers]
-    blocks = {name: () if name in packed else tuple(_full_length(pipe.component(name), {})) for name in denoisers}
+    blocks = {name: tuple(_full_length(pipe.component(name), {})) for name in denoisers}
     return DrawingMemory(tuple(noted.moments), weights, blocks)
 
 

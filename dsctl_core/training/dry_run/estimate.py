@@ -22,7 +22,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import tensor_entries
 from dsctl_core.memory.blocks import repeated_blocks
 from dsctl_core.memory.fused import use_fused_norms
-from dsctl_core.memory.offload import movable, offload_blocks
+from dsctl_core.memory.offload import held_bytes, offload_blocks
 from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.training.dry_run.fake_tensors import (
     KnownAnswers,
@@ -204,7 +204,7 @@ class Estimate:
         """Return the bytes of each block of a network at its full depth that can wait in main memory."""
         sizes: dict[str, list[int]] = {}
         for name, block in repeated_blocks(network).items():
-            sizes.setdefault(name.rpartition(".")[0], []).append(sum(layer.weight.nbytes for layer in movable(block)))
+            sizes.setdefault(name.rpartition(".")[0], []).append(held_bytes(block))
         for name, known in sizes.items():
             known += known[-1:] * (self.model.cut.get(name, 0) - len(known))
         return tuple(size for known in sizes.values() for size in known)

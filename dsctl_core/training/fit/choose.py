@@ -82,8 +82,13 @@ class _Search:
             yield self._try("frozen weights take most of the memory")
         if not self._is_given("offload_blocks") and self._can_offload():
             self.options = whole
-            self.chosen.pop("quantize", None)
+            others = tuple(part for part in self.chosen.pop("quantize", ()) if not part.startswith("dit="))
+            self.chosen |= {"quantize": others} if others else {}
             yield self._offload()
+            # What waits in fewer bits takes less, of the GPU's memory and of the time to copy it.
+            for form in self.formats if not self._is_given("quantize") and self._can_pack() else ():
+                self._pack("dit", form)
+                yield self._offload()
 
     def _encoders(self) -> Fit | None:
         """Pack the text encoder where the first stage alone is too large; a try of its own never ends the search."""
@@ -125,7 +130,8 @@ class _Search:
         if needed is None or last.stage_one > self.room:
             return None
         self._take("", offload_blocks=needed)
-        self.reasons = [each for each in self.reasons if not each.startswith("quantize")]
+        held = dict(part.split("=") for part in self.chosen.get("quantize", ()))
+        self.reasons = [each for each in self.reasons if not each.startswith("quantize dit") or "dit" in held]
         self.reasons.append(f"offload_blocks {needed}: the weights of these blocks wait in main memory")
         peak = max(last.training - last.saved_by_offload(needed), last.stage_one)
         return Fit(self.options, self.chosen, tuple(self.reasons), peak)
@@ -156,13 +162,18 @@ class _Search:
         return self.asked.given(name)
 
     def _can_pack(self) -> bool:
-        training, offloaded = self.asked.training, self._is_given("offload_blocks")
-        whole = [name.split(".")[0] for name in training.trainable_models or ()]
-        packed = [*training.fp8_models, *(part.partition("=")[0] for part in training.quantize)]
-        return "dit" not in (*whole, *packed) and not self.asked.adapter.use_dora and not offloaded
+        packed = [part.partition("=")[0] for part in self.asked.training.quantize]
+        return self._is_frozen() and "dit" not in packed
 
     def _can_offload(self) -> bool:
-        return self._can_pack() and not self.asked.memory.compile
+        return self._is_frozen() and not self.asked.memory.compile
+
+    def _is_frozen(self) -> bool:
+        """Return whether nothing else is done with the weights of the denoiser than to compute with them."""
+        training = self.asked.training
+        whole = [name.split(".")[0] for name in training.trainable_models or ()]
+        computed = self.asked.adapter.use_dora or self.asked.memory.float8  # with the weights as they are
+        return "dit" not in (*whole, *training.fp8_models) and not computed
 
 
 def _has_library(form: str) -> bool:

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.errors import UsageError
+from dsctl_core.family import Family
 from dsctl_core.memory.options import MemorySettings
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
@@ -40,10 +41,15 @@ def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
     module = task_module(plan, pipe, packed_on=device, divided=parts)
     if memory.offload_blocks and device.type == "cpu":
         raise UsageError("--offload-blocks has no effect without a GPU", hint="leave it out")
+    change_for_compiler(pipe, plan.model.family, device, compiled=memory.compile)
     settings = MemorySettings(
-        memory.gradient_checkpointing_blocks, memory.offload_blocks, memory.compile, memory.attention_backend
+        memory.gradient_checkpointing_blocks,
+        memory.offload_blocks,
+        memory.compile,
+        memory.attention_backend,
+        memory.float8,
     )
-    settings.apply(list(pipe.iteration_modules().values()), device, pipe.denoiser_modules())
+    settings.apply(list(pipe.iteration_modules().values()), device, pipe.denoiser_modules(), divided=bool(parts))
     if parts:
         shard(plan.accelerator, module, plan.dtype)
     for model in pipe.components.values():
@@ -52,6 +58,13 @@ def build_module(plan: TrainingPlan, progress: Progress) -> TaskModule:
     pipe.device = torch.empty(0, device=device).device
     module.static_graph = has_static_graph(plan, device)
     return module
+
+
+def change_for_compiler(pipe: BasePipeline, family: Family, device: torch.device, *, compiled: bool) -> None:
+    """Change the denoisers of `pipe` so that blocks which are `compiled` for a GPU are so as a whole."""
+    if compiled and device.type == "cuda" and family.for_compiler is not None:
+        for denoiser in pipe.denoiser_modules():
+            family.for_compiler(denoiser)
 
 
 def has_static_graph(plan: TrainingPlan, device: torch.device) -> bool:

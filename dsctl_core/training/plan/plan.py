@@ -13,6 +13,7 @@ from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.losses import find_loss
 from dsctl_core.memory.attention import check_backend
+from dsctl_core.memory.float8 import refuse_without_float8
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.options.processes import ProcessOptions
@@ -151,6 +152,8 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
             f"{training.gradient_accumulation_steps}, so that it has the samples that it had before"
         )
     try:
+        if options.memory.float8:
+            refuse_without_float8(accelerator.device, accelerator.mixed_precision)
         shell = empty_pipeline(model, float_dtype(accelerator.mixed_precision), accelerator.device)
         task, trained = options.loss_task, options.trained_components
         if isinstance(source, CachedDataset):
@@ -228,11 +231,13 @@ def _refuse_idle_edits(
     else:
         parts = {component.name for component in model.family.components} - set(stages.idle)
         use.refuse_unloaded(parts, "this run")
-    for denoiser in model.parts.denoisers if options.memory.offload_blocks else ():
-        if denoiser.name in use.edits.packed:
-            _, flag = use.edits.holding(denoiser.name)
+    memory, edits = options.memory, use.edits
+    refused = {"--offload-blocks": edits.fp8 if memory.offload_blocks else ()}
+    refused["--float8"] = edits.packed if memory.float8 else ()
+    for lever, packed in refused.items():
+        for name in {denoiser.name for denoiser in model.parts.denoisers} & set(packed):
             raise UsageError(
-                f"--offload-blocks and {flag} {denoiser.name} are both given, and cannot be combined",
+                f"{lever} and {edits.holding(name)[1]} {name} are both given, and cannot be combined",
                 hint="give one of them",
             )
 

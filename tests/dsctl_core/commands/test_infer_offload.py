@@ -33,23 +33,22 @@ def build(model: Path, **values: object) -> InferOptions:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "denoisers", "free", "blocks", "expected"),
+    ("sizes", "denoisers", "free", "expected"),
     [
-        ({"dit": 4, "text_encoder": 8, "vae": 1}, ["dit"], 20, True, "none"),
-        ({"dit": 4, "text_encoder": 8, "vae": 1}, ["dit"], 12, True, "components"),
-        ({"dit": 41, "text_encoder": 16, "vae": 1}, ["dit"], 80, True, "none"),
-        ({"dit": 41, "text_encoder": 16, "vae": 1}, ["dit"], 48, True, "components"),
-        ({"dit": 41, "text_encoder": 16, "vae": 1}, ["dit"], 24, True, "blocks"),
-        ({"dit": 41, "text_encoder": 16, "vae": 1}, ["dit"], 24, False, "components"),
-        ({"dit": 28, "dit_2": 28, "text_encoder": 11, "vae": 1}, ["dit", "dit_2"], 48, True, "none"),
-        ({"dit": 28, "dit_2": 28, "text_encoder": 11, "vae": 1}, ["dit", "dit_2"], 40, True, "components"),
+        ({"dit": 4, "text_encoder": 8, "vae": 1}, ["dit"], 20, "none"),
+        ({"dit": 4, "text_encoder": 8, "vae": 1}, ["dit"], 12, "components"),
+        ({"dit": 41, "text_encoder": 16, "vae": 1}, ["dit"], 80, "none"),
+        ({"dit": 41, "text_encoder": 16, "vae": 1}, ["dit"], 48, "components"),
+        ({"dit": 41, "text_encoder": 16, "vae": 1}, ["dit"], 24, "blocks"),
+        ({"dit": 28, "dit_2": 28, "text_encoder": 11, "vae": 1}, ["dit", "dit_2"], 48, "none"),
+        ({"dit": 28, "dit_2": 28, "text_encoder": 11, "vae": 1}, ["dit", "dit_2"], 40, "components"),
     ],
 )
 def test_as_little_waits_as_the_free_memory_allows(
-    sizes: dict[str, int], denoisers: list[str], free: int, blocks: bool, expected: str
+    sizes: dict[str, int], denoisers: list[str], free: int, expected: str
 ) -> None:
     in_bytes = {name: size * GIB for name, size in sizes.items()}
-    assert fitting(in_bytes, denoisers, free * GIB, free * GIB, blocks=blocks) == expected
+    assert fitting(in_bytes, denoisers, free * GIB, free * GIB) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -132,18 +131,13 @@ def test_on_a_cpu_it_is_refused(model: Path, asked: str) -> None:
         choose_offload(build(model, offload=asked), resolve_model(str(model)), torch.device("cpu"), torch.float32, CALL)
 
 
-def test_blocks_of_a_quantized_denoiser_are_refused(model: Path) -> None:
-    options = build(model, offload="blocks", quantize="dit=int8,text_encoder=int8")
-    with pytest.raises(UsageError, match="--offload blocks and --quantize dit cannot be combined"):
-        choose_offload(options, resolve_model(str(model)), CUDA, torch.bfloat16, CALL)
-
-
+@pytest.mark.parametrize("more", [{}, {"quantize": "dit=int8"}])
 @pytest.mark.parametrize("offload", ["components", "blocks"])
-def test_the_picture_is_the_same_wherever_the_weights_wait(model: Path, offload: str) -> None:
+def test_the_picture_is_the_same_wherever_the_weights_wait(model: Path, offload: str, more: dict[str, str]) -> None:
     resolved = resolve_model(str(model))
     settings = {"prompt": "a fox", "height": 32, "width": 48, "num_inference_steps": 2, "cfg_scale": 2.0, "seed": 1}
-    plain = inference.load(build(model), resolved, torch.device("cpu"), torch.float32)(**settings)
-    pipe = inference.load(build(model), resolved, torch.device("cpu"), torch.float32)
+    plain = inference.load(build(model, **more), resolved, torch.device("cpu"), torch.float32)(**settings)
+    pipe = inference.load(build(model, **more), resolved, torch.device("cpu"), torch.float32)
     place(pipe, Waiting(offload))  # type: ignore[arg-type]
     assert pipe.placement.apart
     waiting = [each for each in pipe.dit.modules() if isinstance(each, OffloadedLinear)]

@@ -3,32 +3,46 @@
 The device is the CPU here, to which a weight is copied as it would be to a GPU; streams are not exercised.
 """
 
+import importlib.util
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dsctl_core.errors import UsageError
 from dsctl_core.lora.layers import add_lora
-from dsctl_core.memory.offload import OffloadedLinear, bytes_saved, offload_blocks, offloaded_numbers, spread
+from dsctl_core.memory.offload import (
+    OffloadedLinear,
+    OffloadedQuantizedLinear,
+    bytes_saved,
+    held_bytes,
+    offload_blocks,
+    offloaded_numbers,
+    spread,
+)
 from dsctl_core.memory.options import MemorySettings
+from dsctl_core.memory.quantize import FORMATS, packed_numbers, quantize
 from dsctl_core.memory.recompute import KEEPS, gradient_checkpoint_forward
+from tests import nf4
 
 CPU = torch.device("cpu")
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self, width=4):
         super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 8), nn.Linear(8, 4, bias=False)
+        self.norm, self.up = nn.LayerNorm(width), nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width, bias=False)
 
     def forward(self, x):
         return x + self.down(torch.tanh(self.up(self.norm(x))))
 
 
 class Stack(nn.Module):
-    def __init__(self, count=6):
+    def __init__(self, count=6, width=4):
         super().__init__()
-        self.blocks, self.head, self.recompute = nn.ModuleList(Block() for _ in range(count)), nn.Linear(4, 2), False
+        self.blocks = nn.ModuleList(Block(width) for _ in range(count))
+        self.head, self.recompute = nn.Linear(width, 2), False
 
     def forward(self, x):
         for block in self.blocks:
@@ -36,9 +50,9 @@ class Stack(nn.Module):
         return self.head(x)
 
 
-def stack(recompute=False, dtype=torch.float32):
+def stack(recompute=False, dtype=torch.float32, width=4):
     torch.manual_seed(0)
-    model = Stack().to(dtype).requires_grad_(False)
+    model = Stack(width=width).to(dtype).requires_grad_(False)
     add_lora(model, ["up"], rank=2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -47,9 +61,9 @@ def stack(recompute=False, dtype=torch.float32):
     return model
 
 
-def outcome(model, autocast=False):
+def outcome(model, autocast=False, width=4):
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(3, 5, 4, generator=generator).to(torch.bfloat16 if autocast else torch.float32).requires_grad_()
+    x = torch.randn(3, 5, width, generator=generator).to(torch.bfloat16 if autocast else torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = model(x)
     y.float().square().sum().backward()
@@ -67,6 +81,26 @@ def test_results_and_gradients_are_the_same_to_the_bit(recompute, count, bf16):
     result, ours = outcome(model, bf16)
     assert torch.equal(result, expected)
     assert len(ours) == 13 and all(torch.equal(a, b) for a, b in zip(ours, gradients, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_weights_in_few_bits_wait_as_they_are_held_and_give_the_same_to_the_bit(monkeypatch, form):
+    if importlib.util.find_spec("bitsandbytes") is None:
+        monkeypatch.setattr("dsctl_core.memory.quantize.bitsandbytes", lambda: nf4)
+    models = [stack(width=64) for _ in range(2)]
+    for model in models:
+        quantize(model, form, torch.float32, CPU)
+    held = sum(map(held_bytes, models[1].blocks))
+    numbers = offloaded_numbers(models[1]) + packed_numbers(models[1]) + sum(p.numel() for p in models[1].parameters())
+    store = offload_blocks(models[1], 6, CPU)
+    assert sum(host.numel() for host in store.hosts) < held + 6 * 6 * 256, "what is copied is what is held, aligned"
+    assert held < (0.2 if form == "nf4" else 0.3) * 4 * 6 * 2 * 64 * 128
+    layers = [layer for layer in models[1].modules() if isinstance(layer, OffloadedQuantizedLinear)]
+    assert len(layers) == 12 and not any(layer._buffers for layer in layers)
+    after = offloaded_numbers(models[1]) + packed_numbers(models[1]) + sum(p.numel() for p in models[1].parameters())
+    assert after == numbers, "every number of the model is counted once"
+    (result, gradients), (ours, found) = (outcome(model, width=64) for model in models)
+    assert torch.equal(ours, result) and all(map(torch.equal, found, gradients))
 
 
 @pytest.mark.parametrize("recompute", [False, True])

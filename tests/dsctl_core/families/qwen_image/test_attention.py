@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.families.qwen_image import attention
+from dsctl_core.families.qwen_image import joint_attention
 from dsctl_core.families.qwen_image.attention import CachedAttention
 from dsctl_core.families.qwen_image.pipeline import QwenImagePipeline, model_fn_qwen_image
 
@@ -109,7 +109,7 @@ def test_the_cached_tokens_are_the_keys_and_values_as_they_are(dit: Any, monkeyp
 
     processor = CachedAttention("double_0", attn.processor)
     with monkeypatch.context() as patched:
-        patched.setattr(attention, "dispatch_attention_fn", spy)
+        patched.setattr(joint_attention, "dispatch_attention_fn", spy)
         _without(attn, processor, hidden, prompt, None, freqs)
     twice = processor(attn, hidden, prompt, None, image_rotary_emb=freqs, kv_cache={"double_0": seen[0]})
     assert len(twice) == 2

@@ -34,9 +34,10 @@ def predicted(weights: int, activations: int, stage_one: int = 0) -> Callable[[T
     def predict(options: TrainOptions) -> Prediction:
         held = dict(part.split("=") for part in options.training.quantize)
         share = 0.1 if options.training.use_gradient_checkpointing else 1
-        own = weights * SHARES[held.get("dit", "")] + activations * share * options.training.batch_size
+        packed = weights * SHARES[held.get("dit", "")]
+        own = packed + activations * share * options.training.batch_size
         first = stage_one * SHARES[held.get("text_encoder", "")]
-        return Prediction(int(max(own, first)), int(own), int(first), BLOCKS, ((weights // BLOCKS,) * BLOCKS,))
+        return Prediction(int(max(own, first)), int(own), int(first), BLOCKS, ((int(packed) // BLOCKS,) * BLOCKS,))
 
     return predict
 
@@ -76,10 +77,13 @@ def test_a_large_batch_is_split_into_as_many_samples_before_weights_lose_precisi
 
 def test_blocks_are_offloaded_where_formats_do_not_suffice_and_what_was_given_stays():
     given = asked(quantize="dit=int8", use_gradient_checkpointing=True, gradient_checkpointing_blocks=3)
-    with pytest.raises(DsctlError, match="the run needs 60 kB at the least, and 30 kB of memory are to do"):
-        choose(given, 30_000, predicted(100_000, 100_000))
+    with pytest.raises(DsctlError, match="the run needs 20 kB at the least, and 15 kB of memory are to do"):
+        choose(given, 15_000, predicted(100_000, 100_000))
+    assert choose(given, 30_000, predicted(100_000, 100_000)).chosen == {"offload_blocks": 9}
     found = choose(asked(), 60_000, _without_formats)
     assert found.chosen == {"use_gradient_checkpointing": True, "offload_blocks": 8}
+    smallest = choose(asked(), 20_000, predicted(100_000, 100_000))
+    assert smallest.chosen == {"use_gradient_checkpointing": True, "quantize": ("dit=nf4",), "offload_blocks": 9}
     with pytest.raises(DsctlError, match="at the least"):
         choose(asked(lora_rank=None, trainable_models="dit"), 50_000, predicted(100_000, 100_000))
 
