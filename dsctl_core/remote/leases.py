@@ -203,7 +203,7 @@ def require_conditions(remote: Remote, probe: str) -> None:
     try:
         for condition in ({"if_absent": True}, {"if_version": NO_VERSION}):
             try:
-                remote.put(probe, about, **condition)  # type: ignore[arg-type]
+                remote.put(probe, about, **condition)
             except RemoteExists:
                 continue
             raise unshared(remote.address)
