@@ -6,7 +6,8 @@
 Of each number of samples: what the first batch of process 63 of 64 takes from nothing (milliseconds, and bytes), the
 same in the middle of an epoch, as on resuming, and microseconds a sample from then on. The table is read at several
 sizes up to `--table` rows. Requests are those of a cache of so many samples with two parts each, read by one machine
-that has room for it: a listing of the shards, 1000 at a time, and a look and a download for each shard.
+that has room for it, as a dry run counts them: manifest and index, a listing of the shards, 1000 at a time, and a look
+and a download for each shard.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from typing import Any
 from dsctl_core.data.metadata import read_metadata
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.stages.encode import parts_in_a_shard
+from dsctl_core.training.dry_run.traffic import requests_of_reading
 from dsctl_core.training.loop.batches import MicroBatches
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLES = [10**power for power in range(3, 10)]
-BATCH, PROCESSES, PARTS, LISTED = 4, 64, 2, 1000
+BATCH, PROCESSES, PARTS = 4, 64, 2
 
 
 def measure_order(samples: int) -> dict[str, float]:
@@ -60,7 +62,7 @@ def measure_order(samples: int) -> dict[str, float]:
 def requests_of(samples: int) -> dict[str, int]:
     """Return the shards of a cache, and the requests that reading all of it takes, of 64 or more parts a shard."""
     shards = PARTS * -(-samples // parts_in_a_shard(samples))
-    return {"shards": shards, "requests": -(-shards // LISTED) + 2 * shards}
+    return {"shards": shards, "requests": round(requests_of_reading(shards))}
 
 
 def measure_table(place: Path, rows: int) -> dict[str, float]:

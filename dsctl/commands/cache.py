@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsctl import launch, out
 from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
 from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import CacheOptions
-from dsctl_core.readable import readable_bytes
+from dsctl_core.readable import readable_bytes, readable_duration
 
 if TYPE_CHECKING:
     from dsctl_core.stages.encode import CacheResult
@@ -41,7 +41,20 @@ def show_dry_run(options: CacheOptions) -> None:
     for name in ("process", "weights", "activations", "peak", "cache"):
         rows.append((name, readable_bytes(getattr(found, name))))
     lines = ["Dry run: nothing was loaded, written or encoded", *out.columns(rows, indent=2)]
+    lines += traffic_lines(found.facts()["traffic"])
     out.show(found.facts(), [*lines, "", *found.verdict])
+
+
+def traffic_lines(found: dict[str, Any]) -> list[str]:
+    """Return what the machines of a command read, write and ask of stores, as lines."""
+    rows = [
+        ("nodes", f"{found['nodes']:,}"),
+        ("read by each", readable_bytes(found["read_bytes"])),
+        ("reading takes", f"{readable_duration(found['reading_seconds'])} each, without what is computed"),
+        ("written by all", readable_bytes(found["written_bytes"])),
+        ("requests of all", f"{found['requests']:,}"),
+    ]
+    return ["", f"reading and writing, by {found['samples']} rows that were read", *out.columns(rows, indent=2)]
 
 
 def show_cache(result: CacheResult, folder: str) -> None:

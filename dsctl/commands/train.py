@@ -66,6 +66,8 @@ def cache_alone(options: TrainOptions) -> None:
 
 def show_dry_run(options: TrainOptions) -> None:
     """Show what the run would take, in bytes as JSON and else in what is easily read."""
+    from dsctl.commands.cache import traffic_lines
+
     with paused_gc():
         from dsctl_core.commands.train import dry_run
 
@@ -75,7 +77,7 @@ def show_dry_run(options: TrainOptions) -> None:
     for part, spell in (("parameters", _numbers), ("memory", readable_bytes), ("disk", readable_bytes)):
         lines += ["", part]
         lines += out.columns([(name.replace("_", " "), spell(value)) for name, value in facts[part].items()], indent=2)
-    out.show(facts, [*lines, "", *found.verdict])
+    out.show(facts, [*lines, *traffic_lines(facts["traffic"]), "", *found.verdict])
 
 
 def _numbers(value: int) -> str:

@@ -48,7 +48,7 @@ def dry_run(options: CacheOptions) -> EncodeDryRun:
     _require_usable(options.output_path, shared=options.shared)
     plan = plan_encoding(options, offline=True)
     try:
-        return estimate_encoding(plan)
+        return estimate_encoding(plan, options.output_path, options.dry_run_nodes or 1)
     finally:
         plan.accelerator.end_training()
 

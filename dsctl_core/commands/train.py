@@ -95,7 +95,8 @@ def dry_run(options: TrainOptions, progress: Progress | None = None) -> DryRun:
     shown, fit = progress or NoProgress(), options.memory.fit
     plan = plan_training(fitted(options, shown), shown, offline=True)
     try:
-        return estimate(plan, card=None if fit is None else card_bytes(fit))
+        nodes = options.memory.dry_run_nodes or 1
+        return estimate(plan, card=None if fit is None else card_bytes(fit), nodes=nodes)
     finally:
         plan.accelerator.end_training()
 

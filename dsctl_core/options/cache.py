@@ -9,7 +9,7 @@ from dsctl_core.errors import unknown_name
 from dsctl_core.options.base import ComposedOptions, Count, MaxHours, Names, Options
 from dsctl_core.options.control import CacheControlOptions
 from dsctl_core.options.data import DataOptions
-from dsctl_core.options.effects import EACH_ROW_ONCE, NO_REMOTE, NO_TEMPLATE, ONE_PROMPT, OTHERS_NEED, Idle
+from dsctl_core.options.effects import EACH_ROW_ONCE, NO_DRY_RUN, NO_REMOTE, NO_TEMPLATE, ONE_PROMPT, OTHERS_NEED, Idle
 from dsctl_core.options.model import ModelOptions, ModelParts
 from dsctl_core.options.mps import refuse_on_mps
 from dsctl_core.options.processes import ProcessCountOptions
@@ -40,7 +40,7 @@ class CacheOptions(ComposedOptions):
 
     panel: ClassVar[str] = "Cache"
     remote: ClassVar[frozenset[str]] = frozenset({"output_path"})
-    idle: ClassVar[tuple[Idle, ...]] = (ONE_PROMPT, EACH_ROW_ONCE, OTHERS_NEED, NO_REMOTE)
+    idle: ClassVar[tuple[Idle, ...]] = (ONE_PROMPT, EACH_ROW_ONCE, OTHERS_NEED, NO_REMOTE, NO_DRY_RUN)
 
     weights: ModelOptions
     data: DataOptions
@@ -88,6 +88,11 @@ class CacheOptions(ComposedOptions):
     )
     dry_run: bool = Field(
         False, description="Say what encoding would take of memory and disk, without loading weights, and stop."
+    )
+    dry_run_nodes: Count | None = Field(
+        None,
+        description="With --dry-run: say what so many commands that share the work read, write and ask of stores, and "
+        "how long reading takes. Left out: 1.",
     )
 
     @property

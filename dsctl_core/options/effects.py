@@ -103,6 +103,12 @@ ALWAYS_A_CACHE = Idle(
     "leave {flag} out, or give the task without its stage",
     when=lambda options: options.first_stage,
 )
+NO_DRY_RUN = Idle(
+    ("dry_run_nodes",),
+    "without --dry-run",
+    "give --dry-run too",
+    when=lambda options: not options.dry_run,
+)
 IN_ONE_PROCESS = Idle(
     ("accelerate_config",),
     "on a dry run, which reckons with one process",

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field
 
 from dsctl_core.options.base import Count, Options, Takes, Text
+from dsctl_core.options.effects import NO_DRY_RUN, Idle
 
 
 def _checked_card(value: object) -> object:
@@ -20,6 +21,7 @@ class MemoryOptions(Options):
     """Blocks that are treated one at a time, compilation, attention."""
 
     panel: ClassVar[str] = "Memory and speed"
+    idle: ClassVar[tuple[Idle, ...]] = (NO_DRY_RUN,)
 
     gradient_checkpointing_blocks: Count | None = Field(
         None, description="Checkpoint only this many of the repeated blocks, evenly spread. Left out: all of them."
@@ -43,4 +45,9 @@ class MemoryOptions(Options):
     )
     dry_run: bool = Field(
         False, description="Say what the run would take of memory and disk, without loading weights, and stop."
+    )
+    dry_run_nodes: Count | None = Field(
+        None,
+        description="With --dry-run: say what a run on so many machines reads, writes and asks of stores, and how long "
+        "reading takes. Left out: 1.",
     )

@@ -78,7 +78,7 @@ def assert_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         accepted.append(options)
         raise DsctlError("far enough")
 
-    for name in ("train.train", "train.dry_run", "cache.dry_run", "template.check"):
+    for name in ("train.train", "train.dry_run", "cache.make_cache", "cache.dry_run", "template.check"):
         monkeypatch.setattr(f"dsctl_core.commands.{name}", begin)
     monkeypatch.setattr("dsctl_core.training.distributed.launch.run_in_processes", begin)
     monkeypatch.setattr("dsctl_core.commands.infer.infer", begin)

@@ -35,6 +35,7 @@ from dsctl_core.training.dry_run.fake_tensors import (
 from dsctl_core.training.dry_run.gpu_rules import cuda_autocast, reserved
 from dsctl_core.training.dry_run.process_memory import available_memory, warm_up
 from dsctl_core.training.dry_run.simulated import EncodedRow, SimulatedModel, encode_row, entry_bytes, largest
+from dsctl_core.training.dry_run.traffic import Traffic, traffic_of_training
 from dsctl_core.training.dry_run.verdict import verdict
 from dsctl_core.training.loop.batches import MicroBatches
 from dsctl_core.training.model.stored import STORED_AS, is_stored_in
@@ -79,9 +80,11 @@ class DryRun:
     memory: Memory
     disk: dict[str, int]
     steps: int
+    saves: int
     sample: dict[str, Any]
     device: str
     available_memory: int
+    traffic: Traffic | None = None
     not_on_disk: tuple[str, ...] = ()
 
     @property
@@ -99,15 +102,21 @@ class DryRun:
         return {**asdict(self), "fits": self.fits}
 
 
-def estimate(plan: TrainingPlan, depth: int | None = None, card: int | None = None) -> DryRun:
-    """Estimate what the run of `plan` needs. Nothing is written, downloaded or trained.
+def estimate(plan: TrainingPlan, depth: int | None = None, card: int | None = None, nodes: int | None = None) -> DryRun:
+    """Estimate what the run of `plan` needs. Nothing is written or trained, and no model downloaded.
+
+    With `nodes`, also what so many machines read, write and ask.
 
     With `depth` the denoisers have only so many blocks of each kind. `card` is the memory of a GPU in bytes that the
     run would have; without it, the run is one on the device of `plan`.
     Raises DsctlError for a template with code that reads the values of tensors.
     """
     try:
-        return Estimate(plan, depth, card).result()
+        found = Estimate(plan, depth, card, nodes=nodes or 1).result()
+        if nodes is None:
+            return found
+        traffic = traffic_of_training(plan, found.steps, found.saves, found.disk, nodes)
+        return replace(found, traffic=traffic)
     except DsctlError as error:
         if isinstance(error.__cause__, DataDependentOutputException | DynamicOutputShapeException):
             hint = (
@@ -138,11 +147,12 @@ class Estimate:
         card: int | None = None,
         longer: str = "",
         encoded: Encoded | None = None,
+        nodes: int = 1,
     ) -> None:
         self.plan, self.options, self.stages = plan, plan.options, plan.stages
         only = isinstance(plan.source, CachedDataset) or (encoded is not None and plan.cached)
         self.model = SimulatedModel(plan.model, plan.components if only else None, depth, longer)
-        self.encoded = encoded
+        self.encoded, self.nodes = encoded, nodes
         self.simulation = Simulation() if encoded is None else encoded.simulation
         self.sizes: tuple[tuple[int, ...], ...] = ()  # of the blocks of each denoiser
         self.card, self.on_gpu = card, card is not None or plan.accelerator.device.type == "cuda"
@@ -194,6 +204,7 @@ class Estimate:
             memory,
             disk,
             steps,
+            saves,
             size,
             device="cuda" if self.on_gpu else device.type,
             available_memory=available_memory(device) if self.card is None else self.card,
@@ -306,7 +317,7 @@ class Estimate:
         if training.batch_size > 1 and not isinstance(source, CachedDataset):
             buckets = source.buckets()
         batches = BatchPlan(len(source), training.batch_size, training.seed, buckets, source.mixture.blocks)
-        processes = self.options.processes.num_processes or self.plan.accelerator.num_processes
+        processes = (self.options.processes.num_processes or self.plan.accelerator.num_processes) * self.nodes
         rounds = MicroBatches(batches, 0, processes, training.gradient_accumulation_steps)
         epoch = math.ceil(len(rounds) / training.gradient_accumulation_steps)
         steps = training.max_steps or training.num_epochs * epoch

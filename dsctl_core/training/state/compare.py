@@ -37,7 +37,7 @@ FREE = frozenset(
         # how the work is divided; the samples of a step are compared instead, as "samples_per_step"
         *("batch_size", "gradient_accumulation_steps", "dataset_num_workers", "find_unused_parameters", "device"),
         *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "on_bad_sample", "trust_template"),
-        *("gradient_checkpointing_blocks", "offload_blocks", "dry_run", "recheck", "remote_cache_gb"),
+        *("gradient_checkpointing_blocks", "offload_blocks", "dry_run", "dry_run_nodes", "recheck", "remote_cache_gb"),
         *("num_processes", "accelerate_config", "process_timeout"),
         # callbacks that only observe the run
         *("track", "track_project", "validation_every", "sample_every", "sample_prompt", "sample_prompts_file"),
