@@ -45,4 +45,6 @@ def inputs_of(resolved: ResolvedModel) -> dict[str, Path]:
     family, picture = resolved.family, Path("image.png")
     if family.decomposes or "edit" in family.name:
         return {"edit_image": picture}
+    if resolved.parts.kind == "fill":  # FLUX.1 Fill
+        return {"input_image": picture, "inpaint_mask": picture}
     return dict.fromkeys(family.frame_inputs(resolved.parts).needed, picture)

@@ -204,6 +204,12 @@ def _pack(
     layer.format, layer.computes_in, layer.beside = form, dtype, tuple(beside)
 
 
+def packable_numbers(model: nn.Module) -> int:
+    """Return the number of weights of the linear layers in repeated blocks of `model`, packed or not."""
+    layers = (each for block in repeated_blocks(model).values() for each in block.modules())
+    return sum(each.in_features * each.out_features for each in layers if isinstance(each, nn.Linear))
+
+
 def packed_numbers(model: nn.Module) -> int:
     """Return the number of weights of `model` that its packed parameters hold beyond the numbers that they have."""
     layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]

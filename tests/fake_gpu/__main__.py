@@ -39,11 +39,12 @@ def main() -> None:
         os.chdir(folder)
         if given.matrix:
             sys.exit(_compare(tuple(given.asked), 2 if given.depth is None else given.depth or None))
+        rows: dict[str, Any] = {}
         for text in given.asked:
-            _run(json.loads(text), given.depth or None)
+            _run(json.loads(text), given.depth or None, rows)
 
 
-def _run(options: dict[str, Any], depth: int | None) -> None:
+def _run(options: dict[str, Any], depth: int | None, rows: dict[str, Any]) -> None:
     from benchmarks.model_data import write_data
     from tests.fake_gpu.drawing import draw
     from tests.fake_gpu.training import train
@@ -51,7 +52,7 @@ def _run(options: dict[str, Any], depth: int | None) -> None:
     began = time.perf_counter()
     draws, data = options.pop("draw", False), write_data(options["model"], Path())
     own = {"encode": options.pop("encode", False), "shorter": options.pop("shorter", 0)}
-    found = asdict(draw(depth, **options) if draws else train(depth, **own, **data, **options))
+    found = asdict(draw(depth, **options) if draws else train(depth, **own, rows=rows, **data, **options))
     seconds = time.perf_counter() - began
     _say(json.dumps({"asked": options, **found, "seconds": round(seconds, 1)}))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.model_data import write_data
+from dsctl_core.training.dry_run.estimate import Encoded
 from tests.fake_gpu.drawing import draw
 from tests.fake_gpu.training import train
 
@@ -40,6 +41,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "LoRA, nf4, recomputed": {**LORA, **RECOMPUTED, "quantize": "dit=nf4"},
     "LoRA, fp8": {**LORA, "fp8_models": "dit"},
     "LoRA, recomputed, blocks offloaded": {**LORA, **RECOMPUTED, "offload_blocks": 2},
+    "LoRA, blocks offloaded": {**LORA, "offload_blocks": 2},
     "LoRA, inputs offloaded": {**LORA, **RECOMPUTED, "use_gradient_checkpointing_offload": True},
     "full": FULL,
     "full, recomputed": {**FULL, **RECOMPUTED},
@@ -86,9 +88,9 @@ HEADER = "| model | lever | predicted GiB | counted GiB | off | faults | seconds
 def matrix(models: tuple[str, ...], depth: int | None) -> Iterator[Line]:
     """Yield a line for each model and lever, of models with `depth` blocks of each kind (None: all)."""
     for model in models:
-        data = write_data(model, Path())
+        data, rows = write_data(model, Path()), dict[str, Encoded]()
         for lever, asked in TRAININGS.items():
-            yield from _tried(model, lever, partial(_trained, depth, model, {**data, **asked}))
+            yield from _tried(model, lever, partial(_trained, depth, {"model": model, "rows": rows, **data, **asked}))
         for lever, asked in DRAWINGS.items():
             yield from _tried(model, lever, partial(_drawn, depth, model, asked))
 
@@ -105,9 +107,9 @@ def _tried(model: str, lever: str, run: Callable[[], dict[str, tuple[int, int, l
         yield Line(model, name or lever, predicted, counted, tuple(faults), seconds)
 
 
-def _trained(depth: int | None, model: str, asked: dict[str, Any]) -> dict[str, tuple[int, int, list[str]]]:
+def _trained(depth: int | None, asked: dict[str, Any]) -> dict[str, tuple[int, int, list[str]]]:
     encode = asked.pop("encode", False)
-    run = train(depth, encode=encode, model=model, **asked)
+    run = train(depth, encode=encode, **asked)
     found = {"": (run.predicted["weights"] + run.predicted["step"], run.peak, run.faults)}
     if encode:
         found["encode"] = (run.encode["predicted"], run.encode["peak"], [])

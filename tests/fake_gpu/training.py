@@ -21,7 +21,7 @@ from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress
 from dsctl_core.stages.split import run
 from dsctl_core.training.callbacks.base import TrainingHook
-from dsctl_core.training.dry_run import estimate, simulated
+from dsctl_core.training.dry_run.estimate import Encoded, Estimate
 from dsctl_core.training.loop import loop
 from dsctl_core.training.model.task_module import TaskModule
 from dsctl_core.training.output.logger import ModelLogger
@@ -47,25 +47,23 @@ class Found:
     faults: list[str] = field(default_factory=list)
 
 
-def train(depth: int | None, *, encode: bool, shorter: int = 0, **asked: Any) -> Found:
+def train(
+    depth: int | None, *, encode: bool, rows: dict[str, Encoded] | None = None, shorter: int = 0, **asked: Any
+) -> Found:
     """Train with the options `asked`, with `depth` blocks of each kind (None: all), and return what was found.
 
-    Without `encode` the row is encoded by the dry run alone, on the CPU. The prompt of every other row is `shorter` by
-    that many tokens.
+    Without `encode` the row is encoded by the dry run alone, on the CPU; `rows` has those of models that were. The
+    prompt of every other row is `shorter` by that many tokens.
     """
-    gpu, found = Gpu(), Found()
-    entries: list[Any] = []
-
-    def encode_row(*arguments: Any) -> Any:
-        entries.append(simulated.encode_row(*arguments))
-        return entries[-1]
-
+    gpu, found, model = Gpu(), Found(), asked["model"]
+    rows = {} if rows is None else rows
     options = TrainOptions(device="cuda", mixed_precision="bf16", output_path="never", max_steps=STEPS, **asked)
     with gpu.running(), _every_format():
         plan = plan_training(options, NoProgress(), offline=True)
-    with patch.object(estimate, "encode_row", encode_row):
-        found.predicted = asdict(estimate.estimate(plan, depth).memory)
-    live, entry = entries[0].peak, entries[0].entry
+    dry = Estimate(plan, depth, encoded=rows.get(model) if plan.cached else None)
+    found.predicted = asdict(dry.result().memory)
+    assert dry.encoded is not None
+    rows[model], live, entry = dry.encoded, dry.encoded.encoding, dry.encoded.entry
     if encode:
         found.encode = {**_encode(gpu, plan, depth), "predicted": live}
         release_memory()
@@ -77,11 +75,11 @@ def train(depth: int | None, *, encode: bool, shorter: int = 0, **asked: Any) ->
     found.weights = gpu.now
     found.faults += wide_weights(module.pipe.components, plan.dtype)
     entries = [entry, _with_shorter_prompt(entry, shorter, module.padded)]
-    rows = [{CACHED: entries[number % 2], "_row": number} for number in range(STEPS * options.training.batch_size)]
+    batches = [{CACHED: entries[number % 2], "_row": number} for number in range(STEPS * options.training.batch_size)]
     with gpu.running(), _unwritten() as logger:
         watch = _Watch(gpu, found)
         loop.launch_training_task(
-            *(plan.accelerator, rows, module, logger),
+            *(plan.accelerator, batches, module, logger),
             max_steps=STEPS,
             batch_size=options.training.batch_size,
             optimizer=plan.optimizer,

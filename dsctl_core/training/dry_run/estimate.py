@@ -23,6 +23,7 @@ from dsctl_core.files.safetensors import tensor_entries
 from dsctl_core.memory.blocks import repeated_blocks
 from dsctl_core.memory.fused import use_fused_norms
 from dsctl_core.memory.offload import held_bytes, offload_blocks
+from dsctl_core.memory.quantize import packable_numbers
 from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.training.dry_run.fake_tensors import (
     KnownAnswers,
@@ -128,13 +129,18 @@ def estimate(plan: TrainingPlan, depth: int | None = None, card: int | None = No
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row of a run's first stage: with the tensors of `simulation`, and what making it took, in bytes."""
+    """A row of a run's first stage: with the tensors of `simulation`, and what making it took, in bytes.
+
+    `largest` is the component with most weights that can be packed, of those that the second stage does not need; ""
+    without one.
+    """
 
     simulation: Simulation
     entry: dict[str, Any]
     index: int
     encoding: int
     stage_one: int
+    largest: str
 
 
 class Estimate:
@@ -156,6 +162,12 @@ class Estimate:
         self.simulation = Simulation() if encoded is None else encoded.simulation
         self.sizes: tuple[tuple[int, ...], ...] = ()  # of the blocks of each denoiser
         self.card, self.on_gpu = card, card is not None or plan.accelerator.device.type == "cuda"
+
+    def encode(self) -> Encoded:
+        """Simulate the first stage alone, without the denoisers where it needs none."""
+        later = set(self.stages.second_components) - set(self.stages.first_components)
+        without = [*self.stages.idle, *later] if self.plan.cached else self.stages.idle
+        return self._encode_largest(self.model.pipeline(self.simulation, self.plan.dtype, self._dtype_of, without))
 
     def result(self) -> DryRun:
         """Simulate the run and return its needs."""
@@ -237,7 +249,10 @@ class Estimate:
         encoded = EncodedRow(0, sample[CACHED], 0) if CACHED in sample else self._encode(pipe, sample)
         encoding, entry = encoded.peak, encoded.entry
         stage_one = encoded.weights + encoding if self.plan.encoding is not None else 0
-        return Encoded(self.simulation, entry, index, encoding, stage_one)
+        first = set(self.stages.first_components) - set(self.stages.second_components)
+        numbers = {name: packable_numbers(pipe.component(name)) for name in sorted(first & set(pipe.components))}
+        largest = max(filter(numbers.get, numbers), key=numbers.__getitem__, default="")
+        return Encoded(self.simulation, entry, index, encoding, stage_one, largest)
 
     def _largest(self) -> tuple[dict[str, Any], int]:
         """Return the sample with the most pixels, and its position."""

@@ -91,16 +91,17 @@ class _Search:
                 yield self._offload()
 
     def _encoders(self) -> Fit | None:
-        """Pack the text encoder where the first stage alone is too large; a try of its own never ends the search."""
+        """Pack the largest encoder where the first stage alone is too large; a try of its own never ends the search."""
         self.last = self.predict(self.options)
         if self.last.stage_one <= self.room or self._is_given("quantize"):
             return None
+        encoder = self.last.encoder
         for form in self.formats:
-            self._pack("text_encoder", form)
+            self._pack(encoder, form)
             self.last = self.predict(self.options)
             if self.last.stage_one <= self.room:
                 break
-        self.reasons.append("quantize text_encoder: the first stage alone takes more than the GPU has")
+        self.reasons.append(f"quantize {encoder}: the first stage alone takes more than the GPU has")
         return None
 
     def _recompute(self) -> Fit | None:

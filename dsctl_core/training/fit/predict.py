@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsctl_core.memory.offload import bytes_saved
 from dsctl_core.options import TrainOptions
@@ -22,7 +22,7 @@ class Prediction:
     """What a run needs of a GPU, in bytes: at its peak, and for training and the first stage alone.
 
     `blocks` is the number of repeated blocks of a denoiser that differ in what they take, and `sizes` the bytes of each
-    block of each network that can be offloaded.
+    block of each network that can be offloaded. `encoder` is the largest component of the first stage.
     """
 
     peak: int
@@ -30,6 +30,7 @@ class Prediction:
     stage_one: int
     blocks: int
     sizes: tuple[tuple[int, ...], ...]
+    encoder: str = "text_encoder"
 
     @property
     def most_offloaded(self) -> int:
@@ -42,35 +43,55 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts runs that differ from `plan` in options of memory, for a GPU of `card` bytes."""
+    """Predicts runs that differ from `plan` in options of memory, for a GPU of `card` bytes.
+
+    With a cache the two stages have nothing in common but its entries, so each is predicted once for its own options.
+    """
 
     def __init__(self, plan: TrainingPlan, card: int) -> None:
         self.plan, self.card = plan, card
-        self._encoded: dict[Any, Encoded] = {}  # by the formats of the components of the first stage
+        self._encoded: dict[tuple[str, ...], Encoded] = {}  # by the formats of the components of the first stage
+        self._trained: dict[str, Prediction] = {}
 
     def predict(self, options: TrainOptions) -> Prediction:
         """Return what the run with `options` needs, of which all blocks are recomputed or none."""
         offloaded = options.memory.offload_blocks  # of the whole model, which short ones do not have
+        first = set(self.plan.stages.first_components)
+        packed = options.training.quantize
+        encoders = tuple(part for part in packed if self.plan.cached and part.partition("=")[0] in first)
+        later = tuple(part for part in packed if part not in encoders)
+        encoded = self._encode(options, encoders)
+        training = options.training.model_copy(update={"quantize": later})
         memory = options.memory.model_copy(update={"offload_blocks": 0})
-        plan = with_options(self.plan, options.model_copy(update={"memory": memory}))
-        first = set(plan.stages.first_components)
-        key = tuple(part for part in options.training.quantize if part.partition("=")[0] in first)
-        shortest = Estimate(plan, DEPTH, self.card, encoded=self._encoded.get(key))
-        base = _values(shortest.result().memory)
-        assert shortest.encoded is not None
-        self._encoded[key] = shortest.encoded
-        total = dict(base)
-        lengths = shortest.model.cut
-        for name, length in lengths.items():
-            longer = Estimate(plan, DEPTH, self.card, name, shortest.encoded)
-            more = _values(longer.result().memory)
-            for part in total:
-                total[part] += (more[part] - base[part]) * (length - DEPTH)
-        training = reserved(round(total["training"]), round(total["weights"]))
-        stage_one = reserved(round(base["stage_one"]), 0)
-        found = Prediction(0, training, stage_one, sum(lengths.values()), shortest.sizes)
-        training -= found.saved_by_offload(min(offloaded, found.most_offloaded))
-        return replace(found, training=training, peak=max(training, stage_one))
+        found = self._train(options.model_copy(update={"training": training, "memory": memory}), encoded)
+        stage_one = reserved(encoded.stage_one, 0)
+        peak = found.training - found.saved_by_offload(min(offloaded, found.most_offloaded))
+        named = encoded.largest or found.encoder
+        return replace(found, training=peak, stage_one=stage_one, peak=max(peak, stage_one), encoder=named)
+
+    def _encode(self, options: TrainOptions, packed: tuple[str, ...]) -> Encoded:
+        """Return the encoded row, from components of which some are `packed`."""
+        if packed not in self._encoded:
+            training = options.training.model_copy(update={"quantize": packed})
+            plan = with_options(self.plan, options.model_copy(update={"training": training}))
+            self._encoded[packed] = Estimate(plan, DEPTH, self.card).encode()
+        return self._encoded[packed]
+
+    def _train(self, options: TrainOptions, encoded: Encoded) -> Prediction:
+        """Return what training alone needs."""
+        key = repr(options)
+        if key not in self._trained:
+            plan = with_options(self.plan, options)
+            shortest = Estimate(plan, DEPTH, self.card, encoded=encoded)
+            base = _values(shortest.result().memory)
+            total, lengths = dict(base), shortest.model.cut
+            for name, length in lengths.items():
+                more = _values(Estimate(plan, DEPTH, self.card, name, encoded).result().memory)
+                for part in total:
+                    total[part] += (more[part] - base[part]) * (length - DEPTH)
+            needed = reserved(round(total["training"]), round(total["weights"]))
+            self._trained[key] = Prediction(0, needed, 0, sum(lengths.values()), shortest.sizes)
+        return self._trained[key]
 
 
 def _values(memory: Memory) -> dict[str, float]:

@@ -15,7 +15,7 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import NoProgress
 from dsctl_core.training.dry_run.estimate import estimate
-from dsctl_core.training.dry_run.gpu_rules import CONTEXT
+from dsctl_core.training.dry_run.gpu_rules import CONTEXT, reserved
 from dsctl_core.training.fit.choose import SPARE, choose
 from dsctl_core.training.fit.fit import fit
 from dsctl_core.training.fit.predict import Prediction, Predictor
@@ -28,7 +28,9 @@ def asked(**more: Any) -> TrainOptions:
     return TrainOptions(**{"model": "tiny", "dataset_base_path": "data", "output_path": "o", "lora_rank": 2, **more})
 
 
-def predicted(weights: int, activations: int, stage_one: int = 0) -> Callable[[TrainOptions], Prediction]:
+def predicted(
+    weights: int, activations: int, stage_one: int = 0, encoder: str = "text_encoder"
+) -> Callable[[TrainOptions], Prediction]:
     """Return a predictor of a model with these needs in bytes for one sample, of which recomputing leaves a tenth."""
 
     def predict(options: TrainOptions) -> Prediction:
@@ -36,8 +38,8 @@ def predicted(weights: int, activations: int, stage_one: int = 0) -> Callable[[T
         share = 0.1 if options.training.use_gradient_checkpointing else 1
         packed = weights * SHARES[held.get("dit", "")]
         own = packed + activations * share * options.training.batch_size
-        first = stage_one * SHARES[held.get("text_encoder", "")]
-        return Prediction(int(max(own, first)), int(own), int(first), BLOCKS, ((int(packed) // BLOCKS,) * BLOCKS,))
+        first, sizes = stage_one * SHARES[held.get(encoder, "")], (int(packed) // BLOCKS,) * BLOCKS
+        return Prediction(int(max(own, first)), int(own), int(first), BLOCKS, (sizes,), encoder)
 
     return predict
 
@@ -68,6 +70,12 @@ def test_the_cheapest_lever_that_suffices_is_taken(needs, card, chosen):
     assert found.reasons
 
 
+def test_the_largest_encoder_is_packed_whatever_its_name():
+    found = choose(asked(), 150_000, predicted(100_000, 20_000, 200_000, "text_encoder_2"))
+    assert found.chosen == {"quantize": ("text_encoder_2=int8",)}
+    assert found.reasons[0].startswith("quantize text_encoder_2: ")
+
+
 def test_a_large_batch_is_split_into_as_many_samples_before_weights_lose_precision():
     found = choose(asked(batch_size=4), 125_000, predicted(100_000, 100_000))
     assert found.chosen == {"use_gradient_checkpointing": True, "batch_size": 1, "gradient_accumulation_steps": 4}
@@ -93,9 +101,10 @@ def _without_formats(options: TrainOptions) -> Prediction:
     return predicted(100_000, 100_000)(whole)
 
 
-def test_short_models_predict_what_the_whole_model_takes(dataset_folder):
+@pytest.mark.parametrize("more", [{"cache": False}, {"num_epochs": 2, "quantize": "text_encoder=int8,dit=int8"}])
+def test_short_models_predict_what_the_whole_model_takes(dataset_folder, more):
     """The embedded model has few blocks, so that both can be had in seconds."""
-    options = asked(dataset_base_path=dataset_folder, cache=False, mixed_precision="bf16")
+    options = asked(dataset_base_path=dataset_folder, mixed_precision="bf16", **more)
     plan = plan_training(options, NoProgress(), offline=True)
     try:
         whole = estimate(plan, card=2**40).memory
@@ -103,7 +112,8 @@ def test_short_models_predict_what_the_whole_model_takes(dataset_folder):
     finally:
         plan.accelerator.end_training()
     assert found.peak == pytest.approx(whole.peak, rel=0.01) and whole.peak > CONTEXT
-    assert found.blocks > 2
+    assert found.blocks > 2 and found.encoder == "text_encoder"
+    assert found.stage_one == (reserved(whole.stage_one, 0) if plan.cached else CONTEXT)
 
 
 def test_what_is_chosen_is_written_as_plain_options(dataset_folder, tmp_path, capsys):
