@@ -31,7 +31,8 @@ from dsctl_core.files.ownership import require_replaceable
 from dsctl_core.options import DatasetValidateOptions, ReadingOptions
 from dsctl_core.options.data import with_table
 from dsctl_core.options.datasets import DatasetTable, read_tables
-from dsctl_core.options.effects import OF_A_DATASET, PICTURES_ONLY, SEVERAL_DATASETS, WITHOUT_REPORT
+from dsctl_core.options.effects import OF_A_DATASET, SEVERAL_DATASETS, WITHOUT_REPORT
+from dsctl_core.options.model_effects import PICTURES_ONLY
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.readable import readable_bytes
 from dsctl_core.remote.address import is_remote

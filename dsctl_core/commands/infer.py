@@ -31,7 +31,7 @@ from dsctl_core.media.image_file import layer_files
 from dsctl_core.media.made_file import DRAWN, PICTURE_SUFFIX, grid_of, write_made
 from dsctl_core.options import DatasetCaptionOptions, InferOptions
 from dsctl_core.options.base import Solver
-from dsctl_core.options.effects import STILL
+from dsctl_core.options.model_effects import STILL
 from dsctl_core.options.quantize import quantized_pairs, require_library
 from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
 from dsctl_core.progress import NoProgress, Progress

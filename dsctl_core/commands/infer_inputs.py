@@ -17,7 +17,8 @@ from dsctl_core.families.controlnets import painting_on_input
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.family import Family
 from dsctl_core.options import InferOptions
-from dsctl_core.options.effects import (
+from dsctl_core.options.infer import no_prompt
+from dsctl_core.options.model_effects import (
     DECOMPOSES,
     EDITS_NOTHING,
     GUIDANCE_OFF,
@@ -30,7 +31,6 @@ from dsctl_core.options.effects import (
     PICTURE_REPLACED,
     PICTURES_ONLY,
 )
-from dsctl_core.options.infer import no_prompt
 from dsctl_core.units import is_guided
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from dsctl_core.errors import UsageError
 from dsctl_core.family import Family
 from dsctl_core.files.digest import digest
 from dsctl_core.options.data import DataOptions, ReadingOptions
-from dsctl_core.options.effects import NO_REMOTE, PICTURES_ONLY
+from dsctl_core.options.effects import NO_REMOTE
+from dsctl_core.options.model_effects import PICTURES_ONLY
 from dsctl_core.remote.address import is_remote
 from dsctl_core.remote.local import limit_disk
 

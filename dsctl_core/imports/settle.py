@@ -12,7 +12,7 @@ from dsctl_core.imports.presets import family_of
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.base import split_names
 from dsctl_core.options.datasets import KEY
-from dsctl_core.options.effects import PICTURES_ONLY
+from dsctl_core.options.model_effects import PICTURES_ONLY
 
 # What a run cannot do without: the option, a value to check the others with, and what to write.
 NEEDED: tuple[tuple[str, Any, str], ...] = (

@@ -11,7 +11,8 @@ from pydantic import Field, field_validator
 from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, Count, Names, NumberNames, Options, Side
 from dsctl_core.options.datasets import SIZES, DatasetTable, DatasetTables, check_tables, read_tables
-from dsctl_core.options.effects import IN_TABLES, NO_MASKS, SPREAD, Idle
+from dsctl_core.options.effects import IN_TABLES, NO_MASKS, Idle
+from dsctl_core.options.model_effects import SPREAD
 from dsctl_core.remote.address import is_remote
 
 

@@ -9,10 +9,11 @@ from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Alternative, ComposedOptions, Count, Device, Seed, Side, Solver, Text
 from dsctl_core.options.control import ControlUseOptions
 from dsctl_core.options.data import check_whole_size
-from dsctl_core.options.effects import CLIP_REPLACED, NO_PICTURE, Idle
+from dsctl_core.options.effects import Idle
 from dsctl_core.options.guidance import GuidanceScale
 from dsctl_core.options.lora import LoraFiles
 from dsctl_core.options.model import ModelOptions
+from dsctl_core.options.model_effects import CLIP_REPLACED, NO_PICTURE
 from dsctl_core.options.mps import refuse_on_mps
 from dsctl_core.options.quantize import Quantized
 from dsctl_core.options.template import TemplateUseOptions

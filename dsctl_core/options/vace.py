@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from dsctl_core.options.base import Options
-from dsctl_core.options.effects import NO_VACE_VIDEO, Idle
+from dsctl_core.options.effects import Idle
 from dsctl_core.options.messages import Takes
+from dsctl_core.options.model_effects import NO_VACE_VIDEO
 
 LARGEST = 10.0
 

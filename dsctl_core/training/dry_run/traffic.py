@@ -23,6 +23,7 @@ from dsctl_core.remote.local import disk_limit
 from dsctl_core.remote.s3 import PAGE, PART
 from dsctl_core.remote.store import RANGE
 from dsctl_core.stages.encode import READERS, parts_in_a_shard
+from dsctl_core.training.loop.reading import plan_reading
 
 if TYPE_CHECKING:
     from dsctl_core.training.plan.encode import EncodePlan
@@ -141,7 +142,9 @@ def traffic_of_training(plan: TrainingPlan, steps: int, saves: int, disk: dict[s
     if plan.mirror is not None:
         requests += requests_of_mirror(saves, limit, weights, state)
     written = disk["cache"] + saved * (1 if plan.mirror is None else 2)
-    workers = max(options.data.dataset_num_workers, 1)
+    workers = max(
+        plan_reading(options.data.dataset_num_workers, source, plan.accelerator, training.batch_size).workers, 1
+    )
     seconds = samples / processes * pace.decoding / workers
     return Traffic(nodes, pace.samples, round(read), written, round(requests), round(seconds, 3))
 

@@ -17,7 +17,8 @@ from dsctl_core.losses import Loss, find_loss
 from dsctl_core.losses.columns import refuse_unreadable, unreadable_rows, with_columns_alike
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.data import DataOptions
-from dsctl_core.options.effects import CACHE_WITHOUT_TEMPLATE, DRAWS_NO_LEVELS, PICTURES_ONLY
+from dsctl_core.options.effects import CACHE_WITHOUT_TEMPLATE, DRAWS_NO_LEVELS
+from dsctl_core.options.model_effects import PICTURES_ONLY
 from dsctl_core.options.template import INPUTS as TEMPLATE_COLUMN
 from dsctl_core.options.template import TemplateSource
 from dsctl_core.options.training import TrainingOptions

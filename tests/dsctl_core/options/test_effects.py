@@ -19,6 +19,7 @@ from dsctl_core.options import (
     Options,
     TrainOptions,
     lora_effects,
+    model_effects,
 )
 from dsctl_core.options import effects as table
 from dsctl_core.options.dataset import DatasetCaptionOptions
@@ -176,7 +177,11 @@ VALUES: dict[str, Any] = {
 
 
 def kinds() -> dict[str, Idle]:
-    return {name: entry for name, entry in (vars(table) | vars(lora_effects)).items() if isinstance(entry, Idle)}
+    return {
+        name: entry
+        for name, entry in (vars(table) | vars(lora_effects) | vars(model_effects)).items()
+        if isinstance(entry, Idle)
+    }
 
 
 def value_of(name: str, options: type[Options]) -> Any:
