@@ -99,7 +99,7 @@ def require_finite_gradient(
 
 
 def require_some_gradient(norm: float | None, parameters: Sequence[nn.Parameter]) -> None:
-    """Raise a UsageError if the gradient of a run's first step is zero everywhere, in all processes.
+    """Raise a UsageError if the gradient of a run's first step with a loss is zero everywhere, in all processes.
 
     One weight with a gradient is enough: half of a fresh LoRA has none, because its other half is zero.
     """

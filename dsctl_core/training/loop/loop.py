@@ -197,7 +197,7 @@ class _Loop:
         self.stop = StopSignals(run.progress.note)
         self.stopped_by = 0  # one of STOPS, for one of the processes
         self.step_in_epoch = 0
-        self.first_step = True  # of this process, also in a resumed run
+        self.judged = False  # whether a gradient was seen in this process, also in a resumed run
         self.fields = StepFields()
         self.record: StepRecord | None = None
         self.saved: Path | None = None
@@ -330,9 +330,10 @@ class _Loop:
             norm, run.step + 1, self.names, self.saved, run.accelerator, resumable=self.snapshots.possible
         )
         self.used.require(run.step + 1)
-        if self.first_step:
+        # Where the target is what the base predicts, a fresh LoRA has no loss, and its gradient says nothing.
+        if not self.judged and self.loss:
             require_some_gradient(norm, run.parameters)
-            self.first_step = False
+            self.judged = True
 
     def _end_step(self, number: int, norm: float | None) -> None:
         """Record the step that ends with round `number`."""

@@ -179,6 +179,18 @@ def test_the_target_of_the_base_is_its_own_prediction_so_a_fresh_lora_has_nothin
     assert own == pytest.approx(0.5 * float(module.sample_losses[0]))
 
 
+def test_a_run_whose_first_steps_have_nothing_to_learn_goes_on_to_those_that_have(
+    run: Run, dataset_folder: Path, things: Path
+):
+    base = {"path": str(things), "caption": "a thing", "regularization": True, "target": "base", "weight": 2}
+    losses = [
+        [line["loss"] for line in run(f"{seed}", seed=seed, dataset=[{"path": str(dataset_folder), "weight": 1}, base])]
+        for seed in range(3)
+    ]
+    assert 0 in [each[0] for each in losses]
+    assert all(max(each) > 0.1 for each in losses)
+
+
 @pytest.mark.parametrize(
     ("tables", "options", "problem"),
     [
