@@ -30,6 +30,7 @@ class Decoded(TypedDict):
     colors: Hex
     difference_hash: str
     profile: ProfileUse
+    black: bool
 
 
 def remembered(known: KnownFiles, paths: Sequence[Path], videos: bool) -> Iterator[tuple[Path, FileFacts]]:
@@ -63,6 +64,7 @@ def _facts(record: Record) -> FileFacts:
         int(own["difference_hash"], 16),
         profile=own["profile"],
         sample=record.sample,
+        black=own["black"],
     )
 
 
@@ -86,6 +88,7 @@ def keep(known: KnownFiles, states: Mapping[Path, bytes | None], found: Mapping[
             "colors": facts.colors.hex(),
             "difference_hash": f"{facts.difference_hash:x}",
             "profile": facts.profile,
+            "black": facts.black,
         }
         about = (facts.size, facts.sample, facts.digest, json.dumps(own))
         records.append(known.record(str(path), state, facts.file_bytes, *about))

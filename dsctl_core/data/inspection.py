@@ -49,6 +49,7 @@ class FileFacts:
     profile: ProfileUse = "none"
     is_folder: bool = False  # of frames, whose `times` are counted at one frame a second
     sample: bytes = b""  # the hash of `digest_samples`
+    black: bool = False  # of a picture: whether all of it is, as grey
 
     @property
     def is_video(self) -> bool:
@@ -95,6 +96,7 @@ def _inspect_picture(path: Path) -> FileFacts:
         size = (image.height, image.width) if turned else image.size
         profile = profile_use(image)
         colors, difference_hash = perceptual_hash(to_8_bit(_subsample(image), path))
+        black = max(colors) <= 1 and to_8_bit(image, path).convert("L").getextrema() == (0, 0)
     expected = Image.registered_extensions().get(path.suffix.lower())
     digest = hashlib.sha256(data).digest()
     return FileFacts(
@@ -108,6 +110,7 @@ def _inspect_picture(path: Path) -> FileFacts:
         difference_hash,
         profile=profile,
         sample=bytes.fromhex(sample_of(BytesIO(data), len(data))),
+        black=black,
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image as PilImage
 
 MASK = "mask"  # the column of masks, and the extra input that asks for them
+BLACK_MASK = "leave out such rows, or their masks"  # what to do about a mask by which nothing counts
 
 
 class LoadAlpha(Operator):

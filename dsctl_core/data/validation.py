@@ -14,7 +14,7 @@ from dsctl_core.data.frame_folder import RATE_COLUMN, frame_rate, frame_times
 from dsctl_core.data.inspection import FileFacts
 from dsctl_core.data.inspection_processes import cores, inspect_in_processes
 from dsctl_core.data.known_files import KnownFiles
-from dsctl_core.data.masks import require_fitting, require_same_shape
+from dsctl_core.data.masks import BLACK_MASK, MASK, require_fitting, require_same_shape
 from dsctl_core.data.pair_checks import odd_references, swapped_columns
 from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.row_texts import TEXT_COLUMNS
@@ -116,6 +116,8 @@ def _check_row(
                     if path in errors:
                         raise errors[path]
                     facts, rate = validation.files[path], dataset.metadata.rows.cell(number, RATE_COLUMN)
+                    if key == MASK and facts.black:
+                        raise DataError(f"{path} is a black mask", hint=BLACK_MASK)
                     if key in dataset.whole_keys:
                         _require_picture(path, facts)
                         continue

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dsctl_core.data.masks import BLACK_MASK
 from dsctl_core.errors import DsctlError
 from dsctl_core.media.clip import frames_of
 from dsctl_core.media.units import mask_of_latents, with_reference_frames
@@ -58,7 +59,7 @@ class LossMask(PipelineUnit):
         if loss_mask is not None:
             found = found * loss_mask.to(found)
         if not bool((found.flatten(1).sum(dim=1) > 0).all()):
-            raise DsctlError("the mask is black wherever it counts", hint="leave out such rows, or their masks")
+            raise DsctlError("the mask is black wherever it counts", hint=BLACK_MASK)
         return {"loss_mask": found}
 
 

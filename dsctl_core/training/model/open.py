@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.control.source import ControlNetSource
+from dsctl_core.data.dataset import SINGLE_COLUMNS
 from dsctl_core.data.masks import MASK
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.families import pipeline_class
@@ -32,6 +33,8 @@ from dsctl_core.training.model.weight_edits import WeightEdits
 
 if TYPE_CHECKING:
     import torch
+
+    from dsctl_core.data import UnifiedDataset
 
 READ_MASK = "loss_mask"  # the input of a loss that takes masks
 
@@ -172,6 +175,22 @@ def refuse_extra_inputs(names: Sequence[str], resolved: ResolvedModel, task: str
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no extra inputs"
             raise unknown_name("extra input", name, known, listing=f"{resolved.family.title} {takes}")
+
+
+def refuse_unread_files(
+    dataset: UnifiedDataset, extra_inputs: Sequence[str], resolved: ResolvedModel, task: str
+) -> None:
+    """Raise a UsageError for a column of files that is loaded, and that neither the model nor the loss is given."""
+    loss, frames = find_loss(task), resolved.family.frame_inputs(resolved.parts)
+    read = {dataset.data_file_keys[0], *SINGLE_COLUMNS, *extra_inputs, *resolved.side_columns, *frames.needed}
+    known = {*resolved.family.extra_inputs, *loss.columns, *((MASK,) if READ_MASK in loss.optional else ())}
+    for name in dataset.data_file_keys:
+        if name not in read:
+            also = f"give --extra-inputs {','.join([*extra_inputs, name])} too, or " if name in known else ""
+            raise UsageError(
+                f"--data-file-keys has {name}, but nothing in this run reads that column",
+                hint=f"{also}leave it out of --data-file-keys",
+            )
 
 
 def without_downloads(resolved: ResolvedModel) -> ResolvedModel:

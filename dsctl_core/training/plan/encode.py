@@ -32,6 +32,7 @@ from dsctl_core.training.model.open import (
     empty_pipeline,
     findable,
     open_model,
+    refuse_unread_files,
     without_downloads,
 )
 from dsctl_core.training.model.weight_edits import WeightEdits, identify
@@ -184,6 +185,7 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
         data, resolved.family, resolved.defaults, factor, pictures, remember=not offline, copied=copied
     )
     refuse_file_names(dataset, data.extra_inputs)
+    refuse_unread_files(dataset, data.extra_inputs, resolved, task)
     refuse_varying(dataset)
     if data.on_bad_sample == "stop":
         refuse_unreadable(dataset, find_loss(task))

@@ -25,7 +25,7 @@ from dsctl_core.options.training import TrainingOptions
 from dsctl_core.progress import Progress
 from dsctl_core.remote.address import shown
 from dsctl_core.remote.local import limit_disk
-from dsctl_core.training.model.open import ModelUse, open_model, with_controls, with_template
+from dsctl_core.training.model.open import ModelUse, open_model, refuse_unread_files, with_controls, with_template
 from dsctl_core.training.model.task_module import TaskModule, objective_of
 from dsctl_core.training.output.skipped import SkippedRows
 from dsctl_core.training.plan.cache_check import CacheCheck
@@ -109,6 +109,7 @@ def checked_dataset(
     pictures, factor = resolved.picture_columns, resolved.parts.division_factor
     dataset = build_dataset(options, resolved.family, resolved.defaults, factor, pictures, remember=remember)
     refuse_file_names(dataset, options.extra_inputs)
+    refuse_unread_files(dataset, options.extra_inputs, resolved, loss.task)
     look_at_files(dataset, progress, whole=hashed(dataset))
     for note in dataset.notes():
         progress.note(note)

@@ -49,7 +49,8 @@ def test_a_mistake_is_one_line_with_its_place_and_a_remedy_and_nothing_is_touche
     assert run.json["summary"]["problems_by_kind"][bad.kind] >= 1
 
 
-@pytest.mark.parametrize("name", ERRORS)
+# A column of reference pictures is refused before its files are looked at, by a model that reads none.
+@pytest.mark.parametrize("name", [name for name in ERRORS if "image,edit_image" not in BAD[name].options])
 def test_training_refuses_the_same_before_it_loads_or_writes_anything(dsctl: Dsctl, model: Path, name: str):
     bad: Bad = BAD[name]
     bad.spoil(Path("data"))
@@ -170,6 +171,13 @@ def test_masks_are_compared_with_their_pictures_and_not_with_one_another(dsctl: 
     assert "another shape" in fixed["problems"][0]["message"]
     assert fixed["summary"]["buckets"] == {"32x32": 4}
     assert [each["row"] for each in dsctl(*words).json["problems"] if each["kind"] == "size"] == [2, 3]
+    mask = Image.new("L", (96, 64))
+    for white, rows in ((0, [1]), (255, [])):  # one pixel is enough
+        mask.putpixel((33, 7), white)
+        mask.save("data/m0.png")
+        black = [each for each in dsctl(*words).json["problems"] if "black mask" in each["message"]]
+        assert [each["row"] for each in black] == rows
+        assert dsctl(*words).json["problems"] == dsctl(*words, "--recheck").json["problems"]
 
 
 def test_a_dataset_that_is_not_there_is_an_error(dsctl: Dsctl):
