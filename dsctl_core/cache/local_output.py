@@ -34,6 +34,8 @@ from dsctl_core.files.atomic import prepare_folder, unclaim, write_text
 from dsctl_core.files.digest import digest_file
 from dsctl_core.files.leases import WORKER, Worker
 
+TRIES = 5  # to look after leaving, while others do the same
+
 
 class FolderOutput(CacheOutput):
     """The cache in a folder."""
@@ -88,9 +90,19 @@ class FolderOutput(CacheOutput):
             worker.__exit__()
             if not any(folder.glob(f"*{WORKER}")):  # of those that leave at once, at least one sees nobody
                 worker.forget_notes()
+                self._clear_after(folder)
             for each in (folder, folder.parent):  # the first is gone where this worker left nothing
                 with suppress(OSError):
                     each.rmdir()
+
+    def _clear_after(self, folder: Path) -> None:
+        """Remove what workers that were killed had begun to write, unless others are at work or join."""
+        for _ in range(TRIES):
+            with suppress(DsctlError), locked(self.path):
+                if not any(folder.glob(f"*{WORKER}")):
+                    clear_temporary_files(self.path)
+                return
+            time.sleep(random.SystemRandom().uniform(0.01, 0.05))  # another one leaves, or joins
 
     def _refuse_workers(self, apart_from: Path | None = None) -> None:
         """Raise a DsctlError where other commands share their work on the cache; the caller holds its lock.

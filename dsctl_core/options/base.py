@@ -101,8 +101,7 @@ class Options(BaseModel):
                     flag = spelled(name, cls.model_fields[name])
                     raise UsageError(
                         f"{flag} is the address {address}, and must be on this machine",
-                        hint="give a path; a dataset, its table and a cache can be at an address, and --mirror copies "
-                        "a run to one",
+                        hint="give a path; a dataset, its table and a cache can be at an address; a run has --mirror",
                     )
         return value
 

@@ -1,9 +1,9 @@
 """Run as a program: several workers make one cache, killed at random and started again; says what came of it.
 
-    python -m ... MODEL DATA FOLDER WORKERS KILLS_OF_EACH [ADDRESS SECONDS]
+    python -m ... MODEL DATA FOLDER WORKERS KILLS_OF_EACH [ADDRESS]
 
-With an ADDRESS they write there, and into a folder the one worker that nobody disturbs; an input takes SECONDS then.
-Each worker is a fork of this process, so that what takes seconds to import is imported once.
+With an ADDRESS they write there, and into a folder the one worker that nobody disturbs. Each worker is a fork of this
+process, so that what takes seconds to import is imported once.
 """
 
 from __future__ import annotations
@@ -32,14 +32,11 @@ from dsctl_core.training.plan import encode as encode_plan
 from tests.dsctl_core.cache.killing import content
 
 BAD = 5  # a row that the model cannot encode
-STEP = 0.05  # seconds for each input on top, so that a kill mostly comes in the midst of the work
+STEP = 0.05  # seconds for each input on top, so that a kill comes in the midst of the work
 
 
-def start(model: str, data: str, out: Path | str, log: Path, step: float = 0) -> int:
-    """Fork a process that encodes into `out` and writes down the key of each input that it has encoded.
-
-    With `step`, the seconds that each input takes on top, it shares the work.
-    """
+def start(model: str, data: str, out: Path | str, log: Path, shared: bool) -> int:
+    """Fork a process that encodes into `out` and writes down the key of each input that it has encoded."""
     child = os.fork()
     if child:
         return child
@@ -47,7 +44,7 @@ def start(model: str, data: str, out: Path | str, log: Path, step: float = 0) ->
     descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
 
     def make_part(values: Any, dtype: Any) -> Any:
-        time.sleep(step)
+        time.sleep(STEP if shared else 0)
         made = real(values, dtype)
         os.write(descriptor, f"{shards.hashlib.sha256(repr(made).encode()).hexdigest()}\n".encode())
         return made
@@ -60,7 +57,7 @@ def start(model: str, data: str, out: Path | str, log: Path, step: float = 0) ->
     base = {"model": model, "dataset_base_path": data, "output_path": out, "device": "cpu", "on_bad_sample": "skip"}
     code = 1
     try:
-        make_cache(CacheOptions(**base, shared=step > 0))
+        make_cache(CacheOptions(**base, shared=shared))
         code = 0
     finally:
         if code:
@@ -83,21 +80,26 @@ def main() -> None:
     share.LOOKING = 0.05
     for component in load_family("qwen-image").components:
         component_class(component)
-    _, status = os.waitpid(start(model, data, folder / "alone", folder / "alone.log"), 0)
+    _, status = os.waitpid(start(model, data, folder / "alone", folder / "alone.log", shared=False), 0)
     assert os.waitstatus_to_exitcode(status) == 0
 
-    address, step = (sys.argv[6], float(sys.argv[7])) if len(sys.argv) > 6 else (None, STEP)
+    address = sys.argv[6] if len(sys.argv) > 6 else None
     out, log, rng = address or folder / "shared", folder / "shared.log", random.Random(0)
-    running = [start(model, data, out, log, step) for _ in range(workers)]
-    killed, at_kills = 0, []
+    log.touch()
+    running = [start(model, data, out, log, shared=True) for _ in range(workers)]
+    inputs = len((folder / "alone.log").read_text().split())
+    killed, at_kills = 0, list[int]()
     for number in sorted(range(workers * kills), key=lambda _: rng.random()):
-        time.sleep(rng.uniform(2, 18) * step)
-        at_kills.append(len(log.read_text().split()) if log.exists() else 0)
+        # When so many inputs are encoded: over all of the work, and in its midst
+        wanted, until = (len(at_kills) + rng.random()) / (workers * kills) * inputs, time.monotonic() + 60
+        while len(log.read_text().split()) < wanted and time.monotonic() < until:
+            time.sleep(0.01)
+        at_kills.append(len(log.read_text().split()))
         place = number % workers
         os.kill(running[place], signal.SIGKILL)
         _, status = os.waitpid(running[place], 0)
         killed += os.waitstatus_to_exitcode(status) == -signal.SIGKILL  # it may have been done before
-        running[place] = start(model, data, out, log, step)
+        running[place] = start(model, data, out, log, shared=True)
     codes = [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in running]
     shared = folder / "shared"
     if address is not None:
@@ -106,13 +108,13 @@ def main() -> None:
     counts = collections.Counter(lines)
     told = {
         "codes": codes,
-        "equal": content(shared) == content(folder / "alone"),
+        "differs": sorted({name for name, _ in content(shared).items() ^ content(folder / "alone").items()}),
         "names": sorted(path.name for path in shared.iterdir()),
         "problems": [str(each) for each in find_problems(shared)],
         "skipped": [json.loads(line)["row"] for line in (shared / "skipped.jsonl").read_text().splitlines()],
         "kills": killed,
         "at_kills": at_kills,
-        "inputs": len((folder / "alone.log").read_text().split()),
+        "inputs": inputs,
         "encoded": len(lines),
         "most_often": max(counts.values()),
     }
