@@ -11,12 +11,13 @@ from torchao.float8.float8_scaling_utils import hp_tensor_to_float8_dynamic
 from torchao.float8.float8_training_tensor import Float8TrainingTensor, GemmInputRole
 
 
-class FrozenFloat8Linear(Float8Linear):  # type: ignore[misc]
+class FrozenFloat8Linear(Float8Linear):
     """A frozen layer that multiplies in float8, without the gradient of its weight, which torchao always computes.
 
     With `hold` its weight is rounded once, and held in 8 bits, with `weight_scale`; else it is rounded in each pass.
     """
 
+    weight: nn.Parameter
     weight_scale: Tensor  # () float32, where the weight is held
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from dsctl_core.assets import assets_path
 from dsctl_core.checkpoint.build import empty_component, published_component
 from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, require_configs
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.checkpoint.quantized import is_nf4_folder
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError
@@ -21,10 +22,17 @@ from dsctl_core.families import pipeline_class
 from dsctl_core.family import Component
 from dsctl_core.losses import find_loss
 from dsctl_core.memory.blocks import repeated_blocks
+from dsctl_core.memory.quantize import quantize
 from dsctl_core.stages.plan_rows import has_pictures
 from dsctl_core.stages.sample import Sample, pick, rounded
 from dsctl_core.stages.split import Stages, run
-from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, tensor_bytes
+from dsctl_core.training.dry_run.fake_tensors import (
+    KnownAnswers,
+    LiveBytes,
+    Simulation,
+    replaced_when_converted,
+    tensor_bytes,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,7 +121,11 @@ class SimulatedModel:
                 model = self._empty(component)
             if self.depth is not None and component.name in denoisers:
                 self.cut |= shorten(model, self.depth, self.longer)
-            models[component.name] = simulation.take(model.eval().requires_grad_(False), dtype_of(component.name))
+            own = dtype_of(component.name)
+            models[component.name] = simulation.take(model.eval().requires_grad_(False), own)
+            if component.name in self.places.components and is_nf4_folder(self.places.components[component.name]):
+                with replaced_when_converted():
+                    quantize(models[component.name], "nf4", own, torch.device("cpu"))
         about: dict[str, Any] = {"torch_dtype": dtype, "device": "cpu", "parts": self.resolved.parts}
         pipe = pipeline_class(family)(models, readers, self.resolved.schedule, **about).eval()
         pipe.scheduler.set_timesteps(training=True)
