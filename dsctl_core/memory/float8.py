@@ -68,7 +68,7 @@ def use_float8(model: nn.Module, *, hold: bool = True, emulate: bool = False) ->
     config = Float8LinearConfig(emulate=emulate, pad_inner_dim=True)
     convert_to_float8_training(model, config=config, module_filter_fn=lambda _, name: name in chosen)
     for layer in map(model.get_submodule, chosen):
-        if not layer.weight.requires_grad:  # type: ignore[union-attr]
+        if not layer.weight.requires_grad:
             layer.__class__ = FrozenFloat8Linear
             assert isinstance(layer, FrozenFloat8Linear)
             if hold:

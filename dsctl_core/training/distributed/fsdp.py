@@ -209,7 +209,7 @@ def prepare(
             with accelerator.autocast(uncached):
                 return forward(*args, **kwargs)
 
-        module.forward = in_precision
+        module.forward = in_precision  # type: ignore[method-assign]
         return module, accelerator.prepare_optimizer(optimizer)
     if accelerator.distributed_type == "DEEPSPEED":
         # The engine has no data loader to read the batch size from, and clips gradients itself.
