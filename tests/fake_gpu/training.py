@@ -71,7 +71,8 @@ def train(depth: int | None, *, encode: bool, shorter: int = 0, **asked: Any) ->
         if gpu.now:
             found.faults.append(f"{gpu.now} bytes of the first stage are left when the second begins")
     gpu.peak, first = gpu.now, set(plan.stages.first_components) - set(plan.stages.second_components)
-    with gpu.running(), loads_fakes(gpu, depth, {*plan.stages.idle, *first}), _every_format(), _no_files():
+    absent = {*plan.stages.idle, *first}
+    with gpu.running(), loads_fakes(gpu, depth, absent), _every_format(), _no_files(), _not_compiled():
         module = build_module(plan, NoProgress())
     found.weights = gpu.now
     found.faults += _wide(module, plan.dtype)
@@ -133,6 +134,13 @@ def _no_files() -> Iterator[None]:
         return dict.fromkeys(whole, torch.float32)
 
     with patch("dsctl_core.training.plan.module.trained_dtypes", trained_dtypes):
+        yield
+
+
+@contextmanager
+def _not_compiled() -> Iterator[None]:
+    """Leave out `--compile`: what compiled blocks would fuse is counted kernel by kernel."""
+    with patch("dsctl_core.memory.options.compile_blocks", lambda *_: None):
         yield
 
 
