@@ -36,7 +36,7 @@ def read_component_config(folder: Path, cls: type[nn.Module] | None = None) -> d
     _refuse_divisors(path, config)
     if cls is not None:
         _refuse_types(path, config, cls)
-    return config
+    return {name: value for name, value in config.items() if name != "quantization_config"}
 
 
 def _refuse_divisors(path: Path, config: Mapping[str, Any]) -> None:

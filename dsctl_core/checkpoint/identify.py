@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsctl_core.checkpoint.quantized import refuse_quantized, refuse_quantized_config, refuse_unread_scales
+from dsctl_core.checkpoint.quantized import (
+    NF4,
+    is_nf4_folder,
+    refuse_quantized,
+    refuse_quantized_config,
+    refuse_unread_scales,
+)
 from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family
@@ -69,7 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
         if is_single_file(file) and folder.is_file():
             refuse_unread_scales(file, header)
         else:
-            refuse_quantized(file, header)
+            refuse_quantized(file, header, read=[NF4] if is_nf4_folder(folder) else [])
     return files
 
 

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.json import read_json
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+NF4 = "bitsandbytes (4 bits, nf4 or fp4)"
+NF4_STATE = ".quant_state.bitsandbytes__nf4"  # what the name of the description of a packed weight ends in
 INSTEAD = "fetch the weights in bf16, fp16 or fp32 instead, such as those in the model's own repository"
 # What the names of tensors end in, by the format.
 TENSOR_NAMES = {
-    "bitsandbytes (4 bits, nf4 or fp4)": r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.bitsandbytes__\w+$",
+    NF4: r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.bitsandbytes__\w+$",
     "bitsandbytes (8 bits)": r"\.SCB$|\.weight_format$",
     "scaled fp8": r"(^|\.)scaled_fp8$|\.scale_(weight|input)$|[._](weight|input)_scale(_inv|_2)?$|\.comfy_quant$",
     "GPTQ, AWQ or Nunchaku": r"\.(qweight|qzeros|wscales|g_idx)$",
@@ -85,9 +88,12 @@ def scaled_back(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, 
 
 
 def refuse_quantized_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise a DsctlError if the config of a component, read from `path`, says that its weights are quantized."""
+    """Raise a DsctlError if the config of a component, read from `path`, says that its weights are quantized.
+
+    Networks of diffusers in nf4 are read; see dsctl_core.checkpoint.nf4.
+    """
     settings = config.get("quantization_config")
-    if settings is None:
+    if settings is None or is_nf4(config):
         return
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if isinstance(settings, dict) and any(settings.get(f"load_in_{bits}bit") is True for bits in (4, 8)):
@@ -97,3 +103,20 @@ def refuse_quantized_config(path: Path, config: Mapping[str, Any]) -> None:
         "which are not read",
         hint=INSTEAD,
     )
+
+
+def is_nf4(config: Mapping[str, Any]) -> bool:
+    """Return whether `config` is that of a network of diffusers with weights in nf4, as bitsandbytes packs them."""
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict) or not isinstance(config.get("_class_name"), str):
+        return False
+    wanted = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    storage, method = settings.get("bnb_4bit_quant_storage", "uint8"), settings.get("quant_method", "bitsandbytes")
+    same = all(settings.get(name) == value for name, value in wanted.items())
+    return same and storage == "uint8" and method == "bitsandbytes"
+
+
+def is_nf4_folder(folder: Path) -> bool:
+    """Return whether `folder` has the config.json of such a network."""
+    path = folder / "config.json"
+    return path.is_file() and is_nf4(read_json(path))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dsctl_core.checkpoint.trained_part import TrainedPart
 from dsctl_core.commands.infer_control import CONTROL_PICTURES, control_inputs
 from dsctl_core.commands.infer_inputs import Settings, read_prompts, read_start
-from dsctl_core.commands.infer_offload import Waiting, choose_offload, place
+from dsctl_core.commands.infer_offload import Waiting, choose_offload, place, refuse_for_stored
 from dsctl_core.commands.infer_vace import follows
 from dsctl_core.errors import UsageError
 from dsctl_core.families.controlnets import with_controlnets
@@ -89,6 +89,7 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     for name, form in quantized_pairs(options.quantize):
         resolved.check_component(name)
         require_library(form)
+    refuse_for_stored(options, resolved)
     device, dtype = placement(options)
     call: dict[str, Any] = {
         "negative_prompt": options.negative_prompt,

@@ -57,7 +57,7 @@ def use_float8(model: nn.Module, *, hold: bool = True, emulate: bool = False) ->
 
     from dsctl_core.memory.float8_frozen import FrozenFloat8Linear
 
-    chosen = set(_layers(model))
+    chosen = set(float8_layers(model))
     if not chosen:
         raise UsageError(
             f"the {type(model).__name__} has no linear layer in repeated blocks with sizes that {DIVISOR} divides, so "
@@ -76,7 +76,7 @@ def use_float8(model: nn.Module, *, hold: bool = True, emulate: bool = False) ->
     return len(chosen)
 
 
-def _layers(model: nn.Module) -> list[str]:
+def float8_layers(model: nn.Module) -> list[str]:
     """Return the names of the layers of `model` that multiply in float8."""
     kept = [re.compile(pattern) for pattern in kept_parts(model)]
     found = []

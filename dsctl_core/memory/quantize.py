@@ -194,14 +194,24 @@ def _pack(
     del whole
     if kept_on != device:
         held, beside = held.to(kept_on), {name: tensor.to(kept_on) for name, tensor in beside.items()}
-    layer.weight = nn.Parameter(held, requires_grad=False)
     if layer.bias is not None and form is CAST:
         layer.bias.data = layer.bias.data.to(FP8)
+    hold_packed(layer, held, beside, form, dtype)
+
+
+def hold_packed(
+    layer: nn.Linear, held: Tensor, beside: Mapping[str, Tensor], form: Format, compute_dtype: torch.dtype
+) -> None:
+    """Have `layer` hold `held`, its weight in the format `form`, and compute in `compute_dtype`.
+
+    `beside` are the tensors that go with it, by name.
+    """
+    layer.weight = nn.Parameter(held, requires_grad=False)
     for name, tensor in beside.items():
         layer.register_buffer(name, tensor, persistent=False)
     layer.__class__ = QuantizedLinear
     assert isinstance(layer, QuantizedLinear)
-    layer.format, layer.computes_in, layer.beside = form, dtype, tuple(beside)
+    layer.format, layer.computes_in, layer.beside = form, compute_dtype, tuple(beside)
 
 
 def packable_numbers(model: nn.Module) -> int:

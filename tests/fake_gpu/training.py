@@ -70,7 +70,8 @@ def train(
         if gpu.now:
             found.faults.append(f"{gpu.now} bytes of the first stage are left when the second begins")
     gpu.peak, first = gpu.now, set(plan.stages.first_components) - set(plan.stages.second_components)
-    with gpu.running(), loads_fakes(gpu, depth, {*plan.stages.idle, *first}), _every_format(), _no_files():
+    absent = {*plan.stages.idle, *first}
+    with gpu.running(), loads_fakes(gpu, depth, absent), _every_format(), _no_files(), _not_compiled():
         module = build_module(plan, NoProgress())
     found.weights = gpu.now
     found.faults += wide_weights(module.pipe.components, plan.dtype)
@@ -151,6 +152,13 @@ def _no_files() -> Iterator[None]:
         return dict.fromkeys(whole, torch.float32)
 
     with patch("dsctl_core.training.plan.module.trained_dtypes", trained_dtypes):
+        yield
+
+
+@contextmanager
+def _not_compiled() -> Iterator[None]:
+    """Leave out `--compile`: what compiled blocks would fuse is counted kernel by kernel."""
+    with patch("dsctl_core.memory.options.compile_blocks", lambda *_: None):
         yield
 
 

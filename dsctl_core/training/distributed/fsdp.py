@@ -175,7 +175,7 @@ def _refuse_small_floats(name: str, component: nn.Module) -> None:
     if any(parameter.dtype.itemsize == 1 for parameter in component.parameters()):
         raise UsageError(
             f"{name} is held in 4 or 8 bits, which FSDP2 cannot divide",
-            hint="leave it out of --fp8-models and --quantize: it is divided",
+            hint="leave it out of --fp8-models and --quantize, or give whole weights: it is divided",
         )
 
 

@@ -21,9 +21,10 @@ from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import tensor_entries
 from dsctl_core.memory.blocks import repeated_blocks
+from dsctl_core.memory.float8 import float8_layers
 from dsctl_core.memory.fused import use_fused_norms
 from dsctl_core.memory.offload import held_bytes, offload_blocks
-from dsctl_core.memory.quantize import packable_numbers
+from dsctl_core.memory.quantize import CAST, FP8, hold_packed, packable_numbers
 from dsctl_core.memory.recompute import checkpoint_some
 from dsctl_core.training.dry_run.fake_tensors import (
     KnownAnswers,
@@ -237,6 +238,10 @@ class Estimate:
         memory = self.options.memory
         if memory.gradient_checkpointing_blocks is not None:
             checkpoint_some(denoiser, memory.gradient_checkpointing_blocks)
+        for layer in map(denoiser.get_submodule, float8_layers(denoiser) if memory.float8 else ()):
+            assert isinstance(layer, nn.Linear)
+            if not layer.weight.requires_grad:  # held in 8 bits, and multiplied here in the precision of the run
+                hold_packed(layer, layer.weight.detach().to(FP8), {}, CAST, self.plan.dtype)
         if not memory.offload_blocks:
             return []
         # The weights have no bytes, and everything is on one device: what is no parameter any more does not count.

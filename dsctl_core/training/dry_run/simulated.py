@@ -13,6 +13,7 @@ from PIL.Image import Image
 from dsctl_core.checkpoint.build import empty_component, published_component
 from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, require_configs
 from dsctl_core.checkpoint.model_config import ModelConfig
+from dsctl_core.checkpoint.quantized import is_nf4_folder
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError
@@ -20,10 +21,17 @@ from dsctl_core.families import pipeline_class
 from dsctl_core.family import Component
 from dsctl_core.losses import find_loss
 from dsctl_core.memory.blocks import repeated_blocks
+from dsctl_core.memory.quantize import quantize
 from dsctl_core.stages.plan_rows import has_pictures
 from dsctl_core.stages.sample import Sample, pick, rounded
 from dsctl_core.stages.split import Stages, run
-from dsctl_core.training.dry_run.fake_tensors import KnownAnswers, LiveBytes, Simulation, tensor_bytes
+from dsctl_core.training.dry_run.fake_tensors import (
+    KnownAnswers,
+    LiveBytes,
+    Simulation,
+    replaced_when_converted,
+    tensor_bytes,
+)
 from dsctl_core.training.dry_run.stand_ins import stand_in, use_tokens
 
 if TYPE_CHECKING:
@@ -105,7 +113,11 @@ class SimulatedModel:
                 model = self._empty(component)
             if self.depth is not None and component.name in denoisers:
                 self.cut |= shorten(model, self.depth, self.longer)
-            models[component.name] = simulation.take(model.eval().requires_grad_(False), dtype_of(component.name))
+            own = dtype_of(component.name)
+            models[component.name] = simulation.take(model.eval().requires_grad_(False), own)
+            if component.name in self.places.components and is_nf4_folder(self.places.components[component.name]):
+                with replaced_when_converted():
+                    quantize(models[component.name], "nf4", own, torch.device("cpu"))
         for reader in family.readers:
             if reader.kind == "tokenizer" and reader.name in self.missing_readers:
                 for name in set(reader.components) & set(models):

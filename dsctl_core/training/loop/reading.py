@@ -87,7 +87,8 @@ class ThreadedLoader:
         self.loader, self.ahead, self.device = loader, ahead, device
 
     def __iter__(self) -> Iterator[list[Any]]:
-        batches, end = iter(self.loader), object()
+        batches: Iterator[list[Any]] = iter(self.loader)
+        end: Any = object()
 
         def use_device() -> None:
             if self.device.type == "cuda":  # a thread begins on the first GPU, and pinning would take memory there

@@ -38,6 +38,7 @@ from dsctl_core.training.plan.encode import EncodePlan
 from dsctl_core.training.plan.grouping import refuse_groups
 from dsctl_core.training.plan.own_part import with_own_part
 from dsctl_core.training.plan.source import Source, open_cache, open_dataset, samples_repeat
+from dsctl_core.training.plan.stored import refuse_for_stored
 from dsctl_core.training.state.compare import identity_of, refuse_changes
 from dsctl_core.training.state.folder import AUTO, LATEST, SavedState, find_state_if_any
 from dsctl_core.training.state.snapshot import ASKED
@@ -132,6 +133,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     for name in (*options.trained_components, use.edits.lora_on):
         model.check_component(name)
     use = use.located(model)
+    refuse_for_stored(options, model, use.edits)
     rate = learning_rate(options.optim, training.trainable_models or (), model)
     optimizer = plan_optimizer(options.optim, rate)
     identity = identity_of(options, model, source, rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,18 @@ def test_worker_processes_read_what_the_main_process_has_open(cache: Path):
     alone = [int(dataset[number][CACHED]["nega.row"]) for number in range(len(dataset))]
     loader = DataLoader(dataset, batch_size=None, num_workers=2)
     assert [int(row[CACHED]["nega.row"]) for row in loader] == alone == list(range(SHARDS * PARTS))
+
+
+def test_a_thread_reads_beside_others_with_files_of_its_own(cache: Path):
+    dataset = CachedDataset(cache)
+    numbers = list(range(len(dataset)))
+    assert int(dataset[0][CACHED]["nega.row"]) == 0
+    datasets = [dataset, dataset.reopened(), dataset.reopened()]
+    opened = [each._shards for each in datasets]
+    assert len({id(each) for each in opened}) == 3 and not datasets[1]._shards._open, "none of the open files is shared"
+    with ThreadPoolExecutor(3) as pool:
+        read = pool.map(lambda each: [int(each[number][CACHED]["nega.row"]) for number in numbers], datasets)
+        assert list(read) == [numbers] * 3
 
 
 def test_a_shard_is_hashed_when_it_is_first_read_and_never_again(cache: Path, examined: list[str], monkeypatch):
