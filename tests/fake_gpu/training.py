@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,10 +47,19 @@ class Found:
     faults: list[str] = field(default_factory=list)
 
 
-def train(depth: int | None, *, encode: bool, rows: dict[str, Encoded] | None = None, **asked: Any) -> Found:
+def train(
+    depth: int | None,
+    *,
+    encode: bool,
+    rows: dict[str, Encoded] | None = None,
+    built: Callable[[TaskModule], None] | None = None,
+    lengths: list[int] | None = None,
+    **asked: Any,
+) -> Found:
     """Train with the options `asked`, with `depth` blocks of each kind (None: all), and return what was found.
 
-    Without `encode` the row is encoded by the dry run alone, on the CPU; `rows` has those of models that were.
+    Without `encode` the row is encoded by the dry run alone, on the CPU; `rows` has those of models that were. `built`
+    is called with the module, and `lengths` gets the number of blocks of each kind that the whole model has.
     """
     gpu, found, model = Gpu(), Found(), asked["model"]
     rows = {} if rows is None else rows
@@ -69,6 +78,10 @@ def train(depth: int | None, *, encode: bool, rows: dict[str, Encoded] | None = 
     gpu.peak, first = gpu.now, set(plan.stages.first_components) - set(plan.stages.second_components)
     with gpu.running(), loads_fakes(gpu, depth, {*plan.stages.idle, *first}), _every_format(), _no_files():
         module = build_module(plan, NoProgress())
+    if built is not None:
+        built(module)
+    if lengths is not None:
+        lengths += dry.model.cut.values()
     found.weights = gpu.now
     found.faults += wide_weights(module.pipe.components, plan.dtype)
     batches = [{CACHED: entry, "_row": number} for number in range(STEPS * options.training.batch_size)]
