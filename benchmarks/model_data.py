@@ -31,6 +31,9 @@ def write_data(model: str, folder: Path) -> dict[str, Any]:
     elif "edit" in resolved.family.name:
         row["edit_image"] = "image.png"
         options |= {"data_file_keys": "image,edit_image", "extra_inputs": "edit_image"}
+    elif resolved.parts.kind == "fill":  # FLUX.1 Fill
+        row["inpaint_mask"] = "image.png"
+        options |= {"data_file_keys": "image,inpaint_mask", "extra_inputs": "inpaint_mask"}
     if frames is not None:
         row = {"prompt": PROMPT, "video": "clip.gif"}
         others = [Image.new("RGB", (width, height), (200, number, 0)) for number in range(2 * frames)]

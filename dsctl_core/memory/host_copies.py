@@ -33,7 +33,10 @@ class HostCopies:
 
     def to_host(self, model: nn.Module) -> None:
         """Move `model` to main memory."""
-        kept = self._kept.pop(model, {})
+        kept = self._kept.pop(model, None)
+        if kept is None:  # it came by another way
+            model.to("cpu")
+            return
 
         def back(tensor: Tensor) -> Tensor:
             on_device, version, host = kept.get(id(tensor), (None, 0, tensor))

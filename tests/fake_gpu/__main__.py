@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--matrix", action="store_true", help="compare predictions, for a model of each family or those named"
     )
+    parser.add_argument("--compiled", action="store_true", help="count a step of each training with compiled blocks")
     given = parser.parse_args()
     os.environ["DSCTL_SKIP_DOWNLOAD"] = "1"
     load_device(REPOSITORY / "build" / "fake_gpu")
@@ -39,6 +40,9 @@ def main() -> None:
         os.chdir(folder)
         if given.matrix:
             sys.exit(_compare(tuple(given.asked), 2 if given.depth is None else given.depth or None))
+        if given.compiled:
+            _plan(list(map(json.loads, given.asked)))
+            return
         rows: dict[str, Any] = {}
         for text in given.asked:
             _run(json.loads(text), given.depth or None, rows)
@@ -52,9 +56,18 @@ def _run(options: dict[str, Any], depth: int | None, rows: dict[str, Any]) -> No
     began = time.perf_counter()
     draws, data = options.pop("draw", False), write_data(options["model"], Path())
     own = {"encode": options.pop("encode", False), "shorter": options.pop("shorter", 0)}
-    found = asdict(draw(depth, **options) if draws else train(depth, **own, rows=rows, **data, **options))
+    found = asdict(draw(depth, **options) if draws else train(depth, **own, rows=rows, **{**data, **options}))
     seconds = time.perf_counter() - began
     _say(json.dumps({"asked": options, **found, "seconds": round(seconds, 1)}))
+
+
+def _plan(trainings: list[dict[str, Any]]) -> None:
+    from benchmarks.model_data import write_data
+    from tests.fake_gpu.compiled import compiled_step
+
+    for options in trainings:
+        found = compiled_step(**{**write_data(options["model"], Path()), **options})
+        _say(json.dumps({"asked": options, **found}))
 
 
 def _compare(models: tuple[str, ...], depth: int | None) -> int:

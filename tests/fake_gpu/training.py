@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,12 +48,20 @@ class Found:
 
 
 def train(
-    depth: int | None, *, encode: bool, rows: dict[str, Encoded] | None = None, shorter: int = 0, **asked: Any
+    depth: int | None,
+    *,
+    encode: bool,
+    rows: dict[str, Encoded] | None = None,
+    built: Callable[[TaskModule], None] | None = None,
+    lengths: list[int] | None = None,
+    shorter: int = 0,
+    **asked: Any,
 ) -> Found:
     """Train with the options `asked`, with `depth` blocks of each kind (None: all), and return what was found.
 
-    Without `encode` the row is encoded by the dry run alone, on the CPU; `rows` has those of models that were. The
-    prompt of every other row is `shorter` by that many tokens.
+    Without `encode` the row is encoded by the dry run alone, on the CPU; `rows` has those of models that were. `built`
+    is called with the module, and `lengths` gets the number of blocks of each kind that the whole model has. The prompt
+    of every other row is `shorter` by that many tokens.
     """
     gpu, found, model = Gpu(), Found(), asked["model"]
     rows = {} if rows is None else rows
@@ -73,6 +81,10 @@ def train(
     absent = {*plan.stages.idle, *first}
     with gpu.running(), loads_fakes(gpu, depth, absent), _every_format(), _no_files(), _not_compiled():
         module = build_module(plan, NoProgress())
+    if built is not None:
+        built(module)
+    if lengths is not None:
+        lengths += dry.model.cut.values()
     found.weights = gpu.now
     found.faults += wide_weights(module.pipe.components, plan.dtype)
     entries = [entry, _with_shorter_prompt(entry, shorter, module.padded)]

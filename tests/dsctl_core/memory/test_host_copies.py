@@ -48,11 +48,13 @@ def test_frozen_weights_come_back_without_a_copy_and_changed_ones_with_their_val
     assert all(torch.equal(each, values[name]) for name, each in model.state_dict().items())
 
 
-def test_a_model_that_never_left_and_one_on_another_device_are_moved_as_ever():
+def test_a_model_that_came_by_another_way_and_one_of_another_device_are_copied():
     model, copies = OnAGpu(), HostCopies()
-    before = places(model)
-    copies.to_host(model)
-    assert places(model) == before
-    copies.to_device(model, torch.device("cpu"))
-    copies.to_host(model)
-    assert not set(before.values()) & set(places(model).values())
+    seen = set(places(model).values())
+    for device in (None, torch.device("mps")):
+        if device is not None:
+            copies.to_device(model, device)
+        before = set(places(model).values())
+        copies.to_host(model)
+        assert not before & set(places(model).values())
+    assert not seen & set(places(model).values())
