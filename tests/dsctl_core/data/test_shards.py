@@ -37,13 +37,17 @@ PICTURES = [png(number) for number in range(COUNT)]
 ROWS = [(f"ball {number}", picture) for number, picture in enumerate(PICTURES)]
 
 
-def tar_of(files: dict[str, bytes]) -> bytes:
+def tar_of(files: dict[str, bytes], link: tuple[str, str] | None = None) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
+        if link is not None:
+            member = tarfile.TarInfo(link[0])
+            member.type, member.linkname = tarfile.SYMTYPE, link[1]
+            tar.addfile(member)
     return stream.getvalue()
 
 
@@ -181,6 +185,7 @@ def test_pictures_beside_a_tar_are_the_dataset_as_ever(tmp_path: Path) -> None:
         (tar_of({"a.png": b"x", "a.jpg": b"x"}), "two files of the sample a"),
         (tar_of({"a.png": b"x", "a.json": b"{"}), "cannot be read as json"),
         (tar_of({"a.png": b"x", "a.json": b"[]"}), "no object of json"),
+        (tar_of({"a.png": b"x", "a.json": b"{}", "a.JSON": b"{}"}), "two files of the sample a with its columns"),
     ],
 )
 def test_a_tar_that_cannot_be_used_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
@@ -200,6 +205,68 @@ def test_a_text_that_is_not_utf_8_and_a_picture_that_is_none_are_problems_of_the
         dataset[0]
     with pytest.raises(DataError, match=r"b\.txt is not UTF-8"):
         dataset[1]
+
+
+CAPTIONS = {
+    "a.txt a.caption": ({"a.txt": b"a ball", "a.caption": b"a cube"}, "has two captions: a.caption and a.txt"),
+    "equal a.txt a.caption": ({"a.txt": b"a ball", "a.caption": b"a ball"}, "has two captions: a.caption and a.txt"),
+    "other json": ({"a.txt": b"a ball", "a.json": b'{"text": "a cube"}'}, "has two captions: a.json and a.txt"),
+    "same json": ({"a.txt": b"a ball\n", "a.json": b'{"caption": " a ball", "n": 1}'}, "a ball"),
+    "json of no caption": ({"a.txt": b"a ball", "a.json": b'{"n": 1}'}, "a ball"),
+    "two keys": ({"a.json": b'{"text": "a cube", "prompt": "a ball"}'}, "has captions in 'prompt' and 'text'"),
+    "two equal keys": ({"a.json": b'{"text": "a ball", "prompt": "a ball"}'}, "a ball"),
+    "a list": ({"a.json": b'{"caption": ["a ball", "a cube"]}'}, ("a ball", "a cube")),
+    "not UTF-8": ({"a.txt": b"\xff"}, "a.txt is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_a_caption_in_a_tar_is_or_is_refused_as_beside_a_file(tmp_path: Path, name: str) -> None:
+    files, expected = CAPTIONS[name]
+    files = {"a.png": PICTURES[0], **files}
+    (tmp_path / "a.tar").write_bytes(tar_of(files))
+    (tmp_path / "folder").mkdir()
+    for each, content in files.items():
+        (tmp_path / "folder" / each).write_bytes(content)
+
+    def outcome(place: Path) -> Any:
+        try:
+            found = UnifiedDataset(place).prompts(0)
+            return found[0] if len(found) == 1 else found
+        except DataError as error:
+            return error.problem
+
+    for found in (outcome(tmp_path / "folder"), outcome(tmp_path / "a.tar")):
+        assert found == expected or (isinstance(found, str) and isinstance(expected, str) and expected in found)
+
+
+def test_a_table_in_a_tar_is_the_table_of_the_tar(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(
+        tar_of({"sub/a.png": PICTURES[1], "metadata.csv": b"image,prompt\nsub/a.png,a ball"})
+    )
+    dataset = UnifiedDataset(tmp_path / "a.tar")
+    assert (len(dataset), dataset[0]["prompt"], dataset.location(0)) == (
+        1,
+        "a ball",
+        f"{tmp_path}/a.tar/metadata.csv row 1 (line 2)",
+    )
+    assert dataset[0]["image"] is not None
+
+
+LEFT = {
+    "further files": ({"sub/metadata.csv": b"x", "b.txt": b"x", "b.cls": b"1"}, {".csv": 1, ".txt": 1, ".cls": 1}),
+    "of the sample": ({"a.cls": b"1", "a.seg.png": b"x", "a.b.txt": b"x"}, {".cls": 1, ".png": 1, ".txt": 1}),
+    "hidden": ({".hidden.png": b"x", "sub/._a.png": b"x", ".DS_Store": b"x"}, {"hidden": 3}),
+    "without a stem": ({"README": b"x", "sub/LICENSE": b"x", "c.": b"x"}, {"without a suffix": 3}),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_each_file_of_a_tar_that_no_row_has_is_counted_once(tmp_path: Path, name: str) -> None:
+    files, expected = LEFT[name]
+    files = {"a.png": PICTURES[0], "a.txt": b"a ball", **files}
+    (tmp_path / "a.tar").write_bytes(tar_of(files, link=("symlink.png", "a.png")))
+    assert dict(UnifiedDataset(tmp_path / "a.tar").metadata.left_out.suffixes) == {**expected, "symbolic links": 1}
 
 
 def test_tables_of_other_columns_are_refused(tmp_path: Path) -> None:
