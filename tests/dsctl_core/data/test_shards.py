@@ -14,9 +14,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from dsctl_core.commands.dataset import validate
+from dsctl_core.data.check import usable_part
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import DsctlError
+from dsctl_core.options import DatasetValidateOptions
 from dsctl_core.remote import store
 from dsctl_core.remote.errors import RemoteError, RemoteUnreachable
 from dsctl_core.remote.retry import Patience
@@ -251,6 +254,34 @@ def test_a_table_in_a_tar_is_the_table_of_the_tar(tmp_path: Path) -> None:
         f"{tmp_path}/a.tar/metadata.csv row 1 (line 2)",
     )
     assert dataset[0]["image"] is not None
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_parquet_row_without_a_file_is_a_problem_of_that_row(tmp_path: Path, bare: bool, statistics: bool) -> None:
+    cells = [
+        {"bytes": PICTURES[0], "path": "a.png"},
+        None,
+        {"bytes": None, "path": None},
+        {"bytes": None, "path": "b.png"},
+    ]
+    cells += [{"bytes": PICTURES[1], "path": None}] * 3
+    column = [each and each["bytes"] for each in cells] if bare else cells
+    table = pyarrow.table({"image": column, "prompt": [f"ball {n}" for n in range(len(cells))]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2, write_statistics=statistics)
+    found = validate(DatasetValidateOptions(path=tmp_path))
+    wrong = [(each.row, each.kind) for each in found.found.problems if each.level == "error"]
+    assert wrong == [(n, "missing file") for n in (2, 3, 4)]
+    assert ("the path 'b.png' and no bytes" in " ".join(found.lines())) is not bare
+    kept, problems = usable_part(UnifiedDataset(tmp_path))
+    assert ([row["prompt"] for row in kept], len(problems)) == (["ball 0", "ball 4", "ball 5", "ball 6"], 3)
+
+
+def test_a_column_of_lists_of_files_is_said_to_be_one(tmp_path: Path) -> None:
+    cells = [[{"bytes": PICTURES[0], "path": "a.png"}]]
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells, "prompt": ["a ball"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="image .*: the column has cells of the type 'list<.*neither text nor a file"):
+        UnifiedDataset(tmp_path)[0]
 
 
 LEFT = {
