@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import huggingface_hub.constants
 import pyarrow
 import pyarrow.parquet
@@ -88,15 +89,22 @@ FILES = {
 def places(running_s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("shards")
     running_s3.make_bucket(BUCKET)
+    memory = fsspec.filesystem("memory")
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
         running_s3.put(BUCKET, name, content)
+        memory.pipe_file(f"/{BUCKET}/{name}", content)
     (folder / "plain").mkdir()
     for number, (prompt, picture) in enumerate(ROWS):
         (folder / "plain" / f"{number}.png").write_bytes(picture)
         (folder / "plain" / f"{number}.txt").write_text(prompt)
-    return {"disk": str(folder), "s3": f"s3://{BUCKET}", "web": f"{running_s3.url}/{BUCKET}"}
+    return {
+        "disk": str(folder),
+        "s3": f"s3://{BUCKET}",
+        "memory": f"memory://{BUCKET}",
+        "web": f"{running_s3.url}/{BUCKET}",
+    }
 
 
 @pytest.mark.parametrize(
@@ -106,6 +114,7 @@ def places(running_s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> di
         ("s3", "tars"),
         ("s3", "tars/shard-{08..09}.tar"),
         ("web", "tars/shard-{08..09}.tar"),
+        ("memory", "tars/shard-{08..09}.tar"),
         ("disk", "one"),
         ("web", "one"),
         ("disk", "hub"),
@@ -119,6 +128,16 @@ def test_the_rows_are_those_of_the_files(s3: S3Server, places: dict[str, str], w
         assert row["prompt"] == expected["prompt"]
         assert row["image"].size == expected["image"].size
         assert row["image"].tobytes() == expected["image"].tobytes()
+
+
+@pytest.mark.parametrize("where", ["disk", "s3", "web", "memory"])
+@pytest.mark.parametrize("name", ["tars/shard-08.tar", "one/metadata.parquet", "hub/data/test-00000-of-00001.parquet"])
+def test_one_tar_and_one_parquet_file_are_given_alone(
+    s3: S3Server, places: dict[str, str], where: str, name: str
+) -> None:
+    found = validate(DatasetValidateOptions(path=f"{places[where]}/{name}"))
+    assert [problem.message for problem in found.found.problems] == []
+    assert found.found.rows == {"tars": 3, "one": COUNT, "hub": 1}[name.partition("/")[0]]
 
 
 def test_a_dataset_of_a_hub_is_read_by_its_name(
