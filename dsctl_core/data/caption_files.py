@@ -63,13 +63,13 @@ class CaptionFiles:
             return _missing(picture) if default is None else default
         try:
             if len(texts) > 1 or (not texts and len(objects) > 1):
-                raise _two_captions(picture, texts or objects)
+                raise _two_files(picture, texts or objects)
             if not texts:
                 return _from_json(objects[0])
             text = _from_text(texts[0])
             for path in objects:
                 if _other_caption(path, text):
-                    raise _two_captions(picture, [texts[0], path])
+                    raise _two_files(picture, [texts[0], path])
             return text
         except DataError as error:
             return BadCell(error)
@@ -85,9 +85,20 @@ def _missing(picture: Path) -> BadCell:
     )
 
 
-def _two_captions(picture: Path, paths: Sequence[Path]) -> DataError:
-    names = " and ".join(path.name for path in sorted(paths))
-    return DataError(f"{picture} has two captions: {names}", hint="remove one of the two files", kind="caption")
+def _two_files(picture: Path, paths: Sequence[Path]) -> DataError:
+    return two_captions(str(picture), [path.name for path in paths])
+
+
+def two_captions(picture: str, names: Sequence[str]) -> DataError:
+    """Return the error for a picture with captions in several files."""
+    text = f"{picture} has two captions: {' and '.join(sorted(names))}"
+    return DataError(text, hint="remove one of the two files", kind="caption")
+
+
+def several_keys(path: str, keys: Sequence[str]) -> DataError:
+    """Return the error for a json file with captions in several keys."""
+    text = f"{path} has captions in {' and '.join(map(repr, keys))}"
+    return DataError(text, hint="keep one of them", kind="caption")
 
 
 def _from_text(path: Path) -> str:
@@ -101,8 +112,7 @@ def _from_json(path: Path) -> Any:
     """Return the caption in a json file: a text, or a list of texts of which one is chosen each time."""
     found = _captions_in(path)
     if len({json.dumps(value) for value in found.values()}) > 1:
-        keys = " and ".join(map(repr, found))
-        raise DataError(f"{path} has captions in {keys}", hint="keep one of them", kind="caption")
+        raise several_keys(str(path), list(found))
     if found:
         return next(iter(found.values()))
     raise DataError(f"{path} has none of the keys {', '.join(JSON_KEYS)}", hint=AS_JSON, kind="caption")

@@ -18,7 +18,6 @@ from dsctl_core.data.tables import read_csv, read_json, read_jsonl
 from dsctl_core.data.tables_of_files import of_training, read_tables, with_files
 from dsctl_core.errors import near_miss
 from dsctl_core.remote import anywhere
-from dsctl_core.remote.address import is_remote
 from dsctl_core.remote.archives import PARQUET, TAR
 
 __all__ = ["METADATA_NAMES", "Metadata", "Row", "find_metadata", "read_dataset", "read_metadata", "text_cell"]
@@ -178,7 +177,7 @@ def read_metadata(path: Path) -> Metadata:
         if not anywhere.is_file(path):
             anywhere.size_of(path)  # raises for a path that does not exist
             raise DataError(f"{path} is not a file", hint="give the path of a csv, json, jsonl or parquet file")
-        metadata = read(path) if not is_remote(path) else _read_copy(path, read)
+        metadata = _read_copy(path, read) if anywhere.is_apart(path) else read(path)
     if not len(metadata.rows):
         if metadata.columns:
             raise DataError(

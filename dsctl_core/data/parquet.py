@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
 from dsctl_core.data.columns import CHUNK, Constant, Rows, RowsBuilder
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.rows import BadCell, Metadata
+from dsctl_core.remote.parquet import holds_files
 
 
 def read_parquet(path: Path) -> Metadata:
@@ -38,16 +40,19 @@ def read_parquet(path: Path) -> Metadata:
             hint="copy or download the file again",
             kind="table",
         ) from error
-    file_cell = BadCell(
-        DataError(
-            "the column has the files themselves, and the table is not in the dataset folder",
-            hint="give the folder of the table as --dataset-base-path",
-            kind="table",
-        )
-    )
     found = Rows(made.rows().columns, count)
-    files = {name: Constant(file_cell, count) for name in schema.names if name not in loaded}
+    files = {field.name: Constant(_unread(field.type), count) for field in schema if field.name not in loaded}
     return Metadata(path, tuple(schema.names), found.with_columns(files), None)
+
+
+def _unread(arrow_type: Any) -> BadCell:
+    if holds_files(arrow_type):
+        problem = "the column has the files themselves, which are read from a .parquet file below the dataset folder"
+        hint = "give the folder of the table as --dataset-base-path"
+    else:
+        problem = f"the column has cells of the type {reprlib.repr(str(arrow_type))}, which is neither text nor a file"
+        hint = "write a column for each file of a row, of bytes or {bytes, path}, or name files of the dataset folder"
+    return BadCell(DataError(problem, hint=hint, kind="table"))
 
 
 def _holds_bytes(arrow_type: Any) -> bool:

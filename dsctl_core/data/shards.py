@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.data.caption_files import JSON_KEYS, JSON_SUFFIX, TEXT_SUFFIXES
+from dsctl_core.data.caption_files import JSON_KEYS, JSON_SUFFIX, TEXT_SUFFIXES, several_keys, two_captions
 from dsctl_core.data.columns import RowsBuilder
 from dsctl_core.data.kinds import media_suffixes
 from dsctl_core.data.problems import DataError, explained_os_errors
@@ -39,14 +40,16 @@ def read_shards(base_path: Path, names: Sequence[str], keys: Sequence[str]) -> M
             index = index_of(anywhere.tar_at(path))
         if not index["files"]:
             raise DataError(f"{path} is a tar without files", hint="write it again, or leave it out", kind="table")
-        for stem, members in _samples(index["files"]):
+        left.update(index["left"])
+        for stem, members in _samples(index["files"], left):
             prefix = f"{shard}/" if shard else ""
-            row = _row(path, prefix, stem, members, index["texts"], keys, left)
+            row, unused = _row(path, prefix, stem, members, index["texts"], keys)
             if keys[0] in row:
                 made.add({**dict.fromkeys((*keys, PROMPT)), **row})
                 locations.append(f"{prefix}{stem}")
             else:
-                left.update(Path(f"_.{member}").suffix for member in members)
+                unused = members
+            left.update(_suffix(member) for member in unused)
     found = made.rows()
     if not locations:
         raise DataError(
@@ -55,35 +58,41 @@ def read_shards(base_path: Path, names: Sequence[str], keys: Sequence[str]) -> M
             kind="table",
         )
     layout = f"{len(names)} shards of {len(locations)} samples"
-    unused = LeftOut(tuple(sorted(left.items(), key=lambda item: (-item[1], item[0]))))
-    return Metadata(base_path, tuple(found.columns), found, None, layout, locations, left_out=unused)
+    left_out = LeftOut(tuple(sorted(left.items(), key=lambda item: (-item[1], item[0]))))
+    return Metadata(base_path, tuple(found.columns), found, None, layout, locations, left_out=left_out)
 
 
-def _samples(names: Sequence[str] | dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (stem, what follows it in the names of its files): the stem ends at the first point of the last part."""
+def _samples(names: Iterable[str], left: Counter[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (stem, what follows it in the names of its files): the stem ends at the first point of the last part.
+
+    Files without a stem are counted in `left`.
+    """
     found: dict[str, list[str]] = {}
     for name in names:
         folder, slash, last = name.rpartition("/")
         stem, point, suffix = last.partition(".")
-        if point and stem and not stem.startswith("."):
+        if point and stem:
             found.setdefault(f"{folder}{slash}{stem}", []).append(suffix)
+        else:
+            left["hidden" if point else "without a suffix"] += 1
     yield from found.items()
 
 
+def _suffix(member: str) -> str:
+    last = member.rpartition(".")[2].lower()
+    return f".{last}" if last else "without a suffix"
+
+
 def _row(
-    path: Path,
-    prefix: str,
-    stem: str,
-    members: Sequence[str],
-    texts: dict[str, str],
-    keys: Sequence[str],
-    left: Counter[str],
-) -> dict[str, Any]:
+    path: Path, prefix: str, stem: str, members: Sequence[str], texts: dict[str, str], keys: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the cells of a sample, and those of its files that are in none."""
     row: dict[str, Any] = {}
-    about: dict[str, Any] = {}
+    words: list[str] = []
+    objects: list[str] = []
+    unused: list[str] = []
     for member in members:
-        column, _, rest = member.rpartition(".")
-        suffix, name = f".{rest.lower()}", f"{stem}.{member}"
+        column, suffix, name = member.rpartition(".")[0], _suffix(member), f"{stem}.{member}"
         if suffix in media_suffixes() and (not column or column in keys):
             column = column or keys[0]
             if column in row:
@@ -95,14 +104,46 @@ def _row(
                 )
             row[column] = f"{prefix}{name}"
         elif suffix in TEXT_SUFFIXES and not column:
-            row[PROMPT] = texts[name].strip() if name in texts else _not_text(path, name)
+            words.append(name)
         elif suffix == JSON_SUFFIX and not column:
-            about = _object(path, name, texts)
+            objects.append(name)
         else:
-            left[suffix] += 1
-    caption = next((about[key] for key in (PROMPT, *JSON_KEYS) if key in about), None)
+            unused.append(member)
+    if len(objects) > 1:
+        raise DataError(
+            f"{path} has two files of the sample {stem} with its columns: {' and '.join(objects)}",
+            hint="leave one of them out",
+            kind="table",
+        )
+    about = _object(path, objects[0], texts) if objects else {}
     others = {key: value for key, value in about.items() if key not in (*keys, *JSON_KEYS, PROMPT)}
-    return {**others, **({PROMPT: caption} if caption is not None else {}), **row}
+    try:
+        caption = _caption(path, stem, words, texts, dict.fromkeys(objects, about))
+    except DataError as error:
+        caption = BadCell(error)
+    return {**others, **({PROMPT: caption} if caption is not None else {}), **row}, unused
+
+
+def _caption(
+    path: Path, stem: str, words: Sequence[str], texts: dict[str, str], objects: dict[str, dict[str, Any]]
+) -> Any:
+    """Return the caption of a sample by the rules of captions beside files, None if it has none.
+
+    `words` are its files of text, and `objects` what is in its files of json.
+    """
+    found = [(name, about[key]) for name, about in objects.items() for key in JSON_KEYS if key in about]
+    if len(words) > 1:
+        raise two_captions(f"{path}/{stem}", words)
+    if not words:
+        if len({json.dumps(value) for _, value in found}) > 1:
+            raise several_keys(f"{path}/{found[0][0]}", [key for key in JSON_KEYS if key in objects[found[0][0]]])
+        return found[0][1] if found else None
+    if words[0] not in texts:
+        raise DataError(f"{path}/{words[0]} is not UTF-8, or too long", hint="save it as UTF-8", kind="caption")
+    text = texts[words[0]].strip()
+    if found and text not in [value.strip() for _, value in found if isinstance(value, str)]:
+        raise two_captions(f"{path}/{stem}", [words[0], found[0][0]])
+    return text
 
 
 def _object(path: Path, name: str, texts: dict[str, str]) -> dict[str, Any]:
@@ -115,7 +156,3 @@ def _object(path: Path, name: str, texts: dict[str, str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path}/{name} is no object of json in UTF-8", hint="correct the file", kind="table")
     return found
-
-
-def _not_text(path: Path, name: str) -> BadCell:
-    return BadCell(DataError(f"{path}/{name} is not UTF-8, or too long", hint="save it as UTF-8", kind="caption"))

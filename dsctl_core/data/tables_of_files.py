@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dsctl_core.data.columns import Column, Constant, Rows, RowsBuilder
 from dsctl_core.data.problems import DataError, explained_os_errors
-from dsctl_core.data.rows import Metadata
+from dsctl_core.data.rows import BadCell, Metadata
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.archives import PARQUET
-from dsctl_core.remote.parquet import file_names, holds_files
+from dsctl_core.remote.parquet import Cell, file_cells, holds_files
 
 SPLIT = re.compile(r"([a-z]+)-\d+-of-\d+", re.IGNORECASE)  # data/train-00000-of-00004.parquet
 TRAIN = "train"
@@ -58,17 +59,32 @@ def with_files(metadata: Metadata, base_path: Path, path: Path) -> Metadata:
         return metadata
     with explained_os_errors(path), anywhere.local(path) as copy:
         columns = _columns_of_files(copy)
-        names = {name: list(file_names(copy, name)) for name in columns}
+        found = {name: list(file_cells(copy, name)) for name in columns}
     if not columns:
         return metadata
     inside = os.path.relpath(path, base_path)
     if inside.startswith("..") or path.suffix != PARQUET:
         return metadata  # whoever uses the column is told
     cells: dict[str, Column | Constant] = {
-        name: Column(f"{Path(inside).as_posix()}/{row}/{name}/{file}" for row, file in enumerate(names[name]))
+        name: Column(_value(cell, f"{Path(inside).as_posix()}/{row}/{name}") for row, cell in enumerate(found[name]))
         for name in columns
     }
     return replace(metadata, rows=metadata.rows.with_columns(cells))
+
+
+def _value(cell: Cell, folder: str) -> Any:
+    """Return the name of the file in a cell, None for an empty one."""
+    if cell.has_bytes:
+        return f"{folder}/{cell.name}"
+    if not cell.path:
+        return None
+    return BadCell(
+        DataError(
+            f"the cell has the path {cell.path!r} and no bytes",
+            hint="write the bytes of the file into the table, or remove the row",
+            kind="missing file",
+        )
+    )
 
 
 def _columns_of_files(table: Path) -> list[str]:

@@ -42,7 +42,7 @@ class Listing:
 
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
-        found = sorted(remote.list())
+        found = sorted(entry for entry in remote.list() if entry.name)  # some stores list a file as what is below it
         self.names = [entry.name for entry in found]
         self._entries = found
         self.state = hashlib.sha256("\n".join(map(str, found)).encode("utf-8", "surrogatepass")).hexdigest()
@@ -337,7 +337,7 @@ def _entry(path: str | Path) -> Entry | None:
     """Return the file at an address, with its name below the root of its store."""
     address = address_of(path)
     listing, name = _listing_of(address)
-    if listing is None:
+    if listing is None or (not name and not listing.names):  # what has nothing below it may be a file
         return _single(address)
     found = listing.entry(name) if name else None
     return None if found is None else found._replace(name=_root(address)[1])

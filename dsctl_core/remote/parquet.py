@@ -7,15 +7,17 @@ local copies, in which a cell is found without reading the others.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from dsctl_core.errors import DsctlError
 from dsctl_core.remote.local import local_copies
 
 BYTES, PATH = "bytes", "path"  # the fields of such a cell
+WIDE, NARROW = 65536, 64  # cells that are read at a time, of paths and of bytes
 
 
 def holds_files(arrow_type: Any) -> bool:
@@ -28,20 +30,53 @@ def holds_files(arrow_type: Any) -> bool:
     return bool(types.is_binary(arrow_type) or types.is_large_binary(arrow_type))
 
 
-def file_names(table: Path, column: str) -> Iterator[str]:
-    """Yield for each row the name of the file in its cell, "file" where it has none; the bytes are not read."""
+class Cell(NamedTuple):
+    """A cell of a column of files: the path in it, "" for none, and whether it has the bytes of a file."""
+
+    path: str
+    has_bytes: bool
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, "file" where that is no name."""
+        name = Path(self.path).name
+        return name if name.isprintable() and name not in ("", "..") else "file"
+
+
+def file_cells(table: Path, column: str) -> Iterator[Cell]:
+    """Yield the cells of a column of files. The bytes are read only where some may be missing."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(table) as file:
         kind = file.schema_arrow.field(column).type
-        has_path = hasattr(kind, "get_field_index") and kind.get_field_index(PATH) >= 0
-        if not has_path:
-            yield from ("file" for _ in range(file.metadata.num_rows))
-            return
-        for batch in file.iter_batches(columns=[f"{column}.{PATH}"]):
-            for cell in batch.to_pydict()[column]:
-                name = Path(str((cell or {}).get(PATH) or "")).name
-                yield name if name.isprintable() and name not in ("", "..") else "file"
+        is_struct = pyarrow.types.is_struct(kind)
+        has_path = is_struct and kind.get_field_index(PATH) >= 0
+        content = f"{column}.{BYTES}" if is_struct else column
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            paths: Iterable[str] = repeat("", count)
+            if has_path:
+                read = _cells(file, group, column, f"{column}.{PATH}", WIDE)
+                paths = (str((cell or {}).get(PATH) or "") for cell in read)
+            there: Iterable[bool] = repeat(True, count)
+            if _nulls(file.metadata.row_group(group), content) != 0:
+                read = _cells(file, group, column, content, NARROW)
+                there = ((cell.get(BYTES) if isinstance(cell, dict) else cell) is not None for cell in read)
+            yield from map(Cell, paths, there)
+
+
+def _cells(file: Any, group: int, column: str, only: str, size: int) -> Iterator[Any]:
+    for batch in file.iter_batches(size, row_groups=[group], columns=[only]):
+        yield from batch.column(column).to_pylist()
+
+
+def _nulls(group: Any, column: str) -> int | None:
+    """Return how many cells of a row group are missing, None where the table does not say."""
+    for number in range(group.num_columns):
+        if group.column(number).path_in_schema == column:
+            about = group.column(number).statistics
+            return about.null_count if about is not None and about.has_null_count else None
+    return None
 
 
 @lru_cache(maxsize=64)
@@ -57,7 +92,7 @@ def group_starts(table: Path, state: str) -> tuple[int, ...]:
 def read_cell(table: Path, state: str, row: int, column: str) -> bytes:
     """Return the bytes in a cell; `state` tells the content of the local file `table` from others.
 
-    Raises FileNotFoundError for a row without a file.
+    Raises DsctlError for a row without a file.
     """
     import pyarrow
     import pyarrow.parquet
@@ -78,5 +113,5 @@ def read_cell(table: Path, state: str, row: int, column: str) -> bytes:
         cell = pyarrow.ipc.open_file(source).read_all()[column][row - starts[group]].as_py()
     content = cell.get(BYTES) if isinstance(cell, dict) else cell
     if content is None:
-        raise FileNotFoundError(f"row {row + 1} has no file in {column}")
+        raise DsctlError(f"row {row + 1} of {table} has no file in {column}", hint="remove the row")
     return bytes(content)

@@ -8,15 +8,19 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import huggingface_hub.constants
 import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from dsctl_core.commands.dataset import validate
+from dsctl_core.data.check import usable_part
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import DsctlError
+from dsctl_core.options import DatasetValidateOptions
 from dsctl_core.remote import store
 from dsctl_core.remote.errors import RemoteError, RemoteUnreachable
 from dsctl_core.remote.retry import Patience
@@ -37,13 +41,17 @@ PICTURES = [png(number) for number in range(COUNT)]
 ROWS = [(f"ball {number}", picture) for number, picture in enumerate(PICTURES)]
 
 
-def tar_of(files: dict[str, bytes]) -> bytes:
+def tar_of(files: dict[str, bytes], link: tuple[str, str] | None = None) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
+        if link is not None:
+            member = tarfile.TarInfo(link[0])
+            member.type, member.linkname = tarfile.SYMTYPE, link[1]
+            tar.addfile(member)
     return stream.getvalue()
 
 
@@ -81,15 +89,22 @@ FILES = {
 def places(running_s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("shards")
     running_s3.make_bucket(BUCKET)
+    memory = fsspec.filesystem("memory")
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
         running_s3.put(BUCKET, name, content)
+        memory.pipe_file(f"/{BUCKET}/{name}", content)
     (folder / "plain").mkdir()
     for number, (prompt, picture) in enumerate(ROWS):
         (folder / "plain" / f"{number}.png").write_bytes(picture)
         (folder / "plain" / f"{number}.txt").write_text(prompt)
-    return {"disk": str(folder), "s3": f"s3://{BUCKET}", "web": f"{running_s3.url}/{BUCKET}"}
+    return {
+        "disk": str(folder),
+        "s3": f"s3://{BUCKET}",
+        "memory": f"memory://{BUCKET}",
+        "web": f"{running_s3.url}/{BUCKET}",
+    }
 
 
 @pytest.mark.parametrize(
@@ -99,6 +114,7 @@ def places(running_s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> di
         ("s3", "tars"),
         ("s3", "tars/shard-{08..09}.tar"),
         ("web", "tars/shard-{08..09}.tar"),
+        ("memory", "tars/shard-{08..09}.tar"),
         ("disk", "one"),
         ("web", "one"),
         ("disk", "hub"),
@@ -112,6 +128,16 @@ def test_the_rows_are_those_of_the_files(s3: S3Server, places: dict[str, str], w
         assert row["prompt"] == expected["prompt"]
         assert row["image"].size == expected["image"].size
         assert row["image"].tobytes() == expected["image"].tobytes()
+
+
+@pytest.mark.parametrize("where", ["disk", "s3", "web", "memory"])
+@pytest.mark.parametrize("name", ["tars/shard-08.tar", "one/metadata.parquet", "hub/data/test-00000-of-00001.parquet"])
+def test_one_tar_and_one_parquet_file_are_given_alone(
+    s3: S3Server, places: dict[str, str], where: str, name: str
+) -> None:
+    found = validate(DatasetValidateOptions(path=f"{places[where]}/{name}"))
+    assert [problem.message for problem in found.found.problems] == []
+    assert found.found.rows == {"tars": 3, "one": COUNT, "hub": 1}[name.partition("/")[0]]
 
 
 def test_a_dataset_of_a_hub_is_read_by_its_name(
@@ -181,6 +207,7 @@ def test_pictures_beside_a_tar_are_the_dataset_as_ever(tmp_path: Path) -> None:
         (tar_of({"a.png": b"x", "a.jpg": b"x"}), "two files of the sample a"),
         (tar_of({"a.png": b"x", "a.json": b"{"}), "cannot be read as json"),
         (tar_of({"a.png": b"x", "a.json": b"[]"}), "no object of json"),
+        (tar_of({"a.png": b"x", "a.json": b"{}", "a.JSON": b"{}"}), "two files of the sample a with its columns"),
     ],
 )
 def test_a_tar_that_cannot_be_used_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
@@ -200,6 +227,96 @@ def test_a_text_that_is_not_utf_8_and_a_picture_that_is_none_are_problems_of_the
         dataset[0]
     with pytest.raises(DataError, match=r"b\.txt is not UTF-8"):
         dataset[1]
+
+
+CAPTIONS = {
+    "a.txt a.caption": ({"a.txt": b"a ball", "a.caption": b"a cube"}, "has two captions: a.caption and a.txt"),
+    "equal a.txt a.caption": ({"a.txt": b"a ball", "a.caption": b"a ball"}, "has two captions: a.caption and a.txt"),
+    "other json": ({"a.txt": b"a ball", "a.json": b'{"text": "a cube"}'}, "has two captions: a.json and a.txt"),
+    "same json": ({"a.txt": b"a ball\n", "a.json": b'{"caption": " a ball", "n": 1}'}, "a ball"),
+    "json of no caption": ({"a.txt": b"a ball", "a.json": b'{"n": 1}'}, "a ball"),
+    "two keys": ({"a.json": b'{"text": "a cube", "prompt": "a ball"}'}, "has captions in 'prompt' and 'text'"),
+    "two equal keys": ({"a.json": b'{"text": "a ball", "prompt": "a ball"}'}, "a ball"),
+    "a list": ({"a.json": b'{"caption": ["a ball", "a cube"]}'}, ("a ball", "a cube")),
+    "not UTF-8": ({"a.txt": b"\xff"}, "a.txt is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_a_caption_in_a_tar_is_or_is_refused_as_beside_a_file(tmp_path: Path, name: str) -> None:
+    files, expected = CAPTIONS[name]
+    files = {"a.png": PICTURES[0], **files}
+    (tmp_path / "a.tar").write_bytes(tar_of(files))
+    (tmp_path / "folder").mkdir()
+    for each, content in files.items():
+        (tmp_path / "folder" / each).write_bytes(content)
+
+    def outcome(place: Path) -> Any:
+        try:
+            found = UnifiedDataset(place).prompts(0)
+            return found[0] if len(found) == 1 else found
+        except DataError as error:
+            return error.problem
+
+    for found in (outcome(tmp_path / "folder"), outcome(tmp_path / "a.tar")):
+        assert found == expected or (isinstance(found, str) and isinstance(expected, str) and expected in found)
+
+
+def test_a_table_in_a_tar_is_the_table_of_the_tar(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(
+        tar_of({"sub/a.png": PICTURES[1], "metadata.csv": b"image,prompt\nsub/a.png,a ball"})
+    )
+    dataset = UnifiedDataset(tmp_path / "a.tar")
+    assert (len(dataset), dataset[0]["prompt"], dataset.location(0)) == (
+        1,
+        "a ball",
+        f"{tmp_path}/a.tar/metadata.csv row 1 (line 2)",
+    )
+    assert dataset[0]["image"] is not None
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_parquet_row_without_a_file_is_a_problem_of_that_row(tmp_path: Path, bare: bool, statistics: bool) -> None:
+    cells = [
+        {"bytes": PICTURES[0], "path": "a.png"},
+        None,
+        {"bytes": None, "path": None},
+        {"bytes": None, "path": "b.png"},
+    ]
+    cells += [{"bytes": PICTURES[1], "path": None}] * 3
+    column = [each and each["bytes"] for each in cells] if bare else cells
+    table = pyarrow.table({"image": column, "prompt": [f"ball {n}" for n in range(len(cells))]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2, write_statistics=statistics)
+    found = validate(DatasetValidateOptions(path=tmp_path))
+    wrong = [(each.row, each.kind) for each in found.found.problems if each.level == "error"]
+    assert wrong == [(n, "missing file") for n in (2, 3, 4)]
+    assert ("the path 'b.png' and no bytes" in " ".join(found.lines())) is not bare
+    kept, problems = usable_part(UnifiedDataset(tmp_path))
+    assert ([row["prompt"] for row in kept], len(problems)) == (["ball 0", "ball 4", "ball 5", "ball 6"], 3)
+
+
+def test_a_column_of_lists_of_files_is_said_to_be_one(tmp_path: Path) -> None:
+    cells = [[{"bytes": PICTURES[0], "path": "a.png"}]]
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells, "prompt": ["a ball"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="image .*: the column has cells of the type 'list<.*neither text nor a file"):
+        UnifiedDataset(tmp_path)[0]
+
+
+LEFT = {
+    "further files": ({"sub/metadata.csv": b"x", "b.txt": b"x", "b.cls": b"1"}, {".csv": 1, ".txt": 1, ".cls": 1}),
+    "of the sample": ({"a.cls": b"1", "a.seg.png": b"x", "a.b.txt": b"x"}, {".cls": 1, ".png": 1, ".txt": 1}),
+    "hidden": ({".hidden.png": b"x", "sub/._a.png": b"x", ".DS_Store": b"x"}, {"hidden": 3}),
+    "without a stem": ({"README": b"x", "sub/LICENSE": b"x", "c.": b"x"}, {"without a suffix": 3}),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_each_file_of_a_tar_that_no_row_has_is_counted_once(tmp_path: Path, name: str) -> None:
+    files, expected = LEFT[name]
+    files = {"a.png": PICTURES[0], "a.txt": b"a ball", **files}
+    (tmp_path / "a.tar").write_bytes(tar_of(files, link=("symlink.png", "a.png")))
+    assert dict(UnifiedDataset(tmp_path / "a.tar").metadata.left_out.suffixes) == {**expected, "symbolic links": 1}
 
 
 def test_tables_of_other_columns_are_refused(tmp_path: Path) -> None:
