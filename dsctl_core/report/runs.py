@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.json import checked, read_json, read_line
-from dsctl_core.media.made_file import SAMPLE_NAME
+from dsctl_core.media.made_file import SAMPLE_NAME, SAMPLES_FOLDER
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -94,7 +94,7 @@ def read_run(folder: Path) -> RunRecord:
         raise DsctlError(f"{folder} {what}", hint="give the --output-path of a run")
     about = _read_about(folder / "run.json")
     metrics = read_metrics(folder / "metrics.jsonl")
-    samples = _samples(folder / "samples")
+    samples = _samples(folder / SAMPLES_FOLDER)
     if not about and not len(metrics) and not samples:
         raise DsctlError(f"{folder} holds no run", hint="give the --output-path of `dsctl train`")
     saved = {int(match[1]) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name))}
