@@ -69,11 +69,34 @@ def explained(error: BaseException) -> tuple[str, str | None, int]:
     if isinstance(error, OSError) and error.strerror:
         what = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
         return f"{what}: {error.strerror}", "check the path, its permissions and the free space", FAILED
+    lost = _lost_process(error)
+    if lost is not None:
+        return *lost, FAILED
     return (
         f"{type(error).__name__}: {_first_line(error)}",
         f"this is a bug in dsctl: run the command again with {DEBUG}=1 and report the traceback",
         FAILED,
     )
+
+
+def _lost_process(error: BaseException) -> tuple[str, str] | None:
+    """Return the problem and the hint where `error` is that another process of the command is gone; None for others.
+
+    torch has no class of its own for either: of a worker that reads data, and of a connection of gloo that was closed.
+    """
+    line = _first_line(error)
+    if isinstance(error, RuntimeError) and line.startswith("DataLoader worker"):
+        return (
+            f"a process that reads data has ended: {line}",
+            "main memory may have been full: see the system's log, and take fewer --dataset-num-workers",
+        )
+    of_torch = type(error).__name__ in ("DistBackendError", "DistNetworkError")
+    if processes.launcher() is not None and (of_torch or (isinstance(error, RuntimeError) and "gloo" in line)):
+        return (
+            f"another process of this run cannot be reached: {line}",
+            "see how that one ended (main memory may have been full), and go on with --resume latest",
+        )
+    return None
 
 
 def _first_line(error: BaseException) -> str:

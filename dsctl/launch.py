@@ -71,19 +71,34 @@ def _run(folder: Path, count: int | None, config: Path | None, cpu: bool) -> int
     if ended is None:
         return 0
     told = processes.endings(folder)
-    if told and told[0].problem is not None:
+    # Of a process that was killed the others lose the connection, or are told to stop by the launcher.
+    killed = ended.signal is None and ended.exit_code < 0
+    follows = bool(told) and killed and (not told[0].expected or told[0].code in STOPPED)
+    if told and told[0].problem is not None and not follows:
         (out.stopped if told[0].code in STOPPED else out.error)(told[0].problem, told[0].hint)
         return told[0].code
     if ended.signal is not None:
         # Stopped from outside; every process came to its end in its own way.
         out.note(f"stopped by {signal.Signals(ended.signal).name}")
         return max((each.code for each in told), default=128 + ended.signal)
-    if ended.exit_code < 0:
-        name = signal.Signals(-ended.exit_code).name
-        raise DsctlError(
-            f"process {ended.rank} was ended by {name}",
-            hint="the system does so when memory runs out: see its log, and take a smaller batch or fewer processes",
-        )
+    if killed:
+        raise _killed(ended.rank, -ended.exit_code, trains=_command() == "train")
     raise DsctlError(
         f"process {ended.rank} ended with exit code {ended.exit_code}", hint="see what it printed above this line"
     )
+
+
+def _command() -> str | None:
+    return next((word for word in _words.get() if not word.startswith("-")), None)
+
+
+def _killed(rank: int | None, number: int, *, trains: bool) -> DsctlError:
+    """Return the error for process `rank`, which the signal `number` has ended without a word of its own."""
+    again = "go on with --resume latest" if trains else "run the command again, which goes on from there"
+    if number == signal.SIGKILL:
+        return DsctlError(
+            f"process {rank} was killed by SIGKILL (main memory may have been full)",
+            hint=f"{again}; if the system's log says that memory ran out, with a smaller batch or fewer processes",
+        )
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    return DsctlError(f"process {rank} was killed by {name}", hint=f"see what it printed above this line; {again}")

@@ -1,6 +1,11 @@
-"""Format numbers of bytes and seconds for display."""
+"""Format counts, and numbers of bytes and seconds, for display."""
 
 from __future__ import annotations
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return a count and what is counted: "1 file", "2 files"; `many` is the plural of `one`, by default with an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def readable_bytes(count: float) -> str:

@@ -10,7 +10,7 @@ from dsctl_core.cache.manifest import INDEX_FILE, MANIFEST_FILE, read_manifest
 from dsctl_core.cache.shards import FOLDER
 from dsctl_core.errors import DsctlError
 from dsctl_core.files import lock
-from dsctl_core.files.atomic import is_temporary
+from dsctl_core.files.atomic import is_temporary, remove_temporary
 from dsctl_core.files.ownership import require_folder
 
 LOCK_FILE, SKIPPED_FILE = ".lock", "skipped.jsonl"
@@ -85,4 +85,4 @@ def clear_temporary_files(cache: Path) -> None:
     left += [path for path in (cache / FOLDER).glob(".*.tmp") if is_temporary(path, SHARD)]
     left += [path for path in (cache / FOLDER).glob(".probe.*") if PROBE.fullmatch(path.name)]
     for path in left:
-        path.unlink(missing_ok=True)
+        remove_temporary(path)

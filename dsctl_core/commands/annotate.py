@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from dsctl_core.data.images import LoadImage
 from dsctl_core.data.rows import BadCell
 from dsctl_core.data.table_text import WRITERS, suffix_for
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.atomic import prepare_folder, write_text
+from dsctl_core.files import lock
+from dsctl_core.files.atomic import prepare_folder, remove_temporary, unclaim, write_text, written_as
 from dsctl_core.files.digest import digest_file
 from dsctl_core.files.ownership import Kind, require_replaceable
 from dsctl_core.files.png import about_picture, write_png
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURE = "image"  # the column of the pictures
+LOCK_FILE = ".lock"
 NOBODY = "nobody_found"  # an entry in the metadata of a pose
 CONTROL = Kind("a control picture of `dsctl dataset annotate`", lambda path: "control" in about_picture(path))
 
@@ -70,20 +73,46 @@ def annotate(options: DatasetAnnotateOptions, progress: Progress | None = None) 
     sources = {folder / names[number]: dataset.files(number, PICTURE)[0] for number in names}
     about = {path: _about(options, source) for path, source in sources.items()}
     pose = options.kind == POSE
-    todo = [path for path in sources if not _is_there(path, about[path])]
-    draw = drawing(options) if todo else None
-    progress.start("Drawing control pictures", len(todo), unit="picture")
-    for path in todo:
-        assert draw is not None
-        prepare_folder(path.parent)
-        picture = draw(LoadImage()(sources[path]))
-        write_png(path, picture, {**about[path], **({NOBODY: picture.getbbox() is None} if pose else {})})
-        progress.advance()
-    progress.finish()
-    if not made.exists():
-        write_text(made, text)
+    for path in sources:
+        _is_there(path, about[path])
+    with _locked(folder):
+        _clear_leftovers({*sources, made})
+        todo = [path for path in sources if not _is_there(path, about[path])]
+        draw = drawing(options) if todo else None
+        progress.start("Drawing control pictures", len(todo), unit="picture")
+        for path in todo:
+            assert draw is not None
+            prepare_folder(path.parent)
+            picture = draw(LoadImage()(sources[path]))
+            write_png(path, picture, {**about[path], **({NOBODY: picture.getbbox() is None} if pose else {})})
+            progress.advance()
+        progress.finish()
+        if not made.exists():
+            write_text(made, text)
     nobody = sum(bool(about_picture(path).get(NOBODY)) for path in sources) if pose else None
     return AnnotateResult(made, folder, len(todo), len(sources) - len(todo), nobody)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the folder of the control pictures and lock it against other writers; if it stays empty, remove it."""
+    made = [path for path in (folder,) if not path.exists()]
+    prepare_folder(folder)
+    try:
+        busy = DsctlError(f"another command is writing to {folder}", hint="wait until it has ended, or stop it")
+        with lock.locked(folder / LOCK_FILE, busy):
+            yield
+    finally:
+        unclaim(made)
+
+
+def _clear_leftovers(files: Collection[Path]) -> None:
+    """Remove what a killed command has left of `files`; the caller holds the lock, so that none is being written."""
+    for folder in {path.parent for path in files}:
+        for path in folder.glob(".*.tmp"):
+            name = written_as(path)
+            if name is not None and folder / name in files:
+                remove_temporary(path)
 
 
 def control_names(dataset: UnifiedDataset) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from dsctl_core.files.atomic import atomic_path, prepare_folder, write_text
 from dsctl_core.files.ownership import Kind, require_replaceable
 from dsctl_core.options import ReportOptions
 
+LOGGER = logging.getLogger(__name__)
 TABLES = (".csv", ".parquet")
 
 
@@ -40,6 +42,8 @@ def report(options: ReportOptions) -> ReportResult:
         _refuse_suffix("--csv", options.csv, TABLES)
         require_replaceable(options.csv, METRICS_TABLE, "--csv")
     runs = read_runs(options.runs)
+    for text in (text for run in runs for text in run.faults):
+        LOGGER.warning(text)
     if options.csv is not None:
         prepare_folder(options.csv.parent)
         table = metrics_table(runs, names_of(runs))

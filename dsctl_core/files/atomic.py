@@ -16,18 +16,26 @@ from typing import Any
 
 from dsctl_core.errors import DsctlError
 
+HEX = r"[0-9a-f]{8}"  # what tells the temporary files for one name from each other
+
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, in_folder: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it there when the block succeeds, remove it when it fails.
 
     The data reaches the disk (fsync) before the rename, so that after a crash `path` is the old file or the new one.
     The file has the mode that the user's umask gives to new files, whichever library writes it. A full disk or a
     missing permission is a DsctlError that names `path`.
+
+    With `in_folder` the temporary path is in a temporary folder beside `path`, for a library that makes temporary files
+    of its own next to the file that it writes: what a killed process leaves is in a folder that `is_temporary` knows.
     """
-    temporary = _temporary_of(path)
+    beside = _temporary_of(path)
+    temporary = beside / path.name if in_folder else beside
     try:
         try:
+            if in_folder:
+                beside.mkdir()
             with temporary.open("xb") as new:  # only a new file shows the umask, which cannot be read without a race
                 mode = stat.S_IMODE(os.fstat(new.fileno()).st_mode)
             yield temporary
@@ -39,7 +47,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         except OSError as error:
             raise write_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_temporary(beside)
 
 
 @contextmanager
@@ -65,7 +73,8 @@ def atomic_folder(folder: Path, remove: Callable[[Path], None] = Path.rmdir) -> 
 
 
 def _temporary_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    """Return a new temporary path for `path`; for one that is itself temporary, another for the same file."""
+    return path.with_name(f".{written_as(path) or path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def is_temporary(path: Path, of: str) -> bool:
@@ -73,7 +82,22 @@ def is_temporary(path: Path, of: str) -> bool:
 
     What is deleted after a crash must match: other programs leave hidden files that end in .tmp, too.
     """
-    return re.fullmatch(rf"\.(?:{of})\.[0-9a-f]{{8}}\.tmp", path.name) is not None
+    written = written_as(path)
+    return written is not None and re.fullmatch(of, written) is not None
+
+
+def written_as(path: Path) -> str | None:
+    """Return the name of the file of which `path`, by its name, is a temporary file; None for any other name."""
+    found = re.fullmatch(rf"\.(.+)\.{HEX}\.tmp", path.name, re.DOTALL)
+    return None if found is None else found[1]
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove a temporary file, or folder with all in it; what is a link is not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -50,7 +50,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     from safetensors.torch import save_file
 
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    with atomic_path(path) as temporary:
+    with atomic_path(path, in_folder=True) as temporary:  # save_file writes to a file .tmpXXXXXX beside it
         try:
             save_file(ready, temporary, metadata={"format": "pt", **metadata})
         except SafetensorError as error:

@@ -13,7 +13,7 @@ from dsctl_core.imports.datasets import (
     tables_in,
     weigh_regularization,
 )
-from dsctl_core.imports.draft import Draft, Setting, Unfit, flattened
+from dsctl_core.imports.draft import Draft, Setting, Unfit, Wrong, flattened
 from dsctl_core.imports.presets import set_model
 from dsctl_core.imports.rules import (
     DTYPES,
@@ -41,6 +41,7 @@ SCHEDULERS = {name: name for name in ("constant", "linear", "cosine", "cosine_wi
 # Its ways to draw noise levels: (timestep_sampling, whether the family's own shift is used).
 LEVELS = {"sigmoid": ("logit_normal", False), "linear": ("uniform", False), "shift": ("uniform", True)}
 MASKS = 'masks are a column of a table, named mask: data_file_keys = "image,mask" and extra_inputs = "mask"'
+RANK = 4  # of a network where neither linear nor rank says it (NetworkConfig in toolkit/config_modules.py)
 CACHED = "latents and prompts are encoded once where samples repeat"
 
 
@@ -87,6 +88,12 @@ def _negative(draft: Draft, setting: Setting) -> None:
         draft.accept(setting, "it asks for nothing")
 
 
+def _empty_network(draft: Draft, setting: Setting) -> None:
+    if setting.value not in (None, {}):
+        raise Wrong("no table of settings")
+    draft.accept(setting, "it asks for nothing" if setting.value is None else "each setting is the default")
+
+
 DATASET: Table = {
     "folder_path": to("dataset_base_path"),
     "dataset_path": to("dataset_base_path"),
@@ -120,6 +127,7 @@ TABLE: Table = {
     "training_folder": aside(),
     "device": to("device", _device),
     "trigger_word": _trigger,
+    "network": _empty_network,
     "network.type": aside(),
     "network.lokr_full_rank": aside(),
     "network.lokr_factor": aside(),
@@ -211,11 +219,11 @@ def finish(draft: Draft) -> None:
         adds("track", "wandb")(draft, setting)
     for setting in draft.pop("logging.project_name"):
         draft.set("track_project", setting.value, setting)
-    if not {"lora_rank", "network"} & draft.options.keys():
+    if not any(name.partition(".")[0] == "network" for name in draft.given):
         draft.default("trainable_models", ["dit"], f"without a network, {TOOL} trains the whole denoiser")
     elif "lora_rank" in draft.options:
         draft.default("lora_alpha", 1.0, f"{TOOL} takes 1 where linear_alpha is left out")
-    weigh_regularization(draft, draft.pop("train.reg_weight"), number)
+    weigh_regularization(draft, draft.pop("train.reg_weight"))
     if any(table.values.get("regularization") for table in draft.tables):
         draft.note(
             f"{TOOL} draws every second batch from the datasets for regularization; here the shares are those of "
@@ -237,6 +245,8 @@ def _network(draft: Draft) -> None:
             draft.accept(setting, "what is trained is a LoRA where nothing else is said")
         else:
             draft.lose([setting], "of its networks, dsctl has lora and lokr")
+    if any(name.partition(".")[0] == "network" for name in draft.given) and not (lokr and full and full[0].value):
+        draft.default("lora_rank", RANK, f"the rank of {TOOL} where none is given")
     for setting in (*full, *factor):
         if not lokr:
             draft.accept(setting, "it is for a LoKr")

@@ -12,8 +12,8 @@ from dsctl_core.data.folder import list_files
 from dsctl_core.data.masks import MASK
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.json import Keys
-from dsctl_core.imports.draft import Draft, Setting, TableDraft, Unfit, flattened, unique
-from dsctl_core.imports.rules import FALSE, Rule, Table, apply
+from dsctl_core.imports.draft import Draft, Setting, TableDraft, Unfit, flattened, unique, wrong
+from dsctl_core.imports.rules import FALSE, Rule, Table, apply, number_of
 from dsctl_core.options.datasets import KEY, DatasetTable
 
 # Options of a run that have another name in the table of a dataset.
@@ -107,7 +107,10 @@ def _drop_what_is_wrong(draft: Draft, table: TableDraft) -> None:
     while (fault := _fault(table.values)) is not None:
         names = [name for name in reversed(table.values) if name != "path"]
         without = (name for name in names if _fault(_but(table.values, name)) is None)
-        draft.drop_of_table(table, next(without, names[0]), fault.problem)
+        name = next(without, names[0])
+        if name == "loss_weight" and table.sources[name]:
+            raise wrong(table.sources[name][-1], fault.problem.rpartition(", which is ")[2])
+        draft.drop_of_table(table, name, fault.problem)
 
 
 def _but(values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -226,18 +229,14 @@ def caption_of_all(draft: Draft, setting: Setting) -> None:
     draft.set("caption", setting.value, setting)
 
 
-def weigh_regularization(draft: Draft, settings: Sequence[Setting], convert: Callable[[Any], float]) -> None:
+def weigh_regularization(draft: Draft, settings: Sequence[Setting]) -> None:
     """Set how much the loss of the datasets for regularization counts."""
     tables = [table for table in draft.tables if table.values.get("regularization")]
     for setting in settings:
         if not tables:
             draft.lose([setting], "there is no dataset for regularization")
             continue
-        try:
-            weight = convert(setting.value)
-        except Unfit as unfit:
-            draft.lose([setting], str(unfit))
-            continue
+        weight = number_of(setting)
         for table in tables:
             before, sources = table.values.get("loss_weight", 1.0), table.sources.get("loss_weight", [])
             table.values["loss_weight"], table.sources["loss_weight"] = before * weight, [*sources, setting]

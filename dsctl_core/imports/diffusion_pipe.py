@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dsctl_core.imports.draft import Draft, Setting, Unfit
+from dsctl_core.imports.draft import Draft, Setting, Unfit, Wrong
 from dsctl_core.imports.presets import preset_of_folder
 from dsctl_core.imports.rules import (
     DTYPES,
@@ -35,7 +35,7 @@ FLOAT8 = ("float8", "float8_e4m3fn")
 def _frames(draft: Draft, setting: Setting) -> None:
     counts = setting.value if isinstance(setting.value, list) else [setting.value]
     if not counts or not all(type(count) is int for count in counts):
-        raise Unfit("it is no list of numbers of frames")
+        raise Wrong("no list of numbers of frames")
     if max(counts) == 1:
         draft.accept(setting, "pictures have one frame")
         return
@@ -146,7 +146,7 @@ def finish(draft: Draft) -> None:
             draft.accept(setting, "what is trained beside the model is a LoRA")
         else:
             draft.lose([setting], "what is trained beside the model is a LoRA")
-    if "lora_rank" not in draft.options:
+    if not any(name.partition(".")[0] == "adapter" for name in draft.given):
         draft.default("trainable_models", ["dit"], f"without an adapter, {TOOL} trains the whole denoiser")
     tracking = draft.pop("monitoring.enable_wandb")
     if tracking and tracking[0].value:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from dsctl_core.errors import UsageError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.json import Keys, field_name
 from dsctl_core.options import TrainOptions
 
 SECRET = re.compile(r"(api_?key|token|password|secret)$", re.IGNORECASE)
 HIDDEN = "(a secret, not shown)"
+# Options that other tools switch off by 0 or -1, where dsctl leaves them out.
+OFF = {"save_steps", "sample_every", "seed", "sample_seed", "max_pixels", "fps", "lora_alpha", "lr_num_cycles"}
 NO_OPTION = "dsctl has no such option"
 
 
@@ -83,6 +87,53 @@ class Unfit(Exception):
     """A value that an option cannot express; the text says why."""
 
 
+class Wrong(Exception):
+    """A value that has no meaning in any tool; the text says what it is not, such as "no number"."""
+
+
+def wrong(setting: Setting, fault: str) -> DsctlError:
+    """Return the error for a setting whose value is a mistake: a run without it would be another one."""
+    value = HIDDEN if SECRET.search(setting.key) else setting.value
+    return DsctlError(
+        f"{setting.file}: {setting.key} is {reprlib.repr(value)}, which is {fault}",
+        hint="mend it in that file, or take it out",
+    )
+
+
+def refuse_wrong(option: str, value: Any, setting: Setting) -> None:
+    """Raise a DsctlError for a value of `setting` that the option cannot have and that is no word of the tool's own.
+
+    A number out of range is one, but for those by which tools switch off what OFF names. So is anything that is no
+    number in the place of one, and what is no text in the place of a text.
+    """
+    try:
+        TrainOptions.check_one(option, value)
+    except UsageError as error:
+        if option in OFF and value in (0, -1) and not isinstance(value, bool):
+            return
+        if _is_number(option) or not isinstance(value, str):
+            raise wrong(setting, error.problem.rpartition(", which is ")[2]) from error
+    if isinstance(value, bool) and _is_number(option):
+        raise wrong(setting, "no number")
+
+
+def _is_number(option: str) -> bool:
+    """Return whether an option takes a number and nothing else but to be left out."""
+    field = TrainOptions.flat_fields().get(option)
+    types = {each for each in _types(field.annotation) if each is not type(None)} if field else set()
+    return bool(types) and types <= {int, float}
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    inner = get_args(annotation)
+    if not inner:
+        yield annotation
+    for each in inner if get_origin(annotation) in (Union, UnionType) else ():
+        yield from _types(each)
+
+
 @dataclass
 class TableDraft:
     """One of several datasets: the keys of its table [[dataset]], and the settings that each follows from."""
@@ -102,6 +153,7 @@ class Draft:
         always: Settings for which no option is needed, with what dsctl does in any case.
         without_counterpart: Settings that no option expresses.
         notes: What the user should know about the translation.
+        given: Names of the settings of the run that have a value, with a counterpart or without.
         aside: Settings that only make sense together, by their names, until the tool combines them.
         tables: The datasets, if there are several; they are the option `dataset`.
         missing: What the config does not say and the run needs, with what to write.
@@ -113,6 +165,7 @@ class Draft:
     always: list[tuple[Setting, str]] = field(default_factory=list)
     without_counterpart: list[Lost] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    given: set[str] = field(default_factory=set)
     aside: dict[str, Setting] = field(default_factory=dict)
     tables: list[TableDraft] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -129,7 +182,16 @@ class Draft:
         return unique([*found, *(setting for setting, _ in self.always)])
 
     def set(self, option: str, value: Any, *settings: Setting) -> None:
-        """Set an option that follows from `settings`; a value that the option cannot have is no counterpart."""
+        """Set an option that follows from `settings`; a value that the option cannot have is no counterpart.
+
+        Raises a DsctlError for a value that is a mistake; see `refuse_wrong`. One that is empty says nothing.
+        """
+        if value is None:
+            for setting in settings:
+                self.accept(setting, "it is empty")
+            return
+        for setting in [each for each in settings if each.value == value] or settings[-1:]:
+            refuse_wrong(option, value, setting)
         try:
             TrainOptions.check_one(option, value)
         except UsageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,19 +11,20 @@ from types import ModuleType
 from typing import Any
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.json import JsonFault, check_values, read_bytes, read_json
+from dsctl_core.files.json import DEPTH, JsonFault, check_values, parse_json
+from dsctl_core.files.regular import read_regular
 from dsctl_core.imports import ai_toolkit, diffsynth, diffusion_pipe, kohya
 from dsctl_core.imports.datasets import is_list_of_tables, set_datasets, tables_in
 from dsctl_core.imports.draft import Draft, Setting, flattened
 from dsctl_core.imports.rules import apply
 from dsctl_core.imports.shell import Command, read_script
-from dsctl_core.options.config_file import load_toml
+from dsctl_core.options.config_file import parse_toml
 
 READ = (
     "it reads the training command of DiffSynth-Studio or kohya in a shell script, the YAML of ai-toolkit, and the "
     "TOML files of musubi-tuner, sd-scripts and diffusion-pipe"
 )
-LARGEST = 4 * 2**20  # bytes of a config
+LARGEST = 2**20  # bytes of a config
 OTHER_COMMAND = "another command than the training"
 ENVIRONMENT = "a variable of the environment: set it for dsctl where it is needed"
 READ_BY_DSCTL = re.compile(r"(DSCTL|DIFFSYNTH)_\w+")
@@ -84,8 +86,8 @@ def _named(parts: Sequence[Part], files: Sequence[Path]) -> list[Path]:
 def _read(file: Path) -> Part:
     suffix = file.suffix.lower()
     if suffix in (".yaml", ".yml", ".json"):
-        values = read_json(file) if suffix == ".json" else _read_yaml(file)
-        if ai_toolkit.is_config(values):
+        values = parse_json(_text(file), str(file), hint=READ) if suffix == ".json" else _read_yaml(file)
+        if isinstance(values, dict) and ai_toolkit.is_config(values):
             return Part(ai_toolkit, *ai_toolkit.settings_of(values, file))
         raise _unknown(file)
     if suffix == ".toml":
@@ -98,8 +100,12 @@ def _unknown(file: Path) -> DsctlError:
 
 
 def _text(file: Path) -> str:
-    data = read_bytes(file)
-    if len(data) > LARGEST or b"\0" in data:
+    try:
+        data = read_regular(file, LARGEST)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        reason = getattr(error, "strerror", None) or error
+        raise DsctlError(f"{file} cannot be read: {reason}", hint="check the path") from error
+    if b"\0" in data:
         raise _unknown(file)
     try:
         return data.decode("utf-8-sig")
@@ -113,16 +119,52 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
     text = _text(file)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise DsctlError(f"{file} has aliases (*name)", hint="write the values out")
-        values = _plain(yaml.safe_load(text))
+        _check_events(text, file)
+        values = _plain(yaml.load(text, strict_loader()))
         check_values(values, finite=False)
     except JsonFault as fault:
         raise DsctlError(f"{file}: {fault}", hint="write a plain value") from fault
+    except RepeatedKey as error:
+        raise DsctlError(f"{file}: {error}", hint="leave one of them") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split()) or "it is nested too deep"
         raise DsctlError(f"{file} is not valid YAML: {reason}", hint=READ) from error
     return values if isinstance(values, dict) else {}
+
+
+def _check_events(text: str, file: Path) -> None:
+    """Refuse aliases, and nesting deeper than DEPTH, before the time that it takes to read grows with its square."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise DsctlError(f"{file} has aliases (*name)", hint="write the values out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH:
+            raise JsonFault((), f"is nested more than {DEPTH} levels deep")
+
+
+class RepeatedKey(ValueError):
+    """A key that stands twice in a mapping; the text names the key and the lines."""
+
+
+@functools.cache
+def strict_loader() -> Any:
+    """Return PyYAML's loader of plain values, with RepeatedKey raised where it would take the last of several."""
+    import yaml
+
+    class StrictLoader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            lines: dict[str, int] = {}
+            for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+                name, line = str(self.construct_object(key, deep=True)), key.start_mark.line + 1
+                if name in lines:
+                    raise RepeatedKey(f"the key {name} stands twice, in lines {lines[name]} and {line}")
+                lines[name] = line
+            return super().construct_mapping(node, deep=deep)
+
+    return StrictLoader
 
 
 def _plain(value: Any) -> Any:
@@ -135,7 +177,7 @@ def _plain(value: Any) -> Any:
 
 
 def _read_toml(file: Path) -> Part:
-    values = _plain(load_toml(file, "FILE"))
+    values = _plain(parse_toml(_text(file), f"FILE {file}"))
     if is_list_of_tables(values.get("directory")):
         return Part(diffusion_pipe, [], datasets=tables_in(values, file, ("directory",)))
     if isinstance(values.get("model"), dict) and diffusion_pipe.SIGNS & values.keys():

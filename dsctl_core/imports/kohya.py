@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl_core.imports.datasets import alpha_mask, caption_of_all, regularization, tables_in, weigh_regularization
-from dsctl_core.imports.draft import Draft, Setting, TableDraft, Unfit, flattened
+from dsctl_core.imports.draft import Draft, Setting, TableDraft, Unfit, Wrong, flattened, refuse_wrong
 from dsctl_core.imports.presets import set_model
 from dsctl_core.imports.rules import (
     DTYPES,
@@ -20,6 +20,7 @@ from dsctl_core.imports.rules import (
     gradient_norm,
     lost,
     number,
+    number_of,
     off,
     one_of,
     optimizer,
@@ -58,7 +59,7 @@ def _table(kind: str) -> Any:
 def _frames(draft: Draft, setting: Setting) -> None:
     counts = setting.value if isinstance(setting.value, list) else [setting.value]
     if not counts or not all(type(count) is int for count in counts):
-        raise Unfit("it is no list of numbers of frames")
+        raise Wrong("no list of numbers of frames")
     draft.set("num_frames", max(counts), setting)
     if len(counts) > 1:
         draft.note(f"of {setting.key} = {counts}, the largest is num_frames: a run has one number")
@@ -241,7 +242,7 @@ def _has_size(table: TableDraft) -> bool:
 
 def _regularization(draft: Draft) -> None:
     """Weigh the datasets for regularization, and say whether masks are read."""
-    weigh_regularization(draft, draft.pop("prior_loss_weight"), number)
+    weigh_regularization(draft, draft.pop("prior_loss_weight"))
     if any(table.values.get("regularization") for table in draft.tables):
         draft.note(
             "kohya's trainers repeat what is for regularization until it has as many samples as the rest; here repeat "
@@ -266,6 +267,7 @@ def _sizes(draft: Draft) -> None:
     if switches and switches[0].value:
         return set_buckets(draft, [size], sizes[0], switches[0])
     width, height = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    refuse_wrong("height", height, sizes[0])
     draft.set("width", width, sizes[0])
     draft.set("height", height, *switches[:1])
 
@@ -310,7 +312,7 @@ def _levels(draft: Draft) -> None:
         return
     draft.set("timestep_sampling", "uniform" if method == "uniform" else "logit_normal", *methods)
     if method == "shift" and shifts:
-        draft.set("timestep_shift", number(shifts[0].value), *shifts)
+        draft.set("timestep_shift", number_of(shifts[0]), *shifts)
     else:
         draft.lose(shifts, f"timestep_sampling {method} does not use it")
         if method == "shift":
@@ -320,4 +322,4 @@ def _levels(draft: Draft) -> None:
     if method == "uniform":
         draft.lose(scales, "timestep_sampling uniform does not use it")
     elif scales:
-        draft.set("logit_std", number(scales[0].value), *scales)
+        draft.set("logit_std", number_of(scales[0]), *scales)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Mapping
-from math import isqrt
 from typing import Any
 
-from dsctl_core.imports.draft import NO_OPTION, Draft, Setting, Unfit
+from dsctl_core.imports.draft import NO_OPTION, Draft, Setting, Unfit, Wrong, wrong
 
 Rule = Callable[[Draft, Setting], None]
 Table = Mapping[str, Rule]
@@ -27,6 +27,8 @@ def apply(table: Table, settings: Iterable[Setting], draft: Draft, several: Cont
     Of a list of tables the first one counts, except for the names `several`.
     """
     for setting in settings:
+        if setting.value is not None:
+            draft.given.add(setting.name)
         rule = table.get(setting.name) or _wildcard(table, setting.name)
         if setting.later and setting.name not in several:
             draft.lose([setting], LATER)
@@ -37,6 +39,8 @@ def apply(table: Table, settings: Iterable[Setting], draft: Draft, several: Cont
                 rule(draft, setting)
             except Unfit as unfit:
                 draft.lose([setting], str(unfit))
+            except Wrong as fault:
+                raise wrong(setting, str(fault)) from fault
 
 
 def _wildcard(table: Table, name: str) -> Rule | None:
@@ -110,7 +114,13 @@ def adds(option: str, name: str) -> Rule:
 
 def switch(option: str) -> Rule:
     """Return a rule for a switch: true, false, or their names."""
-    return to(option, lambda value: value not in FALSE)
+
+    def convert(value: Any) -> bool:
+        if isinstance(value, list | dict | float):
+            raise Wrong("neither true nor false")
+        return value not in FALSE
+
+    return to(option, convert)
 
 
 def adds_text(option: str) -> Rule:
@@ -122,6 +132,8 @@ def one_of(option: str, words: Mapping[str, str]) -> Rule:
     """Return a rule for a choice whose words are others in dsctl; words that are not listed have no counterpart."""
 
     def convert(value: Any) -> str:
+        if isinstance(value, list | dict | float) or type(value) is int:
+            raise Wrong("no word")
         word = str(value).lower()
         if word not in words:
             raise Unfit(f"of its values, dsctl has {', '.join(words)}")
@@ -137,9 +149,10 @@ def set_buckets(draft: Draft, value: Any, *settings: Setting) -> None:
     """
     try:
         exact = [_side(each) for each in (value if isinstance(value, list) else [value])]
-    except Unfit as unfit:
-        draft.lose(settings, str(unfit))
-        return
+        if not exact:
+            raise Wrong("no size in pixels")
+    except Wrong as fault:
+        raise wrong(settings[0], str(fault)) from fault
     sides = sorted({max(round(side / BUCKET_STEP), 1) * BUCKET_STEP for side in exact})
     draft.set("bucket_resolutions", sides, *settings)
     if set(sides) != set(exact):
@@ -155,11 +168,11 @@ def _side(value: Any) -> int:
     """Return the side of the square with the area of a size: a side, or [width, height]."""
     try:
         sides = [int(each) for each in (value if isinstance(value, list) else [value, value])]
-    except (TypeError, ValueError):
-        raise Unfit(f"{value!r} is no size in pixels") from None
+    except (TypeError, ValueError, OverflowError):
+        raise Wrong("no size in pixels") from None
     if len(sides) != 2 or min(sides) < BUCKET_STEP:
-        raise Unfit(f"{value!r} is no size in pixels")
-    return isqrt(sides[0] * sides[1])
+        raise Wrong("no size in pixels")
+    return math.isqrt(sides[0] * sides[1])
 
 
 def _folded(value: Any) -> Any:
@@ -167,11 +180,24 @@ def _folded(value: Any) -> Any:
 
 
 def number(value: Any) -> float:
-    """Return a number, also one that YAML leaves as text, such as 1e-4."""
+    """Return a number, also one that YAML leaves as text, such as 1e-4; raise Wrong for anything else but None."""
+    if value is None:
+        raise Unfit("it is empty")
     try:
-        return float(value)
+        found = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        raise Unfit(f"{value!r} is no number") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise Wrong("no number")
+    return found
+
+
+def number_of(setting: Setting) -> float:
+    """Return the number that is the value of a setting; raise a DsctlError that names its key for anything else."""
+    try:
+        return number(setting.value)
+    except (Unfit, Wrong) as fault:
+        raise wrong(setting, "no number") from fault
 
 
 def gradient_norm(value: Any) -> float:
@@ -190,7 +216,9 @@ OPTIMIZERS = {
 
 def optimizer(value: Any) -> str:
     """Return the optimizer that a tool calls `value`; one that is written package.Class stays as it is."""
-    name = str(value)
+    if not isinstance(value, str):
+        raise Wrong("no name of an optimizer")
+    name = value
     known = OPTIMIZERS.get(name.lower())
     if known is None and "." not in name:
         raise Unfit(f"of its values, dsctl has {', '.join(dict.fromkeys(OPTIMIZERS))}, and any package.Class")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURE_SUFFIX, CLIP_SUFFIXES = ".png", tuple(FORMATS)
-# Samples of a run: the step that they were drawn after, the number of the prompt, and what `sample_suffix` returns.
+SAMPLES_FOLDER = "samples"  # of a run
+# Its files: the step that they were drawn after, the number of the prompt, and what `sample_suffix` returns.
 SAMPLE_NAME = re.compile(r"step-(\d+)-(\d+)(\.png|\.mp4|\.webp)")
 
 

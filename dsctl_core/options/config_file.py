@@ -40,16 +40,25 @@ def load_toml(file: Path, flag: str) -> dict[str, Any]:
     Raises a DsctlError for a file that cannot be read, and a UsageError for one that is no TOML.
     """
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-        check_values(values, finite=False)
-        return values
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DsctlError(f"{flag} {file} does not exist", hint="check the path") from None
     except OSError as error:
         raise DsctlError(f"{flag} {file} cannot be read: {error.strerror}", hint="give a TOML file") from error
-    except RecursionError:
-        raise UsageError(f"{flag} {file} is nested too deep", hint=LINES) from None
-    except JsonFault as fault:
-        raise UsageError(f"{flag} {file}: {fault}", hint=LINES) from fault
     except ValueError as error:
         raise UsageError(f"{flag} {file} is not TOML: {error}", hint=LINES) from error
+    return parse_toml(text, f"{flag} {file}")
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Return the content of a TOML text; a UsageError names `where` it stands, if it is none."""
+    try:
+        values = tomllib.loads(text)
+        check_values(values, finite=False)
+        return values
+    except RecursionError:
+        raise UsageError(f"{where} is nested too deep", hint=LINES) from None
+    except JsonFault as fault:
+        raise UsageError(f"{where}: {fault}", hint=LINES) from fault
+    except ValueError as error:
+        raise UsageError(f"{where} is not TOML: {error}", hint=LINES) from error

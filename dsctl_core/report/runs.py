@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.json import checked, read_json, read_line
-from dsctl_core.media.made_file import SAMPLE_NAME
+from dsctl_core.files.json import checked, parse_json, read_line
+from dsctl_core.files.regular import read_regular
+from dsctl_core.media.made_file import SAMPLE_NAME, SAMPLES_FOLDER
+from dsctl_core.readable import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
+METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
 CHECKPOINT = re.compile(r"step-(\d+)(\..+)?\.(safetensors|peft)")
 VALIDATION_LOSS = "validation_loss"  # of a line of metrics.jsonl that has nothing else but its step
 OF_DATASET = "loss."  # begins the name of the loss of one of several datasets
@@ -45,7 +48,8 @@ class RunRecord:
 
     `about` is the content of run.json. `metrics` has a row per step and a float64 column per measurement in
     metrics.jsonl, NaN where a step has no finite value. `samples` are the paths of sample images by number and step,
-    `checkpoints` the steps of saved checkpoints, and `skipped` is the number of entries in skipped.jsonl.
+    `checkpoints` the steps of saved checkpoints, and `skipped` is the number of entries in skipped.jsonl. `faults`
+    say what of the files could not be used.
     """
 
     folder: Path
@@ -54,6 +58,7 @@ class RunRecord:
     samples: dict[int, dict[int, Path]]
     checkpoints: list[int]
     skipped: int
+    faults: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,37 +91,47 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read the run in `folder`.
 
-    Truncated lines of metrics are left out, and of two values for one step the later one is used. Raises DsctlError for
-    a folder that does not belong to a run.
+    Lines that cannot be used are left out, and of two values for one step the later one is used. Raises DsctlError for
+    a folder that does not belong to a run, and for anything but a regular file in the place of one.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DsctlError(f"{folder} {what}", hint="give the --output-path of a run")
     about = _read_about(folder / "run.json")
-    metrics = read_metrics(folder / "metrics.jsonl")
-    samples = _samples(folder / "samples")
+    (metrics, bad), (skips, bad_skips) = read_metrics(folder / METRICS), _lines(folder / SKIPPED)
+    samples = _samples(folder / SAMPLES_FOLDER)
     if not about and not len(metrics) and not samples:
         raise DsctlError(f"{folder} holds no run", hint="give the --output-path of `dsctl train`")
     saved = {int(match[1]) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name))}
-    return RunRecord(folder, about, metrics, samples, sorted(saved), len(list(_lines(folder / "skipped.jsonl"))))
+    lines = ((folder / METRICS, bad, "measurement"), (folder / SKIPPED, bad_skips, "skipped row"))
+    faults = tuple(
+        f"{path}: {counted(count, f'line is no {what} and was', f'lines are no {what}s and were')} left out"
+        for path, count, what in lines
+        if count
+    )
+    return RunRecord(folder, about, metrics, samples, sorted(saved), len(skips), faults)
 
 
-def read_metrics(path: Path) -> DataFrame:
+def read_metrics(path: Path) -> tuple[DataFrame, int]:
     """Return a metrics.jsonl as a table, with a row per step, in order, and a column per measurement.
 
-    The line of a validation has only its loss, which goes into the row of its step. A line without a step, counted
-    from 0, is left out, and so is a measurement whose name is no valid text.
+    The line of a validation has only its loss, which goes into the row of its step. A measurement whose name is no
+    valid text is left out, and so is a line without a step, counted from 0; the second result is the number of such
+    lines and of those that are no objects.
     """
     import pandas as pd
 
     rows: dict[int, dict[str, float]] = {}
-    for line in _lines(path):
+    lines, bad = _lines(path)
+    for line in lines:
         step = line.pop("step", None)
         if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**63:
             measured = {name: _number(value) for name, value in line.items() if _is_text(name)}
             rows.setdefault(step, {}).update(measured)
+        else:
+            bad += 1
     index = pd.Index(list(rows), name="step", dtype="int64")
-    return pd.DataFrame(list(rows.values()), index=index, dtype="float64").sort_index()
+    return pd.DataFrame(list(rows.values()), index=index, dtype="float64").sort_index(), bad
 
 
 def _is_text(name: str) -> bool:
@@ -181,28 +196,37 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    content = _content(path)
+    if content is None:
         return {}
-    about = read_json(path)
+    about: dict[str, Any] = parse_json(content.removeprefix(b"\xef\xbb\xbf"), str(path))
     checked(about, About, str(path), hint="it is written by `dsctl train`")
     return about
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a jsonl file, without truncated lines; an empty list if there is no file."""
+def _content(path: Path) -> bytes | None:
+    """Return the content of a file, None if there is no file."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        return read_regular(path)
     except FileNotFoundError:
-        return []
+        return None
     except OSError as error:
-        raise DsctlError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from error
-    return [value for line in text.splitlines() if (value := read_line(line)) is not None]
+        raise DsctlError(f"{path} cannot be read: {error.strerror}", hint="see what is there, or remove it") from error
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the objects in a jsonl file, and the number of other lines, without the last while it is being written."""
+    *lines, last = (_content(path) or b"").decode("utf-8", errors="replace").split("\n")
+    read = [read_line(line) for line in lines if line.strip()]
+    end = read_line(last)
+    found = [value for value in (*read, end) if value is not None]
+    return found, read.count(None)
 
 
 def _samples(folder: Path) -> dict[int, dict[int, Path]]:
     found: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = SAMPLE_NAME.fullmatch(path.name)
-        if match:
+        if match and path.is_file():
             found.setdefault(int(match[2]), {})[int(match[1])] = path
     return {number: dict(sorted(found[number].items())) for number in sorted(found)}

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dsctl import processes
+from dsctl import launch, out, processes
+from dsctl.errors import Outcome, explained, report
+from dsctl_core.errors import DsctlError, Stopped
+from dsctl_core.options.processes import ProcessCountOptions
+from dsctl_core.training.distributed.launch import Ended
 from tests.dsctl.running import Dsctl
 
 COMMON = ("train", "--dataset-base-path", "data", "--max-steps", "2", "--device", "cpu", "--no-cache")
@@ -107,9 +113,57 @@ def test_the_error_that_the_others_follow_from_is_the_one_that_is_shown(
     assert [each.problem for each in processes.endings(tmp_path)] == ["the reason", "Connection closed by peer", None]
 
 
-def test_only_the_first_process_tells_of_its_progress(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
-    from dsctl import out
+CLOSED = "[/third_party/gloo/transport/tcp/pair.cc:538] Connection closed by peer"
+KILLED = "process 1 was killed by SIGKILL (main memory may have been full)"
 
+
+@pytest.mark.parametrize(
+    ("command", "error", "expected", "said", "hint"),
+    [
+        ("train", RuntimeError(CLOSED), False, KILLED, "--resume latest"),
+        ("train", Stopped("stopped by SIGTERM"), True, KILLED, "--resume latest"),
+        ("cache", RuntimeError(CLOSED), False, KILLED, "run the command again"),
+        ("train", DsctlError("no space left", hint="free some"), True, "no space left", "free some"),
+    ],
+)
+def test_a_killed_process_is_the_reason_and_what_the_others_lost_by_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: str, error: Exception, expected: bool,
+    said: str, hint: str,
+):  # fmt: skip
+    def run_in_processes(*_: Any, environment: dict[str, str], **others: Any) -> Ended:
+        with monkeypatch.context() as inside:
+            inside.setenv(processes.FOLDER, environment[processes.FOLDER])
+            report(error)
+        return Ended(rank=1, exit_code=-signal.SIGKILL)
+
+    monkeypatch.setattr("dsctl_core.training.distributed.launch.run_in_processes", run_in_processes)
+    with out.session([]), launch.given([command]), Outcome() as outcome:
+        launch.in_processes(ProcessCountOptions(num_processes=2), cpu=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert (outcome.code, lines[0]) == (1, f"error: {said}")
+    assert len(lines) == 2 and hint in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "launched", "said"),
+    [
+        (RuntimeError(CLOSED), True, "another process of this run cannot be reached"),
+        (RuntimeError(CLOSED), False, "RuntimeError"),
+        (
+            RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+            False,
+            "a process that reads data has ended",
+        ),
+    ],
+)
+def test_a_process_that_is_gone_is_no_bug(monkeypatch: pytest.MonkeyPatch, error: Exception, launched: bool, said: str):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "1") if launched else monkeypatch.delenv(name, raising=False)
+    problem, hint, _ = explained(error)
+    assert problem.startswith(said) and ("bug" in str(hint)) == (said == "RuntimeError")
+
+
+def test_only_the_first_process_tells_of_its_progress(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
     for rank, told in (("0", "a note\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setattr("dsctl_core.commands.doctor.examine", lambda options: out.note("a note") or 1 / 0)

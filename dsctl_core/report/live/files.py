@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsctl_core.files.regular import open_regular
 from dsctl_core.media.clip_file import MEDIA_TYPES
 from dsctl_core.report.runs import CHECKPOINT
 
@@ -80,9 +81,9 @@ def readable_log(data: bytes) -> str:
 
 def _tail(path: Path) -> str:
     try:
-        if path.is_symlink() or not path.is_file():
+        if path.is_symlink():
             return ""
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(size - TAIL_BYTES, 0))
             data = stream.read(TAIL_BYTES)

@@ -37,6 +37,11 @@ class LiveRun:
     logs: dict[str, str]
 
     @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with the files of the run: why it cannot be read, or what of it could not be used."""
+        return (self.fault,) if self.record is None else self.record.faults
+
+    @property
     def total(self) -> int | None:
         """The number of steps that the run will take, if its options tell it."""
         total = self.record.options.get("max_steps") if self.record else None

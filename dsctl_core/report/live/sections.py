@@ -54,7 +54,7 @@ def sections(runs: Sequence[LiveRun], wanted: Sequence[str]) -> dict[str, str]:
             ]
         },
         "numbers": {
-            "faults": [(run.found.name, run.fault) for run in chosen if run.fault],
+            "faults": [(run.found.name, fault) for run in chosen for fault in run.faults],
             "numbers": main_numbers(records[0]) if records and not several else [],
             "comparison": compared_numbers(records, names) if several else None,
         },

@@ -10,10 +10,9 @@ from dsctl_core.files.atomic import prepare_folder
 from dsctl_core.media.clip import Clip
 from dsctl_core.media.image_file import as_picture
 from dsctl_core.media.layers import Layers
-from dsctl_core.media.made_file import sample_suffix, write_made
+from dsctl_core.media.made_file import SAMPLES_FOLDER, sample_suffix, write_made
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.eval_mode import eval_mode, in_lockstep
-from dsctl_core.training.output.folder import SAMPLES_FOLDER
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:

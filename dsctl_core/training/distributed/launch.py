@@ -139,6 +139,10 @@ def _outcome(arguments: Any, config: Path | None) -> Ended | None:
         launch_command(arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        # Those that ended within the same look are all there: a process fails of another that was killed.
+        killed = {number: each for number, each in error.failures.items() if each.exitcode < 0}
+        if failure.exitcode >= 0 and killed:
+            rank, failure = next(iter(killed.items()))
         return Ended(rank=rank, exit_code=failure.exitcode)
     except SignalException as error:
         return Ended(signal=int(error.sigval))

@@ -13,11 +13,11 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import prepare_folder
 from dsctl_core.files.json import read_json, read_line
 from dsctl_core.files.ownership import require_folder
-from dsctl_core.media.made_file import CLIP_SUFFIXES, PICTURE_SUFFIX, SAMPLE, SAMPLE_NAME
+from dsctl_core.media.made_file import CLIP_SUFFIXES, PICTURE_SUFFIX, SAMPLE, SAMPLE_NAME, SAMPLES_FOLDER
 from dsctl_core.training.state.folder import STATE_FOLDER, clear_leftovers, locked, state_folders
 
 RUN_FILE, METRICS_FILE, TRACKERS_FILE = "run.json", "metrics.jsonl", "trackers.json"
-CSV_FILE, SAMPLES_FOLDER = "metrics.csv", "samples"
+CSV_FILE = "metrics.csv"
 CHECKPOINT = re.compile(r"step-\d+(\..+)?\.(safetensors|peft)")
 
 

@@ -16,6 +16,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.atomic import json_text
 from dsctl_core.files.digest import digest_file
 from dsctl_core.files.json import checked, parse_json
+from dsctl_core.media.made_file import SAMPLES_FOLDER
 from dsctl_core.remote.address import address_of
 from dsctl_core.remote.errors import RemoteError, RemoteExists, RemoteMissing
 from dsctl_core.remote.store import Remote
@@ -24,7 +25,6 @@ from dsctl_core.training.output.folder import (
     CSV_FILE,
     METRICS_FILE,
     RUN_FILE,
-    SAMPLES_FOLDER,
     TRACKERS_FILE,
 )
 from dsctl_core.training.state.folder import STATE_FOLDER, StateFile, fault_of, state_folders

@@ -17,9 +17,17 @@ from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files import lock
-from dsctl_core.files.atomic import atomic_folder, is_temporary, prepare_folder, write_error, write_json
+from dsctl_core.files.atomic import (
+    atomic_folder,
+    is_temporary,
+    prepare_folder,
+    remove_temporary,
+    write_error,
+    write_json,
+)
 from dsctl_core.files.digest import digest_files
 from dsctl_core.files.json import checked, read_json
+from dsctl_core.media.made_file import SAMPLES_FOLDER
 
 STATE_FOLDER, MANIFEST_FILE, ABOUT_FILE, LOCK_FILE = "state", "manifest.json", "state.json", ".lock"
 PIECES = "pieces"  # the folder in a state with the files that several processes have written
@@ -27,6 +35,7 @@ FORMAT = 1  # incremented when older states can no longer be read
 LATEST, AUTO = "latest", "auto"
 # Names of the files and folders that a run writes by way of temporary ones, beside those in its state folder
 WRITTEN = r"step-\d+\..+|(?:run|trackers)\.json|(?:metrics|skipped)\.jsonl|metrics\.csv|rehearsal"
+SAMPLE = r"step-\d+-\d+\D.*"  # of the samples in their folder, and of the layers of one
 ELSEWHERE = "give another --output-path to start anew"
 
 
@@ -246,8 +255,7 @@ def clear_leftovers(output_path: Path) -> None:
     """Remove the incomplete files of a killed run, which their names tell from other programs' temporary files."""
     of_run = [path for path in output_path.glob(".*.tmp") if is_temporary(path, WRITTEN)]
     of_state = [path for path in (output_path / STATE_FOLDER).glob(".*.tmp") if is_temporary(path, r"step-\d+")]
-    for path in [*of_run, *of_state]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    samples = output_path / SAMPLES_FOLDER
+    of_samples = [path for path in samples.glob(".*.tmp") if is_temporary(path, SAMPLE)]
+    for path in [*of_run, *of_state, *of_samples]:
+        remove_temporary(path)

@@ -14,6 +14,7 @@ from PIL import Image
 from dsctl_core.commands.annotate import annotate
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError
+from dsctl_core.files.lock import locked
 from dsctl_core.options import DatasetAnnotateOptions
 from tests.tiny_models import randomize
 
@@ -73,6 +74,19 @@ def test_a_second_run_draws_what_is_missing_and_a_changed_picture_is_refused(dat
     Image.new("RGB", (48, 32), "red").save(data / "a.png")
     with pytest.raises(DsctlError, match=r"a\.png\.png is there already, and was made of another picture"):
         run(data)
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_and_nothing_else(data: Path) -> None:
+    run(data)
+    before = contents(data)
+    for name in ("control_canny/sub/.b.png", ".metadata_canny.csv"):
+        (data / f"{name}.0123abcd.tmp").write_bytes(b"half")
+    mine = data / "control_canny" / ".mine.png.0123abcd.tmp"
+    mine.write_bytes(b"mine")
+    with locked(data / "control_canny" / ".lock"), pytest.raises(DsctlError, match="another command is writing"):
+        run(data)
+    run(data)
+    assert contents(data) == {**before, mine: b"mine"}
 
 
 def test_other_files_are_not_touched(data: Path) -> None:

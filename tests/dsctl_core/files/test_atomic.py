@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.atomic import atomic_folder, atomic_path, prepare_folder, write_json
+from dsctl_core.files.atomic import atomic_folder, atomic_path, is_temporary, prepare_folder, write_json
 from dsctl_core.files.safetensors import check_safetensors, read_safetensors, write_safetensors
 
 
@@ -19,6 +19,19 @@ def test_what_is_written_is_read_back_with_its_metadata(tmp_path):
     loaded, metadata = read_safetensors(tmp_path / "x.safetensors")
     assert metadata == {"format": "pt", "family": "some"}
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("name", ["step-2.safetensors", ".step-2.safetensors.0123abcd.tmp"])
+def test_all_that_a_kill_in_a_save_can_leave_has_a_name_of_ours(tmp_path, monkeypatch, name):
+    def save_file(tensors, path, metadata):
+        Path(path).with_name(".tmp0lF0sd").write_bytes(b"weights")  # as safetensors 0.8 names its own
+        seen.extend(path.name for path in tmp_path.iterdir())
+
+    seen = []
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
+    write_safetensors(tmp_path / name, {"x": torch.ones(2)}, {})
+    assert len(seen) == 1 and all(is_temporary(tmp_path / each, r"step-2\.safetensors") for each in seen)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -21,7 +21,7 @@ config:
       datasets:
         - {folder_path: photos, resolution: [64], num_repeats: 3, caption_dropout_rate: 0.1, loss_multiplier: 0.5}
         - {folder_path: cut_out, resolution: [64, 96], alpha_mask: true, mask_min_value: 0.1, mask_path: masks}
-        - {folder_path: dogs/photos, is_reg: true, default_caption: a dog, fps: 16, num_repeats: 0}
+        - {folder_path: dogs/photos, is_reg: true, default_caption: a dog, fps: 16, shuffle_tokens: true}
       train: {batch_size: 1, steps: 2, noise_scheduler: flowmatch, lr: 1e-3, reg_weight: 0.25}
       model: {name_or_path: MODEL}
       sample: {sample_every: 2, width: 64, height: 64, sample_steps: 1, guidance_scale: 1, prompts: ["[trigger] runs"]}
@@ -162,7 +162,7 @@ SEVERAL: dict[str, Expected] = {
             "config.process[0].datasets[1].mask_min_value": 0.1,
             "config.process[0].datasets[1].mask_path": "masks",
             "config.process[0].datasets[2].fps": 16,
-            "config.process[0].datasets[2].num_repeats": 0,
+            "config.process[0].datasets[2].shuffle_tokens": True,
         },
     ),
     "musubi-tuner": (

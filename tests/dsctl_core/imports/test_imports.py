@@ -27,6 +27,7 @@ from dsctl_core.options.config_file import load_toml
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.options.first_steps import ImportOptions
 from tests.dsctl_core.imports.examples import EXAMPLES
+from tests.dsctl_core.imports.making import write
 from tests.dsctl_core.imports.several import SEVERAL
 
 # The options that each example stands for, where they are not simply the value under another name.
@@ -94,12 +95,6 @@ TELLING: dict[str, dict[str, Any]] = {
     },
 }
 EVERY = EXAMPLES | {f"{tool}, several datasets": files for tool, (files, *_) in SEVERAL.items()}
-
-
-def write(files: dict[str, str]) -> list[Path]:
-    for name, text in files.items():
-        Path(name).write_text(text, encoding="utf-8")
-    return [Path(name) for name in files]
 
 
 def keys_of(draft: Draft) -> Counter[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import os
 import re
 import time
 from io import BytesIO
@@ -15,6 +16,7 @@ from dsctl_core.commands.report import report
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.png import write_png
 from dsctl_core.options import ReportOptions
+from dsctl_core.report.live.runs import Watched
 from dsctl_core.report.runs import read_metrics
 from tests.dsctl_core.report.html_page import NASTY, Page
 
@@ -261,7 +263,7 @@ def test_a_page_and_a_table_are_written_together(tmp_path):
 )
 def test_only_finite_numbers_of_whole_steps_are_measurements_and_the_later_counts(tmp_path, lines, expected):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    metrics, _ = read_metrics(tmp_path / "metrics.jsonl")
     assert metrics.index.tolist() == list(expected)
     assert [None if math.isnan(value) else value for value in metrics.get("loss", [])] == list(expected.values())
 
@@ -292,6 +294,44 @@ def test_the_losses_of_several_datasets_have_a_chart_each_and_columns_of_the_tab
     assert "Loss of the dataset photos" in text
     assert "Loss of the dataset &lt;script&gt;" in text
     assert NASTY not in text
-    table = read_metrics(folder / "metrics.jsonl")
+    table, _ = read_metrics(folder / "metrics.jsonl")
     assert table["loss.photos"].tolist() == [1 / step for step in range(1, 9)]
     assert table[NASTY_LOSS].isna().sum() == 4
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "skipped.jsonl", "run.json", "samples/step-30-1.png"])
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device"])
+def test_what_is_no_regular_file_is_refused_or_left_out_without_waiting(tmp_path, name, kind):
+    folder = write_run(tmp_path / "run")
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe" if kind == "link to a pipe" else "/dev/zero")
+    live = Watched([folder])
+    if name.startswith("samples"):
+        assert write_report([folder]).exists()
+        assert live.runs()[0].record is not None
+        return
+    with pytest.raises(DsctlError, match=f"{name} cannot be read: it is a (pipe|device), not a file"):
+        write_report([folder])
+    assert all("not a file" in run.fault for run in live.runs())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x80\x02\xff\n\x00\xfe\n", "2 lines are no measurements and were left out"),
+        (b'{"step": 1, "loss": 2.0}\n{"loss": 1.0}\n', "1 line is no measurement and was left out"),
+        (b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo', None),  # which is being written
+    ],
+)
+def test_lines_that_are_no_measurements_are_told(tmp_path, caplog, content, said):
+    folder = write_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_bytes(content)
+    write_report([folder])
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ([] if said is None else [f"{folder / 'metrics.jsonl'}: {said}"])
+    assert [list(run.faults) for run in Watched([folder]).runs()] == [told]

@@ -123,11 +123,17 @@ def test_what_a_kill_leaves_is_cleared_and_nothing_else(tmp_path):
     (tmp_path / "state" / ".step-2.0123abcd.tmp").mkdir()
     (tmp_path / "state" / ".step-2.0123abcd.tmp" / "weights.safetensors").write_bytes(b"half")
     (tmp_path / ".step-2.safetensors.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".step-2.dit.safetensors.0123abcd.tmp").mkdir()
+    (tmp_path / ".step-2.dit.safetensors.0123abcd.tmp" / ".tmp0lF0sd").write_bytes(b"half")
+    (tmp_path / "samples").mkdir()
+    for name in (".step-2-0.png.0123abcd.tmp", ".mine-2-0.png.0123abcd.tmp"):
+        (tmp_path / "samples" / name).write_bytes(b"half")
     mine = {"step-1.safetensors", ".editor.tmp", ".step-2.safetensors.tmp", ".notes.json.0123abcd.tmp"}
     for name in mine:
         (tmp_path / name).write_bytes(b"mine")
     clear_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"state", *mine}
+    assert {path.name for path in tmp_path.iterdir()} == {"state", "samples", *mine}
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == [".mine-2-0.png.0123abcd.tmp"]
     assert steps_of(tmp_path) == [1]
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-1"]
 
