@@ -201,6 +201,8 @@ class Gpu(TorchDispatchMode):
             else:
                 result = func(*args, **kwargs)
         made = [each for each in tree_flatten(result)[0] if isinstance(each, Tensor)]
+        for tensor in made if pinned else ():
+            setattr(tensor, PINNED, True)
         if on_gpu:
             self._count(packet, inputs, made, known)
         for tensor in made:
