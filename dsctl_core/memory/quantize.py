@@ -137,7 +137,7 @@ def quantize(
     embeddings, LoRA layers, and layers that the class of the model excludes or keeps in float32, stay as and where
     they are. Raises UsageError if there are no such layers.
     """
-    if not _pack_blocks(model, FORMATS[form], compute_dtype, device, kept_on or device):
+    if not _pack_blocks(model, FORMATS[form], compute_dtype, device, kept_on):
         raise UsageError(
             f"the {type(model).__name__} has no linear layers in repeated blocks, so {form} has no effect on it",
             hint="leave it out of --quantize",
@@ -153,7 +153,7 @@ def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype, device: torch.dev
     """
     from diffusers.hooks import apply_layerwise_casting
 
-    _pack_blocks(model, CAST, compute_dtype, device, device)
+    _pack_blocks(model, CAST, compute_dtype, device)
     apply_layerwise_casting(
         model,
         storage_dtype=FP8,
@@ -173,7 +173,11 @@ def kept_parts(model: nn.Module) -> tuple[str, ...]:
 
 
 def _pack_blocks(
-    model: nn.Module, form: Format, dtype: torch.dtype, device: torch.device | None, kept_on: torch.device | None
+    model: nn.Module,
+    form: Format,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    kept_on: torch.device | None = None,
 ) -> int:
     """Pack the linear layers of the repeated blocks of `model`; return their number."""
     kept, packed = [re.compile(pattern) for pattern in kept_parts(model)], 0
@@ -187,12 +191,16 @@ def _pack_blocks(
 
 
 def _pack(
-    layer: nn.Linear, form: Format, dtype: torch.dtype, device: torch.device | None, kept_on: torch.device | None
+    layer: nn.Linear,
+    form: Format,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    kept_on: torch.device | None = None,
 ) -> None:
     whole = layer.weight.detach()
     held, beside = form.pack(whole if device is None else whole.to(device))
     del whole
-    if kept_on != device:
+    if kept_on is not None:
         held, beside = held.to(kept_on), {name: tensor.to(kept_on) for name, tensor in beside.items()}
     if layer.bias is not None and form is CAST:
         layer.bias.data = layer.bias.data.to(FP8)
