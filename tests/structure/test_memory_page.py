@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -27,10 +28,13 @@ def test_the_page_has_the_tables_of_every_published_preset(data):
     assert memory_table.page() == memory_table.PAGE.read_text(encoding="utf-8"), "python docs/memory_table.py"
     assert set(memory_predictions.presets()) == set(data["same"])
     assert set(data["same"].values()) == set(data["predictions"])
-    tables = memory_table.tables(data)
-    assert {
-        name: tables.count(f"{name},") + tables.count(f"{name} |") + tables.count(f"{name}.") for name in data["same"]
-    }
+    words = re.findall(r"[\w.-]+\w", memory_table.tables(data))
+    assert {name: words.count(name) for name in data["same"]} == dict.fromkeys(data["same"], 3), "once in each table"
+
+
+@pytest.mark.parametrize(("model", "card", "cell"), [("qwen-image", 24, "B "), ("flux2-klein-base-4b", 12, "C (")])
+def test_these_models_draw_on_small_cards_with_all_of_their_numbers(data, model, card, cell):
+    assert memory_table.drawn({"": data["predictions"][model]["infer"][""]}, card).startswith(cell)
 
 
 def test_the_predictions_are_those_of_the_dry_run(data):
