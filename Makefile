@@ -48,12 +48,14 @@ check: $(READY) ## Lint, format, types, import direction and weight, generated d
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/structure/test_imports.py tests/structure/test_layout.py
 	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python docs/memory_table.py --check
 	@[ ! -x $(BIN)/hadolint ] || $(BIN)/hadolint Dockerfile
 
 fix: $(READY) ## Repair what can be repaired: lint, format, generated docs.
 	@$(BIN)/ruff check --fix-only
 	@$(BIN)/ruff format
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/memory_table.py
 
 docs: $(READY) ## Write docs/reference/ from the code, and build the site into build/site.
 	@$(BIN)/python docs/generate.py
