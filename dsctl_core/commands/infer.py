@@ -242,7 +242,10 @@ def load(
     from dsctl_core.memory.quantize import quantize
 
     quantized = quantized_pairs(options.quantize)
-    waiting = [name for name, _ in quantized] if offload.place == "none" else resolved.parts.components
+    denoisers = [each.name for each in resolved.parts.denoisers]
+    # Several take turns: one that comes from main memory goes back there without a copy.
+    in_turn = denoisers if len(denoisers) > 1 else []
+    waiting = [*(name for name, _ in quantized), *in_turn] if offload.place == "none" else resolved.parts.components
     pipe = resolved.load_pipeline(torch_dtype=dtype, device=device, on_host=waiting)
     for part in trained:
         part.put_into(pipe.component(part.component))
@@ -253,7 +256,7 @@ def load(
     for name, form in quantized:
         packed_on = torch.device("cpu") if name in denoisers else device
         quantize(pipe.component(name), form, dtype, device, packed_on)
-        if offload.place != "none" and packed_on == device:  # where the next may need the room
+        if packed_on == device and (offload.place != "none" or name in in_turn):  # where the next may need the room
             pipe.component(name).to("cpu")
     place(pipe, offload)
     return pipe

@@ -48,8 +48,9 @@ def loads_fakes(gpu: Gpu, depth: int | None, without: Collection[str] = ()) -> I
         absent = {name for name in model.loaded if only is not None and name not in only} | set(without)
         dtypes = component_dtypes or {}
         pipe = model.pipeline(_OnHost(gpu), torch_dtype, lambda name: dtypes.get(name, torch_dtype), absent)
+        waiting = [each.name for each in resolved.parts.denoisers[1:]]
         for name, component in pipe.components.items():
-            if name not in (*on_host, *in_parts):
+            if name not in (*waiting, *on_host, *in_parts):
                 component.to(place)
         pipe.device = torch.device(place.type, 0) if place.type == "cuda" else place
         return pipe
