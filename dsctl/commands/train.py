@@ -39,17 +39,13 @@ def train(options: TrainOptions) -> None:
         return
     out.result(
         "Trained",
-        labels={
-            "final_loss": "loss of the last step",
-            "skipped_rows": "skipped rows" if result.skipped else "",
-            **({} if result.mirror else {"mirror": ""}),
-        },
+        labels={"final_loss": "loss of the last step", "skipped_rows": "skipped rows" if result.skipped else ""},
         checkpoint=result.checkpoint,
         steps=result.steps,
         final_loss=result.final_loss,
         seconds=round(result.seconds, 1),
         output_path=result.output_path,
-        mirror=result.mirror,
+        **({} if result.mirror is None else {"mirror": result.mirror}),
         skipped_rows=result.skipped,
     )
 

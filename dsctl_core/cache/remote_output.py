@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dsctl_core.cache.folder import GROUP, SHARD, SKIPPED_FILE, WORKERS, busy
@@ -24,7 +24,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.leases import LEASE, NOTE, WORKER
 from dsctl_core.files.safetensors import header_in, header_length
 from dsctl_core.remote.address import address_of
-from dsctl_core.remote.errors import RemoteError, RemoteExists, RemoteMissing
+from dsctl_core.remote.errors import RemoteChanged, RemoteError, RemoteExists, RemoteMissing
 from dsctl_core.remote.leases import PROBE, RemoteWorker, unshared
 from dsctl_core.remote.local import local_copies
 from dsctl_core.remote.store import Entry, Remote
@@ -137,11 +137,13 @@ class RemoteOutput(CacheOutput):
 
     def manifest(self) -> Manifest:
         """Return the manifest that is at the address now."""
-        entry = self.remote.stat(MANIFEST_FILE)
-        if entry is None:
-            raise DsctlError(f"{self.address} has no {MANIFEST_FILE}", hint="run the same `dsctl cache` command again")
-        with local_copies().held(self.remote, entry) as copy:
-            return read_manifest_file(self.path / MANIFEST_FILE, copy)
+        for _ in range(TRIES):
+            entry = self.remote.stat(MANIFEST_FILE)
+            if entry is None:
+                break
+            with suppress(RemoteChanged), local_copies().held(self.remote, entry) as copy:  # others write it, too
+                return read_manifest_file(self.path / MANIFEST_FILE, copy)
+        raise DsctlError(f"{self.address} has no {MANIFEST_FILE}", hint="run the same `dsctl cache` command again")
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each shard, by name, sorted."""
@@ -298,7 +300,7 @@ class RemoteOutput(CacheOutput):
                     return
                 self._require_own(name)
                 self.remote.put(name, content, if_version=entry.version if self.remote.conditional else None)
-            except (RemoteExists, RemoteMissing):  # another worker has written it, or removed it
+            except (RemoteChanged, RemoteExists, RemoteMissing):  # another worker has written it, or removed it
                 continue
             return
         raise self._busy()

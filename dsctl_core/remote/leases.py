@@ -18,7 +18,7 @@ from contextlib import suppress
 from dsctl_core.files import leases
 from dsctl_core.files.json import decode_json
 from dsctl_core.files.leases import LEASE, NOTE, WORKER, is_gone, this_process
-from dsctl_core.remote.errors import RemoteError, RemoteExists, RemoteMissing
+from dsctl_core.remote.errors import RemoteChanged, RemoteError, RemoteExists, RemoteMissing
 from dsctl_core.remote.retry import Patience
 from dsctl_core.remote.store import Remote
 
@@ -114,7 +114,7 @@ class RemoteWorker:
         """Yield the notes of all workers with what tells each from others, except those in `read`."""
         for entry in self.remote.list(f"{self.folder}/{self.group}"):
             if entry.name.endswith(NOTE) and (entry.name, entry.version) not in read:
-                with suppress(RemoteMissing):
+                with suppress(RemoteMissing, RemoteChanged):  # one that was written anew is seen at the next look
                     yield (entry.name, entry.version), self.remote.read(entry).decode()
 
     def forget_notes(self, group: str | None = None) -> None:
@@ -172,7 +172,7 @@ class RemoteWorker:
         """Return whether the holder of a lease, or a worker, is gone, or has been silent for too long."""
         if self._clock + time.monotonic() - written > leases.STALE:
             return True
-        with suppress(RemoteMissing):
+        with suppress(RemoteMissing, RemoteChanged):  # a beat came in between
             return is_gone(json.dumps(_read(self.remote, path)).encode())
         return False
 

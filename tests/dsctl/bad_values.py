@@ -80,6 +80,11 @@ BAD_RUN: dict[str, list[Bad]] = {
         ("latest", 1, "out does not exist: there is no run to resume", "leave --resume out"),
         ("nowhere", 1, "nowhere is no folder of a training state", "OUT/state/step-N"),
     ],
+    "mirror": [
+        ("nowhere", 2, "--mirror is 'nowhere', which is no address", "s3://bucket/folder"),
+        ("https://host/run", 1, "https://host/run cannot be written to", "--mirror s3://"),
+        ("s3://me:sesame@bucket/x", 2, "the address s3://***@bucket/x has a user or a password", "environment"),
+    ],
     "allow_changed": [("seed", 2, "--allow-changed has no effect without --resume", "--resume latest")],
     "sample_prompt": [("a", 2, "--sample-prompt has no effect without --sample-every", "--sample-every")],
     "sample_cfg_scale": [

@@ -85,7 +85,7 @@ def test_flags_reach_the_command_as_the_model_reads_them(dsctl: Dsctl, monkeypat
 
     class Result:
         checkpoint, steps, final_loss, seconds, output_path = Path("o/step-3.safetensors"), 3, 0.25, 1.25, Path("o")
-        is_main_process, skipped = True, 2
+        is_main_process, skipped, mirror = True, 2, None
 
     monkeypatch.setattr("dsctl_core.commands.train.train", lambda options, progress: seen.append(options) or Result())
     words = (

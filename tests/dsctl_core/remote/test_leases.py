@@ -90,3 +90,24 @@ def test_what_a_process_that_is_gone_has_left_is_removed(remote: Remote) -> None
         assert worker.take("c3")
         assert worker.alive() == {GROUP: 0}
     assert list(remote.list()) == []
+
+
+def test_a_beat_or_a_note_in_the_midst_of_a_look_is_no_error(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RemoteWorker(remote, "w", GROUP) as holder, RemoteWorker(remote, "w", GROUP) as other:
+        assert holder.take("a1")
+        holder.note("b2", "1")
+        real, texts = Remote.pull, iter("234")
+
+        def written_meanwhile(self: Remote, *given: object) -> None:
+            with monkeypatch.context() as patches:
+                patches.setattr(Remote, "pull", real)
+                holder._write(remote, f"w/{GROUP}/a1{LEASE}", over=holder._versions[f"w/{GROUP}/a1{LEASE}"])
+                holder.note("b2", next(texts))
+            real(self, *given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Remote, "pull", written_meanwhile)
+        assert not other.take("a1")
+        assert list(other.notes()) == []
+        monkeypatch.setattr(Remote, "pull", real)
+        assert [text for _, text in other.notes()] == ["3"]
+        holder.forget_notes()

@@ -34,7 +34,7 @@ NOTICED = {
     *("lora", "preset_lora_path", "lora_checkpoint", "template"),
 }
 NO_RESULT = {
-    *("output_path", "resume"),
+    *("output_path", "mirror", "resume"),
     "sample_prompts_file",  # what is drawn beside the training
     "accelerate_config",  # how the work is divided
     "dataset_config",  # its tables are compared one by one, with the files that they name: test_several_datasets
