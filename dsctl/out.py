@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from dsctl import processes
 from dsctl.printable import encodable, printable
+from dsctl_core.errors import masked
 from dsctl_core.progress import NoProgress, NoTransfers, Progress, Transfers
 
 # Environment variables that silence other libraries, which read them when they are imported. Values that are set stay.
@@ -167,7 +168,7 @@ def stopped(problem: str, hint: str | None) -> None:
 
 
 def _show_fault(word: str, problem: str, hint: str | None) -> None:
-    problem, hint = _one_line(problem), _one_line(hint) if hint else None
+    problem, hint = _one_line(masked(problem)), _one_line(masked(hint)) if hint else None
     for start, number, text in ((word, 31, problem), ("hint: ", 36, hint)):
         if text is not None:
             print(f"{_paint(start, number)}{encodable(text, sys.stderr.encoding)}", file=sys.stderr, flush=True)
@@ -178,7 +179,7 @@ def _show_fault(word: str, problem: str, hint: str | None) -> None:
 def trace(text: str) -> None:
     """Show a traceback."""
     _finish()
-    _print(text.split("\n"), sys.stderr)
+    _print(masked(text).split("\n"), sys.stderr)
 
 
 def _paint(word: str, number: int) -> str:
