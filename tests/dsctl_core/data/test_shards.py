@@ -19,10 +19,11 @@ from dsctl_core.commands.dataset import validate
 from dsctl_core.data.check import usable_part
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import DatasetValidateOptions
 from dsctl_core.remote import store
 from dsctl_core.remote.errors import RemoteError, RemoteUnreachable
+from dsctl_core.remote.local import LIMIT
 from dsctl_core.remote.retry import Patience
 from tests.hub_server import local_hub
 from tests.s3_server import Fault, S3Server
@@ -294,6 +295,21 @@ def test_a_parquet_row_without_a_file_is_a_problem_of_that_row(tmp_path: Path, b
     assert ("the path 'b.png' and no bytes" in " ".join(found.lines())) is not bare
     kept, problems = usable_part(UnifiedDataset(tmp_path))
     assert ([row["prompt"] for row in kept], len(problems)) == (["ball 0", "ball 4", "ball 5", "ball 6"], 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["tars", "tars/shard-08.tar", "tars/shard-{08..09}.tar", "one", "hub", "one/metadata.parquet"]
+)
+def test_the_limit_of_copies_is_taken_for_archives_on_a_disk_and_holds(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(LIMIT, "1")
+    path = Path(places["disk"]) / name
+    with pytest.raises(RemoteError, match="larger than all local copies may be together"):
+        validate(DatasetValidateOptions(path=path, remote_cache_gb=1e-8, recheck=True, workers=1))
+    with pytest.raises(UsageError, match="--remote-cache-gb has no effect on files of this machine that are in no tar"):
+        DatasetValidateOptions(path=Path(places["disk"]) / "plain", remote_cache_gb=1)
 
 
 def test_a_column_of_lists_of_files_is_said_to_be_one(tmp_path: Path) -> None:
