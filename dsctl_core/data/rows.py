@@ -44,11 +44,12 @@ class LeftOut:
         if self.suffixes:
             count = sum(number for _, number in self.suffixes)
             kinds = ", ".join(f"{number} {suffix}" for suffix, number in self.suffixes)
-            lines.append(f"{count} files were left out: {kinds}")
+            lines.append(f"{count} {'files were' if count > 1 else 'file was'} left out: {kinds}")
         if self.captions:
             more = f" and {len(self.captions) - SHOWN_FILES} more" if len(self.captions) > SHOWN_FILES else ""
             shown = ", ".join(self.captions[:SHOWN_FILES])
-            lines.append(f"{len(self.captions)} captions have no picture: {shown}{more}")
+            have = "captions have" if len(self.captions) > 1 else "caption has"
+            lines.append(f"{len(self.captions)} {have} no picture: {shown}{more}")
         return lines
 
 

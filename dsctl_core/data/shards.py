@@ -57,7 +57,8 @@ def read_shards(base_path: Path, names: Sequence[str], keys: Sequence[str]) -> M
             hint=f"name the files of a sample STEM.jpg and STEM.txt, or STEM.{keys[0]}.jpg",
             kind="table",
         )
-    layout = f"{len(names)} shards of {len(locations)} samples"
+    ends = ["s" if count > 1 else "" for count in (len(names), len(locations))]
+    layout = f"WebDataset of {len(names)} shard{ends[0]} with {len(locations)} sample{ends[1]}"
     left_out = LeftOut(tuple(sorted(left.items(), key=lambda item: (-item[1], item[0]))))
     return Metadata(base_path, tuple(found.columns), found, None, layout, locations, left_out=left_out)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ def test_one_tar_is_a_dataset_and_its_json_has_further_columns(places: dict[str,
     assert [dataset.metadata.rows.cell(n, "score") for n in range(3)] == [0, None, 2]
     assert any("3 .cls" in note for note in dataset.notes())
     assert "shard-08.tar row 2 (sub/0001)" in dataset.location(1)
+    assert "WebDataset of 1 shard with 3 samples" in dataset.notes()[0]
 
 
 def test_a_remote_sample_is_one_read_of_its_bytes_once_the_index_is_known(
@@ -333,6 +335,43 @@ def test_each_file_of_a_tar_that_no_row_has_is_counted_once(tmp_path: Path, name
     files = {"a.png": PICTURES[0], "a.txt": b"a ball", **files}
     (tmp_path / "a.tar").write_bytes(tar_of(files, link=("symlink.png", "a.png")))
     assert dict(UnifiedDataset(tmp_path / "a.tar").metadata.left_out.suffixes) == {**expected, "symbolic links": 1}
+
+
+PARTS = {
+    "train-00000-of-00002": "1 of the 2 files train-...-of-00002: train-00001-of-00002.parquet is missing",
+    "train-00001-of-00002": "train-00000-of-00002.parquet is missing",
+    "train-00000-of-00003 train-00002-of-00003": "train-00001-of-00003.parquet is missing",
+    "train-00000-of-00002-0123456789abcdef": "1 of the 2 files",
+    "train-00000-of-00002 train-00001-of-00003": "is missing",
+    "train-00000-of-00001-01234567 train-00000-of-00001-89abcdef": "are both part 00000 of 00001",
+    "test-00000-of-00002": "test-00001-of-00002.parquet is missing",
+    "train_sft-0-of-2": "train_sft-1-of-2.parquet is missing",
+    "train-00001-of-00001 test-00000-of-00009": "",
+    "train-00000-of-00002 train-00001-of-00002": "",
+    "train-00000-of-00001-0123456789abcdef": "",
+    "a b": "",
+}
+
+
+@pytest.mark.parametrize("names", PARTS)
+@pytest.mark.parametrize("suffix", [".parquet", ".tar"])
+def test_a_file_that_the_names_of_the_others_tell_of_is_missed(tmp_path: Path, names: str, suffix: str) -> None:
+    if suffix == ".tar" and "test-00000-of-00009" in names:
+        return  # tars have no splits
+    for number, name in enumerate(names.split()):
+        content = table_of(range(number, number + 1)) if suffix == ".parquet" else shard(range(number, number + 1))
+        (tmp_path / f"{name}{suffix}").write_bytes(content)
+    if PARTS[names]:
+        with pytest.raises(DataError, match=re.escape(PARTS[names].replace(".parquet", suffix))):
+            UnifiedDataset(tmp_path)
+    else:
+        UnifiedDataset(tmp_path)
+
+
+def test_the_splits_that_are_left_out_are_named(places: dict[str, str]) -> None:
+    notes = UnifiedDataset(f"{places['disk']}/hub").notes()
+    assert "1 file was left out: 1 .parquet of the split 'test'" in notes
+    assert "in 2 Parquet files" in notes[0]
 
 
 def test_tables_of_other_columns_are_refused(tmp_path: Path) -> None:
