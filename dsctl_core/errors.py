@@ -10,6 +10,9 @@ HOST = re.compile(r"(?:\[[0-9a-f:.]*\]|[^:@\[]*)(?::\d{1,5})?", re.IGNORECASE)
 BUCKETS = ("s3", "s3a", "gs", "gcs", "hf", "oss")  # schemes of addresses that have no port
 QUERY = re.compile(r"(:[/\\]+[^\s?#'\"]*)[?#](?=[^\s'\"]*=)[^\s'\"]*")
 WEB_QUERY = re.compile(r"(https?:/+[^\s?#'\"]*)[?#][^\s'\"]*", re.IGNORECASE)
+# An address as a path folds it, s3:/bucket/x, of the schemes that have stores. Behind a slash it is a local folder.
+STORES = "s3a?|gs|gcs|hf|https?|az|abfss?|adl|oss|memory|ftp|sftp|hdfs|webhdfs"
+FOLDED = re.compile(rf"(?<![\w/\\.+-])({STORES}):/(?=[^/\s'\"])", re.IGNORECASE)
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
@@ -24,8 +27,8 @@ class DsctlError(Exception):
     exit_code = 1
 
     def __init__(self, problem: str, *, hint: str | None = None) -> None:
-        self.problem = masked(problem)
-        self.hint = None if hint is None else masked(hint)
+        self.problem = for_people(problem)
+        self.hint = None if hint is None else for_people(hint)
         super().__init__(self.problem)
 
 
@@ -68,6 +71,11 @@ def unknown_name(what: str, name: str, known: list[str] | tuple[str, ...], *, li
     else:
         hint = f"known: {', '.join(known)}"
     return UsageError(f"unknown {what} {name!r}", hint=hint)
+
+
+def for_people(text: str) -> str:
+    """Return a message with the addresses in it as they are written, with both slashes, and without secrets."""
+    return masked(FOLDED.sub(r"\1://", text))
 
 
 def masked(text: str) -> str:

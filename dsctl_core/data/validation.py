@@ -20,7 +20,7 @@ from dsctl_core.data.problems import DataError, kind_of_problem
 from dsctl_core.data.row_texts import TEXT_COLUMNS
 from dsctl_core.data.sizes import Resize
 from dsctl_core.data.validated import Checks, Problem, Sample, Validation
-from dsctl_core.errors import DsctlError, masked
+from dsctl_core.errors import DsctlError
 from dsctl_core.progress import NoProgress, Progress
 
 ENLARGED = 1.05  # images that are scaled by more than this get a warning
@@ -204,7 +204,7 @@ def _decode(
 
 
 def _add(validation: Validation, number: int, error: DsctlError, path: Path | None = None) -> None:
-    file = masked(str(path)) if path else None
+    file = str(path) if path else None
     validation.problems.append(Problem(kind_of_problem(error), "error", error.problem, error.hint, number + 1, file))
 
 

@@ -50,6 +50,9 @@ class _Context:
     given: frozenset[str] | None = None
 
 
+MODELS = ("model", "lora")  # options of text that may name a file of this machine
+
+
 class Options(BaseModel):
     """Options of a command, or a group of them: frozen, and a name that is not a field is an error."""
 
@@ -95,7 +98,7 @@ class Options(BaseModel):
             raise ValueError(EMPTY_PATH)
         name = info.field_name or ""
         for each in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(each, str | Path) and takes_paths(cls.model_fields[name]):
+            if isinstance(each, str | Path) and (takes_paths(cls.model_fields[name]) or name in MODELS):
                 refuse_secrets(each)  # which would be written down
                 if is_remote(each) and name not in cls.remote:
                     flag = spelled(name, cls.model_fields[name])
