@@ -321,6 +321,34 @@ def test_a_column_of_lists_of_files_is_said_to_be_one(tmp_path: Path) -> None:
         UnifiedDataset(tmp_path)[0]
 
 
+@pytest.mark.parametrize(
+    ("about", "allowed"),
+    [
+        ({"image": "a.png"}, True),
+        ({"image": "sub/a.png"}, True),
+        ({"edit_image": "a.edit_image.png", "image": None}, True),
+        ({"image": "b.png"}, False),
+        ({"edit_image": "sub/a.png"}, False),
+        ({"edit_image": ["sub/a.edit_image.png"]}, False),
+        ({"image": {"bytes": ""}}, False),
+        ({"image": ""}, False),
+    ],
+)
+def test_a_column_of_files_in_the_json_of_a_sample_is_that_of_the_sample_or_refused(
+    tmp_path: Path, about: dict[str, Any], allowed: bool
+) -> None:
+    files = {"sub/a.png": PICTURES[0], "sub/a.edit_image.png": PICTURES[1], "sub/a.json": json.dumps(about).encode()}
+    (tmp_path / "a.tar").write_bytes(tar_of(files))
+    keys = ("image", "edit_image")
+    if allowed:
+        assert (
+            UnifiedDataset(tmp_path / "a.tar", data_file_keys=keys).files(0, "edit_image")[0].name == "a.edit_image.png"
+        )
+    else:
+        with pytest.raises(DataError, match=r"sub/a\.json has the key '.*image', which is a column of files"):
+            UnifiedDataset(tmp_path / "a.tar", data_file_keys=keys)
+
+
 LEFT = {
     "further files": ({"sub/metadata.csv": b"x", "b.txt": b"x", "b.cls": b"1"}, {".csv": 1, ".txt": 1, ".cls": 1}),
     "of the sample": ({"a.cls": b"1", "a.seg.png": b"x", "a.b.txt": b"x"}, {".cls": 1, ".png": 1, ".txt": 1}),
