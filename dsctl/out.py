@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, TextIO
 
 from dsctl import processes
 from dsctl.printable import encodable, printable
+from dsctl_core.errors import for_people, masked
 from dsctl_core.progress import NoProgress, NoTransfers, Progress, Transfers
 
 # Environment variables that silence other libraries, which read them when they are imported. Values that are set stay.
@@ -108,7 +110,7 @@ def result(title: str, *, labels: Mapping[str, str] | None = None, **values: Any
 def show(values: Mapping[str, Any], lines: Sequence[str]) -> None:
     """Print `values` as one JSON object with --json, else `lines`."""
     _finish()
-    _print([json.dumps(values, default=str)] if _mode.get().json else lines, sys.stdout)
+    _print([json.dumps(values, default=_of_json)] if _mode.get().json else lines, sys.stdout)
 
 
 def columns(rows: Sequence[Sequence[str]], *, indent: int = 0) -> list[str]:
@@ -126,12 +128,16 @@ def _text(value: Any) -> str:
         return ", ".join(map(str, value))
     if isinstance(value, dict):
         return ", ".join(f"{number} in {name}" for name, number in value.items())
-    return str(value)
+    return _of_json(value)
+
+
+def _of_json(value: object) -> str:
+    return for_people(str(value)) if isinstance(value, PurePath) else str(value)
 
 
 def note(message: str) -> None:
     """Show one line on stderr, unless --quiet."""
-    progress().note(message)
+    progress().note(for_people(message))
 
 
 def ask(question: str, lines: Sequence[str]) -> bool | None:
@@ -167,7 +173,7 @@ def stopped(problem: str, hint: str | None) -> None:
 
 
 def _show_fault(word: str, problem: str, hint: str | None) -> None:
-    problem, hint = _one_line(problem), _one_line(hint) if hint else None
+    problem, hint = _one_line(for_people(problem)), _one_line(for_people(hint)) if hint else None
     for start, number, text in ((word, 31, problem), ("hint: ", 36, hint)):
         if text is not None:
             print(f"{_paint(start, number)}{encodable(text, sys.stderr.encoding)}", file=sys.stderr, flush=True)
@@ -178,7 +184,7 @@ def _show_fault(word: str, problem: str, hint: str | None) -> None:
 def trace(text: str) -> None:
     """Show a traceback."""
     _finish()
-    _print(text.split("\n"), sys.stderr)
+    _print(masked(text).split("\n"), sys.stderr)
 
 
 def _paint(word: str, number: int) -> str:

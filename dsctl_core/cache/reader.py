@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from bisect import bisect_right
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dsctl_core.cache.codec import decode, tensors_of
 from dsctl_core.cache.manifest import OF_CLIPS, OF_TABLES, REBUILD, Entry, read_index, read_manifest
 from dsctl_core.cache.remote_shards import RemoteShards
 from dsctl_core.cache.shard_reader import OpenShards
-from dsctl_core.cache.shards import FOLDER
+from dsctl_core.cache.shards import FOLDER, SUFFIX, shard_files, structures
 from dsctl_core.cache.verified import VerifiedShards
 from dsctl_core.data.clip_rows import ClipIndex
 from dsctl_core.data.sampler import Block
@@ -190,6 +190,24 @@ class CachedDataset(Sequence[dict[str, Any]]):
     def shards(self) -> list[Path]:
         """Return the paths of the shards, sorted by name."""
         return [self.folder / FOLDER / name for name in sorted(self.manifest.shards)]
+
+    def verify_shards(self) -> Iterator[tuple[Path, DsctlError | None]]:
+        """Read every byte of all shards, and yield the path of each, with the error of a bad one."""
+        if self._remote is None:
+            yield from self.verified.all_of(self.shards(), anew=True)
+        else:
+            yield from ((self.folder / FOLDER / name, error) for name, error in self._remote.verified())
+
+    def structures_in(self, shard: Path) -> dict[str, dict[str, Any]]:
+        """Return the structures in the header of a shard, by key of the part and name of the value."""
+        with nullcontext(shard) if self._remote is None else self._remote.copy(shard.name) as path:
+            return structures(path)
+
+    def left_over(self) -> list[Path]:
+        """Return the shards that are there and that no entry uses."""
+        names = (path.name for path in shard_files(self.folder)) if self._remote is None else self._remote.listed()
+        unused = sorted(name for name in names if name.endswith(SUFFIX) and name not in self.manifest.shards)
+        return [self.folder / FOLDER / name for name in unused]
 
     def check_shards(self, *, anew: bool = True) -> None:
         """Verify all shards, without `anew` only those of which it is not remembered, and raise the first error.

@@ -10,7 +10,7 @@ import hashlib
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +21,7 @@ from dsctl_core.cache.shards import SUFFIX
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import MOST_HEADER
 from dsctl_core.remote.address import address_of
+from dsctl_core.remote.errors import RemoteError
 from dsctl_core.remote.local import SPARE, local_copies
 from dsctl_core.remote.store import Remote
 
@@ -64,7 +65,7 @@ class RemoteShards:
             waited.exception()  # where it failed, the attempt here says why
         while len(self._open) >= MOST_OPEN:
             self._open.popitem(last=False)[1].close()
-        with self._copy(name) as path:
+        with self.copy(name) as path:
             self._open[name] = Shard(path)
         return self._open[name]
 
@@ -108,17 +109,47 @@ class RemoteShards:
 
     def refuse_incomplete(self) -> None:
         """Raise DsctlError for a shard that is missing or has another size, from the listing of the folder."""
-        there = {entry.name: entry.size for entry in self.remote.list()}
-        for name, size in sorted(self.sizes.items()):
-            if there.get(name) != size:
-                found = "is missing" if name not in there else f"has {there[name]} bytes, not {size}"
-                raise DsctlError(f"{self.remote.address}/{name} {found}", hint="copy it there again")
+        there = self.listed()
+        for name in sorted(self.sizes):
+            self._require_whole(name, there)
 
-    def _copy(self, name: str) -> AbstractContextManager[Path]:
+    def listed(self) -> dict[str, int]:
+        """Return the bytes of all files in the folder, by name."""
+        return {entry.name: entry.size for entry in self.remote.list()}
+
+    def _require_whole(self, name: str, there: Mapping[str, int]) -> None:
+        if there.get(name) != self.sizes[name]:
+            found = "is missing" if name not in there else f"has {there[name]} bytes, not {self.sizes[name]}"
+            raise DsctlError(f"{self.remote.address}/{name} {found}", hint="copy it there again")
+
+    def verified(self) -> Iterator[tuple[str, DsctlError | None]]:
+        """Read every byte of all shards at the address, and yield the name of each, with the error of a bad one.
+
+        Raises RemoteError where the store does not answer.
+        """
+        there = self.listed()
+        for name in sorted(self.sizes):
+            try:
+                self._require_whole(name, there)
+                if local_copies().has(name, SUFFIX):  # which says nothing of what is at the address now
+                    made = hashlib.sha256()
+                    self.remote.pull(name, made.update)
+                    self._require_checksum(name, made.hexdigest())
+                else:
+                    self._fetch(name)
+            except RemoteError:
+                raise
+            except DsctlError as error:
+                yield name, error
+            else:
+                yield name, None
+
+    def copy(self, name: str) -> AbstractContextManager[Path]:
+        """Give the path of a local copy of a shard, fetched and verified if there is none."""
         return local_copies().made(name, self.sizes[name], SUFFIX, lambda target: self._pull(name, target))
 
     def _fetch(self, name: str) -> None:
-        with self._copy(name):
+        with self.copy(name):
             pass
 
     def _pull(self, name: str, target: Path) -> None:
@@ -130,7 +161,10 @@ class RemoteShards:
 
         with target.open("wb") as stream:
             self.remote.pull(name, take)
-        if f"{made.hexdigest()}{SUFFIX}" != name:
+        self._require_checksum(name, made.hexdigest())
+
+    def _require_checksum(self, name: str, found: str) -> None:
+        if f"{found}{SUFFIX}" != name:
             raise DsctlError(
                 f"{self.remote.address}/{name} is damaged: its content does not have the checksum in its name",
                 hint="copy it there again",

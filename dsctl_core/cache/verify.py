@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dsctl_core.cache.reader import CachedDataset
-from dsctl_core.cache.shards import shard_files, structures
 from dsctl_core.errors import DsctlError
+from dsctl_core.remote.address import shown
+from dsctl_core.remote.errors import RemoteError
 
 LEFT_OVER = "left over"
 
@@ -34,7 +35,7 @@ class Problem:
 
 
 def find_problems(cache: Path) -> Iterator[Problem]:
-    """Yield the problems of the cache in the folder `cache`.
+    """Yield the problems of the cache in the folder, or at the address, `cache`.
 
     Every byte is read. Checked are the manifest, the index, the checksum of each shard, that each entry has its parts
     and the same names as the others, and that all values are finite. A shard that no entry uses is "left over", which
@@ -42,18 +43,20 @@ def find_problems(cache: Path) -> Iterator[Problem]:
     """
     try:
         dataset = CachedDataset(cache)
+    except RemoteError:
+        raise
     except DsctlError as unreadable:
         yield Problem(cache, "manifest", unreadable.problem, unreadable.hint)
         return
     bad = set()
-    for path, error in dataset.verified.all_of(dataset.shards(), anew=True):
+    for path, error in dataset.verify_shards():
         if error is not None:
             bad.add(path.name)
             yield Problem(path, "shard", error.problem, error.hint)
     present: dict[str, dict[str, Any]] = {}
     for path in dataset.shards():
         try:
-            present |= {} if path.name in bad else {path.name: structures(path)}
+            present |= {} if path.name in bad else {path.name: dataset.structures_in(path)}
         except DsctlError as error:
             bad.add(path.name)
             yield Problem(path, "shard", error.problem, error.hint)
@@ -83,9 +86,8 @@ def find_problems(cache: Path) -> Iterator[Problem]:
                 yield Problem(cache, "entry", f"{location}: its {name} is {tuple(value.shape)}", again, entry.row)
             if not is_finite(value):
                 yield Problem(cache, "not finite", f"{location}: its {name} is not finite", "check the row", entry.row)
-    for path in shard_files(cache):
-        if path.name not in dataset.manifest.shards:
-            yield Problem(path, LEFT_OVER, f"{path} is not used by any entry", "`dsctl cache --prune` removes it")
+    for path in dataset.left_over():
+        yield Problem(path, LEFT_OVER, f"{shown(path)} is not used by any entry", "`dsctl cache --prune` removes it")
 
 
 def _names(dataset: CachedDataset, parts: tuple[str, ...], present: dict[str, dict[str, Any]]) -> set[str]:

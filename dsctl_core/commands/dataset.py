@@ -35,7 +35,8 @@ from dsctl_core.options.effects import OF_A_DATASET, SEVERAL_DATASETS, WITHOUT_R
 from dsctl_core.options.model_effects import PICTURES_ONLY
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.readable import readable_bytes
-from dsctl_core.remote.address import is_remote
+from dsctl_core.remote import anywhere
+from dsctl_core.remote.address import is_remote, shown
 from dsctl_core.remote.archives import TAR
 from dsctl_core.remote.local import limit_disk
 from dsctl_core.report.dataset import report_page
@@ -71,7 +72,8 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     is_table = base.suffix.lower() in READERS if is_remote(base) else base.is_file() and base.suffix != TAR
     if table is None and not tables and is_table:
         base, table = base.parent, base
-    cached = not is_remote(base) and ((base / MANIFEST_FILE).is_file() or (base / INDEX_FILE).is_file())
+    anywhere.look_again()
+    cached = table is None and not tables and any(anywhere.is_file(base / name) for name in (MANIFEST_FILE, INDEX_FILE))
     if cached:
         OF_A_DATASET.refuse(options)
         if options.report is None:
@@ -88,7 +90,7 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     result = _finished(found, None if resolved is None else _cache_bytes(resolved), options.strict)
     if options.report is not None:
         videos = resolved is None or resolved.family.time_division is not None
-        page = report_page(found, result.summary, f"Dataset {options.path}", videos=videos)
+        page = report_page(found, result.summary, f"Dataset {shown(options.path)}", videos=videos)
         write_text(options.report, page)
     return result
 

@@ -252,9 +252,8 @@ def load(
     pipe.solver = options.solver or pipe.solver
     # The scales stay, so nothing has to be computed beside the weights at each step.
     fuse_loras(pipe, [(lora.path, lora.scale) for lora in options.lora], [name for name, _ in quantized])
-    denoisers = [each.name for each in resolved.parts.denoisers] if offload.place == "blocks" else []
     for name, form in quantized:
-        packed_on = torch.device("cpu") if name in denoisers else device
+        packed_on = torch.device("cpu") if offload.place == "blocks" and name in denoisers else device
         quantize(pipe.component(name), form, dtype, device, packed_on)
         if packed_on == device and (offload.place != "none" or name in in_turn):  # where the next may need the room
             pipe.component(name).to("cpu")

@@ -16,6 +16,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
 from dsctl_core.files.atomic import write_text
 from dsctl_core.files.ownership import require_replaceable
+from dsctl_core.remote.errors import RemoteError
 from dsctl_core.report.cache import cache_page
 from dsctl_core.report.html import CACHE_PAGE, PAGE_KINDS
 
@@ -51,7 +52,7 @@ class CacheValidation:
 
 
 def validate_cache(cache: Path, report: Path | None = None, model: str | None = None) -> CacheValidation:
-    """Look at every byte of the cache in the folder `cache`.
+    """Look at every byte of the cache in the folder, or at the address, `cache`.
 
     `report` is a page to write; with the `model` that the cache was made with (of which only the VAE is needed) it
     shows pictures that a sample of the latents decode to.
@@ -61,6 +62,8 @@ def validate_cache(cache: Path, report: Path | None = None, model: str | None = 
     problems = tuple(find_problems(cache))
     try:
         dataset = CachedDataset(cache)
+    except RemoteError:
+        raise
     except DsctlError:
         unread = CacheValidation(0, problems, {})
         if report is not None:

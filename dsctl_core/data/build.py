@@ -27,7 +27,7 @@ from dsctl_core.files.digest import digest
 from dsctl_core.options.data import DataOptions, ReadingOptions
 from dsctl_core.options.effects import NO_REMOTE
 from dsctl_core.options.model_effects import PICTURES_ONLY
-from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.archives import is_copied
 from dsctl_core.remote.local import limit_disk
 
 # Options on which it does not depend whether a row can be used.
@@ -55,7 +55,7 @@ def build_dataset(
     limit_disk(options.remote_cache_gb)
     if options.has_tables:
         tables = options.tables()
-        if not copied and not any(is_remote(path) for each in tables for path in each.paths.values()):
+        if not copied and not any(is_copied(path) for each in tables for path in each.paths.values()):
             NO_REMOTE.refuse(options)
         parts = [
             _build_one(options.of_table(each), family, defaults, division_factor, each.caption, pictures, remember)

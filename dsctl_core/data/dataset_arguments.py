@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.remote import anywhere
-from dsctl_core.remote.address import is_remote, is_web
+from dsctl_core.remote.address import is_remote, is_web, refuse_secrets
 
 
 def existing_folder(base_path: str | Path) -> Path:
@@ -15,6 +15,7 @@ def existing_folder(base_path: str | Path) -> Path:
     if not str(base_path):
         raise UsageError("the dataset's base path is empty", hint="give the folder of the pictures or videos")
     path = Path(base_path)
+    refuse_secrets(base_path)
     anywhere.list_again(path)
     if anywhere.is_dir(path) or is_web(path):
         return path
@@ -26,6 +27,7 @@ def existing_folder(base_path: str | Path) -> Path:
 def existing_file(metadata_path: str | Path, base_path: Path) -> Path:
     """Return the table of a dataset; raise an error if there is none."""
     path = Path(metadata_path)
+    refuse_secrets(metadata_path)
     if not anywhere.exists(path) and not path.is_symlink():
         inside = base_path / path
         hint = (

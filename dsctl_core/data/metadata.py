@@ -15,7 +15,7 @@ from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import Metadata, text_cell
 from dsctl_core.data.shards import named_shards, read_shards
 from dsctl_core.data.tables import read_csv, read_json, read_jsonl
-from dsctl_core.data.tables_of_files import of_training, read_tables, with_files
+from dsctl_core.data.tables_of_files import read_tables, require_all_parts, with_files
 from dsctl_core.errors import near_miss
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.archives import PARQUET, TAR
@@ -66,9 +66,10 @@ def _without_table(base_path: Path, keys: Sequence[str], columns: Mapping[str, s
     packed = [path for path in files.others if not files.media and path.suffix in (TAR, PARQUET)]
     names = [path.relative_to(base_path).as_posix() for path in packed if path.suffix == TAR]
     if names:
+        require_all_parts([path for path in packed if path.suffix == TAR])
         return read_shards(base_path, names, [columns.get(key, key) for key in keys]).renamed(columns)
     if packed:
-        metadata = read_tables(base_path, of_training(base_path, packed), read_metadata)
+        metadata = read_tables(base_path, packed, read_metadata)
         return _as_image_folder(metadata.renamed(columns), keys[0])
     return _read_files(base_path, files, keys, uncaptioned).renamed(columns)
 

@@ -14,7 +14,7 @@ from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import BadCell, blank, kind_of, text_cell
 from dsctl_core.errors import near_miss
 from dsctl_core.remote import anywhere
-from dsctl_core.remote.address import is_web
+from dsctl_core.remote.address import is_remote, is_web
 
 # A relative name that is written as `os.path.normpath` writes it and means nothing else: most are of this form.
 PLAIN = re.compile(r"(?:[\w-][\w .,()+@=-]*/)*[\w-][\w .,()+@=-]*", re.ASCII)
@@ -126,7 +126,7 @@ class ToAbsolutePath(Operator):
                 kind="path",
             )
         if self.allow_outside:
-            return self.base_path / name
+            return _without_dots(self.base_path / name)
         if Path(name).anchor or PureWindowsPath(name).is_absolute():
             raise DataError(
                 f"the path is absolute, but paths must be relative to the dataset folder {self.base_path}",
@@ -157,6 +157,23 @@ class ToAbsolutePath(Operator):
         if type(value) is str and PLAIN.fullmatch(value):
             return self._inside + value
         return str(self(value))
+
+
+def _without_dots(path: Path) -> Path:
+    """Return an address without .. in it, which no store knows; a local path as it is."""
+    if not is_remote(path) or ".." not in path.parts:
+        return path
+    scheme, root, *parts = path.parts
+    kept: list[str] = []
+    for part in parts:
+        if part != "..":
+            kept.append(part)
+        elif kept:
+            kept.pop()
+        else:
+            hint = "name a file in it, or give the dataset folder that has it"
+            raise DataError(f"the path leads out of {scheme}//{root}", hint=hint, kind="path")
+    return Path(scheme, root, *kept)
 
 
 def require_file(path: Path) -> None:

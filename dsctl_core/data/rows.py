@@ -13,6 +13,7 @@ from dsctl_core.data.clip_rows import ClipIndex, ClipRows
 from dsctl_core.data.columns import Constant, JoinedRows, Rows, RowsOfClips
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import near_miss
+from dsctl_core.remote.address import shown
 
 # Characters that are drawn as nothing, although Unicode has them among letters and symbols: fillers and a blank.
 INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"
@@ -44,11 +45,12 @@ class LeftOut:
         if self.suffixes:
             count = sum(number for _, number in self.suffixes)
             kinds = ", ".join(f"{number} {suffix}" for suffix, number in self.suffixes)
-            lines.append(f"{count} files were left out: {kinds}")
+            lines.append(f"{count} {'files were' if count > 1 else 'file was'} left out: {kinds}")
         if self.captions:
             more = f" and {len(self.captions) - SHOWN_FILES} more" if len(self.captions) > SHOWN_FILES else ""
             shown = ", ".join(self.captions[:SHOWN_FILES])
-            lines.append(f"{len(self.captions)} captions have no picture: {shown}{more}")
+            have = "captions have" if len(self.captions) > 1 else "caption has"
+            lines.append(f"{len(self.captions)} {have} no picture: {shown}{more}")
         return lines
 
 
@@ -95,13 +97,13 @@ class Metadata:
 
         Of one of several clips of a video: "FILE row 2 (line 3) clip 4".
         """
-        number = self.row_of(row) + 1
+        number, path = self.row_of(row) + 1, shown(self.path)
         several = self.clips is not None and self.clips.counts[number - 1] > 1
         clip = f" clip {self.clip_of(row) + 1}" if several else ""
         if self.names is not None:
-            return f"{self.path} row {number} ({self.names[row]}){clip}"
+            return f"{path} row {number} ({self.names[row]}){clip}"
         line = "" if self.lines is None else f" (line {self.lines[row]})"
-        return f"{self.path} row {number}{line}{clip}"
+        return f"{path} row {number}{line}{clip}"
 
     def require_columns(self, names: Iterable[str], hint: str | None = None) -> None:
         """Raise `DataError` if one of the columns `names` is missing; `hint` is added to the hint of the error."""

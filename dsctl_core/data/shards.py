@@ -57,7 +57,8 @@ def read_shards(base_path: Path, names: Sequence[str], keys: Sequence[str]) -> M
             hint=f"name the files of a sample STEM.jpg and STEM.txt, or STEM.{keys[0]}.jpg",
             kind="table",
         )
-    layout = f"{len(names)} shards of {len(locations)} samples"
+    ends = ["s" if count > 1 else "" for count in (len(names), len(locations))]
+    layout = f"WebDataset of {len(names)} shard{ends[0]} with {len(locations)} sample{ends[1]}"
     left_out = LeftOut(tuple(sorted(left.items(), key=lambda item: (-item[1], item[0]))))
     return Metadata(base_path, tuple(found.columns), found, None, layout, locations, left_out=left_out)
 
@@ -116,6 +117,15 @@ def _row(
             kind="table",
         )
     about = _object(path, objects[0], texts) if objects else {}
+    for key in keys:
+        own = row.get(key, "").removeprefix(prefix)
+        if key in about and about[key] not in (None, *((own, own.rpartition("/")[2]) if own else ())):
+            raise DataError(
+                f"{path}/{objects[0]} has the key {key!r}, which is a column of files, and the files of a sample of a "
+                "tar are those of its name",
+                hint=f"remove the key, or put its file into the tar as {stem}.{key}.png",
+                kind="column",
+            )
     others = {key: value for key, value in about.items() if key not in (*keys, *JSON_KEYS, PROMPT)}
     try:
         caption = _caption(path, stem, words, texts, dict.fromkeys(objects, about))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +12,59 @@ from typing import Any
 
 from dsctl_core.data.columns import Column, Constant, Rows, RowsBuilder
 from dsctl_core.data.problems import DataError, explained_os_errors
-from dsctl_core.data.rows import BadCell, Metadata
+from dsctl_core.data.rows import BadCell, LeftOut, Metadata
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.archives import PARQUET
 from dsctl_core.remote.parquet import Cell, file_cells, holds_files
 
-SPLIT = re.compile(r"([a-z]+)-\d+-of-\d+", re.IGNORECASE)  # data/train-00000-of-00004.parquet
+# data/train-00000-of-00004.parquet, also with a fingerprint behind it
+SPLIT = re.compile(r"(\w[\w.-]*?)-(\d+)-of-(\d+)(?:-[0-9a-f]{8,})?", re.IGNORECASE)
 TRAIN = "train"
+MOST_PARTS = 1_000_000
 
 
-def of_training(base_path: Path, tables: Sequence[Path]) -> list[Path]:
-    """Return those of the Parquet files `tables` that are of the split "train", or all if there is no such split."""
-    of_split = [path for path in tables if _split_of(base_path, path) == TRAIN]
-    return of_split or list(tables)
+def of_training(base_path: Path, tables: Sequence[Path]) -> tuple[list[Path], LeftOut]:
+    """Return those of the Parquet files `tables` that are of the split "train", or all if there is no such split.
+
+    What is left out of other splits comes second. Raises `DataError` if the names say that a file is missing.
+    """
+    splits = {path: _split_of(base_path, path) for path in tables}
+    chosen = [path for path in tables if splits[path] == TRAIN] or list(tables)
+    require_all_parts(chosen)
+    others = Counter(f"{PARQUET} of {_named(splits[path])}" for path in tables if path not in set(chosen))
+    return chosen, LeftOut(tuple(sorted(others.items(), key=lambda item: (-item[1], item[0]))))
+
+
+def _named(split: str | None) -> str:
+    return "no split" if split is None else f"the split {split!r}"
+
+
+def require_all_parts(files: Sequence[Path]) -> None:
+    """Raise `DataError` unless all of `train-00000-of-00004`, ... are there, of those of which one is."""
+    parts: dict[tuple[Path, str, str], dict[int, Path]] = {}
+    for path in files:
+        named = SPLIT.fullmatch(path.stem)
+        if named is None:
+            continue
+        found = parts.setdefault((path.parent, named[1], named[3]), {})
+        if int(named[2]) in found:
+            raise DataError(
+                f"{path} and {found[int(named[2])].name} are both part {named[2]} of {named[3]}",
+                hint="remove the one that is older",
+                kind="table",
+            )
+        found[int(named[2])] = path
+    for (folder, name, count), found in parts.items():
+        first = 1 if int(count) in found and 0 not in found else 0
+        missing = [number for number in range(first, first + min(int(count), MOST_PARTS)) if number not in found]
+        if missing or len(found) != int(count):
+            example = next(iter(found.values()))
+            lacking = f"{name}-{missing[0]:0{len(count)}}-of-{count}{example.suffix}" if missing else "a part"
+            raise DataError(
+                f"{folder} has {len(found)} of the {int(count)} files {name}-...-of-{count}: {lacking} is missing",
+                hint="copy or download the missing files, or choose one file with --dataset-metadata-path",
+                kind="missing file",
+            )
 
 
 def _split_of(base_path: Path, path: Path) -> str | None:
@@ -35,8 +76,12 @@ def _split_of(base_path: Path, path: Path) -> str | None:
     )
 
 
-def read_tables(base_path: Path, tables: Sequence[Path], read: Callable[[Path], Metadata]) -> Metadata:
-    """Return the rows of all `tables`, in their order. Raises `DataError` for tables of different columns."""
+def read_tables(base_path: Path, files: Sequence[Path], read: Callable[[Path], Metadata]) -> Metadata:
+    """Return the rows of those of the Parquet `files` that are for training, in their order.
+
+    Raises `DataError` for tables of different columns, and where one is missing.
+    """
+    tables, left_out = of_training(base_path, files)
     parts = [with_files(read(path), base_path, path) for path in tables]
     for path, part in zip(tables, parts, strict=True):
         if set(part.columns) != set(parts[0].columns):
@@ -49,8 +94,8 @@ def read_tables(base_path: Path, tables: Sequence[Path], read: Callable[[Path], 
     for part in parts:
         for row in part.rows:
             made.add(row)
-    layout = f", in {len(tables)} Parquet files"
-    return Metadata(base_path, parts[0].columns, made.rows(), None, layout)
+    layout = f", in {len(tables)} Parquet file{'s' if len(tables) > 1 else ''}"
+    return Metadata(base_path, parts[0].columns, made.rows(), None, layout, left_out=left_out)
 
 
 def with_files(metadata: Metadata, base_path: Path, path: Path) -> Metadata:

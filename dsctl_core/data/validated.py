@@ -13,7 +13,7 @@ from dsctl_core.data.inspection import FileFacts
 from dsctl_core.data.problems import kind_of_problem
 from dsctl_core.data.rows import LeftOut
 from dsctl_core.data.sizes import Resize
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, for_people
 
 Level = Literal["error", "warning"]
 
@@ -32,6 +32,11 @@ class Problem:
     row: int | None = None
     file: str | None = None
     dataset: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("message", "hint", "file"):
+            text = getattr(self, name)
+            object.__setattr__(self, name, None if text is None else for_people(text))
 
 
 @dataclass

@@ -30,7 +30,7 @@ from typing_extensions import Self
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.effects import Idle
 from dsctl_core.options.messages import EMPTY_PATH, Positional, Takes, explain, is_empty_path, spelled, takes_paths
-from dsctl_core.remote.address import address_of, is_remote, shown
+from dsctl_core.remote.address import is_remote, refuse_secrets, shown
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -48,6 +48,9 @@ class _Context:
 
     alone: bool = False
     given: frozenset[str] | None = None
+
+
+MODELS = ("model", "lora")  # options of text that may name a file of this machine
 
 
 class Options(BaseModel):
@@ -95,12 +98,12 @@ class Options(BaseModel):
             raise ValueError(EMPTY_PATH)
         name = info.field_name or ""
         for each in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(each, str | Path) and is_remote(each) and takes_paths(cls.model_fields[name]):
-                address = address_of(each)  # refuses one with a password in it, which would be written down
-                if name not in cls.remote:
+            if isinstance(each, str | Path) and (takes_paths(cls.model_fields[name]) or name in MODELS):
+                refuse_secrets(each)  # which would be written down
+                if is_remote(each) and name not in cls.remote:
                     flag = spelled(name, cls.model_fields[name])
                     raise UsageError(
-                        f"{flag} is the address {address}, and must be on this machine",
+                        f"{flag} is the address {shown(Path(each))}, and must be on this machine",
                         hint="give a path; a dataset, its table and a cache can be at an address; a run has --mirror",
                     )
         return value

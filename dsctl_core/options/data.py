@@ -13,7 +13,7 @@ from dsctl_core.options.base import Alternative, Count, Names, NumberNames, Opti
 from dsctl_core.options.datasets import SIZES, DatasetTable, DatasetTables, check_tables, read_tables
 from dsctl_core.options.effects import IN_TABLES, NO_MASKS, Idle
 from dsctl_core.options.model_effects import SPREAD
-from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.archives import is_copied
 
 
 class ReadingOptions(Options):
@@ -63,8 +63,8 @@ class ReadingOptions(Options):
 
     remote_cache_gb: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         None,
-        description="Most gigabytes of local copies of remote files (s3://, gs://, hf://, https://). "
-        "Left out: DSCTL_REMOTE_CACHE_GB, else 50.",
+        description="Most gigabytes of local copies of remote files (s3://, gs://, hf://, https://), and of files in "
+        "tars and Parquet tables. Left out: DSCTL_REMOTE_CACHE_GB, else 50.",
     )
 
     @field_validator("column")
@@ -166,10 +166,10 @@ class DataOptions(ReadingOptions):
 
     @property
     def all_local(self) -> bool:
-        """Whether a folder or table is named, and none at an address; what --dataset-config names is not known yet."""
+        """Whether a folder or table is named, and nothing is copied of any; what --dataset-config names comes later."""
         tables = [path for table in self.dataset for path in table.paths.values()]
         named = [*filter(None, (self.dataset_base_path, self.dataset_metadata_path, *tables))]
-        return bool(named) and self.dataset_config is None and not any(map(is_remote, named))
+        return bool(named) and self.dataset_config is None and not any(map(is_copied, named))
 
     @property
     def has_tables(self) -> bool:

@@ -10,7 +10,7 @@ from dsctl_core.options.base import Alternative, Argument, ComposedOptions, Coun
 from dsctl_core.options.data import ReadingOptions
 from dsctl_core.options.effects import ALWAYS_LIKELIEST, NO_ANNOTATOR, NO_DETECTOR, NO_REMOTE, Idle
 from dsctl_core.options.mps import refuse_on_mps
-from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.archives import is_copied
 
 
 class DatasetValidateOptions(ComposedOptions):
@@ -46,8 +46,8 @@ class DatasetValidateOptions(ComposedOptions):
 
     @property
     def all_local(self) -> bool:
-        """Whether neither the folder nor its table is at an address; what a TOML file names is not known yet."""
-        return self.path.suffix.lower() != ".toml" and not any(map(is_remote, filter(None, (self.path, self.metadata))))
+        """Whether nothing is copied of the folder or its table; what a TOML file names is not known yet."""
+        return self.path.suffix.lower() != ".toml" and not any(map(is_copied, filter(None, (self.path, self.metadata))))
 
 
 DEPTH, POSE = "depth", "pose"  # the kinds of control pictures that a model draws

@@ -13,7 +13,7 @@ from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.base import Count, Names, NumberNames, Side, Text
 from dsctl_core.options.messages import EMPTY_PATH, Takes, explain_value, is_empty_path, takes_paths
 from dsctl_core.options.objective import Boundary
-from dsctl_core.remote.address import address_of, is_remote, shown
+from dsctl_core.remote.address import refuse_secrets, shown
 
 KEY = "dataset"  # of the tables, in a file
 FORM = 'a JSON object such as {"path": "photos", "repeat": 2}; in a file, a table [[dataset]]'
@@ -96,8 +96,8 @@ class DatasetTable(BaseModel):
         for name in given:
             if name not in cls.model_fields:
                 raise unknown_name(f"key of {table}", str(name), list(cls.model_fields))
-            if isinstance(given[name], str) and takes_paths(cls.model_fields[name]) and is_remote(given[name]):
-                address_of(given[name])  # refuses one with a password in it
+            if isinstance(given[name], str) and takes_paths(cls.model_fields[name]):
+                refuse_secrets(given[name])
             if is_empty_path(cls.model_fields[name], given[name]):
                 raise UsageError(f"{name} of {table} is '': {EMPTY_PATH}", hint=f"{name} takes a path")
         try:

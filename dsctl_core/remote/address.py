@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from dsctl_core.errors import UsageError
+from dsctl_core.errors import BUCKETS, HOST, UsageError, masked
 
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(?=[^/])", re.IGNORECASE)  # of two letters or more: C:/ is a drive
 SHORTEST = 6  # characters of the shortest address, ab:/cd; most paths are told apart by their first ones
@@ -26,8 +26,8 @@ def is_remote(path: str | Path) -> bool:
 def address_of(path: str | Path) -> str:
     """Return the address in a text or a path, `s3://bucket/folder`, without a slash at its end.
 
-    Raises UsageError for one with a user, a password, a query or a chain of schemes in it: it would be written into
-    files and messages.
+    Raises UsageError for one with a user or a password in it: it would be written into files and messages. Names below
+    an address, which listings and tables have, may have any characters; `given_address` is for what a user writes.
     """
     text = str(path)
     found = SCHEME.match(text)
@@ -36,13 +36,44 @@ def address_of(path: str | Path) -> str:
     scheme, rest = found[1].lower(), text[found.end() :].rstrip("/")
     if scheme == "file":
         raise UsageError(f"{text!r} is an address of a local file", hint="give its path alone")
-    if "@" in rest.partition("/")[0]:
-        raise UsageError(f"the address {masked(text)} has a user or a password in it", hint=HINT)
-    if "?" in rest or "#" in rest:
-        raise UsageError(f"the address {masked(text)} has a query in it, which may be a signature", hint=HINT)
-    if "::" in rest or any(part == ".." for part in rest.split("/")):
-        raise UsageError(f"the address {text!r} is not plain", hint="write it as s3://bucket/folder, without .. and ::")
+    first = rest.partition("/")[0]
+    if not HOST.fullmatch(first) or (":" in first and scheme.endswith(BUCKETS)):
+        raise _secret(scheme, rest)
     return f"{scheme}://{rest}"
+
+
+def given_address(path: str | Path) -> str:
+    """Return the same for an address that a user gives.
+
+    Raises UsageError also for one with a query or a chain of schemes in it, and for what may be a password.
+    """
+    address = address_of(path)
+    scheme, _, rest = address.partition("://")
+    if ":" in rest.partition("/")[0] and "@" in rest:  # a password may have a slash
+        raise _secret(scheme, rest)
+    if "?" in rest or "#" in rest:
+        plain = re.split("[?#]", address)[0]
+        raise UsageError(f"the address {plain}?*** has a query in it, which may be a signature", hint=HINT)
+    if "::" in rest or any(part == ".." for part in rest.split("/")):
+        raise UsageError(
+            f"the address {address} is not plain", hint="write it as s3://bucket/folder, without .. and ::"
+        )
+    return address
+
+
+def refuse_secrets(path: str | Path) -> None:
+    """Raise UsageError for a path with an address in it that may have a password, such as one behind a space."""
+    text = str(path)
+    if is_remote(text):
+        given_address(text)
+    elif masked(text) != text:
+        raise UsageError(f"the path {masked(text)!r} has an address in it, with a user or a password", hint=HINT)
+
+
+def _secret(scheme: str, rest: str) -> UsageError:
+    shown = re.split("[?#]", rest.rpartition("@")[2])[0] if "@" in rest else ""
+    text = f"the address {scheme}://***{'@' if shown else ''}{shown} has a user or a password in it"
+    return UsageError(text, hint=HINT)
 
 
 def is_web(path: str | Path) -> bool:
@@ -68,9 +99,3 @@ def scheme_of(address: str) -> str:
 def place_of(path: Path) -> str:
     """Return what a path is called from everywhere: the address, or the absolute path."""
     return address_of(path) if is_remote(path) else str(path.absolute())
-
-
-def masked(text: str) -> str:
-    """Return an address, or a text with some in it, without what may be a password or a signature."""
-    text = re.sub(r"(:/+)[^/@\s]*@", r"\1***@", text)
-    return re.sub(r"(:/[^\s?#'\"]*)[?#][^\s'\"]*", r"\1?***", text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import stat
 from bisect import bisect_left
@@ -26,6 +27,7 @@ from dsctl_core.remote.parquet import read_cell
 from dsctl_core.remote.store import Entry, Remote
 from dsctl_core.remote.tar import BLOCK, Container, index_of
 
+log = logging.getLogger(__name__)
 LISTINGS = 16  # of datasets that are kept
 SINGLE = 4096  # files that were looked up one by one, and are kept
 
@@ -43,6 +45,10 @@ class Listing:
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
         found = sorted(entry for entry in remote.list() if entry.name)  # some stores list a file as what is below it
+        odd = [entry.name for entry in found if not {"", ".", ".."}.isdisjoint(entry.name.split("/"))]
+        if odd:
+            found = [entry for entry in found if entry.name not in set(odd)]
+            log.warning("%d files below %s are left out: %r is no path of a file", len(odd), remote.address, odd[0])
         self.names = [entry.name for entry in found]
         self._entries = found
         self.state = hashlib.sha256("\n".join(map(str, found)).encode("utf-8", "surrogatepass")).hexdigest()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import NamedTuple
+
+from dsctl_core.remote.address import is_remote
 
 TAR, PARQUET = ".tar", ".parquet"
 INSIDE = re.compile(r"(.*?\.(?:tar|parquet))(?:/(.*))?", re.DOTALL)
@@ -39,6 +43,17 @@ def split(text: str) -> Inner | None:
         folder, slash, _ = archive.rpartition("/")
         return Inner(f"{folder}{slash}{shard}", name) if shard in shards(archive) else None
     return Inner(archive, name)
+
+
+def is_copied(path: Path) -> bool:
+    """Return whether files of a dataset at a path are read from local copies: at an address, or out of archives.
+
+    The local ones are looked for in the folder, or in that of the table.
+    """
+    if is_remote(path) or path.suffix in (TAR, PARQUET):
+        return True
+    walked = os.walk(path.parent if path.is_file() else path)
+    return any(name.endswith((TAR, PARQUET)) for _, _, names in walked for name in names)
 
 
 def shards(archive: str) -> list[str]:

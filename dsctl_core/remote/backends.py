@@ -213,7 +213,7 @@ class HttpBackend(Backend):
     def stat(self, address: str) -> Found | None:
         """Return a file, or None if the server says that there is none; fsspec says so after every error."""
         try:
-            return self._found(self.fs.info(address), address)
+            return self._found(self.fs.info(_url(address)), address)
         except FileNotFoundError as error:
             cause = error.__cause__
             if cause is None or isinstance(cause, FileNotFoundError) or status_of(cause) in (404, 410):
@@ -229,7 +229,7 @@ class HttpBackend(Backend):
             strong = file.version.startswith('"')
             headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
             headers |= {"If-Match": file.version} if strong else {}
-            async with session.get(self.fs.encode_url(file.address), headers=headers) as answer:
+            async with session.get(self.fs.encode_url(_url(file.address)), headers=headers) as answer:
                 if answer.status == 412 or (strong and answer.headers.get("ETag", file.version) != file.version):
                     raise changed(file.address)
                 answer.raise_for_status()
@@ -242,6 +242,11 @@ class HttpBackend(Backend):
                     sink(block)
 
         sync(self.fs.loop, stream)
+
+
+def _url(address: str) -> str:
+    """Return the URL of a file: ? and # in an address are of its name."""
+    return address.replace("?", "%3F").replace("#", "%23")
 
 
 def new_token() -> str:

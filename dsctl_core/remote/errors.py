@@ -6,8 +6,8 @@ import asyncio
 import errno
 from collections.abc import Iterator
 
-from dsctl_core.errors import DsctlError
-from dsctl_core.remote.address import masked, scheme_of
+from dsctl_core.errors import DsctlError, masked
+from dsctl_core.remote.address import scheme_of
 
 CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsctl_core.errors import for_people
 from dsctl_core.readable import readable_bytes
 from dsctl_core.report.html import image_url, render
 
@@ -36,7 +37,7 @@ def cache_page(
     ]
     return render(
         "cache.html.j2",
-        f"Cache {cache}",
+        f"Cache {for_people(str(cache))}",
         rows=[*rows, *([] if latents is None else [("latents", latents)])],
         problems=problems,
         shown=figures,

@@ -12,12 +12,15 @@ import pytest
 from dsctl_core.cache import remote_shards, shards
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.commands.cache import make_cache
+from dsctl_core.commands.dataset import validate
 from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.options import CacheOptions, DatasetValidateOptions, TrainOptions
 from dsctl_core.remote import local
+from dsctl_core.remote.errors import RemoteError
 from dsctl_core.stages import encode
 from tests.dsctl_core.cache.conftest import PROMPTS
+from tests.s3_server import Fault
 
 BUCKET = "caches"
 
@@ -117,3 +120,26 @@ def test_a_shard_that_is_missing_or_damaged_is_named(s3, address, small_shards):
 def test_a_bound_on_copies_of_a_local_cache_is_refused(small_shards, tmp_path):
     with pytest.raises(UsageError, match="--remote-cache-gb has no effect"):
         TrainOptions(from_cache=small_shards, output_path=tmp_path, lora_rank=2, remote_cache_gb=1)
+
+
+def test_a_cache_at_an_address_is_validated_as_the_one_in_a_folder(s3, address, small_shards, tmp_path):
+    def found(place: Path | str) -> tuple[list[tuple[str, str]], str]:
+        result = validate(DatasetValidateOptions(path=place))
+        return [(problem.kind, problem.level) for problem in result.found.problems], result.found.layout
+
+    expected = found(small_shards)
+    assert expected[0] == []
+    assert found(address) == expected
+    names = sorted(path.name for path in (small_shards / "shards").iterdir())
+    bucket = address.split("/")[2]
+    content = (small_shards / "shards" / names[0]).read_bytes()
+    s3.put(bucket, f"of/shards/{names[0]}", content[:-1] + bytes([content[-1] ^ 1]))  # although there is a good copy
+    s3.put(bucket, f"of/shards/{names[1]}", content[:-1])
+    s3.put(bucket, f"of/shards/{'0' * 64}{shards.SUFFIX}", content)
+    kinds, _ = found(address)
+    assert [kind for kind in kinds if kind[0] != "entry"] == [("shard", "error")] * 2 + [("left over", "warning")]
+    with pytest.raises(UsageError, match=rf"--workers has no effect on {address}, which is a cache"):
+        validate(DatasetValidateOptions(path=address, workers=1))
+    s3.faults.append(Fault("manifest", status=403))
+    with pytest.raises(RemoteError, match="the store refuses these credentials"):
+        validate(DatasetValidateOptions(path=address))

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from PIL import Image
 
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.dataset import validate
 from dsctl_core.commands.train import train
+from dsctl_core.data.dataset import UnifiedDataset
+from dsctl_core.data.problems import DataError
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import CacheOptions, DatasetValidateOptions, TrainOptions
 from dsctl_core.remote import store
@@ -145,3 +148,36 @@ def test_an_option_of_remote_files_without_one_and_an_address_of_another_kind_ar
     with pytest.raises(UsageError, match=r"\*\*\*@bucket") as raised:
         TrainOptions(dataset_base_path="s3://me:sesame@bucket/x", output_path="o", **TRAIN)
     assert "sesame" not in str(raised.value)
+
+
+NAMES = ("a?b.png", "a#1.png", "a?Signature=1.png", "a b&c=d+e.png", "p@2x.png", "k:v@w.png", "a::b.png", "what..png")
+
+
+@pytest.mark.parametrize("where", ["s3", "memory", "web"])
+def test_a_name_in_a_listing_or_a_table_may_have_any_characters(
+    s3: S3Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    s3.make_bucket("names")
+    memory = fsspec.filesystem("memory")
+    names = [name for name in NAMES if where != "memory" or "::" not in name]  # there it is a chain of schemes
+    table = "\n".join(["image,prompt", *(f"{name},{name}" for name in names)]).encode()
+    files = {f"folder/{name}": (folder / "sub" / "p 0.png").read_bytes() for name in names}
+    files |= {f"folder/{name[:-4]}.txt": name.encode() for name in names}
+    files |= {"table.csv": table, "folder//odd.png": b"", "folder/../odd.png": b""}
+    for name, content in files.items():
+        if where == "memory":
+            memory.pipe_file(f"/names/{name}", content)
+        else:
+            s3.put("names", name, content)
+    base = f"{s3.url}/names" if where == "web" else f"{where}://names"
+    found = [UnifiedDataset(f"{base}/folder", f"{base}/table.csv")]
+    found += [] if where == "web" else [UnifiedDataset(f"{base}/folder")]
+    for dataset in found:
+        assert sorted(row["prompt"] for row in dataset) == sorted(names)
+        assert all(row["image"].tobytes() == dataset[0]["image"].tobytes() for row in dataset)
+    (tmp_path / "outside.csv").write_text("image,prompt\n../folder/p@2x.png,a\n../../../x.png,b\n")
+    dataset = UnifiedDataset(f"{base}/folder", tmp_path / "outside.csv", allow_outside=True)
+    assert dataset[0]["image"].tobytes() == found[0][0]["image"].tobytes()
+    with pytest.raises(DataError, match="row 2.*the path leads out of"):
+        dataset[1]

@@ -2,76 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import huggingface_hub.constants
-import pyarrow
-import pyarrow.parquet
 import pytest
-from PIL import Image
 
 from dsctl_core.commands.dataset import validate
-from dsctl_core.data.check import usable_part
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import DatasetValidateOptions
 from dsctl_core.remote import store
 from dsctl_core.remote.errors import RemoteError, RemoteUnreachable
+from dsctl_core.remote.local import LIMIT
 from dsctl_core.remote.retry import Patience
+from tests.archives import COUNT, PICTURES, ROWS, shard, table_of, tar_of
 from tests.hub_server import local_hub
 from tests.s3_server import Fault, S3Server
 
-COUNT = 6
 BUCKET = "shards"
-
-
-def png(number: int) -> bytes:
-    stream = io.BytesIO()
-    Image.effect_noise((24 + number, 24), 30).convert("RGB").save(stream, "PNG")
-    return stream.getvalue()
-
-
-PICTURES = [png(number) for number in range(COUNT)]
-ROWS = [(f"ball {number}", picture) for number, picture in enumerate(PICTURES)]
-
-
-def tar_of(files: dict[str, bytes], link: tuple[str, str] | None = None) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-        if link is not None:
-            member = tarfile.TarInfo(link[0])
-            member.type, member.linkname = tarfile.SYMTYPE, link[1]
-            tar.addfile(member)
-    return stream.getvalue()
-
-
-def shard(numbers: range) -> bytes:
-    files: dict[str, bytes] = {}
-    for n in numbers:
-        files |= {f"sub/{n:04}.png": PICTURES[n], f"sub/{n:04}.cls": b"3"}
-        if n % 2:
-            files[f"sub/{n:04}.txt"] = ROWS[n][0].encode()
-        else:
-            files[f"sub/{n:04}.json"] = json.dumps({"caption": ROWS[n][0], "score": n}).encode()
-    return tar_of(files)
-
-
-def table_of(numbers: range, **more: Any) -> bytes:
-    cells = [{"bytes": PICTURES[n], "path": f"p{n}.png" if n else None} for n in numbers]
-    stream = io.BytesIO()
-    table = pyarrow.table({"image": cells, "prompt": [ROWS[n][0] for n in numbers], **more})
-    pyarrow.parquet.write_table(table, stream, row_group_size=2)
-    return stream.getvalue()
 
 
 FILES = {
@@ -174,6 +126,7 @@ def test_one_tar_is_a_dataset_and_its_json_has_further_columns(places: dict[str,
     assert [dataset.metadata.rows.cell(n, "score") for n in range(3)] == [0, None, 2]
     assert any("3 .cls" in note for note in dataset.notes())
     assert "shard-08.tar row 2 (sub/0001)" in dataset.location(1)
+    assert "WebDataset of 1 shard with 3 samples" in dataset.notes()[0]
 
 
 def test_a_remote_sample_is_one_read_of_its_bytes_once_the_index_is_known(
@@ -275,32 +228,47 @@ def test_a_table_in_a_tar_is_the_table_of_the_tar(tmp_path: Path) -> None:
     assert dataset[0]["image"] is not None
 
 
-@pytest.mark.parametrize("statistics", [True, False])
-@pytest.mark.parametrize("bare", [True, False])
-def test_a_parquet_row_without_a_file_is_a_problem_of_that_row(tmp_path: Path, bare: bool, statistics: bool) -> None:
-    cells = [
-        {"bytes": PICTURES[0], "path": "a.png"},
-        None,
-        {"bytes": None, "path": None},
-        {"bytes": None, "path": "b.png"},
-    ]
-    cells += [{"bytes": PICTURES[1], "path": None}] * 3
-    column = [each and each["bytes"] for each in cells] if bare else cells
-    table = pyarrow.table({"image": column, "prompt": [f"ball {n}" for n in range(len(cells))]})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2, write_statistics=statistics)
-    found = validate(DatasetValidateOptions(path=tmp_path))
-    wrong = [(each.row, each.kind) for each in found.found.problems if each.level == "error"]
-    assert wrong == [(n, "missing file") for n in (2, 3, 4)]
-    assert ("the path 'b.png' and no bytes" in " ".join(found.lines())) is not bare
-    kept, problems = usable_part(UnifiedDataset(tmp_path))
-    assert ([row["prompt"] for row in kept], len(problems)) == (["ball 0", "ball 4", "ball 5", "ball 6"], 3)
+@pytest.mark.parametrize(
+    "name", ["tars", "tars/shard-08.tar", "tars/shard-{08..09}.tar", "one", "hub", "one/metadata.parquet"]
+)
+def test_the_limit_of_copies_is_taken_for_archives_on_a_disk_and_holds(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(LIMIT, "1")
+    path = Path(places["disk"]) / name
+    with pytest.raises(RemoteError, match="larger than all local copies may be together"):
+        validate(DatasetValidateOptions(path=path, remote_cache_gb=1e-8, recheck=True, workers=1))
+    with pytest.raises(UsageError, match="--remote-cache-gb has no effect on files of this machine that are in no tar"):
+        DatasetValidateOptions(path=Path(places["disk"]) / "plain", remote_cache_gb=1)
 
 
-def test_a_column_of_lists_of_files_is_said_to_be_one(tmp_path: Path) -> None:
-    cells = [[{"bytes": PICTURES[0], "path": "a.png"}]]
-    pyarrow.parquet.write_table(pyarrow.table({"image": cells, "prompt": ["a ball"]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="image .*: the column has cells of the type 'list<.*neither text nor a file"):
-        UnifiedDataset(tmp_path)[0]
+@pytest.mark.parametrize(
+    ("about", "allowed"),
+    [
+        ({"image": "a.png"}, True),
+        ({"image": "sub/a.png"}, True),
+        ({"edit_image": "a.edit_image.png", "image": None}, True),
+        ({"image": "b.png"}, False),
+        ({"edit_image": "sub/a.png"}, False),
+        ({"edit_image": ["sub/a.edit_image.png"]}, False),
+        ({"image": {"bytes": ""}}, False),
+        ({"image": ""}, False),
+    ],
+)
+def test_a_column_of_files_in_the_json_of_a_sample_is_that_of_the_sample_or_refused(
+    tmp_path: Path, about: dict[str, Any], allowed: bool
+) -> None:
+    files = {"sub/a.png": PICTURES[0], "sub/a.edit_image.png": PICTURES[1], "sub/a.json": json.dumps(about).encode()}
+    (tmp_path / "a.tar").write_bytes(tar_of(files))
+    keys = ("image", "edit_image")
+    if allowed:
+        assert (
+            UnifiedDataset(tmp_path / "a.tar", data_file_keys=keys).files(0, "edit_image")[0].name == "a.edit_image.png"
+        )
+    else:
+        with pytest.raises(DataError, match=r"sub/a\.json has the key '.*image', which is a column of files"):
+            UnifiedDataset(tmp_path / "a.tar", data_file_keys=keys)
 
 
 LEFT = {
@@ -317,10 +285,3 @@ def test_each_file_of_a_tar_that_no_row_has_is_counted_once(tmp_path: Path, name
     files = {"a.png": PICTURES[0], "a.txt": b"a ball", **files}
     (tmp_path / "a.tar").write_bytes(tar_of(files, link=("symlink.png", "a.png")))
     assert dict(UnifiedDataset(tmp_path / "a.tar").metadata.left_out.suffixes) == {**expected, "symbolic links": 1}
-
-
-def test_tables_of_other_columns_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(table_of(range(2)))
-    (tmp_path / "b.parquet").write_bytes(table_of(range(2), score=[1, 2]))
-    with pytest.raises(DataError, match=r"b\.parquet has other columns than .*a\.parquet"):
-        UnifiedDataset(tmp_path)
