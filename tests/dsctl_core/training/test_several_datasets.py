@@ -182,9 +182,14 @@ def test_the_target_of_the_base_is_its_own_prediction_so_a_fresh_lora_has_nothin
 @pytest.mark.parametrize(
     ("tables", "options", "problem"),
     [
-        ([{"path": "pictures", "weight": 2}], {"max_steps": None}, "--max-steps is not given"),
+        (
+            [{"path": "pictures", "weight": 2}, {"path": "things", "caption": "a thing", "weight": 1}],
+            {"max_steps": None},
+            "--max-steps is not given",
+        ),
         ([{"path": "pictures"}, {"path": "./pictures"}], {}, r"two \[\[dataset\]\] are called pictures"),
         ([{"path": "pictures", "weight": 2}, {"path": "things"}], {}, "pictures has a weight, and things has none"),
+        ([{"path": "pictures", "weight": 2}], {"max_steps": 2}, "weight of .* pictures has no effect: it is a share"),
         ([{"path": "things", "regularization": True}], {}, "every"),
         ([{"path": "pictures"}, {"path": "things"}], {}, "things has no metadata"),
         (
