@@ -13,6 +13,7 @@ from dsctl_core.data.clip_rows import ClipIndex, ClipRows
 from dsctl_core.data.columns import Constant, JoinedRows, Rows, RowsOfClips
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import near_miss
+from dsctl_core.readable import counted
 
 # Characters that are drawn as nothing, although Unicode has them among letters and symbols: fillers and a blank.
 INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"
@@ -44,11 +45,11 @@ class LeftOut:
         if self.suffixes:
             count = sum(number for _, number in self.suffixes)
             kinds = ", ".join(f"{number} {suffix}" for suffix, number in self.suffixes)
-            lines.append(f"{count} files were left out: {kinds}")
+            lines.append(f"{counted(count, 'file was', 'files were')} left out: {kinds}")
         if self.captions:
             more = f" and {len(self.captions) - SHOWN_FILES} more" if len(self.captions) > SHOWN_FILES else ""
             shown = ", ".join(self.captions[:SHOWN_FILES])
-            lines.append(f"{len(self.captions)} captions have no picture: {shown}{more}")
+            lines.append(f"{counted(len(self.captions), 'caption has', 'captions have')} no picture: {shown}{more}")
         return lines
 
 

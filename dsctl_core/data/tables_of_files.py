@@ -11,6 +11,7 @@ from pathlib import Path
 from dsctl_core.data.columns import Column, Constant, Rows, RowsBuilder
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import Metadata
+from dsctl_core.readable import counted
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.archives import PARQUET
 from dsctl_core.remote.parquet import file_names, holds_files
@@ -48,7 +49,7 @@ def read_tables(base_path: Path, tables: Sequence[Path], read: Callable[[Path], 
     for part in parts:
         for row in part.rows:
             made.add(row)
-    layout = f", in {len(tables)} Parquet files"
+    layout = f", in {counted(len(tables), 'Parquet file')}"
     return Metadata(base_path, parts[0].columns, made.rows(), None, layout)
 
 

@@ -17,6 +17,7 @@ from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.family import ControlNet, Family
 from dsctl_core.options.control import MODEL, ControlNetFile
 from dsctl_core.random import derive_seed
+from dsctl_core.readable import counted
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -161,7 +162,8 @@ def _use(wanted: ControlNetFile, kind: ControlNet, config: Mapping[str, Any]) ->
     number = kind.modes.index(mode) if mode in kind.modes else int(mode) if mode.isdecimal() else count
     if number >= count:
         raise UsageError(
-            f"--controlnet {wanted.source} has no mode {mode!r}: it has {count} modes", hint=f"give one of {listed}"
+            f"--controlnet {wanted.source} has no mode {mode!r}: it has {counted(count, 'mode')}",
+            hint=f"give one of {listed}",
         )
     return replace(plain, mode=number)
 

@@ -244,7 +244,7 @@ def test_a_checkpoint_of_a_training_is_used(template: Write, pipe: Any, tmp_path
     save_file({"table": torch.full((1, 3, 32), 0.25)}, tmp_path / "trained.safetensors")
     templates = opened(folder, checkpoints=[tmp_path / "trained.safetensors"])
     assert torch.equal(outputs(templates, pipe, {})["prompt_embeds"], torch.full((1, 3, 32), 1.25))
-    with pytest.raises(UsageError, match="there are 2 checkpoints for 1 templates"):
+    with pytest.raises(UsageError, match="there are 2 checkpoints for 1 template"):
         opened(folder, checkpoints=[None, None])
 
 
