@@ -7,8 +7,10 @@ from pathlib import Path
 from dsctl_core.errors import DsctlError, UsageError
 
 # Suffixes of files whose lines are no prompts: tables and documents.
-OTHER = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods")
-OTHER += (".yaml", ".yml", ".toml", ".xml", ".html", ".htm", ".docx", ".pdf")
+OTHER = (
+    *(".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods"),
+    *(".yaml", ".yml", ".toml", ".xml", ".html", ".htm", ".docx", ".pdf"),
+)
 
 
 def prompt_lines(file: Path, flag: str, forms: str = "a .txt file with one prompt per line") -> list[str]:

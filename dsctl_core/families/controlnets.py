@@ -46,8 +46,8 @@ def with_controlnets(
         raise UsageError(f"{title} has no control networks", hint=f"those that have: {_families_with_some()}")
     config = denoiser_config(resolved)
     found = [open_controlnet(each, n, resolved.family, config, seed) for n, each in enumerate(wanted, 1)]
-    for each in found if trained is not None else ():
-        if each.weights is None and each.name not in trained:
+    for each in found:
+        if trained is not None and each.weights is None and each.name not in trained:
             raise _changes_nothing(each.label, resolved.family, f"train it too (--trainable-models {each.name}), or ")
     return replace(resolved, side_networks=(*resolved.side_networks, *found))
 
