@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from dsctl.printable import printable
 from dsctl.progress import EVERY, OnTerminal
-from dsctl_core.readable import readable_bytes
+from dsctl_core.readable import counted, readable_bytes
 
 
 class TransferLines:
@@ -22,7 +22,7 @@ class TransferLines:
         """Begin a transfer; `sizes` are the bytes of its files by name."""
         self.what, self.total, self.done = printable(what), sum(sizes.values()), 0
         self.started_at = self.written_at = self.clock()
-        self.write(f"{self.what}: {len(sizes)} file{'s' if len(sizes) != 1 else ''}, {readable_bytes(self.total)}")
+        self.write(f"{self.what}: {counted(len(sizes), 'file')}, {readable_bytes(self.total)}")
 
     def advance(self, name: str, n: int) -> None:
         """Count `n` bytes of the file `name`; write a line if the last one is old enough."""

@@ -9,7 +9,7 @@ from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
 from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import CacheOptions
-from dsctl_core.readable import readable_bytes, readable_duration
+from dsctl_core.readable import counted, readable_bytes, readable_duration
 
 if TYPE_CHECKING:
     from dsctl_core.stages.encode import CacheResult
@@ -54,7 +54,11 @@ def traffic_lines(found: dict[str, Any]) -> list[str]:
         ("written by all", readable_bytes(found["written_bytes"])),
         ("requests of all", f"{found['requests']:,}"),
     ]
-    return ["", f"reading and writing, by {found['samples']} rows that were read", *out.columns(rows, indent=2)]
+    return [
+        "",
+        f"reading and writing, by {counted(found['samples'], 'row that was', 'rows that were')} read",
+        *out.columns(rows, indent=2),
+    ]
 
 
 def show_cache(result: CacheResult, folder: str) -> None:

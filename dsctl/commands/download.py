@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsctl import out
 from dsctl.flags import takes
 from dsctl_core.options.hub import DownloadOptions
-from dsctl_core.readable import readable_bytes
+from dsctl_core.readable import counted, readable_bytes
 
 
 @takes(DownloadOptions)
@@ -18,7 +18,9 @@ def download(options: DownloadOptions) -> None:
     for each in found:
         if options.list:
             rows = [(name, readable_bytes(size)) for name, size in each.files.items()]
-            lines += out.columns([*rows, (f"{each.what}: {len(rows)} files", readable_bytes(sum(each.files.values())))])
+            lines += out.columns(
+                [*rows, (f"{each.what}: {counted(len(rows), 'file')}", readable_bytes(sum(each.files.values())))]
+            )
         else:
             lines.append(str(each.folder))
     things = [

@@ -7,6 +7,7 @@ from dsctl.confirm_trust import confirm_trust
 from dsctl.flags import takes
 from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options import InferOptions
+from dsctl_core.readable import counted
 
 EXAMPLE = """\
 dsctl infer --model tiny --lora runs/photos/step-1500.safetensors \\
@@ -26,5 +27,5 @@ def infer(options: InferOptions) -> None:
     confirm_trust(options.templates.template, trusted=options.templates.trust_template)
     result = infer(options, progress=out.progress())
     what = "clip" if result.clips else "picture"
-    title = f"Made 1 {what}" if len(result.files) == 1 else f"Made {len(result.files)} {what}s"
+    title = f"Made {counted(len(result.files), what)}"
     out.result(title, files=result.files, grid=result.grid, seconds=round(result.seconds, 1))

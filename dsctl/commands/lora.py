@@ -6,6 +6,7 @@ from dsctl import out
 from dsctl.flags import takes
 from dsctl_core.gc_pause import paused_gc
 from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
+from dsctl_core.readable import counted
 
 
 @takes(LoraInfoOptions)
@@ -22,7 +23,7 @@ def info(options: LoraInfoOptions) -> None:
 
 def _shown(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {number} layers" for name, number in value.items())
+        return ", ".join(f"{name} {counted(number, 'layer')}" for name, number in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -21,6 +21,7 @@ from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
 from dsctl_core.family import Component, Family, ModelParts, Schedule
 from dsctl_core.files.json import read_json
+from dsctl_core.readable import counted
 
 if TYPE_CHECKING:
     import torch
@@ -262,7 +263,7 @@ def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
         if names:
             tail = ", which the model does not have" if kind == "unexpected_keys" else ""
             raise DsctlError(
-                f"{folder} {verb} {len(names)} weights{tail}, {names[0]} first",
+                f"{folder} {verb} {counted(len(names), 'weight')}{tail}, {names[0]} first",
                 hint="its config.json and its weights should come from one place",
             )
     if info.get("error_msgs"):

@@ -9,6 +9,7 @@ from typing import Any
 from dsctl_core.checkpoint.build import refused_by_library
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.json import read_json
+from dsctl_core.readable import counted
 
 
 def for_pictures(kind: Any) -> Any:
@@ -83,7 +84,7 @@ def _whole(folder: Path, loaded: tuple[Any, dict[str, Any]]) -> Any:
     lacking = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     if lacking:
         raise DsctlError(
-            f"{folder} lacks {len(lacking)} weights of a {type(model).__name__}, {sorted(lacking)[0]} first",
+            f"{folder} lacks {counted(len(lacking), 'weight')} of a {type(model).__name__}, {sorted(lacking)[0]} first",
             hint="its config.json and its weights should come from one place",
         )
     return model.eval().requires_grad_(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,12 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files import lock
 from dsctl_core.files.atomic import prepare_folder, remove_temporary, unclaim, write_text, written_as
 from dsctl_core.files.digest import digest_file
-from dsctl_core.files.ownership import Kind, require_replaceable
+from dsctl_core.files.ownership import Kind, require_no_link, require_replaceable
 from dsctl_core.files.png import about_picture, write_png
 from dsctl_core.options.control import IMAGE
 from dsctl_core.options.dataset import POSE, DatasetAnnotateOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.remote.archives import may_be_inside, split
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
@@ -64,13 +65,16 @@ def annotate(options: DatasetAnnotateOptions, progress: Progress | None = None) 
     dataset = UnifiedDataset(base, table, data_file_keys=(PICTURE,), single_keys=SINGLE_COLUMNS)
     if IMAGE in dataset.metadata.columns:
         raise DsctlError(f"{dataset.metadata.path} has the column {IMAGE} already", hint="give a table without it")
+    _refuse_archives(dataset)
     folder = base / f"{CONTROL_FOLDER}{options.kind.replace('-', '_')}"
     names = control_names(dataset)
     text, suffix = table_text(dataset, {n: f"{folder.name}/{name}" for n, name in names.items()})
     made = base / f"metadata_{options.kind.replace('-', '_')}{suffix}"
+    require_no_link(made, "dataset")
     if made.exists() and made.read_bytes() != text.encode():
         raise DsctlError(f"{made} is there already, with other rows", hint="move it, or remove it to have it anew")
     sources = {folder / names[number]: dataset.files(number, PICTURE)[0] for number in names}
+    _refuse_links(base, [*sources, made])
     about = {path: _about(options, source) for path, source in sources.items()}
     pose = options.kind == POSE
     for path in sources:
@@ -91,6 +95,29 @@ def annotate(options: DatasetAnnotateOptions, progress: Progress | None = None) 
             write_text(made, text)
     nobody = sum(bool(about_picture(path).get(NOBODY)) for path in sources) if pose else None
     return AnnotateResult(made, folder, len(todo), len(sources) - len(todo), nobody)
+
+
+def _refuse_archives(dataset: UnifiedDataset) -> None:
+    """Raise a DsctlError for a dataset whose pictures are in archives: control pictures lie beside pictures."""
+    for number in dataset.rows_in_use:
+        path = dataset.files(number, PICTURE)[0]
+        inner = split(str(path)) if may_be_inside(str(path)) else None
+        if inner is not None and not Path(inner.archive).is_dir():
+            raise DsctlError(
+                f"{inner.archive} holds its pictures inside, and control pictures are drawn of files in a folder",
+                hint="write its pictures to a folder, with a caption or a table beside them, and give that folder",
+            )
+
+
+def _refuse_links(base: Path, files: Iterable[Path]) -> None:
+    """Raise a DsctlError where one of `files` would be written through a link below `base`, out of the dataset."""
+    folders = {parent for file in files for parent in file.parents if parent.is_relative_to(base) and parent != base}
+    for path in sorted(folders):
+        if path.is_symlink():
+            raise DsctlError(
+                f"{path} is a link, and nothing is written outside of {base}",
+                hint="put a folder in its place, or move it away",
+            )
 
 
 @contextmanager

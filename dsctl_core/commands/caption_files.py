@@ -24,6 +24,7 @@ from dsctl_core.files.atomic import prepare_folder, write_text
 from dsctl_core.files.ownership import require_new
 from dsctl_core.options.dataset import DatasetCaptionOptions
 from dsctl_core.options.effects import NO_TABLE
+from dsctl_core.readable import counted
 
 PROMPT, PICTURE, VIDEO = "prompt", "image", "video"
 NAME = "metadata_captioned"  # of the table that is written
@@ -199,7 +200,8 @@ def _column(base: Path, table: Path | None, files: Files | None) -> str:
     clips = sum(map(is_video, files.media))
     if clips and clips < len(files.media):
         raise DataError(
-            f"{base} has {len(files.media) - clips} pictures and {clips} clips, for which a table has two columns",
+            f"{base} has {counted(len(files.media) - clips, 'picture')} and {counted(clips, 'clip')}, "
+            "for which a table has two columns",
             hint="put them into two folders, or leave out --all and --output, which writes captions beside the files",
         )
     return VIDEO if clips else PICTURE

@@ -34,7 +34,7 @@ from dsctl_core.options.datasets import DatasetTable, read_tables
 from dsctl_core.options.effects import OF_A_DATASET, SEVERAL_DATASETS, WITHOUT_REPORT
 from dsctl_core.options.model_effects import PICTURES_ONLY
 from dsctl_core.progress import NoProgress, Progress
-from dsctl_core.readable import readable_bytes
+from dsctl_core.readable import counted, readable_bytes
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import is_remote, shown
 from dsctl_core.remote.archives import TAR
@@ -212,7 +212,12 @@ def _validated_cache(folder: Path, options: DatasetValidateOptions, progress: Pr
         return Validation(0, "", problems, [], {}, {})
     entries, size = found.summary["entries"], readable_bytes(found.summary["bytes"])
     return Validation(
-        entries, f"cache of {entries} entries for {found.summary['family']}, {size}", problems, [], {}, {}
+        entries,
+        f"cache of {counted(entries, 'entry', 'entries')} for {found.summary['family']}, {size}",
+        problems,
+        [],
+        {},
+        {},
     )
 
 

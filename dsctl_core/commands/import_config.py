@@ -13,6 +13,7 @@ from dsctl_core.imports.formats import read_configs
 from dsctl_core.imports.settle import settle
 from dsctl_core.imports.write import run_toml, shown
 from dsctl_core.options.first_steps import ImportOptions
+from dsctl_core.readable import counted
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ImportResult:
     def lines(self) -> list[str]:
         """Return the result as text."""
         draft = self.draft
-        lines = [f"Written {self.output}: {draft.mapped} settings of {draft.tool}"]
+        lines = [f"Written {self.output}: {counted(draft.mapped, 'setting')} of {draft.tool}"]
         if draft.without_counterpart:
             lines += ["", "without counterpart"]
             for each in draft.without_counterpart:

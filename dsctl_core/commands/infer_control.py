@@ -12,6 +12,7 @@ from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.controlnets import painting_on_input
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.options import InferOptions
+from dsctl_core.readable import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +32,8 @@ def control_inputs(options: InferOptions, resolved: ResolvedModel, settings: Set
     masked = [side for side in resolved.side_networks if len(side.pictures) > 1]
     if len(masked) != len(controls.control_mask):
         raise UsageError(
-            f"--control-mask is given {len(controls.control_mask)} times, but {len(masked)} control networks take one",
+            f"--control-mask is given {counted(len(controls.control_mask), 'time')}, but "
+            f"{counted(len(masked), 'control network takes', 'control networks take')} one",
             hint="give --control-mask once for each --controlnet that takes a mask, in the same order",
         )
     painting = painting_on_input(resolved)

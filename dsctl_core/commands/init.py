@@ -26,6 +26,7 @@ from dsctl_core.files.ownership import require_new
 from dsctl_core.files.toml import toml_comment, toml_value
 from dsctl_core.options.first_steps import InitOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.readable import counted
 
 STEPS = 1500  # about: as many as a LoRA of one subject usually needs
 SAVES = 6  # checkpoints, and rounds of samples, in a run
@@ -117,7 +118,9 @@ def init(options: InitOptions, progress: Progress | None = None) -> InitResult:
     errors = [problem for problem in found.problems if problem.level == "error"]
     if errors or not found.files:
         first = errors[0].message if errors else f"{options.folder} has no files"
-        raise DsctlError(first, hint=f"{len(errors)} problems: `dsctl dataset validate {options.folder}` lists them")
+        raise DsctlError(
+            first, hint=f"{counted(len(errors), 'problem')}: `dsctl dataset validate {options.folder}` lists them"
+        )
     frames = None if key == PICTURE else _frames(resolved, found)
     plan = Plan(options, model, resolved, key, found, len(dataset), _resolution(resolved, found), frames)
     text = "\n".join(_lines(plan)) + "\n"
@@ -139,7 +142,7 @@ def _column(folder: Path) -> str:
     clips = [path for path in media if is_video(path)]
     if clips and len(clips) < len(media):
         raise DsctlError(
-            f"{folder} has {len(media) - len(clips)} pictures and {len(clips)} clips",
+            f"{folder} has {counted(len(media) - len(clips), 'picture')} and {counted(len(clips), 'clip')}",
             hint="put them into two folders, and train on one of them",
         )
     return VIDEO if clips else PICTURE
@@ -171,7 +174,8 @@ def _require_captions(folder: Path, resolved: ResolvedModel) -> None:
     lacking = [path for path in files.media if captions.lacks(path)]
     if lacking and repeated_folders(folder, files.media) is None:
         raise DsctlError(
-            f"{len(lacking)} of the {len(files.media)} files in {folder} have no caption",
+            f"{len(lacking)} of the {counted(len(files.media), 'file')} in {folder} "
+            f"{'has' if len(lacking) == 1 else 'have'} no caption",
             hint=f"`{suggested(folder, resolved)}` writes them; or write a .txt beside each, then run this again",
         )
 
@@ -215,7 +219,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     )
     yield from _settings(_data(plan))
     yield ""
-    yield toml_comment(f"{plan.samples} samples, {plan.repeat} times, {plan.batch} at once: {plan.steps} steps.")
+    yield toml_comment(
+        f"{counted(plan.samples, 'sample')}, {counted(plan.repeat, 'time')}, {plan.batch} at once: "
+        f"{counted(plan.steps, 'step')}."
+    )
     yield from _settings(_length(plan))
     yield ""
     yield toml_comment(
@@ -225,7 +232,9 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield toml_comment(f"learning_rate = {plan.resolved.defaults.get('learning_rate', 1e-4)}")
     yield from _settings(_memory(plan))
     yield ""
-    yield toml_comment(f"Pictures to watch the training by, every {plan.every} steps, from captions of the folder.")
+    yield toml_comment(
+        f"Pictures to watch the training by, every {counted(plan.every, 'step')}, from captions of the folder."
+    )
     yield from _settings({"sample_every": plan.every, "sample_prompt": _captions(plan.found)})
     yield ""
     yield toml_comment("Results: a checkpoint as often, and samples. `dsctl report FOLDER` makes a page of them.")

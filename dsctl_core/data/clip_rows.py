@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any, overload
 
 from dsctl_core.data.problems import DataError
+from dsctl_core.readable import counted
 
 
 class ClipIndex:
@@ -55,7 +56,7 @@ def require_one_clip(key: str, count: int) -> None:
     """Raise `DataError` for a picture in the column `key`, a frame of a clip, if the video gives `count` > 1 clips."""
     if count > 1:
         raise DataError(
-            f"the row has an {key}, and its video gives {count} clips, each with frames of its own",
+            f"the row has an {key}, and its video gives {counted(count, 'clip')}, each with frames of its own",
             hint=f"remove the column {key}, so that the clips' own frames are taken, or use the first clip alone: "
             "--clip-extraction head",
             kind="video",

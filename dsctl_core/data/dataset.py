@@ -33,6 +33,7 @@ from dsctl_core.data.video import count_clips
 from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.random import derive_seed
+from dsctl_core.readable import counted
 from dsctl_core.remote import anywhere
 
 SINGLE_COLUMNS = ("image", "video")  # what is trained on is one file; references may be a list of them
@@ -329,16 +330,18 @@ class UnifiedDataset(RowTexts, Sequence[Row]):
     def notes(self) -> list[str]:
         """Return lines for people: the layout, what was left out, and how many rows have an empty optional column."""
         clips = self.metadata.clips
-        counted = [] if clips is None else [f"{len(clips)} clips of {len(clips.counts)} videos"]
+        numbers = [] if clips is None else [f"{counted(len(clips), 'clip')} of {counted(len(clips.counts), 'video')}"]
         empty = (line for key in self.data_file_keys if (line := self._empty_cells(key)))
-        return [*self.metadata.notes(), *counted, *empty]
+        return [*self.metadata.notes(), *numbers, *empty]
 
     def _empty_cells(self, key: str) -> str | None:
         if key not in self.optional_keys:
             return None
         rows = self.rows_in_use
         count = sum(self.is_empty(number, key) for number in rows)
-        return f"{count} of {len(rows)} rows have no {key}, and are trained on without one" if count else None
+        of = counted(len(rows), "row")
+        how = f"has no {key}, and is" if count == 1 else f"have no {key}, and are"
+        return f"{count} of {of} {how} trained on without one" if count else None
 
     def buckets(self) -> list[Hashable]:
         """Return the bucket of each row of one repetition: the sizes of its files. A batch has rows of one bucket.

@@ -14,6 +14,7 @@ from dsctl_core.data.kinds import media_of, media_suffixes
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import LeftOut, Metadata
 from dsctl_core.files.png import about_picture
+from dsctl_core.readable import counted
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import is_remote
 
@@ -103,13 +104,13 @@ def read_folder(base_path: Path, key: str, files: Files, *, uncaptioned: bool = 
     names = Column(path.relative_to(base_path).as_posix() for path in files.media)
     words = [None if folders is None else folders[path.parent.name][1] or None for path in files.media]
     prompts = Column(captions.caption(path, default) for path, default in zip(files.media, words, strict=True))
-    layout, repeats = f"folder of {len(names)} files", None
+    layout, repeats = f"folder of {counted(len(names), 'file')}", None
     if captioned:
         layout += f" with captions in {_endings(texts_and_objects)} beside them"
     if folders is not None:
         repeats = tuple(folders[path.parent.name][0] for path in files.media)
-        shown = ", ".join(f"{name!r} {count} times" for name, (count, _) in sorted(folders.items()))
-        layout = f"folder of {len(names)} files, repeated by the names of their folders: {shown}"
+        shown = ", ".join(f"{name!r} {counted(count, 'time')}" for name, (count, _) in sorted(folders.items()))
+        layout = f"folder of {counted(len(names), 'file')}, repeated by the names of their folders: {shown}"
     elif numbered := sorted({path.parent.name for path in files.media if REPEATED.fullmatch(path.parent.name)}):
         layout += f" (the number of {numbered[0]!r} is no repeat, as not all files lie in such folders)"
     left_out = files.left_out(base_path, captions)

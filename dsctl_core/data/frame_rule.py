@@ -9,6 +9,7 @@ from typing import Literal
 
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import UsageError
+from dsctl_core.readable import counted
 
 ShortClips = Literal["refuse", "shorten"]
 Extraction = Literal["head", "uniform", "every"]
@@ -63,7 +64,8 @@ class FrameRule:
         first = self.clip * count
         if first + count > len(available):
             raise DataError(
-                f"the video has {len(available) // count} clips of {count} frames, so there is no clip {self.clip + 1}",
+                f"the video has {counted(len(available) // count, 'clip')} of {counted(count, 'frame')}, so "
+                f"there is no clip {self.clip + 1}",
                 hint="give the videos of a row one length; if this one has changed meanwhile, start again",
                 kind="video",
             )
@@ -86,14 +88,14 @@ class FrameRule:
         at_rate = "" if self.fps is None else f" at {self.fps:g} frames a second"
         if len(available) < wanted and self.short == "refuse":
             raise DataError(
-                f"the clip has {len(available)} frames{at_rate}, but {wanted} are needed",
+                f"the clip has {counted(len(available), 'frame')}{at_rate}, but {wanted} are needed",
                 hint="use a longer clip, lower --num-frames, give --short-clips shorten, or remove the row",
                 kind="video",
             )
         count = min(wanted, self.rounded(len(available)))
         if count < 1:
             raise DataError(
-                f"the clip has {len(available)} frames{at_rate}, fewer than the model's minimum",
+                f"the clip has {counted(len(available), 'frame')}{at_rate}, fewer than the model's minimum",
                 hint="use a longer clip, or remove the row",
                 kind="video",
             )
@@ -101,7 +103,7 @@ class FrameRule:
 
     def described(self) -> str:
         """Return which frames of a video are taken, for people."""
-        count = "all frames" if self.num_frames is None else f"{self.num_frames} frames"
+        count = "all frames" if self.num_frames is None else counted(self.num_frames, "frame")
         if self.extraction == "uniform":
             return f"{count}, spread evenly over each video"
         rate = "" if self.fps is None else f" at {self.fps:g} a second"

@@ -18,6 +18,7 @@ from dsctl_core.data.problems import DataError
 from dsctl_core.data.routing import RouteByExtensionName, RouteByType, ToList
 from dsctl_core.data.sizes import Fit, Resize
 from dsctl_core.errors import UsageError
+from dsctl_core.readable import counted
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -105,7 +106,7 @@ def require_fitting(target: Any, mask: Any, what: str = MASK, *, still: bool = T
         )
     if own_frames != frames and not (still and own_frames == 1):
         raise DataError(
-            f"the {what} has {own_frames} frames, and what it belongs to {frames}",
+            f"the {what} has {counted(own_frames, 'frame')}, and what it belongs to {frames}",
             hint=f"give {'one picture for all frames, or ' if still else ''}a clip of the same length",
             kind="video",
         )

@@ -17,6 +17,7 @@ from dsctl_core.data.shards import named_shards, read_shards
 from dsctl_core.data.tables import read_csv, read_json, read_jsonl
 from dsctl_core.data.tables_of_files import read_tables, require_all_parts, with_files
 from dsctl_core.errors import near_miss
+from dsctl_core.readable import counted
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.archives import PARQUET, TAR
 
@@ -92,7 +93,7 @@ def _as_image_folder(metadata: Metadata, key: str) -> Metadata:
     """Rename the columns `file_name` and `text` or `caption` to `key` and "prompt" if the table has none of those."""
     name, rows = metadata.path.name, len(metadata.rows)
     if key in metadata.columns or IMAGE_FOLDER_FILE not in metadata.columns:
-        return replace(metadata, layout=f"table {name} of {rows} rows{metadata.layout}")
+        return replace(metadata, layout=f"table {name} of {counted(rows, 'row')}{metadata.layout}")
     captions = [name for name in IMAGE_FOLDER_CAPTIONS if name in metadata.columns]
     if len(captions) > 1 and "prompt" not in captions:
         raise DataError(
@@ -104,7 +105,7 @@ def _as_image_folder(metadata: Metadata, key: str) -> Metadata:
     if captions and "prompt" not in captions:
         mapping["prompt"] = captions[0]
     renamed = " and ".join(f"{old} as {new}" for new, old in mapping.items())
-    layout = f"Hugging Face ImageFolder of {rows} rows: {name} with {renamed}{metadata.layout}"
+    layout = f"Hugging Face ImageFolder of {counted(rows, 'row')}: {name} with {renamed}{metadata.layout}"
     return replace(metadata.renamed(mapping), layout=layout)
 
 
@@ -149,7 +150,7 @@ def _contents(files: Files) -> str:
     if len(suffixes) > SHOWN_SUFFIXES:
         others.append(f"files of {len(suffixes) - SHOWN_SUFFIXES} other kinds")
     unused = f"{', '.join(others)}, which are not read as pictures" if others else ""
-    return ", ".join(filter(None, (f"{len(files.media)} pictures or videos", unused)))
+    return ", ".join(filter(None, (counted(len(files.media), "picture or video", "pictures or videos"), unused)))
 
 
 def _read_copy(path: Path, read: Callable[[Path], Metadata]) -> Metadata:

@@ -10,6 +10,7 @@ from dsctl_core.data.columns import Row, Rows
 from dsctl_core.data.folder import Files
 from dsctl_core.data.problems import DataError
 from dsctl_core.data.rows import BadCell, Metadata
+from dsctl_core.readable import counted
 
 # The folder of the pictures to make, and that of their references.
 PAIRS = (("target", "control"), ("images", "control"), ("target", "source"), ("edited", "original"))
@@ -51,7 +52,7 @@ def read_pair(base_path: Path, pair: tuple[str, str], keys: Sequence[str], files
             }
         )
     unused = [path for path in files.media if path.relative_to(base_path).parts[0] not in pair]
-    layout = f"folder of {len(rows)} pairs: {pair[0]}/ as {target_key} and {pair[1]}/ as {reference_key}"
+    layout = f"folder of {counted(len(rows), 'pair')}: {pair[0]}/ as {target_key} and {pair[1]}/ as {reference_key}"
     left_out = files.left_out(base_path, captions, unused)
     return Metadata(base_path, (*keys, "prompt"), Rows.of(rows), None, layout, tuple(names), None, left_out)
 

@@ -13,6 +13,7 @@ from dsctl_core.data.clip_rows import ClipIndex, ClipRows
 from dsctl_core.data.columns import Constant, JoinedRows, Rows, RowsOfClips
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import near_miss
+from dsctl_core.readable import counted
 from dsctl_core.remote.address import shown
 
 # Characters that are drawn as nothing, although Unicode has them among letters and symbols: fillers and a blank.
@@ -45,12 +46,11 @@ class LeftOut:
         if self.suffixes:
             count = sum(number for _, number in self.suffixes)
             kinds = ", ".join(f"{number} {suffix}" for suffix, number in self.suffixes)
-            lines.append(f"{count} {'files were' if count > 1 else 'file was'} left out: {kinds}")
+            lines.append(f"{counted(count, 'file was', 'files were')} left out: {kinds}")
         if self.captions:
             more = f" and {len(self.captions) - SHOWN_FILES} more" if len(self.captions) > SHOWN_FILES else ""
-            shown = ", ".join(self.captions[:SHOWN_FILES])
-            have = "captions have" if len(self.captions) > 1 else "caption has"
-            lines.append(f"{len(self.captions)} {have} no picture: {shown}{more}")
+            named = ", ".join(self.captions[:SHOWN_FILES])
+            lines.append(f"{counted(len(self.captions), 'caption has', 'captions have')} no picture: {named}{more}")
         return lines
 
 

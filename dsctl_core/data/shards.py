@@ -14,6 +14,7 @@ from dsctl_core.data.kinds import media_suffixes
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import BadCell, LeftOut, Metadata
 from dsctl_core.files.json import decode_json
+from dsctl_core.readable import counted
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.archives import TAR, shards
 from dsctl_core.remote.tar import index_of
@@ -53,12 +54,12 @@ def read_shards(base_path: Path, names: Sequence[str], keys: Sequence[str]) -> M
     found = made.rows()
     if not locations:
         raise DataError(
-            f"{base_path} has {len(names)} tar files, and no sample in them has a file for the column {keys[0]!r}",
+            f"{base_path} has {counted(len(names), 'tar file')}, and no sample in them has a file for the "
+            f"column {keys[0]!r}",
             hint=f"name the files of a sample STEM.jpg and STEM.txt, or STEM.{keys[0]}.jpg",
             kind="table",
         )
-    ends = ["s" if count > 1 else "" for count in (len(names), len(locations))]
-    layout = f"WebDataset of {len(names)} shard{ends[0]} with {len(locations)} sample{ends[1]}"
+    layout = f"WebDataset of {counted(len(names), 'shard')} with {counted(len(locations), 'sample')}"
     left_out = LeftOut(tuple(sorted(left.items(), key=lambda item: (-item[1], item[0]))))
     return Metadata(base_path, tuple(found.columns), found, None, layout, locations, left_out=left_out)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data.pair_checks import REFERENCES
 from dsctl_core.data.validated import Validation
-from dsctl_core.readable import readable_bytes
+from dsctl_core.readable import counted, readable_bytes
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -128,23 +128,27 @@ def lines_of(found: Validation, summary: dict[str, Any], per_kind: int = 20) -> 
 
 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{summary['rows']} rows in a {summary['layout']}" if summary["layout"] else "no rows",
-    ]
+    lines = [f"{counted(summary['rows'], 'row')} in a {summary['layout']}" if summary["layout"] else "no rows"]
     lines += summary["notes"]
     if summary["files"]:
-        lines.append(f"{summary['files']} files, {readable_bytes(summary['file_bytes'])}")
+        lines.append(f"{counted(summary['files'], 'file')}, {readable_bytes(summary['file_bytes'])}")
     for name, title in (("resolutions", "sizes"), ("buckets", "trained at")):
         sizes = summary[name]
         if sizes:
             parts = [f"{size}: {count}" for size, count in list(sizes.items())[:SHOWN]]
-            more = f", and {len(sizes) - SHOWN} other sizes" if len(sizes) > SHOWN else ""
+            more = f", and {counted(len(sizes) - SHOWN, 'other size')}" if len(sizes) > SHOWN else ""
             lines.append(f"{title}  {', '.join(parts)}{more}")
     words = summary["caption_words"]
     if words:
-        lines.append(f"captions  {words['min']} to {words['max']} words, half of them below {words['median']:g}")
+        least, most = words["min"], words["max"]
+        half = f"{least} to {counted(most, 'word')}, half of them of at most {words['median']:g}"
+        lines.append(f"captions  {half if least < most else counted(most, 'word') + ' each'}")
     if summary["cache_bytes"] is not None:
         lines.append(f"cache  about {readable_bytes(summary['cache_bytes'])} in bfloat16")
     errors, warnings = summary["errors"], summary["warnings"]
-    lines.append("no problem found" if not errors and not warnings else f"{errors} errors, {warnings} warnings")
+    lines.append(
+        "no problem found"
+        if not errors and not warnings
+        else f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
+    )
     return lines

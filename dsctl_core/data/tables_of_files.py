@@ -13,6 +13,7 @@ from typing import Any
 from dsctl_core.data.columns import Column, Constant, Rows, RowsBuilder
 from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import BadCell, LeftOut, Metadata
+from dsctl_core.readable import counted
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.archives import PARQUET
 from dsctl_core.remote.parquet import Cell, file_cells, holds_files
@@ -94,7 +95,7 @@ def read_tables(base_path: Path, files: Sequence[Path], read: Callable[[Path], M
     for part in parts:
         for row in part.rows:
             made.add(row)
-    layout = f", in {len(tables)} Parquet file{'s' if len(tables) > 1 else ''}"
+    layout = f", in {counted(len(tables), 'Parquet file')}"
     return Metadata(base_path, parts[0].columns, made.rows(), None, layout, left_out=left_out)
 
 

@@ -14,6 +14,7 @@ from dsctl_core.data.problems import kind_of_problem
 from dsctl_core.data.rows import LeftOut
 from dsctl_core.data.sizes import Resize
 from dsctl_core.errors import DsctlError, for_people
+from dsctl_core.readable import counted
 
 Level = Literal["error", "warning"]
 
@@ -92,7 +93,7 @@ def joined(found: Mapping[str, Validation]) -> Validation:
 
     The rows of problems count within their datasets.
     """
-    layout = f"mixture of {len(found)} datasets"
+    layout = f"mixture of {counted(len(found), 'dataset')}"
     whole = Validation(sum(each.rows for each in found.values()), layout, [], [], {}, {})
     suffixes: Counter[str] = Counter()
     first = 0
@@ -102,7 +103,9 @@ def joined(found: Mapping[str, Validation]) -> Validation:
         whole.files |= each.files
         for path, rows in each.rows_of.items():
             whole.rows_of.setdefault(path, []).extend(first + row for row in rows)
-        whole.notes += (f"{name}: {each.rows} rows in a {each.layout}" if each.layout else f"{name}: no rows",)
+        whole.notes += (
+            f"{name}: {counted(each.rows, 'row')} in a {each.layout}" if each.layout else f"{name}: no rows",
+        )
         whole.notes += tuple(f"{name}: {note}" for note in each.notes)
         suffixes.update(dict(each.left_out.suffixes))
         first += each.rows

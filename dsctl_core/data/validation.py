@@ -22,6 +22,7 @@ from dsctl_core.data.sizes import Resize
 from dsctl_core.data.validated import Checks, Problem, Sample, Validation
 from dsctl_core.errors import DsctlError
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.readable import counted
 
 ENLARGED = 1.05  # images that are scaled by more than this get a warning
 CHUNK = 16  # files per task of a worker process
@@ -48,7 +49,10 @@ def validate_dataset(dataset: UnifiedDataset, checks: Checks, progress: Progress
         validation.samples.append(_check_row(dataset, number, cells, errors, checks, validation))
     converted = sum(facts.profile == "converted" for facts in validation.files.values())
     if converted:
-        validation.notes = (*notes, f"{converted} files are converted from their colour profiles to sRGB")
+        validation.notes = (
+            *notes,
+            f"{counted(converted, 'file is', 'files are')} converted from a colour profile to sRGB",
+        )
     validation.notes += _notes_of_clips(validation, checks)
     validation.problems += _captions_without_pictures(dataset)
     validation.problems += _warnings_of_files(validation, checks.resize, _of_keys(files_by_row, dataset.whole_keys))
@@ -66,9 +70,11 @@ def _notes_of_clips(validation: Validation, checks: Checks) -> tuple[str, ...]:
     notes = [f"frames  {checks.frames.described()}"]
     if checks.frames.extraction == "every":
         count = sum(sample.clips for sample in validation.samples if sample.sizes)
-        notes.append(f"clips  {count} of {len(videos)} video{'s' if len(videos) > 1 else ''}")
+        notes.append(f"clips  {count} of {counted(len(videos), 'video')}")
     if folders := sum(facts.is_folder for facts in videos):
-        notes.append(f"{folders} of {len(videos)} videos {'are folders' if folders > 1 else 'is a folder'} of frames")
+        notes.append(
+            f"{folders} of {counted(len(videos), 'video')} {'are folders' if folders > 1 else 'is a folder'} of frames"
+        )
     return tuple(notes)
 
 

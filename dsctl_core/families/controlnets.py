@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.family import ControlNet, Family
 from dsctl_core.options.control import MODEL, ControlNetFile
 from dsctl_core.random import derive_seed
+from dsctl_core.readable import counted
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -25,12 +26,18 @@ SUFFIX = ".safetensors"
 
 
 def with_controlnets(
-    resolved: ResolvedModel, wanted: Sequence[ControlNetFile], *, seed: int | None = None
+    resolved: ResolvedModel,
+    wanted: Sequence[ControlNetFile],
+    *,
+    seed: int | None = None,
+    trained: Collection[str] | None = None,
 ) -> ResolvedModel:
     """Return the model with the control networks `wanted`, called controlnet, controlnet_2, ...
 
     `seed` is that of the weights of new networks; without one, the name of a kind is refused: a new network changes
-    nothing. Raises DsctlError for a network that is unknown, of another family or of another size than the model.
+    nothing. With `trained`, the names of the networks that a run trains, so is that of one that is not among them.
+
+    Raises DsctlError for a network that is unknown, of another family or of another size than the model.
     """
     if not wanted:
         return resolved
@@ -39,6 +46,9 @@ def with_controlnets(
         raise UsageError(f"{title} has no control networks", hint=f"those that have: {_families_with_some()}")
     config = denoiser_config(resolved)
     found = [open_controlnet(each, n, resolved.family, config, seed) for n, each in enumerate(wanted, 1)]
+    for each in found:
+        if trained is not None and each.weights is None and each.name not in trained:
+            raise _changes_nothing(each.label, resolved.family, f"train it too (--trainable-models {each.name}), or ")
     return replace(resolved, side_networks=(*resolved.side_networks, *found))
 
 
@@ -91,10 +101,7 @@ def open_controlnet(
         raise DsctlError(f"--controlnet {label} does not exist", hint="check the path")
     for kind in family.controlnets:
         if label == kind.name and seed is None:
-            raise UsageError(
-                f"--controlnet {label} names a new control network, which changes nothing before it is trained",
-                hint=f"name its weights: {', '.join(_presets(family)) or 'FILE.safetensors'}",
-            )
+            raise _changes_nothing(label, family)
         if label == kind.name:
             assert seed is not None
             config = kind.new_config(denoiser)
@@ -115,6 +122,13 @@ def open_controlnet(
                 hint=f"{family.title} has {', '.join(_known(family))}",
             )
     raise unknown_name("control network", label, _known(family))
+
+
+def _changes_nothing(label: str, family: Family, otherwise: str = "") -> UsageError:
+    return UsageError(
+        f"--controlnet {label} names a new control network, which changes nothing before it is trained",
+        hint=f"{otherwise}name its weights: {', '.join(_presets(family)) or 'FILE.safetensors'}",
+    )
 
 
 def _as_used(kind: ControlNet, wanted: ControlNetFile, family: Family) -> tuple[ControlNet, ControlNetFile]:
@@ -148,7 +162,8 @@ def _use(wanted: ControlNetFile, kind: ControlNet, config: Mapping[str, Any]) ->
     number = kind.modes.index(mode) if mode in kind.modes else int(mode) if mode.isdecimal() else count
     if number >= count:
         raise UsageError(
-            f"--controlnet {wanted.source} has no mode {mode!r}: it has {count} modes", hint=f"give one of {listed}"
+            f"--controlnet {wanted.source} has no mode {mode!r}: it has {counted(count, 'mode')}",
+            hint=f"give one of {listed}",
         )
     return replace(plain, mode=number)
 

@@ -49,7 +49,7 @@ def require_replaceable(path: Path, kind: Kind, flag: str) -> None:
 
     `flag` is the option that gives the path, for the hint.
     """
-    _require_no_link(path, flag)
+    require_no_link(path, flag)
     _require_parents(path, flag)
     if path.is_dir():
         raise DsctlError(f"{path} is a folder, so no file can be written there", hint=f"give another {flag}")
@@ -62,7 +62,7 @@ def require_replaceable(path: Path, kind: Kind, flag: str) -> None:
 
 def require_new(path: Path, flag: str) -> None:
     """Raise a DsctlError unless nothing is at `path`, not even a broken link."""
-    _require_no_link(path, flag)
+    require_no_link(path, flag)
     _require_parents(path, flag)
     if path.exists():
         raise DsctlError(f"{path} already exists", hint=f"give another {flag}, or remove it")
@@ -70,7 +70,7 @@ def require_new(path: Path, flag: str) -> None:
 
 def require_empty_folder(folder: Path, flag: str) -> None:
     """Raise a DsctlError unless nothing is at `folder`, or an empty folder."""
-    _require_no_link(folder, flag)
+    require_no_link(folder, flag)
     _require_parents(folder, flag)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is a file, not a folder"
@@ -86,7 +86,8 @@ def require_folder(folder: Path, flag: str) -> None:
     _require_parents(folder, flag)
 
 
-def _require_no_link(path: Path, flag: str) -> None:
+def require_no_link(path: Path, flag: str) -> None:
+    """Raise a DsctlError if `path` is a link, broken or not."""
     if path.is_symlink():
         raise DsctlError(f"{path} is a link, which is neither followed nor replaced", hint=f"give another {flag}")
 

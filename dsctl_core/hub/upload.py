@@ -11,7 +11,7 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import check_safetensors
 from dsctl_core.hub.remote import Hub, check_repo_id, checksum_of
 from dsctl_core.progress import NoTransfers, Transfers
-from dsctl_core.readable import readable_bytes
+from dsctl_core.readable import counted, readable_bytes
 
 SECRET_NAMES = re.compile(r"^(\.env(\..*)?|\.netrc|\.git-credentials|id_(rsa|ed25519|ecdsa)|credentials(\.json)?)$")
 # Access tokens of the hubs and of other common services, recognized by their fixed prefixes.
@@ -118,7 +118,7 @@ def upload_to_hub(
             files,
             private=private,
             revision=revision,
-            message=f"Upload {files[0][0] if len(files) == 1 else f'{len(files)} files'} with dsctl",
+            message=f"Upload {files[0][0] if len(files) == 1 else counted(len(files), 'file')} with dsctl",
             advance=transfers.advance,
         )
     finally:

@@ -90,9 +90,17 @@ def _from_svd(u: Tensor, singular: Tensor, vh: Tensor, rank: int) -> tuple[LoraL
 def resize_layers(layers: Layers, rank: int) -> tuple[Layers, RankTruncation]:
     """Return every layer truncated or padded to `rank`, and the share of the norm that is kept.
 
-    A layer of a LoKr or a LoHa becomes that of the LoRA that is nearest to it.
+    A layer of a LoKr or a LoHa becomes that of the LoRA that is nearest to it. Raises DsctlError for a rank that no
+    layer has room for, with which the LoRA would be larger than the weights; see `as_lora`.
     """
     refuse_dora(layers, "resized")
+    name, widest = max(layers.items(), key=lambda item: min(item[1].shape))
+    if rank > min(widest.shape) or (rank == min(widest.shape) and not isinstance(widest, LoraLayer)):
+        raise DsctlError(
+            f"no layer has a LoRA of rank {rank} that is smaller than its weight: that of {name}, of the largest, is "
+            f"{widest.shape[0]}x{widest.shape[1]}",
+            hint=f"give a rank below {min(widest.shape)}",
+        )
     return collect_kept({name: _nearest(name, layer, rank) for name, layer in layers.items()})
 
 

@@ -33,6 +33,7 @@ from dsctl_core.lora.names import DENOISER
 from dsctl_core.lora.targets import find_targets, linear_layers
 from dsctl_core.memory.frozen_linear import FrozenLinear
 from dsctl_core.options.lora import TITLES
+from dsctl_core.readable import counted
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
@@ -194,7 +195,8 @@ def layers_for(shapes: dict[str, tuple[int, int]], component: str, lora: LoraFil
     unknown = [name for name in layers if name not in shapes]
     if unknown:
         raise DsctlError(
-            f"{lora.path} is for another model: {len(unknown)} of its {len(layers)} layers are not in this one, "
+            f"{lora.path} is for another model: {len(unknown)} of its {counted(len(layers), 'layer')} "
+            f"{'is' if len(unknown) == 1 else 'are'} not in this one, "
             f"{unknown[0]} first",
             hint="check that the LoRA was trained on this model",
         )

@@ -17,6 +17,7 @@ from dsctl_core.lora.dora import refuse_dora, update_of
 from dsctl_core.lora.formats import Layers, LoraFile, with_dots
 from dsctl_core.lora.layer import LoraLayer, Update
 from dsctl_core.lora.lycoris import as_lora
+from dsctl_core.readable import counted
 
 SHOWN = 8  # number of unmatched layers that a message names
 logger = logging.getLogger(__name__)
@@ -75,12 +76,13 @@ def _refuse_unmatched(path: Path, unmatched: list[str], count: int, allow_partia
     shown = ", ".join(unmatched[:SHOWN]) + (", ..." if len(unmatched) > SHOWN else "")
     if len(unmatched) == count:
         raise DsctlError(
-            f"{path} is for another model: none of its {count} layers is in this one ({shown})",
+            f"{path} is for another model: none of its {counted(count, 'layer')} is in this one ({shown})",
             hint="check that the LoRA was trained on this model",
         )
     if not allow_partial:
         raise DsctlError(
-            f"{path}: {len(unmatched)} of its {count} layers are not in this model: {shown}",
+            f"{path}: {len(unmatched)} of its {counted(count, 'layer')} "
+            f"{'is' if len(unmatched) == 1 else 'are'} not in this model: {shown}",
             hint="give --allow-partial to merge the others",
         )
     logger.warning("%s: %d of %d layers are not in this model: %s", path, len(unmatched), count, shown)

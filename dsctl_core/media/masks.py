@@ -13,6 +13,7 @@ from dsctl_core.data.masks import BLACK_MASK
 from dsctl_core.errors import DsctlError
 from dsctl_core.media.clip import frames_of
 from dsctl_core.media.units import mask_of_latents, with_reference_frames
+from dsctl_core.readable import counted
 from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _of_sample(pipe: LatentPipeline, mask: Any, height: int, width: int, num_fra
             )
     if len(frames) not in (1, num_frames):
         raise DsctlError(
-            f"the mask has {len(frames)} frames, and its sample {num_frames}",
+            f"the mask has {counted(len(frames), 'frame')}, and its sample {num_frames}",
             hint="give one picture for all frames, or a clip of the same length",
         )
     return mask_of_latents(pipe, frames, num_frames)

@@ -16,6 +16,7 @@ from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.media.latent_space import LatentSpace
 from dsctl_core.media.vae_methods import add_tiled_methods
 from dsctl_core.pipeline import BasePipeline, ProgressBar
+from dsctl_core.readable import counted
 from dsctl_core.units import Inputs
 
 OWN = ("cfg_scale", "height", "width", "num_frames")  # inputs that a model has values of its own for
@@ -167,7 +168,9 @@ def for_each_prompt(what: str, value: Any, prompt: str | list[str]) -> Any:
     if not isinstance(value, list):
         return [value] * count
     if len(value) != count:
-        raise UsageError(f"{len(value)} {what}s for {count} prompts", hint="give one, or one for each prompt")
+        raise UsageError(
+            f"{counted(len(value), what)} for {counted(count, 'prompt')}", hint="give one, or one for each prompt"
+        )
     return value
 
 

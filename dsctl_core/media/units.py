@@ -19,6 +19,7 @@ from torch.nn.functional import avg_pool2d
 from dsctl_core.errors import UsageError
 from dsctl_core.media.clip import Clips, clips_of
 from dsctl_core.memory.pinned import on_device
+from dsctl_core.readable import counted
 from dsctl_core.units import Inputs, PipelineUnit
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class InputVideoEmbedder(PipelineUnit):
         for clip in clips:
             if len(clip) != num_frames:
                 raise UsageError(
-                    f"the input video has {len(clip)} frames, but {num_frames} are asked for",
+                    f"the input video has {counted(len(clip), 'frame')}, but {num_frames} are asked for",
                     hint="cut it, or ask for its frames",
                 )
             for frame in clip:

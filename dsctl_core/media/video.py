@@ -14,6 +14,7 @@ from torch import Tensor
 from dsctl_core.errors import DsctlError
 from dsctl_core.media.clip import Clip, frames_of
 from dsctl_core.media.pipeline import LatentPipeline, from_row, size_of
+from dsctl_core.readable import counted
 from dsctl_core.units import Inputs
 
 
@@ -73,4 +74,4 @@ def clip_of(row: Inputs) -> list[Image.Image]:
 
 
 def _form(clip: Sequence[Image.Image]) -> str:
-    return f"{len(clip)} frames of {size_of(clip[0])}"
+    return f"{counted(len(clip), 'frame')} of {size_of(clip[0])}"

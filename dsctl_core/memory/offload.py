@@ -20,6 +20,7 @@ from dsctl_core.memory.blocks import repeated_blocks
 from dsctl_core.memory.frozen_linear import FrozenLinear
 from dsctl_core.memory.pinned import page_aligned, pin
 from dsctl_core.memory.quantize import QuantizedLinear
+from dsctl_core.readable import counted
 
 ALIGNED = 256  # bytes; where CUDA's own allocations begin, so that kernels read a weight as fast as one apart
 
@@ -176,7 +177,7 @@ def offload_blocks(model: nn.Module, count: int, device: torch.device) -> BlockS
     blocks = list(repeated_blocks(model).values())
     if count > len(blocks):
         raise UsageError(
-            f"--offload-blocks is {count}, but the {type(model).__name__} has {len(blocks)} blocks",
+            f"--offload-blocks is {count}, but the {type(model).__name__} has {counted(len(blocks), 'block')}",
             hint=f"give at most {len(blocks)}",
         )
     store = BlockStore(device)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 from dsctl_core.errors import UsageError
 from dsctl_core.memory.blocks import repeated_blocks
 from dsctl_core.memory.offload import spread
+from dsctl_core.readable import counted
 
 Around = Callable[[], AbstractContextManager[Any]]
 _around: ContextVar[Around | None] = ContextVar("around", default=None)
@@ -107,7 +108,8 @@ def checkpoint_some(model: nn.Module, count: int) -> None:
     blocks = list(repeated_blocks(model).values())
     if count > len(blocks):
         raise UsageError(
-            f"--gradient-checkpointing-blocks is {count}, but the {type(model).__name__} has {len(blocks)} blocks",
+            f"--gradient-checkpointing-blocks is {count}, but the {type(model).__name__} has "
+            f"{counted(len(blocks), 'block')}",
             hint=f"give at most {len(blocks)}",
         )
     chosen = set(spread(count, len(blocks)))

@@ -13,6 +13,7 @@ from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Options
 from dsctl_core.options.effects import NO_CONTROLNET, Idle
 from dsctl_core.options.messages import Takes
+from dsctl_core.readable import counted
 
 MODEL = "controlnet"  # the component that the first control network is; the next are controlnet_2, controlnet_3, ...
 IMAGE, MASK = "control_image", "control_mask"  # the columns, and inputs, of its picture and of its mask
@@ -158,6 +159,6 @@ class ControlUseOptions(Options):
         pictures, networks = len(self.control_image), len(self.controlnet)
         if pictures != networks:
             raise UsageError(
-                f"--control-image is given {pictures} times for {networks} control networks",
+                f"--control-image is given {counted(pictures, 'time')} for {counted(networks, 'control network')}",
                 hint="give --control-image once for each --controlnet, in the same order",
             )

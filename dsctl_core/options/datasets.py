@@ -167,5 +167,10 @@ def check_tables(tables: Sequence[DatasetTable]) -> None:
         raise UsageError(
             f"[[{KEY}]] {weighted[0]} has a weight, and {other} has none", hint="give each a weight, or none"
         )
+    if weighted and len(tables) == 1:
+        raise UsageError(
+            f"weight of [[{KEY}]] {weighted[0]} has no effect: it is a share beside other datasets, and there is none",
+            hint="leave it out; loss_weight says how much its loss counts",
+        )
     if tables and all(table.regularization for table in tables):
         raise UsageError(f"every [[{KEY}]] is for regularization", hint="add the dataset that is to be learned")

@@ -13,6 +13,7 @@ from dsctl_core.errors import UsageError
 from dsctl_core.options.base import Options
 from dsctl_core.options.effects import NO_TEMPLATE, Idle
 from dsctl_core.options.messages import Spelled, Takes
+from dsctl_core.readable import counted
 
 MODEL = "template_model"  # the component that a template is
 INPUTS = "template_inputs"  # the column of a row, and the input, that a template is given
@@ -131,6 +132,6 @@ class TemplateUseOptions(Options):
             given, flag = len(getattr(self, name)), f"--{name.replace('_', '-')}"
             if given not in (0, len(self.template)):
                 raise UsageError(
-                    f"{flag} is given {given} times for {len(self.template)} templates",
+                    f"{flag} is given {counted(given, 'time')} for {counted(len(self.template), 'template')}",
                     hint=f"give {flag} once for each --template, in the same order; {{}} is nothing",
                 )

@@ -10,7 +10,7 @@ from dsctl_core.data.inspection import thumbnail
 from dsctl_core.data.summary import captions_table
 from dsctl_core.data.validated import Problem, Validation
 from dsctl_core.data.video import is_clip
-from dsctl_core.readable import readable_bytes
+from dsctl_core.readable import counted, readable_bytes
 from dsctl_core.remote import anywhere
 from dsctl_core.report.clips import clip_url
 from dsctl_core.report.html import data_url, render
@@ -38,7 +38,7 @@ def report_page(found: Validation, summary: Mapping[str, Any], title: str, video
         title,
         verdict="No problem found."
         if not found.problems
-        else f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}.",
+        else f"{counted(errors, 'error')}, {counted(warnings, 'warning')}.",
         summary=summary,
         file_bytes=readable_bytes(summary["file_bytes"]),
         cache_bytes=None if cached is None else readable_bytes(cached),
@@ -81,10 +81,6 @@ def _shown(path: Path, videos: bool) -> str | None:
         return clip_url(path, SIDE)
     data = thumbnail(path, videos)
     return None if data is None else data_url(data, "image/jpeg")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def histogram(values: Series) -> dict[str, int]:

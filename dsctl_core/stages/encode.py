@@ -31,6 +31,7 @@ from dsctl_core.errors import REQUEUE, CodeError, DsctlError, Stopped
 from dsctl_core.memory.release import release_memory, weight_bytes
 from dsctl_core.pipeline import BasePipeline
 from dsctl_core.progress import Progress
+from dsctl_core.readable import counted
 from dsctl_core.remote.address import shown
 from dsctl_core.stages.batching import encode_batch
 from dsctl_core.stages.plan_rows import Job, Plan, plan_rows
@@ -78,9 +79,7 @@ class EncodingStopped(Stopped):
     exit_code = REQUEUE
 
     def __init__(self, encoded: int) -> None:
-        kept = (
-            "1 input was encoded, which is kept" if encoded == 1 else f"{encoded} inputs were encoded, which are kept"
-        )
+        kept = counted(encoded, "input was encoded, which is kept", "inputs were encoded, which are kept")
         super().__init__(f"stopped by --max-hours after {kept}", hint="the same command goes on from there")
 
 

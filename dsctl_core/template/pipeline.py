@@ -12,6 +12,7 @@ from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.errors import UsageError
 from dsctl_core.options.template import INPUTS
 from dsctl_core.pipeline import BasePipeline
+from dsctl_core.readable import counted
 from dsctl_core.template.contract import Contract, read_contract
 from dsctl_core.template.model import MODEL_ID, Template, load_template
 from dsctl_core.template.outputs import join_outputs
@@ -70,7 +71,7 @@ class TemplatePipeline:
         files = [None if each is None else Path(each) for each in checkpoints or [None] * len(model_configs)]
         if len(files) != len(model_configs):
             raise UsageError(
-                f"there are {len(files)} checkpoints for {len(model_configs)} templates",
+                f"there are {counted(len(files), 'checkpoint')} for {counted(len(model_configs), 'template')}",
                 hint="give one checkpoint or None for each template",
             )
         trust = Trust(trust_template, option="--trust-template, or trust_template=True in Python")

@@ -75,7 +75,6 @@ BAD_RUN: dict[str, list[Bad]] = {
         ("nowhere.yaml", 1, "--accelerate-config nowhere.yaml does not exist", "examples/accelerate/"),
         ("file.txt", 1, "--accelerate-config file.txt", "accelerate"),
     ],
-    "mirror": [("copies", 2, "--mirror is 'copies', which is no address", "s3://bucket/folder")],
     "resume": [
         ("latest", 1, "out does not exist: there is no run to resume", "leave --resume out"),
         ("nowhere", 1, "nowhere is no folder of a training state", "OUT/state/step-N"),

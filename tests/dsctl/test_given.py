@@ -198,7 +198,7 @@ def test_a_step_that_an_epoch_cannot_fill_is_warned_of(dsctl: Dsctl, model: Path
     assert run.code == 0, run.err
     warned = [line for line in run.err.splitlines() if "Warning" in line]
     assert warned == [
-        "Warning: --batch-size 8 x --gradient-accumulation-steps 4 is more than the 1 samples of an epoch, "
+        "Warning: --batch-size 8 x --gradient-accumulation-steps 4 is more than the 1 sample of an epoch, "
         "so a step has 1; give --dataset-repeat 32 for full steps"
     ]
     run = dsctl(*words("train", model, **more, dataset_repeat="32", output_path="two"))

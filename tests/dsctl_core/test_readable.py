@@ -1,10 +1,10 @@
-"""Bytes and seconds as people read them."""
+"""Counts, bytes and seconds as people read them."""
 
 from __future__ import annotations
 
 import pytest
 
-from dsctl_core.readable import readable_bytes, readable_duration
+from dsctl_core.readable import counted, readable_bytes, readable_duration
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,20 @@ from dsctl_core.readable import readable_bytes, readable_duration
 )
 def test_bytes_have_three_digits_and_a_decimal_unit(count: float, text: str):
     assert readable_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (0, ("file",), "0 files"),
+        (1, ("file",), "1 file"),
+        (2, ("file",), "2 files"),
+        (1, ("entry", "entries"), "1 entry"),
+        (3, ("entry", "entries"), "3 entries"),
+    ],
+)
+def test_only_one_is_in_the_singular(number: int, words: tuple[str, ...], text: str):
+    assert counted(number, *words) == text
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
 from dsctl_core.pipeline import ProgressBar, no_progress_bar
 from dsctl_core.pixels import to_pixels
+from dsctl_core.readable import counted
 from dsctl_core.units import Inputs
 
 
@@ -160,7 +161,7 @@ class QwenImageLayeredPipeline(QwenImagePipeline):
         for stack in stacks[1:]:
             if len(stack) != len(stacks[0]):
                 raise DsctlError(
-                    f"one batch has samples of {len(stacks[0]) - 1} and of {len(stack) - 1} layers",
+                    f"one batch has samples of {len(stacks[0]) - 1} and of {counted(len(stack) - 1, 'layer')}",
                     hint="give all rows the same number, or a batch size of 1",
                 )
         shown = [next(picture for picture in stack if picture is not None) for stack in stacks]

@@ -20,6 +20,7 @@ from dsctl_core.media.video import video_inputs
 from dsctl_core.memory.quantize import compute_dtype
 from dsctl_core.memory.recompute import set_checkpointing
 from dsctl_core.pipeline import CfgScale, ProgressBar, no_progress_bar
+from dsctl_core.readable import counted
 from dsctl_core.units import Inputs
 
 
@@ -232,6 +233,6 @@ def _check_inputs(dit: Any, channels: int, image_embeds: Tensor | None) -> None:
     given = 0 if image_embeds is None else image_embeds.shape[1]
     if given != wanted:
         raise DsctlError(
-            f"the transformer reads {wanted} frames through the image encoder, but {given} are given",
+            f"the transformer reads {counted(wanted, 'frame')} through the image encoder, but {given} are given",
             hint="leave the end_image out" if given > wanted else "add the image encoder to the components",
         )

@@ -20,6 +20,7 @@ from dsctl_core.families.wan_vace.family import MASK, REFERENCES, VIDEO
 from dsctl_core.media.clip import Clip, frames_of
 from dsctl_core.media.units import check_picture
 from dsctl_core.pixels import to_pixels
+from dsctl_core.readable import counted
 
 Frames = list[Image.Image]
 Given = Clip | Image.Image | Sequence[Any] | None  # one for all samples, or a list with one or None per sample
@@ -70,7 +71,7 @@ def check_followed(samples: Sequence[Followed], height: int, width: int, num_fra
             if frames is not None and len(frames) != num_frames and not (name == MASK and len(frames) == 1):
                 still = ", or one picture for all of them" if name == MASK else ""
                 raise UsageError(
-                    f"the {name} has {len(frames)} frames, but the clip has {num_frames}",
+                    f"the {name} has {counted(len(frames), 'frame')}, but the clip has {num_frames}",
                     hint=f"give it as many frames{still}",
                 )
         for picture in sample.references:

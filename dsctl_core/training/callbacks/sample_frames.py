@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data import UnifiedDataset
-from dsctl_core.data.images import LoadImage
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.training.callbacks.sample_references import References
+from dsctl_core.training.callbacks.sample_references import References, load_picture
 
 if TYPE_CHECKING:
     from dsctl_core.family import FrameInputs
@@ -31,7 +30,7 @@ def frames_of_line(row: Mapping[str, Any], names: Sequence[str], folder: Path, s
         if value is not None and (not isinstance(value, str) or not value):
             raise DsctlError(f"{source}: {name} is {value!r}", hint='write it as "a.png"')
         if value is not None:
-            found[name] = _loaded(name, folder / value, source)
+            found[name] = References((folder / value,), (load_picture(name, folder / value, source),))
     return found
 
 
@@ -45,7 +44,7 @@ def frames_of_row(dataset: UnifiedDataset, number: int, names: Sequence[str]) ->
     for name in names:
         if name in dataset.data_file_keys:
             for path in dataset.files(number, name):
-                found[name] = _loaded(name, path, dataset.location(number))
+                found[name] = References((path,), (load_picture(name, path, dataset.location(number)),))
             continue
         target = dataset.data_file_keys[0]
         clip = dataset.row(number)[target] if clip is None else clip
@@ -57,14 +56,8 @@ def frames_of_row(dataset: UnifiedDataset, number: int, names: Sequence[str]) ->
 def painted_of_row(dataset: UnifiedDataset, number: int) -> Frames:
     """Return the picture of a row, as what a control network paints on."""
     target = dataset.data_file_keys[0]
-    return {PAINTED: _loaded(target, dataset.files(number, target)[0], dataset.location(number))}
-
-
-def _loaded(name: str, path: Path, source: str) -> References:
-    try:
-        return References((path,), (LoadImage()(path),))
-    except DsctlError as error:
-        raise DsctlError(f"{source}, {name}: {error.problem}", hint=error.hint) from error
+    path = dataset.files(number, target)[0]
+    return {PAINTED: References((path,), (load_picture(target, path, dataset.location(number)),))}
 
 
 def require_frames(prompt: SamplePrompt, taken: FrameInputs, label: str) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.defaults import default_video_operator
-from dsctl_core.data.images import LoadImage
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.family import Family
+from dsctl_core.training.callbacks.sample_references import in_sample, load_picture
 
 if TYPE_CHECKING:
     from dsctl_core.training.callbacks.sample_prompts import SamplePrompt
@@ -50,7 +50,7 @@ def loaded_inputs(prompt: SamplePrompt, family: Family, factor: int, fps: float 
     found: dict[str, Any] = {}
     for name, files in prompt.followed.items():
         if name in family.whole_inputs:
-            found[name] = [LoadImage()(path) for path in files]
+            found[name] = [load_picture(name, path, prompt.source) for path in files]
             continue
         if len(files) > 1:
             raise UsageError(f"{name} of the sample {prompt.prompt!r} is {len(files)} files", hint="give one")
@@ -66,5 +66,8 @@ def loaded_inputs(prompt: SamplePrompt, family: Family, factor: int, fps: float 
             fps=fps,
             allow_outside=True,
         )
-        found[name] = load(str(files[0]))
+        try:
+            found[name] = load(str(files[0]))
+        except DsctlError as error:
+            raise in_sample(error, name, prompt.source) from error
     return found

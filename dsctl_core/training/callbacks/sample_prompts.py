@@ -18,6 +18,7 @@ from dsctl_core.training.callbacks.sample_inputs import Files, files_of_line, fi
 from dsctl_core.training.callbacks.sample_references import (
     REFERENCES,
     References,
+    load_picture,
     load_references,
     read_references,
 )
@@ -41,6 +42,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "num_inference_steps": (int,),
     "cfg_scale": (int, float),
 }
+FORMS = "a .txt file with one prompt per line, or a .jsonl file of objects with a prompt and its settings"
 LEAST = {"seed": 0, "height": 1, "width": 1, "num_inference_steps": 1, "cfg_scale": 0}
 
 
@@ -67,6 +69,7 @@ class SamplePrompt:
     frames: Frames = field(default_factory=dict)  # the first and the last frame of a clip, where they are given
     followed: Files = field(default_factory=dict)  # files of the clips and pictures that it follows, by the input
     loaded: Mapping[str, Any] = field(default_factory=dict)  # what the files in `followed` hold
+    source: str = "a sample"  # the line or the row that it comes from, for messages
 
     @property
     def side_inputs(self) -> dict[str, Any]:
@@ -89,13 +92,13 @@ class SamplePrompt:
         found = {}
         for name in names:
             value = self.columns.get(name)
-            if value is not None and not isinstance(value, str):
+            if value is not None and (not isinstance(value, str) or not value):
                 raise UsageError(
-                    f"{name} of a sample is {value!r}, not a file",
+                    f"{self.source}: {name} is {value!r}, not a file",
                     hint="write the name of a file, such as edges.png",
                 )
             if value is not None:
-                found[name] = LoadImage()(self.folder / value)
+                found[name] = load_picture(name, self.folder / value, self.source)
         whole = {**{name: frame.images[0] for name, frame in self.frames.items()}, **found}
         for mask, of in masks.items():
             if mask in whole and of in whole and whole[mask].size != whole[of].size:
@@ -263,7 +266,7 @@ def _caption_row(
     row: dict[str, Any] = {"prompt": text, "columns": _given(dataset.metadata.rows[number], columns), "folder": folder}
     painted = painted_of_row(dataset, number) if mask in row["columns"] else {}
     row["frames"] = {**frames_of_row(dataset, number, frames), **painted}
-    row["followed"] = files_of_row(dataset, number, followed)
+    row["followed"], row["source"] = files_of_row(dataset, number, followed), dataset.location(number)
     if REFERENCES in dataset.data_file_keys:
         row[REFERENCES] = load_references(dataset.files(number, REFERENCES), dataset.location(number))
     return row
@@ -284,7 +287,7 @@ def _rows(
     if file is not None and file.suffix.lower() == ".jsonl":
         return _from_jsonl(file, columns, frames, followed)
     if file is not None:
-        return [{"prompt": prompt} for prompt in prompt_lines(file, "--sample-prompts-file")]
+        return [{"prompt": prompt} for prompt in prompt_lines(file, "--sample-prompts-file", FORMS)]
     given = [str(prompt) for prompt in options.sample_prompt]
     if not given and not captions:
         raise UsageError(
@@ -326,7 +329,7 @@ def _checked(
             raise DsctlError(f"{place}: {name} is {value!r}", hint=f"{name} takes {kind}")
     if ("height" in row) != ("width" in row):
         raise DsctlError(f"{place} has a height or a width alone", hint="give both, or neither")
-    found = {**own, "columns": _given(row, [name for name in columns if name != REFERENCES])}
+    found = {**own, "source": place, "columns": _given(row, [name for name in columns if name != REFERENCES])}
     found["followed"] = files_of_line(row, followed, folder, place)
     if REFERENCES in columns:
         found[REFERENCES] = read_references(row.get(REFERENCES), folder, place)

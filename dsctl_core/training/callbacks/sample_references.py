@@ -38,7 +38,17 @@ def read_references(value: Any, folder: Path, source: str) -> References | None:
 
 def load_references(files: Sequence[Path], source: str) -> References | None:
     """Load `files`; return None if there are none. Raises a DsctlError that begins with `source`."""
+    return References(tuple(files), tuple(load_picture(REFERENCES, file, source) for file in files)) if files else None
+
+
+def load_picture(name: str, file: Path, source: str) -> Image:
+    """Load the picture that `name` names; raise a DsctlError that begins with `source`, a line or a row."""
     try:
-        return References(tuple(files), tuple(map(LoadImage(), files))) if files else None
+        return LoadImage()(file)
     except DsctlError as error:
-        raise DsctlError(f"{source}, {REFERENCES}: {error.problem}", hint=error.hint) from error
+        raise in_sample(error, name, source) from error
+
+
+def in_sample(error: DsctlError, name: str, source: str) -> DsctlError:
+    """Return an error about the file that `name` names, which begins with `source`, a line or a row."""
+    return DsctlError(f"{source}, {name}: {error.problem}", hint=f"name another file there, or leave {name} out")

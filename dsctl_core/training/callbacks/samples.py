@@ -11,6 +11,7 @@ from dsctl_core.media.clip import Clip
 from dsctl_core.media.image_file import as_picture
 from dsctl_core.media.layers import Layers
 from dsctl_core.media.made_file import SAMPLES_FOLDER, sample_suffix, write_made
+from dsctl_core.readable import counted
 from dsctl_core.training.callbacks.base import TrainingHook
 from dsctl_core.training.callbacks.eval_mode import eval_mode, in_lockstep
 from dsctl_core.version import __version__
@@ -70,7 +71,7 @@ class Samples(TrainingHook):
         if run.accelerator.is_main_process:
             # Layers are one picture here: their composite and each of them in a row.
             self._write(run, [as_picture(made) if isinstance(made, Layers) else made for _, made in drawn])
-        run.progress.note(f"Step {run.step}: {_counted(len(drawn))} in {self._folder(run)}")
+        run.progress.note(f"Step {run.step}: {counted(len(drawn), 'sample')} in {self._folder(run)}")
 
     def _write(self, run: TrainingRun, samples: list[Image | Clip]) -> None:
         folder = self._folder(run)
@@ -87,7 +88,3 @@ class Samples(TrainingHook):
     @staticmethod
     def _folder(run: TrainingRun) -> Path:
         return run.logger.output_path / SAMPLES_FOLDER
-
-
-def _counted(count: int) -> str:
-    return f"{count} sample{'s' if count > 1 else ''}"

@@ -49,6 +49,7 @@ class ModelUse:
     loras: tuple[LoraFile, ...] = ()  # merged into every component that they have layers for
     controlnets: tuple[ControlNetFile, ...] = ()
     seed: int = 0  # of the weights of new control networks
+    only_encodes: bool = False  # for a cache: what it has is trained later
 
     @classmethod
     def of_training(cls, options: TrainOptions) -> ModelUse:
@@ -64,7 +65,8 @@ class ModelUse:
     def of_cache(cls, options: CacheOptions) -> ModelUse:
         """Return the use of the model in a cache."""
         edits = WeightEdits(options.fp8_models, quantized=quantized_pairs(options.quantize, options.fp8_models))
-        return cls(options.trained_names, edits, controlnets=options.controls.controlnet)
+        named = options.controls.controlnet
+        return cls(options.trained_names, edits, controlnets=named, only_encodes=True)
 
     def located(self, resolved: ResolvedModel) -> ModelUse:
         """Return it with the names of the components in fp8, which may be named by the locations of their weights."""
@@ -132,7 +134,8 @@ def with_controls(resolved: ResolvedModel, use: ModelUse) -> ResolvedModel:
         _refuse_packed(use, name)
         if name in (use.lora_on or "").split(","):
             raise UsageError(f"{name} cannot get a LoRA", hint=f"train it whole: --trainable-models {name}")
-    return with_controlnets(resolved, use.controlnets, seed=use.seed)
+    trained = None if use.only_encodes else [name for name in names if name.startswith(CONTROLNET)]
+    return with_controlnets(resolved, use.controlnets, seed=use.seed, trained=trained)
 
 
 def _refuse_packed(use: ModelUse, name: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.options.optimizer import OPTIMIZERS, OptimizerOptions
-from dsctl_core.readable import readable_bytes
+from dsctl_core.readable import counted, readable_bytes
 from dsctl_core.remote.address import is_remote
 from dsctl_core.remote.local import disk_limit
 
@@ -74,6 +74,6 @@ def small_epoch(plan: TrainingPlan, samples: int) -> str | None:
     factors += [f"{processes} processes"] if processes > 1 else []
     repeat = -(-step * plan.options.data.dataset_repeat // samples)
     return (
-        f"{' x '.join(factors)} is more than the {samples} samples of an epoch, so a step has {samples}; "
+        f"{' x '.join(factors)} is more than the {counted(samples, 'sample')} of an epoch, so a step has {samples}; "
         f"give --dataset-repeat {repeat} for full steps"
     )

@@ -17,6 +17,7 @@ from dsctl_core.files.digest import digest, weights_identity
 from dsctl_core.files.json import through_json
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.datasets import DatasetTable
+from dsctl_core.readable import counted
 from dsctl_core.remote.address import place_of
 from dsctl_core.training.optim.lr_schedule import follows_length
 from dsctl_core.training.state.contents import model_files, option_contents
@@ -136,7 +137,7 @@ def require_steps_left(state: SavedState, total: int) -> None:
     """Raise a DsctlError if a run has finished all its `total` steps."""
     if state.step >= total:
         raise DsctlError(
-            f"the run in {state.output_path} is done: {state.step} of {total} steps",
+            f"the run in {state.output_path} is done: {state.step} of {counted(total, 'step')}",
             hint="give more --max-steps, or --num-epochs, to train on",
         )
 

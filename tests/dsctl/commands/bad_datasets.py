@@ -193,7 +193,7 @@ BAD = {
         seen_by_train=False,
     ),
     "short clip": Bad(video(3), "video", "has 3 frames, but 5 are needed", "longer clip", "error", FEW, False),
-    "one frame": Bad(video(1), "video", "has 1 frames, but 5 are needed", "longer clip", "error", FEW, False),
+    "one frame": Bad(video(1), "video", "has 1 frame, but 5 are needed", "longer clip", "error", FEW, False),
     "cut-off video": Bad(video(20, 0.8), "damaged file", "x.mp4 is cut off", "again", seen_by_train=False),
     "video for pictures": Bad(
         video(9), "not a picture", "is a video, not a picture", "a picture", options=("--model", "tiny")

@@ -117,8 +117,8 @@ def pickled(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: change_tensors(f, lambda t: t.pop("proj_out.weight")), r"lacks 1 weights, proj_out\.weight"),
-        (lambda f: change_tensors(f, lambda t: t.update(extra=torch.ones(1))), "has 1 weights, which .* extra first"),
+        (lambda f: change_tensors(f, lambda t: t.pop("proj_out.weight")), r"lacks 1 weight, proj_out\.weight"),
+        (lambda f: change_tensors(f, lambda t: t.update(extra=torch.ones(1))), "has 1 weight, which .* extra first"),
         (lambda f: change_tensors(f, lambda t: t.update({"proj_out.bias": torch.ones(3)})), r"proj_out\.bias"),
         (lambda f: (f / DIT).write_bytes((f / DIT).read_bytes()[:-1]), "is damaged"),
         (lambda f: (f / DIT).unlink(), "has no weights"),

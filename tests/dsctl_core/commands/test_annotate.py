@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -87,6 +89,37 @@ def test_what_a_killed_run_left_is_removed_by_the_next_and_nothing_else(data: Pa
         run(data)
     run(data)
     assert contents(data) == {**before, mine: b"mine"}
+
+
+@pytest.mark.parametrize("link", ["control_tile", "control_tile/sub", "metadata_tile.csv"])
+def test_nothing_is_written_through_a_link(data: Path, tmp_path: Path, link: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (data / link).parent.mkdir(exist_ok=True)
+    (data / link).symlink_to(outside / "table.csv" if link.endswith(".csv") else outside)
+    before = contents(tmp_path)
+    with pytest.raises(DsctlError, match=f"{link} is a link"):
+        run(data, "tile")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["a.tar", "train.parquet"])
+def test_archives_are_refused_by_name(data: Path, tmp_path: Path, name: str) -> None:
+    archive = tmp_path / "shards" / name
+    archive.parent.mkdir()
+    if name == "a.tar":
+        with tarfile.open(archive, "w") as tar:
+            tar.add(data / "a.png", "0.png")
+    else:
+        cell = {"bytes": (data / "a.png").read_bytes(), "path": "a.png"}
+        pd.DataFrame({"image": [cell], "prompt": ["a"]}).to_parquet(archive)
+    with pytest.raises(DsctlError, match=f"{name} holds its pictures inside"):
+        run(archive.parent, "tile")
+    assert [path.name for path in archive.parent.iterdir()] == [name]
+    (data / "photos.tar").mkdir()
+    (data / "a.png").rename(data / "photos.tar" / "a.png")
+    (data / "metadata.csv").write_text("image,prompt\nphotos.tar/a.png,a\n")
+    assert run(data, "tile").written == 1, "a folder of such a name is one"
 
 
 def test_other_files_are_not_touched(data: Path) -> None:

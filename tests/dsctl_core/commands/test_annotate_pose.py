@@ -278,7 +278,7 @@ def test_only_safetensors_are_read_and_all_weights_are_needed(data: Path, models
     weights = load_file(pose / "model.safetensors")
     del weights["head.conv.bias"]
     save_file(weights, pose / "model.safetensors", {"format": "pt"})
-    with pytest.raises(DsctlError, match=r"lacks 1 weights of a VitPoseForPoseEstimation, head\.conv\.bias first"):
+    with pytest.raises(DsctlError, match=r"lacks 1 weight of a VitPoseForPoseEstimation, head\.conv\.bias first"):
         run(data, pose)
 
 

@@ -325,7 +325,7 @@ def test_unmatched_layers_are_listed_and_refused_unless_a_part_is_allowed(capsys
     save_lora(Path("partly.safetensors"), {"dit": layers}, {})
     words = ("merge-lora", "--model", model, "--lora", "partly.safetensors", "--output", "m")
     error = run(capsys, *words, code=1)
-    assert "1 of its 5 layers are not in this model: dit.transformer_blocks.7.attn.to_q" in error
+    assert "1 of its 5 layers is not in this model: dit.transformer_blocks.7.attn.to_q" in error
     assert "--allow-partial" in error
     run(capsys, *words, "--allow-partial")
     torch.testing.assert_close(velocity(Path("m")), velocity(model, (loras[0], 1.0)), atol=1e-5, rtol=1e-5)

@@ -172,7 +172,7 @@ def test_a_folder_of_frames_is_a_clip_in_the_order_of_the_numbers_in_its_names(t
     assert result.found.count("error") == 0
     assert "frames  5 frames in each clip, and every clip of each video" in result.found.notes
     assert "clips  4 of 1 video" in result.found.notes
-    assert "1 of 1 videos is a folder of frames" in result.found.notes
+    assert "1 of 1 video is a folder of frames" in result.found.notes
     assert result.summary["buckets"] == {"64x48x5": 4}
 
 

@@ -32,7 +32,7 @@ def test_kohyas_folders_repeat_their_rows_and_name_those_without_a_caption(tmp_p
     assert dataset.rows_in_use == [0, 1, 2]
     assert dataset.buckets() == [((32, 32),)] * 7
     assert dataset.metadata.layout == (
-        "folder of 3 files, repeated by the names of their folders: '01_a_cat' 1 times, '3_sks dog' 3 times"
+        "folder of 3 files, repeated by the names of their folders: '01_a_cat' 1 time, '3_sks dog' 3 times"
     )
     assert len(dataset.without({1})) == 2 * 4
     assert [row["_row"] for row in dataset.each_once()[:3]] == [0, 1, 2]
@@ -57,7 +57,7 @@ def test_what_is_left_out_is_counted_by_suffix_and_captions_alone_are_named(tmp_
     add(tmp_path, "a.png", "a.txt", "b.npz", "c.npz", "read.md", "d.pdf", "d.txt", "LICENSE", "in/e.caption", ".x.png")
     dataset = UnifiedDataset(tmp_path)
     assert dataset.notes() == [
-        "Dataset: folder of 1 files with captions in .txt beside them",
+        "Dataset: folder of 1 file with captions in .txt beside them",
         "5 files were left out: 2 .npz, 1 .md, 1 .pdf, 1 without a suffix",
         "2 captions have no picture: d.txt, in/e.caption",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,7 @@ from random import Random
 import pytest
 
 from dsctl_core.data.inspection import FileFacts
-from dsctl_core.data.summary import captions_table, summarize
+from dsctl_core.data.summary import captions_table, lines_of, summarize
 from dsctl_core.data.validated import Problem, Sample, Validation
 from dsctl_core.report.dataset import histogram
 
@@ -64,3 +65,22 @@ def test_nothing_has_a_summary_of_zeros():
     summary = summarize(Validation(0, "", [], [], {}, {}))
     assert (summary["files"], summary["file_bytes"], summary["resolutions"], summary["buckets"]) == (0, 0, {}, {})
     assert summary["caption_words"] is None and summary["caption_characters"] is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_of_a_kind_is_told_in_the_singular_and_the_half_of_the_captions_is_right(seed: int):
+    found = validated(Random(seed), seed % 3)
+    lines = lines_of(found, summarize(found))
+    assert not re.search(r"(?<![\dx.:] )(?<![\d.])\b1 [a-z]+s\b", "\n".join(lines)), lines
+    words = [len(prompt.split()) for each in found.samples for prompt in each.prompts]
+    (captions,) = [line for line in lines if line.startswith("captions")] or [None]
+    if not words:
+        assert captions is None
+    elif min(words) == max(words):
+        assert captions == f"captions  {words[0]} word{'s' * (words[0] != 1)} each"
+    else:
+        least, most, half = map(
+            float, re.fullmatch(r"captions  (\d+) to (\d+) words?, .* at most (.*)", captions).groups()
+        )
+        assert (least, most) == (min(words), max(words))
+        assert 2 * sum(each <= half for each in words) >= len(words)

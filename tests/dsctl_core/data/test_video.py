@@ -85,9 +85,9 @@ def test_a_clip_that_is_too_short_is_refused_or_shortened_never_stretched(tmp_pa
 
 def test_a_video_of_one_frame_is_too_short_for_a_model_that_takes_more(tmp_path):
     path = write(tmp_path / "a.mp4", frames=1)
-    with pytest.raises(DsctlError, match="the clip has 1 frames, but 5 are needed"):
+    with pytest.raises(DsctlError, match="the clip has 1 frame, but 5 are needed"):
         LoadVideo(5)(path)
-    with pytest.raises(DsctlError, match="the clip has 1 frames, fewer than the model's minimum"):
+    with pytest.raises(DsctlError, match="the clip has 1 frame, fewer than the model's minimum"):
         LoadVideo(8, 8, 0, short="shorten")(path)
     assert len(LoadVideo(1)(path)) == 1
 
@@ -232,7 +232,7 @@ KINDS = {
     "empty.mp4": (lambda path: path.touch(), "is empty"),
     "text.mp4": (lambda path: path.write_text("x" * 99), "is not a video, or is damaged"),
     "sound.mkv": (write_sound, "has no video stream"),
-    "one.mp4": (lambda path: write(path, frames=1), "the clip has 1 frames, but 9 are needed"),
+    "one.mp4": (lambda path: write(path, frames=1), "the clip has 1 frame, but 9 are needed"),
     "few.mp4": (lambda path: write(path, frames=8), "the clip has 8 frames, but 9 are needed"),
     "small.mp4": (lambda path: write(path, size=(12, 12)), "both sides must have at least 16"),
     "huge.mp4": (lambda path: write(path, frames=1, size=(2048, 1024)), "has frames of 2048x1024, more than 2000000"),

@@ -188,6 +188,18 @@ def test_one_of_full_rank_has_no_exact_lora_and_the_nearest_says_how_near_it_is(
     assert float(missed) == pytest.approx(1 - float(best), abs=1e-5)
 
 
+@pytest.mark.parametrize(("network", "most"), [("lora", 8), ("lokr", 7), ("loha", 7)])
+def test_no_rank_is_written_with_which_a_lora_would_be_larger_than_the_weight(tmp_path, network, most):
+    lora = {"lora_down.weight": rand(2, 8), "lora_up.weight": rand(12, 2)}
+    tensors = {"lora": lora, "lokr": SQUARE[0], "loha": FILES["loha"][0]}[network]
+    layers = read(write(tmp_path / "l.safetensors", tensors))
+    assert resize_layers(layers, most)[0][NAME].rank == most
+    for rank in (most + 1, 400):
+        with pytest.raises(DsctlError, match=f"no layer has a LoRA of rank {rank} .* is 12x8") as caught:
+            resize_layers(layers, rank)
+        assert "below 8" in caught.value.hint
+
+
 NORMS = rand(12, 1, seed=9).abs() + 0.5
 
 

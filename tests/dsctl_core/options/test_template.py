@@ -64,7 +64,7 @@ def test_inputs_are_a_json_object_each() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"template": ["a", "b"], "template_inputs": ["{}"]}, "--template-inputs is given 1 times for 2 templates"),
+        ({"template": ["a", "b"], "template_inputs": ["{}"]}, "--template-inputs is given 1 time for 2 templates"),
         ({"template": ["a"], "negative_template_inputs": ["{}"] * 2}, "--negative-template-inputs is given 2 times"),
         ({"template_inputs": ["{}"]}, "--template-inputs has no effect without --template"),
         ({"trust_template": True}, "--trust-template has no effect without --template"),

@@ -189,7 +189,7 @@ def test_two_templates_that_write_the_same_other_name_are_both_named(template: W
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("transformer_blocks.0.attn.to_q", "transformer_blocks.7.attn.to_q"), "layers are not in this one"),
+        (("transformer_blocks.0.attn.to_q", "transformer_blocks.7.attn.to_q"), "layers is not in this one"),
         (("(32, 32)", "(32, 31)"), "is 32x32 here and 32x31 in the LoRA"),
         (('f"{name}.lora_A', 'f"text_encoder.{name}.lora_A'), "text_encoder|only one of the two"),
         (('return {"lora": lora}', 'return {"lora": [lora]}'), "its lora is not a state dict"),
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_a_training_is_used(template: Write, pipe: Any, tmp_path
     save_file({"table": torch.full((1, 3, 32), 0.25)}, tmp_path / "trained.safetensors")
     templates = opened(folder, checkpoints=[tmp_path / "trained.safetensors"])
     assert torch.equal(outputs(templates, pipe, {})["prompt_embeds"], torch.full((1, 3, 32), 1.25))
-    with pytest.raises(UsageError, match="there are 2 checkpoints for 1 templates"):
+    with pytest.raises(UsageError, match="there are 2 checkpoints for 1 template"):
         opened(folder, checkpoints=[None, None])
 
 

@@ -178,6 +178,11 @@ def test_a_dry_run_counts_the_network(options: Callable[..., TrainOptions]) -> N
     ("settings", "problem"),
     [
         ({"controlnet": None}, "controlnet is to be trained, but no control network is given"),
+        (
+            {"trainable_models": None, "lora_rank": 4},
+            "blockwise names a new control network, which changes",
+        ),
+        ({"controlnet": ("blockwise", "blockwise")}, "names a new control network, which changes nothing before"),
         ({"fp8_models": ("controlnet",)}, "controlnet cannot be stored in float8"),
         ({"lora_base_model": "controlnet"}, "controlnet cannot get a LoRA"),
         ({"controlnet": ("blockwise-inpaint",), "column": ("mask=control_mask",)}, "control_mask"),

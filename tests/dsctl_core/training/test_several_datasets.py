@@ -194,9 +194,14 @@ def test_a_run_whose_first_steps_have_nothing_to_learn_goes_on_to_those_that_hav
 @pytest.mark.parametrize(
     ("tables", "options", "problem"),
     [
-        ([{"path": "pictures", "weight": 2}], {"max_steps": None}, "--max-steps is not given"),
+        (
+            [{"path": "pictures", "weight": 2}, {"path": "things", "caption": "a thing", "weight": 1}],
+            {"max_steps": None},
+            "--max-steps is not given",
+        ),
         ([{"path": "pictures"}, {"path": "./pictures"}], {}, r"two \[\[dataset\]\] are called pictures"),
         ([{"path": "pictures", "weight": 2}, {"path": "things"}], {}, "pictures has a weight, and things has none"),
+        ([{"path": "pictures", "weight": 2}], {"max_steps": 2}, "weight of .* pictures has no effect: it is a share"),
         ([{"path": "things", "regularization": True}], {}, "every"),
         ([{"path": "pictures"}, {"path": "things"}], {}, "things has no metadata"),
         (

@@ -203,8 +203,8 @@ def test_impossible_tiles_are_refused(pipe: QwenImagePipeline, size: int, stride
         ({"input_image": drawing(), "denoising_strength": 0.0}, "denoising strength must be above 0"),
         ({"num_inference_steps": 0}, "inference steps must be at least 1, not 0"),
         ({"noise": torch.zeros(1, 16, 4, 4)}, r"the noise is \(1, 16, 4, 4\)"),
-        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
-        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"seed": [1, 2]}, "2 seeds for 1 prompt"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompt"),
         ({"input_image": [drawing(), drawing()]}, "2 input images for a batch of 1"),
     ],
 )

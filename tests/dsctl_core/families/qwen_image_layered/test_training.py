@@ -278,7 +278,7 @@ def test_rows_that_cannot_be_used_are_refused_in_one_line(pair: Pair, tmp_path: 
 
 def test_rows_of_a_batch_have_one_number_of_layers_and_one_picture_each(pair: Pair) -> None:
     rows = [ROW, {**ROW, "layers": LAYERS[:1]}]
-    with pytest.raises(DsctlError, match="one batch has samples of 2 and of 1 layers"):
+    with pytest.raises(DsctlError, match="one batch has samples of 2 and of 1 layer"):
         pair.ours.inputs_from_rows(rows, ["layers"])
     with pytest.raises(DsctlError, match="2 pictures to decompose"):
         pair.ours.inputs_from_rows([{**ROW, "edit_image": LAYERS}], ["layers", "edit_image"])

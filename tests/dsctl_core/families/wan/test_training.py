@@ -164,7 +164,7 @@ def test_a_given_frame_may_be_a_picture_of_its_own(pairs: Pairs) -> None:
     [
         ("t2v", "input_image", "takes no input_image"),
         ("ti2v", "end_image", "takes no end_image"),
-        ("i2v", "end_image", "reads 1 frames through the image encoder, but 2 are given"),
+        ("i2v", "end_image", "reads 1 frame through the image encoder, but 2 are given"),
         ("i2v-a14b", "first", "unknown extra input 'first'"),
     ],
 )

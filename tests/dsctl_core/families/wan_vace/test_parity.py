@@ -263,7 +263,7 @@ WRONG = {
     "a mask without a video": ({"vace_video_mask": masks(6)}, "vace_video_mask is given without vace_video"),
     "a video of another size": ({"vace_video": clip(5, width=48, height=32)}, "the vace_video is 48x32"),
     "a video of other frames": ({"vace_video": clip(5, 5)}, "the vace_video has 5 frames, but the clip has 9"),
-    "a video of one frame": ({"vace_video": noisy()}, "the vace_video has 1 frames, but the clip has 9"),
+    "a video of one frame": ({"vace_video": noisy()}, "the vace_video has 1 frame, but the clip has 9"),
     "a mask of another size": (
         {"vace_video": clip(5), "vace_video_mask": mask(0, width=64, height=32)},
         "the vace_video_mask is 64x32",

@@ -169,7 +169,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"vace_video": "edges0.mp4", "vace_video_mask": "short.mp4"},
         "the clip has 3 frames, but 5 are needed",
     ),
-    "a still as video": ({"vace_video": "still.png"}, "the vace_video has 1 frames, and what it belongs to 5"),
+    "a still as video": ({"vace_video": "still.png"}, "the vace_video has 1 frame, and what it belongs to 5"),
     "two videos": ({"vace_video": ["edges0.mp4", "edges1.mp4"]}, "a row has one vace_video"),
     "a video as reference": ({"vace_reference_image": ["edges0.mp4"]}, "edges0.mp4 is a"),
     "a missing reference": ({"vace_reference_image": ["r0.png", "r9.png"]}, "r9.png does not exist"),

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from dsctl_core.data import UnifiedDataset
+from dsctl_core.data.prompt_file import prompt_lines
 from dsctl_core.errors import DsctlError, UsageError
+from dsctl_core.family import FrameInputs
 from dsctl_core.options import TrainOptions
 from dsctl_core.training.callbacks.sample_prompts import captions_of, sample_prompts
 
@@ -94,6 +96,33 @@ def test_captions_come_with_what_their_row_has_for_extensions(tmp_path):
     found = captions_of(UnifiedDataset(tmp_path), ("template_inputs",))
     given = [each.columns.get("template_inputs") for each in prompts(captions=found, columns=("template_inputs",))]
     assert given == [None, {"scale": 1}, {"scale": 2}]
+
+
+@pytest.mark.parametrize("value", ["", 3, "nowhere.png", "text.png", "."])
+@pytest.mark.parametrize("name", ["control_image", "edit_image", "input_image"])
+def test_a_picture_that_cannot_be_used_is_named_with_file_and_line(tmp_path, monkeypatch, name, value):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "b", name: value}))
+    given = {"model": "m", "dataset_base_path": "d", "output_path": "o", "lora_rank": 4, "sample_every": 5}
+    callbacks = TrainOptions(**given, sample_prompts_file=tmp_path / "p.jsonl").callbacks
+    with pytest.raises(DsctlError, match=rf"p\.jsonl line 2(, |: ){name}") as caught:
+        columns, sized = ("control_image", "edit_image"), lambda images, pixels: (32, 32)
+        frames = FrameInputs(optional=("input_image",))
+        found = sample_prompts(callbacks, DEFAULTS, None, [], columns[:1], edited_size=sized, frames=frames)
+        assert found[1].with_pictures(columns[:1], 16)
+    assert "row" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".TSV", ".json", ".parquet", ".yaml", ".xlsx"])
+def test_a_table_is_no_file_of_prompts(tmp_path, suffix):
+    file = tmp_path / f"p{suffix}"
+    file.write_text("prompt,seed\na,1\n")
+    with pytest.raises(UsageError, match="whose lines are no prompts") as caught:
+        prompts(sample_prompts_file=file)
+    assert ".txt" in caught.value.hint and ".jsonl" in caught.value.hint
+    with pytest.raises(UsageError, match="whose lines are no prompts"):
+        prompt_lines(file, "--prompts-file")
 
 
 def test_a_missing_file_is_named_by_its_flag():
