@@ -97,7 +97,7 @@ def resize_layers(layers: Layers, rank: int) -> tuple[Layers, RankTruncation]:
     name, widest = max(layers.items(), key=lambda item: min(item[1].shape))
     if rank > min(widest.shape) or (rank == min(widest.shape) and not isinstance(widest, LoraLayer)):
         raise DsctlError(
-            f"no layer has a LoRA of rank {rank} that is smaller than its weight: that of {name}, of the largest, is "
+            f"no layer has a LoRA of rank {rank} that is smaller than its weight: the largest weight, of {name}, is "
             f"{widest.shape[0]}x{widest.shape[1]}",
             hint=f"give a rank below {min(widest.shape)}",
         )

@@ -70,7 +70,7 @@ def test_init_refuses_what_would_not_train_and_writes_nothing(dsctl: Dsctl):
     Image.new("RGB", (64, 64)).save("bare/a.png")
     assert "caption" in dsctl("init", "bare", "--model", "tiny").fault(1)[0]
     Path("bare/a.mp4").write_bytes(b"")
-    assert dsctl("init", "bare", "--model", "tiny").fault(1)[0] == "bare has 1 pictures and 1 clips"
+    assert dsctl("init", "bare", "--model", "tiny").fault(1)[0] == "bare has 1 picture and 1 clip"
     Path("bare/a.png").unlink()
     Path("bare/a.txt").write_text("a clip")
     assert "makes pictures, not clips" in dsctl("init", "bare", "--model", "tiny").fault(2)[0]
