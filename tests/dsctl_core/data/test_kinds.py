@@ -81,7 +81,7 @@ def test_a_picture_without_a_known_suffix_is_found_by_its_first_bytes(tmp_path: 
     dataset = UnifiedDataset(tmp_path)
     assert [row["image"] for row in dataset.metadata.rows] == [name]
     assert dataset[0]["image"].size == (64, 48)
-    assert dataset.metadata.left_out.lines() == ["1 files were left out: 1 .unknown"]
+    assert dataset.metadata.left_out.lines() == ["1 file was left out: 1 .unknown"]
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def test_a_picture_without_its_partner_or_with_two_is_a_problem_that_names_it(tm
         assert problem.hint
     assert {problem.kind for problem in caught.value.problems} == {"partner", "caption"}
     assert dataset.metadata.left_out.lines() == [
-        "1 files were left out: 1 .png",
-        "1 captions have no picture: read.txt",
+        "1 file was left out: 1 .png",
+        "1 caption has no picture: read.txt",
     ]
 
 
