@@ -15,7 +15,7 @@ from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import DatasetValidateOptions
-from dsctl_core.remote import store
+from dsctl_core.remote import anywhere, store
 from dsctl_core.remote.errors import RemoteError, RemoteUnreachable
 from dsctl_core.remote.local import LIMIT
 from dsctl_core.remote.retry import Patience
@@ -116,6 +116,7 @@ def test_a_web_server_without_a_listing_and_one_in_disorder_are_one_line(
     with pytest.raises(RemoteError, match="a web server has no listing"):
         UnifiedDataset(f"{places['web']}/tars")
     monkeypatch.setattr(store, "Patience", lambda: Patience(tries=2, first_wait=0.01, timeout=2))
+    anywhere._opened.cache_clear()  # of tests before, with more patience
     s3.faults.append(Fault("/shards/one", status=503))
     with pytest.raises(RemoteUnreachable, match=r"one/metadata\.csv cannot be reached: status 503"):
         UnifiedDataset(f"{places['web']}/one")
