@@ -73,7 +73,8 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     if table is None and not tables and is_table:
         base, table = base.parent, base
     anywhere.look_again()
-    cached = table is None and not tables and any(anywhere.is_file(base / name) for name in (MANIFEST_FILE, INDEX_FILE))
+    sought = not tables and (table is None or options.metadata is not None)
+    cached = sought and any(anywhere.is_file(base / name) for name in (MANIFEST_FILE, INDEX_FILE))
     if cached:
         OF_A_DATASET.refuse(options)
         if options.report is None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.errors import DsctlError, UsageError
@@ -139,8 +140,9 @@ def _outcome(arguments: Any, config: Path | None) -> Ended | None:
         launch_command(arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        # Those that ended within the same look are all there: a process fails of another that was killed.
-        killed = {number: each for number, each in error.failures.items() if each.exitcode < 0}
+        # Those that ended within the same look are all there: a process fails of another that was killed. SIGTERM is
+        # how the others are ended then.
+        killed = {number: each for number, each in error.failures.items() if 0 > each.exitcode != -SIGTERM}
         if failure.exitcode >= 0 and killed:
             rank, failure = next(iter(killed.items()))
         return Ended(rank=rank, exit_code=failure.exitcode)
