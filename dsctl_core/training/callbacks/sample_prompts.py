@@ -333,7 +333,7 @@ def _checked(
     found["followed"] = files_of_line(row, followed, folder, place)
     if REFERENCES in columns:
         found[REFERENCES] = read_references(row.get(REFERENCES), folder, place)
-    return {**found, "frames": frames_of_line(row, frames, folder, place)}
+    return {**found, "frames": frames_of_line(row, frames, folder, place), "folder": folder}
 
 
 def _too_small(name: str, value: Any) -> bool:

@@ -23,23 +23,25 @@ DRAWN = {"sample_every": 9, "sample_steps": 1, "sample_height": 48, "sample_widt
 def test_samples_are_what_infer_paints_on_the_picture_of_a_row_or_of_a_line(
     pairs: dict[str, Pair], tmp_path: Path
 ) -> None:
+    data = tmp_path / "data"  # not where the command runs: files of a line are beside the prompts file
+    data.mkdir()
     for name in ("a.png", "b.png"):
-        noise(ord(name[0])).save(tmp_path / name)
-    left_half().save(tmp_path / "c.png")
-    Image.new("L", (8, 8)).save(tmp_path / "small.png")
-    (tmp_path / "metadata.csv").write_text("image,control_image,control_mask,prompt\na.png,b.png,c.png,a red fox\n")
+        noise(ord(name[0])).save(data / name)
+    left_half().save(data / "c.png")
+    Image.new("L", (8, 8)).save(data / "small.png")
+    (data / "metadata.csv").write_text("image,control_image,control_mask,prompt\na.png,b.png,c.png,a red fox\n")
     network(tmp_path / "net", new_config_2)
     named, model = f"{tmp_path / 'net'}#inpaint", str(pairs["base"].folder)
-    options = {"model": model, "dataset_base_path": tmp_path, "device": "cpu", "mixed_precision": "no", **DRAWN}
+    options = {"model": model, "dataset_base_path": data, "device": "cpu", "mixed_precision": "no", **DRAWN}
     options |= {"controlnet": (named,), "lora_rank": 2, "max_steps": 1}
-    lines = tmp_path / "lines.jsonl"
+    lines = data / "lines.jsonl"
     line = {"prompt": "a red fox", "control_image": "b.png", "control_mask": "c.png", "input_image": "a.png"}
     lines.write_text("\n".join(map(json.dumps, (line, {"prompt": "a blue bird"}))))
     train(TrainOptions(**options, output_path=tmp_path / "rows"))
     train(TrainOptions(**options, sample_prompts_file=lines, output_path=tmp_path / "file"))
     size = {"height": 48, "width": 80, "num_inference_steps": 1, "cfg_scale": 1.0, "device": "cpu"}
-    steered = {"control_image": (tmp_path / "b.png",), "control_mask": (tmp_path / "c.png",)}
-    given = ({"controlnet": (named,), **steered, "input_image": tmp_path / "a.png"}, {})
+    steered = {"control_image": (data / "b.png",), "control_mask": (data / "c.png",)}
+    given = ({"controlnet": (named,), **steered, "input_image": data / "a.png"}, {})
     for number, (prompt, more) in enumerate(zip(("a red fox", "a blue bird"), given, strict=True)):
         made = infer(
             InferOptions(model=model, prompt=prompt, seed=number, **size, **more, output=tmp_path / f"{number}x.png")
@@ -55,6 +57,6 @@ def test_samples_are_what_infer_paints_on_the_picture_of_a_row_or_of_a_line(
         lines.write_text(json.dumps({name: value for name, value in {**line, **wrong}.items() if value is not None}))
         with pytest.raises(DsctlError, match=said):
             train(TrainOptions(**options, sample_prompts_file=lines, output_path=tmp_path / "bad"))
-    steered["control_mask"] = (tmp_path / "small.png",)
+    steered["control_mask"] = (data / "small.png",)
     with pytest.raises(DsctlError, match="--control-mask is 8x8, but --input-image is 80x48"):
         infer(InferOptions(model=model, prompt="a", **{**given[0], **steered}, **size, output=tmp_path / "bad.png"))
