@@ -41,16 +41,22 @@ class Idle:
 
     def check(self, options: Options) -> None:
         """Raise a UsageError where `options` are of this kind and ask for one of these options."""
-        if self.when is not None and self.when(options):
+        # The kind is asked for last: to know it can take a look at all files of a dataset.
+        if self.when is not None and any(map(options.asks_for, self._own(options))) and self.when(options):
             self.refuse(options)
 
     def refuse(self, options: Options, **facts: object) -> None:
         """Raise a UsageError for the first of these options that `options` ask for."""
-        for name in self.names:
-            if name in options.flat_fields() and options.asks_for(name):
+        for name in self._own(options):
+            if options.asks_for(name):
                 words: dict[str, object] = {**options.flat_values(), **facts, "flag": options.written(name)}
                 problem = f"{words['flag']} has no effect {self.why.format_map(words)}"
                 raise UsageError(problem, hint=self.hint.format_map(words))
+
+    def _own(self, options: Options) -> list[str]:
+        """Return those of the options that `options` has."""
+        fields = options.flat_fields()
+        return [name for name in self.names if name in fields]
 
 
 # Training and caches. The first stage (task ...:data_process) takes the options of the run that follows it.
