@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -37,15 +38,20 @@ def captioners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: write_tiny_captioner(kind, root / kind) for kind in KINDS}
 
 
+def noise(size: tuple[int, int], seed: int) -> Image.Image:
+    """The same noise whatever ran before: of some pictures a random model says nothing."""
+    return Image.frombytes("RGB", size, Random(seed).randbytes(3 * size[0] * size[1]))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of three pictures, one with a caption, and a clip."""
     path = tmp_path / "set"
     (path / "sub").mkdir(parents=True)
     for number, name in enumerate(("a.png", "b.png", "sub/b.png")):
-        Image.effect_noise((40 + 20 * number, 44), 40 + 30 * number).convert("RGB").save(path / name)
+        noise((40 + 20 * number, 44), number).save(path / name)
     (path / "a.txt").write_text("my own words\n", encoding="utf-8")
-    clip = Clip([Image.effect_noise((48, 32), 30 + 20 * number).convert("RGB") for number in range(6)], 10.0)
+    clip = Clip([noise((48, 32), 10 + number) for number in range(6)], 10.0)
     write_clip(path / "c.mp4", clip, {})
     return path
 
