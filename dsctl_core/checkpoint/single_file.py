@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.build import component_class
 from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.checkpoint.quantized import is_scale, scaled_back
 from dsctl_core.checkpoint.stream import tensor_shapes
@@ -138,7 +137,7 @@ def load_single_file(family: Family, component: Component, path: Path, dtype: to
                 f"{path}: {name} is {tuple(state[name].shape)}, but {shape} in the published model",
                 hint="put the config.json that it was published with beside it",
             )
-    model = _empty(component, config)
+    model = _empty(component.library, component.class_name, config)
     model.load_state_dict(state, strict=True, assign=True)
     declare_float32_parts(model, component.float32_parts)
     return cast_weights(model, dtype).eval().requires_grad_(False)
@@ -151,12 +150,12 @@ def _fitting(published: Published, state: Mapping[str, Tensor]) -> tuple[int, in
     return same, -len(wanted.keys() ^ state.keys())
 
 
-def _empty(component: Component, config: Mapping[str, Any]) -> nn.Module:
-    """Build a component with the sizes in `config` on the meta device, without memory for its weights."""
+def _empty(library: str, class_name: str, config: Mapping[str, Any]) -> Any:
+    """Build a network of `library` with the sizes in `config` on the meta device, without memory for its weights."""
     from accelerate import init_empty_weights
 
     with init_empty_weights():
-        return component_class(component)(**config)
+        return getattr(importlib.import_module(library), class_name)(**config)
 
 
 def _all_published(family: Family, component: Component) -> list[Published]:
@@ -170,11 +169,7 @@ def _published(component: Component, config: Mapping[str, Any]) -> Published:
 @functools.cache
 def _read_once(library: str, class_name: str, config: str) -> Published:
     """Describe a class of `library` with the sizes in `config`, in JSON. To build it takes up to half a second."""
-    from accelerate import init_empty_weights
-
-    cls: Any = getattr(importlib.import_module(library), class_name)
-    with init_empty_weights():
-        model = cls(**decode_json(config))
+    model = _empty(library, class_name, decode_json(config))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return Published(model.config, shapes, frozenset(_patterns(shapes)))
 

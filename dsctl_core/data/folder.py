@@ -62,18 +62,15 @@ def list_files(base_path: Path) -> Files:
     media: list[Path] = []
     others: list[Path] = []
     controls: set[Path] = set()
+    # `dsctl dataset annotate` draws on a local disk alone, into folders of these names.
+    drawn = None if is_remote(base_path) else str(base_path / CONTROL_FOLDER)
     for path in walk(base_path):
-        if _is_control(path, base_path):
+        if drawn is not None and str(path).startswith(drawn) and "control" in about_picture(path):
             controls.add(path)
-        (media if path not in controls and _is_media(path) else others).append(path)
+            others.append(path)
+        else:
+            (media if _is_media(path) else others).append(path)
     return Files(tuple(media), tuple(others), frozenset(controls))
-
-
-def _is_control(path: Path, base_path: Path) -> bool:
-    """Return whether a picture was drawn by `dsctl dataset annotate`, which it does on a local disk alone."""
-    if is_remote(path) or not path.relative_to(base_path).parts[0].startswith(CONTROL_FOLDER):
-        return False
-    return "control" in about_picture(path)
 
 
 def _is_media(path: Path) -> bool:

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from dsctl_core.errors import DsctlError, UsageError
-from dsctl_core.memory.blocks import repeated_blocks
-from dsctl_core.memory.quantize import kept_parts
+from dsctl_core.memory.quantize import linear_layers_of_blocks
 
 CAPABILITY = (8, 9)  # of CUDA devices that multiply in float8: Ada, Hopper and later
 DIVISOR = 16  # of both sizes of a matrix, which cuBLAS asks for
@@ -78,12 +77,8 @@ def use_float8(model: nn.Module, *, hold: bool = True, emulate: bool = False) ->
 
 def float8_layers(model: nn.Module) -> list[str]:
     """Return the names of the layers of `model` that multiply in float8."""
-    kept = [re.compile(pattern) for pattern in kept_parts(model)]
-    found = []
-    for prefix, block in repeated_blocks(model).items():
-        for name, layer in block.named_modules():
-            full = f"{prefix}.{name}" if name else prefix
-            divides = type(layer) is nn.Linear and not (layer.in_features % DIVISOR or layer.out_features % DIVISOR)
-            if divides and not ONE_ROW.search(full) and not any(pattern.search(full) for pattern in kept):
-                found.append(full)
-    return found
+    return [
+        name
+        for name, layer in linear_layers_of_blocks(model)
+        if not (layer.in_features % DIVISOR or layer.out_features % DIVISOR or ONE_ROW.search(name))
+    ]

@@ -7,7 +7,7 @@ gradient checkpointing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,14 +180,20 @@ def _pack_blocks(
     kept_on: torch.device | None = None,
 ) -> int:
     """Pack the linear layers of the repeated blocks of `model`; return their number."""
-    kept, packed = [re.compile(pattern) for pattern in kept_parts(model)], 0
+    layers = list(linear_layers_of_blocks(model))
+    for _, layer in layers:
+        _pack(layer, form, dtype, device, kept_on)
+    return len(layers)
+
+
+def linear_layers_of_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the linear layers in the repeated blocks of `model` that may be held or computed in few bits, by name."""
+    kept = [re.compile(pattern) for pattern in kept_parts(model)]
     for prefix, block in repeated_blocks(model).items():
         for name, layer in block.named_modules():
             full = f"{prefix}.{name}" if name else prefix
             if type(layer) is nn.Linear and not any(pattern.search(full) for pattern in kept):
-                _pack(layer, form, dtype, device, kept_on)
-                packed += 1
-    return packed
+                yield full, layer
 
 
 def _pack(

@@ -173,7 +173,7 @@ class RemoteWorker:
         if self._clock + time.monotonic() - written > leases.STALE:
             return True
         with suppress(RemoteMissing, RemoteChanged):  # a beat came in between
-            return is_gone(json.dumps(_read(self.remote, path)).encode())
+            return is_gone(self.remote.read(path))
         return False
 
 
