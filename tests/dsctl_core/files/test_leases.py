@@ -13,6 +13,7 @@ import pytest
 
 from dsctl_core.files import leases
 from dsctl_core.files.leases import LEASE, WORKER, Worker
+from tests.lease_workers import taken_at_once
 
 REPOSITORY = Path(__file__).parents[3]
 # Takes the lease `a1`, says whether it got it, and holds it until its input is closed.
@@ -48,20 +49,7 @@ def elsewhere(path: Path, silent: float) -> None:
 
 def test_of_many_that_want_a_lease_at_once_one_gets_it(tmp_path: Path) -> None:
     workers = [Worker(tmp_path / "w") for _ in range(8)]
-    got: list[str] = []
-    start = threading.Barrier(len(workers))
-
-    def take(worker: Worker) -> None:
-        start.wait()
-        got.extend(f"{number:x}" for number in range(40) if worker.take(f"{number:x}"))
-
-    for worker in workers:
-        worker.__enter__()
-    threads = [threading.Thread(target=take, args=(worker,)) for worker in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    got = taken_at_once(workers, 40)
     assert sorted(got) == sorted(f"{number:x}" for number in range(40))
     assert [worker.others() for worker in workers] == [7] * 8
     for worker in workers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -11,6 +10,7 @@ from dsctl_core.files import leases
 from dsctl_core.files.leases import LEASE
 from dsctl_core.remote.leases import RemoteWorker
 from dsctl_core.remote.store import Remote
+from tests.lease_workers import taken_at_once
 from tests.s3_server import Fault, S3Server
 
 GROUP = "a" * 16
@@ -26,20 +26,7 @@ def remote(s3: S3Server, request: pytest.FixtureRequest) -> Remote:
 def test_of_several_that_want_a_lease_at_once_one_gets_it_and_nothing_is_left(s3: S3Server, remote: Remote) -> None:
     s3.faults += [Fault(LEASE, lose_answer=True, times=3), Fault(LEASE, status=503, times=3)]
     workers = [RemoteWorker(remote, "w", GROUP) for _ in range(3)]
-    got: list[str] = []
-    start = threading.Barrier(len(workers))
-
-    def take(worker: RemoteWorker) -> None:
-        start.wait()
-        got.extend(f"{number:x}" for number in range(4) if worker.take(f"{number:x}"))
-
-    for worker in workers:
-        worker.__enter__()
-    threads = [threading.Thread(target=take, args=(worker,)) for worker in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    got = taken_at_once(workers, 4)
     assert sorted(got) == ["0", "1", "2", "3"]
     assert [worker.others() for worker in workers] == [2] * 3
     for worker in workers:
