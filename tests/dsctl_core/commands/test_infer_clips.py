@@ -14,6 +14,7 @@ from dsctl_core.data import LoadVideo
 from dsctl_core.data.sizes import clip_size
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import resolve_model
+from dsctl_core.families.wan.pipeline import WanPipeline
 from dsctl_core.media.clip import Clip
 from dsctl_core.media.clip_file import write_clip
 from dsctl_core.media.made_file import about_made
@@ -83,13 +84,24 @@ def test_a_clip_is_a_file_that_plays_and_carries_what_made_it(models: dict[str, 
     }
 
 
-def test_the_same_options_give_the_same_clip_again_and_tiles_nearly_the_same(models: dict[str, Path]):
+def test_the_same_options_give_the_same_clip_again_and_tiles_nearly_the_same(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[np.ndarray] = []  # before a codec, which makes much of a last bit
+
+    def call(*given: Any, **inputs: Any) -> Clip:
+        clip = draw(*given, **inputs)
+        drawn.append(np.stack([np.asarray(frame) for frame in clip.frames]).astype(int))
+        return clip
+
+    draw = WanPipeline.__call__
+    monkeypatch.setattr(WanPipeline, "__call__", call)
     for name, more in (("a", {}), ("b", {}), ("tiled", {"tiled": True})):
-        infer(build(models["t2v"], output=f"{name}.mp4", **more))
+        infer(build(models["t2v"], width=320, output=f"{name}.mp4", **more))  # wider than a tile
     assert about_made(Path("a.mp4")) == about_made(Path("b.mp4"))
-    whole, again, tiled = (np.stack(frames(Path(f"{name}.mp4"))).astype(int) for name in ("a", "b", "tiled"))
-    assert np.abs(whole - again).max() <= 8  # a last bit of a pixel can move a level of quantization of H.264
-    assert np.abs(whole - tiled).max() <= 40
+    whole, again, tiled = drawn
+    assert np.abs(whole - again).max() <= 1
+    assert 0 < np.abs(whole - tiled).mean() < np.abs(whole - whole.mean()).mean() / 5
 
 
 def test_several_clips_are_numbered_and_a_grid_shows_them_at_once(models: dict[str, Path]):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,28 @@ def shown(path: Path) -> tuple[list[tuple[int, ...]], float]:
                 pictures.append(image.convert("RGB"))
                 length += image.info["duration"] / 1000
     return [picture.getpixel((30, 20)) for picture in pictures], length
+
+
+WRITE = """
+import sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from dsctl_core.media.clip import Clip
+from dsctl_core.media.clip_file import write_clip
+coarse = Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((128, 96))
+frames = tuple(coarse.crop((2 * number, number, 2 * number + 96, number + 64)) for number in range(9))
+for suffix in (".mp4", ".gif", ".webp"):
+    write_clip(Path(sys.argv[1] + suffix), Clip(frames, 16), {})
+"""
+
+
+def test_the_same_frames_make_the_same_file_whatever_memory_held_before(tmp_path: Path) -> None:
+    for fill in ("90", "165"):  # what malloc of the GNU C library writes into all that is allocated (mallopt(3))
+        command = [sys.executable, "-c", WRITE, str(tmp_path / fill)]
+        subprocess.run(command, check=True, env={**os.environ, "MALLOC_PERTURB_": fill})
+    for suffix in (".mp4", ".gif", ".webp"):
+        assert (tmp_path / f"90{suffix}").read_bytes() == (tmp_path / f"165{suffix}").read_bytes()
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
