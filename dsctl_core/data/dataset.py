@@ -251,6 +251,11 @@ class UnifiedDataset(RowTexts, Sequence[Row]):
         with self.cell_errors(number, key):
             return [] if self.is_empty(number, key) else to_paths(self._file_cell(number, key))
 
+    def plain_paths(self, first: int, last: int, key: str) -> list[str] | None:
+        """Return the same for the rows from `first` to before `last`, at once; None unless each has one plain name."""
+        cells = None if key in self.list_keys else self.metadata.rows.texts(key, first, last)
+        return None if cells is None else self._to_path.texts(cells)
+
     def is_empty(self, number: int, key: str) -> bool:
         """Return whether the cell `key` of row `number` is empty, in an optional column."""
         if key not in self.optional_keys:

@@ -122,8 +122,9 @@ class KnownFiles:
         waiting, self._most_chunks = iter(paths), 64 + 4 * (count // CHUNK)
         with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool, refused_bombs():
             while chunk := list(islice(waiting, CHUNK)):
-                states.update("\0".join(chunk).encode("utf-8", "surrogatepass"))
-                states.update(b"".join(self._chunk(chunk, store, pool, whole)))
+                text = "\0".join(chunk)
+                states.update(text.encode("utf-8", "surrogatepass"))
+                states.update(b"".join(self._chunk(chunk, text, store, pool, whole)))
                 progress.advance(len(chunk))
         progress.finish()
         self.states, self.done = states.hexdigest(), 1 + whole
@@ -139,10 +140,12 @@ class KnownFiles:
                 self._store.clear()
         return self._store
 
-    def _chunk(self, paths: list[str], store: FileStore, pool: ThreadPoolExecutor, whole: bool) -> Iterator[bytes]:
-        """Learn what there is to know of `paths`, and yield the state of each."""
-        states = [state_of(path) for path in paths]
-        joined, key = b"".join(state or b"" for state in states), self._key_of(paths, whole)
+    def _chunk(
+        self, paths: list[str], text: str, store: FileStore, pool: ThreadPoolExecutor, whole: bool
+    ) -> Iterator[bytes]:
+        """Learn what there is to know of `paths`, joined to one `text`, and yield the state of each."""
+        states = list(map(state_of if anywhere.may_be_apart(text) else _local_state, paths))
+        joined, key = b"".join(state or b"" for state in states), self._key_of(text, whole)
         kept = store.chunk(key)
         if kept is not None and kept[0] == joined and len(joined) == STAT.size * len(paths):
             self._hashes.extend(map(hash, paths))
@@ -174,9 +177,9 @@ class KnownFiles:
             store.keep_chunk(key, b"".join(state or b"" for state in states), sizes.tobytes(), self._most_chunks)
         return (state or b"?" for state in states)
 
-    def _key_of(self, paths: list[str], whole: bool) -> bytes:
+    def _key_of(self, paths: str, whole: bool) -> bytes:
         """Return a digest of what is asked about `paths`, by which the states and sizes of pictures are kept."""
-        text = "\0".join([*paths, f"whole {whole} clips {self.clips}"])
+        text = f"{paths}\0whole {whole} clips {self.clips}"
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
     def _serves(self, record: Record, whole: bool) -> bool:
@@ -305,6 +308,10 @@ def state_of(path: str) -> bytes | None:
     if anywhere.is_apart(path):
         found = anywhere.state_of(path)
         return None if found is None else found[1]
+    return _local_state(path)
+
+
+def _local_state(path: str) -> bytes | None:
     try:
         status = os.stat(path)  # noqa: PTH116 - as above
     except (OSError, ValueError):

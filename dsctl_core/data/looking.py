@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.errors import DsctlError
 from dsctl_core.progress import Progress
+
+CHUNK = 4096  # rows whose paths are made at a time
 
 
 def look_at_files(dataset: UnifiedDataset, progress: Progress | None = None, *, whole: bool = False) -> None:
@@ -22,7 +25,25 @@ def look_at_files(dataset: UnifiedDataset, progress: Progress | None = None, *, 
 
 
 def _paths(part: UnifiedDataset) -> Iterator[str]:
-    for number in part.rows_in_use:
+    """Yield the paths row by row, those of a row in the order of the columns."""
+    rows = part.rows_in_use
+    for start in range(0, len(rows), CHUNK):
+        numbers = rows[start : start + CHUNK]
+        yield from _plain_paths(part, numbers) or _each_path(part, numbers)
+
+
+def _plain_paths(part: UnifiedDataset, numbers: Sequence[int]) -> Iterator[str] | None:
+    """Return the paths of rows that follow one another and have one plain name in each column; None for others."""
+    first, last = numbers[0], numbers[-1] + 1
+    if last - first != len(numbers):  # they increase
+        return None
+    columns = [part.plain_paths(first, last, key) for key in part.data_file_keys]
+    found = [column for column in columns if column is not None]
+    return chain.from_iterable(zip(*found, strict=True)) if len(found) == len(columns) else None
+
+
+def _each_path(part: UnifiedDataset, numbers: Sequence[int]) -> Iterator[str]:
+    for number in numbers:
         for key in part.data_file_keys:
             try:
                 yield from part.paths(number, key)

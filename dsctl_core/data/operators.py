@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -157,6 +157,10 @@ class ToAbsolutePath(Operator):
         if type(value) is str and PLAIN.fullmatch(value):
             return self._inside + value
         return str(self(value))
+
+    def texts(self, names: Sequence[str]) -> list[str] | None:
+        """Return the paths of many names as text; None if one of them has to be looked at closer."""
+        return [self._inside + name for name in names] if all(map(PLAIN.fullmatch, names)) else None
 
 
 def _without_dots(path: Path) -> Path:

@@ -25,6 +25,8 @@ class RowNumbers(Sequence[int]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
+            if self._ends is None:
+                return list(self.rows[index])
             return [self[each] for each in range(len(self))[index]]
         index = range(len(self))[index]
         return self.rows[index if self._ends is None else bisect_right(self._ends, index)]

@@ -107,6 +107,11 @@ def is_apart(path: str | Path) -> bool:
     return is_remote(path) or (may_be_inside(str(path)) and _inner(path) is not None)
 
 
+def may_be_apart(text: str) -> bool:
+    """Return whether one of the paths in a text may be apart; of files on a disk most texts have none."""
+    return ":/" in text or may_be_inside(text)
+
+
 def is_file(path: Path) -> bool:
     """Return whether there is a file at `path`."""
     return _item(path) is not None if is_apart(path) else path.is_file()

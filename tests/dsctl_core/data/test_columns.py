@@ -30,6 +30,11 @@ def test_rows_by_column_are_the_rows(rows):
         for name in ("image", "prompt", "c"):
             assert held.cell(number, name) == row.get(name)
             assert held.has(number, name) == (name in row)
+    for name in held.columns:
+        whole = [row.get(name) for row in rows]
+        for first, last in ((0, len(rows)), (1, len(rows)), (0, len(rows) - 1)):
+            texts = held.texts(name, first, last) if first < last else None
+            assert texts == (whole[first:last] if first < last and set(map(type, whole)) == {str} else None)
     assert Rows.of(rows).digest() == held.digest()
 
 
