@@ -30,6 +30,7 @@ from dsctl_core.imports.rules import (
     off,
     one_of,
     optimizer,
+    set_alpha,
     switch,
     to,
 )
@@ -133,8 +134,8 @@ TABLE: Table = {
     "network.lokr_factor": aside(),
     "network.linear": to("lora_rank"),
     "network.rank": to("lora_rank"),
-    "network.linear_alpha": to("lora_alpha", number),
-    "network.alpha": to("lora_alpha", number),
+    "network.linear_alpha": aside(),
+    "network.alpha": aside(),
     "network.dropout": to("lora_dropout", number),
     "network.conv*": off("the networks of dsctl have linear layers alone"),
     "network.pretrained_lora_path": to("lora_checkpoint"),
@@ -247,6 +248,7 @@ def _network(draft: Draft) -> None:
             draft.lose([setting], "of its networks, dsctl has lora and lokr")
     if any(name.partition(".")[0] == "network" for name in draft.given) and not (lokr and full and full[0].value):
         draft.default("lora_rank", RANK, f"the rank of {TOOL} where none is given")
+    set_alpha(draft, "network.linear_alpha", "network.alpha")
     for setting in (*full, *factor):
         if not lokr:
             draft.accept(setting, "it is for a LoKr")

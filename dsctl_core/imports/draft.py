@@ -17,7 +17,7 @@ from dsctl_core.options import TrainOptions
 SECRET = re.compile(r"(api_?key|token|password|secret)$", re.IGNORECASE)
 HIDDEN = "(a secret, not shown)"
 # Options that other tools switch off by 0 or -1, where dsctl leaves them out.
-OFF = {"save_steps", "sample_every", "seed", "sample_seed", "max_pixels", "fps", "lora_alpha", "lr_num_cycles"}
+OFF = {"save_steps", "sample_every", "seed", "sample_seed", "max_pixels", "fps", "lr_num_cycles"}
 NO_OPTION = "dsctl has no such option"
 
 

@@ -24,6 +24,7 @@ from dsctl_core.imports.rules import (
     off,
     one_of,
     optimizer,
+    set_alpha,
     set_buckets,
     switch,
     to,
@@ -154,7 +155,7 @@ TABLE: Table = {
     "seed": to("seed"),
     "network_module": aside(),
     "network_dim": to("lora_rank"),
-    "network_alpha": to("lora_alpha", number),
+    "network_alpha": aside(),
     "network_dropout": to("lora_dropout", number),
     "network_weights": to("lora_checkpoint"),
     "network_train_unet_only": always("the LoRA is on the denoiser", True),
@@ -215,6 +216,7 @@ def finish(draft: Draft) -> None:
             draft.accept(setting, "what is trained is a LoRA where nothing else is said")
         else:
             draft.lose([setting], "of their networks, dsctl has LoRA, LoKr and LoHa")
+    set_alpha(draft, "network_alpha")
     if "lora_rank" in draft.options:
         draft.default("lora_alpha", 1.0, "kohya's trainers take 1 where network_alpha is left out")
     draft.default("loss_weighting", "none", "kohya's trainers let all noise levels count alike")

@@ -200,6 +200,14 @@ def number_of(setting: Setting) -> float:
         raise wrong(setting, "no number") from fault
 
 
+def set_alpha(draft: Draft, *names: str) -> None:
+    """Set the alpha of a LoRA from the settings `names`, once its rank is known, which an alpha of 0 stands for."""
+    for name in names:
+        for setting in draft.pop(name):
+            alpha = None if setting.value is None else number_of(setting)
+            draft.set("lora_alpha", draft.options.get("lora_rank") if alpha == 0 else alpha, setting)
+
+
 def gradient_norm(value: Any) -> float:
     """Return the largest length of gradients; 0, no limit in other tools, is one that no gradient reaches."""
     return number(value) or 1e9

@@ -27,7 +27,7 @@ from dsctl_core.options.config_file import load_toml
 from dsctl_core.options.datasets import DatasetTable
 from dsctl_core.options.first_steps import ImportOptions
 from tests.dsctl_core.imports.examples import EXAMPLES
-from tests.dsctl_core.imports.making import write
+from tests.dsctl_core.imports.making import process, write
 from tests.dsctl_core.imports.several import SEVERAL
 
 # The options that each example stands for, where they are not simply the value under another name.
@@ -169,6 +169,24 @@ def test_a_lokr_keeps_its_factor_and_has_no_rank_where_it_is_whole(network: str,
     lost = {each.setting.key for each in draft.without_counterpart}
     assert {name for name in gone if any(key.endswith(name) for key in lost)} == gone
     assert build_options(TrainOptions, {}, Path("made/run.toml")).adapter.kind == expected.get("network", "lora")
+
+
+@pytest.mark.parametrize(
+    ("files", "rank"),
+    [
+        (
+            EXAMPLES["kohya"]
+            | {"train.sh": EXAMPLES["kohya"]["train.sh"].replace("_dim 16", "_dim 16 --network_alpha 0")},
+            16,
+        ),
+        ({"a.yaml": process(network={"type": "lora", "linear": 8, "linear_alpha": 0})}, 8),
+        ({"a.yaml": process(network={"type": "lora", "alpha": 0.0, "linear": 4})}, 4),
+    ],
+)
+def test_an_alpha_of_zero_is_the_rank_as_in_the_networks_it_comes_from(files: dict[str, str], rank: int):
+    draft = read_configs(write(files))
+    assert [float(draft.options[name]) for name in ("lora_rank", "lora_alpha")] == [rank, rank]
+    assert not [lost for lost in draft.without_counterpart if "alpha" in lost.setting.key]
 
 
 def test_a_key_that_nobody_knows_is_listed_with_its_value_wherever_it_stands():
