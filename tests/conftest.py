@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import operator
 import os
+import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +41,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lines = LONGEST.read_text(encoding="utf-8").splitlines()
     order = {name: number for number, (_, name) in enumerate(line.split() for line in lines)}
     items.sort(key=lambda item: order.get(item.path.relative_to(REPOSITORY).as_posix(), len(order)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Start all random numbers from the same state, so that a test draws the same whatever ran before, or beside it."""
+    ctypes.CDLL(None).srand(1)  # of C, with which `Image.effect_noise` draws
+    random.seed(0)
+    for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        if name in sys.modules:
+            operator.attrgetter(seed)(sys.modules[name])(0)
 
 
 @pytest.fixture(autouse=True)
