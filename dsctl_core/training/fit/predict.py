@@ -54,20 +54,32 @@ class Predictor:
         self._trained: dict[str, Prediction] = {}
 
     def predict(self, options: TrainOptions) -> Prediction:
-        """Return what the run with `options` needs, of which all blocks are recomputed or none."""
-        offloaded = options.memory.offload_blocks  # of the whole model, which short ones do not have
+        """Return what the run with `options` needs."""
+        # Numbers of blocks are those of the whole model, which short ones do not have.
+        offloaded, recomputed = options.memory.offload_blocks, options.memory.gradient_checkpointing_blocks
         first = set(self.plan.stages.first_components)
         packed = options.training.quantize
         encoders = tuple(part for part in packed if self.plan.cached and part.partition("=")[0] in first)
         later = tuple(part for part in packed if part not in encoders)
         encoded = self._encode(options, encoders)
         training = options.training.model_copy(update={"quantize": later})
-        memory = options.memory.model_copy(update={"offload_blocks": 0})
-        found = self._train(options.model_copy(update={"training": training, "memory": memory}), encoded)
+        memory = options.memory.model_copy(update={"offload_blocks": 0, "gradient_checkpointing_blocks": None})
+        plain = options.model_copy(update={"training": training, "memory": memory})
+        found = self._train(plain, encoded)
+        if recomputed is not None and found.blocks:
+            found = self._partly(plain, found, recomputed, encoded)
         stage_one = reserved(encoded.stage_one, 0)
         peak = found.training - found.saved_by_offload(min(offloaded, found.most_offloaded))
         named = encoded.largest or found.encoder
         return replace(found, training=peak, stage_one=stage_one, peak=max(peak, stage_one), encoder=named)
+
+    def _partly(self, options: TrainOptions, whole: Prediction, count: int, encoded: Encoded) -> Prediction:
+        """Return what training needs where `count` blocks are recomputed: between all of them, as `whole`, and none."""
+        off = {"use_gradient_checkpointing": False, "use_gradient_checkpointing_offload": False}
+        training = options.training.model_copy(update=off)
+        kept = self._train(options.model_copy(update={"training": training}), encoded)
+        saved = (kept.training - whole.training) * min(count, kept.blocks) // kept.blocks
+        return replace(whole, training=kept.training - saved)
 
     def _encode(self, options: TrainOptions, packed: tuple[str, ...]) -> Encoded:
         """Return the encoded row, from components of which some are `packed`."""
