@@ -10,12 +10,11 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.options import TrainOptions
 from dsctl_core.options.quantize import FORMATS, require_library
 from dsctl_core.readable import readable_bytes
-from dsctl_core.training.fit.predict import Prediction
+from dsctl_core.training.fit.predict import BLOCKS, Prediction, partly_recomputed
 
 SPARE = 0.05  # of the memory, which stays free: the prediction may be off, and something else may be on the GPU
 CHECKPOINTING = "use_gradient_checkpointing"
 TRIED = ("int8", "nf4")  # float8 takes as much as int8, and rounds more
-BLOCKS = "gradient_checkpointing_blocks"
 INPUTS = "use_gradient_checkpointing_offload"
 QUANTIZE = "quantize"
 
@@ -157,18 +156,20 @@ class _Search:
             self.reasons.append(f"{QUANTIZE} {encoder}: the first stage alone takes more than the GPU has")
 
     def _recompute(self, kept: Prediction) -> Fit | None:
-        """Recompute as few blocks as needed: memory falls by the same for each from what it is with all `kept`."""
+        """Recompute as few blocks as needed; of those that are not, activations are `kept`."""
         self.last = self.predict(self.options)
         if self.last.peak > self.room:
             self.needs.append(self.last.peak)
             return None
-        saved = (kept.peak - self.last.peak) / max(kept.blocks, 1)
-        needed = min(-(-(kept.peak - self.room) // max(int(saved), 1)), kept.blocks)
-        if needed < kept.blocks and not self._is_given(BLOCKS):
+        most = kept.blocks
+        takes = {count: partly_recomputed(kept, self.last, count) for count in range(1, most)}
+        needed = next((count for count, training in takes.items() if training <= self.room), most)
+        training = takes.get(needed, self.last.training)
+        if needed < most and not self._is_given(BLOCKS):
             self._take("", **{BLOCKS: needed})
-        why = f"{needed} of {kept.blocks} blocks are recomputed, which saves {readable_bytes(int(saved * needed))}"
+        why = f"{needed} of {most} blocks are recomputed, which saves {readable_bytes(kept.training - training)}"
         reasons = (*self.reasons, f"{CHECKPOINTING}: {why}")
-        return Fit(self.options, self.chosen, reasons, int(kept.peak - saved * needed))
+        return Fit(self.options, self.chosen, reasons, max(training, self.last.stage_one))
 
     def _offload(self) -> Fit | None:
         """Offload as few blocks as needed, of the size that each has; two of them are on the GPU at a time."""

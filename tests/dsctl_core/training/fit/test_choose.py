@@ -18,7 +18,7 @@ from dsctl_core.training.dry_run.estimate import estimate
 from dsctl_core.training.dry_run.gpu_rules import CONTEXT, reserved
 from dsctl_core.training.fit.choose import SPARE, choose
 from dsctl_core.training.fit.fit import fit
-from dsctl_core.training.fit.predict import Prediction, Predictor
+from dsctl_core.training.fit.predict import BlockList, Prediction, Predictor
 from dsctl_core.training.plan.plan import plan_training
 
 RECOMPUTED = {"use_gradient_checkpointing": True}
@@ -43,9 +43,11 @@ def predicted(
         share = 0.1 if options.training.use_gradient_checkpointing else 1
         share /= 2 if options.training.use_gradient_checkpointing_offload else 1
         packed = weights * SHARES[held.get("dit", "")]
-        own = packed + activations * share * options.training.batch_size
+        kept, mine = (activations * each * options.training.batch_size for each in (1, share))
+        own, lists = packed + mine, (BlockList(BLOCKS, 2, int(mine) // BLOCKS),)
+        half = int(packed + (kept + mine) / BLOCKS)
         first, sizes = stage_one * SHARES[held.get(encoder, "")], (int(packed) // BLOCKS,) * BLOCKS
-        return Prediction(int(max(own, first)), int(own), int(first), BLOCKS, (sizes,), encoder)
+        return Prediction(int(max(own, first)), int(own), int(first), lists, (sizes,), encoder, half)
 
     return predict
 
@@ -138,7 +140,8 @@ def _without_formats(options: TrainOptions) -> Prediction:
     [
         {"cache": False, **AWAY},
         {"num_epochs": 2, "quantize": "text_encoder=int8,dit=int8"},
-        {"num_epochs": 2, **RECOMPUTED, "gradient_checkpointing_blocks": 2},
+        {"num_epochs": 2, **RECOMPUTED, "gradient_checkpointing_blocks": 1},
+        {"num_epochs": 2, **AWAY, "gradient_checkpointing_blocks": 2},
     ],
 )
 def test_short_models_predict_what_the_whole_model_takes(dataset_folder, more):
