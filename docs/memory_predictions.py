@@ -33,7 +33,7 @@ from dsctl_core.progress import NoProgress
 from dsctl_core.training.dry_run.drawing import DEPTH, DrawingMemory, Moment, drawing_memory
 from dsctl_core.training.fit.choose import choose
 from dsctl_core.training.fit.fit import GB
-from dsctl_core.training.fit.predict import Prediction, Predictor
+from dsctl_core.training.fit.predict import BlockList, Prediction, Predictor
 from dsctl_core.training.plan.plan import plan_training
 
 FILE = Path(__file__).with_name("memory_table.json")
@@ -83,7 +83,8 @@ def predict(model: str) -> Data:
 def key_of(options: TrainOptions) -> str:
     """Return the name of the prediction for `options`, which differ in levers alone."""
     training = options.training
-    return ",".join((["recompute"] if training.use_gradient_checkpointing else []) + list(training.quantize))
+    switches = {"recompute": training.use_gradient_checkpointing, "inputs": training.use_gradient_checkpointing_offload}
+    return ",".join([name for name, on in switches.items() if on] + list(training.quantize))
 
 
 def trainings(model: str, asked: dict[str, Any], cards: Sequence[int] = CARDS) -> dict[str, Any]:
@@ -145,7 +146,8 @@ def _whole(pairs: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 def prediction_of(data: Data) -> Prediction:
     """Return a prediction from JSON."""
-    return Prediction(**{**data, "sizes": tuple(map(_whole, data["sizes"]))})
+    lists = tuple(BlockList(*each) for each in data["lists"])
+    return Prediction(**{**data, "sizes": tuple(map(_whole, data["sizes"])), "lists": lists})
 
 
 def drawing_of(data: Data) -> DrawingMemory:

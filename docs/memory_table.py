@@ -64,6 +64,8 @@ def trained(asked: dict[str, Any], known: dict[str, Any], card: int) -> str:
     if levers.get("use_gradient_checkpointing"):
         some = levers.get("gradient_checkpointing_blocks")
         words.append("R" if some is None else f"R {some}")
+    if levers.get("use_gradient_checkpointing_offload"):
+        words.append("I")
     words += [part.replace("text_encoder", "text") for part in levers.get("quantize", ())]
     if levers.get("offload_blocks"):
         words.append(f"B {levers['offload_blocks']}")

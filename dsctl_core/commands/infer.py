@@ -239,6 +239,7 @@ def load(
     import torch
 
     from dsctl_core.lora.layers import fuse_loras
+    from dsctl_core.memory.fused import use_fused_norms
     from dsctl_core.memory.quantize import quantize
 
     quantized = quantized_pairs(options.quantize)
@@ -257,6 +258,8 @@ def load(
         quantize(pipe.component(name), form, dtype, device, packed_on)
         if packed_on == device and (offload.place != "none" or name in in_turn):  # where the next may need the room
             pipe.component(name).to("cpu")
+    for network in pipe.iteration_modules().values():
+        use_fused_norms(network)
     place(pipe, offload)
     return pipe
 

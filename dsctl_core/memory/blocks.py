@@ -22,3 +22,11 @@ def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
         if len(kinds) == 1 and (not declared or kinds & set(declared)):
             found |= {f"{name}.{index}": block for index, block in enumerate(module)}
     return found
+
+
+def blocks_by_list(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Return the repeated blocks of `model` by the name of the list that they are in."""
+    lists: dict[str, list[nn.Module]] = {}
+    for name, block in repeated_blocks(model).items():
+        lists.setdefault(name.rpartition(".")[0], []).append(block)
+    return lists

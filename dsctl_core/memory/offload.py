@@ -60,6 +60,11 @@ class OffloadedLinear(FrozenLinear):
         slab = self.store.slab(self.block)
         return {name: part.within(slab) for name, part in self.parts.items()}
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the output of the linear layer for `input` (..., in)."""
+        self.store.comes_back = torch.is_grad_enabled()
+        return super().forward(input)
+
     def whole_weight(self, like: Tensor) -> Tensor:
         """Return the weight (out, in) on the device."""
         return self.fetched()["weight"]
@@ -82,7 +87,8 @@ class BlockStore:
     """The offloaded weights of one model: a slab of host memory for each block, and two slabs on `device`.
 
     A slab has all weights of a block, one after the other, and is copied at once. On the device are the block in use
-    and the next, which is the following one in the forward pass, and the preceding one in the backward pass. Nothing
+    and the next, which is the following one in the forward pass, and the preceding one in the backward pass. After the
+    last comes the backward pass or, without gradients, the first again: drawing makes one pass after another. Nothing
     is allocated after the first copy, however far the host is ahead of a GPU.
 
     On a GPU, copies from pinned memory run on a stream of their own, beside the computation. A copy waits for all that
@@ -97,6 +103,7 @@ class BlockStore:
         self.arrivals: dict[int, Any] = {}
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.last, self.step = 0, 1
+        self.comes_back = True  # whether a backward pass follows
         self.waited = 0  # number of times a block was not on the device when it was needed
 
     def add(self, layers: list[nn.Linear]) -> None:
@@ -135,7 +142,7 @@ class BlockStore:
             torch.cuda.current_stream(self.device).wait_event(arrival)
         ahead = index + self.step
         if not 0 <= ahead < len(self.hosts):
-            ahead = index - self.step  # at the end the direction is reversed
+            ahead = 0 if self.step > 0 and not self.comes_back else index - self.step
         if 0 <= ahead < len(self.hosts) and ahead not in self.resident:
             self._fetch(ahead, 1 - self.resident[index])
         self.last = index

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from dsctl_core.errors import UsageError
-from dsctl_core.memory.blocks import repeated_blocks
-from dsctl_core.memory.offload import spread
+from dsctl_core.memory.blocks import blocks_by_list
 from dsctl_core.readable import counted
 
 Around = Callable[[], AbstractContextManager[Any]]
@@ -101,20 +101,33 @@ def _to_device(saved: tuple[torch.device, Tensor]) -> Tensor:
 
 
 def checkpoint_some(model: nn.Module, count: int) -> None:
-    """Checkpoint only `count` evenly spaced repeated blocks of `model`; the others keep their activations.
+    """Checkpoint only `count` repeated blocks of `model`; the others keep their activations.
 
     Raises UsageError if the model has fewer blocks.
     """
-    blocks = list(repeated_blocks(model).values())
+    lists = blocks_by_list(model)
+    blocks = [block for own in lists.values() for block in own]
     if count > len(blocks):
         raise UsageError(
             f"--gradient-checkpointing-blocks is {count}, but the {type(model).__name__} has "
             f"{counted(len(blocks), 'block')}",
             hint=f"give at most {len(blocks)}",
         )
-    chosen = set(spread(count, len(blocks)))
-    for index, block in enumerate(blocks):
-        setattr(block, KEEPS, index not in chosen)
+    for own, keeping in zip(lists.values(), kept_of_lists(count, list(map(len, lists.values()))), strict=True):
+        kept = {len(own) - 1 - number * len(own) // keeping for number in range(keeping)}
+        for index, block in enumerate(own):
+            setattr(block, KEEPS, index in kept)
+
+
+def kept_of_lists(count: int, lengths: Sequence[int]) -> list[int]:
+    """Return how many blocks of each list keep their activations where `count` of all are checkpointed.
+
+    They are evenly spread, and the last of a list is among them: the backward pass begins with that, while all that is
+    kept is there, and to recompute it then would take the memory of one more.
+    """
+    keeping, among = sum(lengths) - count, sum(lengths)
+    ends = [keeping * end // among for end in accumulate(lengths, initial=0)]
+    return [end - start for start, end in pairwise(ends)]
 
 
 def set_checkpointing(model: Any, use_gradient_checkpointing: bool, offload: bool) -> None:

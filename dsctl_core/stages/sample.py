@@ -18,6 +18,7 @@ from dsctl_core.units import Inputs, PipelineUnit, is_guided
 
 Sample = dict[str, Any]
 SIDES = ("shared", "posi", "nega")
+LENGTHS = "_lengths"  # of what is padded, after its name
 
 
 def pick(sides: Sequence[Inputs], names: Collection[str]) -> Sample:
@@ -81,7 +82,8 @@ def separate(batch: Sample, count: int, padded: Mapping[str, str]) -> list[Sampl
 def collate(samples: Sequence[Sample], padded: Mapping[str, str]) -> Sample:
     """Put samples into one batch: tensors one below the other, what is padded up to the longest, with a mask.
 
-    One sample alone is handed back as it is.
+    The lengths of NAME, if padded, are under NAME_lengths, so that nobody has to ask the device for them. One sample
+    alone is handed back as it is.
     """
     if len(samples) == 1:
         return dict(samples[0])
@@ -96,8 +98,10 @@ def collate(samples: Sequence[Sample], padded: Mapping[str, str]) -> Sample:
                 f"one batch has samples with and without {name}", hint="give every row what it is made of, or none"
             )
         elif isinstance(values[0], Tensor):
-            if name in padded and len({value.shape[1] for value in values}) > 1:
-                values, batch[f"{side}.{padded[name]}"] = _pad(values)
+            lengths = [value.shape[1] for value in values] if name in padded else []
+            if len(set(lengths)) > 1:
+                batch[f"{side}.{name}{LENGTHS}"] = lengths
+                values, batch[f"{side}.{padded[name]}"] = _pad(values, lengths)
             batch[key] = torch.cat(_of_one_size(name, values))
         elif isinstance(values[0], list):
             batch[key] = [entry for value in values for entry in value]
@@ -106,12 +110,11 @@ def collate(samples: Sequence[Sample], padded: Mapping[str, str]) -> Sample:
     return batch
 
 
-def _pad(values: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Pad (1, T, ...) at the end of T to the longest; return also what counts, (B, T) bool."""
-    lengths = torch.tensor([value.shape[1] for value in values])
-    longest = int(lengths.max())
+def _pad(values: list[Tensor], lengths: list[int]) -> tuple[list[Tensor], Tensor]:
+    """Pad (1, T, ...) at the end of T, which is `lengths`, to the longest; return also what counts, (B, T) bool."""
+    longest = max(lengths)
     filled = [torch.cat([v, v.new_zeros(1, longest - v.shape[1], *v.shape[2:])], dim=1) for v in values]
-    return filled, on_device(torch.arange(longest) < lengths[:, None], values[0].device)
+    return filled, on_device(torch.arange(longest) < torch.tensor(lengths)[:, None], values[0].device)
 
 
 def _of_one_size(name: str, values: list[Tensor]) -> list[Tensor]:

@@ -9,7 +9,7 @@ Legend: B samples, N image tokens, T prompt tokens, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +47,21 @@ def sharing(network: Any, denoiser: Any) -> Iterator[None]:
 
 
 def lists_of(
-    latents: Tensor, prompt_embeds: Tensor, prompt_embeds_mask: Tensor | None, dtype: Any
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    prompt_embeds_mask: Tensor | None,
+    prompt_embeds_lengths: Sequence[int] | None,
+    dtype: Any,
 ) -> tuple[list[Any], list[Any]]:
-    """Return the images (C, 1, h, w) and the prompts (T, D) of a batch, as lists in `dtype`, without padding."""
+    """Return the images (C, 1, h, w) and the prompts (T, D) of a batch, as lists in `dtype`, without padding.
+
+    Padding is at the end. Without the lengths of padded prompts the host waits for the GPU to count what its mask has.
+    """
     images = list(latents.to(dtype).unsqueeze(2).unbind())
     prompts = list(prompt_embeds.to(dtype).unbind())
     if prompt_embeds_mask is not None:
-        prompts = [row[keep] for row, keep in zip(prompts, prompt_embeds_mask, strict=True)]
+        lengths = prompt_embeds_mask.sum(dim=1).tolist() if prompt_embeds_lengths is None else prompt_embeds_lengths
+        prompts = [row[:length] for row, length in zip(prompts, lengths, strict=True)]
     return images, prompts
 
 
@@ -65,6 +73,7 @@ def z_image_residuals(
     timestep: Tensor,
     prompt_embeds: Tensor,
     prompt_embeds_mask: Tensor | None = None,
+    prompt_embeds_lengths: Sequence[int] | None = None,
     scale: float = 1.0,
     use_gradient_checkpointing: bool = False,
     use_gradient_checkpointing_offload: bool = False,
@@ -78,7 +87,7 @@ def z_image_residuals(
     network.__dict__.setdefault("gradient_checkpointing", False)
     set_checkpointing(network, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, dtype = len(latents), compute_dtype(denoiser, denoiser.layers[0].feed_forward.w1.weight)
-    images, prompts = lists_of(latents, prompt_embeds, prompt_embeds_mask, dtype)
+    images, prompts = lists_of(latents, prompt_embeds, prompt_embeds_mask, prompt_embeds_lengths, dtype)
     own = compute_dtype(network, network.control_layers[0].feed_forward.w1.weight)
     shown = list(control.to(own).expand(batch, -1, -1, -1).unsqueeze(2).unbind())
     with sharing(network, denoiser), refiner_outputs(network) as outputs:

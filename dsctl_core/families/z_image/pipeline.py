@@ -142,6 +142,7 @@ def model_fn_z_image(
     timestep: Tensor,
     prompt_embeds: Tensor,
     prompt_embeds_mask: Tensor | None = None,
+    prompt_embeds_lengths: Sequence[int] | None = None,
     prompt_pieces: tuple[int, ...] | None = None,
     edit_latents: Tensor | None = None,
     edit_sizes: units.Sizes | None = None,
@@ -164,6 +165,7 @@ def model_fn_z_image(
         timestep: (B,) or (), in [0, 1000].
         prompt_embeds: Text embeddings (B, T, D).
         prompt_embeds_mask: (B, T), True for tokens to attend to; None for all tokens.
+        prompt_embeds_lengths: The numbers of these tokens, where the host knows them.
         prompt_pieces: Numbers of tokens of the pieces in front of the prompt's own; None without reference images.
         edit_latents: Latents of reference images (B or 1, N, 16), row by row.
         edit_sizes: Latent sizes of the reference images ((h, w), ...).
@@ -177,7 +179,7 @@ def model_fn_z_image(
     """
     set_checkpointing(dit, use_gradient_checkpointing, use_gradient_checkpointing_offload)
     batch, dtype = len(latents), compute_dtype(dit, dit.layers[0].feed_forward.w1.weight)
-    images, prompts = lists_of(latents, prompt_embeds, prompt_embeds_mask, dtype)
+    images, prompts = lists_of(latents, prompt_embeds, prompt_embeds_mask, prompt_embeds_lengths, dtype)
     more: dict[str, Any] = {}
     if controlnet_block_samples is not None:
         samples = {layer: sample.to(dtype) for layer, sample in controlnet_block_samples.items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from dsctl_core.memory.blocks import repeated_blocks
+from dsctl_core.memory.fused import use_fused_norms
 from dsctl_core.memory.offload import bytes_saved, held_bytes
 from dsctl_core.memory.quantize import quantize
 from dsctl_core.placement import Placement
@@ -89,6 +90,8 @@ def drawing_memory(
     pipe: Any = model.pipeline(Simulation(), dtype, lambda _: dtype)
     for name, form in packed.items():
         quantize(pipe.component(name), form, dtype, torch.device("cpu"))
+    for network in pipe.iteration_modules().values():
+        use_fused_norms(network)
     found = _measured(pipe, call)
     if depth is not None:
         return found

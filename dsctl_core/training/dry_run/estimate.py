@@ -20,7 +20,7 @@ from dsctl_core.checkpoint.identify import weight_files
 from dsctl_core.data.sampler import BatchPlan
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import tensor_entries
-from dsctl_core.memory.blocks import repeated_blocks
+from dsctl_core.memory.blocks import blocks_by_list
 from dsctl_core.memory.float8 import float8_layers
 from dsctl_core.memory.fused import use_fused_norms
 from dsctl_core.memory.offload import held_bytes, offload_blocks
@@ -162,6 +162,7 @@ class Estimate:
         self.encoded, self.nodes = encoded, nodes
         self.simulation = Simulation() if encoded is None else encoded.simulation
         self.sizes: tuple[tuple[int, ...], ...] = ()  # of the blocks of each denoiser
+        self.lists: dict[str, int] = {}  # the numbers of blocks of a denoiser that there are, by the name of their list
         self.card, self.on_gpu = card, card is not None or plan.accelerator.device.type == "cuda"
 
     def encode(self) -> Encoded:
@@ -184,6 +185,7 @@ class Estimate:
         self.simulation.take(module)
         denoisers = pipe.denoiser_modules()
         self.sizes = tuple(map(self._block_sizes, denoisers))
+        self.lists = {name: len(own) for name, own in blocks_by_list(denoisers[0]).items()}
         for network in pipe.iteration_modules().values():
             use_fused_norms(network)
         slabs = [slab for denoiser in denoisers for slab in self._pull_levers(denoiser)]
@@ -226,9 +228,7 @@ class Estimate:
 
     def _block_sizes(self, network: nn.Module) -> tuple[int, ...]:
         """Return the bytes of each block of a network at its full depth that can wait in main memory."""
-        sizes: dict[str, list[int]] = {}
-        for name, block in repeated_blocks(network).items():
-            sizes.setdefault(name.rpartition(".")[0], []).append(held_bytes(block))
+        sizes = {name: list(map(held_bytes, own)) for name, own in blocks_by_list(network).items()}
         for name, known in sizes.items():
             known += known[-1:] * (self.model.cut.get(name, 0) - len(known))
         return tuple(size for known in sizes.values() for size in known)

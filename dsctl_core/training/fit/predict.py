@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dsctl_core.memory.offload import bytes_saved
+from dsctl_core.memory.recompute import kept_of_lists
 from dsctl_core.options import TrainOptions
 from dsctl_core.training.dry_run.estimate import Encoded, Estimate, Memory
 from dsctl_core.training.dry_run.gpu_rules import reserved
@@ -14,23 +15,42 @@ from dsctl_core.training.model.open import ModelUse
 if TYPE_CHECKING:
     from dsctl_core.training.plan.plan import TrainingPlan
 
+BLOCKS = "gradient_checkpointing_blocks"
 DEPTH = 2  # blocks of each kind in the shortest model: with one, the first and the last are the same
+
+
+class BlockList(NamedTuple):
+    """A list of repeated blocks: their number, that of the short model, and what one more takes in training, in bytes.
+
+    Of lists that the short model has whole that is not known, and 0.
+    """
+
+    length: int
+    short: int
+    each: int
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a run needs of a GPU, in bytes: at its peak, and for training and the first stage alone.
 
-    `blocks` is the number of repeated blocks of a denoiser that differ in what they take, and `sizes` the bytes of each
-    block of each network that can be offloaded. `encoder` is the largest component of the first stage.
+    `lists` are the lists of repeated blocks of a denoiser. `sizes` are the bytes of each block of each network that can
+    be offloaded. `encoder` is the largest component of the first stage. `half` is what training of the short model
+    needs with half of its blocks recomputed, where these are.
     """
 
     peak: int
     training: int
     stage_one: int
-    blocks: int
+    lists: tuple[BlockList, ...]
     sizes: tuple[tuple[int, ...], ...]
     encoder: str = "text_encoder"
+    half: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """The number of repeated blocks."""
+        return sum(each.length for each in self.lists)
 
     @property
     def most_offloaded(self) -> int:
@@ -40,6 +60,22 @@ class Prediction:
     def saved_by_offload(self, count: int) -> int:
         """Return the bytes that leave the GPU with `count` offloaded blocks of each network."""
         return sum(bytes_saved(sizes, count) for sizes in self.sizes)
+
+
+def partly_recomputed(kept: Prediction, recomputed: Prediction, count: int) -> int:
+    """Return the bytes that training needs where `count` blocks are recomputed, from what it needs for none and all.
+
+    A block more takes what it takes where all are kept, or all recomputed.
+    """
+    if count >= kept.blocks:
+        return recomputed.training
+    shorts = [each.short for each in kept.lists]
+    keeping = kept_of_lists(count, [each.length for each in kept.lists])
+    in_short = kept_of_lists(sum(shorts) // 2, shorts)
+    training = recomputed.half
+    for one, other, number, before in zip(kept.lists, recomputed.lists, keeping, in_short, strict=True):
+        training += (number - before) * one.each + (one.length - number - (one.short - before)) * other.each
+    return max(training, recomputed.training)
 
 
 class Predictor:
@@ -54,20 +90,31 @@ class Predictor:
         self._trained: dict[str, Prediction] = {}
 
     def predict(self, options: TrainOptions) -> Prediction:
-        """Return what the run with `options` needs, of which all blocks are recomputed or none."""
-        offloaded = options.memory.offload_blocks  # of the whole model, which short ones do not have
+        """Return what the run with `options` needs."""
+        # Numbers of blocks are those of the whole model, which short ones do not have.
+        offloaded, recomputed = options.memory.offload_blocks, options.memory.gradient_checkpointing_blocks
         first = set(self.plan.stages.first_components)
         packed = options.training.quantize
         encoders = tuple(part for part in packed if self.plan.cached and part.partition("=")[0] in first)
         later = tuple(part for part in packed if part not in encoders)
         encoded = self._encode(options, encoders)
         training = options.training.model_copy(update={"quantize": later})
-        memory = options.memory.model_copy(update={"offload_blocks": 0})
-        found = self._train(options.model_copy(update={"training": training, "memory": memory}), encoded)
+        memory = options.memory.model_copy(update={"offload_blocks": 0, BLOCKS: None})
+        plain = options.model_copy(update={"training": training, "memory": memory})
+        found = self._train(plain, encoded)
+        if recomputed is not None:
+            training = partly_recomputed(self._kept(plain, encoded), found, recomputed)
+            found = replace(found, training=training)
         stage_one = reserved(encoded.stage_one, 0)
         peak = found.training - found.saved_by_offload(min(offloaded, found.most_offloaded))
         named = encoded.largest or found.encoder
         return replace(found, training=peak, stage_one=stage_one, peak=max(peak, stage_one), encoder=named)
+
+    def _kept(self, options: TrainOptions, encoded: Encoded) -> Prediction:
+        """Return what training needs where nothing is recomputed."""
+        off = {"use_gradient_checkpointing": False, "use_gradient_checkpointing_offload": False}
+        training = options.training.model_copy(update=off)
+        return self._train(options.model_copy(update={"training": training}), encoded)
 
     def _encode(self, options: TrainOptions, packed: tuple[str, ...]) -> Encoded:
         """Return the encoded row, from components of which some are `packed`."""
@@ -84,19 +131,30 @@ class Predictor:
             plan = with_options(self.plan, options)
             shortest = Estimate(plan, DEPTH, self.card, encoded=encoded)
             base = _values(shortest.result().memory)
-            total, lengths = dict(base), shortest.model.cut
-            for name, length in lengths.items():
+            total, grown = dict(base), dict[str, int]()
+            for name, length in shortest.model.cut.items():
                 more = _values(Estimate(plan, DEPTH, self.card, name, encoded).result().memory)
                 for part in total:
                     total[part] += (more[part] - base[part]) * (length - DEPTH)
-            needed = reserved(round(total["training"]), round(total["weights"]))
-            self._trained[key] = Prediction(0, needed, 0, sum(lengths.values()), shortest.sizes)
+                grown[name] = _reserved(more) - _reserved(base)
+            cut, shorts = shortest.model.cut, shortest.lists
+            lists = tuple(BlockList(cut.get(name, n), n, grown.get(name, 0)) for name, n in shorts.items())
+            half = 0
+            if options.training.use_gradient_checkpointing:
+                blocks = options.memory.model_copy(update={BLOCKS: sum(shorts.values()) // 2})
+                plan = with_options(self.plan, options.model_copy(update={"memory": blocks}))
+                half = _reserved(_values(Estimate(plan, DEPTH, self.card, encoded=encoded).result().memory))
+            self._trained[key] = Prediction(0, _reserved(total), 0, lists, shortest.sizes, half=half)
         return self._trained[key]
 
 
 def _values(memory: Memory) -> dict[str, float]:
     values = {name: float(value) for name, value in asdict(memory).items()}
     return {**values, "training": values["weights"] + values["step"]}
+
+
+def _reserved(values: dict[str, float]) -> int:
+    return reserved(round(values["training"]), round(values["weights"]))
 
 
 def with_options(plan: TrainingPlan, options: TrainOptions) -> TrainingPlan:

@@ -125,6 +125,19 @@ def test_two_slabs_are_made_once_and_each_block_comes_before_it_is_needed(recomp
     assert store.waited == 1, "only the very first block was not fetched ahead"
 
 
+@pytest.mark.parametrize(("count", "fetches"), [(1, 1), (2, 2), (3, 10), (6, 19)])
+def test_of_the_passes_of_a_drawing_each_block_comes_once_a_pass_and_before_it_is_needed(count, fetches):
+    model, x = stack(), torch.randn(3, 5, 4)
+    expected = model(x).detach()
+    store = offload_blocks(model, count, CPU)
+    fetched, fetch = [], store._fetch
+    store._fetch = lambda index, number: (fetched.append(index), fetch(index, number))
+    with torch.no_grad():
+        assert all(torch.equal(model(x), expected) for _ in range(3)), "as of two steps with guidance"
+    assert len(fetched) == fetches, "of the pass that comes next the first is there already"
+    assert store.waited == 1, "only the very first block was not fetched ahead"
+
+
 def test_a_weight_is_never_overwritten_while_its_block_runs_in_any_order():
     model = stack()
     expected = {layer: layer.weight.clone() for layer in model.modules() if isinstance(layer, nn.Linear)}

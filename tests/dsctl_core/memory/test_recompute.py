@@ -48,8 +48,8 @@ class Stack(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(("count", "chosen"), [(6, range(6)), (3, (1, 3, 5)), (1, (3,))])
-def test_only_the_chosen_blocks_are_computed_twice(count, chosen):
+@pytest.mark.parametrize(("count", "chosen"), [(6, range(6)), (5, range(5)), (3, (0, 2, 4)), (1, (0,))])
+def test_only_the_chosen_blocks_are_computed_twice_and_the_last_not_before_all_are(count, chosen):
     torch.manual_seed(0)
     model, x = Stack(), torch.randn(3, 4)
     model(x).sum().backward()
