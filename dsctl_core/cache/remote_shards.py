@@ -22,9 +22,10 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import MOST_HEADER
 from dsctl_core.remote.address import address_of
 from dsctl_core.remote.errors import RemoteError
-from dsctl_core.remote.local import SPARE, local_copies
+from dsctl_core.remote.local import Opener, local_copies
 from dsctl_core.remote.store import Remote
 
+SPARE = 8  # part of the limit of copies that a process may be fetching at a time
 MOST_OPEN = 8  # shards of a process: a copy that is removed while it is open takes its bytes until it is closed
 FETCHERS = 4  # threads that fetch shards ahead
 HEADER_FETCHERS = 16
@@ -146,22 +147,22 @@ class RemoteShards:
 
     def copy(self, name: str) -> AbstractContextManager[Path]:
         """Give the path of a local copy of a shard, fetched and verified if there is none."""
-        return local_copies().made(name, self.sizes[name], SUFFIX, lambda target: self._pull(name, target))
+        return local_copies().made(name, SUFFIX, lambda new: self._pull(name, new))
 
     def _fetch(self, name: str) -> None:
         with self.copy(name):
             pass
 
-    def _pull(self, name: str, target: Path) -> None:
+    def _pull(self, name: str, new: Opener) -> None:
         made = hashlib.sha256()
 
         def take(block: bytes) -> None:
             made.update(block)
             stream.write(block)
 
-        with target.open("wb") as stream:
+        with new(self.sizes[name]) as stream:
             self.remote.pull(name, take)
-        self._require_checksum(name, made.hexdigest())
+            self._require_checksum(name, made.hexdigest())
 
     def _require_checksum(self, name: str, found: str) -> None:
         if f"{found}{SUFFIX}" != name:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from dsctl_core.remote.address import address_of, is_remote, is_web
 from dsctl_core.remote.archives import TAR, Inner, may_be_inside, shards, split
 from dsctl_core.remote.errors import RemoteError
-from dsctl_core.remote.local import local_copies
+from dsctl_core.remote.local import Opener, fill, local_copies
 from dsctl_core.remote.parquet import read_cell
 from dsctl_core.remote.store import Entry, Remote
 from dsctl_core.remote.tar import BLOCK, Container, index_of
@@ -240,23 +240,23 @@ def _item_inside(inner: Inner) -> Item | None:
             return None
         key = f"{container.path}\n{container.state}\n{place[0]} {place[1]}"
 
-        def copy_out(target: Path) -> None:
-            with target.open("wb") as stream:
+        def copy_out(new: Opener) -> None:
+            with new(place[1]) as stream:
                 for start in range(place[0], sum(place), BLOCK):
                     stream.write(container.read(start, min(start + BLOCK, sum(place))))
 
-        return Item(place[1], key, partial(copies.made, key, place[1], suffix, copy_out))
+        return Item(place[1], key, partial(copies.made, key, suffix, copy_out))
     row, _, rest = inner.name.partition("/")
     column = rest.partition("/")[0]
     if not row.isdecimal() or not column:
         return None
     key = f"{container.path}\n{container.state}\n{row} {column}"
 
-    def take_out(target: Path) -> None:
+    def take_out(new: Opener) -> None:
         with local(Path(inner.archive)) as table:
-            target.write_bytes(read_cell(table, container.state, int(row), column))
+            fill(new, read_cell(table, container.state, int(row), column))
 
-    return Item(None, key, partial(copies.made, key, None, suffix, take_out))
+    return Item(None, key, partial(copies.made, key, suffix, take_out))
 
 
 def _inner(path: str | Path) -> Inner | None:
