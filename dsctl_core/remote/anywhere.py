@@ -365,6 +365,12 @@ def _single(address: str) -> Entry | None:
     return remote.stat(name) if name else None
 
 
+def remote_at(folder: Path) -> Remote:
+    """Return the folder at an address, by the connections that its store has already."""
+    root, name = _root(address_of(folder))
+    return root.below(name) if name else root
+
+
 def _root(address: str) -> tuple[Remote, str]:
     """Return the bucket, host or repository of an address, and the name in it."""
     scheme, _, rest = address.partition("://")
