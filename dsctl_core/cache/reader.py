@@ -147,12 +147,16 @@ class CachedDataset(Sequence[dict[str, Any]]):
         A batch has entries of one bucket. Tensors in `padded` can be padded to the same shape.
         """
         found: dict[str, Hashable] = {}
-        if self._remote is not None:
-            self._remote.read_heads(self.shard_names[key] for entry in self.entries for key in entry.parts)
+        self.read_heads()
         for entry in {each.key: each for each in self.entries}.values():
             with self._structure_of(entry):
                 found[entry.key] = self._bucket(entry, padded)
         return [found[entry.key] for entry in self.entries]
+
+    def read_heads(self) -> None:
+        """Read the headers of all shards, where they have to be fetched, several at a time."""
+        if self._remote is not None:
+            self._remote.read_heads(self.shard_names[key] for entry in self.entries for key in entry.parts)
 
     def lengths(self, padded: Collection[str]) -> list[tuple[int, ...]]:
         """Return the lengths of the tensors in `padded` (1, T, ...) of each entry, in the order of their names."""
