@@ -27,10 +27,10 @@ from dsctl_core.cache.shard_reader import Shard
 from dsctl_core.cache.shards import SUFFIX
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import MOST_HEADER
-from dsctl_core.remote.anywhere import remote_at
 from dsctl_core.remote.errors import RemoteError
 from dsctl_core.remote.growing import supported
 from dsctl_core.remote.local import Opener, disk_limit, local_copies
+from dsctl_core.remote.lookup import remote_at
 from dsctl_core.remote.store import Entry
 
 SPARE = 8  # part of the limit of copies that a process may be fetching at a time

@@ -9,10 +9,10 @@ Read = Callable[[int, int], bytes]  # the bytes from a first position to before 
 
 
 class RangeFile(io.RawIOBase):
-    """A file of `size` bytes, of which `read` returns ranges."""
+    """A file of `size` bytes, of which `read` returns ranges. Some readers look at the suffix of its `name`."""
 
-    def __init__(self, size: int, read: Read) -> None:
-        self.size, self.position, self._read = size, 0, read
+    def __init__(self, size: int, read: Read, name: str = "") -> None:
+        self.size, self.position, self._read, self.name = size, 0, read, name
 
     def readable(self) -> bool:
         """Return True."""

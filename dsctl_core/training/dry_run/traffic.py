@@ -17,7 +17,7 @@ from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.cache.remote_shards import grows
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.frame_folder import files_of
-from dsctl_core.files.digest import digest_files
+from dsctl_core.files.digest import digest_files, digest_stream
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import is_remote
 from dsctl_core.remote.growing import block_count
@@ -80,7 +80,7 @@ def measure(source: UnifiedDataset | CachedDataset) -> Pace:
     if source.takes_folders:
         files = [file for path in files for file in files_of(path)]
     began = time.perf_counter()
-    anywhere.digests(files, digest_files)
+    anywhere.digests(files, digest_files, digest_stream)
     hashing = (time.perf_counter() - began) / len(chosen)
     size = sum(anywhere.file_size(str(path)) or 0 for path in files) / len(chosen)
     positions = [source.mixture.position_of(place) for place in spread(len(rows), ROWS)]
