@@ -88,6 +88,7 @@ def steps_of(cache: str | Path, place: Path, seconds: float) -> list[float]:
 
     os.environ["XDG_CACHE_HOME"] = str(place / "user")
     samples = CachedDataset(cache)
+    samples.check_at_start()  # as `dsctl train` does while the model loads
     module, logger = Waiting(seconds), ModelLogger(place / "run")
     launch_training_task(Accelerator(cpu=True), samples, module, logger, num_epochs=EPOCHS)
     lines = (place / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

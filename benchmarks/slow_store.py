@@ -36,6 +36,12 @@ class Line:
         time.sleep(max(until - time.monotonic(), 0))
 
 
+class Server(ThreadingHTTPServer):
+    """A server that takes many connections at a time, as a store does: with five waiting, the next waits a second."""
+
+    daemon_threads, request_queue_size = True, 128
+
+
 def handler_of(folder: Path, line: Line, latency: float) -> type[BaseHTTPRequestHandler]:
     """Return the class that answers."""
 
@@ -122,8 +128,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.02, help="seconds before the first byte")
     options = parser.parse_args()
     handler = handler_of(options.folder, Line(options.rate), options.latency)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), handler)
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()
 

@@ -19,6 +19,7 @@ from dsctl_core.files.digest import digest, digest_file
 from dsctl_core.files.json import checked, read_json, read_verified_json, through_json
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import is_remote, shown
+from dsctl_core.remote.lookup import look_again
 from dsctl_core.version import __version__
 
 FORMAT = 1  # increased when older files can no longer be read
@@ -167,7 +168,7 @@ def read_manifest(cache: Path) -> Manifest:
     """Read manifest.json; raise `DsctlError` if it is missing, was changed, or has another format."""
     path = cache / MANIFEST_FILE
     if is_remote(cache):
-        anywhere.look_again()
+        look_again()
         with _local(path, "use the address of a cache that `dsctl cache` made, with all its files") as copy:
             return read_manifest_file(path, copy)
     if not path.is_file():

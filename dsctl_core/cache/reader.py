@@ -91,7 +91,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
         with self._structure_of(entry):
             values = {name: decode(structure, None) for name, structure in entry.values.items()}
             for key in entry.parts:
-                if self._remote is None:  # a copy was verified when it was made
+                if self._remote is None:  # a copy is verified when it is whole
                     self.verified.require(self.shard_names[key])
                 shard = self._shards[self.shard_names[key]]
                 for name, structure in shard.structure(key).items():
@@ -129,7 +129,8 @@ class CachedDataset(Sequence[dict[str, Any]]):
     def reopened(self) -> CachedDataset:
         """Return this dataset with open files of its own, for a thread that reads beside others."""
         other = copy.copy(self)
-        other.verified, other._remote = copy.copy(self.verified), copy.copy(self._remote)
+        other.verified = copy.copy(self.verified)
+        other._remote = None if self._remote is None else self._remote.reopened()
         other._shards = other._remote or copy.copy(self._shards)
         return other
 
@@ -146,12 +147,16 @@ class CachedDataset(Sequence[dict[str, Any]]):
         A batch has entries of one bucket. Tensors in `padded` can be padded to the same shape.
         """
         found: dict[str, Hashable] = {}
-        if self._remote is not None:
-            self._remote.read_heads(self.shard_names[key] for entry in self.entries for key in entry.parts)
+        self.read_heads()
         for entry in {each.key: each for each in self.entries}.values():
             with self._structure_of(entry):
                 found[entry.key] = self._bucket(entry, padded)
         return [found[entry.key] for entry in self.entries]
+
+    def read_heads(self) -> None:
+        """Read the headers of all shards, where they have to be fetched, several at a time."""
+        if self._remote is not None:
+            self._remote.read_heads(self.shard_names[key] for entry in self.entries for key in entry.parts)
 
     def lengths(self, padded: Collection[str]) -> list[tuple[int, ...]]:
         """Return the lengths of the tensors in `padded` (1, T, ...) of each entry, in the order of their names."""
@@ -185,7 +190,16 @@ class CachedDataset(Sequence[dict[str, Any]]):
         """Begin to fetch what the samples at `positions` are made of, where it has to be fetched."""
         if self._remote is not None:
             entries = (self.entries[self.mixture.row_at(position)] for position in positions)
-            self._remote.fetch_ahead(self.shard_names[key] for entry in entries for key in entry.parts)
+            self._remote.fetch_ahead((self.shard_names[key], key) for entry in entries for key in entry.parts)
+
+    def pending(self) -> int:
+        """Return how many shards samples were read from that are not whole yet, and so not verified."""
+        return 0 if self._remote is None else self._remote.pending()
+
+    def finish(self) -> None:
+        """Wait until these are there, and raise the DsctlError of one that is damaged or cannot be fetched."""
+        if self._remote is not None:
+            self._remote.finish()
 
     def shards(self) -> list[Path]:
         """Return the paths of the shards, sorted by name."""

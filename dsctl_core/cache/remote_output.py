@@ -26,7 +26,7 @@ from dsctl_core.files.safetensors import header_in, header_length
 from dsctl_core.remote.address import address_of
 from dsctl_core.remote.errors import RemoteChanged, RemoteError, RemoteExists, RemoteMissing
 from dsctl_core.remote.leases import PROBE, RemoteWorker, unshared
-from dsctl_core.remote.local import local_copies
+from dsctl_core.remote.local import Opener, fill, local_copies
 from dsctl_core.remote.store import Entry, Remote
 
 ALONE = "0" * 16  # the group of a command that shares nothing
@@ -208,12 +208,13 @@ class RemoteOutput(CacheOutput):
     def read(self, name: str, keys: Collection[str]) -> Mapping[str, Part]:
         """Return some parts of a shard, by key."""
         size = self.sizes()[name]
-        with local_copies().made(name, size, SUFFIX, lambda target: self._fetch(name, target)) as copy:
-            return read_parts(copy, keys)
 
-    def _fetch(self, name: str, target: Path) -> None:
-        with target.open("wb") as stream:
-            self.remote.pull(f"{FOLDER}/{name}", stream.write)
+        def fetch(new: Opener) -> None:
+            with new(size) as stream:
+                self.remote.pull(f"{FOLDER}/{name}", stream.write)
+
+        with local_copies().made(name, SUFFIX, fetch) as copy:
+            return read_parts(copy, keys)
 
     def write(self, parts: Mapping[str, Part]) -> str:
         """Begin to upload a shard; wait for the one before the last, so that their number is bounded."""
@@ -224,7 +225,7 @@ class RemoteOutput(CacheOutput):
         if self._threads is None:
             self._threads = ThreadPoolExecutor(UPLOADS, thread_name_prefix="uploads")
         stack = ExitStack()
-        held = local_copies().made(name, len(content), SUFFIX, lambda target: _fill(target, content))
+        held = local_copies().made(name, SUFFIX, lambda new: fill(new, content))
         copy = stack.enter_context(held)  # until it is uploaded, nobody removes it
         self._uploads.append(self._threads.submit(self._upload, name, copy, stack))
         return name
@@ -308,10 +309,6 @@ class RemoteOutput(CacheOutput):
     def _require_own(self, name: str) -> None:
         if not self._is_own(name):
             raise _strange(f"{self.address}/{name}")
-
-
-def _fill(target: Path, content: bytes) -> None:
-    target.write_bytes(content)
 
 
 def _strange(address: str) -> DsctlError:

@@ -10,7 +10,7 @@ import json
 import os
 import struct
 from collections import OrderedDict
-from io import BufferedReader, BytesIO
+from io import BufferedReader, BytesIO, RawIOBase
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -46,17 +46,17 @@ DTYPES = {
 class Shard:
     """An open shard. Raises `DsctlError` where its header is not that of a shard.
 
-    With `head`, the bytes of the file up to the end of its header, nothing is opened, and no tensor can be read.
+    It is read from `source`, else from the file at `path`. A source that ends with the header has no tensors to read.
     """
 
-    def __init__(self, path: Path, head: bytes | None = None) -> None:
+    def __init__(self, path: Path, source: BytesIO | RawIOBase | None = None) -> None:
         self.path = path
         try:
-            self._file: BufferedReader | BytesIO = path.open("rb") if head is None else BytesIO(head)
-            (length,) = struct.unpack("<Q", self._file.read(8))
+            self._file: BufferedReader | BytesIO | RawIOBase = path.open("rb") if source is None else source
+            (length,) = struct.unpack("<Q", self._file.read(8) or b"")
             if length > MOST_HEADER:
                 raise ValueError("the header is too long")
-            self._header = self._file.read(length).decode()
+            self._header = (self._file.read(length) or b"").decode()
             self._data = 8 + length
             mark = f'"{HEADER_KEY}":'
             self._structures = str(DECODER.raw_decode(self._header, self._header.index(mark) + len(mark))[0])
@@ -72,6 +72,11 @@ class Shard:
         """Return the dtype, the shape and the place of a tensor; raise KeyError if the shard has none of the name."""
         found = _value_behind(self._header, f'"{name}":')
         return checked(found, TensorEntry, f"{self.path}: {name}", hint=REBUILD)
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Return where the bytes of a tensor begin and end in the file."""
+        begin, end = self.entry(name)["data_offsets"]
+        return self._data + begin, self._data + end
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor."""

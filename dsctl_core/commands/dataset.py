@@ -39,6 +39,7 @@ from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import is_remote, shown
 from dsctl_core.remote.archives import TAR
 from dsctl_core.remote.local import limit_disk
+from dsctl_core.remote.lookup import look_again
 from dsctl_core.report.dataset import report_page
 from dsctl_core.report.html import CACHE_PAGE, DATASET_PAGE, PAGE_KINDS
 
@@ -72,7 +73,7 @@ def validate(options: DatasetValidateOptions, progress: Progress | None = None) 
     is_table = base.suffix.lower() in READERS if is_remote(base) else base.is_file() and base.suffix != TAR
     if table is None and not tables and is_table:
         base, table = base.parent, base
-    anywhere.look_again()
+    look_again()
     sought = not tables and (table is None or options.metadata is not None)
     cached = sought and any(anywhere.is_file(base / name) for name in (MANIFEST_FILE, INDEX_FILE))
     if cached:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from dsctl_core.options.training import TrainingOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.stages.encode import deadline_after
 from dsctl_core.training.callbacks.mirror_warnings import MirrorWarnings
+from dsctl_core.training.loop.batches import fetch_first
 from dsctl_core.training.loop.loop import TrainingSummary, launch_training_task
 from dsctl_core.training.model.task_module import TaskModule
 from dsctl_core.training.output.folder import claim
@@ -104,11 +106,12 @@ def dry_run(options: TrainOptions, progress: Progress | None = None) -> DryRun:
 def run_training(plan: TrainingPlan, progress: Progress, deadline: float | None = None) -> TrainingSummary:
     """Do what `plan` says: encode or open the cache, build the module, train it, until `deadline` at the latest."""
     options, training, output = plan.options, plan.options.training, plan.options.output
-    with checked_in_background(plan.source, recheck=options.data.recheck) as check_cache:
+    with checked_in_background(plan.source, recheck=options.data.recheck) as background:
         samples = encoded_samples(plan, progress, deadline)
         about = describe_run(options, plan.model, plan.optimizer, plan.accelerator)
         on_bad_sample = plan.skipped.add if options.data.on_bad_sample == "skip" else None
         dataset, held_out = plan.callbacks.hold_out(samples)
+        background.then(partial(fetch_first, dataset, training.batch_size, training.seed, plan.accelerator, plan.state))
         for caution in cautions(plan, dataset):
             progress.note(f"Warning: {caution}")
         hooks = plan.callbacks.hooks(
@@ -128,7 +131,7 @@ def run_training(plan: TrainingPlan, progress: Progress, deadline: float | None 
         if plan.mirror is not None:
             hooks = [*hooks, MirrorWarnings(plan.mirror)]
         plan.skipped.start(is_main_process=plan.accelerator.is_main_process)
-        check_cache()
+        background.wait()
         return launch_training_task(
             plan.accelerator,
             dataset,
@@ -200,17 +203,36 @@ def encoded_samples(plan: TrainingPlan, progress: Progress, deadline: float | No
     return samples
 
 
+class Background:
+    """What is done while the model loads, one after another. `wait` waits for all, and raises the first error."""
+
+    def __init__(self) -> None:
+        self._thread, self._jobs = ThreadPoolExecutor(1), list[Future[None]]()
+
+    def then(self, job: Callable[[], None]) -> None:
+        """Do a job after those before it."""
+        self._jobs.append(self._thread.submit(job))
+
+    def wait(self) -> None:
+        """Wait until all is done."""
+        for job in self._jobs:
+            job.result()
+
+    def end(self) -> None:
+        """Begin nothing more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
 @contextmanager
-def checked_in_background(source: Source, *, recheck: bool) -> Iterator[Callable[[], None]]:
-    """Check a cache while the model loads; what is yielded waits for that, and raises what is wrong.
+def checked_in_background(source: Source, *, recheck: bool) -> Iterator[Background]:
+    """Check a cache while the model loads.
 
     Of a large cache each shard is read when a sample is first taken from it; with `recheck` every byte is read here.
     """
-    pool = ThreadPoolExecutor(1)
-    checked = None
+    background = Background()
     if isinstance(source, CachedDataset):
-        checked = pool.submit(source.check_shards if recheck else source.check_at_start)
+        background.then(source.check_shards if recheck else source.check_at_start)
     try:
-        yield lambda: None if checked is None else checked.result()
+        yield background
     finally:
-        pool.shutdown(wait=False)
+        background.end()

@@ -147,8 +147,8 @@ def _captions_in(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        with explained_os_errors(path), anywhere.local(path) as copy:
-            return copy.read_bytes().decode("utf-8-sig")
+        with explained_os_errors(path), anywhere.opened(path) as file:
+            return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         data = error.object
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):

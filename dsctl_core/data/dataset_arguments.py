@@ -8,6 +8,7 @@ from pathlib import Path
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import is_remote, is_web, refuse_secrets
+from dsctl_core.remote.lookup import list_again
 
 
 def existing_folder(base_path: str | Path) -> Path:
@@ -16,7 +17,7 @@ def existing_folder(base_path: str | Path) -> Path:
         raise UsageError("the dataset's base path is empty", hint="give the folder of the pictures or videos")
     path = Path(base_path)
     refuse_secrets(base_path)
-    anywhere.list_again(path)
+    list_again(path)
     if anywhere.is_dir(path) or is_web(path):
         return path
     if anywhere.exists(path):

@@ -80,7 +80,7 @@ def _is_media(path: Path) -> bool:
     try:
         if not anywhere.is_file(path):  # a pipe would wait for a writer
             return False
-        with anywhere.local(path) as copy, copy.open("rb") as file:
+        with anywhere.opened(path) as file:
             return media_of(file.read(SIGNATURE_BYTES)) is not None
     except OSError:
         return False

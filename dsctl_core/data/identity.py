@@ -18,7 +18,7 @@ from dsctl_core.data.kinds import media_suffixes
 from dsctl_core.data.known_files import CHUNK, is_fresh, state_from
 from dsctl_core.data.looking import look_at_files
 from dsctl_core.data.stacks import names_in
-from dsctl_core.files.digest import digest, digest_samples
+from dsctl_core.files.digest import digest, digest_sample, digest_samples
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import is_remote, is_web, place_of
 
@@ -111,7 +111,7 @@ class _Identifier:
             if path not in found and (size := self._size_of(path)) is not None:
                 new[Path(path)] = size
         self.others = self.others or bool(new)
-        digests = anywhere.digests(new, digest_samples) if new else {}
+        digests = anywhere.digests(new, digest_samples, digest_sample) if new else {}
         found |= {str(path): (size, digests[path]) for path, size in new.items()}
         for path, (_, is_cell) in zip(paths, names, strict=True):
             if (about := found.get(path) or found.get(str(Path(path)))) is None:

@@ -66,7 +66,7 @@ class LoadImage(Operator):
         path = Path(value)
         with explained_os_errors(path):
             require_file(path)
-            with anywhere.local(path) as copy, copy.open("rb") as stream, refused_bombs():
+            with anywhere.opened(path) as stream, refused_bombs():
                 return picture_size(path, stream)
 
 
@@ -123,9 +123,9 @@ def open_image(path: Path, stream: BinaryIO | None = None) -> Iterator[PilImage.
         require_file(path)
     refuse_unread(path)
     try:
-        with anywhere.local(path) if stream is None else nullcontext(path) as copy:
+        with anywhere.opened(path) if stream is None else nullcontext(stream) as source:
             with refused_bombs() if stream is None else nullcontext():
-                image = _opened(path, copy if stream is None else stream)
+                image = _opened(path, source)
             with image:
                 refuse_no_picture(path, image.format)
                 yield image
@@ -207,10 +207,10 @@ def ends_properly(stream: BinaryIO, image_format: str | None) -> bool:
     return image_format in ("AVIF", "HEIF") and _boxes_end(stream, size)
 
 
-def _opened(path: Path, source: Path | BinaryIO) -> PilImage.Image:
+def _opened(path: Path, source: BinaryIO) -> PilImage.Image:
     """Open an image with Pillow, which gets the plugin of its format if it does not know it.
 
-    `source` is a local file, or the open one, with the content of the file at `path`.
+    `source` is the open file at `path`.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -223,7 +223,7 @@ def _opened(path: Path, source: Path | BinaryIO) -> PilImage.Image:
 
 
 def _head(path: Path) -> bytes:
-    with anywhere.local(path) as copy, copy.open("rb") as file:
+    with anywhere.opened(path) as file:
         return file.read(64)
 
 

@@ -85,8 +85,8 @@ def inspect_all(paths: list[Path], videos: bool) -> list[FileFacts | DataError]:
 def _inspect_picture(path: Path) -> FileFacts:
     from PIL import Image
 
-    with explained_os_errors(path), anywhere.local(path) as copy:
-        data = copy.read_bytes()
+    with explained_os_errors(path), anywhere.opened(path) as file:
+        data = file.read()
     with refused_bombs(), open_image(path, BytesIO(data)) as image:
         require_known_range(image, path)
         picture_format, frames = str(image.format), int(getattr(image, "n_frames", 1))
@@ -144,7 +144,7 @@ def perceptual_hash(image: PilImage.Image) -> tuple[bytes, int]:
 
 
 def _inspect_video(path: Path) -> FileFacts:
-    with explained_os_errors(path), anywhere.local(path) as copy, copy.open("rb") as file:
+    with explained_os_errors(path), anywhere.opened(path) as file:
         digest, file_bytes = bytes.fromhex(digest_stream(file)), file.tell()
         sample = bytes.fromhex(sample_of(file, file_bytes))
     times, end, size = decode_all(path)

@@ -18,7 +18,6 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -202,21 +201,23 @@ class KnownFiles:
             apart = anywhere.is_apart(path)
             state = state_of(path) if apart else None  # a remote file that is read keeps its version until the end
             # A Path for each of millions costs more than the rest.
-            with _local(path) as copy, open(copy, "rb") as stream:  # noqa: PTH123
-                status = os.fstat(stream.fileno())
+            with anywhere.opened(Path(path)) if apart else open(path, "rb") as stream:  # noqa: PTH123
+                status = None if apart else os.fstat(stream.fileno())
+                file_bytes = stream.seek(0, os.SEEK_END) if status is None else status.st_size
+                stream.seek(0)
                 # A small file is read in one go.
-                source: BinaryIO = BytesIO(stream.read()) if status.st_size <= SAMPLE * SAMPLES else stream
+                source: BinaryIO = BytesIO(stream.read()) if file_bytes <= SAMPLE * SAMPLES else stream
                 frames = None
                 if self._is_clip(path):
                     found = survey_clip(Path(path), source)
                     size, frames = found.size, pack_times(found.times, found.end)
                 else:
                     size = plain_size(path, source) or _opened_size(path, source)
-                sample = bytes.fromhex(sample_of(source, status.st_size))
+                sample = bytes.fromhex(sample_of(source, file_bytes))
                 digest = bytes.fromhex(digest_stream(source)) if whole else None
         except (DataError, OSError):
             return None
-        return self.record(path, state if apart else status, status.st_size, size, sample, digest, frames=frames)
+        return self.record(path, state if apart else status, file_bytes, size, sample, digest, frames=frames)
 
     def record(
         self,
@@ -297,10 +298,6 @@ class KnownFiles:
 def _opened_size(path: str, stream: BinaryIO) -> tuple[int, int]:
     stream.seek(0)
     return picture_size(Path(path), stream)
-
-
-def _local(path: str) -> AbstractContextManager[str | Path]:
-    return anywhere.local(Path(path)) if anywhere.is_apart(path) else nullcontext(path)
 
 
 def state_of(path: str) -> bytes | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dsctl_core.data.images import COPY_AGAIN
 from dsctl_core.data.operators import require_file
@@ -155,7 +155,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     require_file(path)
     require_gif_trailer(path)
     try:
-        with anywhere.local(path) as copy, av.open(str(copy)) as container:
+        with _source(path) as source, av.open(source) as container:
             if not container.streams.video:
                 raise DataError(f"{path} has no video stream", hint="use another file, or remove the row", kind="video")
             stream = container.streams.video[0]
@@ -172,6 +172,16 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         ) from error
 
 
+@contextmanager
+def _source(path: Path) -> Iterator[str | BinaryIO]:
+    """Give what PyAV reads: of a file of its own its path, else the open file."""
+    if anywhere.is_apart(path):
+        with anywhere.opened(path) as stream:
+            yield stream
+    else:
+        yield str(path)
+
+
 def _require_bounded(path: Path, width: int, height: int) -> None:
     """Raise `DataError` for frames of more pixels than pictures may have, before any of them is decoded."""
     from PIL import Image
@@ -186,7 +196,7 @@ def _require_bounded(path: Path, width: int, height: int) -> None:
 
 def require_gif_trailer(path: Path) -> None:
     """Raise `DataError` for a GIF without its trailer; the decoders would treat a truncated GIF as a complete one."""
-    with explained_os_errors(path), anywhere.local(path) as copy, copy.open("rb") as file:
+    with explained_os_errors(path), anywhere.opened(path) as file:
         if file.read(4) != b"GIF8":
             return
         file.seek(-1, 2)

@@ -82,9 +82,14 @@ def digest_samples(paths: Iterable[Path]) -> dict[Path, str]:
 def _digest_sample(path: Path) -> str:
     try:
         with path.open("rb") as stream:
-            return sample_of(stream, os.fstat(stream.fileno()).st_size)
+            return digest_sample(stream)
     except OSError as error:
         raise DsctlError(f"{path} cannot be read: {error.strerror or error}", hint="check the path") from error
+
+
+def digest_sample(stream: BinaryIO) -> str:
+    """Return the hash of `digest_samples` of an open file."""
+    return sample_of(stream, stream.seek(0, os.SEEK_END))
 
 
 def sample_of(stream: BinaryIO, size: int) -> str:

@@ -208,7 +208,7 @@ IN_TABLES = Idle(
 )
 NO_REMOTE = Idle(
     ("remote_cache_gb",),
-    "on files of this machine that are in no tar or Parquet table: nothing is copied",
+    "on files of this machine that are in no Parquet table: nothing is copied",
     "leave it out, or give the dataset or the cache by its address, such as s3://bucket/folder",
     when=lambda options: options.all_local,
 )

@@ -13,6 +13,8 @@ from pathlib import Path
 from dsctl_core.errors import BUCKETS, HOST, UsageError, masked
 
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(?=[^/])", re.IGNORECASE)  # of two letters or more: C:/ is a drive
+CHAIN = re.compile(r"([a-z][a-z0-9+.-]*)(:/+\S*)?::(?=/|\S*:/)", re.IGNORECASE)  # simplecache::s3://, zip://a::s3://
+CACHES = ("simplecache", "filecache", "blockcache", "cached")
 SHORTEST = 6  # characters of the shortest address, ab:/cd; most paths are told apart by their first ones
 HINT = "give the address alone: credentials come from the environment, as the client library of the store reads them"
 
@@ -47,6 +49,7 @@ def given_address(path: str | Path) -> str:
 
     Raises UsageError also for one with a query or a chain of schemes in it, and for what may be a password.
     """
+    _refuse_chain(str(path))
     address = address_of(path)
     scheme, _, rest = address.partition("://")
     if ":" in rest.partition("/")[0] and "@" in rest:  # a password may have a slash
@@ -62,12 +65,32 @@ def given_address(path: str | Path) -> str:
 
 
 def refuse_secrets(path: str | Path) -> None:
-    """Raise UsageError for a path with an address in it that may have a password, such as one behind a space."""
+    """Raise UsageError for a path with an address in it that may have a password, such as one behind a space.
+
+    So it does for a chain of schemes, which is no address here.
+    """
     text = str(path)
+    _refuse_chain(text)
     if is_remote(text):
         given_address(text)
     elif masked(text) != text:
         raise UsageError(f"the path {masked(text)!r} has an address in it, with a user or a password", hint=HINT)
+
+
+def _refuse_chain(text: str) -> None:
+    """Raise UsageError for a chain of file systems, as fsspec has them: `simplecache::s3://`, `zip://a.zip::s3://`."""
+    found = CHAIN.match(text)
+    if found is None:
+        return
+    first = found[1].lower()
+    if first in CACHES:
+        hint = "give what is behind it alone, such as s3://bucket/folder: copies are kept anyway, see --remote-cache-gb"
+    else:
+        hint = (
+            "give one address, such as s3://bucket/folder; of archives, tars and Parquet tables are read where they "
+            "are, such as s3://bucket/shard-{000000..000009}.tar, and others are to be unpacked"
+        )
+    raise UsageError(f"an address that begins with {first} and has :: in it is a chain, which is not read", hint=hint)
 
 
 def _secret(scheme: str, rest: str) -> UsageError:

@@ -1,105 +1,31 @@
 """Look at files, and read them, wherever they are: on a disk, or at an address that is held in a path.
 
-What asks here with a local path gets what `pathlib` says. A remote file is looked up in the listing of its dataset,
-which `list_again` makes, or else with a request of its own, as in a process that was started for some files.
+What asks here with a local path gets what `pathlib` says. For remote files see dsctl_core.remote.lookup.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
 import stat
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache, partial
-from itertools import islice, takewhile
+from functools import partial
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from dsctl_core.remote.address import address_of, is_remote, is_web
 from dsctl_core.remote.archives import TAR, Inner, may_be_inside, shards, split
-from dsctl_core.remote.errors import RemoteError
-from dsctl_core.remote.local import local_copies
+from dsctl_core.remote.local import Opener, fill, local_copies
+from dsctl_core.remote.lookup import Kind, Listing, entry_at, kinds, listing_of, root_of
 from dsctl_core.remote.parquet import read_cell
-from dsctl_core.remote.store import Entry, Remote
+from dsctl_core.remote.ranges import RangeFile
+from dsctl_core.remote.store import Remote
 from dsctl_core.remote.tar import BLOCK, Container, index_of
 
-log = logging.getLogger(__name__)
-LISTINGS = 16  # of datasets that are kept
-SINGLE = 4096  # files that were looked up one by one, and are kept
-
-
-class Kind(NamedTuple):
-    """What is at a path: a name in a folder, and whether it is a folder itself."""
-
-    name: str
-    is_folder: bool
-
-
-class Listing:
-    """The files below an address at one moment, sorted by name."""
-
-    def __init__(self, remote: Remote) -> None:
-        self.remote = remote
-        found = sorted(entry for entry in remote.list() if entry.name)  # some stores list a file as what is below it
-        odd = [entry.name for entry in found if not {"", ".", ".."}.isdisjoint(entry.name.split("/"))]
-        if odd:
-            found = [entry for entry in found if entry.name not in set(odd)]
-            log.warning("%d files below %s are left out: %r is no path of a file", len(odd), remote.address, odd[0])
-        self.names = [entry.name for entry in found]
-        self._entries = found
-        self.state = hashlib.sha256("\n".join(map(str, found)).encode("utf-8", "surrogatepass")).hexdigest()
-
-    def entry(self, name: str) -> Entry | None:
-        """Return the file `name`."""
-        place = bisect_left(self.names, name)
-        return self._entries[place] if place < len(self.names) and self.names[place] == name else None
-
-    def has_folder(self, name: str) -> bool:
-        """Return whether there are files below `name`; "" is the address itself."""
-        start = f"{name}/" if name else ""
-        place = bisect_left(self.names, start)
-        return place < len(self.names) and self.names[place].startswith(start)
-
-    def inside(self, name: str) -> list[Kind]:
-        """Return what is in the folder `name`, sorted by name."""
-        start = f"{name}/" if name else ""
-        first = bisect_left(self.names, start)
-        return _kinds(takewhile(lambda each: each.startswith(start), islice(self.names, first, None)), start)
-
-
-def _kinds(names: Iterable[str], start: str) -> list[Kind]:
-    """Return what is in a folder, sorted by name: `names` are those of all files below it, which begin with `start`."""
-    found: dict[str, bool] = {}
-    for name in names:
-        first, slash, _ = name[len(start) :].partition("/")
-        found[first] = found.get(first, False) or bool(slash)
-    return [Kind(name, is_folder) for name, is_folder in sorted(found.items())]
-
-
-_listings: dict[str, Listing] = {}  # by address; children of a fork have those of their parent
-
-
-def list_again(base: Path) -> None:
-    """List the files below `base`, if it is an address that can be listed: what is there now is what a command uses."""
-    if not is_remote(base):
-        return
-    address = address_of(base)
-    _single.cache_clear()
-    _listings.pop(address, None)
-    if is_web(address):
-        return
-    while len(_listings) >= LISTINGS:
-        del _listings[next(iter(_listings))]
-    _listings[address] = Listing(Remote(address))
-
-
-def look_again() -> None:
-    """Forget the files that were looked up one by one: what is there now is what counts."""
-    _single.cache_clear()
+MEMBER = 2**16  # bytes that are read at a time of a file in a tar
 
 
 def is_apart(path: str | Path) -> bool:
@@ -130,7 +56,7 @@ def is_dir(path: Path) -> bool:
     if not is_remote(path):
         return path.is_dir()
     address = address_of(path)
-    listing, name = _listing_of(address)
+    listing, name = listing_of(address)
     if listing is not None:
         return listing.has_folder(name)
     if is_web(address):
@@ -150,7 +76,7 @@ def inside(folder: Path) -> list[Kind]:
     if _inner(folder) is not None or _tars(folder):
         return _inside_tar(folder)
     address = address_of(folder)
-    listing, name = _listing_of(address)
+    listing, name = listing_of(address)
     return listing.inside(name) if listing is not None else Listing(Remote(address)).inside("")
 
 
@@ -167,6 +93,16 @@ def local(path: Path) -> Iterator[Path]:
         yield copy
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open the file at `path` to read it. What lies in an archive on a disk is read in place, without a copy.
+
+    Raises FileNotFoundError if there is none.
+    """
+    with _required(path).open() if is_apart(path) else path.open("rb") as stream:
+        yield stream
+
+
 def state_of(path: str | Path) -> tuple[int, bytes] | None:
     """Return the size of the remote file at `path` and a digest of 32 bytes of its version; None if there is none."""
     item = _item(path)
@@ -181,7 +117,7 @@ def state_of_folder(folder: Path) -> str | None:
         return None if None in found else _digest("\n".join(each.state for each in found if each is not None)).hex()
     if not is_remote(folder):
         return None
-    listing, name = _listing_of(address_of(folder))
+    listing, name = listing_of(address_of(folder))
     return None if listing is None or name else listing.state
 
 
@@ -204,34 +140,40 @@ def file_size(path: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def digests(paths: Iterable[Path], of: Callable[[Iterable[Path]], dict[Path, str]]) -> dict[Path, str]:
-    """Return what `of` returns for files, by path; the copies of remote ones are held one after another."""
+def digests(
+    paths: Iterable[Path], of: Callable[[Iterable[Path]], dict[Path, str]], of_stream: Callable[[BinaryIO], str]
+) -> dict[Path, str]:
+    """Return what `of` returns for files, by path; of others, one after another, what `of_stream` returns."""
     wanted = list(paths)
     found = of(path for path in wanted if not is_apart(path))
     for path in filter(is_apart, wanted):
-        with local(path) as copy:
-            found[path] = of([copy])[copy]
+        with opened(path) as stream:
+            found[path] = of_stream(stream)
     return found
 
 
 class Item(NamedTuple):
-    """A file that is not one of its own on a disk: its size, if that is known, what identifies it, and its copy."""
+    """A file that is not one of its own on a disk.
+
+    It has a size, if that is known, what identifies it, a local copy, and what opens it, where it can in its place.
+    """
 
     size: int | None
     key: str
     hold: Callable[[], AbstractContextManager[Path]]
+    open: Callable[[], AbstractContextManager[BinaryIO]]
 
 
 def _item(path: str | Path) -> Item | None:
     inner = _inner(path)
     if inner is not None:
         return _item_inside(inner)
-    entry = _entry(path)
+    entry = entry_at(path)
     if entry is None:
         return None
     address = address_of(path)
-    hold = partial(local_copies().held, _root(address)[0], entry)
-    return Item(entry.size, f"{address}\n{entry.size}\n{entry.version}", hold)
+    hold = partial(local_copies().held, root_of(address)[0], entry)
+    return Item(entry.size, f"{address}\n{entry.size}\n{entry.version}", hold, partial(_opened_copy, hold))
 
 
 def _item_inside(inner: Inner) -> Item | None:
@@ -245,23 +187,44 @@ def _item_inside(inner: Inner) -> Item | None:
             return None
         key = f"{container.path}\n{container.state}\n{place[0]} {place[1]}"
 
-        def copy_out(target: Path) -> None:
-            with target.open("wb") as stream:
+        def copy_out(new: Opener) -> None:
+            with new(place[1]) as stream:
                 for start in range(place[0], sum(place), BLOCK):
                     stream.write(container.read(start, min(start + BLOCK, sum(place))))
 
-        return Item(place[1], key, partial(copies.made, key, place[1], suffix, copy_out))
+        hold = partial(copies.made, key, suffix, copy_out)
+        in_place = partial(_opened_member, inner, place[0], place[1])
+        return Item(place[1], key, hold, partial(_opened_copy, hold) if is_remote(inner.archive) else in_place)
     row, _, rest = inner.name.partition("/")
     column = rest.partition("/")[0]
     if not row.isdecimal() or not column:
         return None
     key = f"{container.path}\n{container.state}\n{row} {column}"
 
-    def take_out(target: Path) -> None:
+    def content() -> bytes:
         with local(Path(inner.archive)) as table:
-            target.write_bytes(read_cell(table, container.state, int(row), column))
+            return read_cell(table, container.state, int(row), column)
 
-    return Item(None, key, partial(copies.made, key, None, suffix, take_out))
+    hold = partial(copies.made, key, suffix, lambda new: fill(new, content()))
+    return Item(None, key, hold, lambda: BytesIO(content()))
+
+
+@contextmanager
+def _opened_copy(hold: Callable[[], AbstractContextManager[Path]]) -> Iterator[BinaryIO]:
+    with hold() as copy, copy.open("rb") as stream:
+        yield stream
+
+
+@contextmanager
+def _opened_member(inner: Inner, first: int, size: int) -> Iterator[BinaryIO]:
+    """Open a file of a tar on a disk, of `size` bytes from byte `first` on, in its place."""
+    with Path(inner.archive).open("rb", buffering=0) as tar:
+
+        def read(start: int, end: int) -> bytes:
+            tar.seek(first + start)
+            return tar.read(end - start)
+
+        yield BufferedReader(RangeFile(size, read, inner.name), MEMBER)
 
 
 def _inner(path: str | Path) -> Inner | None:
@@ -292,7 +255,7 @@ def _inside_tar(folder: Path) -> list[Kind]:
     if tar is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     start = f"{name}/" if name else ""
-    return _kinds((each for each in index_of(tar)["files"] if each.startswith(start)), start)
+    return kinds((each for each in index_of(tar)["files"] if each.startswith(start)), start)
 
 
 def tar_at(path: Path) -> Container:
@@ -305,10 +268,10 @@ def tar_at(path: Path) -> Container:
 
 def _container(archive: str) -> Container | None:
     if is_remote(archive):
-        entry = _entry(archive)
+        entry = entry_at(archive)
         if entry is None:
             return None
-        remote = _root(address_of(archive))[0]
+        remote = root_of(address_of(archive))[0]
         return Container(archive, entry.size, f"{entry.size} {entry.version}", partial(remote.read, entry))
     try:
         status = os.stat(archive)  # noqa: PTH116 - for every file of a dataset
@@ -340,47 +303,5 @@ def _required(path: Path) -> Item:
 def _bytes_of(item: Item) -> int:
     if item.size is not None:
         return item.size
-    with item.hold() as copy:
-        return copy.stat().st_size
-
-
-def _entry(path: str | Path) -> Entry | None:
-    """Return the file at an address, with its name below the root of its store."""
-    address = address_of(path)
-    listing, name = _listing_of(address)
-    if listing is None or (not name and not listing.names):  # what has nothing below it may be a file
-        return _single(address)
-    found = listing.entry(name) if name else None
-    return None if found is None else found._replace(name=_root(address)[1])
-
-
-def _listing_of(address: str) -> tuple[Listing | None, str]:
-    """Return the listing that an address is in, and its name in there."""
-    for base, listing in _listings.items():
-        if address == base:
-            return listing, ""
-        if address.startswith(base) and address[len(base)] == "/":
-            return listing, address[len(base) + 1 :]
-    return None, ""
-
-
-@lru_cache(maxsize=SINGLE)
-def _single(address: str) -> Entry | None:
-    remote, name = _root(address)
-    return remote.stat(name) if name else None
-
-
-def _root(address: str) -> tuple[Remote, str]:
-    """Return the bucket, host or repository of an address, and the name in it."""
-    scheme, _, rest = address.partition("://")
-    parts = rest.split("/")
-    count = 3 if scheme == "hf" else 1  # datasets/user/name
-    if len(parts) < count:
-        raise RemoteError(f"{address} is no folder of a repository", hint="write it as hf://datasets/user/name")
-    return _opened(f"{scheme}://{'/'.join(parts[:count])}"), "/".join(parts[count:])
-
-
-@lru_cache(maxsize=LISTINGS)
-def _opened(address: str) -> Remote:
-    """Return the store at an address: its connections are kept."""
-    return Remote(address)
+    with item.open() as stream:
+        return stream.seek(0, os.SEEK_END)

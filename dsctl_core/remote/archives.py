@@ -46,14 +46,14 @@ def split(text: str) -> Inner | None:
 
 
 def is_copied(path: Path) -> bool:
-    """Return whether files of a dataset at a path are read from local copies: at an address, or out of archives.
+    """Return whether local copies are made of what a dataset at a path has: at an address, or in Parquet tables.
 
-    The local ones are looked for in the folder, or in that of the table.
+    The local ones are looked for in the folder, or in that of the table. Tars on a disk are read in place.
     """
-    if is_remote(path) or path.suffix in (TAR, PARQUET):
+    if is_remote(path) or path.suffix == PARQUET:
         return True
     walked = os.walk(path.parent if path.is_file() else path)
-    return any(name.endswith((TAR, PARQUET)) for _, _, names in walked for name in names)
+    return any(name.endswith(PARQUET) for _, _, names in walked for name in names)
 
 
 def shards(archive: str) -> list[str]:

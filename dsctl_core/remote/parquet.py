@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.remote.local import local_copies
+from dsctl_core.remote.local import Opener, local_copies
 
 BYTES, PATH = "bytes", "path"  # the fields of such a cell
 WIDE, NARROW = 65536, 64  # cells that are read at a time, of paths and of bytes
@@ -100,18 +100,28 @@ def read_cell(table: Path, state: str, row: int, column: str) -> bytes:
     starts = group_starts(table, state)
     group = bisect_right(starts, row) - 1
 
-    def take_out(target: Path) -> None:
+    def take_out(new: Opener) -> None:
         with pyarrow.parquet.ParquetFile(table) as file:
             kind = file.schema_arrow.field(column).type
             only = f"{column}.{BYTES}" if pyarrow.types.is_struct(kind) else column
             part = file.read_row_group(group, columns=[only])
-        with pyarrow.OSFile(str(target), "wb") as sink, pyarrow.ipc.new_file(sink, part.schema) as writer:
-            writer.write_table(part)
+        counted = pyarrow.MockOutputStream()
+        _write(part, counted)
+        with new(counted.size()) as stream:
+            _write(part, stream)
 
     key = f"column {column} of group {group}\n{state}"
-    with local_copies().made(key, None, ".arrow", take_out) as pack, pyarrow.memory_map(str(pack)) as source:
+    with local_copies().made(key, ".arrow", take_out) as pack, pyarrow.memory_map(str(pack)) as source:
         cell = pyarrow.ipc.open_file(source).read_all()[column][row - starts[group]].as_py()
     content = cell.get(BYTES) if isinstance(cell, dict) else cell
     if content is None:
         raise DsctlError(f"row {row + 1} of {table} has no file in {column}", hint="remove the row")
     return bytes(content)
+
+
+def _write(table: Any, sink: Any) -> None:
+    """Write an Arrow table as a file."""
+    import pyarrow
+
+    with pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)

@@ -42,6 +42,12 @@ class Remote:
         self.address, self.patience = address_of(address), patience or Patience()
         self._backend: tuple[int, Backend] | None = None
 
+    def below(self, folder: str) -> Remote:
+        """Return a folder below this one, by the same connections."""
+        made = Remote(self._address(folder), self.patience)
+        made._backend = self._backend
+        return made
+
     def __getstate__(self) -> dict[str, object]:
         """Leave out the connections, which belong to one process."""
         return {"address": self.address, "patience": self.patience, "_backend": None}

@@ -9,10 +9,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
@@ -20,7 +19,8 @@ from typing_extensions import TypedDict
 
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.json import checked, parse_json
-from dsctl_core.remote.local import local_copies
+from dsctl_core.remote.local import Opener, fill, local_copies
+from dsctl_core.remote.ranges import RangeFile, Read
 
 BLOCK = 8 * 2**20  # bytes of a read while a tar is gone through
 TEXTS = (".txt", ".caption", ".json", ".text")  # suffixes of what is kept with the index
@@ -29,7 +29,6 @@ KEPT = 64  # indices in memory
 FILE, LINK = "file", "link"
 FORM = 2  # of an index: another number for another content
 
-Read = Callable[[int, int], bytes]  # the bytes from a first position to before a last one
 Place = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]  # first byte, size
 
 
@@ -60,10 +59,10 @@ class Container(NamedTuple):
 def index_of(tar: Container) -> Index:
     """Return the index of a tar, from the local copies or else by going through it. Raises DsctlError for a bad one."""
 
-    def make(target: Path) -> None:
-        target.write_text(json.dumps(read_index(tar)), encoding="utf-8")
+    def make(new: Opener) -> None:
+        fill(new, json.dumps(read_index(tar)).encode())
 
-    with local_copies().made(f"index {FORM} of {tar.path}\n{tar.state}", None, ".json", make) as path:
+    with local_copies().made(f"index {FORM} of {tar.path}\n{tar.state}", ".json", make) as path:
         return checked(parse_json(path.read_text(encoding="utf-8"), str(path)), Index, str(path))
 
 
@@ -74,7 +73,7 @@ def read_index(tar: Container) -> Index:
     """
     found = Index(files={}, texts={}, left={})
     skipped: dict[str, str] = {}  # what is no file of its own, by name: a hard link may lead to it
-    stream = io.BufferedReader(_Ranges(tar), BLOCK)
+    stream = io.BufferedReader(RangeFile(tar.size, tar.read), BLOCK)
     try:
         with tarfile.open(fileobj=stream, mode="r:") as opened:
             for member in opened:
@@ -144,35 +143,3 @@ def _require_end(tar: Container, end: int) -> None:
             if place < end + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"the header at byte {end} is damaged")
             raise tarfile.ReadError(f"there is more behind its end at byte {end}, from byte {place} on")
-
-
-class _Ranges(io.RawIOBase):
-    """A tar as a file that can be sought in."""
-
-    def __init__(self, tar: Container) -> None:
-        self.tar, self.position = tar, 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self.position
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Set the position."""
-        self.position = offset + (0, self.position, self.tar.size)[whence]
-        return self.position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Read into a buffer."""
-        end = min(self.position + len(buffer), self.tar.size)
-        data = self.tar.read(self.position, end) if end > self.position else b""
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)

@@ -19,7 +19,7 @@ from dsctl_core.data.frame_folder import files_of
 from dsctl_core.data.looking import look_at_files
 from dsctl_core.data.operators import require_file
 from dsctl_core.errors import DsctlError
-from dsctl_core.files.digest import digest, digest_file, digest_files
+from dsctl_core.files.digest import digest, digest_file, digest_files, digest_stream
 from dsctl_core.losses import find_loss
 from dsctl_core.losses.contract import Sides
 from dsctl_core.pipeline import BasePipeline
@@ -104,7 +104,7 @@ def _digests(dataset: UnifiedDataset, paths: Iterable[Path]) -> dict[Path, str]:
     for part in dataset.parts:
         records = {} if part.known is None else part.known.records([str(path) for path in wanted])
         found |= {Path(path): each.whole.hex() for path, each in records.items() if each.whole is not None}
-    return {**found, **anywhere.digests((path for path in wanted if path not in found), digest_files)}
+    return {**found, **anywhere.digests((path for path in wanted if path not in found), digest_files, digest_stream)}
 
 
 def _is_known(dataset: UnifiedDataset, path: Path) -> bool:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.cache.remote_shards import grows
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.frame_folder import files_of
-from dsctl_core.files.digest import digest_files
+from dsctl_core.files.digest import digest_files, digest_stream
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.growing import block_count
 from dsctl_core.remote.local import disk_limit
 from dsctl_core.remote.s3 import PAGE, PART
 from dsctl_core.remote.store import RANGE
@@ -78,7 +80,7 @@ def measure(source: UnifiedDataset | CachedDataset) -> Pace:
     if source.takes_folders:
         files = [file for path in files for file in files_of(path)]
     began = time.perf_counter()
-    anywhere.digests(files, digest_files)
+    anywhere.digests(files, digest_files, digest_stream)
     hashing = (time.perf_counter() - began) / len(chosen)
     size = sum(anywhere.file_size(str(path)) or 0 for path in files) / len(chosen)
     positions = [source.mixture.position_of(place) for place in spread(len(rows), ROWS)]
@@ -178,9 +180,9 @@ def _of_cache(source: CachedDataset, samples: float, *, batches: bool) -> tuple[
 def requests_of_reading(shards: int, size: float = 0, *, headers: bool = False, turns: float = 1) -> float:
     """Return the requests of one node that reads `shards` of `size` bytes, on average, `turns` times.
 
-    Manifest and index, a listing, a look and a download for each shard, and the headers where batches are formed.
+    Manifest and index, a listing, the pieces of each shard, and the headers where batches are formed.
     """
-    pieces = 1 + max(math.ceil(size / RANGE), 1)
+    pieces = block_count(round(size)) if grows(round(shards * size)) else max(math.ceil(size / RANGE), 1)
     return 4 + math.ceil(shards / PAGE) + turns * shards * pieces + (shards if headers else 0)
 
 

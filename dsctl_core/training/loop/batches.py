@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.dataset import ROW_SEED
 from dsctl_core.data.sampler import BatchPlan
@@ -18,6 +19,11 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.random import derive_seed
 from dsctl_core.training.loop.reading import Reading, ThreadedLoader, pin_tensors
 from dsctl_core.training.loop.signals import leave_interrupts_to_the_main_process
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dsctl_core.training.state.folder import SavedState
 
 AHEAD = 16  # batches of a process that are fetched while one is used
 
@@ -156,3 +162,21 @@ def batch_loader(
         worker_init_fn=leave_interrupts_to_the_main_process,
     )
     return ThreadedLoader(loader, reading.ahead, device) if reading.in_thread else loader
+
+
+def fetch_first(dataset: Any, batch_size: int, seed: int, accelerator: Accelerator, state: SavedState | None) -> None:
+    """Begin to fetch what the first samples of a run are made of, at its start or from `state` on.
+
+    Which these are depends, for batches of several samples, on the shapes of all: then the headers are read that tell.
+    """
+    if not isinstance(dataset, CachedDataset):
+        return
+    if batch_size > 1:
+        dataset.read_heads()
+        return
+    plan, processes = BatchPlan(len(dataset), batch_size, seed), accelerator.num_processes
+    rounds = MicroBatches(plan, accelerator.process_index, processes, fetch_ahead=dataset.fetch_ahead)
+    if state is not None:
+        rounds.epoch = state.about["epoch"]
+        rounds.first = state.about["step_in_epoch"] * state.about["settings"]["samples_per_step"] // processes
+    next(iter(rounds), None)

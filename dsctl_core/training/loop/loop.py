@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from dsctl_core.training.loop.finite_checks import (
     require_some_gradient,
     require_trained_loss,
 )
-from dsctl_core.training.loop.reading import end_workers, plan_reading, read_alone
+from dsctl_core.training.loop.reading import end_workers, plan_reading, read_alone, verify_read
 from dsctl_core.training.loop.signals import STOPS, StopSignals, TrainingStopped
 from dsctl_core.training.optim.lr_schedule import LRSchedule
 from dsctl_core.training.output.logger import Continuation, ModelLogger, StepRecord
@@ -162,6 +163,7 @@ def launch_training_task(
         snapshots.on_written = on_saved
     loop = _Loop(run, dataset, rounds, loader, hooks, snapshots, batch_size, max_grad_norm, on_bad_sample)
     loop.by_dataset, loop.stop.deadline = LossByDataset(labels), deadline
+    loop.verify = partial(verify_read, read, shown)
     loop.save_steps, loop.save_epochs = save_steps, save_steps is None and max_steps is None
     if isinstance(resume, str | Path):
         resume = find_state_if_any(model_logger.output_path, resume, shown.note)
@@ -177,6 +179,7 @@ class _Loop:
     save_steps: int | None = None
     save_epochs = False
     by_dataset: LossByDataset
+    verify: Callable[[], None]
 
     def __init__(
         self,
@@ -223,6 +226,7 @@ class _Loop:
             self.snapshots.save(self._position())
             self.snapshots.finish()
         run.progress.finish()
+        self.verify()
         run.accelerator.wait_for_everyone()
         assert self.record is not None
         return TrainingSummary(run.step, self.record.loss, run.logger.files)

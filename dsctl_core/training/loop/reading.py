@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from dsctl_core.cache.reader import CachedDataset
 from dsctl_core.data import UnifiedDataset
+from dsctl_core.progress import Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,6 +65,16 @@ def plan_reading(workers: int | None, dataset: Any, accelerator: Accelerator, ba
 def read_alone(dataset: Any) -> Any:
     """Return `dataset` for a thread: with files of its own where they are open, as a file has one place to read at."""
     return dataset.reopened() if isinstance(dataset, CachedDataset) else dataset
+
+
+def verify_read(dataset: Any, progress: Progress) -> None:
+    """Wait until the shards that samples were read from are whole and verified; raise DsctlError for one that is not.
+
+    The run is saved by then: an error of the network loses nothing.
+    """
+    if isinstance(dataset, CachedDataset) and (pending := dataset.pending()):
+        progress.note(f"Fetching the rest of {pending} shards, to compare them with their checksums")
+        dataset.finish()
 
 
 def pin_tensors(value: Any) -> Any:

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from dsctl_core.cache import remote_shards, shards
+from dsctl_core.cache import growing_shards, remote_shards, shards
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.commands import train as train_command
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.dataset import validate
 from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import CacheOptions, DatasetValidateOptions, TrainOptions
-from dsctl_core.remote import local
+from dsctl_core.remote import growing, local, store
 from dsctl_core.remote.errors import RemoteError
+from dsctl_core.remote.retry import Patience
 from dsctl_core.stages import encode
+from dsctl_core.training.plan.module import build_module
 from tests.dsctl_core.cache.conftest import PROMPTS
 from tests.s3_server import Fault
 
@@ -97,6 +100,86 @@ def test_what_was_fetched_ahead_is_not_asked_for_again(s3, address, small_shards
     assert repr(cached[1]) == repr(CachedDataset(small_shards)[1])
     assert repr(cached[4]) == repr(CachedDataset(small_shards)[4])
     assert len(fetched(s3)) == len(set(fetched(s3))) <= 4
+
+
+@pytest.fixture
+def in_blocks(monkeypatch, small_shards) -> int:
+    """Shards that are fetched in many blocks, by two threads; their number."""
+    monkeypatch.setattr(growing, "FIRST", 256)
+    monkeypatch.setattr(growing, "BLOCK", 512)
+    monkeypatch.setattr(growing_shards, "FETCHERS", 2)
+    return sum(growing.block_count(path.stat().st_size) for path in (small_shards / "shards").iterdir())
+
+
+def test_a_sample_is_read_when_its_own_blocks_are_there_and_each_block_is_fetched_once(
+    s3, address, small_shards, in_blocks
+):
+    cached, plain = CachedDataset(address), CachedDataset(small_shards)
+    s3.faults.append(Fault(f"GET /{address[5:]}/shards", wait=0.02))
+    cached.fetch_ahead([3])
+    assert repr(cached[3]) == repr(plain[3])
+    early = len(fetched(s3))
+    assert cached.pending() == 2  # a picture and a prompt, of which other samples have the rest
+    assert [repr(cached[position]) for position in range(len(plain))] == [repr(each) for each in plain]
+    cached.finish()
+    assert cached.pending() == 0
+    assert 4 < early < in_blocks / 2
+    assert len(fetched(s3)) == in_blocks
+    for path in (small_shards / "shards").iterdir():
+        with local.local_copies().made(path.name, shards.SUFFIX, lambda new: pytest.fail("it is not there")) as copy:
+            assert copy.read_bytes() == path.read_bytes()
+
+
+def test_a_run_in_blocks_is_stopped_and_goes_on_elsewhere_with_the_same_losses(
+    s3, address, small_shards, in_blocks, tmp_path, monkeypatch
+):
+    expected = run(small_shards, tmp_path / "local", lr_scheduler="constant")
+    run(address, tmp_path / "remote", max_steps=3, lr_scheduler="constant")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    assert run(address, tmp_path / "remote", lr_scheduler="constant") == expected
+
+
+def test_fetching_begins_before_the_model_is_loaded(s3, address, tmp_path, monkeypatch):
+    def load(plan, progress):
+        deadline = time.monotonic() + 30
+        while len(fetched(s3)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        before.extend(fetched(s3))
+        return build_module(plan, progress)
+
+    before: list[str] = []
+    monkeypatch.setattr(train_command, "build_module", load)
+    run(address, tmp_path / "run", max_steps=2)
+    assert len(before) >= 4
+
+
+def test_a_damaged_shard_ends_a_run_that_has_read_from_it(s3, address, small_shards, in_blocks, tmp_path):
+    name = max((path.stat().st_size, path.name) for path in (small_shards / "shards").iterdir())[1]
+    whole = (small_shards / "shards" / name).read_bytes()
+    s3.put(address.split("/")[2], f"of/shards/{name}", whole[:-1] + bytes([whole[-1] ^ 1]))
+    cached = CachedDataset(address)
+    for position in range(len(cached)):
+        cached.fetch_ahead([position])
+    with pytest.raises(DsctlError, match=f"{address}/shards/{name} is damaged"):
+        cached.finish()
+    with pytest.raises(DsctlError, match=f"{address}/shards/{name} is damaged"):
+        cached.fetch_ahead([0])
+    with pytest.raises(DsctlError, match=f"{name} is damaged") as error:
+        run(address, tmp_path / "run", max_steps=len(cached), dataset_repeat=1)
+    assert "do not go on from a run that has read from it" in (error.value.hint or "")
+    assert not local.local_copies().has(name, shards.SUFFIX)
+
+
+def test_a_cut_line_is_an_error_of_the_reader_and_not_of_later_reads(s3, address, small_shards, in_blocks, monkeypatch):
+    monkeypatch.setattr(store, "Patience", lambda: Patience(tries=2, first_wait=0.01))
+    cached = CachedDataset(address)
+    fault = Fault("GET", status=503)
+    s3.faults.append(fault)
+    cached.fetch_ahead([0, 1])
+    with pytest.raises(RemoteError, match="cannot be reached: status 503"):
+        cached[0]
+    s3.faults.remove(fault)
+    assert repr(cached[0]) == repr(CachedDataset(small_shards)[0])
 
 
 def test_buckets_read_headers_alone(s3, address, small_shards):

@@ -13,13 +13,16 @@ import pytest
 from dsctl_core.commands.dataset import validate
 from dsctl_core.data.dataset import UnifiedDataset
 from dsctl_core.data.problems import DataError
+from dsctl_core.data.video_file import decode, read_stamps
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import DatasetValidateOptions
-from dsctl_core.remote import anywhere, store
+from dsctl_core.remote import lookup, store
 from dsctl_core.remote.errors import RemoteError, RemoteUnreachable
 from dsctl_core.remote.local import LIMIT
 from dsctl_core.remote.retry import Patience
+from dsctl_core.remote.tar import index_of
 from tests.archives import COUNT, PICTURES, ROWS, shard, table_of, tar_of
+from tests.dsctl_core.data.test_video import CODECS, write
 from tests.hub_server import local_hub
 from tests.s3_server import Fault, S3Server
 
@@ -116,7 +119,7 @@ def test_a_web_server_without_a_listing_and_one_in_disorder_are_one_line(
     with pytest.raises(RemoteError, match="a web server has no listing"):
         UnifiedDataset(f"{places['web']}/tars")
     monkeypatch.setattr(store, "Patience", lambda: Patience(tries=2, first_wait=0.01, timeout=2))
-    anywhere._opened.cache_clear()  # of tests before, with more patience
+    lookup._opened.cache_clear()  # of tests before, with more patience
     s3.faults.append(Fault("/shards/one", status=503))
     with pytest.raises(RemoteUnreachable, match=r"one/metadata\.csv cannot be reached: status 503"):
         UnifiedDataset(f"{places['web']}/one")
@@ -229,10 +232,8 @@ def test_a_table_in_a_tar_is_the_table_of_the_tar(tmp_path: Path) -> None:
     assert dataset[0]["image"] is not None
 
 
-@pytest.mark.parametrize(
-    "name", ["tars", "tars/shard-08.tar", "tars/shard-{08..09}.tar", "one", "hub", "one/metadata.parquet"]
-)
-def test_the_limit_of_copies_is_taken_for_archives_on_a_disk_and_holds(
+@pytest.mark.parametrize("name", ["one", "hub", "one/metadata.parquet"])
+def test_the_limit_of_copies_is_taken_for_parquet_tables_on_a_disk_and_holds(
     places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -240,8 +241,41 @@ def test_the_limit_of_copies_is_taken_for_archives_on_a_disk_and_holds(
     path = Path(places["disk"]) / name
     with pytest.raises(RemoteError, match="larger than all local copies may be together"):
         validate(DatasetValidateOptions(path=path, remote_cache_gb=1e-8, recheck=True, workers=1))
-    with pytest.raises(UsageError, match="--remote-cache-gb has no effect on files of this machine that are in no tar"):
-        DatasetValidateOptions(path=Path(places["disk"]) / "plain", remote_cache_gb=1)
+
+
+@pytest.mark.parametrize("name", ["plain", "tars", "tars/shard-08.tar", "tars/shard-{08..09}.tar"])
+def test_the_limit_of_copies_is_refused_where_nothing_is_copied(places: dict[str, str], name: str) -> None:
+    with pytest.raises(UsageError, match="--remote-cache-gb has no effect on files of this machine that are in no Par"):
+        DatasetValidateOptions(path=Path(places["disk"]) / name, remote_cache_gb=1)
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("tars", ".json"), ("one", ".arrow"), ("hub", ".arrow")])
+def test_what_lies_in_archives_on_a_disk_is_read_in_its_place(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str
+) -> None:
+    """Beside the index of a tar, and the column of a table, no copy is made."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    index_of.cache_clear()  # of tests before
+    path = Path(places["disk"]) / name
+    validate(DatasetValidateOptions(path=path, recheck=True, workers=1))
+    assert [row["image"].size for row in UnifiedDataset(path)] == [
+        row["image"].size for row in UnifiedDataset(Path(places["disk"]) / "plain")
+    ]
+    assert {each.suffix for each in (tmp_path / "dsctl" / "remote").iterdir()} - {""} == {suffix}
+
+
+def test_clips_in_a_tar_are_those_of_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    (tmp_path / "folder").mkdir()
+    alone = [write(tmp_path / "folder" / f"a.{suffix}") for suffix in CODECS]
+    files = {"a.png": PICTURES[0], **{f"clips/{path.name}": path.read_bytes() for path in alone}, "b.png": PICTURES[1]}
+    (tmp_path / "a.tar").write_bytes(tar_of(files))
+    for path in alone:
+        inside, stamps = tmp_path / "a.tar" / "clips" / path.name, read_stamps(path)
+        assert read_stamps(inside) == stamps
+        frames = [[frame.tobytes() for frame in decode(each, [2, 5, 5, 17], stamps)] for each in (path, inside)]
+        assert frames[0] == frames[1] and len(frames[0]) == 4
+    assert {each.suffix for each in (tmp_path / "own" / "dsctl" / "remote").iterdir()} - {""} == {".json"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dsctl_core.errors import DsctlError, UsageError, masked
+from dsctl_core.options import CacheOptions, DatasetValidateOptions
 from dsctl_core.remote.address import address_of, given_address, is_remote, place_of, refuse_secrets
 
 
@@ -71,6 +72,26 @@ PLAIN = (
 @pytest.mark.parametrize("text", PLAIN)
 def test_a_message_without_a_secret_is_shown_as_it_is(text: str) -> None:
     assert masked(text) == text
+
+
+@pytest.mark.parametrize(
+    ("chain", "hint"),
+    [
+        ("simplecache::s3://bucket/folder", "give what is behind it alone"),
+        ("filecache::https://host/a.tar", "give what is behind it alone"),
+        ("zip://a.zip::s3://bucket/a.zip", "others are to be unpacked"),
+        ("zip://*.png::/data/a.zip", "others are to be unpacked"),
+        ("tar://a/b.png::simplecache::gs://bucket/a.tar", "others are to be unpacked"),
+    ],
+)
+def test_a_chain_is_refused_with_what_to_give_instead(chain: str, hint: str, tmp_path: Path) -> None:
+    for given in (chain, Path(chain)):
+        with pytest.raises(UsageError, match="is a chain, which is not read") as raised:
+            DatasetValidateOptions(path=given)
+        assert hint in (raised.value.hint or "")
+        with pytest.raises(UsageError, match="is a chain, which is not read"):
+            CacheOptions(model="tiny", dataset_base_path=tmp_path, output_path=given)
+    refuse_secrets("captions::v2/a")  # a name of a folder
 
 
 @pytest.mark.parametrize("address", ["https://host/x?a=b", "s3://b/x#y", "c::s3://b/x", "s3://b/../x", "s3://b/a::b"])
