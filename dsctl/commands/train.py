@@ -57,7 +57,7 @@ def cache_alone(options: TrainOptions) -> None:
     with paused_gc():
         from dsctl_core.commands.cache import make_cache
 
-    show_cache(make_cache(options, progress=out.progress()), str(options.output.output_path))
+    show_cache(make_cache(options, progress=out.progress()), options.flat_values("json")["output_path"])
 
 
 def show_dry_run(options: TrainOptions) -> None:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +23,7 @@ from dsctl_core.commands.infer_vace import follows
 from dsctl_core.errors import UsageError
 from dsctl_core.families.controlnets import with_controlnets
 from dsctl_core.families.resolve import ResolvedModel, resolve_model
-from dsctl_core.files.atomic import prepare_folder, unclaim
-from dsctl_core.files.ownership import require_replaceable
+from dsctl_core.files.atomic import unclaim
 from dsctl_core.lora.files import lora_weights
 from dsctl_core.media.clip_file import check_clip_file
 from dsctl_core.media.image_file import layer_files
@@ -35,6 +34,8 @@ from dsctl_core.options.model_effects import STILL
 from dsctl_core.options.quantize import quantized_pairs, require_library
 from dsctl_core.options.template import TemplateInputs, TemplateUseOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.files_output import FilesOutput, files_output
 from dsctl_core.version import __version__
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     output = choose_output(options, settings, resolved.family.title)
     # Without a prompt there is one, that of the model that is to decompose a picture.
     files = output_files(output, max(len(prompts), 1) * options.num_images, options.grid)
-    check_output([*files, output] if options.grid else files)
-    check_output(layer for file in files for layer in layer_files(file, settings.layers or 0))
+    place = files_output(output)
+    check_output(place, [*files, output] if options.grid else files)
+    check_output(place, (layer for file in files for layer in layer_files(file, settings.layers or 0)))
     # A picture is decomposed from pure noise.
     started = {"denoising_strength": options.denoising_strength} if settings.layers is None else {}
     for lora in options.lora:
@@ -105,9 +107,10 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     longest = max(prompts, key=len, default="")
     offload, why = choose_offload(options, resolved, device, dtype, {**call, "prompt": longest})
     templates = open_templates(options.templates, device, dtype)
-    new_folders = [path for path in (output.parent, *output.parent.parents) if not path.exists()]
+    folders = () if is_remote(output) else (output.parent, *output.parent.parents)
+    new_folders = [path for path in folders if not path.exists()]
     try:
-        prepare_folder(output.parent)
+        place.prepare()
         progress.note(f"Loading {resolved.label}")
         if why is not None:
             progress.note(why)
@@ -131,13 +134,13 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
                 **call,
             )
             about = {"prompt": prompt, "seed": seed, **parameters(options, settings, pipe.solver)}
-            written += write_made(files[number], made, about)
+            written += write_to(place, files[number], made, about)
             kept += [made] if options.grid else []
         progress.finish()
         if options.grid:
             columns = options.num_images if 1 < options.num_images < len(files) else math.ceil(math.sqrt(len(files)))
             about = {"prompts": prompts, "seeds": list(seeds), **parameters(options, settings, pipe.solver)}
-            write_made(output, grid_of(kept, columns), about)
+            write_to(place, output, grid_of(kept, columns), about)
     finally:
         unclaim(new_folders)
     seconds = time.perf_counter() - began
@@ -177,10 +180,16 @@ def output_files(output: Path, count: int, with_grid: bool) -> list[Path]:
     return [output.with_name(f"{output.stem}-{number:03}{output.suffix}") for number in range(1, count + 1)]
 
 
-def check_output(files: Iterable[Path]) -> None:
+def check_output(place: FilesOutput, files: Iterable[Path]) -> None:
     """Raise a DsctlError for a file that would have to replace anything but a picture or clip of this command."""
     for file in files:
-        require_replaceable(file, DRAWN, "--output")
+        place.require_replaceable(file.name, DRAWN, "--output")
+
+
+def write_to(place: FilesOutput, file: Path, made: Image | Clip | Layers, about: Mapping[str, Any]) -> list[Path]:
+    """Write what was made to `file`, of layers each beside it; return the files."""
+    with place.writing(file.name) as path:
+        return [file.with_name(each.name) for each in write_made(path, made, about)]
 
 
 def placement(options: InferOptions | DatasetCaptionOptions) -> tuple[torch.device, torch.dtype]:

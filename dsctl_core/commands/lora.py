@@ -12,7 +12,6 @@ from dsctl_core.errors import DsctlError
 from dsctl_core.families import family_of_class, identify_folder
 from dsctl_core.family import Component, Family
 from dsctl_core.files.digest import weights_identity
-from dsctl_core.files.ownership import require_new
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.lora.about import SPEC
 from dsctl_core.lora.algebra import resize_layers
@@ -24,6 +23,7 @@ from dsctl_core.lora.merge import component_shapes
 from dsctl_core.options.lora_effects import LORA_ALREADY, ONE_COMPONENT
 from dsctl_core.options.lora_tools import LoraConvertOptions, LoraExtractOptions, LoraInfoOptions, LoraResizeOptions
 from dsctl_core.progress import NoProgress, Progress
+from dsctl_core.remote.files_output import files_output
 
 
 def info(options: LoraInfoOptions) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def info(options: LoraInfoOptions) -> dict[str, Any]:
 
 def convert(options: LoraConvertOptions) -> Written:
     """Write a LoRA in another format."""
-    require_new(options.output, "--output")
+    files_output(options.output).require_new(options.output.name, "--output")
     (lora,), model = read_loras([options.file], options)
     family = model.family_for(options.to, [options.file])
     components, dtype = lora.components, options.lora_dtype or _dtype_of(options.file)
@@ -67,7 +67,7 @@ def convert(options: LoraConvertOptions) -> Written:
 
 def resize(options: LoraResizeOptions) -> Written:
     """Write a LoRA at another rank."""
-    require_new(options.output, "--output")
+    files_output(options.output).require_new(options.output.name, "--output")
     (lora,), model = read_loras([options.file], options)
     family = model.family_for(options.lora_format, [options.file])
     parts = {name: resize_layers(layers, options.rank) for name, layers in lora.components.items()}
@@ -81,7 +81,7 @@ def resize(options: LoraResizeOptions) -> Written:
 def extract_lora(options: LoraExtractOptions, progress: Progress | None = None) -> Written:
     """Write the LoRA that leads from one checkpoint to another."""
     progress = progress or NoProgress()
-    require_new(options.output, "--output")
+    files_output(options.output).require_new(options.output.name, "--output")
     family, component, base = _component_at(options.base, options.component)
     if base == options.base and component.name != options.component:
         ONE_COMPONENT.refuse(options, found=component.name)

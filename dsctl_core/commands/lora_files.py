@@ -10,7 +10,6 @@ from typing import Any
 from dsctl_core.errors import UsageError
 from dsctl_core.families import families
 from dsctl_core.family import Family
-from dsctl_core.files.atomic import prepare_folder
 from dsctl_core.lora.about import with_model_spec
 from dsctl_core.lora.algebra import RankTruncation
 from dsctl_core.lora.files import unnamed_layers
@@ -18,6 +17,7 @@ from dsctl_core.lora.formats import FORMATS, Layers
 from dsctl_core.lora.layer import Update
 from dsctl_core.lora.names import DENOISER
 from dsctl_core.lora.save import save_lora
+from dsctl_core.remote.files_output import files_output
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,15 @@ def save(
     every = {f"{name}.{layer}": each for name, layers in components.items() for layer, each in layers.items()}
     ranks, networks = ranks_of(every.values()), networks_of(every.values())
     noted = {**about, "kind": "lora", "network": ",".join(networks), "rank": ",".join(map(str, ranks))}
-    prepare_folder(output.parent)
+    place = files_output(output)
+    place.prepare()
     title = output.stem
     known = shapes if shapes else None
     spec = with_model_spec(noted, title, every)
     original = None if family is None else family.original_names
     owner = _unnamed(about, components)
-    save_lora(output, components, spec, form=form, dtype=dtype, shapes=known, original=original, unnamed=owner)
+    with place.writing(output.name) as path:
+        save_lora(path, components, spec, form=form, dtype=dtype, shapes=known, original=original, unnamed=owner)
     facts: dict[str, Any] = {"format": form, "network": networks, "layers": len(every), "ranks": ranks}
     if kept is not None:
         facts["kept_energy"] = kept.share

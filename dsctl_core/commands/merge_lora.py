@@ -18,7 +18,7 @@ from dsctl_core.commands.lora_model import read_for, read_loras, resolve
 from dsctl_core.errors import DsctlError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.atomic import atomic_folder, prepare_folder, unclaim, write_json
-from dsctl_core.files.ownership import require_empty_folder, require_new
+from dsctl_core.files.ownership import require_empty_folder
 from dsctl_core.lora.merge import (
     ScaledLora,
     component_shapes,
@@ -30,13 +30,14 @@ from dsctl_core.lora.merge import (
 from dsctl_core.options.lora_tools import MergeLoraOptions
 from dsctl_core.progress import NoProgress, Progress
 from dsctl_core.readable import readable_bytes
+from dsctl_core.remote.files_output import files_output
 
 
 def merge(options: MergeLoraOptions, progress: Progress | None = None) -> Written:
     """Merge LoRAs into a copy of the base, or into one LoRA."""
     if options.into == "base":
         return _merge_into_base(options, progress or NoProgress())
-    require_new(options.output, "--output")
+    files_output(options.output).require_new(options.output.name, "--output")
     paths = [each.path for each in options.lora]
     read, model = read_loras(paths, options)
     family = model.family_for(options.lora_format, paths)

@@ -53,11 +53,21 @@ def require_replaceable(path: Path, kind: Kind, flag: str) -> None:
     _require_parents(path, flag)
     if path.is_dir():
         raise DsctlError(f"{path} is a folder, so no file can be written there", hint=f"give another {flag}")
-    if path.exists() and not _proved(path, kind):
-        raise DsctlError(
-            f"{path} is there already and is not {kind.name}, which alone is replaced",
-            hint=f"give another {flag}, or remove that file",
-        )
+    if path.exists() and not is_of_kind(path, kind):
+        raise not_of_kind(path, kind, flag)
+
+
+def not_of_kind(path: Path, kind: Kind, flag: str) -> DsctlError:
+    """Return the error for a file that is there and not of `kind`."""
+    return DsctlError(
+        f"{path} is there already and is not {kind.name}, which alone is replaced",
+        hint=f"give another {flag}, or remove that file",
+    )
+
+
+def exists_already(path: Path, flag: str) -> DsctlError:
+    """Return the error for a name that is to be new and is not."""
+    return DsctlError(f"{path} already exists", hint=f"give another {flag}, or remove it")
 
 
 def require_new(path: Path, flag: str) -> None:
@@ -65,7 +75,7 @@ def require_new(path: Path, flag: str) -> None:
     require_no_link(path, flag)
     _require_parents(path, flag)
     if path.exists():
-        raise DsctlError(f"{path} already exists", hint=f"give another {flag}, or remove it")
+        raise exists_already(path, flag)
 
 
 def require_empty_folder(folder: Path, flag: str) -> None:
@@ -98,7 +108,8 @@ def _require_parents(path: Path, flag: str) -> None:
             raise DsctlError(f"{parent} is a file, so {path} cannot be in it", hint=f"give another {flag}")
 
 
-def _proved(path: Path, kind: Kind) -> bool:
+def is_of_kind(path: Path, kind: Kind) -> bool:
+    """Return whether a file proves to be of `kind`."""
     try:
         return path.is_file() and kind.proves(path)
     except (OSError, ValueError):  # what cannot be read proves nothing

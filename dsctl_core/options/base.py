@@ -29,7 +29,16 @@ from typing_extensions import Self
 
 from dsctl_core.errors import UsageError, unknown_name
 from dsctl_core.options.effects import Idle
-from dsctl_core.options.messages import EMPTY_PATH, Positional, Takes, explain, is_empty_path, spelled, takes_paths
+from dsctl_core.options.messages import (
+    EMPTY_PATH,
+    Positional,
+    Takes,
+    explain,
+    is_empty_path,
+    on_this_machine,
+    spelled,
+    takes_paths,
+)
 from dsctl_core.remote.address import is_remote, refuse_secrets, shown
 
 if TYPE_CHECKING:
@@ -101,11 +110,7 @@ class Options(BaseModel):
             if isinstance(each, str | Path) and (takes_paths(cls.model_fields[name]) or name in MODELS):
                 refuse_secrets(each)  # which would be written down
                 if is_remote(each) and name not in cls.remote:
-                    flag = spelled(name, cls.model_fields[name])
-                    raise UsageError(
-                        f"{flag} is the address {shown(Path(each))}, and must be on this machine",
-                        hint="give a path; a dataset, its table and a cache can be at an address; a run has --mirror",
-                    )
+                    raise on_this_machine(spelled(name, cls.model_fields[name]), Path(each))
         return value
 
     @field_serializer("*", mode="wrap", when_used="json")

@@ -32,6 +32,7 @@ class InferOptions(ComposedOptions):
     """Options of `dsctl infer`."""
 
     panel: ClassVar[str] = "Picture or clip"
+    remote: ClassVar[frozenset[str]] = frozenset({"output"})
     exclusive: ClassVar[tuple[Alternative, ...]] = (("prompt", "prompts_file"),)
     idle: ClassVar[tuple[Idle, ...]] = (NO_PICTURE, CLIP_REPLACED)
 
@@ -109,8 +110,8 @@ class InferOptions(ComposedOptions):
     )
     output: Path | None = Field(
         None,
-        description="File to write: .png, or .mp4, .gif or .webp for a clip. Several: FILE-001.png, FILE-002.png, ...; "
-        "layers: FILE-layer-1.png, ... Left out: output.png or output.mp4.",
+        description="File to write, or its address: .png, or .mp4, .gif or .webp for a clip. Several: FILE-001.png, "
+        "FILE-002.png, ...; layers: FILE-layer-1.png, ... Left out: output.png or output.mp4.",
     )
     grid: bool = Field(False, description="Write all pictures or clips as one to --output, and each of them beside it.")
     tiled: bool = Field(False, description="Encode and decode in tiles, to save memory.")

@@ -10,7 +10,9 @@ from dsctl_core.options.base import Argument, Names, Options, Text
 from dsctl_core.options.effects import Idle
 from dsctl_core.options.lora import FloatName, LoraFiles, LoraFormatName
 from dsctl_core.options.lora_effects import INTO_BASE, INTO_LORA
+from dsctl_core.options.messages import on_this_machine
 from dsctl_core.options.model import SomeModelOptions, WeightOptions
+from dsctl_core.remote.address import is_remote
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
 
@@ -19,6 +21,7 @@ class MergeLoraOptions(SomeModelOptions):
     """Options of `dsctl merge-lora`."""
 
     panel: ClassVar[str] = "Merging"
+    remote: ClassVar[frozenset[str]] = frozenset({"output"})  # with --into lora
     idle: ClassVar[tuple[Idle, ...]] = (INTO_BASE, INTO_LORA)
 
     lora: LoraFiles = Field((), description="LoRA to merge, FILE or FILE:SCALE. Can be given several times.")
@@ -36,7 +39,7 @@ class MergeLoraOptions(SomeModelOptions):
     lora_format: LoraFormatName = Field("diffusers", description="With --into lora: key names of the file.")
     lora_dtype: FloatName = Field("float32", description="With --into lora: precision of the file.")
     allow_partial: bool = Field(False, description="Merge a LoRA of which some layers are not in the model.")
-    output: Path = Field(description="The new model folder, or with --into lora the LoRA file.")
+    output: Path = Field(description="The new model folder, or with --into lora the LoRA file or its address.")
 
     def check(self) -> None:
         """Raise a UsageError where there is nothing to merge, or nothing to merge it into."""
@@ -44,6 +47,8 @@ class MergeLoraOptions(SomeModelOptions):
             raise UsageError("no LoRA is given", hint="give --lora FILE or --lora FILE:SCALE")
         if self.into == "base":
             self.require_model()
+            if is_remote(self.output):
+                raise on_this_machine("--output", self.output)
 
 
 class LoraInfoOptions(Options):
@@ -56,8 +61,9 @@ class _WritingOptions(WeightOptions):
     """Options of every command that writes a LoRA."""
 
     panel: ClassVar[str] = "Result"
+    remote: ClassVar[frozenset[str]] = frozenset({"output"})
 
-    output: Path = Field(description="LoRA file to write; with the format peft, a folder.")
+    output: Path = Field(description="LoRA file to write, or its address; with the format peft, a folder.")
     lora_dtype: FloatName | None = Field(None, description="Precision of the file. Left out: as it is.")
 
 
@@ -85,6 +91,7 @@ class LoraExtractOptions(Options):
     """Options of `dsctl lora extract`."""
 
     panel: ClassVar[str] = "Extraction"
+    remote: ClassVar[frozenset[str]] = frozenset({"output"})
 
     base: Path = Field(description="Folder of the model, or of the component, that was trained on.")
     tuned: Path = Field(description="Folder of the model or component, or weight file, that came out of the training.")
@@ -95,4 +102,4 @@ class LoraExtractOptions(Options):
     rank: Rank = Field(description="Rank of the LoRA.")
     lora_format: LoraFormatName = Field("diffusers", description="Key names of the file.")
     lora_dtype: FloatName = Field("float32", description="Precision of the file.")
-    output: Path = Field(description="LoRA file to write; with the format peft, a folder.")
+    output: Path = Field(description="LoRA file to write, or its address; with the format peft, a folder.")

@@ -9,6 +9,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from dsctl_core.errors import UsageError, near_miss, unknown_name
+from dsctl_core.remote.address import shown
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -191,3 +192,12 @@ def _without_quotes(value: Any) -> str:
     except (TypeError, ValueError):
         return repr(value)
     return str(value)
+
+
+def on_this_machine(flag: str, address: Path) -> UsageError:
+    """Return the error for an address where only a path of this machine is read or written."""
+    return UsageError(
+        f"{flag} is the address {shown(address)}, and must be on this machine",
+        hint="give a path; a dataset, its table, a cache, and what `dsctl infer` and `dsctl lora` write can be at an "
+        "address; a run has --mirror",
+    )

@@ -29,7 +29,7 @@ from dsctl_core.options.effects import (
 )
 from dsctl_core.options.lora import LoraOptions
 from dsctl_core.options.memory import MemoryOptions
-from dsctl_core.options.messages import Spelled
+from dsctl_core.options.messages import Spelled, on_this_machine
 from dsctl_core.options.model import SomeModelOptions
 from dsctl_core.options.mps import refuse_on_mps
 from dsctl_core.options.objective import ObjectiveOptions
@@ -107,8 +107,10 @@ class TrainOptions(ComposedOptions):
 
     @property
     def all_local(self) -> bool:
-        """Whether the samples are on this machine, as far as the options tell."""
-        return self.data.all_local if self.cache_folder is None else not is_remote(self.cache_folder)
+        """Whether the samples are on this machine, and the cache that is made of them, as far as the options tell."""
+        if self.cache_folder is not None:
+            return not is_remote(self.cache_folder)
+        return self.data.all_local and not is_remote(self.output.output_path)
 
     @property
     def trained_components(self) -> tuple[str, ...]:
@@ -130,6 +132,8 @@ class TrainOptions(ComposedOptions):
 
     def check(self) -> None:
         """Raise a UsageError for options that do not go together."""
+        if is_remote(self.output.output_path) and not self.first_stage:
+            raise on_this_machine("--output-path", self.output.output_path)
         self._a_model_and_samples()
         self._one_way_to_the_samples()
         self._memory_options_that_go_together()

@@ -73,11 +73,12 @@ class OutputOptions(Options):
     """The outputs of a run: where they are written, and how often."""
 
     panel: ClassVar[str] = "Output"
-    remote: ClassVar[frozenset[str]] = frozenset({"mirror"})
+    remote: ClassVar[frozenset[str]] = frozenset({"mirror", "output_path"})  # the latter in the first stage alone
     idle: ClassVar[tuple[Idle, ...]] = (NEW_RUN,)
 
     output_path: Path = Field(
-        description="Folder for the results. Without --resume it must hold no cache, and no run with a checkpoint."
+        description="Folder for the results. Without --resume it must hold no cache, and no run with a checkpoint. "
+        "Of a task ...:data_process the folder of the cache, or its address."
     )
     mirror: Path | None = Field(
         None,

@@ -89,7 +89,7 @@ def test_no_secret_is_printed_whatever_option_has_it(dsctl: Dsctl, address: str)
     [
         ("infer", "--model", "ADDRESS", "--prompt", "a", "--output", "a.png"),
         ("infer", "--model", "tiny", "--lora", "ADDRESS", "--prompt", "a", "--output", "a.png"),
-        ("infer", "--model", "tiny", "--prompt", "a", "--output", "ADDRESS"),
+        ("merge-lora", "--model", "tiny", "--lora", "a.safetensors", "--output", "ADDRESS"),
         ("train", "--model", "ADDRESS", *RUN, "x"),
         (*TRAIN, "x", "--lora-checkpoint", "ADDRESS"),
     ],

@@ -180,7 +180,7 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
     use = use.located(resolved)
     pictures = resolved.picture_columns
     factor = resolved.parts.division_factor
-    copied = isinstance(options, CacheOptions) and is_remote(options.output_path)
+    copied = is_remote(options.output_path if isinstance(options, CacheOptions) else options.output.output_path)
     dataset = build_dataset(
         data, resolved.family, resolved.defaults, factor, pictures, remember=not offline, copied=copied
     )

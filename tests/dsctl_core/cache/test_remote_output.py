@@ -9,6 +9,7 @@ import pytest
 
 from dsctl_core.cache import remote_output
 from dsctl_core.cache.reader import CachedDataset
+from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.train import train
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.options import CacheOptions, TrainOptions
@@ -190,3 +191,18 @@ def test_an_address_that_is_read_only_is_refused_and_a_bound_on_copies_is_taken(
     CacheOptions(output_path=address, remote_cache_gb=1, **base)
     with pytest.raises(UsageError, match="--remote-cache-gb has no effect"):
         CacheOptions(output_path=Path("c"), remote_cache_gb=1, **base)
+
+
+def test_the_first_stage_of_a_task_writes_to_an_address_what_it_writes_to_a_folder(address, model, data, tmp_path):
+    base = {"task": "sft:data_process", "model": str(model), "dataset_base_path": data, "device": "cpu"}
+    here = make_cache(TrainOptions(output_path=tmp_path / "here", **base))
+    made = make_cache(TrainOptions(output_path=address, remote_cache_gb=1, **base))
+    assert made.encoded == here.encoded > len(PROMPTS)
+    assert there(address) == content(tmp_path / "here")
+    assert make_cache(TrainOptions(output_path=address, **base)).encoded == 0
+    Remote(address).put("notes.txt", b"of another")
+    Remote(address).delete("manifest.json")
+    with pytest.raises(DsctlError, match="`dsctl cache` did not write notes.txt there"):
+        make_cache(TrainOptions(output_path=address, **base))
+    with pytest.raises(UsageError, match=f"--output-path is the address {address}, and must be on this machine"):
+        TrainOptions(output_path=address, lora_rank=2, **{**base, "task": "sft"})
