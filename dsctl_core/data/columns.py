@@ -324,6 +324,10 @@ class JoinedRows(Sequence[Row]):
         rows, own = self._find(number)
         return rows.cell(own, name)
 
+    def texts(self, name: str, first: int, last: int) -> list[str] | None:
+        """Return None: rows of several tables are read one by one."""
+        return None
+
     def has(self, number: int, name: str) -> bool:
         """Return whether a row has a cell of this name."""
         rows, own = self._find(number)
