@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from dsctl_core.remote import anywhere
+from tests.hub_server import LocalHub, local_hub
 from tests.s3_server import KEYS, S3Server, s3_server
 from tests.warm.start import warm_python
 
@@ -77,3 +79,14 @@ def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serv
     running_s3.requests.clear()
     yield running_s3
     running_s3.faults.clear()
+
+
+@pytest.fixture
+def modelscope(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """An empty hub that speaks as ModelScope does, where its SDK and addresses look for it, without a token."""
+    with local_hub() as hub:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / ".modelscope"))
+        monkeypatch.delenv("MODELSCOPE_API_TOKEN", raising=False)
+        anywhere._opened.cache_clear()  # of tests before: their connections are to another hub, with another token
+        yield hub

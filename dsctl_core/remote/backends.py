@@ -21,6 +21,7 @@ from dsctl_core.remote.retry import Patience
 Sink = Callable[[bytes], object]
 Answer = TypeVar("Answer")
 BLOCK = 2**18  # bytes that are handed on at a time
+PAGE = 1000  # files of one request for a listing, the most that most stores give
 COMPARED = 8 * 2**20  # bytes that are compared at a time
 WRITABLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory")
 WITH_EXTRA = {
@@ -71,6 +72,7 @@ class Ask(Protocol):
 class Backend:
     """Any file system of fsspec, by its public methods."""
 
+    page = PAGE
     conditional = False  # whether a file can be written on the condition that none, or a certain version, is there
 
     def __init__(self, address: str, patience: Patience) -> None:
@@ -96,7 +98,7 @@ class Backend:
         except ValueError as error:
             raise UsageError(
                 f"{address} has the scheme {self.scheme}://, which fsspec does not know",
-                hint="use s3://, gs://, hf://, https:// or another scheme of fsspec",
+                hint="use s3://, gs://, hf://, modelscope://, https:// or another scheme of fsspec",
             ) from error
 
     def pages(self, prefix: str) -> Iterator[Callable[[], list[Found]]]:

@@ -14,6 +14,7 @@ CREDENTIALS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or log in with `gcloud auth application-default login`",
     "gcs": "set GOOGLE_APPLICATION_CREDENTIALS, or log in with `gcloud auth application-default login`",
     "hf": "set HF_TOKEN, or log in with `hf auth login`",
+    "modelscope": "set MODELSCOPE_API_TOKEN, or log in with `modelscope login`",
 }
 # Errors of the client libraries by name: the libraries are optional, so their classes may not be there.
 NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}
@@ -23,6 +24,7 @@ PASSING |= {"ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError"
 PASSING |= {"ResponseStreamingError", "IncompleteReadError", "HTTPClientError", "AioReadTimeoutError"}
 PASSING |= {"SocketTimeoutError", "ServerTimeoutError", "ConnectionTimeoutError", "ClientConnectorError"}
 PASSING |= {"ConnectError", "ReadError", "RemoteProtocolError", "ReadTimeout", "ConnectTimeout", "ContentLengthError"}
+PASSING |= {"ConnectionError", "ChunkedEncodingError", "ProtocolError"}  # of requests, not the built-in ones
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 

@@ -168,5 +168,14 @@ class Remote:
 
 def open_backend(address: str, patience: Patience) -> Backend:
     """Return the backend for the scheme of an address."""
+    return backend_of(address)(address, patience)
+
+
+def backend_of(address: str) -> type[Backend]:
+    """Return the kind of backend for the scheme of an address."""
+    if scheme_of(address) == "modelscope":
+        from dsctl_core.remote.modelscope import ModelScopeBackend  # which needs fsspec to be defined
+
+        return ModelScopeBackend
     kinds: dict[str, type[Backend]] = {"s3": S3Backend, "s3a": S3Backend, "http": HttpBackend, "https": HttpBackend}
-    return kinds.get(scheme_of(address), Backend)(address, patience)
+    return kinds.get(scheme_of(address), Backend)

@@ -93,7 +93,7 @@ def test_a_file_that_was_replaced_since_it_was_listed_is_not_read(s3: S3Server, 
 def test_a_listing_of_more_than_one_page_has_every_file_once_and_no_other_folder(
     s3: S3Server, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "PAGE", 3)
+    monkeypatch.setattr(backend.S3Backend, "page", 3)
     for name in ("many/", *(f"many/{number}" for number in range(7)), "many more/1"):
         s3.put("store", name, b"")
     s3.faults.append(Fault("list-type=2", status=503, times=1))
