@@ -40,6 +40,7 @@ class Fault:
 class S3Server:
     """The server: its address, what goes wrong, and what was asked of it."""
 
+    scheme = "s3"
     url: str
     backend: int
     client: Any
@@ -68,6 +69,10 @@ class S3Server:
     def make_bucket(self, bucket: str) -> None:
         """Make an empty bucket."""
         self.client.create_bucket(Bucket=bucket)
+
+    def pending(self, bucket: str) -> int:
+        """Return how many writes in parts are neither whole nor given up."""
+        return len(self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ()))
 
 
 class Proxy(ThreadingHTTPServer):

@@ -93,7 +93,7 @@ class ModelScope:
                     revision=revision,
                     local_dir=staging,
                     max_workers=max_workers,
-                    progress_callbacks=[Report],  # type: ignore[list-item]
+                    progress_callbacks=[Report],
                     file_list=entries,
                 )
             except Exception as error:

@@ -75,6 +75,8 @@ class Backend:
     page = PAGE
     conditional = False  # whether a file can be written on the condition that none, or a certain version, is there
 
+    no_version = ""  # of a store that is conditional: a version that no file has
+
     def __init__(self, address: str, patience: Patience) -> None:
         self.scheme, self.patience = scheme_of(address), patience
         self.fs = self._opened(address)
@@ -82,12 +84,15 @@ class Backend:
     def _settings(self) -> dict[str, Any]:
         return {"use_listings_cache": False}
 
-    def _opened(self, address: str) -> Any:
+    def _file_system(self) -> Any:
         import fsspec
 
+        # Without the cache of instances: another part of the program may have set up its own, with other retries.
+        return fsspec.filesystem(self.scheme, skip_instance_cache=self.scheme != "memory", **self._settings())
+
+    def _opened(self, address: str) -> Any:
         try:
-            # Without the cache of instances: another part of the program may have set up its own, with other retries.
-            return fsspec.filesystem(self.scheme, skip_instance_cache=self.scheme != "memory", **self._settings())
+            return self._file_system()
         except ImportError as error:
             extra = WITH_EXTRA.get(self.scheme)
             how = f"dsctl[{extra}]" if extra else "the package that fsspec names for it"
@@ -173,7 +178,8 @@ class Backend:
     def unconditional(self, address: str) -> RemoteError:
         """Return the error for what needs writes on a condition."""
         return RemoteError(
-            f"{address} cannot be replaced safely: {self.scheme}:// has no conditional write here", hint="use s3://"
+            f"{address} cannot be replaced safely: {self.scheme}:// has no conditional write here",
+            hint="use s3:// or gs://",
         )
 
     def delete(self, address: str, if_version: str | None = None) -> None:

@@ -19,6 +19,7 @@ class S3Backend(Backend):
     """S3 and what speaks like it, by its own calls, so that each request demands the version that was listed."""
 
     conditional = True
+    no_version = '"00000000000000000000000000000000"'  # an ETag with the length of an MD5
 
     def _settings(self) -> dict[str, Any]:
         timeout = self.patience.timeout
