@@ -12,9 +12,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 from fsspec.dircache import DirCache
@@ -22,7 +23,7 @@ from fsspec.dircache import DirCache
 from dsctl_core.errors import UsageError
 from dsctl_core.files.json import decode_json
 from dsctl_core.remote.backends import Backend, Found, Sink
-from dsctl_core.remote.errors import RemoteError, Short, changed
+from dsctl_core.remote.errors import CREDENTIALS, RemoteError, RemoteMissing, Short, changed
 
 # Environment variables that the SDK reads when it is imported. By default a download may take at most an hour a file.
 SETTINGS = {"MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(30 * 24 * 3600), "TQDM_DISABLE": "1"}
@@ -227,8 +228,15 @@ class ModelScopeFileSystem(fsspec.AbstractFileSystem):
                     sink(wanted)
 
     def _ask(self, path: str, asked: dict[str, str], headers: dict[str, str]) -> Any:
-        url = f"{self.endpoint}/api/v1/datasets/{path}"
-        answer = self._session.get(url, params=asked, headers=headers, timeout=self.timeout, stream=bool(headers))
+        import requests
+
+        url, how = f"{self.endpoint}/api/v1/datasets/{path}", {"timeout": self.timeout, "stream": bool(headers)}
+        try:
+            answer = self._session.get(url, params=asked, headers=headers, **how)
+        except requests.ConnectionError as error:
+            if type(error) not in (requests.ConnectionError, requests.ConnectTimeout) or error.request is None:
+                raise  # for its text: certificates, proxies
+            raise ConnectionError(f"no connection to {urlsplit(error.request.url).netloc}") from error
         try:
             answer.raise_for_status()
         except BaseException:
@@ -279,13 +287,20 @@ class ModelScopeBackend(Backend):
 
     def pages(self, prefix: str) -> Iterator[Callable[[], list[Found]]]:
         """Yield requests, of `PAGE` files and folders each."""
-        below = f"{prefix}/"
+
+        def listed(page: Callable[[], list[dict[str, Any]]]) -> list[Found]:
+            try:
+                found = [self._found(info) for info in page() if info["type"] == "file"]
+            except FileNotFoundError as error:
+                raise RemoteMissing(
+                    f"{prefix} does not exist, or has no files",
+                    hint=f"check OWNER/NAME and the revision (`{DEFAULT}` is usual); "
+                    f"if it is private, {CREDENTIALS['modelscope']}",
+                ) from error
+            return [each for each in found if each.address.startswith(f"{prefix}/")]
+
         for page in self.fs.pages(prefix, deep=True):
-            yield lambda page=page: [  # type: ignore[misc]
-                found
-                for info in page()
-                if info["type"] == "file" and (found := self._found(info)).address.startswith(below)
-            ]
+            yield partial(listed, page)
 
     def pull(self, file: Found, start: int, end: int, sink: Sink) -> None:
         """Hand on a range, at the commit that wrote the file."""

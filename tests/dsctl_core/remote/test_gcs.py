@@ -55,12 +55,21 @@ def test_a_service_account_signs_in_and_one_that_is_not_allowed_is_one_line(
     assert TOKEN not in said and "PRIVATE KEY" not in said
 
 
-def test_a_file_of_credentials_that_is_not_there_is_named_and_none_is_tried_in_its_place(
-    gs: GcsServer, remote: Remote, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "was not found"), ("{", "is not a valid json file"), ("{}", "does not have a valid type")],
+)
+def test_a_file_of_credentials_that_is_of_no_use_is_named_and_none_is_tried_in_its_place(
+    gs: GcsServer, remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, said: str
 ) -> None:
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/account.json")
-    with pytest.raises(RemoteError, match=r"/nowhere/account\.json was not found"):
+    path = tmp_path / "account.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    with pytest.raises(RemoteError, match=f"gs://own/x/a cannot be used: .*account.json {said}") as raised:
         remote.stat("a")
+    assert "set GOOGLE_APPLICATION_CREDENTIALS" in str(raised.value.hint)
+    assert "Error(" not in str(raised.value)
     assert gs.requests == []
 
 

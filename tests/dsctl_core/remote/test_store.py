@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from dsctl_core.remote.errors import RemoteChanged, RemoteError, RemoteExists, R
 from dsctl_core.remote.retry import Patience
 from dsctl_core.remote.store import Entry, Remote, backend_of
 from tests.gcs_server import ObjectStore
+from tests.hub_server import LocalHub
 from tests.s3_server import KEYS, Fault
 
 QUICK = Patience(tries=3, first_wait=0.01, timeout=0.5)
@@ -168,6 +170,27 @@ def test_a_scheme_that_cannot_be_opened_is_one_line(address: str, monkeypatch: p
         Remote(address).stat("a")
     assert raised.value.hint
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("address", ["s3://b/x", "gs://b/x", "https://nowhere/x", "modelscope://datasets/me/set"])
+def test_a_name_service_that_is_away_is_asked_again(
+    modelscope: LocalHub, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    for name in ("MODELSCOPE_ENDPOINT", "AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST"):
+        monkeypatch.setenv(name, "https://nowhere")
+    for name, value in {**KEYS, "NO_GCE_CHECK": "true"}.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+
+    def look_up(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")  # as it is said without a network, too
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(RemoteUnreachable, match="cannot be reached"):
+        Remote(address, QUICK).stat("a")
+    of_one = 2 if address.startswith("https") else 1  # HEAD and GET
+    assert len([host for host in asked if host in ("nowhere", "b.nowhere")]) == QUICK.tries * of_one
 
 
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../other", "a/../../b"])
