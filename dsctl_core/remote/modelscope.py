@@ -138,7 +138,7 @@ class ModelScopeFileSystem(fsspec.AbstractFileSystem):
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status == 403 and number > 1:  # the hub does so now and then, while it gives the other pages
                 raise Short("a page of the listing was refused, after others had been given") from error
-            if status != 404:
+            if status != 404 or (number > 1 and revision == place.revision):
                 raise
             data = {}
         found = data.get("Files")
@@ -156,7 +156,7 @@ class ModelScopeFileSystem(fsspec.AbstractFileSystem):
         answer = self._ask(path, asked, {})
         try:
             content = decode_json(answer.content)
-            if not isinstance(content, dict) or not isinstance(content.get("Data") or {}, dict):
+            if not isinstance(content, dict):
                 raise ValueError("is no object")
         except ValueError as error:
             raise RemoteError(
@@ -167,7 +167,8 @@ class ModelScopeFileSystem(fsspec.AbstractFileSystem):
                 f"ModelScope refused to list {path.removesuffix('/repo/tree')}, with the code {content.get('Code')}",
                 hint="check the address; if the dataset is private, set MODELSCOPE_API_TOKEN",
             )
-        return content.get("Data") or {}
+        data = content.get("Data") or {}
+        return data if isinstance(data, dict) else {"Files": data}  # the SDK takes either
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         """Return what is in a folder; raise FileNotFoundError for one that is not there."""
@@ -219,7 +220,9 @@ class ModelScopeFileSystem(fsspec.AbstractFileSystem):
                 if span_given is not None and (int(span_given[1]), int(span_given[2])) != (start, size):
                     raise changed(path)
                 position = start
-            else:  # of the whole file: the hub itself knows no ranges of its small files
+            elif int(answer.headers.get("Content-Length", size)) != size:
+                raise changed(path)
+            else:  # the whole file: the hub itself may know no ranges
                 position = 0
             for block in answer.iter_content(BLOCK):
                 wanted = block[max(start - position, 0) : max(end - position, 0)]
@@ -230,13 +233,13 @@ class ModelScopeFileSystem(fsspec.AbstractFileSystem):
     def _ask(self, path: str, asked: dict[str, str], headers: dict[str, str]) -> Any:
         import requests
 
-        url, how = f"{self.endpoint}/api/v1/datasets/{path}", {"timeout": self.timeout, "stream": bool(headers)}
+        url, wait = f"{self.endpoint}/api/v1/datasets/{path}", self.timeout
         try:
-            answer = self._session.get(url, params=asked, headers=headers, **how)
+            answer = self._session.get(url, params=asked, headers=headers, timeout=wait, stream=bool(headers))
         except requests.ConnectionError as error:
             if type(error) not in (requests.ConnectionError, requests.ConnectTimeout) or error.request is None:
                 raise  # for its text: certificates, proxies
-            raise ConnectionError(f"no connection to {urlsplit(error.request.url).netloc}") from error
+            raise ConnectionError(f"no connection to {urlsplit(str(error.request.url)).netloc}") from error
         try:
             answer.raise_for_status()
         except BaseException:

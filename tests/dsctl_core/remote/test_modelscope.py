@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 
+import fsspec
 import pytest
 
 from dsctl_core.errors import UsageError
@@ -206,7 +207,27 @@ def test_an_address_of_no_dataset_is_refused(hub: LocalHub, path: str) -> None:
         of(f"modelscope://{path}")
 
 
-def test_it_is_no_scheme_of_fsspec_outside() -> None:
-    import fsspec
-
+def test_it_is_a_file_system_of_fsspec_that_others_do_not_find(hub: LocalHub) -> None:
+    fs = module.ModelScopeFileSystem(1.0)
+    assert fs.find(ADDRESS) == [f"datasets/me/set/{name}" for name in ("README.md", "x/large.bin", "x/small.txt")]
+    assert sorted(fs.ls(ADDRESS, detail=False)) == ["datasets/me/set/README.md", "datasets/me/set/x"]
+    assert fs.isdir(f"{ADDRESS}/x") and fs.isdir(ADDRESS) and not fs.exists(f"{ADDRESS}/y")
+    assert fs.cat_file(f"{ADDRESS}/x/large.bin", 5, 9) == LARGE[5:9]
     assert "modelscope" not in fsspec.available_protocols()
+
+
+def test_a_pointer_in_place_of_a_file_and_a_page_that_is_lost_are_no_content(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = of()["x/small.txt"]
+    hub.histories["datasets/me/set"].commits[0].files["x/small.txt"] = b"version https://git-lfs.github.com/spec/v1"
+    hub.faults.append(Fault("small", ignore_range=True))
+    with pytest.raises(RemoteChanged):
+        Remote(ADDRESS, QUICK).read(entry)
+    monkeypatch.setattr(module, "PAGE", 2)
+    hub.histories["datasets/me/set"].says = ""
+    pages = Remote(ADDRESS, QUICK).list()
+    next(pages)
+    hub.faults.append(Fault("repo/tree", status=404))
+    with pytest.raises(RemoteMissing):
+        list(pages)
