@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.wait:
             time.sleep(fault.wait)
         if fault is not None and fault.status is not None and not fault.lose_answer:
-            self._answer(fault.status, {}, b"")
+            self._answer(fault.status, {}, fault.says)
             return
         if gcs.token is not None and self.headers.get("Authorization") != f"Bearer {gcs.token}":
             self._answer(401, {}, b'{"error": {"code": 401, "message": "Invalid Credentials"}}')

@@ -29,6 +29,7 @@ class Fault:
 
     match: str
     status: int | None = None
+    says: bytes = b""  # the content of that answer, of Google Cloud Storage
     wait: float = 0.0
     cut_after: int | None = None
     etag: str | None = None

@@ -260,7 +260,7 @@ class GcsBackend(Backend):
         session, body = await self.fs._set_session(), None if data is None else io.BytesIO(data)
         async with session.request(method, url, data=body, timeout=timeout, allow_redirects=False, **how) as answer:
             if answer.status >= 400 and answer.status != CANCELLED:
-                raise Refused(answer.status, answer.reason or "")
+                raise Refused(answer.status, _reason(await answer.read()) or answer.reason or "")
             yield answer
 
 
@@ -276,6 +276,14 @@ def _object(bucket: str, key: str) -> str:
 
 def _time(told: dict[str, Any]) -> float:
     return datetime.fromisoformat(told["updated"].replace("Z", "+00:00")).timestamp()
+
+
+def _reason(content: bytes) -> str | None:
+    """Return what the API says is wrong, None for another answer."""
+    try:
+        return str(decode_json(content)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _generation(reply: Reply) -> str:

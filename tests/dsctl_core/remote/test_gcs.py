@@ -73,6 +73,16 @@ def test_a_file_of_credentials_that_is_of_no_use_is_named_and_none_is_tried_in_i
     assert gs.requests == []
 
 
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [(b'{"error": {"message": "Bucket is requester pays"}}', "Bucket is requester pays"), (b"<html>", "Bad Request")],
+)
+def test_what_the_store_says_of_a_request_is_shown(gs: GcsServer, remote: Remote, says: bytes, said: str) -> None:
+    gs.faults.append(Fault("HEAD", status=400, says=says))
+    with pytest.raises(RemoteError, match=f"gs://own/x/a cannot be used: status 400, {said}"):
+        remote.stat("a")
+
+
 def test_a_bucket_that_is_not_there_is_one_line(gs: GcsServer) -> None:
     with pytest.raises(RemoteMissing, match="gs://no-such-bucket/x does not exist"):
         list(Remote("gs://no-such-bucket/x", QUICK).list())
