@@ -7,11 +7,11 @@ import re
 # Where an address begins in a text: s3://, s3:/ as a path has it, s3:\\, and s3: before what may be a password.
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]{0,30}):([/\\]+|(?=[^\s:/@]{0,200}:\S{0,300}@))", re.IGNORECASE)
 HOST = re.compile(r"(?:\[[0-9a-f:.]*\]|[^:@\[]*)(?::\d{1,5})?", re.IGNORECASE)
-BUCKETS = ("s3", "s3a", "gs", "gcs", "hf", "oss")  # schemes of addresses that have no port
+BUCKETS = ("s3", "s3a", "gs", "gcs", "hf", "modelscope", "oss")  # schemes of addresses that have no port
 QUERY = re.compile(r"(:[/\\]+[^\s?#'\"]*)[?#](?=[^\s'\"]*=)[^\s'\"]*")
 WEB_QUERY = re.compile(r"(https?:/+[^\s?#'\"]*)[?#][^\s'\"]*", re.IGNORECASE)
 # An address as a path folds it, s3:/bucket/x, of the schemes that have stores. Behind a slash it is a local folder.
-STORES = "s3a?|gs|gcs|hf|https?|az|abfss?|adl|oss|memory|ftp|sftp|hdfs|webhdfs"
+STORES = "s3a?|gs|gcs|hf|modelscope|https?|az|abfss?|adl|oss|memory|ftp|sftp|hdfs|webhdfs"
 FOLDED = re.compile(rf"(?<![\w/\\.+-])({STORES}):/(?=[^/\s'\"])", re.IGNORECASE)
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from dsctl_core.remote import lookup
+from tests.gcs_server import GcsServer, ObjectStore, gcs_server
+from tests.hub_server import LocalHub, local_hub
 from tests.s3_server import KEYS, S3Server, s3_server
 from tests.warm.start import warm_python
 
@@ -33,6 +36,8 @@ settings.load_profile("dsctl")
 os.fsync = lambda _: None
 
 REPOSITORY = Path(__file__).parents[1]
+
+
 LONGEST = Path(__file__).parent / "longest.txt"  # seconds and module, of those that take most
 
 
@@ -91,3 +96,39 @@ def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serv
     running_s3.requests.clear()
     yield running_s3
     running_s3.faults.clear()
+
+
+@pytest.fixture(scope="session")
+def running_gs() -> Iterator[GcsServer]:
+    with gcs_server() as server:
+        yield server
+
+
+@pytest.fixture
+def gs(running_gs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[GcsServer]:
+    """A server of Google Cloud Storage without faults, where the client library looks for it."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", running_gs.url)
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    running_gs.requests.clear()
+    yield running_gs
+    running_gs.faults.clear()
+    running_gs.token = None
+
+
+@pytest.fixture(params=["s3", "gs"])
+def server(request: pytest.FixtureRequest) -> ObjectStore:
+    """A store that writes on a condition, without faults: of each kind."""
+    found: ObjectStore = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def modelscope(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """An empty hub that speaks as ModelScope does, where its SDK and addresses look for it, without a token."""
+    with local_hub() as hub:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / ".modelscope"))
+        monkeypatch.delenv("MODELSCOPE_API_TOKEN", raising=False)
+        lookup._opened.cache_clear()  # of tests before: their connections are to another hub, with another token
+        yield hub

@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
+from tests.hub_history import History
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LFS_SIZE = 2000
 
@@ -45,7 +47,9 @@ class LocalHub:
     storage: str = ""  # the same server under another name, as hubs keep large files elsewhere
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)  # "models/owner/name" -> path -> content
     revisions: tuple[str, ...] = ("main", "master", COMMIT)
+    histories: dict[str, History] = field(default_factory=dict)  # of datasets of ModelScope that have one
     private: set[str] = field(default_factory=set)
+    tokens: dict[str, str] = field(default_factory=dict)  # repository -> the token without which it is not shown
     faults: list[Fault] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -54,6 +58,12 @@ class LocalHub:
     def add(self, repo: str, files: dict[str, bytes], kind: str = "models") -> None:
         """Put a repository on the hub."""
         self.repos[f"{kind}/{repo}"] = files
+
+    def dataset(self, repo: str, files: dict[str, bytes]) -> History:
+        """Put a dataset with a history on ModelScope."""
+        made = self.histories[f"datasets/{repo}"] = History()
+        made.push(files)
+        return made
 
     def fault(self, request: str) -> Fault | None:
         """Return what goes wrong with a request, once less often from then on."""
@@ -157,11 +167,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Send a file, or the range of it that was asked for, with what goes wrong."""
         trouble = self.trouble
         wanted = self.headers.get("Range")
-        first, status = 0, 200
+        first, last, status = 0, len(data) - 1, 200
         if wanted and not (trouble and trouble.ignore_range):
-            first, status = int(re.fullmatch(r"bytes=(\d+)-.*", wanted)[1]), 206  # type: ignore[index]
-            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-        part = data[first:]
+            start, end = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted).groups()  # type: ignore[union-attr]
+            first, last, status = int(start), min(int(end or len(data)), len(data) - 1), 206
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+        part = data[first : last + 1]
         if trouble and trouble.corrupt:
             part = bytes(255 - byte for byte in part)
         if trouble is None or trouble.drop_after is None:
@@ -219,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.content(b"", 302, Location=f"{self.hub.storage}/storage/{sha256(content)}", **headers, **linked)
 
     def storage(self, oid: str) -> None:
-        self.file(self.hub.blobs[oid], ETag=f'"{oid}"')
+        self.file(self.hub.blobs[oid], **{"ETag": f'"{oid}"', "X-Linked-ETag": f'"{oid}"'})
 
     def hf_create(self) -> None:
         asked = json.loads(self.body)
@@ -280,6 +291,11 @@ class _Handler(BaseHTTPRequestHandler):
     # ModelScope
 
     def ms_files(self, kind: str, repo: str) -> None:
+        history = self.hub.histories.get(f"{kind}/{repo}")
+        if history is not None and self.ms_shown(kind, repo):
+            self.send({"Code": 200, "Success": True, "Data": history.tree(self.query)})
+        if history is not None:
+            return
         found = self.repo(kind, repo)
         if found is None:
             return
@@ -290,7 +306,32 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self.send({"Code": 200, "Success": True, "Data": {"Files": entries if known else None}})
 
+    def ms_shown(self, kind: str, repo: str) -> bool:
+        """Return whether a repository is shown to who asks, or answer that there is none, as the hub does."""
+        wanted = self.hub.tokens.get(f"{kind}/{repo}")
+        if wanted is None or self.headers.get("Authorization") == f"Bearer {wanted}":
+            return True
+        self.send({"Code": 10010205001, "Success": False, "Message": "no"}, 404)
+        return False
+
+    def ms_of_history(self, history: History, path: str) -> None:
+        """Send a file of a dataset: large ones from elsewhere, where Authorization must not follow."""
+        commit = history.at(self.query.get("Revision", "master"))
+        content = None if commit is None else commit.files.get(path)
+        if content is None:
+            self.send({"Code": 10010205001, "Success": False, "Message": "no"}, 404)
+        elif is_lfs(path, content):
+            self.hub.blobs[sha256(content)] = content
+            self.content(b"", 302, Location=f"{self.hub.storage}/storage/{sha256(content)}?Signature=of-the-storage")
+        else:
+            self.file(content)
+
     def ms_file(self, kind: str, repo: str, path: str) -> None:
+        history = self.hub.histories.get(f"{kind}/{repo}")
+        if history is not None:
+            if self.ms_shown(kind, repo):
+                self.ms_of_history(history, path)
+            return
         found = self.repo(kind, repo)
         if found is not None:
             self.file(found[path])

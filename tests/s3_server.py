@@ -29,6 +29,7 @@ class Fault:
 
     match: str
     status: int | None = None
+    says: bytes = b""  # the content of that answer, of Google Cloud Storage
     wait: float = 0.0
     cut_after: int | None = None
     etag: str | None = None
@@ -40,6 +41,7 @@ class Fault:
 class S3Server:
     """The server: its address, what goes wrong, and what was asked of it."""
 
+    scheme = "s3"
     url: str
     backend: int
     client: Any
@@ -68,6 +70,10 @@ class S3Server:
     def make_bucket(self, bucket: str) -> None:
         """Make an empty bucket."""
         self.client.create_bucket(Bucket=bucket)
+
+    def pending(self, bucket: str) -> int:
+        """Return how many writes in parts are neither whole nor given up."""
+        return len(self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ()))
 
 
 class Proxy(ThreadingHTTPServer):

@@ -14,7 +14,7 @@ from dsctl_core.data.problems import DataError, explained_os_errors
 from dsctl_core.data.rows import BadCell, blank, kind_of, text_cell
 from dsctl_core.errors import near_miss
 from dsctl_core.remote import anywhere
-from dsctl_core.remote.address import is_remote, is_web
+from dsctl_core.remote.address import is_remote, is_web, names_of_root
 
 # A relative name that is written as `os.path.normpath` writes it and means nothing else: most are of this form.
 PLAIN = re.compile(r"(?:[\w-][\w .,()+@=-]*/)*[\w-][\w .,()+@=-]*", re.ASCII)
@@ -167,9 +167,10 @@ def _without_dots(path: Path) -> Path:
     """Return an address without .. in it, which no store knows; a local path as it is."""
     if not is_remote(path) or ".." not in path.parts:
         return path
-    scheme, root, *parts = path.parts
-    kept: list[str] = []
-    for part in parts:
+    scheme, *parts = path.parts
+    count = names_of_root(scheme.rstrip(":/"))
+    root, kept = "/".join(parts[:count]), []
+    for part in parts[count:]:
         if part != "..":
             kept.append(part)
         elif kept:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -16,11 +15,9 @@ from dsctl_core.hub.errors import explained
 from dsctl_core.hub.parts import PARTS
 from dsctl_core.hub.remote import Advance, Listing, RemoteFile, RepoType
 from dsctl_core.hub.targets import NOTES, safe_path
+from dsctl_core.remote.modelscope import modelscope_hub
 
-# Environment variables that the library reads when it is imported. By default a file may take at most an hour.
-SETTINGS = {"MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(30 * 24 * 3600), "TQDM_DISABLE": "1"}
 TRIES = 3
-SETTINGS["MODELSCOPE_DOWNLOAD_INTRA_CLOUD"] = "false"  # a request that is useful in the hub's own cloud only
 
 
 class ModelScope:
@@ -30,14 +27,11 @@ class ModelScope:
     file_limit = 50_000_000_000
 
     def __init__(self, token: str | None = None) -> None:
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
-        import modelscope_hub
+        library = modelscope_hub()
         from modelscope_hub.constants import DEFAULT_ENDPOINT
 
-        logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)
         self.endpoint = (os.environ.get("MODELSCOPE_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-        self.api = modelscope_hub.HubApi(endpoint=self.endpoint, token=token)
+        self.api = library.HubApi(endpoint=self.endpoint, token=token)
 
     def list_files(self, repo_id: str, repo_type: RepoType, revision: str | None) -> Listing:
         """Return the files of a repository. For an unknown revision this hub returns an empty list: a `DsctlError`."""
@@ -99,7 +93,7 @@ class ModelScope:
                     revision=revision,
                     local_dir=staging,
                     max_workers=max_workers,
-                    progress_callbacks=[Report],  # type: ignore[list-item]
+                    progress_callbacks=[Report],
                     file_list=entries,
                 )
             except Exception as error:

@@ -63,8 +63,8 @@ class ReadingOptions(Options):
 
     remote_cache_gb: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         None,
-        description="Most gigabytes of local copies of remote files (s3://, gs://, hf://, https://), and of columns "
-        "of files in Parquet tables. Left out: DSCTL_REMOTE_CACHE_GB, else 50.",
+        description="Most gigabytes of local copies of remote files (s3://, hf://, https://, ...), and of columns of "
+        "files in Parquet tables. Left out: DSCTL_REMOTE_CACHE_GB, else 50.",
     )
 
     @field_validator("column")
@@ -119,7 +119,8 @@ class DataOptions(ReadingOptions):
     )
 
     dataset_base_path: Path | None = Field(
-        None, description="Root folder of the dataset, or its address: s3://bucket/folder, gs://, hf://, https://."
+        None,
+        description="Root folder of the dataset, or its address: s3://bucket/folder, gs://, hf://, modelscope://, https://.",
     )
     dataset: DatasetTables = Field(
         (),

@@ -15,6 +15,7 @@ from dsctl_core.errors import BUCKETS, HOST, UsageError, masked
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(?=[^/])", re.IGNORECASE)  # of two letters or more: C:/ is a drive
 CHAIN = re.compile(r"([a-z][a-z0-9+.-]*)(:/+\S*)?::(?=/|\S*:/)", re.IGNORECASE)  # simplecache::s3://, zip://a::s3://
 CACHES = ("simplecache", "filecache", "blockcache", "cached")
+HUBS = ("hf", "modelscope")  # schemes of addresses of repositories
 SHORTEST = 6  # characters of the shortest address, ab:/cd; most paths are told apart by their first ones
 HINT = "give the address alone: credentials come from the environment, as the client library of the store reads them"
 
@@ -117,6 +118,11 @@ def absolute(path: Path) -> Path:
 def scheme_of(address: str) -> str:
     """Return the scheme of an address, `s3`."""
     return address.partition("://")[0]
+
+
+def names_of_root(scheme: str) -> int:
+    """Return how many names the root of a store has: a bucket or a host has one, a repository datasets/OWNER/NAME."""
+    return 3 if scheme in HUBS else 1
 
 
 def place_of(path: Path) -> str:

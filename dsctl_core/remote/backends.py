@@ -21,6 +21,7 @@ from dsctl_core.remote.retry import Patience
 Sink = Callable[[bytes], object]
 Answer = TypeVar("Answer")
 BLOCK = 2**18  # bytes that are handed on at a time
+PAGE = 1000  # files of one request for a listing, the most that most stores give
 COMPARED = 8 * 2**20  # bytes that are compared at a time
 WRITABLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory")
 WITH_EXTRA = {
@@ -71,7 +72,10 @@ class Ask(Protocol):
 class Backend:
     """Any file system of fsspec, by its public methods."""
 
+    page = PAGE
     conditional = False  # whether a file can be written on the condition that none, or a certain version, is there
+
+    no_version = ""  # of a store that is conditional: a version that no file has
 
     def __init__(self, address: str, patience: Patience) -> None:
         self.scheme, self.patience = scheme_of(address), patience
@@ -80,12 +84,15 @@ class Backend:
     def _settings(self) -> dict[str, Any]:
         return {"use_listings_cache": False}
 
-    def _opened(self, address: str) -> Any:
+    def _file_system(self) -> Any:
         import fsspec
 
+        # Without the cache of instances: another part of the program may have set up its own, with other retries.
+        return fsspec.filesystem(self.scheme, skip_instance_cache=self.scheme != "memory", **self._settings())
+
+    def _opened(self, address: str) -> Any:
         try:
-            # Without the cache of instances: another part of the program may have set up its own, with other retries.
-            return fsspec.filesystem(self.scheme, skip_instance_cache=self.scheme != "memory", **self._settings())
+            return self._file_system()
         except ImportError as error:
             extra = WITH_EXTRA.get(self.scheme)
             how = f"dsctl[{extra}]" if extra else "the package that fsspec names for it"
@@ -96,7 +103,7 @@ class Backend:
         except ValueError as error:
             raise UsageError(
                 f"{address} has the scheme {self.scheme}://, which fsspec does not know",
-                hint="use s3://, gs://, hf://, https:// or another scheme of fsspec",
+                hint="use s3://, gs://, hf://, modelscope://, https:// or another scheme of fsspec",
             ) from error
 
     def pages(self, prefix: str) -> Iterator[Callable[[], list[Found]]]:
@@ -171,7 +178,8 @@ class Backend:
     def unconditional(self, address: str) -> RemoteError:
         """Return the error for what needs writes on a condition."""
         return RemoteError(
-            f"{address} cannot be replaced safely: {self.scheme}:// has no conditional write here", hint="use s3://"
+            f"{address} cannot be replaced safely: {self.scheme}:// has no conditional write here",
+            hint="use s3:// or gs://",
         )
 
     def delete(self, address: str, if_version: str | None = None) -> None:

@@ -14,15 +14,19 @@ CREDENTIALS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or log in with `gcloud auth application-default login`",
     "gcs": "set GOOGLE_APPLICATION_CREDENTIALS, or log in with `gcloud auth application-default login`",
     "hf": "set HF_TOKEN, or log in with `hf auth login`",
+    "modelscope": "set MODELSCOPE_API_TOKEN, or log in with `modelscope login`",
 }
 # Errors of the client libraries by name: the libraries are optional, so their classes may not be there.
 NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}
+BAD_CREDENTIALS = {"DefaultCredentialsError", "MalformedError"}  # of google.auth; they say what is wrong with them
 NOT_FOUND = {"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError", "GatedRepoError"}
 PASSING = {"ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "ClientConnectionError"}
 PASSING |= {"ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError", "ConnectionClosedError"}
 PASSING |= {"ResponseStreamingError", "IncompleteReadError", "HTTPClientError", "AioReadTimeoutError"}
 PASSING |= {"SocketTimeoutError", "ServerTimeoutError", "ConnectionTimeoutError", "ClientConnectorError"}
 PASSING |= {"ConnectError", "ReadError", "RemoteProtocolError", "ReadTimeout", "ConnectTimeout", "ContentLengthError"}
+PASSING |= {"ConnectionError", "ChunkedEncodingError", "ProtocolError"}  # of requests, not the built-in ones
+PASSING |= {"ClientConnectorDNSError"}  # also without a network a name service says that there is no such host
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -100,6 +104,8 @@ def explain(address: str, error: BaseException) -> RemoteError:
         return RemoteMissing(f"{address} does not exist", hint=f"check the address; if it is private, {login}")
     if names & NO_CREDENTIALS:
         return RemoteError(f"{address} cannot be read: there are no credentials", hint=login)
+    if names & BAD_CREDENTIALS:
+        return RemoteError(f"{address} cannot be used: {_line(error)}", hint=login)
     if isinstance(error, PermissionError) or status in (401, 403):
         return RemoteError(f"{address} cannot be used: the store refuses these credentials", hint=login)
     if isinstance(error, FileExistsError) or status in (409, 412):
@@ -117,7 +123,8 @@ def explain(address: str, error: BaseException) -> RemoteError:
 
 def _line(error: BaseException) -> str:
     status = next((found for each in _causes(error) if (found := status_of(each)) is not None), None)
-    about = masked(" ".join(str(error).split()))[:200] or type(error).__name__
+    text = error.args[0] if len(error.args) > 1 and isinstance(error.args[0], str) else str(error)
+    about = masked(" ".join(text.split()))[:200] or type(error).__name__
     return f"status {status}, {about}" if status is not None else about
 
 

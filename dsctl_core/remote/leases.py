@@ -1,9 +1,9 @@
 """Share work between commands on any machines by objects in a store: what dsctl_core.files.leases does in a folder.
 
-A lease is an object that was written on the condition that there is none (`If-None-Match: *`). Its holder writes it
-anew every BEAT seconds, on the condition that it is still the one that it wrote before. A lease that was not written
-for STALE seconds, by the clock of the store, is taken over on the condition that it is still the same one: of several
-that try, one succeeds. As there, what is done under a lease must be right when it is done twice.
+A lease is an object that was written on the condition that there is none (`If-None-Match: *`, `ifGenerationMatch=0`).
+Its holder writes it anew every BEAT seconds, on the condition that it is still the one that it wrote before. A lease
+that was not written for STALE seconds, by the clock of the store, is taken over on the condition that it is still the
+same one: of several that try, one succeeds. As there, what is done under a lease must be right when it is done twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from dsctl_core.remote.retry import Patience
 from dsctl_core.remote.store import Remote
 
 PROBE = ".probe"
-NO_VERSION = '"00000000000000000000000000000000"'  # of no object: an ETag with the length of an MD5
 
 
 class RemoteWorker:
@@ -190,7 +189,7 @@ def unshared(address: str) -> RemoteError:
     return RemoteError(
         f"{address} cannot be shared by several commands: the store has no writes on a condition "
         "(If-None-Match, If-Match)",
-        hint="leave --shared out, and let one command write there; or write to s3://",
+        hint="leave --shared out, and let one command write there; or write to s3:// or gs://",
     )
 
 
@@ -201,7 +200,7 @@ def require_conditions(remote: Remote, probe: str) -> None:
     about = json.dumps(this_process()).encode()  # so that others know when it is nobody's
     remote.put(probe, about, if_absent=True)
     try:
-        for condition in ({"if_absent": True}, {"if_version": NO_VERSION}):
+        for condition in ({"if_absent": True}, {"if_version": remote.no_version}):
             try:
                 remote.put(probe, about, **condition)
             except RemoteExists:

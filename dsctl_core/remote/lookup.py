@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from dsctl_core.remote.address import address_of, is_remote, is_web
+from dsctl_core.remote.address import address_of, is_remote, is_web, names_of_root
 from dsctl_core.remote.errors import RemoteError
 from dsctl_core.remote.store import Entry, Remote
 
@@ -129,9 +129,9 @@ def root_of(address: str) -> tuple[Remote, str]:
     """Return the bucket, host or repository of an address, and the name in it."""
     scheme, _, rest = address.partition("://")
     parts = rest.split("/")
-    count = 3 if scheme == "hf" else 1  # datasets/user/name
+    count = names_of_root(scheme)
     if len(parts) < count:
-        raise RemoteError(f"{address} is no folder of a repository", hint="write it as hf://datasets/user/name")
+        raise RemoteError(f"{address} is no folder of a repository", hint=f"write it as {scheme}://datasets/user/name")
     return _opened(f"{scheme}://{'/'.join(parts[:count])}"), "/".join(parts[count:])
 
 

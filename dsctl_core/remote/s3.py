@@ -10,7 +10,6 @@ from typing import Any
 from dsctl_core.remote.backends import BLOCK, Ask, Backend, Found, Sink, Stamp
 from dsctl_core.remote.errors import changed, status_of
 
-PAGE = 1000  # files of one request for a listing, the most that S3 gives
 PART = 64 * 2**20  # bytes of one part of an upload
 MOST_PARTS = 9000  # of one upload; S3 takes 10,000
 TAKEN = (404, 409, 412)  # statuses of a write whose condition does not hold, or that is done already
@@ -20,6 +19,7 @@ class S3Backend(Backend):
     """S3 and what speaks like it, by its own calls, so that each request demands the version that was listed."""
 
     conditional = True
+    no_version = '"00000000000000000000000000000000"'  # an ETag with the length of an MD5
 
     def _settings(self) -> dict[str, Any]:
         timeout = self.patience.timeout
@@ -37,7 +37,7 @@ class S3Backend(Backend):
         return {"Bucket": bucket, "Key": key}
 
     def pages(self, prefix: str) -> Iterator[Callable[[], list[Found]]]:
-        """Yield requests, of `PAGE` files each."""
+        """Yield requests, of `page` files each."""
         for page in self._pages(prefix):
             yield lambda page=page: [found for found, _ in page()]  # type: ignore[misc]
 
@@ -63,7 +63,9 @@ class S3Backend(Backend):
         def page() -> list[tuple[Found, float]]:
             nonlocal following
             below = f"{key.rstrip('/')}/" if key else ""
-            answer = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=below, MaxKeys=PAGE, **(following or {}))
+            answer = self.fs.call_s3(
+                "list_objects_v2", Bucket=bucket, Prefix=below, MaxKeys=self.page, **(following or {})
+            )
             token = answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
             following = None if token is None else {"ContinuationToken": token}
             return [

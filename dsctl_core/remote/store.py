@@ -14,6 +14,7 @@ from typing import NamedTuple
 from dsctl_core.remote.address import address_of, scheme_of
 from dsctl_core.remote.backends import WRITABLE, Answer, Backend, Found, HttpBackend, Sink, Stamp, new_token
 from dsctl_core.remote.errors import RemoteError, RemoteMissing, Short, changed
+from dsctl_core.remote.gcs import GcsBackend
 from dsctl_core.remote.retry import Patience, retried
 from dsctl_core.remote.s3 import S3Backend
 
@@ -133,6 +134,11 @@ class Remote:
         """Whether such a store can write on the condition that a certain version, or none, is there."""
         return self._open().conditional
 
+    @property
+    def no_version(self) -> str:
+        """A version that no file of a `conditional` store has."""
+        return backend_of(self.address).no_version
+
     def stamps(self, below: str = "") -> dict[str, Stamp]:
         """Return the version and the time of all files below the folder `below`, by name; for `conditional` stores."""
         prefix, skipped = self._address(below) if below else self.address, len(self.address) + 1
@@ -174,5 +180,15 @@ class Remote:
 
 def open_backend(address: str, patience: Patience) -> Backend:
     """Return the backend for the scheme of an address."""
-    kinds: dict[str, type[Backend]] = {"s3": S3Backend, "s3a": S3Backend, "http": HttpBackend, "https": HttpBackend}
-    return kinds.get(scheme_of(address), Backend)(address, patience)
+    return backend_of(address)(address, patience)
+
+
+def backend_of(address: str) -> type[Backend]:
+    """Return the kind of backend for the scheme of an address."""
+    if scheme_of(address) == "modelscope":
+        from dsctl_core.remote.modelscope import ModelScopeBackend  # which needs fsspec to be defined
+
+        return ModelScopeBackend
+    kinds: dict[str, type[Backend]] = {"s3": S3Backend, "s3a": S3Backend, "gs": GcsBackend, "gcs": GcsBackend}
+    kinds |= {"http": HttpBackend, "https": HttpBackend}
+    return kinds.get(scheme_of(address), Backend)

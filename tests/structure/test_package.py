@@ -79,8 +79,8 @@ def unused(sources: Sources, known: set[str]) -> list[str]:
 
 def test_every_dependency_is_imported():
     # Not among what the tests install, or not imported by us: peft would import the first at every start, and fsspec
-    # imports the others by the scheme of an address.
-    wanted = declared(extras=True) - NOT_IMPORTED - {"bitsandbytes", "gcsfs", "s3fs"}
+    # imports the other by the scheme of an address.
+    wanted = declared(extras=True) - NOT_IMPORTED - {"bitsandbytes", "s3fs"}
     assert len(wanted) > 15
     assert unused(read_sources(REPOSITORY), wanted) == []
 

@@ -19,11 +19,12 @@ from dsctl_core.data import UnifiedDataset
 from dsctl_core.data.frame_folder import files_of
 from dsctl_core.files.digest import digest_files, digest_stream
 from dsctl_core.remote import anywhere
-from dsctl_core.remote.address import is_remote
+from dsctl_core.remote.address import address_of, is_remote
+from dsctl_core.remote.backends import PAGE
 from dsctl_core.remote.growing import block_count
 from dsctl_core.remote.local import disk_limit
-from dsctl_core.remote.s3 import PAGE, PART
-from dsctl_core.remote.store import RANGE
+from dsctl_core.remote.s3 import PART
+from dsctl_core.remote.store import RANGE, backend_of
 from dsctl_core.stages.encode import READERS, parts_in_a_shard
 from dsctl_core.training.loop.reading import plan_reading
 
@@ -157,10 +158,12 @@ def requests_of_files(dataset: UnifiedDataset, pace: Pace, rows: int, again: flo
     Those are read from local copies, as far as there is room for these.
     """
     keys = dataset.data_file_keys
-    if not any(is_remote(path) for key in keys for path in dataset.files(dataset.rows_in_use[0], key)):
+    far = next((path for key in keys for path in dataset.files(dataset.rows_in_use[0], key) if is_remote(path)), None)
+    if far is None:
         return 0
+    page = backend_of(address_of(far)).page
     each = max(pace.files, math.ceil(pace.bytes / RANGE))
-    return math.ceil(rows * pace.files / PAGE) + each * (rows + (again if pace.bytes * rows > disk_limit() else 0))
+    return math.ceil(rows * pace.files / page) + each * (rows + (again if pace.bytes * rows > disk_limit() else 0))
 
 
 def _of_cache(source: CachedDataset, samples: float, *, batches: bool) -> tuple[float, float]:

@@ -24,15 +24,15 @@ from tests.s3_server import Fault
 
 
 @pytest.fixture
-def address(s3, tmp_path, monkeypatch) -> str:
+def address(server, tmp_path, monkeypatch) -> str:
     """An address in an empty bucket; shards have two parts."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     monkeypatch.setattr(store, "Patience", lambda: Patience(tries=4, first_wait=0.01, timeout=2))
     monkeypatch.setattr(encode, "PARTS_IN_A_SHARD", 2)
     bucket = f"written-{uuid.uuid4()}"
-    s3.make_bucket(bucket)
-    s3.requests.clear()
-    return f"s3://{bucket}/of"
+    server.make_bucket(bucket)
+    server.requests.clear()
+    return f"{server.scheme}://{bucket}/of"
 
 
 def there(address: str) -> dict[str, bytes]:
@@ -40,18 +40,18 @@ def there(address: str) -> dict[str, bytes]:
     return {entry.name: remote.read(entry) for entry in remote.list()}
 
 
-def put(s3) -> list[str]:
+def put(server) -> list[str]:
     """Return the names that were written, in order, without those by which commands keep out of one another's way."""
-    paths = (request.partition(" /")[2].split("?")[0] for request, _ in s3.requests if request.startswith("PUT"))
+    paths = (request.partition(" /")[2].split("?")[0] for request, _ in server.requests if request.startswith("PUT"))
     return [path.partition("/of/")[2] for path in paths if "/of/" in path and ".workers" not in path]
 
 
 def test_a_cache_that_is_written_through_faults_is_that_of_a_folder_and_its_manifest_comes_last(
-    s3, address, fill, tmp_path
+    server, address, fill, tmp_path
 ):
     fill()
     largest = max(path.stat().st_size for path in (tmp_path / "filled" / "shards").iterdir())
-    s3.faults += [
+    server.faults += [
         Fault("PUT", status=503, times=1),
         Fault("safetensors", lose_answer=True, times=2),
         Fault("manifest.json", status=500, times=1),
@@ -61,24 +61,24 @@ def test_a_cache_that_is_written_through_faults_is_that_of_a_folder_and_its_mani
     assert there(address) == content(tmp_path / "filled")
     copies = local.local_copies().folder.glob("*.safetensors")
     assert sum(path.stat().st_size for path in copies) <= 3.5 * largest
-    names = list(dict.fromkeys(put(s3)))
+    names = list(dict.fromkeys(put(server)))
     assert len(names) > 6
     assert names[-2:] == ["index.json", "manifest.json"]
     assert made.encoded == len(PROMPTS) + len(set(PROMPTS))
-    s3.requests.clear()
+    server.requests.clear()
     assert fill(output_path=address).encoded == 0
-    assert put(s3) == []
+    assert put(server) == []
 
 
-def test_a_run_on_the_machine_that_wrote_a_cache_fetches_no_shard_of_it(s3, address, fill, tmp_path):
+def test_a_run_on_the_machine_that_wrote_a_cache_fetches_no_shard_of_it(server, address, fill, tmp_path):
     fill(output_path=address)
-    s3.requests.clear()
+    server.requests.clear()
     train(TrainOptions(from_cache=address, output_path=tmp_path / "run", lora_rank=2, max_steps=3, device="cpu"))
-    assert not [request for request, _ in s3.requests if "GET" in request and "safetensors" in request]
+    assert not [request for request, _ in server.requests if "GET" in request and "safetensors" in request]
 
 
 def test_what_was_uploaded_before_a_command_ended_is_not_encoded_again_and_no_manifest_is_there_before(
-    s3, address, fill, monkeypatch
+    server, address, fill, monkeypatch
 ):
     uploaded = []
     real = Remote.put
@@ -87,7 +87,7 @@ def test_what_was_uploaded_before_a_command_ended_is_not_encoded_again_and_no_ma
         if name.endswith(".safetensors"):
             uploaded.append(name)
             if len(uploaded) > 2:
-                s3.faults.append(Fault("PUT", status=503))
+                server.faults.append(Fault("PUT", status=503))
         return real(self, name, *given, **how)
 
     monkeypatch.setattr(Remote, "put", refuse_third)
@@ -95,7 +95,7 @@ def test_what_was_uploaded_before_a_command_ended_is_not_encoded_again_and_no_ma
     with pytest.raises(RemoteUnreachable, match="cannot be reached: status 503"):
         fill(output_path=address)
     monkeypatch.setattr(Remote, "put", real)
-    s3.faults.clear()
+    server.faults.clear()
     before = there(address)
     assert sorted(name for name in before if ".workers" not in name) == sorted(uploaded[:2])
     with pytest.raises(DsctlError, match="does not exist"):
@@ -107,7 +107,7 @@ def test_what_was_uploaded_before_a_command_ended_is_not_encoded_again_and_no_ma
 
 
 @pytest.mark.parametrize("name", ["run.json", "shards/mine.txt", "manifest.json", "index.json"])
-def test_an_address_with_anything_of_others_is_no_cache(s3, address, fill, name):
+def test_an_address_with_anything_of_others_is_no_cache(server, address, fill, name):
     Remote(address).put(name, b'{"name": "an app"}')
     before = there(address)
     with pytest.raises(DsctlError, match=f"`dsctl cache` did not write {name}"):
@@ -115,7 +115,9 @@ def test_an_address_with_anything_of_others_is_no_cache(s3, address, fill, name)
     assert there(address) == before
 
 
-def test_pruning_removes_what_no_row_needs_after_the_manifest_and_nothing_of_others(s3, address, fill, data, tmp_path):
+def test_pruning_removes_what_no_row_needs_after_the_manifest_and_nothing_of_others(
+    server, address, fill, data, tmp_path
+):
     fill(output_path=address)
     mine = {f"shards/{'0' * 64}.safetensors", "notes.txt", "shards/notes.txt"}
     for name in sorted(mine)[:2]:
@@ -123,11 +125,11 @@ def test_pruning_removes_what_no_row_needs_after_the_manifest_and_nothing_of_oth
     write_rows(data, PROMPTS[:3])
     with pytest.raises(UsageError, match="--prune has no effect with --shared"):
         fill(output_path=address, prune=True, shared=True)
-    s3.requests.clear()
+    server.requests.clear()
     result = fill(output_path=address, prune=True)
     assert result.encoded == 0
     assert result.freed_bytes > 0
-    kinds = [request.split()[0] for request, _ in s3.requests if "/of/" in request and ".workers" not in request]
+    kinds = [request.split()[0] for request, _ in server.requests if "/of/" in request and ".workers" not in request]
     assert "PUT" not in kinds[kinds.index("DELETE") :]
     fill(prune=True)
     left = there(address)
@@ -137,7 +139,7 @@ def test_pruning_removes_what_no_row_needs_after_the_manifest_and_nothing_of_oth
     assert sum(len(each) for name, each in left.items() if "shards" in name) == result.manifest.bytes["shards"]
 
 
-def test_a_shard_that_is_cut_off_is_encoded_again_where_the_manifest_names_it(s3, address, fill):
+def test_a_shard_that_is_cut_off_is_encoded_again_where_the_manifest_names_it(server, address, fill):
     fill(output_path=address)
     before = there(address)
     name = max(before, key=lambda name: len(before[name]) if "shards" in name else 0)
@@ -146,7 +148,7 @@ def test_a_shard_that_is_cut_off_is_encoded_again_where_the_manifest_names_it(s3
     assert there(address) == before
 
 
-def test_a_command_is_refused_beside_another_and_after_one_that_was_killed_is_not(s3, address, fill, monkeypatch):
+def test_a_command_is_refused_beside_another_and_after_one_that_was_killed_is_not(server, address, fill, monkeypatch):
     from dsctl_core.cache.remote_output import ALONE, WORKERS
     from dsctl_core.files import leases
     from dsctl_core.remote.leases import RemoteWorker
@@ -166,7 +168,7 @@ def test_a_command_is_refused_beside_another_and_after_one_that_was_killed_is_no
     assert not [name for name in there(address) if name.startswith(".workers")]
 
 
-def test_a_store_that_cannot_write_on_a_condition_is_not_shared(s3, address, fill, monkeypatch):
+def test_a_store_that_cannot_write_on_a_condition_is_not_shared(server, address, fill, monkeypatch):
     with pytest.raises(RemoteError, match="memory://b/c cannot be shared by several commands"):
         fill(output_path="memory://b/c", shared=True)
     real = Remote.put  # of a store that takes no notice of conditions

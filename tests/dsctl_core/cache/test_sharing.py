@@ -21,10 +21,10 @@ from tests.dsctl_core.cache.conftest import write_rows
 from tests.dsctl_core.cache.killing import content
 from tests.s3_server import Fault
 
-WORKERS_AT_ONCE, KILLS_OF_EACH = 3, {"folder": 3, "address": 1}
+WORKERS_AT_ONCE, KILLS_OF_EACH = 3, {"folder": 3, "s3": 1, "gs": 1}
 
 
-@pytest.mark.parametrize("where", ["folder", "address"])
+@pytest.mark.parametrize("where", ["folder", "s3", "gs"])
 def test_workers_that_are_killed_at_random_leave_the_cache_that_one_worker_makes(
     python, model, pictures, tmp_path, where, request
 ):
@@ -37,15 +37,15 @@ def test_workers_that_are_killed_at_random_leave_the_cache_that_one_worker_makes
     damaged.write_bytes((pictures / "7.png").read_bytes()[:900])
     write_rows(data, [f"picture {n} of many" for n in range(24)])
     command = [python, sharing.__file__, model, data, tmp_path, str(WORKERS_AT_ONCE), str(KILLS_OF_EACH[where])]
-    if where == "address":
-        s3 = request.getfixturevalue("s3")
-        s3.make_bucket(tmp_path.name.replace("_", "-"))
-        s3.faults += [
+    if where != "folder":
+        server = request.getfixturevalue(where)
+        server.make_bucket(tmp_path.name.replace("_", "-"))
+        server.faults += [
             Fault("PUT", status=503, times=3),
             Fault("PUT", wait=0.5, times=5),
             Fault("GET", cut_after=9, times=2),
         ]
-        command.append(f"s3://{tmp_path.name.replace('_', '-')}/cache")
+        command.append(f"{where}://{tmp_path.name.replace('_', '-')}/cache")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,8 @@ from dsctl_core.options import CacheOptions, DatasetValidateOptions, TrainOption
 from dsctl_core.remote import store
 from dsctl_core.remote.errors import RemoteUnreachable
 from dsctl_core.remote.retry import Patience
+from tests.gcs_server import GcsServer
+from tests.hub_server import LocalHub
 from tests.s3_server import KEYS, Fault, S3Server
 
 BUCKET = "datasets"
@@ -153,24 +155,34 @@ def test_an_option_of_remote_files_without_one_and_an_address_of_another_kind_ar
 NAMES = ("a?b.png", "a#1.png", "a?Signature=1.png", "a b&c=d+e.png", "p@2x.png", "k:v@w.png", "a::b.png", "what..png")
 
 
-@pytest.mark.parametrize("where", ["s3", "memory", "web"])
+@pytest.mark.parametrize("where", ["s3", "gs", "memory", "web", "modelscope"])
 def test_a_name_in_a_listing_or_a_table_may_have_any_characters(
-    s3: S3Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    s3: S3Server,
+    gs: GcsServer,
+    modelscope: LocalHub,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    s3.make_bucket("names")
+    buckets = gs if where == "gs" else s3
+    buckets.make_bucket("names")
     memory = fsspec.filesystem("memory")
     names = [name for name in NAMES if where != "memory" or "::" not in name]  # there it is a chain of schemes
     table = "\n".join(["image,prompt", *(f"{name},{name}" for name in names)]).encode()
     files = {f"folder/{name}": (folder / "sub" / "p 0.png").read_bytes() for name in names}
     files |= {f"folder/{name[:-4]}.txt": name.encode() for name in names}
     files |= {"table.csv": table, "folder//odd.png": b"", "folder/../odd.png": b""}
-    for name, content in files.items():
+    if where == "modelscope":
+        modelscope.dataset("me/names", files)
+    for name, content in files.items() if where != "modelscope" else ():
         if where == "memory":
             memory.pipe_file(f"/names/{name}", content)
         else:
-            s3.put("names", name, content)
-    base = f"{s3.url}/names" if where == "web" else f"{where}://names"
+            buckets.put("names", name, content)
+    base = f"{where}://names" if where in ("s3", "gs", "memory") else f"{s3.url}/names"
+    base = "modelscope://datasets/me/names" if where == "modelscope" else base
     found = [UnifiedDataset(f"{base}/folder", f"{base}/table.csv")]
     found += [] if where == "web" else [UnifiedDataset(f"{base}/folder")]
     for dataset in found:

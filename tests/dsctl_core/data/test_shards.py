@@ -23,7 +23,7 @@ from dsctl_core.remote.retry import Patience
 from dsctl_core.remote.tar import index_of
 from tests.archives import COUNT, PICTURES, ROWS, shard, table_of, tar_of
 from tests.dsctl_core.data.test_video import CODECS, write
-from tests.hub_server import local_hub
+from tests.hub_server import LocalHub, local_hub
 from tests.s3_server import Fault, S3Server
 
 BUCKET = "shards"
@@ -59,6 +59,7 @@ def places(running_s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> di
         "s3": f"s3://{BUCKET}",
         "memory": f"memory://{BUCKET}",
         "web": f"{running_s3.url}/{BUCKET}",
+        "modelscope": "modelscope://datasets/me/shards",
     }
 
 
@@ -74,9 +75,16 @@ def places(running_s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> di
         ("web", "one"),
         ("disk", "hub"),
         ("s3", "hub"),
+        ("modelscope", "tars"),
+        ("modelscope", "tars/shard-{08..09}.tar"),
+        ("modelscope", "one"),
+        ("modelscope", "hub"),
     ],
 )
-def test_the_rows_are_those_of_the_files(s3: S3Server, places: dict[str, str], where: str, name: str) -> None:
+def test_the_rows_are_those_of_the_files(
+    s3: S3Server, modelscope: LocalHub, places: dict[str, str], where: str, name: str
+) -> None:
+    modelscope.dataset("me/shards", FILES)
     dataset = UnifiedDataset(f"{places[where]}/{name}")
     assert len(dataset) == COUNT
     for row, expected in zip(dataset, UnifiedDataset(f"{places['disk']}/plain"), strict=True):
@@ -85,11 +93,12 @@ def test_the_rows_are_those_of_the_files(s3: S3Server, places: dict[str, str], w
         assert row["image"].tobytes() == expected["image"].tobytes()
 
 
-@pytest.mark.parametrize("where", ["disk", "s3", "web", "memory"])
+@pytest.mark.parametrize("where", ["disk", "s3", "web", "memory", "modelscope"])
 @pytest.mark.parametrize("name", ["tars/shard-08.tar", "one/metadata.parquet", "hub/data/test-00000-of-00001.parquet"])
 def test_one_tar_and_one_parquet_file_are_given_alone(
-    s3: S3Server, places: dict[str, str], where: str, name: str
+    s3: S3Server, modelscope: LocalHub, places: dict[str, str], where: str, name: str
 ) -> None:
+    modelscope.dataset("me/shards", FILES)
     found = validate(DatasetValidateOptions(path=f"{places[where]}/{name}"))
     assert [problem.message for problem in found.found.problems] == []
     assert found.found.rows == {"tars": 3, "one": COUNT, "hub": 1}[name.partition("/")[0]]

@@ -9,7 +9,9 @@ from dsctl_core.options import CacheOptions, DatasetValidateOptions
 from dsctl_core.remote.address import address_of, given_address, is_remote, place_of, refuse_secrets
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/a b/c.png", "hf://datasets/user/name", "https://host:8080/x.tar"])
+@pytest.mark.parametrize(
+    "text", ["s3://bucket/a b/c.png", "modelscope://datasets/user/name@v1/x", "https://host:8080/x.tar"]
+)
 def test_an_address_survives_a_path(text: str) -> None:
     assert is_remote(text)
     assert is_remote(Path(text))
@@ -66,6 +68,7 @@ PLAIN = (
     *("C:\\a\\b", "'s3://bucket', 'gs://b'", "a:b", "write to me@host", "s3://bucket/a?b.png", "s3://bucket/a#1.png"),
     *("error: row 2: image: no", "data:image/png;base64,AA+/=", "/a/b:c@d", "(s3://bucket)", "12:30 s3://bucket/a:b@c"),
     "hf://datasets/me/set@main/x",
+    "modelscope://datasets/me/set@v1/x: no",
 )
 
 

@@ -10,21 +10,24 @@ from dsctl_core.files import leases
 from dsctl_core.files.leases import LEASE
 from dsctl_core.remote.leases import RemoteWorker
 from dsctl_core.remote.store import Remote
+from tests.gcs_server import ObjectStore
 from tests.lease_workers import taken_at_once
-from tests.s3_server import Fault, S3Server
+from tests.s3_server import Fault
 
 GROUP = "a" * 16
 
 
 @pytest.fixture
-def remote(s3: S3Server, request: pytest.FixtureRequest) -> Remote:
+def remote(server: ObjectStore, request: pytest.FixtureRequest) -> Remote:
     bucket = f"leases-{abs(hash(request.node.name))}"
-    s3.make_bucket(bucket)
-    return Remote(f"s3://{bucket}/x")
+    server.make_bucket(bucket)
+    return Remote(f"{server.scheme}://{bucket}/x")
 
 
-def test_of_several_that_want_a_lease_at_once_one_gets_it_and_nothing_is_left(s3: S3Server, remote: Remote) -> None:
-    s3.faults += [Fault(LEASE, lose_answer=True, times=3), Fault(LEASE, status=503, times=3)]
+def test_of_several_that_want_a_lease_at_once_one_gets_it_and_nothing_is_left(
+    server: ObjectStore, remote: Remote
+) -> None:
+    server.faults += [Fault(LEASE, lose_answer=True, times=3), Fault(LEASE, status=503, times=3)]
     workers = [RemoteWorker(remote, "w", GROUP) for _ in range(3)]
     got = taken_at_once(workers, 4)
     assert sorted(got) == ["0", "1", "2", "3"]
@@ -53,16 +56,16 @@ def test_one_that_comes_back_after_its_lease_was_taken_over_leaves_it_to_the_new
 
 
 def test_a_beat_keeps_a_lease_also_after_its_answer_was_lost(
-    s3: S3Server, remote: Remote, monkeypatch: pytest.MonkeyPatch
+    server: ObjectStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "BEAT", 0.2)
     lease = f"w/{GROUP}/a1{LEASE}"
     with RemoteWorker(remote, "w", GROUP) as worker:
         assert worker.take("a1")
         first = remote.stamp(lease)
-        s3.faults.append(Fault(LEASE, lose_answer=True, times=4))
+        server.faults.append(Fault(LEASE, lose_answer=True, times=4))
         until = time.monotonic() + 30
-        while time.monotonic() < until and len(s3.asked(f"PUT /{remote.address[5:]}/{lease}")) < 9:
+        while time.monotonic() < until and len(server.asked(f"PUT /{remote.address[5:]}/{lease}")) < 9:
             time.sleep(0.05)
         assert first is not None
         assert worker._versions[lease] != first.version

@@ -1,19 +1,22 @@
-"""Against moto's S3 server behind a proxy with faults, and against an ordinary file system of fsspec."""
+"""Against moto's S3 server behind a proxy with faults, one of Google Cloud Storage, and any store of fsspec."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
 
 from dsctl_core.errors import DsctlError
-from dsctl_core.remote import s3 as backend
+from dsctl_core.remote import gcs, s3
 from dsctl_core.remote.errors import RemoteChanged, RemoteError, RemoteExists, RemoteMissing, RemoteUnreachable
 from dsctl_core.remote.retry import Patience
-from dsctl_core.remote.store import Entry, Remote
-from tests.s3_server import KEYS, Fault, S3Server
+from dsctl_core.remote.store import Entry, Remote, backend_of
+from tests.gcs_server import ObjectStore
+from tests.hub_server import LocalHub
+from tests.s3_server import KEYS, Fault
 
 QUICK = Patience(tries=3, first_wait=0.01, timeout=0.5)
 DATA = os.urandom(700_000)
@@ -21,14 +24,15 @@ GET = "GET /store/x/file.bin"
 
 
 @pytest.fixture(scope="module")
-def bucket(running_s3: S3Server) -> None:
-    running_s3.make_bucket("store")
+def bucket(running_server: ObjectStore) -> None:
+    running_server.make_bucket("store")
 
 
 @pytest.fixture
-def remote(s3: S3Server, bucket: None) -> Remote:
-    s3.put("store", "x/file.bin", DATA)
-    return Remote("s3://store/x", QUICK)
+def remote(server: ObjectStore) -> Remote:
+    server.make_bucket("store")
+    server.put("store", "x/file.bin", DATA)
+    return Remote(f"{server.scheme}://store/x", QUICK)
 
 
 def entry_of(remote: Remote, name: str = "file.bin") -> Entry:
@@ -38,9 +42,9 @@ def entry_of(remote: Remote, name: str = "file.bin") -> Entry:
 
 
 def test_a_read_goes_on_at_the_byte_where_it_stopped_through_cuts_and_503s_and_silence(
-    s3: S3Server, remote: Remote
+    server: ObjectStore, remote: Remote
 ) -> None:
-    s3.faults += [
+    server.faults += [
         Fault(GET, cut_after=300_000, times=1),
         Fault(GET, status=503, times=2),
         Fault(GET, cut_after=100_000, times=1),
@@ -49,13 +53,13 @@ def test_a_read_goes_on_at_the_byte_where_it_stopped_through_cuts_and_503s_and_s
     came: list[bytes] = []
     remote.pull(entry_of(remote), came.append)
     assert b"".join(came) == DATA
-    starts = [str(asked).removeprefix("bytes=").split("-")[0] for asked in s3.asked(GET)]
+    starts = [str(asked).removeprefix("bytes=").split("-")[0] for asked in server.asked(GET)]
     assert starts == ["0", "300000", "300000", "300000", "400000", "400000"]
 
 
-def test_a_range_is_one_request_of_these_bytes_alone(s3: S3Server, remote: Remote) -> None:
+def test_a_range_is_one_request_of_these_bytes_alone(server: ObjectStore, remote: Remote) -> None:
     assert remote.read(entry_of(remote), 1000, 1500) == DATA[1000:1500]
-    assert s3.asked(GET) == ["bytes=1000-1499"]
+    assert server.asked(GET) == ["bytes=1000-1499"]
 
 
 @pytest.mark.parametrize(
@@ -70,40 +74,42 @@ def test_a_range_is_one_request_of_these_bytes_alone(s3: S3Server, remote: Remot
     ],
 )
 def test_what_does_not_pass_is_one_line_without_a_secret(
-    s3: S3Server, remote: Remote, faults: list[Fault], error: type[RemoteError]
+    server: ObjectStore, remote: Remote, faults: list[Fault], error: type[RemoteError]
 ) -> None:
     entry = entry_of(remote)
-    s3.faults += faults
+    server.faults += faults
     with pytest.raises(error) as raised:
         remote.read(entry)
     said = f"{raised.value} {raised.value.hint}"
     assert type(raised.value) is error
-    assert "s3://store/x/file.bin" in said
+    assert f"{server.scheme}://store/x/file.bin" in said
     assert "\n" not in said
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in said
 
 
-def test_a_file_that_was_replaced_since_it_was_listed_is_not_read(s3: S3Server, remote: Remote) -> None:
+def test_a_file_that_was_replaced_since_it_was_listed_is_not_read(server: ObjectStore, remote: Remote) -> None:
     (entry,) = remote.list()
-    s3.put("store", "x/file.bin", DATA[::-1])
+    server.put("store", "x/file.bin", DATA[::-1])
     with pytest.raises(RemoteChanged):
         remote.read(entry)
 
 
 def test_a_listing_of_more_than_one_page_has_every_file_once_and_no_other_folder(
-    s3: S3Server, remote: Remote, monkeypatch: pytest.MonkeyPatch
+    server: ObjectStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "PAGE", 3)
+    monkeypatch.setattr(backend_of(remote.address), "page", 3)
     for name in ("many/", *(f"many/{number}" for number in range(7)), "many more/1"):
-        s3.put("store", name, b"")
-    s3.faults.append(Fault("list-type=2", status=503, times=1))
-    found = [entry.name for entry in Remote("s3://store/many", QUICK).list()]
+        server.put("store", name, b"")
+    server.faults.append(Fault("list-type=2", status=503, times=1))
+    found = [entry.name for entry in Remote(f"{server.scheme}://store/many", QUICK).list()]
     assert found == [str(number) for number in range(7)]
-    assert len(s3.asked("list-type=2")) == 1 + 3
+    assert len(server.asked("list-type=2")) == 1 + 3
 
 
-def test_of_several_writers_one_succeeds_and_a_lost_answer_is_no_other_writer(s3: S3Server, remote: Remote) -> None:
-    s3.faults.append(Fault("PUT", lose_answer=True, times=1))
+def test_of_several_writers_one_succeeds_and_a_lost_answer_is_no_other_writer(
+    server: ObjectStore, remote: Remote
+) -> None:
+    server.faults.append(Fault("PUT", lose_answer=True, times=1))
     remote.put("new", b"first", if_absent=True)
     with pytest.raises(RemoteExists):
         remote.put("new", b"second", if_absent=True)
@@ -118,23 +124,24 @@ def test_of_several_writers_one_succeeds_and_a_lost_answer_is_no_other_writer(s3
 
 
 def test_a_large_file_is_written_in_parts_and_is_there_whole_or_not_at_all(
-    s3: S3Server, remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ObjectStore, remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "PART", 5 * 2**20)
+    for module in (s3, gcs):
+        monkeypatch.setattr(module, "PART", 5 * 2**20)
     (tmp_path / "large").write_bytes(os.urandom(6 * 2**20))
-    s3.faults.append(Fault("partNumber=2", status=403))
+    server.faults.append(Fault("partNumber=2", status=403))
     with pytest.raises(RemoteError):
         remote.put("large", tmp_path / "large", if_absent=True)
     assert remote.stat("large") is None
-    assert "Uploads" not in s3.client.list_multipart_uploads(Bucket="store")
-    s3.faults[:] = [Fault("partNumber=2", status=503, times=1)]
+    assert server.pending("store") == 0
+    server.faults[:] = [Fault("partNumber=2", status=503, times=1)]
     remote.put("large", tmp_path / "large", if_absent=True)
     assert remote.read("large") == (tmp_path / "large").read_bytes()
     with pytest.raises(RemoteExists):
         remote.put("large", tmp_path / "large", if_absent=True)
 
 
-def test_another_process_opens_its_own_connections(s3: S3Server, remote: Remote) -> None:
+def test_another_process_opens_its_own_connections(server: ObjectStore, remote: Remote) -> None:
     remote.read("file.bin")
     assert pickle.loads(pickle.dumps(remote)).read("file.bin") == DATA
 
@@ -163,6 +170,27 @@ def test_a_scheme_that_cannot_be_opened_is_one_line(address: str, monkeypatch: p
         Remote(address).stat("a")
     assert raised.value.hint
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("address", ["s3://b/x", "gs://b/x", "https://nowhere/x", "modelscope://datasets/me/set"])
+def test_a_name_service_that_is_away_is_asked_again(
+    modelscope: LocalHub, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    for name in ("MODELSCOPE_ENDPOINT", "AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST"):
+        monkeypatch.setenv(name, "https://nowhere")
+    for name, value in {**KEYS, "NO_GCE_CHECK": "true"}.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+
+    def look_up(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")  # as it is said without a network, too
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(RemoteUnreachable, match="cannot be reached"):
+        Remote(address, QUICK).stat("a")
+    of_one = 2 if address.startswith("https") else 1  # HEAD and GET
+    assert len([host for host in asked if host in ("nowhere", "b.nowhere")]) == QUICK.tries * of_one
 
 
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../other", "a/../../b"])

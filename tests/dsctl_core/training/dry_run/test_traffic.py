@@ -13,21 +13,27 @@ from dsctl_core.commands import train as train_command
 from dsctl_core.options import CacheOptions, TrainOptions
 from dsctl_core.stages import encode
 from dsctl_core.training.dry_run import traffic
+from tests.gcs_server import ObjectStore
 from tests.s3_server import S3Server
 
 NEAR = 0.15  # of the requests that were counted
 MODEL: dict[str, Any] = {"model": "tiny", "device": "cpu", "height": 32, "width": 32}
 
 
-@pytest.fixture
-def bucket(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket; no local copies; shards of two parts."""
+def small_shards(server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make an empty bucket; no local copies; shards of two parts."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     for module in (encode, traffic):
         monkeypatch.setattr(module, "parts_in_a_shard", lambda jobs: 2)
     name = f"traffic-{uuid.uuid4()}"
-    s3.make_bucket(name)
+    server.make_bucket(name)
     return name
+
+
+@pytest.fixture
+def bucket(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket of S3."""
+    return small_shards(s3, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -37,15 +43,17 @@ def robot(repository: Path) -> Path:
 
 @pytest.mark.parametrize("nodes", [None, 2])
 def test_commands_that_write_a_cache_to_an_address_make_the_requests_that_were_said(
-    s3, bucket, robot, tmp_path, monkeypatch, nodes
+    server, robot, tmp_path, monkeypatch, nodes
 ):
-    options = {"dataset_base_path": robot, "output_path": f"s3://{bucket}/c", "shared": nodes is not None, **MODEL}
+    bucket = small_shards(server, tmp_path, monkeypatch)
+    where = f"{server.scheme}://{bucket}/c"
+    options = {"dataset_base_path": robot, "output_path": where, "shared": nodes is not None, **MODEL}
     said = cache_command.dry_run(CacheOptions(dry_run=True, dry_run_nodes=nodes or 1, **options)).traffic
-    s3.requests.clear()
+    server.requests.clear()
     for node in range(nodes or 1):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine {node}"))
         made = cache_command.make_cache(CacheOptions(**options))
-    assert said.requests == pytest.approx(len(s3.requests), rel=NEAR)
+    assert said.requests == pytest.approx(len(server.requests), rel=NEAR)
     assert said.written_bytes == pytest.approx(made.manifest.bytes["tensors"], rel=NEAR)
     files = sum(path.stat().st_size for path in robot.glob("*.png"))
     assert said.read_bytes == pytest.approx(files * (1 + 1 / (nodes or 1)), rel=NEAR)

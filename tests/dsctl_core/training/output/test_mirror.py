@@ -31,12 +31,12 @@ from tests.s3_server import Fault
 
 
 @pytest.fixture
-def address(s3, monkeypatch) -> str:
+def address(server, monkeypatch) -> str:
     monkeypatch.setattr(store, "Patience", lambda: Patience(tries=3, first_wait=0.01, timeout=5))
     bucket = f"mirrors-{uuid.uuid4()}"
-    s3.make_bucket(bucket)
-    s3.requests.clear()
-    return f"s3://{bucket}/run"
+    server.make_bucket(bucket)
+    server.requests.clear()
+    return f"{server.scheme}://{bucket}/run"
 
 
 def train(folder, address, steps=20, hooks=(), resume=None, started="today") -> list[str]:
@@ -74,14 +74,14 @@ def in_folder(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_killed_run_goes_on_from_the_address_on_an_empty_disk_to_the_bit(s3, address, tmp_path):
+def test_a_killed_run_goes_on_from_the_address_on_an_empty_disk_to_the_bit(server, address, tmp_path):
     runs.train(tmp_path / "straight", max_steps=20)
-    s3.faults += [Fault("safetensors", status=503, times=2), Fault(MIRROR_FILE, lose_answer=True, times=1)]
+    server.faults += [Fault("safetensors", status=503, times=2), Fault(MIRROR_FILE, lose_answer=True, times=1)]
     with pytest.raises(Killed):
         train(tmp_path / "a", f"{address}/a", hooks=[KillAt(13)])
     until_idle(f"{address}/a", 10)
     shutil.rmtree(tmp_path / "a")
-    s3.faults += [Fault("GET", cut_after=100, times=3)]
+    server.faults += [Fault("GET", cut_after=100, times=3)]
     notes = train(tmp_path / "b", f"{address}/a", resume="latest")
     assert notes == [f"The state of step 10 was fetched from {address}/a"]
     assert_equal_runs(tmp_path / "straight", tmp_path / "b")
@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_from_the_address_on_an_empty_disk_to_the_bit(s3, a
     assert here.items() <= left.items()
     assert sorted(left.keys() - here.keys()) == ["step-10.safetensors", "step-5.safetensors"]
     assert {name.split("/")[1] for name in left if name.startswith("state/")} == {"step-15", "step-20"}
-    names = [request.split()[1].partition("/a/")[2] for request, _ in s3.requests if request.startswith("PUT")]
+    names = [request.split()[1].partition("/a/")[2] for request, _ in server.requests if request.startswith("PUT")]
     assert names[-1] == MIRROR_FILE
 
 
@@ -152,11 +152,11 @@ def test_what_was_being_uploaded_at_a_kill_does_not_count_and_an_earlier_state_i
     assert in_folder(tmp_path / "b").items() <= there(address).items()
 
 
-def test_an_upload_that_fails_is_an_error_at_the_end_that_loses_nothing_and_is_made_up_for(s3, address, tmp_path):
+def test_an_upload_that_fails_is_an_error_at_the_end_that_loses_nothing_and_is_made_up_for(server, address, tmp_path):
     class FailFrom(KillAt):
         def on_step_end(self, run, record):
             if record.step == self.step:
-                s3.faults.append(Fault("PUT", status=503))
+                server.faults.append(Fault("PUT", status=503))
 
     with pytest.raises(DsctlError, match=f"{address} has not all of this run: .* status 503") as failed:
         train(tmp_path / "a", address, steps=10, hooks=[FailFrom(3)])
@@ -164,7 +164,7 @@ def test_an_upload_that_fails_is_an_error_at_the_end_that_loses_nothing_and_is_m
     assert [step for step, _ in state_folders(tmp_path / "a")] == [10, 5]
     assert len(metrics(tmp_path / "a")) == 10
     assert there(address).keys() == {MIRROR_FILE}
-    s3.faults.clear()
+    server.faults.clear()
     with pytest.raises(DsctlError, match="is done: 10 of 10 steps"):
         train(tmp_path / "a", address, steps=10, resume="latest")
     assert in_folder(tmp_path / "a").items() <= there(address).items()
@@ -212,7 +212,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing_at_the_address(ad
 OPTIONS = {"model": "tiny", "lora_rank": 2, "device": "cpu", "height": 32, "width": 32, "resume": "auto"}
 
 
-def test_the_command_goes_on_on_another_machine_by_the_same_words(s3, address, repository, tmp_path):
+def test_the_command_goes_on_on_another_machine_by_the_same_words(server, address, repository, tmp_path):
     data = repository / "dsctl_core" / "assets" / "datasets" / "robot"
     words = {**OPTIONS, "dataset_base_path": data, "cache": False, "save_steps": 1, "mirror": address}
     result = command.train(TrainOptions(output_path=tmp_path / "a", max_steps=2, **words))
