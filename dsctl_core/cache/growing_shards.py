@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +21,7 @@ from dsctl_core.cache.shard_reader import Shard
 from dsctl_core.cache.shards import SUFFIX
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import MOST_HEADER
+from dsctl_core.remote.errors import RemoteError
 from dsctl_core.remote.growing import GrowingCopy
 from dsctl_core.remote.local import local_copies
 from dsctl_core.remote.ranges import RangeFile
@@ -62,7 +63,7 @@ class GrowingShards:
         self._copies: OrderedDict[str, GrowingCopy] = OrderedDict()
         self._headers: OrderedDict[str, Shard] = OrderedDict()
         self._needed: dict[tuple[str, Range], None] = {}  # what readers wait for
-        self._wanted: Sequence[Part] = ()  # by the next samples, in their order
+        self._wanted: dict[Part, None] = {}  # by the next samples, in their order, as far as it is not there
         self._places: dict[Part, list[Range]] = {}  # where these are
         self._incomplete: dict[str, None] = {}  # shards, in the order in which they were wanted
         self._busy: set[Job] = set()
@@ -73,7 +74,13 @@ class GrowingShards:
     def open(self, name: str) -> Shard:
         """Return a shard, of which each tensor is read when its blocks are there."""
         source = RangeFile(self.sizes[name], partial(self._read, name))
-        return Shard(Path(f"{self.remote.address}/{name}"), source)
+        try:
+            return Shard(Path(f"{self.remote.address}/{name}"), source)
+        except RemoteError:
+            raise
+        except DsctlError:
+            self._read(name, 0, self.sizes[name])  # which says whether it is damaged
+            raise
 
     def want(self, parts: Iterable[Part]) -> None:
         """Fetch these parts in the background, in their order, and then the rest of their shards.
@@ -81,12 +88,11 @@ class GrowingShards:
         Raises the DsctlError of a shard that was found to be damaged, whichever it is.
         """
         copies = local_copies()
-        there: dict[str, bool] = {}
-        for name, _ in (listed := list(parts)):
-            there[name] = there.get(name) or copies.has(name, SUFFIX)
+        listed = list(dict.fromkeys(parts))
+        there = {name: copies.has(name, SUFFIX) for name in dict.fromkeys(name for name, _ in listed)}
         with self._changed:
             self._raise_damage()
-            self._wanted = [part for part in listed if not there[part[0]]]
+            self._wanted = {part: None for part in listed if not there[part[0]]}
             self._places = {part: self._places[part] for part in self._wanted if part in self._places}
             self._incomplete |= {name: None for name, _ in self._wanted if name not in self._incomplete}
             self._failed.clear()
@@ -189,8 +195,11 @@ class GrowingShards:
         """Yield what is to be done, the most urgent first."""
         for name, (start, end) in list(self._needed):
             yield from self._missing(name, [(start, end)])
-        for part in self._wanted:
-            yield from self._missing(part[0], self._places_of(part))
+        for part in list(self._wanted):
+            jobs = list(self._missing(part[0], self._places_of(part)))
+            if not jobs and part in self._places:
+                self._wanted.pop(part, None)
+            yield from jobs
         for name in list(self._incomplete):
             copy = self._copies.get(name)
             if copy is not None and copy.whole:
@@ -219,12 +228,15 @@ class GrowingShards:
         copy = self._copies.get(part[0])
         if copy is None:
             return [(0, 8)]
-        header = self._header(part[0], copy)
-        if isinstance(header, int):
-            return [(0, header)]
         try:
+            header = self._header(part[0], copy)
+            if isinstance(header, int):
+                return [(0, header)]
             numbers = [n for value in header.structure(part[1]).values() for n in tensors_of(value)]
-            self._places[part] = [header.place(f"{part[1]}/{n}") for n in numbers]
+            places = [header.place(f"{part[1]}/{n}") for n in numbers]
+            if any(end > copy.size for _, end in places):
+                raise ValueError(f"{part[0]} is shorter than its header says")
+            self._places[part] = places
         except (DsctlError, LookupError, TypeError, ValueError):  # its checksum will say what is wrong
             self._places[part] = [(0, copy.size)]
         return self._places[part]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -46,9 +47,7 @@ class _File:
 
     def __init__(self, stream: BinaryIO, done: bytearray) -> None:
         self.stream, self.done = stream, done
-
-    def __del__(self) -> None:
-        self.stream.close()
+        weakref.finalize(self, stream.close)  # not __del__: a collector of cycles takes the stream in any order
 
 
 class GrowingCopy:

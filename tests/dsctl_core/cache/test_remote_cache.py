@@ -170,6 +170,25 @@ def test_a_damaged_shard_ends_a_run_that_has_read_from_it(s3, address, small_sha
     assert not local.local_copies().has(name, shards.SUFFIX)
 
 
+@pytest.mark.parametrize("at", [0, 9, 300])
+def test_a_shard_with_a_damaged_header_is_named(s3, address, small_shards, in_blocks, at):
+    """In the length of the header, in its JSON, and in the places of the tensors that it gives."""
+    names = [path.name for path in (small_shards / "shards").iterdir()]
+    for name in names:
+        whole = bytearray((small_shards / "shards" / name).read_bytes())
+        if at == 300:
+            whole = whole.replace(b'"data_offsets":[', b'"data_offsets":[9')[: len(whole)]
+        else:
+            whole[at] ^= 0xFF
+        s3.put(address.split("/")[2], f"of/shards/{name}", bytes(whole))
+    cached = CachedDataset(address)
+    cached.fetch_ahead([0, 1])
+    with pytest.raises(DsctlError, match=r"\.safetensors is damaged|is not an entry that dsctl has written"):
+        cached[0]
+    with pytest.raises(DsctlError, match=r"\.safetensors is damaged"):
+        cached.finish()
+
+
 def test_a_cut_line_is_an_error_of_the_reader_and_not_of_later_reads(s3, address, small_shards, in_blocks, monkeypatch):
     monkeypatch.setattr(store, "Patience", lambda: Patience(tries=2, first_wait=0.01))
     cached = CachedDataset(address)
