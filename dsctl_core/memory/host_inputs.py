@@ -71,16 +71,16 @@ class HostInputs:
             with save_on_cpu():
                 yield
             return
-        self._let_go()
-        self.blocks.append(_Block())
-        number = len(self.blocks) - 1
-        with saved_tensors_hooks(lambda tensor: self._pack(number, tensor), lambda kept: self._unpack(number, kept)):
+        block, number = _Block(), len(self.blocks)
+        self.blocks.append(block)
+        with saved_tensors_hooks(lambda tensor: self._pack(block, tensor), lambda kept: self._unpack(number, kept)):
             yield
+        _wait(block)  # after the block, which ran meanwhile
+        block.leaving.clear()
 
-    def _pack(self, number: int, tensor: Tensor) -> _Kept | Tensor:
+    def _pack(self, block: _Block, tensor: Tensor) -> _Kept | Tensor:
         if self.moves is None and not _on_gpu(tensor):
             return tensor
-        block = self.blocks[number]
         kept = _Kept(self._to_host(block, tensor) if self.moves is None else self.moves[0](tensor))
         block.kept.append(kept)
         block.leaving.append(tensor.detach())
@@ -95,7 +95,6 @@ class HostInputs:
     def _unpack(self, number: int, kept: _Kept | Tensor) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        self._let_go()
         if kept.tensor is None:
             self._fetch(number)
         block, tensor = self.blocks[number], kept.tensor
@@ -126,12 +125,6 @@ class HostInputs:
         with torch.cuda.stream(self.stream):
             yield
             block.moved, block.device = self.stream.record_event(), device
-
-    def _let_go(self) -> None:
-        """Give back the memory of what the last block kept; what is computed from now on waits for its copies."""
-        if self.blocks and self.blocks[-1].leaving:
-            _wait(self.blocks[-1])
-            self.blocks[-1].leaving.clear()
 
 
 def _on_gpu(tensor: Tensor) -> bool:
