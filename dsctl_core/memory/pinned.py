@@ -20,6 +20,11 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def pinned_like(tensor: Tensor) -> Tensor:
+    """Return an uninitialized tensor in pinned memory, of the shape and dtype of `tensor`."""
+    return torch.empty(tensor.size(), dtype=tensor.dtype, layout=tensor.layout, device="cpu", pin_memory=True)
+
+
 def page_aligned(like: Tensor, size: int) -> Tensor:
     """Return `size` uninitialized bytes of main memory (size,) that share no page with other memory.
 

@@ -8,12 +8,12 @@ from contextvars import ContextVar
 from itertools import accumulate, pairwise
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from dsctl_core.errors import UsageError
 from dsctl_core.memory.blocks import blocks_by_list
+from dsctl_core.memory.host_inputs import HostInputs
 from dsctl_core.readable import counted
 
 Around = Callable[[], AbstractContextManager[Any]]
@@ -57,47 +57,20 @@ def gradient_checkpoint_forward(
     and for a block that `checkpoint_some` excluded, this is a plain call. Results and gradients are the same in every
     case.
     """
-    if getattr(block, KEEPS, False) or not (use_gradient_checkpointing or use_gradient_checkpointing_offload):
+    inputs = HostInputs() if use_gradient_checkpointing_offload else None
+    return run_checkpointed(block, use_gradient_checkpointing, inputs, *args, **kwargs)
+
+
+def run_checkpointed(
+    block: Callable[..., Any], recompute: bool, inputs: HostInputs | None, *args: Any, **kwargs: Any
+) -> Any:
+    """Call `block`, recomputed if `recompute`, or if there are `inputs` to keep what is saved for that."""
+    if getattr(block, KEEPS, False) or not (recompute or inputs is not None):
         return block(*args, **kwargs)
     around = _around.get()
     contexts = noop_context_fn if around is None else lambda: (nullcontext(), around())
-    with _saved_on_host() if use_gradient_checkpointing_offload else nullcontext():
+    with nullcontext() if inputs is None else inputs.of_block():
         return checkpoint(block, *args, use_reentrant=False, context_fn=contexts, **kwargs)
-
-
-_elsewhere: ContextVar[tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None]
-_elsewhere = ContextVar("elsewhere", default=None)
-
-
-@contextmanager
-def saved_by(pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> Iterator[None]:
-    """Inside the context, use `pack` and `unpack` for what would be kept in main memory: a dry run has none."""
-    token = _elsewhere.set((pack, unpack))
-    try:
-        yield
-    finally:
-        _elsewhere.reset(token)
-
-
-def _saved_on_host() -> AbstractContextManager[None]:
-    """Keep what autograd saves inside the context in main memory, pinned where there is a GPU.
-
-    torch's own `save_on_cpu` waits for each copy to end; these are in the order of the stream, as their uses are.
-    """
-    hooks = _elsewhere.get() or ((_to_host, _to_device) if torch.cuda.is_available() else None)
-    return torch.autograd.graph.save_on_cpu() if hooks is None else torch.autograd.graph.saved_tensors_hooks(*hooks)
-
-
-def _to_host(tensor: Tensor) -> tuple[torch.device, Tensor]:
-    if not tensor.is_cuda:
-        return tensor.device, tensor
-    host = torch.empty(tensor.size(), dtype=tensor.dtype, layout=tensor.layout, device="cpu", pin_memory=True)
-    return tensor.device, host.copy_(tensor, non_blocking=True)
-
-
-def _to_device(saved: tuple[torch.device, Tensor]) -> Tensor:
-    device, tensor = saved
-    return tensor.to(device, non_blocking=True)
 
 
 def checkpoint_some(model: nn.Module, count: int) -> None:
@@ -131,13 +104,14 @@ def kept_of_lists(count: int, lengths: Sequence[int]) -> list[int]:
 
 
 def set_checkpointing(model: Any, use_gradient_checkpointing: bool, offload: bool) -> None:
-    """Enable or disable gradient checkpointing with `gradient_checkpoint_forward` on a diffusers model.
+    """Enable or disable gradient checkpointing as of `gradient_checkpoint_forward` on a diffusers model.
 
-    See `gradient_checkpoint_forward` for the two flags.
+    See there for the two flags. The inputs of the blocks of one pass are kept together: this is called before each.
     """
+    inputs = HostInputs() if offload else None
 
     def run_block(block: Any, *args: Any) -> Any:
-        return gradient_checkpoint_forward(block, use_gradient_checkpointing, offload, *args)
+        return run_checkpointed(block, use_gradient_checkpointing, inputs, *args)
 
     if use_gradient_checkpointing or offload:
         model.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)

@@ -24,7 +24,8 @@ class MemoryOptions(Options):
     idle: ClassVar[tuple[Idle, ...]] = (NO_DRY_RUN,)
 
     gradient_checkpointing_blocks: Count | None = Field(
-        None, description="Checkpoint only this many of the repeated blocks, evenly spread. Left out: all of them."
+        None,
+        description="Checkpoint only this many of the repeated blocks; the others are evenly spread. Left out: all.",
     )
     offload_blocks: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
         0, description="Blocks of the denoiser whose frozen weights wait in main memory until a GPU needs them."
@@ -41,7 +42,8 @@ class MemoryOptions(Options):
     fit: Card | None = Field(
         None,
         description="Choose what makes the run fit a GPU of this many GB, or auto for the one that is here: blocks to "
-        "recompute, smaller batches, formats of frozen weights, blocks to offload. What is given stays.",
+        "recompute, and where their inputs wait, smaller batches, formats of frozen weights, blocks to offload. What "
+        "is given stays.",
     )
     dry_run: bool = Field(
         False, description="Say what the run would take of memory and disk, without loading weights, and stop."

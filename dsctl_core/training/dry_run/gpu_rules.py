@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from dsctl_core.memory.fused import as_on_a_gpu
-from dsctl_core.memory.recompute import recomputed_inside, saved_by
+from dsctl_core.memory.host_inputs import saved_by
+from dsctl_core.memory.recompute import recomputed_inside
 
 MIB = 2**20
 # The context of CUDA with the kernels of torch, and the workspaces of cuBLAS: others report 0.4 to 0.6 GB.

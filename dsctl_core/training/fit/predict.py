@@ -103,8 +103,7 @@ class Predictor:
         plain = options.model_copy(update={"training": training, "memory": memory})
         found = self._train(plain, encoded)
         if recomputed is not None:
-            most = partly_recomputed(self._kept(plain, encoded), found, recomputed)
-            found = replace(found, training=most)
+            found = replace(found, training=partly_recomputed(self._kept(plain, encoded), found, recomputed))
         stage_one = reserved(encoded.stage_one, 0)
         peak = found.training - found.saved_by_offload(min(offloaded, found.most_offloaded))
         named = encoded.largest or found.encoder

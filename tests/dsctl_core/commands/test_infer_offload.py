@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from dsctl_core.commands import infer as inference
 from dsctl_core.commands import infer_offload
 from dsctl_core.commands.infer_offload import SPARE, Waiting, choose_offload, component_bytes, fitted, fitting, place
 from dsctl_core.errors import UsageError
 from dsctl_core.families.resolve import resolve_model
+from dsctl_core.memory.fused import FusedRMSNorm, as_on_a_gpu
 from dsctl_core.memory.offload import OffloadedLinear
 from dsctl_core.options import InferOptions
 from dsctl_core.training.dry_run.drawing import DEPTH, DrawingMemory, Moment, drawing_memory
@@ -129,6 +134,36 @@ def test_the_whole_model_is_predicted_from_a_short_one() -> None:
 def test_on_a_cpu_it_is_refused(model: Path, asked: str) -> None:
     with pytest.raises(UsageError, match=f"--offload {asked} has no effect on a CPU"):
         choose_offload(build(model, offload=asked), resolve_model(str(model)), torch.device("cpu"), torch.float32, CALL)
+
+
+def test_norms_are_one_kernel_on_a_gpu_and_on_a_cpu_the_picture_is_that_of_plain_ones_to_the_bit(model: Path) -> None:
+    resolved = resolve_model(str(model))
+    settings = {"prompt": "a fox", "height": 32, "width": 48, "num_inference_steps": 2, "cfg_scale": 2.0, "seed": 1}
+    plain = resolved.load_pipeline(torch_dtype=torch.float32, device="cpu")
+    pipe = inference.load(build(model), resolved, torch.device("cpu"), torch.float32)
+    counts: list[Counter[str]] = []
+    for gpu in (False, True):
+        with _Called() as called, as_on_a_gpu() if gpu else nullcontext():
+            picture = pipe(**settings)
+        counts.append(called.names)
+        assert gpu or picture.tobytes() == plain(**settings).tobytes()
+    of_cpu, of_gpu = counts
+    norms = sum(isinstance(each, FusedRMSNorm) for each in pipe.dit.modules())
+    # Two steps of two passes. The text encoder has norms of its own, which stay.
+    assert norms > 4 and of_cpu["rsqrt"] - of_gpu["rsqrt"] == 4 * norms
+    assert of_gpu["rms_norm"] - of_cpu["rms_norm"] == 4 * norms
+
+
+class _Called(TorchFunctionMode):
+    """Counts the functions of torch that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[getattr(func, "__name__", "")] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("more", [{}, {"quantize": "dit=int8"}])

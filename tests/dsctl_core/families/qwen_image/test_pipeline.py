@@ -195,11 +195,11 @@ def test_gradient_checkpointing_changes_no_number(
     from dsctl_core.memory import recompute as module
 
     calls = []
-    original = module.gradient_checkpoint_forward
+    original = module.run_checkpointed
     monkeypatch.setattr(
         module,
-        "gradient_checkpoint_forward",
-        lambda *args, **kwargs: calls.append(args[1:3]) or original(*args, **kwargs),
+        "run_checkpointed",
+        lambda *args, **kwargs: calls.append((args[1], args[2] is not None)) or original(*args, **kwargs),
     )
     pipe.dit.requires_grad_(True)
     try:
