@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -60,6 +61,8 @@ class GrowingShards:
         self.remote, self.sizes, self._entry, self._examine = remote, sizes, entry, examine
         self._changed = threading.Condition()
         self._running = 0
+        self._ending = threading.Event()  # the process ends, and no thread may be in the midst of something
+        weakref.finalize(self, self._ending.set)
         self._copies: OrderedDict[str, GrowingCopy] = OrderedDict()
         self._headers: OrderedDict[str, Shard] = OrderedDict()
         self._needed: dict[tuple[str, Range], None] = {}  # what readers wait for
@@ -149,7 +152,7 @@ class GrowingShards:
     def _start(self) -> None:
         """Start the threads that are missing, if there is work; they end when there is none."""
         self._changed.notify_all()
-        while self._incomplete and self._running < FETCHERS:
+        while self._incomplete and self._running < FETCHERS and not self._ending.is_set():
             self._running += 1
             # Daemons: a process that ends need not fetch what it does not use.
             threading.Thread(target=self._work, name="shards", daemon=True).start()
@@ -180,6 +183,9 @@ class GrowingShards:
         """Return what is to be done next, when there is something; None when this thread is to end."""
         with self._changed:
             while True:
+                if self._ending.is_set():
+                    self._running -= 1
+                    return None
                 now = time.monotonic()
                 self._later = {job: then for job, then in self._later.items() if then > now}
                 for job in self._jobs():

@@ -1,8 +1,8 @@
 """Local copies that are read while they grow: fetched in blocks, in any order, by several processes of a machine.
 
 A copy that grows is a file as long as the whole, in which blocks are missing, and behind it a mark for each block. A
-process marks a block with the time when it begins to fetch it, and when it has it; the marks of a process that died
-count for `CLAIM` seconds. Once all blocks are there and `complete` has found them good, the file is the copy, under the
+process marks a block with the time while it fetches it, and when it has it; the marks of a process that died count for
+`CLAIM` seconds. Once all blocks are there and `complete` has found them good, the file is the copy, under the
 name of the copy, as if it had been fetched whole. For systems with `os.pread`, which Windows has not.
 """
 
@@ -24,7 +24,8 @@ from dsctl_core.remote.local import GROWING, LocalCopies, hold
 
 FIRST = 256 * 2**10  # bytes of the first block: the header of a file, which is needed before anything else
 BLOCK = 4 * 2**20  # bytes of the others, and of a file that is one block; it takes 34 ms at 1 Gbit/s
-CLAIM = 30  # seconds in which a block comes that another process fetches; fetched twice, it is the same
+CLAIM = 5  # seconds without a new mark after which a block is taken over; fetched twice, it is the same
+RENEWED = 1  # seconds between two marks of a block that is coming
 MARK = struct.Struct("<I")
 MISSING, DONE = 0, 2**32 - 1  # marks; any other one is a time
 READ = 2**20  # bytes that are read at a time to complete a copy
@@ -92,9 +93,11 @@ class GrowingCopy:
         if file is None:
             return self.has(number)
         position, end = self._bounds(number)
+        renew = self._renewing(file, number)
 
         def take(data: bytes) -> None:
             nonlocal position
+            renew()
             try:
                 while data:
                     written = os.pwrite(file.stream.fileno(), data, position)
@@ -119,7 +122,7 @@ class GrowingCopy:
         if file is None:
             return self.whole
         try:
-            examine(_content(file.stream, self.size))
+            examine(_content(file.stream, self.size, self._renewing(file, self.count)))
         except DsctlError:
             with self.copies.locked(self.path):
                 if _is_at(file.stream, self._growing):
@@ -169,6 +172,18 @@ class GrowingCopy:
             self._write_mark(file, number, int(time.time()))
             return file
 
+    def _renewing(self, file: _File, number: int) -> Callable[[], None]:
+        """Return what is to be called again and again, so that others see that a block is coming."""
+        marked = time.monotonic()
+
+        def renew() -> None:
+            nonlocal marked
+            if time.monotonic() - marked > RENEWED:
+                marked = time.monotonic()
+                self._mark(file, number, int(time.time()))
+
+        return renew
+
     def _has(self, file: _File, number: int) -> bool:
         if not file.done[number] and self._marked(file, number) == DONE:
             file.done[number] = True
@@ -179,9 +194,9 @@ class GrowingCopy:
         return int(MARK.unpack(found)[0]) if found else DONE  # a copy that was completed has no marks
 
     def _mark(self, file: _File, number: int, mark: int) -> None:
-        """Set a mark, unless the file is no longer one that grows."""
+        """Set a mark, unless the file is no longer one that grows, or others have the block, who took it over."""
         with self.copies.locked(self.path):
-            if _is_at(file.stream, self._growing):
+            if _is_at(file.stream, self._growing) and not self._has(file, number):
                 self._write_mark(file, number, mark)
 
     def _write_mark(self, file: _File, number: int, mark: int) -> None:
@@ -200,8 +215,9 @@ class GrowingCopy:
         return (0, FIRST) if number == 0 else (start, min(start + BLOCK, self.size))
 
 
-def _content(stream: BinaryIO, size: int) -> Iterator[bytes]:
+def _content(stream: BinaryIO, size: int, renew: Callable[[], None]) -> Iterator[bytes]:
     for start in range(0, size, READ):
+        renew()
         yield os.pread(stream.fileno(), min(READ, size - start), start)
 
 

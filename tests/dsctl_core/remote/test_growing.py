@@ -85,6 +85,23 @@ def test_a_block_whose_fetch_failed_is_missing_and_one_of_a_process_that_died_co
     assert copy.read(1100, 2100) == CONTENT[1100:2100]
 
 
+def test_a_block_that_comes_slowly_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "RENEWED", 0)
+    copy, other = copy_in(tmp_path), copy_in(tmp_path)
+    now = time.time()
+
+    def slow(sink: Callable[[bytes], object], start: int, end: int) -> None:
+        nonlocal now
+        for at in range(start, end, 100):
+            sink(CONTENT[at : at + 100])
+            now += growing.CLAIM - 1
+            assert not other.fetch(2, pull)
+
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert copy.fetch(2, slow)
+    assert other.read(1100, 2100) == CONTENT[1100:2100]
+
+
 def test_a_copy_that_is_found_bad_is_removed_and_fetched_anew(tmp_path: Path) -> None:
     def refuse(content: Iterator[bytes]) -> None:
         raise DsctlError("it is damaged")
