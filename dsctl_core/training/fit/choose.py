@@ -30,16 +30,24 @@ class Fit:
     peak: int
 
 
-def choose(options: TrainOptions, card: int, predict: Predict, formats: Sequence[str] | None = None) -> Fit:
+def choose(
+    options: TrainOptions,
+    card: int,
+    predict: Predict,
+    formats: Sequence[str] | None = None,
+    *,
+    packable: bool = True,
+) -> Fit:
     """Return the options with the cheapest levers that make the run fit `card` bytes.
 
     The order is: recompute no more blocks than needed; split batches, with as many samples a step; hold frozen
-    weights in 8 bits, then in 4; offload blocks. `formats` are those that can be had (None: on this machine).
+    weights in 8 bits, then in 4; offload blocks. `formats` are those that can be had (None: on this machine), and
+    `packable` is whether the weights of the denoiser can be held in them: its files may have them in few bits already.
     Raises DsctlError, with what the last try needs, if none suffices.
     """
     room = int(card * (1 - SPARE))
     known = [form for form in FORMATS if _has_library(form)] if formats is None else formats
-    search = _Search(options, room, predict, [form for form in known if form in TRIED])
+    search = _Search(options, room, predict, [form for form in known if form in TRIED], packable)
     for found in search.tries():
         if found is not None:
             return found
@@ -52,8 +60,10 @@ def choose(options: TrainOptions, card: int, predict: Predict, formats: Sequence
 class _Search:
     """The tries, from the cheapest on; each adds its choices to those before."""
 
-    def __init__(self, options: TrainOptions, room: int, predict: Predict, formats: Sequence[str]) -> None:
-        self.formats = formats
+    def __init__(
+        self, options: TrainOptions, room: int, predict: Predict, formats: Sequence[str], packable: bool
+    ) -> None:
+        self.formats, self.packable = formats, packable
         self.asked, self.options, self.room, self.predict = options, options, room, predict
         self.chosen: dict[str, Any] = {}
         self.reasons: list[str] = []
@@ -93,9 +103,9 @@ class _Search:
     def _encoders(self) -> Fit | None:
         """Pack the largest encoder where the first stage alone is too large; a try of its own never ends the search."""
         self.last = self.predict(self.options)
-        if self.last.stage_one <= self.room or self._is_given("quantize"):
-            return None
         encoder = self.last.encoder
+        if self.last.stage_one <= self.room or self._is_given("quantize") or not encoder:
+            return None
         for form in self.formats:
             self._pack(encoder, form)
             self.last = self.predict(self.options)
@@ -164,7 +174,7 @@ class _Search:
 
     def _can_pack(self) -> bool:
         packed = [part.partition("=")[0] for part in self.asked.training.quantize]
-        return self._is_frozen() and "dit" not in packed
+        return self.packable and self._is_frozen() and "dit" not in packed
 
     def _can_offload(self) -> bool:
         return self._is_frozen() and not self.asked.memory.compile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dsctl_core.checkpoint.nf4 import stored_formats
+from dsctl_core.checkpoint.packed import stored_formats
 from dsctl_core.errors import UsageError
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import Progress
@@ -48,8 +48,8 @@ def fit(options: TrainOptions, card: int, progress: Progress) -> Fit:
                 hint="run it once with --fit and --dry-run, and give what it chose in place of --fit",
             )
         stored = stored_formats(plan.model.family, plan.model.configs_of(None))
-        formats = () if {each.name for each in plan.model.parts.denoisers} & stored.keys() else None
-        return choose(asked, card, Predictor(plan, card).predict, formats)
+        packable = stored.keys().isdisjoint(each.name for each in plan.model.parts.denoisers)
+        return choose(asked, card, Predictor(plan, card).predict, packable=packable)
     finally:
         plan.accelerator.end_training()
 

@@ -22,7 +22,8 @@ class Prediction:
     """What a run needs of a GPU, in bytes: at its peak, and for training and the first stage alone.
 
     `blocks` is the number of repeated blocks of a denoiser that differ in what they take, and `sizes` the bytes of each
-    block of each network that can be offloaded. `encoder` is the largest component of the first stage.
+    block of each network that can be offloaded. `encoder` is the largest component of the first stage that can be
+    packed, "" without one.
     """
 
     peak: int
@@ -66,8 +67,8 @@ class Predictor:
         found = self._train(options.model_copy(update={"training": training, "memory": memory}), encoded)
         stage_one = reserved(encoded.stage_one, 0)
         peak = found.training - found.saved_by_offload(min(offloaded, found.most_offloaded))
-        named = encoded.largest or found.encoder
-        return replace(found, training=peak, stage_one=stage_one, peak=max(peak, stage_one), encoder=named)
+        whole = max(peak, stage_one)
+        return replace(found, training=peak, stage_one=stage_one, peak=whole, encoder=encoded.largest)
 
     def _encode(self, options: TrainOptions, packed: tuple[str, ...]) -> Encoded:
         """Return the encoded row, from components of which some are `packed`."""

@@ -133,7 +133,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     for name in (*options.trained_components, use.edits.lora_on):
         model.check_component(name)
     use = use.located(model)
-    refuse_for_stored(options, model, use.edits)
+    refuse_for_stored(options, model, use)
     rate = learning_rate(options.optim, training.trainable_models or (), model)
     optimizer = plan_optimizer(options.optim, rate)
     identity = identity_of(options, model, source, rate)
