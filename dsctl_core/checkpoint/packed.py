@@ -86,8 +86,13 @@ def load_packed(component: Component, folder: Path, cls: Any, dtype: torch.dtype
 def pack_as_stored(folder: Path, model: nn.Module, form: str, dtype: torch.dtype) -> None:
     """Have `model`, of fake tensors, hold its layers as the files in `folder` do, which are in the format `form`.
 
-    Layers that the model does not have, such as those of blocks that a dry run leaves out, are left out.
+    Layers that the model does not have, such as those of blocks that a dry run leaves out, are left out. What is not
+    packed gets the dtype that `load_packed` gives it in a model of `dtype`.
     """
+    from torch import nn
+
+    from dsctl_core.memory.dtypes import dtype_of, float32_parts
+
     entries: dict[str, Any] = {}
     for file in weight_files(folder):
         entries |= tensor_entries(file)
@@ -97,6 +102,11 @@ def pack_as_stored(folder: Path, model: nn.Module, form: str, dtype: torch.dtype
         layer: Any = modules.get(inside[f"{name}.weight"].removesuffix(".weight"))
         if layer is not None:
             hold_packed(layer, *READERS[form].simulated(name, layer, {own: entries[own] for own in names}), dtype)
+    parts = float32_parts(model, dtype=dtype)
+    for name, tensor in list(model.named_parameters()):
+        wanted, (prefix, _, own) = dtype_of(name, tensor, dtype, parts), name.rpartition(".")
+        if tensor.dtype != wanted and tensor.dtype.itemsize > 1:
+            model.get_submodule(prefix)._parameters[own] = nn.Parameter(tensor.to(wanted), requires_grad=False)
 
 
 def _layer(folder: Path, model: Any, modules: Mapping[str, nn.Module], own: str, name: str) -> nn.Linear:

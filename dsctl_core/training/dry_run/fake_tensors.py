@@ -33,18 +33,16 @@ class Simulation:
     def take(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         """Replace the parameters and buffers of `model` by fake tensors, and return `model`.
 
-        Floating-point tensors get `dtype`, if not None, except for the parts that stay in float32 and for buffers that
-        no file has. A fake tensor that has the right dtype already stays.
+        Floating-point tensors get `dtype`, if not None, except for the parts that stay in float32. A fake
+        tensor that has the right dtype already stays.
         """
         shared: dict[int, Tensor] = {}
-        parts = float32_parts(model, dtype=dtype)
+        parts = float32_parts(model)
         for prefix, module in model.named_modules():
             for holder in (module._parameters, module._buffers):
                 for name, tensor in list(holder.items()):
                     if tensor is not None:
-                        wanted = None
-                        if dtype is not None and name not in module._non_persistent_buffers_set:
-                            wanted = dtype_of(f"{prefix}.{name}", tensor, dtype, parts)
+                        wanted = None if dtype is None else dtype_of(f"{prefix}.{name}", tensor, dtype, parts)
                         holder[name] = shared.setdefault(id(tensor), self._taken(tensor, wanted))
         return model
 

@@ -30,24 +30,16 @@ class Fit:
     peak: int
 
 
-def choose(
-    options: TrainOptions,
-    card: int,
-    predict: Predict,
-    formats: Sequence[str] | None = None,
-    *,
-    packable: bool = True,
-) -> Fit:
+def choose(options: TrainOptions, card: int, predict: Predict, formats: Sequence[str] | None = None) -> Fit:
     """Return the options with the cheapest levers that make the run fit `card` bytes.
 
     The order is: recompute no more blocks than needed; split batches, with as many samples a step; hold frozen
-    weights in 8 bits, then in 4; offload blocks. `formats` are those that can be had (None: on this machine), and
-    `packable` is whether the weights of the denoiser can be held in them: its files may have them in few bits already.
+    weights in 8 bits, then in 4; offload blocks. `formats` are those that can be had (None: on this machine).
     Raises DsctlError, with what the last try needs, if none suffices.
     """
     room = int(card * (1 - SPARE))
     known = [form for form in FORMATS if _has_library(form)] if formats is None else formats
-    search = _Search(options, room, predict, [form for form in known if form in TRIED], packable)
+    search = _Search(options, room, predict, [form for form in known if form in TRIED])
     for found in search.tries():
         if found is not None:
             return found
@@ -60,10 +52,8 @@ def choose(
 class _Search:
     """The tries, from the cheapest on; each adds its choices to those before."""
 
-    def __init__(
-        self, options: TrainOptions, room: int, predict: Predict, formats: Sequence[str], packable: bool
-    ) -> None:
-        self.formats, self.packable = formats, packable
+    def __init__(self, options: TrainOptions, room: int, predict: Predict, formats: Sequence[str]) -> None:
+        self.formats = formats
         self.asked, self.options, self.room, self.predict = options, options, room, predict
         self.chosen: dict[str, Any] = {}
         self.reasons: list[str] = []
@@ -174,7 +164,7 @@ class _Search:
 
     def _can_pack(self) -> bool:
         packed = [part.partition("=")[0] for part in self.asked.training.quantize]
-        return self.packable and self._is_frozen() and "dit" not in packed
+        return self._is_frozen() and "dit" not in packed
 
     def _can_offload(self) -> bool:
         return self._is_frozen() and not self.asked.memory.compile

@@ -48,8 +48,8 @@ def fit(options: TrainOptions, card: int, progress: Progress) -> Fit:
                 hint="run it once with --fit and --dry-run, and give what it chose in place of --fit",
             )
         stored = stored_formats(plan.model.family, plan.model.configs_of(None))
-        packable = stored.keys().isdisjoint(each.name for each in plan.model.parts.denoisers)
-        return choose(asked, card, Predictor(plan, card).predict, packable=packable)
+        formats = () if {each.name for each in plan.model.parts.denoisers} & stored.keys() else None
+        return choose(asked, card, Predictor(plan, card).predict, formats)
     finally:
         plan.accelerator.end_training()
 

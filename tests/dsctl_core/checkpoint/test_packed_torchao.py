@@ -84,6 +84,12 @@ def part(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> Any:
     return load_component(FAMILY.component(name), folder / FOLDERS[name], dtype)
 
 
+def held_bytes(model: Any) -> int:
+    """Return the bytes of the parameters of a model, and of what its packed layers have beside them."""
+    beside = [each for layer in packed_layers(model).values() for each in layer.buffers()]
+    return tensor_bytes([*model.parameters(), *beside])
+
+
 def packed_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
 
@@ -103,7 +109,7 @@ def test_each_layer_holds_what_torchao_makes_whole(pack: Any, whole: Path, form:
         for where, layer in layers.items():
             weight: Any = theirs.get_submodule(where).weight
             assert torch.equal(layer.whole_weight(layer.weight), weight.dequantize()), (name, where)
-        sizes = [tensor_bytes([*each.parameters(), *each.buffers()]) for each in (ours, fake.component(name))]
+        sizes = list(map(held_bytes, (ours, fake.component(name))))
         assert sizes[0] == sizes[1], "a dry run reckons with it"
 
 
