@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.known_weights import is_known, marker_of, remember
-from dsctl_core.checkpoint.model_names import names_in
+from dsctl_core.checkpoint.of_transformers import names_in
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import tensor_entries
 

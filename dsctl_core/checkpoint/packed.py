@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.build import checked_build, network_of
+from dsctl_core.checkpoint.build import checked_build, network_of, refused_by_library
 from dsctl_core.checkpoint.identify import identify_component, weight_files
-from dsctl_core.checkpoint.model_names import absent_by_design, is_of_transformers, names_in, tie
+from dsctl_core.checkpoint.of_transformers import absent_by_design, finish, is_of_transformers, names_in
 from dsctl_core.checkpoint.packed_bitsandbytes import EightBits, FourBits
 from dsctl_core.checkpoint.packed_layer import AGAIN, PackedReader
 from dsctl_core.checkpoint.packed_torchao import Torchao
@@ -148,4 +148,5 @@ def _take_whole(
     parts = float32_parts(model, dtype=dtype)
     cast = {name: each.to(dtype_of(name, each, dtype, parts)) for name, each in tensors.items() if name not in beyond}
     model.load_state_dict(cast, strict=False, assign=True)
-    tie(model, absent)
+    with refused_by_library(folder, type(model)):
+        finish(model, folder, absent)

@@ -26,8 +26,11 @@ from dsctl_core.families import load_family
 from dsctl_core.families.resolve import resolve_model
 from dsctl_core.memory.quantize import BLOCK, QuantizedLinear
 from dsctl_core.options import CacheOptions, InferOptions
+from dsctl_core.progress import NoProgress
+from dsctl_core.training.dry_run.estimate import Estimate
 from dsctl_core.training.dry_run.fake_tensors import Simulation, tensor_bytes
 from dsctl_core.training.dry_run.simulated import SimulatedModel
+from dsctl_core.training.plan.plan import plan_training
 from tests import nf4
 from tests.dsctl_core.training.conftest import picture
 from tests.dsctl_core.training.test_run import options
@@ -164,6 +167,15 @@ def test_a_dry_run_reckons_with_the_bytes_that_are_held(pack: Any, data: Path, t
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     needs = asdict(dry_run(options(folder, data, tmp_path / "never", lora_rank=2)).memory)
     assert needs["weights"] > 0 and 0 < needs["stage_one"] < size
+
+
+def test_an_encoder_that_is_packed_already_is_not_among_those_to_pack(pack: Any, whole: Path, data: Path) -> None:
+    found = []
+    for folder in (pack("LLM.int8", "text_encoder"), whole):
+        plan = plan_training(options(folder, data, data / "never"), NoProgress(), offline=True)
+        found.append(Estimate(plan).encode().largest)
+        plan.accelerator.end_training()
+    assert found == ["", "text_encoder"]
 
 
 def test_other_formats_are_named_and_not_read(pack: Any) -> None:

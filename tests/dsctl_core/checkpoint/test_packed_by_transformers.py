@@ -85,6 +85,13 @@ def test_packed_bytes_may_be_stored_as_numbers_of_another_dtype(copy: Any) -> No
     assert torch.equal(states_of(load(name, copy(name, stored)), expected["ids"]), expected["states"])
 
 
+def test_text_is_generated_as_the_folder_says(copy: Any) -> None:
+    folder = copy("qwen2_5_vl_nf4_twice", lambda tensors: tensors)
+    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.25}')
+    found = load("qwen2_5_vl_nf4_twice", folder).generation_config
+    assert (found.do_sample, found.temperature) == (True, 0.25)
+
+
 def test_names_of_earlier_versions_are_found_and_what_is_lacking_is_named(copy: Any) -> None:
     """Transformers has put the text model below `language_model` since, and ties the embedding to the head."""
     name = "qwen2_5_vl_nf4_twice"

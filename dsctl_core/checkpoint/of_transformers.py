@@ -1,9 +1,10 @@
-"""Find what a model calls the tensors of its files: transformers renames those of earlier versions while it loads."""
+"""Do for weights that are read here what transformers does while it loads: rename, tie, set how text is generated."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,7 +58,15 @@ def absent_by_design(model: Any, missing: Collection[str], unexpected: Collectio
     return {*missing} & (twice | lacked), beyond
 
 
-def tie(model: Any, missing: Collection[str]) -> None:
-    """Have the weights of `model` that are the same be one, of which the files lack `missing`."""
-    if is_of_transformers(model):
-        model.tie_weights(missing_keys=set(missing), recompute_mapping=False)
+def finish(model: Any, folder: Path, missing: Collection[str]) -> None:
+    """Have the weights of `model` that are the same be one, of which the files in `folder` lack `missing`.
+
+    A model that generates text does so as its generation_config.json says, if it has one.
+    """
+    if not is_of_transformers(model):
+        return
+    model.tie_weights(missing_keys=set(missing), recompute_mapping=False)
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
