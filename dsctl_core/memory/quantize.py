@@ -164,16 +164,21 @@ def quantize(
         )
 
 
-def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype, device: torch.device | None = None) -> None:
+def store_in_fp8(
+    model: nn.Module,
+    compute_dtype: torch.dtype,
+    device: torch.device | None = None,
+    kept_on: torch.device | None = None,
+) -> None:
     """Store the weights of large layers of `model` in float8_e4m3, and cast each to `compute_dtype` while it runs.
 
     Norms, embeddings, LoRA layers, and layers that the class of the model excludes or keeps in float32, keep their
     dtype. The stored weights must be frozen, because gradients cannot be applied to them. Those of repeated blocks go
-    to `device` one at a time (None: they stay where they are).
+    to `device` one at a time (None: they stay where they are), and are kept there unless `kept_on` is another device.
     """
     from diffusers.hooks import apply_layerwise_casting
 
-    _pack_blocks(model, CAST, compute_dtype, device)
+    _pack_blocks(model, CAST, compute_dtype, device, kept_on)
     apply_layerwise_casting(
         model,
         storage_dtype=FP8,

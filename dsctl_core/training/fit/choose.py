@@ -164,7 +164,7 @@ class _Search:
 
     def _can_pack(self) -> bool:
         packed = [part.partition("=")[0] for part in self.asked.training.quantize]
-        return self._is_frozen() and "dit" not in packed
+        return self._is_frozen() and "dit" not in (*packed, *self.asked.training.fp8_models)
 
     def _can_offload(self) -> bool:
         return self._is_frozen() and not self.asked.memory.compile
@@ -174,7 +174,7 @@ class _Search:
         training = self.asked.training
         whole = [name.split(".")[0] for name in training.trainable_models or ()]
         computed = self.asked.adapter.use_dora or self.asked.memory.float8  # with the weights as they are
-        return "dit" not in (*whole, *training.fp8_models) and not computed
+        return "dit" not in whole and not computed
 
 
 def _has_library(form: str) -> bool:
