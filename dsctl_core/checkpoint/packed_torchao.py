@@ -21,7 +21,7 @@ from dsctl_core.checkpoint.quantized import INSTEAD
 from dsctl_core.checkpoint.stream import DTYPES
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.json import checked, parse_json
-from dsctl_core.memory.quantize import Unpack, is_fake_tensor
+from dsctl_core.memory.quantize import Unpack
 
 if TYPE_CHECKING:
     import torch
@@ -113,8 +113,6 @@ def _unpacking(weight: Any) -> Unpack:
 
     def unpack(held: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         parts = {DATA if name == "weight" else name: tensor for name, tensor in held.items()}
-        if is_fake_tensor(parts[DATA]):
-            return _sizes(held, shape, dtype)
         made: Tensor = kind.__tensor_unflatten__(parts, context, shape, stride).dequantize().to(dtype)
         return made
 
@@ -122,7 +120,8 @@ def _unpacking(weight: Any) -> Unpack:
 
 
 def _sizes(held: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    return held["weight"].new_empty(shape, dtype=dtype)
+    """Return a tensor by way of another in float32, as torchao's do."""
+    return held["weight"].float().view(shape).to(dtype)
 
 
 def _dtype(name: str) -> torch.dtype:

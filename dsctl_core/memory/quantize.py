@@ -92,8 +92,7 @@ def bitsandbytes() -> Any:
     return functional
 
 
-def is_fake_tensor(tensor: Tensor) -> bool:
-    """Return whether `tensor` has no values, as in a dry run."""
+def _is_fake(tensor: Tensor) -> bool:
     from torch._subclasses.fake_tensor import is_fake
 
     return is_fake(tensor)
@@ -103,7 +102,7 @@ def _four_bits(kind: str) -> Format:
     """Return bitsandbytes' format `kind`, nf4 or fp4: 4 bits a number, and a scale for each block."""
 
     def pack(weight: Tensor) -> Packed:
-        if is_fake_tensor(weight):  # a dry run needs the sizes, and not the library
+        if _is_fake(weight):  # a dry run needs the sizes, and not the library
             blocks = -(-weight.numel() // BLOCK)
             sizes = {"absmax": blocks, "code": 16}
             return weight.new_empty(-(-weight.numel() // 2), 1, dtype=torch.uint8), {
@@ -114,7 +113,7 @@ def _four_bits(kind: str) -> Format:
 
     def unpack(held: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         weight = held["weight"]
-        if is_fake_tensor(weight):
+        if _is_fake(weight):
             return weight.new_empty(shape, dtype=dtype)
         library = bitsandbytes()
         # As one row: on CPUs with AVX-512 bitsandbytes 0.50 goes wrong where a block reaches over the end of a row.

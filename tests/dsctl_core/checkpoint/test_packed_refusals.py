@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.infer import infer
@@ -116,6 +117,12 @@ def test_what_leaves_the_packed_component_alone_goes_on(files: dict[str, Path], 
     merging(files, model, tmp_path / "merged")
     drawing(files, tmp_path / "merged", tmp_path / "again", height=32, width=32, num_inference_steps=1)
     assert (tmp_path / "again" / "a.png").is_file()
+
+
+def test_a_packed_text_encoder_gets_a_lora(files: dict[str, Path], tmp_path: Path) -> None:
+    asked = options(files["text_encoder LLM.int8"], files["data"], tmp_path / "out", lora_base_model="text_encoder")
+    found = train(asked).checkpoint
+    assert {name.partition(".")[0] for name in load_file(found)} == {"text_encoder"}
 
 
 def test_a_missing_library_is_named(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
