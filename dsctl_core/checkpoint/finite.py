@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl_core.checkpoint.known_weights import is_known, marker_of, remember
+from dsctl_core.checkpoint.of_transformers import names_in
 from dsctl_core.errors import DsctlError
 from dsctl_core.files.safetensors import tensor_entries
 
@@ -68,10 +69,13 @@ def refuse_unusable_weights(model: nn.Module, files: Sequence[Path], where: Path
         return
     entries = {file: tensor_entries(file) for file in files}
     for file, own in entries.items():
-        for name, entry in own.items():
-            is_weight = state[name].is_floating_point() if name in state else name.endswith((".weight", ".bias"))
-            if entry["dtype"] in WHOLE and is_weight:
-                raise DsctlError(f"{file}: {name} has whole numbers ({entry['dtype']}), and is a weight", hint=ANOTHER)
+        whole = [name for name, entry in own.items() if entry["dtype"] in WHOLE]
+        for name, inside in names_in(model, whole).items():
+            known = state.get(inside)
+            is_weight = name.endswith((".weight", ".bias")) if known is None else known.is_floating_point()
+            if is_weight:
+                kind = own[name]["dtype"]
+                raise DsctlError(f"{file}: {name} has whole numbers ({kind}), and is a weight", hint=ANOTHER)
     if not values:
         return
     found = find_not_finite(state.items())

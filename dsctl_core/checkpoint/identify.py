@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsctl_core.checkpoint.quantized import (
-    NF4,
-    is_nf4_folder,
+    STORED,
     refuse_quantized,
     refuse_quantized_config,
     refuse_unread_scales,
+    stored_in,
 )
 from dsctl_core.checkpoint.weight_set import find_weights
 from dsctl_core.errors import DsctlError
@@ -75,7 +75,8 @@ def weight_files(folder: Path) -> list[Path]:
         if is_single_file(file) and folder.is_file():
             refuse_unread_scales(file, header)
         else:
-            refuse_quantized(file, header, read=[NF4] if is_nf4_folder(folder) else [])
+            form = stored_in(folder)
+            refuse_quantized(file, header, read=() if form is None else STORED[form])
     return files
 
 

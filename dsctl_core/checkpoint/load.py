@@ -13,7 +13,7 @@ from dsctl_core.checkpoint.finite import refuse_unusable_weights
 from dsctl_core.checkpoint.identify import class_of, identify_component, is_original, is_single_file, weight_files
 from dsctl_core.checkpoint.model_config import ModelConfig
 from dsctl_core.checkpoint.model_index import read_index
-from dsctl_core.checkpoint.quantized import is_nf4_folder
+from dsctl_core.checkpoint.quantized import stored_in
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.checkpoint.schedule import read_schedule
 from dsctl_core.checkpoint.single_file import identify_single_file, load_single_file, published_config
@@ -232,10 +232,11 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype) -> nn
     from dsctl_core.memory.dtypes import declare_float32_parts
 
     cls: Any = with_float32_parts(component_class(component, folder), component.float32_parts)
-    if is_nf4_folder(folder):
-        from dsctl_core.checkpoint.nf4 import load_nf4
+    form = stored_in(folder)
+    if form is not None:
+        from dsctl_core.checkpoint.packed import load_packed
 
-        return load_nf4(component, folder, cls, dtype)
+        return load_packed(component, folder, cls, dtype, form)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     # The libraries name this argument differently, and warn of deprecation for the other name.
     options["dtype" if component.library == "transformers" else "torch_dtype"] = dtype

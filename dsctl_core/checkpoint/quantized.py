@@ -2,7 +2,8 @@
 
 A quantized weight is stored as integers or fp8 beside scales in tensors of their own, so its tensors are not those of
 the network. Plain fp8 without scales is not among them: it is read, and cast. Single files in scaled fp8, as ComfyUI
-writes them, are read as well: `scaled_back` multiplies each weight by its scale.
+writes them, are read as well: `scaled_back` multiplies each weight by its scale. So are component folders in the
+formats of `STORED`; see dsctl_core.checkpoint.packed.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-NF4 = "bitsandbytes (4 bits, nf4 or fp4)"
-NF4_STATE = ".quant_state.bitsandbytes__nf4"  # what the name of the description of a packed weight ends in
+FOUR_BITS = ("nf4", "fp4")  # of bitsandbytes, for which QLoRA (arXiv:2305.14314) has the names
+LLM_INT8 = "LLM.int8"  # of bitsandbytes too (arXiv:2208.07339)
+TORCHAO = "torchao"
 INSTEAD = "fetch the weights in bf16, fp16 or fp32 instead, such as those in the model's own repository"
 # What the names of tensors end in, by the format.
 TENSOR_NAMES = {
-    NF4: r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.bitsandbytes__\w+$",
+    "bitsandbytes (4 bits, nf4 or fp4)": r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.bitsandbytes__\w+$",
     "bitsandbytes (8 bits)": r"\.SCB$|\.weight_format$",
     "scaled fp8": r"(^|\.)scaled_fp8$|\.scale_(weight|input)$|[._](weight|input)_scale(_inv|_2)?$|\.comfy_quant$",
     "GPTQ, AWQ or Nunchaku": r"\.(qweight|qzeros|wscales|g_idx)$",
@@ -32,6 +34,12 @@ TENSOR_NAMES = {
     "optimum-quanto": r"\.weight\._(data|scale)$",
 }
 SCALED = "scaled fp8"
+# The formats of components that are read as they are, and what the names of their tensors are recognized as.
+STORED = {
+    **dict.fromkeys(FOUR_BITS, ("bitsandbytes (4 bits, nf4 or fp4)",)),
+    LLM_INT8: ("bitsandbytes (8 bits)",),
+    TORCHAO: ("torchao", SCALED),  # whose scales have names of their own alone in torchao's int8
+}
 # X.scale_weight or X.weight_scale is the scale of X.weight: a number, or one for each row.
 SCALE = re.compile(r"^(?P<module>.+)\.(?:scale_weight|weight_scale)$")
 # What a computation in fp8 uses beside them: the scale of a layer's inputs, and marks of the format.
@@ -90,10 +98,10 @@ def scaled_back(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, 
 def refuse_quantized_config(path: Path, config: Mapping[str, Any]) -> None:
     """Raise a DsctlError if the config of a component, read from `path`, says that its weights are quantized.
 
-    Networks of diffusers in nf4 are read; see dsctl_core.checkpoint.nf4.
+    Those in a format of `STORED` are read; see dsctl_core.checkpoint.packed.
     """
     settings = config.get("quantization_config")
-    if settings is None or is_nf4(config):
+    if settings is None or stored_format(config) is not None:
         return
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if isinstance(settings, dict) and any(settings.get(f"load_in_{bits}bit") is True for bits in (4, 8)):
@@ -105,18 +113,24 @@ def refuse_quantized_config(path: Path, config: Mapping[str, Any]) -> None:
     )
 
 
-def is_nf4(config: Mapping[str, Any]) -> bool:
-    """Return whether `config` is that of a network of diffusers with weights in nf4, as bitsandbytes packs them."""
+def stored_format(config: Mapping[str, Any]) -> str | None:
+    """Return the format of `STORED` that the weights of a component are in, by its config; None for no such format."""
     settings = config.get("quantization_config")
-    if not isinstance(settings, dict) or not isinstance(config.get("_class_name"), str):
-        return False
-    wanted = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    storage, method = settings.get("bnb_4bit_quant_storage", "uint8"), settings.get("quant_method", "bitsandbytes")
-    same = all(settings.get(name) == value for name, value in wanted.items())
-    return same and storage == "uint8" and method == "bitsandbytes"
+    if not isinstance(settings, dict):
+        return None
+    method = settings.get("quant_method", "bitsandbytes")
+    if method == "torchao":
+        return TORCHAO
+    four, eight = (settings.get(f"load_in_{bits}bit") is True for bits in (4, 8))
+    if method != "bitsandbytes" or four == eight:
+        return None
+    if eight:
+        return LLM_INT8
+    form = settings.get("bnb_4bit_quant_type", "fp4")  # the default of bitsandbytes
+    return form if form in FOUR_BITS else None
 
 
-def is_nf4_folder(folder: Path) -> bool:
-    """Return whether `folder` has the config.json of such a network."""
+def stored_in(folder: Path) -> str | None:
+    """Return the format of `STORED` that the component in `folder` is in, by its config.json, if it has one."""
     path = folder / "config.json"
-    return path.is_file() and is_nf4(read_json(path))
+    return stored_format(read_json(path)) if path.is_file() else None

@@ -91,7 +91,7 @@ def infer(options: InferOptions, progress: Progress | None = None) -> InferResul
     for name, form in quantized_pairs(options.quantize):
         resolved.check_component(name)
         require_library(form)
-    refuse_for_stored(options, resolved)
+    refuse_for_stored(options, resolved, {part.component for part in trained})
     device, dtype = placement(options)
     call: dict[str, Any] = {
         "negative_prompt": options.negative_prompt,

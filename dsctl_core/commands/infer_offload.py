@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -147,14 +147,14 @@ def component_bytes(options: InferOptions, resolved: ResolvedModel, dtype: torch
     """Return the bytes that each component takes on the device, from the headers of its files."""
     from dsctl_core.checkpoint.identify import weight_files
     from dsctl_core.checkpoint.load import find_component_paths
-    from dsctl_core.checkpoint.quantized import is_nf4_folder
+    from dsctl_core.checkpoint.quantized import stored_in
     from dsctl_core.checkpoint.stream import tensor_shapes
 
     formats = dict(quantized_pairs(options.quantize))
     places = find_component_paths(resolved.family, resolved.configs_of(None), resolved.reader_configs)
     found = {}
     for name, folder in places.components.items():
-        if is_nf4_folder(folder):  # as it is held
+        if stored_in(folder) is not None:  # as it is held
             found[name] = sum(file.stat().st_size for file in weight_files(folder))
             continue
         numbers = sum(prod(shape) for file in weight_files(folder) for shape in tensor_shapes(file).values())
@@ -162,18 +162,18 @@ def component_bytes(options: InferOptions, resolved: ResolvedModel, dtype: torch
     return found
 
 
-def refuse_for_stored(options: InferOptions, resolved: ResolvedModel) -> None:
-    """Raise UsageError for components that their files hold in few bits, and that are to be packed or replaced in part.
+def refuse_for_stored(options: InferOptions, resolved: ResolvedModel, replaced: Collection[str]) -> None:
+    """Raise UsageError for components that their files hold in few bits, and that are to be packed.
 
-    Raises DsctlError without the library that makes them whole.
+    So are those `replaced` in part. Raises DsctlError without the library that makes them whole.
     """
-    from dsctl_core.checkpoint.nf4 import stored_formats
+    from dsctl_core.checkpoint.packed import stored_formats
 
     packed = {name for name, _ in quantized_pairs(options.quantize)}
     stored = stored_formats(resolved.family, resolved.configs_of(None))
     for name, form in stored.items():
         require_library(form)
-        flag = "--quantize" if name in packed else "--trained-part" if options.trained_part else None
+        flag = "--quantize" if name in packed else "--trained-part" if name in replaced else None
         if flag is not None:
             raise UsageError(
                 f"the {name} is held in {form} by its files, and {flag} needs it whole",

@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dsctl_core.checkpoint.build import component_class
+from dsctl_core.checkpoint.build import component_class, empty_component
 from dsctl_core.checkpoint.load import find_component_paths
+from dsctl_core.checkpoint.quantized import stored_in
 from dsctl_core.checkpoint.single_file import published_config
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families import families
@@ -24,6 +25,9 @@ from dsctl_core.lora.files import family_in_header, read_lora, refuse_other_fami
 from dsctl_core.lora.formats import FORMATS, LoraFile, format_for, with_dots
 from dsctl_core.lora.merge import component_shapes
 from dsctl_core.options.model import SomeModelOptions, WeightOptions
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Shapes = dict[str, dict[str, tuple[int, int]]]  # {component: {layer: (out, in)}}
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")  # a number in a layer name, such as that of a block
@@ -191,19 +195,28 @@ def model_shapes(resolved: ResolvedModel, wanted: Iterable[str]) -> Shapes:
 
 def shapes_at(family: Family, name: str, place: Path) -> dict[str, tuple[int, int]]:
     """Return (out, in) of the linear layers of the component with its weights at `place`, a folder or a file."""
-    if place.is_dir():
-        return component_shapes(place)
+    import torch
+
     component = family.component(name)
+    if place.is_dir() and stored_in(place) is None:
+        return component_shapes(place)
+    if place.is_dir():  # what is packed has other shapes
+        with torch.device("meta"):
+            return _linear_shapes(empty_component(component, place))
     return published_shapes(component, published_config(family, component, place))
 
 
 def published_shapes(component: Component, config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Return (out, in) of the linear layers of a component with the sizes in `config`, without making its weights."""
     import torch
-    from torch import nn
 
     with torch.device("meta"):
-        model = component_class(component)(**config)
+        return _linear_shapes(component_class(component)(**config))
+
+
+def _linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    from torch import nn
+
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     return {name: (module.out_features, module.in_features) for name, module in linear.items()}
 

@@ -11,11 +11,12 @@ from typing import Any
 from dsctl_core.checkpoint.defaults import DEFAULTS_FILE, write_defaults
 from dsctl_core.checkpoint.identify import class_of, weight_files
 from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, require_configs
+from dsctl_core.checkpoint.quantized import INSTEAD, stored_in
 from dsctl_core.checkpoint.stream import ChangeRows, tensor_shapes
 from dsctl_core.checkpoint.trained_part import TrainedPart
 from dsctl_core.commands.lora_files import Written, save
 from dsctl_core.commands.lora_model import read_for, read_loras, resolve
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.families.resolve import ResolvedModel
 from dsctl_core.files.atomic import atomic_folder, prepare_folder, unclaim, write_json
 from dsctl_core.files.ownership import require_empty_folder
@@ -56,9 +57,11 @@ def _merge_into_base(options: MergeLoraOptions, progress: Progress) -> Written:
     places = find_component_paths(resolved.family, resolved.model_configs, resolved.reader_configs)
     require_configs(resolved.family, places)
     wanted = {component for part in loras for component in part.lora.components}
+    trained = [TrainedPart.at(path, resolved.family, places.components) for path in options.trained_part]
+    changed = {*wanted, *(part.component for part in trained)}
+    _refuse_stored({name: place for name, place in places.components.items() if name in changed})
     shapes = {name: component_shapes(folder) for name, folder in places.components.items() if name in wanted}
     updates = matched(loras, shapes, allow_partial=options.allow_partial)
-    trained = [TrainedPart.at(path, resolved.family, places.components) for path in options.trained_part]
     replaced = _replaced(trained, places)
     made = [path for path in options.output.parents if not path.exists()]
     prepare_folder(options.output.parent)
@@ -140,6 +143,16 @@ def _refuse_full_disk(folder: Path, places: ComponentPaths) -> None:
             f"the merged model takes {readable_bytes(needed)}, but {folder} has {readable_bytes(free)} free",
             hint="free some disk space, or give an --output on another disk",
         )
+
+
+def _refuse_stored(changed: Mapping[str, Path]) -> None:
+    """Raise UsageError for a component, of those to be `changed` by their paths, whose files hold it in few bits."""
+    for name, place in changed.items():
+        form = stored_in(place)
+        if form is not None:
+            raise UsageError(
+                f"the {name} is held in {form} by its files, so nothing can be merged into it", hint=INSTEAD
+            )
 
 
 def _common_metadata(headers: list[dict[str, str]]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dsctl_core.errors import DsctlError
+from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.family import Family, OriginalNames
 from dsctl_core.lora.adapters import (
     TRAINED,
@@ -274,13 +274,18 @@ def _attachable(weight: Tensor, layer: Update, strength: float, alone: bool) -> 
 def fuse_lora(pipe: BasePipeline, path: Path, component: str | None, scale: float = 1.0) -> None:
     """Add the LoRA in `path` to the weights of `component`: W + scale * s * B @ A, computed in float32.
 
-    `component` None means all components for which the file has layers.
+    `component` None means all components for which the file has layers. Raises UsageError for weights in few bits.
     """
     lora = _read_for(pipe, path, component)
     for name in lora.components if component is None else [component]:
         model = pipe.component(name)
         modules = linear_layers(model)
         for layer_name, layer in _layers_for(model, name, lora).items():
+            if isinstance(modules[layer_name], FrozenLinear):
+                raise UsageError(
+                    f"the {name} is held in few bits, so {path} cannot be merged into it",
+                    hint="load its weights in bf16, and pack them afterwards",
+                )
             weight = modules[layer_name].weight
             weight.copy_((weight.float() + update_of(weight, layer, scale)).to(weight.dtype))
 

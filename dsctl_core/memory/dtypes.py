@@ -14,11 +14,18 @@ import torch
 from torch import Tensor, nn
 
 
-def float32_parts(model: nn.Module, declared: Sequence[str] = ()) -> frozenset[str]:
-    """Return the names of the parts of `model` that stay in float32; `declared` are those of its family."""
+def float32_parts(model: nn.Module, declared: Sequence[str] = (), dtype: torch.dtype | None = None) -> frozenset[str]:
+    """Return the names of the parts of `model` that stay in float32; `declared` are those of its family.
+
+    With `dtype`, they are those that transformers loads in float32 where the model is loaded in `dtype`: beside
+    bfloat16 these are fewer than beside float16. Classes of diffusers have the same ones in each.
+    """
+    strict: Any = getattr(model, "_keep_in_fp32_modules_strict", None)  # None for diffusers
     own: Any = getattr(model, "_keep_in_fp32_modules", None)
+    if strict is not None and dtype not in (None, torch.float16):
+        own = strict
     kept: Any = getattr(model, FLOAT32_PARTS, ())
-    return frozenset((*(own or ()), *kept, *declared))
+    return frozenset((*(own or ()), *(strict or ()), *kept, *declared))
 
 
 FLOAT32_PARTS = "_dsctl_float32_parts"  # attribute of a loaded model with the parts that its family declares

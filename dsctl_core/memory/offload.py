@@ -3,7 +3,7 @@
 Only the weights of linear layers are moved; they are nearly all of a block. An offloaded layer keeps no weight on the
 device and none in the autograd graph: the backward pass fetches the weight again. Offload works in forward and
 backward, with and without gradient checkpointing, with LoRA layers on top, and with weights that are held in 4 or 8
-bits: these are fetched as they are held, with their scales, and made whole on the device.
+bits, also those stored in fp8: these are fetched as they are held, with their scales, and made whole on the device.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ FP8 = torch.float8_e4m3fn
 BLOCK = 64  # numbers that share a scale in nf4, as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314)
 
 Packed = tuple[Tensor, dict[str, Tensor]]  # what a weight is held as, and the tensors that go with it, by name
+# Makes a matrix whole again: what is held, by name; its shape (out, in); the dtype that it is to have.
+Unpack = Callable[[Mapping[str, Tensor], torch.Size, torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class Format:
     """A way to hold a matrix (out, in): to pack it, and to make it whole again in a dtype."""
 
     pack: Callable[[Tensor], Packed]
-    unpack: Callable[[Mapping[str, Tensor], torch.Size, torch.dtype], Tensor]  # what is held, by name, and (out, in)
+    unpack: Unpack
 
 
 class QuantizedLinear(FrozenLinear):
     """A frozen linear layer that holds `weight` packed."""
 
-    format: Format
+    unpack: Unpack
     computes_in: torch.dtype
     beside: tuple[str, ...]  # names of the buffers that go with the packed weight
 
@@ -52,7 +54,7 @@ class QuantizedLinear(FrozenLinear):
 
     def unpacked(self, held: Mapping[str, Tensor]) -> Tensor:
         """Return the weight (out, in) that `held` is, in the dtype of the computation."""
-        return self.format.unpack(held, torch.Size((self.out_features, self.in_features)), self.computes_in)
+        return self.unpack(held, torch.Size((self.out_features, self.in_features)), self.computes_in)
 
     def whole_bias(self, weight: Tensor) -> Tensor | None:
         """Return the bias in the dtype of `weight`."""
@@ -96,32 +98,50 @@ def _is_fake(tensor: Tensor) -> bool:
     return is_fake(tensor)
 
 
-def _pack_nf4(weight: Tensor) -> Packed:
-    if _is_fake(weight):  # a dry run needs the sizes, and not the library
-        blocks = -(-weight.numel() // BLOCK)
-        sizes = {"absmax": blocks, "code": 16}
-        return weight.new_empty(-(-weight.numel() // 2), 1, dtype=torch.uint8), {
-            name: weight.new_empty(size, dtype=torch.float32) for name, size in sizes.items()
-        }
-    packed, state = bitsandbytes().quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
-    return packed, {"absmax": state.absmax, "code": state.code}
+def _four_bits(kind: str) -> Format:
+    """Return bitsandbytes' format `kind`, nf4 or fp4: 4 bits a number, and a scale for each block."""
+
+    def pack(weight: Tensor) -> Packed:
+        if _is_fake(weight):  # a dry run needs the sizes, and not the library
+            blocks = -(-weight.numel() // BLOCK)
+            sizes = {"absmax": blocks, "code": 16}
+            return weight.new_empty(-(-weight.numel() // 2), 1, dtype=torch.uint8), {
+                name: weight.new_empty(size, dtype=torch.float32) for name, size in sizes.items()
+            }
+        packed, state = bitsandbytes().quantize_4bit(weight, blocksize=BLOCK, quant_type=kind)
+        return packed, {"absmax": state.absmax, "code": state.code}
+
+    def unpack(held: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        weight = held["weight"]
+        if _is_fake(weight):
+            return weight.new_empty(shape, dtype=dtype)
+        library = bitsandbytes()
+        # As one row: on CPUs with AVX-512 bitsandbytes 0.50 goes wrong where a block reaches over the end of a row.
+        row = torch.Size((shape.numel(),))
+        about: dict[str, Any] = {"absmax": held["absmax"], "code": held["code"], "shape": row, "quant_type": kind}
+        found: Tensor = library.dequantize_4bit(weight, library.QuantState(**about, blocksize=BLOCK, dtype=dtype))
+        return found.view(shape)
+
+    return Format(pack, unpack)
 
 
-def _unpack_nf4(held: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    weight = held["weight"]
-    if _is_fake(weight):
-        return weight.new_empty(shape, dtype=dtype)
-    library = bitsandbytes()
-    about: dict[str, Any] = {"absmax": held["absmax"], "code": held["code"], "shape": shape}
-    return library.dequantize_4bit(weight, library.QuantState(**about, blocksize=BLOCK, quant_type="nf4", dtype=dtype))
+def _pack_llm_int8(weight: Tensor) -> Packed:
+    largest = weight.float().abs().amax(dim=1)
+    return (weight.float() * (127 / largest[:, None])).round().to(torch.int8), {"scb": largest}
+
+
+def _unpack_llm_int8(held: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return (held["weight"] * held["scb"][:, None] * (1 / 127)).to(dtype)  # in bitsandbytes' order, to the bit
 
 
 CAST = Format(_pack_cast, _unpack_cast)
 FORMATS = {
     "int8": Format(_scaled(127, torch.int8), _unpack_scaled),
     "float8": Format(_scaled(torch.finfo(FP8).max, FP8), _unpack_scaled),
-    "nf4": Format(_pack_nf4, _unpack_nf4),
+    "nf4": _four_bits("nf4"),
 }
+# What bitsandbytes has packed in files: LLM.int8 (arXiv:2208.07339) with the largest number of each row, `scb`.
+BITSANDBYTES = {"nf4": FORMATS["nf4"], "fp4": _four_bits("fp4"), "LLM.int8": Format(_pack_llm_int8, _unpack_llm_int8)}
 
 
 def quantize(
@@ -144,16 +164,21 @@ def quantize(
         )
 
 
-def store_in_fp8(model: nn.Module, compute_dtype: torch.dtype, device: torch.device | None = None) -> None:
+def store_in_fp8(
+    model: nn.Module,
+    compute_dtype: torch.dtype,
+    device: torch.device | None = None,
+    kept_on: torch.device | None = None,
+) -> None:
     """Store the weights of large layers of `model` in float8_e4m3, and cast each to `compute_dtype` while it runs.
 
     Norms, embeddings, LoRA layers, and layers that the class of the model excludes or keeps in float32, keep their
     dtype. The stored weights must be frozen, because gradients cannot be applied to them. Those of repeated blocks go
-    to `device` one at a time (None: they stay where they are).
+    to `device` one at a time (None: they stay where they are), and are kept there unless `kept_on` is another device.
     """
     from diffusers.hooks import apply_layerwise_casting
 
-    _pack_blocks(model, CAST, compute_dtype, device)
+    _pack_blocks(model, CAST, compute_dtype, device, kept_on)
     apply_layerwise_casting(
         model,
         storage_dtype=FP8,
@@ -210,13 +235,13 @@ def _pack(
         held, beside = held.to(kept_on), {name: tensor.to(kept_on) for name, tensor in beside.items()}
     if layer.bias is not None and form is CAST:
         layer.bias.data = layer.bias.data.to(FP8)
-    hold_packed(layer, held, beside, form, dtype)
+    hold_packed(layer, held, beside, form.unpack, dtype)
 
 
 def hold_packed(
-    layer: nn.Linear, held: Tensor, beside: Mapping[str, Tensor], form: Format, compute_dtype: torch.dtype
+    layer: nn.Linear, held: Tensor, beside: Mapping[str, Tensor], unpack: Unpack, compute_dtype: torch.dtype
 ) -> None:
-    """Have `layer` hold `held`, its weight in the format `form`, and compute in `compute_dtype`.
+    """Have `layer` hold `held`, its weight in few bits that `unpack` makes whole, and compute in `compute_dtype`.
 
     `beside` are the tensors that go with it, by name.
     """
@@ -225,7 +250,7 @@ def hold_packed(
         layer.register_buffer(name, tensor, persistent=False)
     layer.__class__ = QuantizedLinear
     assert isinstance(layer, QuantizedLinear)
-    layer.format, layer.computes_in, layer.beside = form, compute_dtype, tuple(beside)
+    layer.unpack, layer.computes_in, layer.beside = unpack, compute_dtype, tuple(beside)
 
 
 def packable_numbers(model: nn.Module) -> int:
@@ -243,7 +268,10 @@ def packed_numbers(model: nn.Module) -> int:
 def compute_dtype(model: nn.Module, weight: torch.Tensor) -> torch.dtype:
     """Return the dtype in which a diffusers model computes; `weight` is one of its large weights.
 
-    This is the dtype of `weight`, which is faster than `model.dtype`, a walk over all modules. For weights stored in 8
-    bits, only the hooks of the model know the dtype, and `model.dtype` is used.
+    This is the dtype of `weight`, which is faster than `model.dtype`, a walk over all modules. Of weights in few bits
+    the layers know the dtype, or the hooks of the model, by which `model.dtype` is right.
     """
-    return weight.dtype if weight.dtype.itemsize > 1 else model.dtype  # type: ignore[return-value]
+    if weight.dtype.itemsize > 1:
+        return weight.dtype
+    packed = (layer.computes_in for layer in model.modules() if isinstance(layer, QuantizedLinear))
+    return next(packed, None) or model.dtype  # type: ignore[return-value]

@@ -11,6 +11,8 @@ from dsctl_core.errors import DsctlError, UsageError, unknown_name
 from dsctl_core.options.base import Takes
 
 FORMATS = ("int8", "float8", "nf4")
+# What formats need, also those that published files are in, with the extra of this package that installs it.
+LIBRARIES = {**dict.fromkeys(("nf4", "fp4"), ("bitsandbytes", "quantize")), "torchao": ("torchao", "float8")}
 
 
 def _checked_parts(value: Any) -> tuple[str, ...]:
@@ -47,6 +49,7 @@ def quantized_pairs(quantized: tuple[str, ...], fp8: tuple[str, ...] = ()) -> tu
 
 
 def require_library(form: str) -> None:
-    """Raise DsctlError if the library that packs in the format `form` is not installed."""
-    if form == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
-        raise DsctlError("nf4 needs bitsandbytes, which is not installed", hint='pip install "dsctl[quantize]"')
+    """Raise DsctlError if the library that packs, or makes whole, in the format `form` is not installed."""
+    library, extra = LIBRARIES.get(form, ("", ""))
+    if library and importlib.util.find_spec(library) is None:
+        raise DsctlError(f"{form} needs {library}, which is not installed", hint=f'pip install "dsctl[{extra}]"')

@@ -151,11 +151,10 @@ class TrainOptions(ComposedOptions):
             raise UsageError(f"{self.task} needs a cache", hint="give --from-cache FOLDER, made by `dsctl cache`")
 
     def _memory_options_that_go_together(self) -> None:
-        memory, training = self.memory, self.training
+        memory = self.memory
         clashes = {
             "--compile": memory.compile,
             "--use-dora" if self.adapter.use_dora else "--network dora": self.adapter.kind == "dora",
-            "--fp8-models dit": "dit" in training.fp8_models,
         }
         for flag, on in clashes.items():
             if on and memory.offload_blocks:

@@ -40,6 +40,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "LoRA, int8": {**LORA, "quantize": "dit=int8"},
     "LoRA, nf4, recomputed": {**LORA, **RECOMPUTED, "quantize": "dit=nf4"},
     "LoRA, fp8": {**LORA, "fp8_models": "dit"},
+    "LoRA, fp8, blocks offloaded": {**LORA, "fp8_models": "dit", "offload_blocks": 2},
     "LoRA, recomputed, blocks offloaded": {**LORA, **RECOMPUTED, "offload_blocks": 2},
     "LoRA, blocks offloaded": {**LORA, "offload_blocks": 2},
     "LoRA, inputs offloaded": {**LORA, **RECOMPUTED, "use_gradient_checkpointing_offload": True},

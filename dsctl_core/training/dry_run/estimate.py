@@ -241,7 +241,7 @@ class Estimate:
         for layer in map(denoiser.get_submodule, float8_layers(denoiser) if memory.float8 else ()):
             assert isinstance(layer, nn.Linear)
             if not layer.weight.requires_grad:  # held in 8 bits, and multiplied here in the precision of the run
-                hold_packed(layer, layer.weight.detach().to(FP8), {}, CAST, self.plan.dtype)
+                hold_packed(layer, layer.weight.detach().to(FP8), {}, CAST.unpack, self.plan.dtype)
         if not memory.offload_blocks:
             return []
         # The weights have no bytes, and everything is on one device: what is no parameter any more does not count.
@@ -255,7 +255,11 @@ class Estimate:
         encoding, entry = encoded.peak, encoded.entry
         stage_one = encoded.weights + encoding if self.plan.encoding is not None else 0
         first = set(self.stages.first_components) - set(self.stages.second_components)
-        numbers = {name: packable_numbers(pipe.component(name)) for name in sorted(first & set(pipe.components))}
+        numbers = {
+            name: packable_numbers(model)
+            for name, model in sorted(pipe.components.items())
+            if name in first and name not in self.model.stored
+        }
         largest = max(filter(numbers.get, numbers), key=numbers.__getitem__, default="")
         return Encoded(self.simulation, entry, index, encoding, stage_one, largest)
 

@@ -13,7 +13,8 @@ from PIL.Image import Image
 from dsctl_core.checkpoint.build import empty_component, published_component
 from dsctl_core.checkpoint.load import ComponentPaths, find_component_paths, require_configs
 from dsctl_core.checkpoint.model_config import ModelConfig
-from dsctl_core.checkpoint.quantized import is_nf4_folder
+from dsctl_core.checkpoint.packed import pack_as_stored
+from dsctl_core.checkpoint.quantized import stored_in
 from dsctl_core.checkpoint.readers import Readers
 from dsctl_core.data import UnifiedDataset
 from dsctl_core.errors import DsctlError
@@ -21,7 +22,6 @@ from dsctl_core.families import pipeline_class
 from dsctl_core.family import Component
 from dsctl_core.losses import find_loss
 from dsctl_core.memory.blocks import repeated_blocks
-from dsctl_core.memory.quantize import quantize
 from dsctl_core.stages.plan_rows import has_pictures
 from dsctl_core.stages.sample import Sample, pick, rounded
 from dsctl_core.stages.split import Stages, run
@@ -29,7 +29,6 @@ from dsctl_core.training.dry_run.fake_tensors import (
     KnownAnswers,
     LiveBytes,
     Simulation,
-    replaced_when_converted,
     tensor_bytes,
 )
 from dsctl_core.training.dry_run.stand_ins import stand_in, use_tokens
@@ -62,6 +61,8 @@ class SimulatedModel:
         self.missing_readers = [name for name in resolved.reader_configs if name not in readers]
         self.places: ComponentPaths = find_component_paths(resolved.family, configs, readers)
         require_configs(resolved.family, self.places)
+        forms = {name: stored_in(place) for name, place in self.places.components.items()}
+        self.stored = {name: form for name, form in forms.items() if form is not None}  # in few bits by their files
 
     def _on_disk(self, components: Sequence[str] | None) -> list[ModelConfig]:
         """Return the locations of the parts on the disk, and put the names of the others into `missing`."""
@@ -115,9 +116,9 @@ class SimulatedModel:
                 self.cut |= shorten(model, self.depth, self.longer)
             own = dtype_of(component.name)
             models[component.name] = simulation.take(model.eval().requires_grad_(False), own)
-            if component.name in self.places.components and is_nf4_folder(self.places.components[component.name]):
-                with replaced_when_converted():
-                    quantize(models[component.name], "nf4", own, torch.device("cpu"))
+            if component.name in self.stored:
+                place, form = self.places.components[component.name], self.stored[component.name]
+                pack_as_stored(place, models[component.name], form, own)
         for reader in family.readers:
             if reader.kind == "tokenizer" and reader.name in self.missing_readers:
                 for name in set(reader.components) & set(models):
@@ -226,7 +227,8 @@ def encode_row(
 
 
 def _weights(pipe: BasePipeline, names: Sequence[str]) -> int:
-    return sum(tensor_bytes(getattr(pipe, name).parameters()) for name in names if getattr(pipe, name) is not None)
+    models = [getattr(pipe, name) for name in names if getattr(pipe, name) is not None]
+    return sum(tensor_bytes([*model.parameters(), *model.buffers()]) for model in models)
 
 
 def entry_bytes(entry: dict[str, Any]) -> int:

@@ -146,7 +146,7 @@ class _Search:
         """Pack the largest encoder where the first stage alone is too large."""
         self.last = self.predict(self.options)
         encoder = self.last.encoder
-        if self.last.stage_one <= self.room or not self._can_pack(encoder):
+        if self.last.stage_one <= self.room or not encoder or not self._can_pack(encoder):
             return
         for form in self.formats:
             self._pack(encoder, form)
@@ -238,7 +238,7 @@ class _Search:
         training = self.asked.training
         whole = [name.split(".")[0] for name in training.trainable_models or ()]
         computed = self.asked.adapter.use_dora or self.asked.memory.float8  # with the weights as they are
-        return "dit" not in (*whole, *training.fp8_models) and not computed
+        return "dit" not in whole and not computed
 
 
 def _has_library(form: str) -> bool:

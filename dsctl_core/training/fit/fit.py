@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dsctl_core.checkpoint.nf4 import stored_formats
+from dsctl_core.checkpoint.packed import stored_formats
 from dsctl_core.errors import UsageError
 from dsctl_core.options import TrainOptions
 from dsctl_core.progress import Progress

@@ -35,8 +35,8 @@ class Prediction:
     """What a run needs of a GPU, in bytes: at its peak, and for training and the first stage alone.
 
     `lists` are the lists of repeated blocks of a denoiser. `sizes` are the bytes of each block of each network that can
-    be offloaded. `encoder` is the largest component of the first stage. `half` is what training of the short model
-    needs with half of its blocks recomputed, where these are.
+    be offloaded. `encoder` is the largest component of the first stage that can be packed, "" without one. `half` is
+    what training of the short model needs with half of its blocks recomputed, where these are.
     """
 
     peak: int
@@ -106,8 +106,8 @@ class Predictor:
             found = replace(found, training=partly_recomputed(self._kept(plain, encoded), found, recomputed))
         stage_one = reserved(encoded.stage_one, 0)
         peak = found.training - found.saved_by_offload(min(offloaded, found.most_offloaded))
-        named = encoded.largest or found.encoder
-        return replace(found, training=peak, stage_one=stage_one, peak=max(peak, stage_one), encoder=named)
+        whole = max(peak, stage_one)
+        return replace(found, training=peak, stage_one=stage_one, peak=whole, encoder=encoded.largest)
 
     def _kept(self, options: TrainOptions, encoded: Encoded) -> Prediction:
         """Return what training needs where nothing is recomputed."""

@@ -65,18 +65,18 @@ class WeightEdits:
     def pack(self, pipe: BasePipeline, device: torch.device) -> None:
         """Pack the loaded components that are held in fewer bits on `device`, weight by weight.
 
-        They are kept on the device of `pipe`; those in fp8 on `device`.
+        They are kept on the device of `pipe`.
         """
         for name in self.fp8:
             if name in pipe.components:
-                store_in_fp8(pipe.component(name), pipe.torch_dtype, device)
+                store_in_fp8(pipe.component(name), pipe.torch_dtype, device, pipe.device)
         for name, form in self.quantized:
             if name in pipe.components:
                 quantize(pipe.component(name), form, pipe.torch_dtype, device, pipe.device)
         for name in self.packed:
-            model, place = pipe.components.get(name), device if name in self.fp8 else pipe.device
-            if model is not None and any(each.device != place for each in model.parameters()):
-                model.to(place)
+            model = pipe.components.get(name)
+            if model is not None and any(each.device != pipe.device for each in model.parameters()):
+                model.to(pipe.device)
 
 
 def identify(resolved: ResolvedModel, components: Sequence[str], edits: WeightEdits) -> dict[str, str]:

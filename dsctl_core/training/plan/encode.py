@@ -36,6 +36,7 @@ from dsctl_core.training.model.open import (
     without_downloads,
 )
 from dsctl_core.training.model.weight_edits import WeightEdits, identify
+from dsctl_core.training.plan.stored import refuse_edits_of_stored
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -178,6 +179,7 @@ def plan_encoding(options: CacheOptions | TrainOptions, *, offline: bool = False
     resolved = open_model(weights, options.templates, use, data.extra_inputs, task)
     resolved = without_downloads(resolved) if offline else resolved
     use = use.located(resolved)
+    refuse_edits_of_stored(resolved, use)
     pictures = resolved.picture_columns
     factor = resolved.parts.division_factor
     copied = is_remote(options.output_path if isinstance(options, CacheOptions) else options.output.output_path)

@@ -133,7 +133,7 @@ def plan_training(options: TrainOptions, progress: Progress, *, offline: bool = 
     for name in (*options.trained_components, use.edits.lora_on):
         model.check_component(name)
     use = use.located(model)
-    refuse_for_stored(options, model, use.edits)
+    refuse_for_stored(options, model, use)
     rate = learning_rate(options.optim, training.trainable_models or (), model)
     optimizer = plan_optimizer(options.optim, rate)
     identity = identity_of(options, model, source, rate)
@@ -227,21 +227,18 @@ def accumulation_for(state: SavedState, options: TrainingOptions, processes: int
 def _refuse_idle_edits(
     use: ModelUse, model: ResolvedModel, source: Source, stages: Stages, options: TrainOptions
 ) -> None:
-    """Raise an error for an edit of weights that the run does not load, or that it moves to main memory."""
+    """Raise an error for an edit of weights that the run does not load, or that it multiplies in float8."""
     if isinstance(source, CachedDataset):
         use.refuse_unloaded(stages.second_components, "training from a cache")
     else:
         parts = {component.name for component in model.family.components} - set(stages.idle)
         use.refuse_unloaded(parts, "this run")
-    memory, edits = options.memory, use.edits
-    refused = {"--offload-blocks": edits.fp8 if memory.offload_blocks else ()}
-    refused["--float8"] = edits.packed if memory.float8 else ()
-    for lever, packed in refused.items():
-        for name in {denoiser.name for denoiser in model.parts.denoisers} & set(packed):
-            raise UsageError(
-                f"{lever} and {edits.holding(name)[1]} {name} are both given, and cannot be combined",
-                hint="give one of them",
-            )
+    packed = use.edits.packed if options.memory.float8 else ()
+    for name in {denoiser.name for denoiser in model.parts.denoisers} & set(packed):
+        raise UsageError(
+            f"--float8 and {use.edits.holding(name)[1]} {name} are both given, and cannot be combined",
+            hint="give one of them",
+        )
 
 
 def refuse_epochs(tables: Sequence[DatasetTable], options: TrainingOptions) -> None:

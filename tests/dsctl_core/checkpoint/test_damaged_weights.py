@@ -111,10 +111,12 @@ BAD_CONFIGS = [
     ("text_encoder", {"text_config": []}, "text_encoder does not fit a Qwen2_5_VL"),
     (
         "vae",
-        {"quantization_config": {"quant_method": "torchao"}},
-        r"vae/config\.json has a quantization_config: .* torchao",
+        {"quantization_config": {"quant_method": "gptq"}},
+        r"vae/config\.json has a quantization_config: .* gptq",
     ),
-    ("transformer", {"quantization_config": {"load_in_4bit": True}}, "quantized with bitsandbytes"),
+    ("transformer", {"quantization_config": {"load_in_4bit": True, "load_in_8bit": True}}, "with bitsandbytes"),
+    ("vae", {"quantization_config": {"quant_method": "torchao"}}, "vae has no packed weight, .* has them in torchao"),
+    ("transformer", {"quantization_config": {"load_in_4bit": True}}, "no packed weight, .* has them in fp4"),
 ]
 
 

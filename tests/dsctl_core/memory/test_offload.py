@@ -21,7 +21,7 @@ from dsctl_core.memory.offload import (
     spread,
 )
 from dsctl_core.memory.options import MemorySettings
-from dsctl_core.memory.quantize import FORMATS, packed_numbers, quantize
+from dsctl_core.memory.quantize import BITSANDBYTES, FORMATS, packed_numbers, quantize, store_in_fp8
 from dsctl_core.memory.recompute import KEEPS, gradient_checkpoint_forward
 from tests import nf4
 
@@ -83,18 +83,22 @@ def test_results_and_gradients_are_the_same_to_the_bit(recompute, count, bf16):
     assert len(ours) == 13 and all(torch.equal(a, b) for a, b in zip(ours, gradients, strict=True))
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*BITSANDBYTES, *FORMATS, "fp8"])
 def test_weights_in_few_bits_wait_as_they_are_held_and_give_the_same_to_the_bit(monkeypatch, form):
     if importlib.util.find_spec("bitsandbytes") is None:
         monkeypatch.setattr("dsctl_core.memory.quantize.bitsandbytes", lambda: nf4)
+    monkeypatch.setattr("dsctl_core.memory.quantize.FORMATS", {**FORMATS, **BITSANDBYTES})
     models = [stack(width=64) for _ in range(2)]
     for model in models:
-        quantize(model, form, torch.float32, CPU)
+        if form == "fp8":
+            store_in_fp8(model, torch.float32)
+        else:
+            quantize(model, form, torch.float32, CPU)
     held = sum(map(held_bytes, models[1].blocks))
     numbers = offloaded_numbers(models[1]) + packed_numbers(models[1]) + sum(p.numel() for p in models[1].parameters())
     store = offload_blocks(models[1], 6, CPU)
     assert sum(host.numel() for host in store.hosts) < held + 6 * 6 * 256, "what is copied is what is held, aligned"
-    assert held < (0.2 if form == "nf4" else 0.3) * 4 * 6 * 2 * 64 * 128
+    assert held < (0.2 if form in ("nf4", "fp4") else 0.3) * 4 * 6 * 2 * 64 * 128
     layers = [layer for layer in models[1].modules() if isinstance(layer, OffloadedQuantizedLinear)]
     assert len(layers) == 12 and not any(layer._buffers for layer in layers)
     after = offloaded_numbers(models[1]) + packed_numbers(models[1]) + sum(p.numel() for p in models[1].parameters())

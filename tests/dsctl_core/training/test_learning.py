@@ -1,5 +1,7 @@
 """Training does what it is for: the loss falls, the picture changes, and nothing else does."""
 
+import json
+
 import accelerate
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from dsctl_core import ModelLogger, launch_training_task, load_lora
 from dsctl_core.errors import DsctlError, UsageError
 from dsctl_core.files.safetensors import read_safetensors
 from dsctl_core.losses import FlowMatchSFTLoss
+from dsctl_core.memory.offload import OffloadedLinear, offload_blocks
 from dsctl_core.training.model.task_module import TaskModule
 
 SIZE = {"height": 32, "width": 48, "num_inference_steps": 2, "seed": 1, "cfg_scale": 2.0}
@@ -174,6 +177,24 @@ def test_frozen_weights_in_float8_train_a_lora_close_to_the_whole_ones(load_pipe
         assert {p.dtype for p in module.trainable_modules()} == {torch.float32}
     assert stored == [torch.bfloat16, torch.float8_e4m3fn]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_blocks_in_float8_that_wait_in_main_memory_give_the_same_losses_to_the_bit(load_pipe, tmp_path):
+    losses = []
+    for offloaded in (0, 2):
+        pipe = load_pipe(torch_dtype=torch.bfloat16)
+        module = TaskModule(pipe, "sft", lora_base_model="dit", lora_rank=4, fp8_models="dit")
+        numbers = module.count_parameters()
+        if offloaded:
+            offload_blocks(pipe.dit, offloaded, torch.device("cpu"))
+            assert module.count_parameters() == numbers, "every number is counted once"
+            layers = [layer for layer in pipe.dit.modules() if isinstance(layer, OffloadedLinear)]
+            dtypes = {layer.weight.dtype for layer in layers if "mod" not in str(layer)}
+            assert len(layers) > 20 and torch.float8_e4m3fn in dtypes
+        train(module, tmp_path / f"out{offloaded}", mixed_precision="bf16", learning_rate=1e-2)
+        lines = (tmp_path / f"out{offloaded}" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert len(losses[0]) > 2 and losses[0] == losses[1] and len({*losses[0]}) > 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from dsctl_core.commands.infer import infer
 from dsctl_core.commands.train import train
 from dsctl_core.families.resolve import ResolvedModel
-from dsctl_core.memory.quantize import QuantizedLinear, quantize
+from dsctl_core.memory.quantize import QuantizedLinear, quantize, store_in_fp8
 from dsctl_core.options import InferOptions, TrainOptions
 from dsctl_core.progress import NoProgress
 from dsctl_core.training.model.module import DiffusionTrainingModule
@@ -55,13 +55,20 @@ def test_only_what_is_trained_is_ever_in_float32(dataset_folder, monkeypatch):
     assert all(torch.equal(each.float(), tensors[name]) for name, each in module.pipe.dit.named_parameters())
 
 
-def test_a_weight_is_packed_on_the_device(tiny_folder, dataset_folder, monkeypatch):
+@pytest.mark.parametrize("kept_on", [None, "cpu"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_weight_is_packed_on_the_device(tiny_folder, dataset_folder, monkeypatch, dtype, kept_on):
+    """It stays there, but for blocks that are to wait in main memory."""
     module, _ = built(options(tiny_folder, dataset_folder, lora_rank=2, cache=False), monkeypatch)
-    dit = module.pipe.dit
+    dit, device = module.pipe.dit, torch.device("meta")
     others = {name for name, each in dit.named_parameters() if "lora" in name}
-    quantize(dit, "int8", torch.float32, torch.device("meta"))
+    places = (device,) if kept_on is None else (torch.device(kept_on), device)  # two that are not the same
+    if dtype == torch.int8:
+        quantize(dit, "int8", torch.float32, *places)
+    else:
+        store_in_fp8(dit, torch.float32, *places)
     layers = [each for each in dit.modules() if isinstance(each, QuantizedLinear)]
-    assert layers and all(each.weight.is_meta and each.weight.dtype == torch.int8 for each in layers)
+    assert layers and all(each.weight.is_meta and each.weight.dtype == dtype for each in layers)
     assert not any(each.is_meta for name, each in dit.named_parameters() if name in others)
 
 

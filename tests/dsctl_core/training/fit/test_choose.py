@@ -104,6 +104,8 @@ def test_blocks_are_offloaded_where_formats_do_not_suffice_and_what_was_given_st
     assert choose(given, 30_000, predicted(100_000, 100_000)).chosen == {"offload_blocks": 9}
     found = choose(asked(), 60_000, _without_formats)
     assert found.chosen == {"use_gradient_checkpointing": True, "offload_blocks": 8}
+    stored = choose(asked(fp8_models="dit"), 60_000, predicted(100_000, 100_000))
+    assert stored.chosen == found.chosen, "blocks stored in fp8 can wait, and are not packed anew"
     smallest = choose(asked(), 20_000, predicted(100_000, 100_000))
     assert smallest.chosen == {**AWAY, "quantize": ("dit=int8",), "offload_blocks": 10}
     with pytest.raises(DsctlError, match="at the least"):
