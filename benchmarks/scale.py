@@ -62,7 +62,7 @@ def measure_order(samples: int) -> dict[str, float]:
 def requests_of(samples: int) -> dict[str, int]:
     """Return the shards of a cache, and the requests that reading all of it takes, of 64 or more parts a shard."""
     shards = PARTS * -(-samples // parts_in_a_shard(samples))
-    return {"shards": shards, "requests": round(requests_of_reading(shards))}
+    return {"shards": shards, "requests": round(requests_of_reading(shards, shards))}
 
 
 def measure_table(place: Path, rows: int) -> dict[str, float]:

@@ -177,16 +177,16 @@ def _of_cache(source: CachedDataset, samples: float, *, batches: bool) -> tuple[
     total, count = sum(sizes), len(sizes)
     parts = len(source.entries[0].parts)
     turns = min(samples * parts / count, 1 if total <= disk_limit() else max(samples / len(source.entries), 1))
-    return turns * total, requests_of_reading(count, total / count, headers=batches, turns=turns)
+    pieces = sum(block_count(size) if grows(total) else math.ceil(size / RANGE) for size in sizes)
+    return turns * total, requests_of_reading(count, turns * pieces, headers=batches)
 
 
-def requests_of_reading(shards: int, size: float = 0, *, headers: bool = False, turns: float = 1) -> float:
-    """Return the requests of one node that reads `shards` of `size` bytes, on average, `turns` times.
+def requests_of_reading(shards: int, pieces: float, *, headers: bool = False) -> float:
+    """Return the requests of one node that reads `shards` in so many `pieces` together.
 
-    Manifest and index, a listing, the pieces of each shard, and the headers where batches are formed.
+    Manifest and index, a listing, the pieces, and the headers where batches are formed.
     """
-    pieces = block_count(round(size)) if grows(round(shards * size)) else max(math.ceil(size / RANGE), 1)
-    return 4 + math.ceil(shards / PAGE) + turns * shards * pieces + (shards if headers else 0)
+    return 4 + math.ceil(shards / PAGE) + pieces + (shards if headers else 0)
 
 
 def requests_of_encoding(rows: int, groups: int, written: int, nodes: int, *, shared: bool) -> float:

@@ -115,11 +115,12 @@ def test_a_sample_is_read_when_its_own_blocks_are_there_and_each_block_is_fetche
     s3, address, small_shards, in_blocks
 ):
     cached, plain = CachedDataset(address), CachedDataset(small_shards)
-    s3.faults.append(Fault(f"GET /{address[5:]}/shards", wait=0.02))
+    s3.faults.append(Fault(f"GET /{address[5:]}/shards", wait=0.5))  # so that the rest is not there at once
     cached.fetch_ahead([3])
     assert repr(cached[3]) == repr(plain[3])
     early = len(fetched(s3))
     assert cached.pending() == 2  # a picture and a prompt, of which other samples have the rest
+    s3.faults.clear()
     assert [repr(cached[position]) for position in range(len(plain))] == [repr(each) for each in plain]
     cached.finish()
     assert cached.pending() == 0
@@ -136,7 +137,9 @@ def test_a_run_in_blocks_is_stopped_and_goes_on_elsewhere_with_the_same_losses(
     expected = run(small_shards, tmp_path / "local", lr_scheduler="constant")
     run(address, tmp_path / "remote", max_steps=3, lr_scheduler="constant")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
-    assert run(address, tmp_path / "remote", lr_scheduler="constant") == expected
+    s3.requests.clear()
+    assert run(address, tmp_path / "remote", lr_scheduler="constant", dataset_num_workers=2) == expected
+    assert len(fetched(s3)) == in_blocks, "the processes that read fetch nothing that another one has"
 
 
 def test_fetching_begins_before_the_model_is_loaded(s3, address, tmp_path, monkeypatch):

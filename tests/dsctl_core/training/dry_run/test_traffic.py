@@ -11,6 +11,7 @@ import pytest
 from dsctl_core.commands import cache as cache_command
 from dsctl_core.commands import train as train_command
 from dsctl_core.options import CacheOptions, TrainOptions
+from dsctl_core.remote import growing
 from dsctl_core.stages import encode
 from dsctl_core.training.dry_run import traffic
 from tests.gcs_server import ObjectStore
@@ -59,9 +60,12 @@ def test_commands_that_write_a_cache_to_an_address_make_the_requests_that_were_s
     assert said.read_bytes == pytest.approx(files * (1 + 1 / (nodes or 1)), rel=NEAR)
 
 
+@pytest.mark.parametrize("block", [growing.BLOCK, 2048])
 def test_a_run_from_a_cache_at_an_address_to_a_mirror_makes_the_requests_that_were_said(
-    s3, bucket, robot, tmp_path, monkeypatch
+    s3, bucket, robot, tmp_path, monkeypatch, block
 ):
+    monkeypatch.setattr(growing, "FIRST", min(growing.FIRST, block // 2))
+    monkeypatch.setattr(growing, "BLOCK", block)
     where = f"s3://{bucket}/c"
     made = cache_command.make_cache(CacheOptions(dataset_base_path=robot, output_path=where, **MODEL))
     run = {"from_cache": where, "output_path": tmp_path / "a", "mirror": f"s3://{bucket}/m", "lora_rank": 2}
@@ -73,6 +77,8 @@ def test_a_run_from_a_cache_at_an_address_to_a_mirror_makes_the_requests_that_we
     result = train_command.train(TrainOptions(**run))
     assert (one.steps, four.steps) == (result.steps, result.steps // 4)
     assert one.traffic.requests == pytest.approx(len(s3.requests), rel=NEAR)
+    several = block < min(made.manifest.shards.values())
+    assert several == (block == 2048)
     assert one.traffic.read_bytes == four.traffic.read_bytes == made.manifest.bytes["shards"]  # each has all of it
 
 
