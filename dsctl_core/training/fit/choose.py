@@ -227,7 +227,8 @@ class _Search:
 
     def _can_pack(self, component: str) -> bool:
         """Return whether a component can be held in fewer bits; what is given for others does not matter."""
-        given = [part.partition("=")[0] for part in self.asked.training.quantize]
+        training = self.asked.training
+        given = [*(part.partition("=")[0] for part in training.quantize), *training.fp8_models]
         return component not in (*given, *self.stored) and (component != "dit" or self._is_frozen())
 
     def _can_offload(self) -> bool:
