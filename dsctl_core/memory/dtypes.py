@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def float32_parts(model: nn.Module, declared: Sequence[str] = (), dtype: torch.dtype | None = None) -> frozenset[str]:
     """Return the names of the parts of `model` that stay in float32; `declared` are those of its family.
 
-    With `dtype`, they are those that transformers loads in float32 where the model is loaded in `dtype`: beside
+    With `dtype`, they are those that stay so where the others are in `dtype`, as transformers loads them: beside
     bfloat16 these are fewer than beside float16. Classes of diffusers have the same ones in each.
     """
     strict: Any = getattr(model, "_keep_in_fp32_modules_strict", None)  # None for diffusers
@@ -50,7 +50,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype, *, frozen_only: bool = Fa
     Buffers that are not persistent, such as tables of rotary embeddings, are unchanged. With `frozen_only`, trained
     parameters and all buffers are unchanged.
     """
-    parts = float32_parts(model)
+    parts = float32_parts(model, dtype=dtype)
     for name, parameter in model.named_parameters():
         wanted = dtype_of(name, parameter, dtype, parts)
         if parameter.dtype != wanted and not (frozen_only and parameter.requires_grad):

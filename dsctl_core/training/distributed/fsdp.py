@@ -86,7 +86,7 @@ def shard(accelerator: Accelerator, module: DiffusionTrainingModule, dtype: torc
     for name in dict.fromkeys([*pipe.iteration_modules(), *trained]):
         component = pipe.component(name)
         _refuse_small_floats(name, component)
-        exact = _exact_parameters(component, device) if computed_in is not None else set()
+        exact = _exact_parameters(component, device, computed_in) if computed_in is not None else set()
         sources = _emptied(component, exact, dtype)
         _divide(component, computed_in, {**settings, "ignored_params": exact})
         _fill(name, component, sources, kept_on, check=dtype is not None)
@@ -98,7 +98,7 @@ def _divide(component: Any, dtype: torch.dtype | None, settings: dict[str, Any])
 
     exactly = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     usual = replace(exactly, param_dtype=dtype)
-    for part in _float32_modules(component) if dtype is not None else ():
+    for part in _float32_modules(component, dtype) if dtype is not None else ():
         fully_shard(part, mp_policy=exactly, **settings)
     units = set(component._no_split_modules or ())
     for block in [each for each in component.modules() if type(each).__name__ in units]:
@@ -106,9 +106,9 @@ def _divide(component: Any, dtype: torch.dtype | None, settings: dict[str, Any])
     fully_shard(component, mp_policy=usual, **settings)
 
 
-def _float32_modules(component: nn.Module) -> list[nn.Module]:
-    """Return the outermost modules of `component` that stay in float32."""
-    parts, found, inside = float32_parts(component), list[nn.Module](), set[nn.Module]()
+def _float32_modules(component: nn.Module, dtype: torch.dtype) -> list[nn.Module]:
+    """Return the outermost modules of `component` that stay in float32 beside others in `dtype`."""
+    parts, found, inside = float32_parts(component, dtype=dtype), list[nn.Module](), set[nn.Module]()
     for name, module in component.named_modules():
         if module not in inside and name.rpartition(".")[2] in parts and any(True for _ in module.parameters()):
             found.append(module)
@@ -116,14 +116,14 @@ def _float32_modules(component: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _exact_parameters(component: nn.Module, device: torch.device) -> set[nn.Parameter]:
+def _exact_parameters(component: nn.Module, device: torch.device, dtype: torch.dtype) -> set[nn.Parameter]:
     """Return the frozen weights, beside those of modules, that stay in float32, moved to `device`.
 
     A unit of FSDP2 computes in one dtype, so that they are not divided: they are small, such as a table of six rows. A
     trained one is rounded where it is used, as all trained weights are.
     """
-    parts, found = float32_parts(component), set[nn.Parameter]()
-    within = {id(each) for module in _float32_modules(component) for each in module.parameters()}
+    parts, found = float32_parts(component, dtype=dtype), set[nn.Parameter]()
+    within = {id(each) for module in _float32_modules(component, dtype) for each in module.parameters()}
     for name, parameter in component.named_parameters():
         if name.rpartition(".")[2] in parts and id(parameter) not in within and not parameter.requires_grad:
             parameter.data = parameter.data.to(device, torch.float32)
@@ -136,7 +136,7 @@ def _emptied(component: nn.Module, kept: set[nn.Parameter], dtype: torch.dtype |
 
     These have the dtypes that the shards are to have, see `shard`.
     """
-    parts, sources = float32_parts(component), dict[str, Tensor]()
+    parts, sources = float32_parts(component, dtype=dtype), dict[str, Tensor]()
     made: dict[nn.Parameter, nn.Parameter] = {}  # a weight that two modules share stays one
     for prefix, owner in component.named_modules():
         for name, parameter in list(owner.named_parameters(recurse=False)):

@@ -37,7 +37,7 @@ class Simulation:
         tensor that has the right dtype already stays.
         """
         shared: dict[int, Tensor] = {}
-        parts = float32_parts(model)
+        parts = float32_parts(model, dtype=dtype)
         for prefix, module in model.named_modules():
             for holder in (module._parameters, module._buffers):
                 for name, tensor in list(holder.items()):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
+from transformers import UMT5Config, UMT5EncoderModel
 
 from dsctl_core.checkpoint.load import load_component
 from dsctl_core.checkpoint.single_file import load_single_file
@@ -100,6 +101,19 @@ def test_the_dry_run_counts_them_in_float32(saved: Path):
     model = load_component(DECLARED, saved / "transformer", torch.float32)
     taken = Simulation().take(model, torch.bfloat16)
     assert {name: tensor.dtype for name, tensor in taken.state_dict().items()} == dtypes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_text_encoder_has_the_dtypes_that_transformers_gives_it_in_every_way(tmp_path: Path, dtype: torch.dtype):
+    encoder = load_family("wan").component("text_encoder")
+    sizes = {"vocab_size": 8, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    UMT5EncoderModel(UMT5Config(**sizes)).save_pretrained(tmp_path)
+    expected = {n: p.dtype for n, p in UMT5EncoderModel.from_pretrained(tmp_path, dtype=dtype).named_parameters()}
+    wide = [name for name, kind in expected.items() if kind == torch.float32]
+    assert [".wo." in name for name in wide] == [True] * (dtype == torch.float16), "which overflow in float16 alone"
+    made = [load_component(encoder, tmp_path, torch.float32) for _ in range(2)]
+    ways = [cast_weights(made[0], dtype), Simulation().take(made[1], dtype), load_component(encoder, tmp_path, dtype)]
+    assert [{n: p.dtype for n, p in model.named_parameters()} for model in ways] == [expected] * len(ways)
 
 
 def test_a_family_that_declares_nothing_keeps_the_class_that_diffusers_has():
