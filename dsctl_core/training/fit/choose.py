@@ -90,8 +90,9 @@ class _Search:
     def tries(self) -> Iterator[Fit | None]:
         """Yield what each try comes to: options that fit, or None."""
         self._encoders()
-        yield self._try("nothing has to be recomputed")
-        if not self._is_given(CHECKPOINTING):
+        given = self._is_given(CHECKPOINTING)
+        yield self._try("what was given suffices" if given else "nothing has to be recomputed")
+        if not given:
             kept = self.last
             self._take("", **{CHECKPOINTING: True})
             yield self._recompute(kept)
