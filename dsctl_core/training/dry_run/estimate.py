@@ -46,6 +46,7 @@ from dsctl_core.training.plan.module import task_module
 
 if TYPE_CHECKING:
     from dsctl_core.pipeline import BasePipeline
+    from dsctl_core.training.model.weight_edits import WeightEdits
     from dsctl_core.training.plan.plan import TrainingPlan
 
 
@@ -176,12 +177,16 @@ class Estimate:
         pipe = self.model.pipeline(self.simulation, self.plan.dtype, self._dtype_of, self.stages.idle)
         on_cpu = not self.on_gpu
         process = warm_up(self.plan.dtype) if on_cpu else 0
-        self.encoded = encoded = self.encoded or self._encode_largest(pipe)
+        plan = self.plan
+        if self.encoded is None:  # encoders that stay are packed by then
+            plan = plan if plan.cached else replace(plan, use=replace(plan.use, edits=self._edits(in_first=False)))
+            self.encoded = self._encode_largest(pipe)
+        encoded = self.encoded
         if self.plan.cached:
             for name in set(pipe.components) - set(self.stages.second_components):
                 setattr(pipe, name, None)
         with replaced_when_converted():
-            module = task_module(self.plan, pipe, read_loras=False)
+            module = task_module(plan, pipe, read_loras=False)
         self.simulation.take(module)
         denoisers = pipe.denoiser_modules()
         self.sizes = tuple(map(self._block_sizes, denoisers))
@@ -275,14 +280,17 @@ class Estimate:
 
     def _encode(self, pipe: BasePipeline, row: dict[str, Any]) -> EncodedRow:
         """Encode one row on fake tensors."""
-        edits, first = self.plan.use.edits, set(self.stages.first_components) - set(self.stages.second_components)
-        packed = replace(
-            edits,
-            fp8=tuple(name for name in edits.fp8 if name in first),
-            quantized=tuple(pair for pair in edits.quantized if pair[0] in first),
-        )
-        packed.pack(pipe, pipe.device)
+        self._edits(in_first=True).pack(pipe, pipe.device)
         return encode_row(pipe, self.stages, self.plan.task, self.options.data.extra_inputs, row, self.plan.dtype)
+
+    def _edits(self, *, in_first: bool) -> WeightEdits:
+        """Return the edits of components that only the first stage needs, or those of all others."""
+        edits, first = self.plan.use.edits, set(self.stages.first_components) - set(self.stages.second_components)
+        return replace(
+            edits,
+            fp8=tuple(name for name in edits.fp8 if (name in first) is in_first),
+            quantized=tuple(pair for pair in edits.quantized if (pair[0] in first) is in_first),
+        )
 
     def _train(self, module: TaskModule, entry: dict[str, Any]) -> tuple[int, int, int]:
         """Return the peak bytes of a step without the weights, its activations and the optimizer's state."""

@@ -40,13 +40,13 @@ def choose(
 ) -> Fit:
     """Return the options with the cheapest levers that make the run fit `card` bytes.
 
-    The order is: recompute no more blocks than needed; split batches, with as many samples a step; hold frozen
-    weights in 8 bits, then in 4; offload blocks. Each of these is tried as it is, and then with the inputs of
-    recomputed blocks in main memory. That changes no number, and its copies run beside the computation, which takes
-    longer whatever the size of a sample: 2 D bytes a token leave and come back for a block of D channels, which
-    computes 24 D^2 operations a token meanwhile, and more in the backward pass. For D = 3072 that is 0.25 us at
-    25 GB/s, and 1.4 us on an RTX 4090 at its full 165 TFLOP/s. Smaller batches cost between nothing and half the pace,
-    by the size of a sample, and formats round.
+    The order is: recompute no more blocks than needed; split batches, with as many samples a step; hold a text
+    encoder that stays in 8 bits; hold the frozen denoiser in 8 bits, then in 4; offload blocks. Each of these is tried
+    as it is, and then with the inputs of recomputed blocks in main memory. That changes no number, and its copies run
+    beside the computation, which takes longer whatever the size of a sample: 2 D bytes a token leave and come back for
+    a block of D channels, which computes 24 D^2 operations a token meanwhile, and more in the backward pass. For
+    D = 3072 that is 0.25 us at 25 GB/s, and 1.4 us on an RTX 4090 at its full 165 TFLOP/s. Smaller batches cost
+    between nothing and half the pace, by the size of a sample, and formats round.
 
     Args:
         options: What was asked for; what is given in it stays.
@@ -110,6 +110,8 @@ class _Search:
             self.reasons = [each for each in self.reasons if not each.startswith("batches of ")]
             self._take(f"batches of {size}, {splits} for a step, which stays as large", **values)
             yield from self._each_way(self._try)
+        if self.last.resident and self.formats and self.last.encoder and self._can_pack(self.last.encoder):
+            yield from self._resident_encoder(self.last.encoder, self.formats[0])
         formats = self.formats if self._can_pack("dit") else ()
         for form in formats:
             self._pack("dit", form)
@@ -142,6 +144,12 @@ class _Search:
         saved = saved * found.chosen.get(BLOCKS, before.blocks) // max(before.blocks, 1)
         away = f"{INPUTS}: the inputs of recomputed blocks, {readable_bytes(saved)}, wait in main memory"
         return replace(found, reasons=(*found.reasons, away))
+
+    def _resident_encoder(self, encoder: str, form: str) -> Iterator[Fit | None]:
+        """Pack the largest encoder where it is there in training: it runs once a sample, and has no backward pass."""
+        self._pack(encoder, form)
+        self.reasons.append(f"{QUANTIZE} {encoder}={form}: without a cache it is there while the denoiser is trained")
+        yield from self._each_way(self._try)
 
     def _encoders(self) -> None:
         """Pack the largest encoder where the first stage alone is too large."""

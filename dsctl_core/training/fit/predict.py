@@ -35,8 +35,9 @@ class Prediction:
     """What a run needs of a GPU, in bytes: at its peak, and for training and the first stage alone.
 
     `lists` are the lists of repeated blocks of a denoiser. `sizes` are the bytes of each block of each network that can
-    be offloaded. `encoder` is the largest component of the first stage that can be packed, "" without one. `half` is
-    what training of the short model needs with half of its blocks recomputed, where these are.
+    be offloaded. `encoder` is the largest component of the first stage that can be packed, "" without one; it is
+    `resident` where it is there in training too. `half` is what training of the short model needs with half of its
+    blocks recomputed, where these are.
     """
 
     peak: int
@@ -46,6 +47,7 @@ class Prediction:
     sizes: tuple[tuple[int, ...], ...]
     encoder: str = "text_encoder"
     half: int = 0
+    resident: bool = False
 
     @property
     def blocks(self) -> int:
@@ -106,8 +108,8 @@ class Predictor:
             found = replace(found, training=partly_recomputed(self._kept(plain, encoded), found, recomputed))
         stage_one = reserved(encoded.stage_one, 0)
         peak = found.training - found.saved_by_offload(min(offloaded, found.most_offloaded))
-        whole = max(peak, stage_one)
-        return replace(found, training=peak, stage_one=stage_one, peak=whole, encoder=encoded.largest)
+        whole, about = max(peak, stage_one), {"encoder": encoded.largest, "resident": not self.plan.cached}
+        return replace(found, training=peak, stage_one=stage_one, peak=whole, **about)
 
     def _kept(self, options: TrainOptions, encoded: Encoded) -> Prediction:
         """Return what training needs where nothing is recomputed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,21 @@ def test_each_part_is_packed_or_not_whatever_is_given_or_stored_of_others():
         choose(asked(), 104_000, needs, stored={"text_encoder"})
 
 
+def test_an_encoder_that_is_there_in_training_is_packed_before_the_denoiser():
+    def predict(options: TrainOptions) -> Prediction:
+        alone = predicted(100_000, 20_000, 80_000)(options)
+        both = alone.training + alone.stage_one
+        return replace(alone, training=both, stage_one=0, peak=both, half=alone.half + alone.stage_one, resident=True)
+
+    found = choose(asked(), 152_000, predict)
+    assert found.chosen == {**RECOMPUTED, "quantize": ("text_encoder=int8",)}
+    assert "text_encoder=int8: without a cache" in found.reasons[-1]
+    tighter = choose(asked(), 110_000, predict)
+    assert tighter.chosen == {**RECOMPUTED, "quantize": ("text_encoder=int8", "dit=int8")}
+    stored = choose(asked(), 110_000, predict, stored={"dit"})
+    assert stored.chosen == {**RECOMPUTED, "quantize": ("text_encoder=int8",), "offload_blocks": 6}
+
+
 def test_what_waits_in_main_memory_is_said_with_its_size():
     found = choose(asked(), 113_000, predicted(100_000, 100_000))
     assert found.reasons[-1].endswith("the inputs of recomputed blocks, 5 kB, wait in main memory")
@@ -141,6 +157,7 @@ def _without_formats(options: TrainOptions) -> Prediction:
     "more",
     [
         {"cache": False, **AWAY},
+        {"cache": False, "quantize": "text_encoder=int8,dit=int8"},
         {"num_epochs": 2, "quantize": "text_encoder=int8,dit=int8"},
         {"num_epochs": 2, **RECOMPUTED, "gradient_checkpointing_blocks": 1},
         {"num_epochs": 2, **AWAY, "gradient_checkpointing_blocks": 2},
