@@ -97,8 +97,8 @@ class Predictor:
         offloaded, recomputed = options.memory.offload_blocks, options.memory.gradient_checkpointing_blocks
         first = set(self.plan.stages.first_components)
         packed = options.training.quantize
-        encoders = tuple(part for part in packed if self.plan.cached and part.partition("=")[0] in first)
-        later = tuple(part for part in packed if part not in encoders)
+        encoders = tuple(part for part in packed if part.partition("=")[0] in first)
+        later = tuple(part for part in packed if part not in encoders) if self.plan.cached else packed
         encoded = self._encode(options, encoders)
         training = options.training.model_copy(update={"quantize": later})
         memory = options.memory.model_copy(update={"offload_blocks": 0, BLOCKS: None})
@@ -108,8 +108,8 @@ class Predictor:
             found = replace(found, training=partly_recomputed(self._kept(plain, encoded), found, recomputed))
         stage_one = reserved(encoded.stage_one, 0)
         peak = found.training - found.saved_by_offload(min(offloaded, found.most_offloaded))
-        whole, about = max(peak, stage_one), {"encoder": encoded.largest, "resident": not self.plan.cached}
-        return replace(found, training=peak, stage_one=stage_one, peak=whole, **about)
+        whole, stays = max(peak, stage_one), not self.plan.cached
+        return replace(found, training=peak, stage_one=stage_one, peak=whole, encoder=encoded.largest, resident=stays)
 
     def _kept(self, options: TrainOptions, encoded: Encoded) -> Prediction:
         """Return what training needs where nothing is recomputed."""
