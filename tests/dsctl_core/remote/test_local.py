@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dsctl_core.files.lock import locked
 from dsctl_core.remote.errors import RemoteError
 from dsctl_core.remote.local import LocalCopies, Opener, disk_limit, fill, limit_disk
 from dsctl_core.remote.store import Remote
@@ -43,10 +44,12 @@ def remote() -> Iterator[Counted]:
 
 
 def bytes_in(folder: Path) -> int:
+    """Return the bytes at one moment: while nothing is removed for something else that comes."""
     total = 0
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed it
-            total += path.stat().st_size
+    with locked(folder / "trim.lock"):
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # its name has changed
+                total += path.stat().st_size
     return total
 
 
