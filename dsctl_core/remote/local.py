@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, Literal
 
-from dsctl_core.files.atomic import atomic_path, is_temporary, write_error
+from dsctl_core.files.atomic import atomic_path, is_temporary, write_error, written_as
 from dsctl_core.files.lock import locked
 from dsctl_core.files.user_cache import user_cache
 from dsctl_core.readable import readable_bytes
@@ -44,7 +44,8 @@ class LocalCopies:
     """The copies in `folder`, of `limit` bytes at most.
 
     What is to be written has its bytes before the first one comes: the file is made as long as it will be while the
-    folder is locked. So the lengths of all files together are within the limit at any moment.
+    folder is locked. So the lengths of all files together are within the limit at any moment, but for the few that may
+    get their names while a folder of thousands is listed.
     """
 
     def __init__(self, folder: Path, limit: int, patience: float = PATIENCE) -> None:
@@ -156,17 +157,20 @@ class LocalCopies:
 
         What ended processes have reserved, or have left half written, goes in any case.
         """
-        found: list[tuple[int, int, Path]] = []
-        for entry in os.scandir(self.folder):
-            path = Path(entry.path)
+        found: dict[Path, tuple[int, int]] = {}
+        for path in map(Path, os.scandir(self.folder)):
             with suppress(FileNotFoundError):
-                status = entry.stat(follow_symlinks=False)
+                try:
+                    status = path.lstat()
+                except FileNotFoundError:  # it has got its name meanwhile, which may not be among those to come
+                    path = path.with_name(written_as(path) or path.name)
+                    status = path.lstat()
                 if is_temporary(path, NAME) and time.time() - status.st_mtime > ABANDONED:
                     path.unlink()
                 elif path.suffix != ".lock" and not (path.name.startswith(RESERVED) and _removed(path)):
-                    found.append((status.st_mtime_ns, status.st_size, path))
-        used = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+                    found[path] = status.st_mtime_ns, status.st_size
+        used = sum(size for _, size in found.values())
+        for path, (_, size) in sorted(found.items(), key=lambda each: each[1]):
             if used <= most:
                 break
             if not path.name.startswith(".") and _removed(path):
