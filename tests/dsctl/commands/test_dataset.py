@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -71,14 +74,15 @@ def test_a_warning_is_an_error_when_one_is_strict(dsctl: Dsctl, name: str):
 
 
 def test_a_file_that_may_not_be_read_is_named(dsctl: Dsctl, monkeypatch: pytest.MonkeyPatch):
-    real = Path.read_bytes
+    real = io.open
 
-    def read(path: Path) -> bytes:
-        if path.name == "b.png":  # chmod does not stop the root user that tests may run as
+    def read(path: Any, *given: Any, **how: Any) -> Any:
+        if str(path).endswith("b.png"):  # chmod does not stop the root user that tests may run as
             raise PermissionError(13, "Permission denied")
-        return real(path)
+        return real(path, *given, **how)
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    for module in (io, builtins):  # for paths, and for all others
+        monkeypatch.setattr(module, "open", read)
     (problem,) = dsctl("dataset", "validate", "data", "--json").json["problems"]
     assert (problem["kind"], problem["row"], problem["file"]) == ("unreadable file", 2, "data/b.png")
     assert "row 2 (line 3), image 'b.png': data/b.png cannot be read (permission denied)" in problem["message"]

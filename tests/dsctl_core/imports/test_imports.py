@@ -70,7 +70,7 @@ TELLING: dict[str, dict[str, Any]] = {
         "weight_decay": 0.1,
         "max_grad_norm": 1e9,
         "model_paths": '["w/dit.safetensors", "w/vae.safetensors", "w/te.safetensors"]',
-        "fp8_models": (),
+        "fp8_models": ("dit",),
     },
     "kohya with arguments in TOML": {
         "model": "flux1-dev",
