@@ -74,9 +74,13 @@ def show(tab: Chromium, site: Site, folder: Path, *names: str, width: int = 1200
 
 
 def faults(tab: Chromium) -> list[str]:
-    """Return the errors, dialogs and refused loads of the page."""
+    """Return the errors, dialogs and refused loads of the page.
+
+    The icon that a browser looks for on its own is none of them: a refusal, which is text, has none,
+    and the answer may come when the next page is there.
+    """
     wrong = {"Runtime.exceptionThrown", "Page.javascriptDialogOpening", "Log.entryAdded", "Runtime.consoleAPICalled"}
-    return [str(event) for event in tab.events if event[0] in wrong]
+    return [str(event) for event in tab.events if event[0] in wrong and "/favicon.ico'" not in str(event)]
 
 
 def asked(tab: Chromium) -> list[str]:
