@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from tests.s3_server import Fault, Proxy, S3Server
+from tests.s3_server import S3Server, Watched, served
 
 MULTIPLE = 2**18  # of bytes in a part that is not the last
 
@@ -45,7 +45,7 @@ class Upload:
 
 
 @dataclass
-class GcsServer:
+class GcsServer(Watched):
     """The server: its address, what goes wrong, and what was asked of it."""
 
     scheme = "gs"
@@ -54,24 +54,8 @@ class GcsServer:
     uploads: dict[str, Upload] = field(default_factory=dict)
     token: str | None = None  # without which nothing is answered
     issued: str = ""  # the token that who signs in is given
-    faults: list[Fault] = field(default_factory=list)
-    requests: list[tuple[str, str | None]] = field(default_factory=list)
-    lock: Any = field(default_factory=threading.Lock)
     writes: Any = field(default_factory=threading.RLock)
     generations: Iterator[int] = field(default_factory=lambda: itertools.count(1_700_000_000_000_000))
-
-    def fault(self, request: str) -> Fault | None:
-        """Return what goes wrong with a request, once less often from then on."""
-        with self.lock:
-            for each in self.faults:
-                if each.times > 0 and each.match in request:
-                    each.times -= 1
-                    return each
-        return None
-
-    def asked(self, match: str) -> list[str | None]:
-        """Return the ranges of the requests that match."""
-        return [range_ for request, range_ in self.requests if match in request]
 
     def put(self, bucket: str, name: str, content: bytes, about: dict[str, Any] | None = None) -> Object:
         """Put an object into a bucket, past the faults."""
@@ -98,16 +82,8 @@ ObjectStore = S3Server | GcsServer
 def gcs_server() -> Iterator[GcsServer]:
     """Start the server in threads of this process."""
     server = GcsServer()
-    running = Proxy(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_of": server}))
-    server.url = f"http://127.0.0.1:{running.server_port}"
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with served(type("Handler", (_Handler,), {"server_of": server})) as server.url:
         yield server
-    finally:
-        running.shutdown()
-        running.server_close()
-        thread.join()
 
 
 class Refusal(Exception):

@@ -37,18 +37,13 @@ class Fault:
     times: int = 10**9
 
 
-@dataclass
-class S3Server:
-    """The server: its address, what goes wrong, and what was asked of it."""
+@dataclass(kw_only=True)
+class Watched:
+    """What goes wrong with a server, and what was asked of it."""
 
-    scheme = "s3"
-    url: str
-    backend: int
-    client: Any
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
-    writes: Any = field(default_factory=threading.Lock)  # S3 looks at a condition and writes in one
 
     def fault(self, request: str) -> Fault | None:
         """Return what goes wrong with a request, once less often from then on."""
@@ -62,6 +57,17 @@ class S3Server:
     def asked(self, match: str) -> list[str | None]:
         """Return the ranges of the requests that match."""
         return [range_ for request, range_ in self.requests if match in request]
+
+
+@dataclass
+class S3Server(Watched):
+    """The server: its address, what goes wrong, and what was asked of it."""
+
+    scheme = "s3"
+    url: str
+    backend: int
+    client: Any
+    writes: Any = field(default_factory=threading.Lock)  # S3 looks at a condition and writes in one
 
     def put(self, bucket: str, name: str, content: bytes) -> None:
         """Put a file into a bucket, past the faults."""
@@ -84,6 +90,20 @@ class Proxy(ThreadingHTTPServer):
 
 
 @contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Answer with `handler` in threads of this process; give the address."""
+    proxy = Proxy(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{proxy.server_port}"
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+        thread.join()
+
+
+@contextmanager
 def s3_server() -> Iterator[S3Server]:
     """Start the server and its proxy in threads of this process."""
     import botocore.session
@@ -97,16 +117,10 @@ def s3_server() -> Iterator[S3Server]:
     session.set_credentials(KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"])
     client = session.create_client("s3", KEYS["AWS_DEFAULT_REGION"], endpoint_url=f"http://127.0.0.1:{port}")
     server = S3Server("", port, client)
-    proxy = Proxy(("127.0.0.1", 0), _handler(server))
-    server.url = f"http://127.0.0.1:{proxy.server_port}"
-    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
     try:
-        yield server
+        with served(_handler(server)) as server.url:
+            yield server
     finally:
-        proxy.shutdown()
-        proxy.server_close()
-        thread.join()
         backend.stop()
 
 

@@ -1,4 +1,4 @@
-"""What a format of packed weights is read by: which layers are packed, and what each is to hold."""
+"""Declare what each format of packed weights provides: which layers are packed, and what each is to hold."""
 
 from __future__ import annotations
 

@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from dsctl_core.files.json import decode_json
-from dsctl_core.remote.backends import BLOCK, Ask, Backend, Found, Sink, Stamp
+from dsctl_core.remote.backends import BLOCK, Ask, Found, Sink, Stamp
+from dsctl_core.remote.conditional import PART, TAKEN, WRITE, ConditionalBackend, Page, bucket_and_key
 from dsctl_core.remote.errors import RemoteError, changed
 
-PART = 64 * 2**20  # bytes of one part of an upload, of which each but the last has a multiple of 2**18
-TAKEN = (404, 409, 412)  # statuses of a write whose condition does not hold, or that is done already
 CANCELLED = 499  # of an upload that was given up
 OF_A_FILE = "name,size,generation,updated"
-WRITE = "dsctl-write"  # the key of the metadata that tells a write from others
 BINARY = "application/octet-stream"
 
 
@@ -44,10 +42,9 @@ class Reply(NamedTuple):
     content: bytes
 
 
-class GcsBackend(Backend):
+class GcsBackend(ConditionalBackend):
     """Google Cloud Storage: a version is the generation of an object, which each write changes."""
 
-    conditional = True
     no_version = "1"  # a generation is a time in microseconds
 
     def _settings(self) -> dict[str, Any]:
@@ -62,20 +59,8 @@ class GcsBackend(Backend):
 
         return GCSFileSystem(skip_instance_cache=True, **self._settings())
 
-    def pages(self, prefix: str) -> Iterator[Callable[[], list[Found]]]:
-        """Yield requests, of `page` files each."""
-        for page in self._pages(prefix):
-            yield lambda page=page: [found for found, _ in page()]  # type: ignore[misc]
-
-    def stamps(self, prefix: str) -> Iterator[Callable[[], dict[str, Stamp]]]:
-        """Yield requests, each of which returns when the next files were written, by address."""
-        for page in self._pages(prefix):
-            yield lambda page=page: {  # type: ignore[misc]
-                found.address: Stamp(found.version, time) for found, time in page()
-            }
-
-    def _pages(self, prefix: str) -> Iterator[Callable[[], list[tuple[Found, float]]]]:
-        bucket, key = _split(prefix)
+    def _pages(self, prefix: str) -> Iterator[Page]:
+        bucket, key = bucket_and_key(prefix)
         following: str | None = ""
 
         def page() -> list[tuple[Found, float]]:
@@ -105,7 +90,7 @@ class GcsBackend(Backend):
         return None if told is None else Stamp(str(told["generation"]), _time(told))
 
     def _about(self, address: str) -> dict[str, Any] | None:
-        bucket, key = _split(address)
+        bucket, key = bucket_and_key(address)
         if not key:
             return None
         try:
@@ -122,7 +107,9 @@ class GcsBackend(Backend):
         async def stream() -> None:
             asked = {"alt": "media", "ifGenerationMatch": file.version}
             headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "gzip"}
-            async with self._answer("GET", f"download/{_object(*_split(file.address))}", asked, headers) as answer:
+            async with self._answer(
+                "GET", f"download/{_object(*bucket_and_key(file.address))}", asked, headers
+            ) as answer:
                 if answer.headers.get("x-goog-generation", file.version) != file.version:
                     raise changed(file.address)
                 async for block in answer.content.iter_chunked(BLOCK):
@@ -135,10 +122,6 @@ class GcsBackend(Backend):
                 raise changed(file.address) from error
             raise
 
-    def keeps_version(self, file: Found) -> bool:
-        """Return True: each request has demanded it."""
-        return True
-
     def put(
         self, address: str, data: bytes | Path, *, if_absent: bool, if_version: str | None, token: str, ask: Ask
     ) -> str:
@@ -147,7 +130,7 @@ class GcsBackend(Backend):
         asked = {} if wanted is None else {"ifGenerationMatch": wanted}
         if isinstance(data, Path) and data.stat().st_size > PART:
             return self._put_parts(data, address, asked, token, ask)
-        bucket, key = _split(address)
+        bucket, key = bucket_and_key(address)
         about = json.dumps({"name": key, "metadata": {WRITE: token}})
         kinds = [f"\r\nContent-Type: {kind}\r\n\r\n" for kind in ("application/json; charset=UTF-8", BINARY)]
 
@@ -179,7 +162,7 @@ class GcsBackend(Backend):
 
     def _put_parts(self, data: Path, address: str, asked: dict[str, str], token: str, ask: Ask) -> str:
         """Write a file in parts, each of which is tried again by itself, from the byte that the store has."""
-        bucket, key = _split(address)
+        bucket, key = bucket_and_key(address)
         size, position, sure = data.stat().st_size, 0, True
         about = json.dumps({"name": key, "metadata": {WRITE: token}}).encode()
         headers = {"Content-Type": "application/json; charset=UTF-8", "X-Upload-Content-Type": BINARY}
@@ -223,7 +206,7 @@ class GcsBackend(Backend):
         """Remove a file; that there is none, or another than `if_version`, is no error."""
         asked = {} if if_version is None else {"ifGenerationMatch": if_version}
         try:
-            self._call("DELETE", _object(*_split(address)), asked, {})
+            self._call("DELETE", _object(*bucket_and_key(address)), asked, {})
         except Refused as error:
             if error.status not in TAKEN:
                 raise
@@ -262,12 +245,6 @@ class GcsBackend(Backend):
             if answer.status >= 400 and answer.status != CANCELLED:
                 raise Refused(answer.status, _reason(await answer.read()) or answer.reason or "")
             yield answer
-
-
-def _split(address: str) -> tuple[str, str]:
-    """Return the bucket and the name of an object."""
-    bucket, _, key = address.partition("://")[2].partition("/")
-    return bucket, key
 
 
 def _object(bucket: str, key: str) -> str:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dsctl_core.remote.backends import BLOCK, Ask, Backend, Found, Sink, Stamp
+from dsctl_core.remote.backends import BLOCK, Ask, Found, Sink, Stamp
+from dsctl_core.remote.conditional import PART, TAKEN, WRITE, ConditionalBackend, Page, bucket_and_key
 from dsctl_core.remote.errors import changed, status_of
 
-PART = 64 * 2**20  # bytes of one part of an upload
 MOST_PARTS = 9000  # of one upload; S3 takes 10,000
-TAKEN = (404, 409, 412)  # statuses of a write whose condition does not hold, or that is done already
 
 
-class S3Backend(Backend):
+class S3Backend(ConditionalBackend):
     """S3 and what speaks like it, by its own calls, so that each request demands the version that was listed."""
 
-    conditional = True
     no_version = '"00000000000000000000000000000000"'  # an ETag with the length of an MD5
 
     def _settings(self) -> dict[str, Any]:
@@ -33,20 +31,8 @@ class S3Backend(Backend):
         return made
 
     def _at(self, address: str) -> dict[str, str]:
-        bucket, _, key = address.partition("://")[2].partition("/")
+        bucket, key = bucket_and_key(address)
         return {"Bucket": bucket, "Key": key}
-
-    def pages(self, prefix: str) -> Iterator[Callable[[], list[Found]]]:
-        """Yield requests, of `page` files each."""
-        for page in self._pages(prefix):
-            yield lambda page=page: [found for found, _ in page()]  # type: ignore[misc]
-
-    def stamps(self, prefix: str) -> Iterator[Callable[[], dict[str, Stamp]]]:
-        """Yield requests, each of which returns when the next files were written, by address."""
-        for page in self._pages(prefix):
-            yield lambda page=page: {  # type: ignore[misc]
-                found.address: Stamp(found.version, time) for found, time in page()
-            }
 
     def stamp(self, address: str) -> Stamp | None:
         """Return when a file was written, or None if there is none at the address."""
@@ -56,8 +42,8 @@ class S3Backend(Backend):
             return None
         return Stamp(answer["ETag"], answer["LastModified"].timestamp())
 
-    def _pages(self, prefix: str) -> Iterator[Callable[[], list[tuple[Found, float]]]]:
-        bucket, _, key = prefix.partition("://")[2].partition("/")
+    def _pages(self, prefix: str) -> Iterator[Page]:
+        bucket, key = bucket_and_key(prefix)
         following: dict[str, str] | None = {}
 
         def page() -> list[tuple[Found, float]]:
@@ -113,16 +99,12 @@ class S3Backend(Backend):
                 raise changed(file.address) from error
             raise
 
-    def keeps_version(self, file: Found) -> bool:
-        """Return True: each request has demanded it."""
-        return True
-
     def put(
         self, address: str, data: bytes | Path, *, if_absent: bool, if_version: str | None, token: str, ask: Ask
     ) -> str:
         """Write in one request, or in parts that are one file when the last is there."""
         condition = {"IfNoneMatch": "*"} if if_absent else {} if if_version is None else {"IfMatch": if_version}
-        about = {**self._at(address), "Metadata": {"dsctl-write": token}}
+        about = {**self._at(address), "Metadata": {WRITE: token}}
         if isinstance(data, Path) and data.stat().st_size > PART:
             return self._put_parts(data, address, about, condition, ask)
 
@@ -143,7 +125,7 @@ class S3Backend(Backend):
             if status_of(error.__cause__ or error) in TAKEN:
                 with suppress(FileNotFoundError):
                     answer = self.fs.call_s3("head_object", **self._at(address))
-                    if answer.get("Metadata", {}).get("dsctl-write") == token:
+                    if answer.get("Metadata", {}).get(WRITE) == token:
                         return str(answer["ETag"])
             raise
 
@@ -163,7 +145,7 @@ class S3Backend(Backend):
                 while block := stream.read(size):
                     parts.append(put(len(parts) + 1, block))
             whole = {"UploadId": upload, "MultipartUpload": {"Parts": parts}, **condition}
-            token = about["Metadata"]["dsctl-write"]
+            token = about["Metadata"][WRITE]
             call = "complete_multipart_upload"
             return ask(lambda: self._committed(call, address, token, **where, **whole))
         except BaseException:

@@ -21,9 +21,9 @@ from dsctl_core.files.digest import digest_files, digest_stream
 from dsctl_core.remote import anywhere
 from dsctl_core.remote.address import address_of, is_remote
 from dsctl_core.remote.backends import PAGE
+from dsctl_core.remote.conditional import PART
 from dsctl_core.remote.growing import block_count
 from dsctl_core.remote.local import disk_limit
-from dsctl_core.remote.s3 import PART
 from dsctl_core.remote.store import RANGE, backend_of
 from dsctl_core.stages.encode import READERS, parts_in_a_shard
 from dsctl_core.training.loop.reading import plan_reading

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.dataset import validate
@@ -17,25 +15,16 @@ from dsctl_core.options import CacheOptions, DatasetValidateOptions, TrainOption
 from dsctl_core.remote import store
 from dsctl_core.remote.errors import RemoteError, RemoteUnreachable
 from dsctl_core.remote.retry import Patience
+from tests.dsctl_core.data.remote_runs import TRAIN, losses, write_dataset
 from tests.hub_server import Fault, LocalHub
 
 ADDRESS = "modelscope://datasets/me/set/own"
 TOKEN = "ms-sesame"
-TIMES = ("seconds", "samples_per_second", "peak_memory_bytes")
-TRAIN = {"model": "tiny", "lora_rank": 2, "max_steps": 2, "batch_size": 2, "device": "cpu", "height": 32, "width": 32}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("pictures")
-    (made / "sub").mkdir()
-    rows = []
-    for number in range(6):
-        picture = Image.effect_noise((40 + 8 * number, 40), 20 + number).convert("RGB")
-        picture.save(made / "sub" / f"p {number}.png")
-        rows.append({"image": f"sub/p {number}.png", "prompt": f"ball {number}"})
-    (made / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return made
+    return write_dataset(tmp_path_factory.mktemp("pictures"), 6)
 
 
 def files_in(folder: Path, below: str = "own") -> dict[str, bytes]:
@@ -51,11 +40,6 @@ def hub(modelscope: LocalHub, folder: Path, tmp_path: Path, monkeypatch: pytest.
     modelscope.dataset("me/set", {"README.md": b"# A dataset", **files_in(folder)})
     modelscope.tokens["datasets/me/set"] = TOKEN
     return modelscope
-
-
-def losses(out: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def test_training_from_the_hub_through_faults_and_a_commit_equals_training_from_the_disk_and_writes_no_secret(

@@ -8,7 +8,6 @@ from typing import Any
 
 import fsspec
 import pytest
-from PIL import Image
 
 from dsctl_core.commands.cache import make_cache
 from dsctl_core.commands.dataset import validate
@@ -20,25 +19,17 @@ from dsctl_core.options import CacheOptions, DatasetValidateOptions, TrainOption
 from dsctl_core.remote import store
 from dsctl_core.remote.errors import RemoteUnreachable
 from dsctl_core.remote.retry import Patience
+from tests.dsctl_core.data.remote_runs import TRAIN, losses, write_dataset
 from tests.gcs_server import GcsServer
 from tests.hub_server import LocalHub
 from tests.s3_server import KEYS, Fault, S3Server
 
 BUCKET = "datasets"
-TIMES = ("seconds", "samples_per_second", "peak_memory_bytes")
-TRAIN = {"model": "tiny", "lora_rank": 2, "max_steps": 2, "batch_size": 2, "device": "cpu", "height": 32, "width": 32}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("pictures")
-    (made / "sub").mkdir()
-    rows = []
-    for number in range(4):
-        Image.effect_noise((40 + 8 * number, 40), 20 + number).convert("RGB").save(made / "sub" / f"p {number}.png")
-        rows.append({"image": f"sub/p {number}.png", "prompt": f"ball {number}"})
-    (made / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return made
+    return write_dataset(tmp_path_factory.mktemp("pictures"), 4)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +46,6 @@ def address(s3: S3Server, filled: str, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(store, "Patience", lambda: Patience(tries=3, first_wait=0.01, timeout=2))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     return filled
-
-
-def losses(out: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def test_training_from_an_address_through_faults_equals_training_from_the_disk_and_writes_no_secret(
